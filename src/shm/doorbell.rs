@@ -1,0 +1,266 @@
+//! Doorbells: how a process that sleeps is woken, so that no peer can make the one who rings block.
+//!
+//! An eventfd that two processes hold is one open file description: either can clear its `O_NONBLOCK`, fill its counter,
+//! and so hang the other's next write. Therefore the broker never writes to, or reads from, anything a client holds:
+//!
+//! - client → broker: an eventfd. The client writes; the broker only watches it, edge-triggered, and never reads it.
+//! - broker → client: an eventfd that only the broker holds. The client gets an *epoll* descriptor that watches it; each
+//!   write by the broker makes the epoll descriptor readable once.
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+const BELL: u64 = u64::MAX;
+
+/// The most bells that one look sees.
+pub(crate) const LOOK: usize = 64;
+
+fn new_eventfd() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// What goes to the client with Welcome, besides the segment.
+#[derive(Debug)]
+pub(crate) struct ClientDescriptors {
+    /// The eventfd by which the client rings the broker.
+    pub(crate) ring: OwnedFd,
+    /// The epoll descriptor on which the client waits.
+    pub(crate) wait: OwnedFd,
+}
+
+/// The broker's end of both bells of a connection.
+#[derive(Debug)]
+pub(crate) struct BrokerBells {
+    /// Watched, never read nor written.
+    from_client: OwnedFd,
+    /// Held by the broker alone.
+    to_client: OwnedFd,
+}
+
+impl BrokerBells {
+    /// Makes both bells, and the descriptors that the client gets.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses: too many descriptors.
+    pub(crate) fn new() -> io::Result<(BrokerBells, ClientDescriptors)> {
+        let (from_client, to_client) = (new_eventfd()?, new_eventfd()?);
+        let wait = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&wait, &to_client, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        let ring = from_client.try_clone()?;
+        Ok((BrokerBells { from_client, to_client }, ClientDescriptors { ring, wait }))
+    }
+
+    /// Wakes the client's reader.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        // Full after 2^64 - 2 rings: then the counter is emptied, which only its holder can do.
+        if rustix::io::write(&self.to_client, &1u64.to_ne_bytes()) == Err(Errno::AGAIN) {
+            let _ = rustix::io::read(&self.to_client, &mut [0u8; 8]);
+            let _ = rustix::io::write(&self.to_client, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The broker's watch over the bells of all connections: a private epoll descriptor.
+#[derive(Debug)]
+pub(crate) struct BellBoard {
+    epoll: OwnedFd,
+}
+
+impl BellBoard {
+    /// A watch over nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn new() -> io::Result<BellBoard> {
+        Ok(BellBoard { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// Watches the bell of connection `key`, until the bell is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn watch(&self, bells: &BrokerBells, key: u32) -> io::Result<()> {
+        let data = EventData::new_u64(u64::from(key));
+        Ok(epoll::add(&self.epoll, &bells.from_client, data, EventFlags::IN | EventFlags::ET)?)
+    }
+
+    /// No longer watches it. The client may hold its descriptor still: closing ours alone would not end the watch.
+    pub(crate) fn unwatch(&self, bells: &BrokerBells) {
+        let _ = epoll::delete(&self.epoll, &bells.from_client);
+    }
+
+    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them; returns how
+    /// many. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    #[inline]
+    pub(crate) fn look(&self, mut rang: impl FnMut(u32)) -> io::Result<usize> {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut events = [std::mem::MaybeUninit::uninit(); LOOK];
+        let (events, _) = match epoll::wait(&self.epoll, &mut events, Some(&zero)) {
+            Ok(events) => events,
+            Err(Errno::INTR) => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        for event in events.iter() {
+            rang(event.data.u64() as u32);
+        }
+        Ok(events.len())
+    }
+}
+
+impl AsFd for BellBoard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// Why [`ClientBells::wait`] came back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Woken {
+    /// The broker rang.
+    pub(crate) bell: bool,
+    /// The control socket has something to read, or has ended.
+    pub(crate) socket: bool,
+}
+
+/// The client's end of both bells, and its control socket, behind one descriptor.
+#[derive(Debug)]
+pub(crate) struct ClientBells {
+    ring: OwnedFd,
+    wait: OwnedFd,
+}
+
+const SOCKET: u64 = 1;
+
+impl ClientBells {
+    /// Takes what came with Welcome, and watches the control socket too.
+    ///
+    /// # Errors
+    ///
+    /// If `wait` is no epoll descriptor, or the system refuses.
+    pub(crate) fn new(descriptors: ClientDescriptors, socket: BorrowedFd<'_>) -> io::Result<ClientBells> {
+        let ClientDescriptors { ring, wait } = descriptors;
+        epoll::add(&wait, socket, EventData::new_u64(SOCKET), EventFlags::IN | EventFlags::RDHUP)?;
+        Ok(ClientBells { ring, wait })
+    }
+
+    /// Wakes the broker.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        let _ = rustix::io::write(&self.ring, &1u64.to_ne_bytes());
+    }
+
+    /// Sleeps until the broker rings, the socket has something, or `timeout` is over (`None`: no end; zero: only looks).
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
+        let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+        let mut events = [std::mem::MaybeUninit::uninit(); 2];
+        let (events, _) = match epoll::wait(&self.wait, &mut events, timeout.as_ref()) {
+            Ok(events) => events,
+            Err(Errno::INTR) => return Ok(Woken::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut woken = Woken::default();
+        for event in events.iter() {
+            match event.data.u64() {
+                SOCKET => woken.socket = true,
+                _ => woken.bell = true,
+            }
+        }
+        Ok(woken)
+    }
+}
+
+/// The one descriptor on which a client waits, for event loops of its own: readable when there may be something to do.
+impl AsFd for ClientBells {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wait.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn client(descriptors: ClientDescriptors) -> (ClientBells, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ClientBells::new(descriptors, ours.as_fd()).unwrap(), {
+            std::mem::forget(ours);
+            theirs
+        })
+    }
+
+    fn looked(board: &BellBoard) -> Vec<u32> {
+        let mut keys = Vec::new();
+        board.look(|key| keys.push(key)).unwrap();
+        keys
+    }
+
+    #[test]
+    fn each_ring_of_the_broker_wakes_once() {
+        let (broker, descriptors) = BrokerBells::new().unwrap();
+        let (client, _socket) = client(descriptors);
+        assert_eq!(client.wait(Some(Duration::ZERO)).unwrap(), Woken::default());
+        broker.ring();
+        broker.ring();
+        assert!(client.wait(None).unwrap().bell);
+        assert_eq!(client.wait(Some(Duration::ZERO)).unwrap(), Woken::default(), "the first wait took the edge");
+        broker.ring();
+        assert!(client.wait(None).unwrap().bell);
+    }
+
+    #[test]
+    fn each_ring_of_a_client_is_seen_once_and_names_it() {
+        let board = BellBoard::new().unwrap();
+        let (broker, descriptors) = BrokerBells::new().unwrap();
+        board.watch(&broker, 7).unwrap();
+        let (client, _socket) = client(descriptors);
+        client.ring();
+        assert_eq!(looked(&board), [7]);
+        assert_eq!(looked(&board), [] as [u32; 0]);
+        client.ring();
+        assert_eq!(looked(&board), [7]);
+        board.unwatch(&broker);
+        client.ring();
+        assert_eq!(looked(&board), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn a_client_that_fills_its_bell_and_makes_it_blocking_hangs_nobody() {
+        let board = BellBoard::new().unwrap();
+        let (broker, descriptors) = BrokerBells::new().unwrap();
+        board.watch(&broker, 7).unwrap();
+        rustix::io::write(&descriptors.ring, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&descriptors.ring, rustix::fs::OFlags::empty()).unwrap();
+        rustix::fs::fcntl_setfl(&descriptors.wait, rustix::fs::OFlags::empty()).unwrap();
+        // All that the broker ever does with either bell; a hang here fails the test run.
+        assert_eq!(looked(&board), [7]);
+        for _ in 0..1000 {
+            broker.ring();
+            assert_eq!(looked(&board), [] as [u32; 0]);
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_gone_is_seen_at_the_socket() {
+        let (broker, descriptors) = BrokerBells::new().unwrap();
+        let (client, socket) = client(descriptors);
+        drop((broker, socket));
+        assert!(client.wait(None).unwrap().socket);
+    }
+}

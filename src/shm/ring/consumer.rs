@@ -1,0 +1,202 @@
+//! The consumer's half of a ring.
+
+use super::position::Bank;
+use super::{Channel, Violation};
+use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
+use crate::shm::words::read_bytes;
+use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
+
+/// Takes records out of a ring.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    ring: Channel,
+    /// Cells ever consumed; only published in shared memory, never read back (R1).
+    consumed: u64,
+    /// What of it is published.
+    published: u64,
+    bank: Bank,
+    offset: u32,
+    /// Cells of the extension in which records may lie.
+    window: u32,
+    /// Whether the window is read from the control words (a client) or set by `set_window` (the broker).
+    follows: bool,
+}
+
+/// A record that was found, validated, and not yet consumed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record {
+    /// The header's words after the tag: a private copy (R1).
+    pub(crate) header: [u64; HEADER_WORDS],
+    /// Payload bytes.
+    pub(crate) len: u32,
+    bank: Bank,
+    at: u32,
+}
+
+impl Consumer {
+    /// The broker's consumer, which decides itself how far the extension may be used.
+    pub(crate) fn new(ring: Channel) -> Consumer {
+        Consumer { ring, consumed: 0, published: 0, bank: Bank::Base, offset: 0, window: 0, follows: false }
+    }
+
+    /// The client's consumer, which looks where the broker says that records may lie.
+    pub(crate) fn following(ring: Channel) -> Consumer {
+        Consumer { follows: true, ..Consumer::new(ring) }
+    }
+
+    /// The next record, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// If the record has an impossible length or reaches behind the window.
+    #[inline]
+    pub(crate) fn peek(&mut self) -> Result<Option<Record>, Violation> {
+        let tag = self.ring.tag(self.consumed);
+        if self.bank == Bank::Extension {
+            // A look behind the window would bring pages back that are taken away: a hole is filled when it is read.
+            self.follow();
+        }
+        if self.is_at(self.bank, self.offset, tag) {
+            return self.read(self.bank, self.offset).map(Some);
+        }
+        // What lies behind the last record may lie behind the old window, too.
+        if self.follow() && self.is_at(self.bank, self.offset, tag) {
+            return self.read(self.bank, self.offset).map(Some);
+        }
+        for bank in [Bank::Base, Bank::Extension] {
+            if (bank, 0) != (self.bank, self.offset) && self.is_at(bank, 0, tag) {
+                return self.read(bank, 0).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Words of a record's payload. The peer may change them while they are read.
+    #[inline]
+    pub(crate) fn payload(&self, record: &Record) -> &[AtomicU64] {
+        let start = record.at as usize * CELL_WORDS + 1 + HEADER_WORDS;
+        &self.ring.bank(record.bank).all()[start..start + (record.len as usize).div_ceil(8)]
+    }
+
+    /// Appends a record's payload to `to`.
+    pub(crate) fn append_payload(&self, record: &Record, to: &mut Vec<u8>) {
+        let start = to.len();
+        to.resize(start + record.len as usize, 0);
+        read_bytes(self.payload(record), &mut to[start..]);
+    }
+
+    /// Goes behind `record`, which must be what `peek` found last. Its cells stay the consumer's until `publish`.
+    #[inline]
+    pub(crate) fn advance(&mut self, record: &Record) {
+        let cells = cells_for(record.len);
+        self.consumed += u64::from(cells);
+        self.bank = record.bank;
+        self.offset = record.at + cells;
+    }
+
+    /// Cells that were consumed and not yet given back.
+    #[inline]
+    pub(crate) fn unpublished(&self) -> u64 {
+        self.consumed - self.published
+    }
+
+    /// Gives the consumed cells back to the producer (R5). Pairs with the Acquire in `Producer::refresh`.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.published != self.consumed {
+            self.published = self.consumed;
+            self.ring.control.all()[self.ring.ids.consumed].store(self.consumed, release(Site::Consume));
+        }
+    }
+
+    /// Cells of the extension in which the producer may place records.
+    pub(crate) fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// Lets the producer use `cells` of the extension, at least as many as before. Their memory must be there already.
+    ///
+    /// # Panics
+    ///
+    /// If the window would shrink (that is [`Consumer::try_trim`]) or the extension has not so many cells.
+    pub(crate) fn grow(&mut self, cells: u32) {
+        assert!(
+            cells >= self.window && cells as usize * CELL_WORDS <= self.ring.extension.all().len(),
+            "{cells} cells"
+        );
+        self.window = cells;
+        // Pairs with the Acquire in `Producer::enter`: the memory, taken away before or not, is there before the window.
+        self.ring.control.all()[self.ring.ids.window].store(u64::from(cells), Ordering::Release);
+    }
+
+    /// Takes the extension back, if the producer is outside and nothing is in flight (R7). On `true` its pages may be
+    /// given away; on `false` nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// If a record is found that breaks the protocol.
+    pub(crate) fn try_trim(&mut self) -> Result<bool, Violation> {
+        self.publish();
+        let window = self.window;
+        let control = self.ring.control.clone();
+        let announced = &control.all()[self.ring.ids.window];
+        announced.store(0, Ordering::Relaxed);
+        fence(Site::Trim);
+        // Acquire pairs with the Release in `Producer::leave`: what a producer placed before it left is seen by `peek`.
+        let outside = control.all()[self.ring.ids.busy].load(acquire(Site::Leave)) == 0;
+        if outside && self.peek()?.is_none() {
+            self.window = 0;
+            return Ok(true);
+        }
+        announced.store(u64::from(window), Ordering::Release);
+        Ok(false)
+    }
+
+    /// Reads the window anew, if that is how this consumer knows it. Returns whether it has grown.
+    #[inline]
+    fn follow(&mut self) -> bool {
+        if !self.follows {
+            return false;
+        }
+        let window = self.ring.control.all()[self.ring.ids.window].load(Ordering::Relaxed);
+        let window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
+        std::mem::replace(&mut self.window, window) < window
+    }
+
+    #[inline(always)]
+    fn size(&self, bank: Bank) -> u32 {
+        match bank {
+            Bank::Base => (self.ring.base.all().len() / CELL_WORDS) as u32,
+            Bank::Extension => self.window,
+        }
+    }
+
+    #[inline(always)]
+    fn is_at(&self, bank: Bank, offset: u32, tag: u64) -> bool {
+        // Pairs with the Release in `Slot::publish` (R4).
+        offset < self.size(bank)
+            && self.ring.bank(bank).all()[offset as usize * CELL_WORDS].load(acquire(Site::Take)) == tag
+    }
+
+    /// Copies the header once and validates it; only the copy is used from here on (R1).
+    #[inline]
+    fn read(&mut self, bank: Bank, at: u32) -> Result<Record, Violation> {
+        let start = at as usize * CELL_WORDS + 1;
+        let words = &self.ring.bank(bank).all()[start..start + HEADER_WORDS];
+        let header = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
+        let len = (header[0] & 0xffff_ffff) as u32;
+        if len > self.ring.max_payload {
+            return Err(Violation::Length { len, max: self.ring.max_payload });
+        }
+        let cells = cells_for(len);
+        // The window that the producer had for this record was set before its tag, so it is seen after the tag.
+        if cells > self.size(bank).saturating_sub(at) {
+            self.follow();
+        }
+        let window = self.size(bank);
+        if cells > window.saturating_sub(at) {
+            return Err(Violation::Outside { at, cells, window });
+        }
+        Ok(Record { header, len, bank, at })
+    }
+}

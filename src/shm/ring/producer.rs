@@ -1,0 +1,214 @@
+//! The producer's half of a ring.
+
+use super::position::{Bank, Plan};
+use super::{Channel, Violation};
+use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
+use crate::shm::words::{copy_words, write_bytes};
+use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
+
+/// What a record carries.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    Bytes(&'a [u8]),
+    /// Bytes that lie in another ring: how many, and the words that hold them.
+    Words(u32, &'a [AtomicU64]),
+}
+
+impl Payload<'_> {
+    pub(crate) const EMPTY: Payload<'static> = Payload::Bytes(&[]);
+
+    pub(crate) fn len(&self) -> u32 {
+        match self {
+            Payload::Bytes(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            Payload::Words(len, _) => *len,
+        }
+    }
+}
+
+/// Places records in a ring. One thread at a time: the role is the value.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    ring: Channel,
+    plan: Plan,
+    /// What the consumer had consumed when last looked (R1: private, validated).
+    consumed: u64,
+    /// Cells of the extension that may be used.
+    window: u32,
+}
+
+impl Producer {
+    pub(crate) fn new(ring: Channel) -> Producer {
+        Producer { ring, plan: Plan::START, consumed: 0, window: 0 }
+    }
+
+    /// Before a client's thread places records: says that it is inside, then reads how far the extension may be used (R7).
+    #[inline]
+    pub(crate) fn enter(&mut self) {
+        let control = self.ring.control.all();
+        control[self.ring.ids.busy].swap(1, Ordering::AcqRel);
+        fence(Site::Enter);
+        // Pairs with the Release in `Consumer::grow`.
+        let window = control[self.ring.ids.window].load(Ordering::Acquire);
+        self.window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
+    }
+
+    /// After a client's thread has placed its records, or found no space (R7).
+    #[inline]
+    pub(crate) fn leave(&mut self) {
+        self.ring.control.all()[self.ring.ids.busy].store(0, release(Site::Leave));
+    }
+
+    /// Whether nothing is in flight, as of now.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    pub(crate) fn is_drained(&mut self) -> Result<bool, Violation> {
+        self.refresh()?;
+        Ok(self.consumed == self.plan.claimed())
+    }
+
+    /// Cells of the extension in use by this ring.
+    pub(crate) fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// For the owner of the windows that is also the producer: uses `cells` of the extension from now on, and tells the
+    /// consumer where to look. To shrink, the ring must be drained.
+    ///
+    /// # Panics
+    ///
+    /// If the extension has not so many cells.
+    pub(crate) fn set_window(&mut self, cells: u32) {
+        assert!(cells as usize * CELL_WORDS <= self.ring.extension.all().len(), "window of {cells} cells");
+        self.window = cells;
+        self.ring.control.all()[self.ring.ids.window].store(u64::from(cells), Ordering::Relaxed);
+    }
+
+    /// The plan as it stands, to see with [`Producer::plan`] whether several records would fit.
+    pub(crate) fn start_plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Whether a record of `len` bytes fits behind what `plan` holds already. Claims it in `plan` only.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    #[inline]
+    pub(crate) fn plan(&mut self, plan: &mut Plan, len: u32) -> Result<bool, Violation> {
+        let (cells, base) = (cells_for(len), self.base_cells());
+        if plan.claim(cells, self.consumed, base, self.window).is_some() {
+            return Ok(true);
+        }
+        // The look at the consumer's word is left until it is needed: it costs a cache line's transfer.
+        self.refresh()?;
+        Ok(plan.claim(cells, self.consumed, base, self.window).is_some())
+    }
+
+    /// Whether a record of `len` bytes fits now.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    #[inline]
+    pub(crate) fn fits(&mut self, len: u32) -> Result<bool, Violation> {
+        let mut plan = self.plan;
+        self.plan(&mut plan, len)
+    }
+
+    /// Places one record and publishes it. `false`: there was no space, and nothing happened.
+    ///
+    /// The low half of `header[0]` is the payload's length; the ring fills it in.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    #[inline]
+    pub(crate) fn push(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool, Violation> {
+        let len = payload.len();
+        let Some(slot) = self.reserve(len)? else { return Ok(false) };
+        match payload {
+            Payload::Bytes(bytes) => write_bytes(slot.payload(), bytes),
+            Payload::Words(len, words) => copy_words(slot.payload(), &words[..len.div_ceil(8) as usize]),
+        }
+        slot.publish(header, len);
+        Ok(true)
+    }
+
+    /// Finds the place of the next record without taking it: a slot that is dropped leaves no trace (R6).
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is more than a record can hold.
+    #[inline]
+    pub(crate) fn reserve(&mut self, len: u32) -> Result<Option<Slot<'_>>, Violation> {
+        assert!(len <= self.ring.max_payload, "record of {len} bytes");
+        let (cells, base) = (cells_for(len), self.base_cells());
+        let mut after = self.plan;
+        let mut place = after.claim(cells, self.consumed, base, self.window);
+        if place.is_none() {
+            self.refresh()?;
+            place = after.claim(cells, self.consumed, base, self.window);
+        }
+        Ok(place.map(|place| Slot { producer: self, after, place, cells }))
+    }
+
+    #[inline(always)]
+    fn base_cells(&self) -> u32 {
+        (self.ring.base.all().len() / CELL_WORDS) as u32
+    }
+
+    /// Reads the consumer's count once, validates it, keeps it (R1, R5).
+    fn refresh(&mut self) -> Result<(), Violation> {
+        let consumed = self.ring.control.all()[self.ring.ids.consumed].load(acquire(Site::Reclaim));
+        if consumed < self.consumed || consumed > self.plan.claimed() {
+            return Err(Violation::Consumed { consumed, last: self.consumed, claimed: self.plan.claimed() });
+        }
+        self.consumed = consumed;
+        Ok(())
+    }
+}
+
+/// The place of a record that is being written. Nobody sees it before [`Slot::publish`].
+pub(crate) struct Slot<'a> {
+    producer: &'a mut Producer,
+    after: Plan,
+    place: (Bank, u32),
+    cells: u32,
+}
+
+impl Slot<'_> {
+    fn record(&self) -> &[AtomicU64] {
+        let start = self.place.1 as usize * CELL_WORDS;
+        &self.producer.ring.bank(self.place.0).all()[start..start + self.cells as usize * CELL_WORDS]
+    }
+
+    /// The words for the payload.
+    #[inline]
+    pub(crate) fn payload(&self) -> &[AtomicU64] {
+        &self.record()[1 + HEADER_WORDS..]
+    }
+
+    /// Writes the header, then the tag, by which the record and its position become visible at once (R4, R6).
+    ///
+    /// # Panics
+    ///
+    /// If `len` is not what was reserved, to the cell.
+    #[inline]
+    pub(crate) fn publish(self, header: &[u64; HEADER_WORDS], len: u32) {
+        assert_eq!(cells_for(len), self.cells, "a record keeps the size that was reserved");
+        let record = self.record();
+        record[1].store(header[0] & !0xffff_ffff | u64::from(len), Ordering::Relaxed);
+        for (word, value) in record[2..].iter().zip(&header[1..]) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        // Pairs with the Acquire in `Consumer::peek`.
+        record[0].store(self.producer.ring.tag(self.after.claimed() - u64::from(self.cells)), release(Site::Publish));
+        self.producer.plan = self.after;
+    }
+}

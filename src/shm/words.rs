@@ -1,0 +1,184 @@
+//! The backing of everything shared: a run of 64-bit atomic words.
+//!
+//! This file holds the one place where a mapping becomes a Rust reference. A peer may write any of these words at any
+//! time; for that reason they are only ever seen as `AtomicU64`, whose interior is allowed to change under a shared
+//! reference, and never as bytes or as a struct. Payloads are copied with relaxed loads and stores of whole words: that
+//! is a data race neither for the compiler nor for loom, it cannot tear a word, and the compiler turns it into plain
+//! moves (a volatile or opaque copy would be as fast for 64 bytes and would need `unsafe` at each call). What a peer
+//! changes under way gives other *bytes*, never another length or another place: those come from private copies.
+//!
+//! Words are little endian in memory whatever the machine, so that the payload's bytes keep their order.
+
+use crate::sync::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes in a word.
+pub(crate) const WORD: usize = 8;
+
+/// A run of shared words: a part of a mapped segment (or, under loom, of a heap allocation).
+#[derive(Clone)]
+pub(crate) struct Words {
+    #[cfg(not(lapce_ipc_loom))]
+    words: &'static [AtomicU64],
+    #[cfg(not(lapce_ipc_loom))]
+    _map: Arc<memmap2::MmapRaw>,
+    #[cfg(lapce_ipc_loom)]
+    words: (Arc<Vec<AtomicU64>>, usize, usize),
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Words({})", self.all().len())
+    }
+}
+
+impl Words {
+    /// The whole of a mapping, which stays mapped for as long as any part of it is in use.
+    #[cfg(not(lapce_ipc_loom))]
+    pub(crate) fn of_mapping(map: Arc<memmap2::MmapRaw>) -> Words {
+        let start = map.as_mut_ptr();
+        assert_eq!(start as usize % WORD, 0, "a mapping starts at a page");
+        let len = map.len() / WORD;
+        // SAFETY: `from_raw_parts` asks for
+        // - a non-null, aligned pointer: asserted above, and a mapping is never at null;
+        // - `len` words inside one allocation, readable and writable: `len * 8 <= map.len()`, and `MmapRaw` maps shared
+        //   memory for reading and writing;
+        // - initialised memory: a file's pages read as zero or as what was written, and every bit pattern is a `u64`;
+        // - no mutation except through interior mutability: nothing in this process makes another reference to the
+        //   mapping, and other processes' writes are what `AtomicU64` allows for;
+        // - memory that outlives the reference: `_map` is kept beside it, private, and `all` hands it out for the
+        //   lifetime of `self` only. The file cannot shrink under the mapping (`F_SEAL_SHRINK`, see `segment`).
+        let words = unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), len) };
+        Words { words, _map: map }
+    }
+
+    /// Zeroed words on the heap, for the model checker.
+    #[cfg(lapce_ipc_loom)]
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(crate) fn on_heap(len: usize) -> Words {
+        Words { words: (Arc::new((0..len).map(|_| AtomicU64::new(0)).collect()), 0, len) }
+    }
+
+    /// The part of `len` words that starts at word `start`.
+    ///
+    /// # Panics
+    ///
+    /// If the part does not lie within these words.
+    pub(crate) fn part(&self, start: usize, len: usize) -> Words {
+        #[cfg(not(lapce_ipc_loom))]
+        return Words { words: &self.words[start..start + len], _map: self._map.clone() };
+        #[cfg(lapce_ipc_loom)]
+        {
+            assert!(start + len <= self.words.2, "{start}+{len} of {}", self.words.2);
+            Words { words: (self.words.0.clone(), self.words.1 + start, len) }
+        }
+    }
+
+    /// All of these words.
+    #[inline(always)]
+    pub(crate) fn all(&self) -> &[AtomicU64] {
+        #[cfg(not(lapce_ipc_loom))]
+        return self.words;
+        #[cfg(lapce_ipc_loom)]
+        &self.words.0[self.words.1..self.words.1 + self.words.2]
+    }
+}
+
+/// Copies `bytes` into `to`, whose last word is filled up with zeros.
+#[inline]
+pub(crate) fn write_bytes(to: &[AtomicU64], bytes: &[u8]) {
+    let (whole, rest) = bytes.as_chunks::<WORD>();
+    for (word, chunk) in to.iter().zip(whole) {
+        word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Relaxed);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; WORD];
+        last[..rest.len()].copy_from_slice(rest);
+        to[whole.len()].store(u64::from_le_bytes(last).to_le(), Ordering::Relaxed);
+    }
+}
+
+/// Writes `bytes` at byte `offset`; the other bytes of the first and last word stay. For memory that only we write.
+pub(crate) fn write_bytes_at(to: &[AtomicU64], mut offset: usize, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let (at, within) = (offset / WORD, offset % WORD);
+        if within == 0 && bytes.len() >= WORD {
+            let whole = bytes.len() / WORD * WORD;
+            write_bytes(&to[at..], &bytes[..whole]);
+            (offset, bytes) = (offset + whole, &bytes[whole..]);
+            continue;
+        }
+        let some = bytes.len().min(WORD - within);
+        let mut word = u64::from_le(to[at].load(Ordering::Relaxed)).to_le_bytes();
+        word[within..within + some].copy_from_slice(&bytes[..some]);
+        to[at].store(u64::from_le_bytes(word).to_le(), Ordering::Relaxed);
+        (offset, bytes) = (offset + some, &bytes[some..]);
+    }
+}
+
+/// Reads bytes from byte `offset` on until `bytes` is full.
+pub(crate) fn read_bytes_at(from: &[AtomicU64], mut offset: usize, mut bytes: &mut [u8]) {
+    while !bytes.is_empty() {
+        let (at, within) = (offset / WORD, offset % WORD);
+        if within == 0 {
+            return read_bytes(&from[at..], bytes);
+        }
+        let word = u64::from_le(from[at].load(Ordering::Relaxed)).to_le_bytes();
+        let some = bytes.len().min(WORD - within);
+        let (now, rest) = bytes.split_at_mut(some);
+        now.copy_from_slice(&word[within..within + some]);
+        (offset, bytes) = (offset + some, rest);
+    }
+}
+
+/// Copies bytes out of `from` until `bytes` is full.
+#[inline]
+pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
+    let (whole, rest) = bytes.as_chunks_mut::<WORD>();
+    let wholes = whole.len();
+    for (word, chunk) in from.iter().zip(whole) {
+        *chunk = u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes();
+    }
+    if !rest.is_empty() {
+        let last = u64::from_le(from[wholes].load(Ordering::Relaxed)).to_le_bytes();
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// Copies words from one shared place to another.
+#[inline]
+pub(crate) fn copy_words(to: &[AtomicU64], from: &[AtomicU64]) {
+    for (to, from) in to.iter().zip(from) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(lapce_ipc_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_at_any_offset_are_those_of_a_slice(
+            start in prop::collection::vec(any::<u8>(), 64),
+            writes in prop::collection::vec((0usize..40, prop::collection::vec(any::<u8>(), 0..24)), 0..10),
+            read in (0usize..40, 0usize..24)
+        ) {
+            let words: Vec<AtomicU64> = (0..8).map(|_| AtomicU64::new(0)).collect();
+            let mut model = start;
+            write_bytes(&words, &model);
+            for (offset, bytes) in writes {
+                write_bytes_at(&words, offset, &bytes);
+                model[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            }
+            let mut out = vec![0; read.1];
+            read_bytes_at(&words, read.0, &mut out);
+            prop_assert_eq!(&out[..], &model[read.0..read.0 + read.1]);
+            let mut all = [0; 61];
+            read_bytes(&words, &mut all);
+            prop_assert_eq!(&all[..], &model[..61]);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The switch between the machine's atomics and loom's model of them, and nothing else.
+//!
+//! Lock-free code in `shm` takes its atomics from here. Under `--cfg lapce_ipc_loom` they are loom's, so that the model
+//! checker runs the production code. Every fence and ordering that the protocol needs is named by a [`Site`]: under loom a
+//! test can switch one off and must then see a failure, which shows that the site is needed and that the test would notice.
+
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(lapce_ipc_loom)]
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+
+/// A place in the protocol whose ordering matters; the rules (R*n*) are in `actors.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// The store of a record's tag (R4).
+    Publish,
+    /// The load of a record's tag (R4).
+    Take,
+    /// The store of `consumed` (R5).
+    Consume,
+    /// The load of `consumed` (R5).
+    Reclaim,
+    /// Sleeper: between the flag and the last look (R8).
+    Sleep,
+    /// Waker: between the publication and the look at the flag (R8).
+    Wake,
+    /// Producer: between `busy` and the look at the window (R7).
+    Enter,
+    /// Owner of the budget: between the announced window and the look at `busy` (R7).
+    Trim,
+    /// The store that ends `busy` (R7).
+    Leave,
+}
+
+/// A sequentially consistent fence.
+#[inline(always)]
+pub(crate) fn fence(site: Site) {
+    #[cfg(not(lapce_ipc_loom))]
+    {
+        let _ = site;
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+    #[cfg(lapce_ipc_loom)]
+    if !mutant::is(site) {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+/// `Release`, unless a test has switched the site off.
+#[inline(always)]
+pub(crate) fn release(site: Site) -> Ordering {
+    weakened(site, Ordering::Release)
+}
+
+/// `Acquire`, unless a test has switched the site off.
+#[inline(always)]
+pub(crate) fn acquire(site: Site) -> Ordering {
+    weakened(site, Ordering::Acquire)
+}
+
+#[inline(always)]
+fn weakened(site: Site, order: Ordering) -> Ordering {
+    #[cfg(lapce_ipc_loom)]
+    if mutant::is(site) {
+        return Ordering::Relaxed;
+    }
+    let _ = site;
+    order
+}
+
+/// Which site is switched off for the model that runs on this thread (loom runs all threads of a model on one).
+#[cfg(lapce_ipc_loom)]
+pub(crate) mod mutant {
+    use super::Site;
+    use std::cell::Cell;
+
+    std::thread_local!(static OFF: Cell<Option<Site>> = const { Cell::new(None) });
+
+    pub(crate) fn is(site: Site) -> bool {
+        OFF.get() == Some(site)
+    }
+
+    /// Runs `model` with `site` switched off.
+    #[cfg(test)]
+    pub(crate) fn without(site: Site, model: impl FnOnce()) {
+        OFF.set(Some(site));
+        model();
+    }
+}
