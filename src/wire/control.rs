@@ -1,0 +1,479 @@
+//! The frames of the control socket.
+//!
+//! A connection begins with one [`ClientFrame::Hello`] and its answer, [`BrokerFrame::Welcome`] or
+//! [`BrokerFrame::Refused`] (after which the broker closes). The descriptors of the shared memory travel beside the
+//! Welcome, as ancillary data. From then on the client asks and the broker answers, each answer carrying the `serial`
+//! of its question; the client chooses serials, and answers come in the order of the questions. An answer means that
+//! what was asked for is in force. [`BrokerFrame::Draining`] and [`BrokerFrame::Closing`] come unasked.
+//!
+//! | question | answer |
+//! |---|---|
+//! | `Hello` | `Welcome` or `Refused` |
+//! | `Intern` | `Interned` or `Failed` |
+//! | `Subscribe` | `Subscribed` or `Failed` |
+//! | `Serve` | `Serving` or `Failed` |
+//! | `Unsubscribe`, `Unserve` | `Done` or `Failed` |
+//! | `Status` | `Status` or `Failed` |
+//! | `Bye` | none; the broker closes once it has drained the client's rings |
+//!
+//! # Layout
+//!
+//! Frames and primitives are laid out as in [`codec`]: a `u32` length, then the number of the variant as a `u32`, then
+//! the fields in the order in which they are declared here. Variants are numbered from 0 in the order of declaration;
+//! new ones are only ever appended, and a field is only added along with a new [`PROTOCOL_VERSION`].
+//!
+//! This is a client named `editor` that says hello, all 45 bytes of it:
+//!
+//! ```text
+//! 29 00 00 00               length of the body: 41
+//! 00 00 00 00               variant 0 of ClientFrame: Hello
+//! 4c 41 50 43 45 49 50 43   magic: "LAPCEIPC"
+//! 01 00                     version: 1
+//! 06 00 00 00 00 00 00 00   name: 6 bytes follow,
+//! 65 64 69 74 6f 72         "editor"
+//! ef cd ab 89 67 45 23 01   nonce: 0x0123456789abcdef
+//! 00 00 00 00               flags: none
+//! 00                        resume: none
+//! ```
+//!
+//! # Versions
+//!
+//! Two things are the same in all versions, past and to come, so that a mismatch is a clear error on both sides:
+//!
+//! - A Hello begins with variant 0, the magic and the version: 14 bytes, which [`peek_hello`] reads. What follows may
+//!   differ, so the broker peeks before it decodes.
+//! - A Refused is variant 1 of [`BrokerFrame`] and has the layout declared here. Codes that a client does not know are
+//!   errors to its decoder; [`RefusedCode::Version`] is and remains code 0.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use thiserror::Error;
+
+use super::codec::{self, CodecError};
+use super::name::{Name, Topic};
+use super::pattern::Pattern;
+
+mod status;
+
+pub use status::{ConnectionStatus, ServiceStatus, StatusReport};
+
+/// The version of the protocol that this library speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The first field of a Hello.
+pub const MAGIC: [u8; 8] = *b"LAPCEIPC";
+
+/// The longest body of a frame that a client may send, in bytes.
+pub const CLIENT_FRAME_BYTES_MAX: usize = 4 * 1024;
+
+/// The longest body of a frame that the broker may send, in bytes: a status report grows with the connections.
+pub const BROKER_FRAME_BYTES_MAX: usize = codec::HARD_LIMIT;
+
+/// What a client sends. The order of variants and fields is the wire format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientFrame {
+    /// The first frame, and only the first.
+    Hello {
+        /// Always [`MAGIC`]; anything else does not decode.
+        #[serde(deserialize_with = "magic")]
+        magic: [u8; 8],
+        /// The version that the client speaks.
+        version: u16,
+        /// What the client calls itself.
+        name: Name,
+        /// Random, one per running instance of the client: tells a restarted client from a reconnected one.
+        nonce: u64,
+        /// Reserved; zero.
+        flags: u32,
+        /// The token of the session to take up again.
+        resume: Option<Token>,
+    },
+    /// Asks for a number that stands for a topic or service on this connection.
+    Intern {
+        /// Comes back in the answer.
+        serial: u32,
+        /// What `name` names.
+        kind: InternKind,
+        /// A topic, or a service if [`Name::try_from`] takes it.
+        name: Topic,
+    },
+    /// Asks for the messages on all topics that match.
+    Subscribe {
+        /// Comes back in the answer.
+        serial: u32,
+        /// Which topics.
+        pattern: Pattern,
+        /// What happens to a message that finds no credit.
+        policy: DeliveryPolicy,
+        /// How many cells may be under way to this subscription at the start.
+        credit: u32,
+    },
+    /// Ends a subscription.
+    Unsubscribe {
+        /// Comes back in the answer.
+        serial: u32,
+        /// The number from [`BrokerFrame::Subscribed`].
+        subscription: u32,
+    },
+    /// Offers to answer requests to a service.
+    Serve {
+        /// Comes back in the answer.
+        serial: u32,
+        /// Which service.
+        service: Name,
+        /// How many requests may be with this responder at a time.
+        max_in_flight: u32,
+    },
+    /// Ends an offer to serve.
+    Unserve {
+        /// Comes back in the answer.
+        serial: u32,
+        /// The number from [`BrokerFrame::Serving`].
+        service: u32,
+    },
+    /// Asks for a [`StatusReport`].
+    Status {
+        /// Comes back in the answer.
+        serial: u32,
+    },
+    /// Announces an orderly end; nothing follows.
+    Bye,
+}
+
+impl ClientFrame {
+    /// A Hello of this version.
+    ///
+    /// ```
+    /// use lapce_ipc::wire::{ClientFrame, FrameDecoder, Name, control};
+    ///
+    /// let hello = ClientFrame::hello(Name::parse("editor")?, 42, None);
+    /// let mut decoder = FrameDecoder::new(control::CLIENT_FRAME_BYTES_MAX);
+    /// decoder.push(&hello.encode()?);
+    /// let body = decoder.next_frame()?.unwrap();
+    /// assert_eq!(control::peek_hello(body)?, control::PROTOCOL_VERSION);
+    /// assert_eq!(ClientFrame::decode(body)?, hello);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn hello(name: Name, nonce: u64, resume: Option<Token>) -> Self {
+        Self::Hello { magic: MAGIC, version: PROTOCOL_VERSION, name, nonce, flags: 0, resume }
+    }
+
+    /// The frame as it travels, length prefix included.
+    ///
+    /// # Errors
+    /// [`CodecError::ValueTooLarge`] beyond [`CLIENT_FRAME_BYTES_MAX`], which no valid frame reaches.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode_frame(self, CLIENT_FRAME_BYTES_MAX)
+    }
+
+    /// Decodes the body of a frame, as [`codec::FrameDecoder`] returns it. Peek first: see [`peek_hello`].
+    ///
+    /// # Errors
+    /// A [`CodecError`] that says why this is no frame of a client.
+    pub fn decode(body: &[u8]) -> Result<Self, CodecError> {
+        codec::decode_limited(body, CLIENT_FRAME_BYTES_MAX)
+    }
+}
+
+/// Reads the version out of the body of a first frame, whatever version that is.
+///
+/// # Errors
+/// A [`HelloError`] if this is the Hello of no version.
+pub fn peek_hello(body: &[u8]) -> Result<u16, HelloError> {
+    let Some((tag, rest)) = body.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
+    match u32::from_le_bytes(*tag) {
+        0 => {}
+        variant => return Err(HelloError::NotHello { variant }),
+    }
+    let Some((magic, rest)) = rest.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
+    if *magic != MAGIC {
+        return Err(HelloError::Magic);
+    }
+    let Some((version, _)) = rest.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
+    Ok(u16::from_le_bytes(*version))
+}
+
+/// The first frame is the Hello of no version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum HelloError {
+    /// Fewer bytes than any Hello has.
+    #[error("hello is cut off after {found} bytes")]
+    Short {
+        /// How many bytes there were.
+        found: usize,
+    },
+    /// Another frame than a Hello.
+    #[error("first frame is variant {variant}, not a hello")]
+    NotHello {
+        /// The number of the variant.
+        variant: u32,
+    },
+    /// The magic is another: whoever connected speaks another protocol.
+    #[error("hello has not the magic of this protocol")]
+    Magic,
+}
+
+/// Lets no other magic through.
+fn magic<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 8], D::Error> {
+    match <[u8; 8]>::deserialize(deserializer)? {
+        MAGIC => Ok(MAGIC),
+        _ => Err(serde::de::Error::custom(HelloError::Magic)),
+    }
+}
+
+/// What the name in [`ClientFrame::Intern`] names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InternKind {
+    /// A topic to publish on.
+    Topic,
+    /// A service to send requests to.
+    Service,
+}
+
+/// What happens to a message that finds its subscription without credit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryPolicy {
+    /// It waits, and its publisher with it, until the subscription is evicted as a slow consumer.
+    #[default]
+    Block,
+    /// It is dropped and counted.
+    DropNewest,
+    /// The client drops and counts the oldest message that it has queued.
+    DropOldest,
+}
+
+/// What the broker sends. The order of variants and fields is the wire format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BrokerFrame {
+    /// The connection stands. The descriptors travel beside this frame.
+    Welcome {
+        /// The version that the broker speaks: the client's.
+        version: u16,
+        /// The number of this connection, as in logs and status.
+        connection: u32,
+        /// What resumes this session.
+        token: Token,
+        /// The broker's name and version, for people.
+        broker: String,
+        /// What this connection may do.
+        limits: Limits,
+        /// Where things are in the shared memory.
+        geometry: Geometry,
+    },
+    /// There will be no connection; the broker closes. The same in all versions.
+    Refused {
+        /// Why.
+        code: RefusedCode,
+        /// Why, for people.
+        message: String,
+        /// The version that the broker speaks.
+        version: u16,
+    },
+    /// Answers [`ClientFrame::Intern`].
+    Interned {
+        /// From the question.
+        serial: u32,
+        /// The number that stands for the name on this connection.
+        id: u32,
+    },
+    /// Answers [`ClientFrame::Subscribe`]: every message published from now on is seen.
+    Subscribed {
+        /// From the question.
+        serial: u32,
+        /// The number of the subscription on this connection.
+        subscription: u32,
+    },
+    /// Answers [`ClientFrame::Serve`]: requests may arrive from now on.
+    Serving {
+        /// From the question.
+        serial: u32,
+        /// The number of the offer on this connection.
+        service: u32,
+    },
+    /// Answers [`ClientFrame::Unsubscribe`] and [`ClientFrame::Unserve`].
+    Done {
+        /// From the question.
+        serial: u32,
+    },
+    /// Answers any question that could not be met; the connection goes on.
+    Failed {
+        /// From the question.
+        serial: u32,
+        /// Why.
+        code: FailedCode,
+        /// Why, for people.
+        message: String,
+    },
+    /// Answers [`ClientFrame::Status`].
+    Status {
+        /// From the question.
+        serial: u32,
+        /// The state of the broker.
+        report: StatusReport,
+    },
+    /// The broker is going to end: finish what is under way, begin nothing.
+    Draining {
+        /// How many milliseconds are left.
+        deadline_ms: u32,
+    },
+    /// The last frame: the broker closes.
+    Closing {
+        /// Why.
+        code: ClosingCode,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+impl BrokerFrame {
+    /// The frame as it travels, length prefix included.
+    ///
+    /// ```
+    /// use lapce_ipc::wire::BrokerFrame;
+    ///
+    /// let bytes = BrokerFrame::Done { serial: 7 }.encode()?;
+    /// assert_eq!(bytes, [8, 0, 0, 0, 5, 0, 0, 0, 7, 0, 0, 0]);
+    /// assert_eq!(BrokerFrame::decode(&bytes[4..])?, BrokerFrame::Done { serial: 7 });
+    /// # Ok::<(), lapce_ipc::wire::CodecError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CodecError::ValueTooLarge`] beyond [`BROKER_FRAME_BYTES_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode_frame(self, BROKER_FRAME_BYTES_MAX)
+    }
+
+    /// Decodes the body of a frame, as [`codec::FrameDecoder`] returns it.
+    ///
+    /// # Errors
+    /// A [`CodecError`] that says why this is no frame of a broker.
+    pub fn decode(body: &[u8]) -> Result<Self, CodecError> {
+        codec::decode_limited(body, BROKER_FRAME_BYTES_MAX)
+    }
+}
+
+/// Why there will be no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedCode {
+    /// The broker speaks another version.
+    Version,
+    /// The peer's user may not connect.
+    NotAllowed,
+    /// All connections are taken.
+    TooManyConnections,
+    /// The first frame was no valid Hello.
+    Malformed,
+    /// The broker is going to end.
+    Draining,
+    /// The token resumes nothing, or somebody holds its session.
+    BadToken,
+}
+
+/// Why a question could not be met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedCode {
+    /// A limit is reached.
+    Limit,
+    /// The question makes no sense.
+    Invalid,
+    /// The number stands for nothing.
+    Unknown,
+    /// The client may not do that.
+    NotAllowed,
+}
+
+/// Why the broker closes a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClosingCode {
+    /// The broker ends.
+    Shutdown,
+    /// The client broke the protocol.
+    ProtocolViolation,
+    /// The client does not read.
+    SlowConsumer,
+    /// The client uses more of its segment than it was lent.
+    Overuse,
+    /// Another connection has taken up this session.
+    Replaced,
+}
+
+/// What a connection may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// The longest message, in bytes.
+    pub max_message_size: u32,
+    /// The largest payload of one record, in bytes.
+    pub slot_size: u32,
+    /// The credit of a stream at its start, in cells.
+    pub stream_credit_cells: u32,
+    /// The most credit of a subscription, in cells.
+    pub subscription_credit_cells: u32,
+    /// The deadline of a request that names none, in milliseconds.
+    pub default_request_timeout_ms: u32,
+    /// The longest deadline of a request, in milliseconds.
+    pub max_request_timeout_ms: u32,
+    /// The most requests outstanding at a time.
+    pub max_requests: u32,
+}
+
+/// What a client must know about its segment, and would not believe from the segment itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Geometry {
+    /// The size of the segment, in bytes.
+    pub segment_bytes: u64,
+    /// The nonce in the tags of the ring from the broker.
+    pub nonce_egress: u64,
+    /// The nonce in the tags of the bulk lane.
+    pub nonce_bulk: u64,
+    /// The nonce in the tags of the express lane.
+    pub nonce_express: u64,
+    /// The largest payload of one record, in bytes.
+    pub slot_size: u32,
+    /// How many cells each ring can gain beyond its base window.
+    pub extension_cells: u32,
+}
+
+/// The secret that resumes a session. Its bytes reach neither logs nor debug output.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Token([u8; 16]);
+
+impl Token {
+    /// Takes 16 bytes from a cryptographic random source.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for who stores or compares them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+/// Takes the same time wherever the two differ, so that a token cannot be guessed byte by byte.
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        let difference = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
+        difference == 0
+    }
+}
+
+impl Eq for Token {}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! What the broker says about itself over the control socket, so that `status` works without HTTP.
+//!
+//! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
+//! fields are those of `status --json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::name::Name;
+
+/// The state of the broker, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// How long the broker has been running, in milliseconds.
+    pub uptime_ms: u64,
+    /// The broker's version.
+    pub version: String,
+    /// The broker's process.
+    pub pid: u32,
+    /// The path of the control socket.
+    pub socket: String,
+    /// The configuration file in use; none stands for the defaults.
+    pub config_file: Option<String>,
+    /// Whether the broker is going to end.
+    pub draining: bool,
+    /// Every connection.
+    pub connections: Vec<ConnectionStatus>,
+    /// Every service that has or had a responder.
+    pub services: Vec<ServiceStatus>,
+    /// Counters by their names.
+    pub counters: Vec<(String, u64)>,
+    /// Slots of the shared budget that are lent out.
+    pub slots_used: u32,
+    /// Slots of the shared budget in all.
+    pub slots_total: u32,
+    /// Topics interned.
+    pub topics: u32,
+    /// Subscriptions of all connections.
+    pub subscriptions: u32,
+}
+
+/// One connection in a [`StatusReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// Its number.
+    pub id: u32,
+    /// What the client calls itself.
+    pub name: Name,
+    /// The client's process.
+    pub pid: u32,
+    /// The client's user.
+    pub uid: u32,
+    /// How long it has stood, in milliseconds.
+    pub age_ms: u64,
+    /// How many subscriptions it has.
+    pub subscriptions: u32,
+    /// Which services it offers.
+    pub services: Vec<Name>,
+    /// Messages from the client.
+    pub messages_in: u64,
+    /// Messages to the client.
+    pub messages_out: u64,
+    /// Payload from the client, in bytes.
+    pub bytes_in: u64,
+    /// Payload to the client, in bytes.
+    pub bytes_out: u64,
+    /// Messages that found no credit and were dropped.
+    pub dropped: u64,
+    /// What the client has not yet read, in bytes.
+    pub backlog_bytes: u64,
+    /// Requests of the client without an outcome yet.
+    pub requests_outstanding: u64,
+}
+
+/// One service in a [`StatusReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: Name,
+    /// How many responders share it.
+    pub responders: u32,
+    /// Requests with a responder.
+    pub outstanding: u32,
+    /// Requests that wait for a responder.
+    pub pending: u32,
+    /// Requests so far.
+    pub requests: u64,
+    /// Requests so far that failed.
+    pub failures: u64,
+}
