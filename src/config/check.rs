@@ -1,0 +1,133 @@
+//! Values that are each sound, and yet do not go together.
+
+use super::error::{Fault, Origin, Problem};
+use super::file::quoted_if_dotted;
+use super::load::Loaded;
+use super::model::{CircuitBreaker, Config};
+use super::value::Value;
+
+/// Pairs of keys of which the first must not be larger than the second.
+const ORDERED: &[(&str, &str)] = &[
+    ("shared_memory.max_window_slots", "shared_memory.num_slots"),
+    ("limits.max_topics_per_connection", "limits.max_topics"),
+    ("limits.default_request_timeout_ms", "limits.max_request_timeout_ms"),
+    ("restart.initial_delay_ms", "restart.max_delay_ms"),
+    ("circuit_breaker.timeout_secs", "circuit_breaker.max_timeout_secs"),
+    // The trial lets no more through, so the breaker would never close.
+    ("circuit_breaker.success_threshold", "circuit_breaker.half_open_max_requests"),
+];
+
+/// The most that all rings together may take.
+const BUDGET_MAX: u64 = 4 << 30;
+/// Bytes of a cell; a record's header has half a cell. (The ring's own constants are in a layer that is not for use
+/// here.)
+const CELL: u64 = 128;
+const RECORD_HEADER: u64 = 64;
+
+/// Each contradiction, at one of the keys that make it: one that somebody set, if there is one.
+pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    for (smaller, larger) in ORDERED {
+        if let (Some(a), Some(b)) = (number(config, smaller), number(config, larger))
+            && a > b
+        {
+            // Say it of the key that was set; of two, of the first.
+            let (key, fault) =
+                if *loaded.origin(smaller) == Origin::Default && *loaded.origin(larger) != Origin::Default {
+                    (*larger, unusable(b, format!("is less than {smaller}, which is {a}")))
+                } else {
+                    (*smaller, unusable(a, format!("is more than {larger}, which is {b}")))
+                };
+            problems.push(at(loaded, key, fault));
+        }
+    }
+    budget(loaded, &mut problems);
+    credits(loaded, &mut problems);
+    for service in config.breaker_services.keys() {
+        breaker(loaded, service, &config.breaker_for(service), &mut problems);
+    }
+    problems
+}
+
+fn budget(loaded: &Loaded, problems: &mut Vec<Problem>) {
+    let memory = &loaded.config.shared_memory;
+    if memory.budget_bytes() > BUDGET_MAX {
+        let why =
+            format!("times shared_memory.slot_size, which is {}, is more than {BUDGET_MAX} bytes", memory.slot_size);
+        problems.push(at(loaded, "shared_memory.num_slots", unusable(memory.num_slots.into(), why)));
+    }
+}
+
+/// Credit that is too small for one full record would hold a stream up for ever.
+fn credits(loaded: &Loaded, problems: &mut Vec<Problem>) {
+    let record = (u64::from(loaded.config.shared_memory.slot_size) + RECORD_HEADER).next_multiple_of(CELL);
+    let delivery = &loaded.config.delivery;
+    for (key, credit) in [
+        ("delivery.subscription_credit_bytes", delivery.subscription_credit_bytes),
+        ("delivery.stream_credit_bytes", delivery.stream_credit_bytes),
+    ] {
+        if u64::from(credit) < record {
+            let why = format!("is less than one full record of shared_memory.slot_size, which takes {record} bytes");
+            problems.push(at(loaded, key, unusable(credit.into(), why)));
+        }
+    }
+}
+
+/// What holds for `[circuit_breaker]` holds for a service's own table.
+fn breaker(loaded: &Loaded, service: &str, breaker: &CircuitBreaker, problems: &mut Vec<Problem>) {
+    let general = contradicts(&loaded.config.circuit_breaker);
+    if let Some((name, value, why)) = contradicts(breaker)
+        && general.is_none()
+    {
+        let table = format!("circuit_breaker.services.{}", quoted_if_dotted(service));
+        let full = format!("{table}.{name}");
+        // Of the two keys the other one may be what the table sets.
+        let set = loaded.provenance.keys().find(|key| **key == full);
+        let set = set.or_else(|| loaded.provenance.keys().find(|key| key.starts_with(&format!("{table}."))));
+        let place = set.map_or(&Origin::Default, |key| loaded.origin(key)).clone();
+        problems.push(Problem { place, key: Some(full), fault: unusable(value, why) });
+    }
+}
+
+fn contradicts(breaker: &CircuitBreaker) -> Option<(&'static str, i128, String)> {
+    use super::key::Section;
+    let value = |full: &str| match breaker.get(full.strip_prefix("circuit_breaker.")?) {
+        Some(Value::Integer(number)) => Some(number),
+        _ => None,
+    };
+    ORDERED.iter().find_map(|(smaller, larger)| {
+        let (a, b) = (value(smaller)?, value(larger)?);
+        let name = smaller.strip_prefix("circuit_breaker.")?;
+        (a > b).then(|| (name, a, format!("is more than {larger}, which is {b}")))
+    })
+}
+
+fn number(config: &Config, key: &str) -> Option<i128> {
+    if let Some(Value::Integer(number)) = config.get(key) { Some(number) } else { None }
+}
+
+fn unusable(value: i128, why: String) -> Fault {
+    Fault::Unusable { value: value.to_string(), why }
+}
+
+fn at(loaded: &Loaded, key: &str, fault: Fault) -> Problem {
+    Problem { place: loaded.origin(key).clone(), key: Some(key.to_owned()), fault }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_the_pairs_exist() {
+        for key in ORDERED.iter().flat_map(|(a, b)| [a, b]) {
+            assert!(number(&Config::default(), key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_go_together() {
+        assert_eq!(contradictions(&Loaded::default()), []);
+    }
+}

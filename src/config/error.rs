@@ -1,0 +1,214 @@
+//! What can be wrong with a configuration, and where.
+//!
+//! A person who edits a file wants all its mistakes at once, each with the place to go to. So a [`ConfigError`] is a
+//! list of [`Problem`]s, and each prints as one line: `FILE:LINE:COLUMN: KEY: what is wrong`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::value::shown;
+
+/// Why no configuration could be loaded: one or more problems, printed one a line.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("{}", lines(.problems))]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// An error of these problems, of which there must be one at least.
+    pub(super) fn new(problems: Vec<Problem>) -> Self {
+        debug_assert!(!problems.is_empty(), "an error without a problem");
+        Self { problems }
+    }
+
+    /// Each problem: those of the file first, in its order, then those of the environment.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl From<Problem> for ConfigError {
+    fn from(problem: Problem) -> Self {
+        Self::new(vec![problem])
+    }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// Where.
+    pub place: Origin,
+    /// Which key, in full (`ipc.max_connections`), if it is about one.
+    pub key: Option<String>,
+    /// What.
+    pub fault: Fault,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Origin::Default => {}
+            Origin::File { path, line: 0, .. } => write!(f, "{}: ", Origin::shown_path(path))?,
+            Origin::File { path, line, column } => write!(f, "{}:{line}:{column}: ", Origin::shown_path(path))?,
+            Origin::Environment(name) => write!(f, "{}: ", shown(name))?,
+            Origin::CommandLine => f.write_str("command line: ")?,
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{}: ", shown_key(key))?;
+        }
+        write!(f, "{}", self.fault)
+    }
+}
+
+/// Where a value, or a problem, comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A configuration file.
+    File {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// The line, from 1. 0 for the file as a whole.
+        line: usize,
+        /// The column in characters, from 1. 0 for the file as a whole.
+        column: usize,
+    },
+    /// An environment variable, by its name.
+    Environment(String),
+    /// An option of the command.
+    CommandLine,
+}
+
+impl Origin {
+    /// A path on one line. Never cut: it is there to be found.
+    pub(super) fn shown_path(path: &Path) -> String {
+        let mut out = String::new();
+        for c in path.to_string_lossy().chars() {
+            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+        out
+    }
+}
+
+/// As in `explain`: `default`, `FILE:LINE`, `env NAME`, `command line`.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line, .. } => write!(f, "{}:{line}", Self::shown_path(path)),
+            Self::Environment(name) => write!(f, "env {}", shown(name)),
+            Self::CommandLine => f.write_str("command line"),
+        }
+    }
+}
+
+/// A key can be foreign text too; a full key of ours is longer than other foreign text.
+fn shown_key(key: &str) -> String {
+    key.split('.').map(shown).collect::<Vec<_>>().join(".")
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A file was named, and is not there.
+    #[error("no such file")]
+    NoSuchFile,
+    /// A file cannot be opened or read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// A directory, a pipe, a device.
+    #[error("is not a regular file")]
+    NotAFile,
+    /// Others could change what the broker does.
+    #[error("mode {mode:04o} lets group or others write; refused (chmod go-w)")]
+    WritableByOthers {
+        /// The permission bits.
+        mode: u32,
+    },
+    /// Somebody else could change what the broker does.
+    #[error("belongs to uid {owner}, neither to uid {own} nor to root; refused")]
+    ForeignOwner {
+        /// The file's owner.
+        owner: u32,
+        /// Who we are.
+        own: u32,
+    },
+    /// No configuration is that large.
+    #[error("is larger than {max} bytes")]
+    FileTooLarge {
+        /// The largest size that is read.
+        max: u64,
+    },
+    /// TOML is UTF-8; so are values of variables.
+    #[error("is not UTF-8")]
+    NotUtf8,
+    /// Not TOML.
+    #[error("syntax error: {0}")]
+    Syntax(String),
+    /// No key has this name.
+    #[error("unknown key{}", hint(.near))]
+    UnknownKey {
+        /// The full name of a key that may have been meant.
+        near: Option<String>,
+    },
+    /// No table has this name.
+    #[error("unknown table{}", hint(.near))]
+    UnknownTable {
+        /// The name of a table that may have been meant.
+        near: Option<String>,
+    },
+    /// No environment variable of ours has this name.
+    #[error("unknown variable{}", hint(.near))]
+    UnknownVariable {
+        /// The name of a variable that may have been meant.
+        near: Option<String>,
+    },
+    /// A value of another type.
+    #[error("expected {expected}, found {found}")]
+    WrongType {
+        /// What the key takes.
+        expected: &'static str,
+        /// What was there.
+        found: String,
+    },
+    /// A number beyond what can be told.
+    #[error("{text} is too large a number")]
+    NoSuchNumber {
+        /// The number as written.
+        text: String,
+    },
+    /// A number outside of its range.
+    #[error("{value} is out of range {min}..={max}")]
+    OutOfRange {
+        /// The number.
+        value: String,
+        /// The smallest that is allowed.
+        min: String,
+        /// The largest that is allowed.
+        max: String,
+    },
+    /// A value that its key cannot have, for another reason than its range.
+    #[error("{value} {why}")]
+    Unusable {
+        /// The value.
+        value: String,
+        /// Why not: a verb phrase.
+        why: String,
+    },
+    /// A key that must be there.
+    #[error("missing")]
+    Missing,
+}
+
+fn hint(near: &Option<String>) -> String {
+    near.as_ref().map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
+}

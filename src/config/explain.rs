@@ -1,0 +1,164 @@
+//! The configuration, told: what each key is, where it comes from and what it means.
+//!
+//! Both texts are TOML, made from the table of keys: what `--check-config` prints, and the shipped `config.toml`.
+
+use std::fmt;
+
+use super::error::Origin;
+use super::file::quoted_if_dotted;
+use super::key::{Key, Section, doc_lines};
+use super::load::Loaded;
+use super::model::{About, Config, SECTIONS, Upstream};
+use super::value::Value;
+
+/// Every key with its value, where that comes from, and what it means; to be printed. It is TOML, and loads again.
+///
+/// ```
+/// # use lapce_ipc::config::{Loaded, explain};
+/// let text = explain(&Loaded::default()).to_string();
+/// assert!(text.contains("ipc.max_connections = 1000   # default"));
+/// ```
+pub fn explain(loaded: &Loaded) -> impl fmt::Display + '_ {
+    Explained(loaded)
+}
+
+struct Explained<'a>(&'a Loaded);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let loaded = self.0;
+        match &loaded.source {
+            Some(path) => writeln!(f, "# read from {}", Origin::shown_path(path))?,
+            None => writeln!(f, "# no file: built-in defaults")?,
+        }
+        for about in SECTIONS {
+            let Some(section) = loaded.config.section(about.name) else { continue };
+            let mark = if about.effective { "" } else { " (not yet effective)" };
+            writeln!(f, "\n# [{}]{mark}", about.name)?;
+            for key in section.keys() {
+                let full = format!("{}.{}", about.name, key.name);
+                let (Some(doc), Some(value)) = (key.doc_lines().next(), section.get(key.name)) else { continue };
+                writeln!(f, "# {doc}")?;
+                writeln!(f, "{full} = {value}   # {}{mark}", loaded.origin(&full))?;
+            }
+            if about.name == "circuit_breaker" {
+                self.breaker_services(f, mark)?;
+            }
+        }
+        self.upstreams(f)
+    }
+}
+
+impl Explained<'_> {
+    fn breaker_services(&self, f: &mut fmt::Formatter<'_>, mark: &str) -> fmt::Result {
+        for (service, overrides) in &self.0.config.breaker_services {
+            for (name, value) in &overrides.values {
+                let full = format!("circuit_breaker.services.{}.{name}", quoted_if_dotted(service));
+                writeln!(f, "{full} = {value}   # {}{mark}", self.0.origin(&full))?;
+            }
+            if overrides.values.is_empty() {
+                writeln!(f, "circuit_breaker.services.{} = {{}}", quoted_if_dotted(service))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn upstreams(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let upstreams = &self.0.config.upstream;
+        if upstreams.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\n# [[upstream]] (not yet effective)\nupstream = [")?;
+        for (index, upstream) in upstreams.iter().enumerate() {
+            let pairs: Vec<_> = upstream
+                .keys()
+                .iter()
+                .filter_map(|key| Some(format!("{} = {}", key.name, upstream.get(key.name)?)))
+                .collect();
+            let origin = self.0.origin(&format!("upstream[{index}]"));
+            writeln!(f, "  {{ {} }},   # {origin} (not yet effective)", pairs.join(", "))?;
+        }
+        writeln!(f, "]")
+    }
+}
+
+/// The text of the `config.toml` that is shipped: every key with its default and all of its documentation.
+///
+/// ```
+/// # use lapce_ipc::config::template;
+/// assert!(template().contains("\nmax_connections = 1000\n"));
+/// ```
+pub fn template() -> String {
+    let mut out = String::from(HEAD);
+    let defaults = Config::default();
+    for about in SECTIONS {
+        let Some(section) = defaults.section(about.name) else { continue };
+        head(&mut out, about);
+        for key in section.keys() {
+            let Some(value) = section.get(key.name) else { continue };
+            pair(&mut out, key, &value, "");
+        }
+        if about.name == "circuit_breaker" {
+            out.push_str(SERVICES_EXAMPLE);
+        }
+    }
+    out.push_str(UPSTREAM_HEAD);
+    let example = Upstream {
+        name: "workspace".to_owned(),
+        socket_path: "/run/user/1000/workspace.sock".into(),
+        services: vec!["ai.complete".to_owned()],
+    };
+    out.push_str("#[[upstream]]\n");
+    for key in example.keys() {
+        let Some(value) = example.get(key.name) else { continue };
+        pair(&mut out, key, &value, "#");
+    }
+    out
+}
+
+fn head(out: &mut String, about: &About) {
+    out.push_str("\n\n");
+    comment(out, doc_lines(about.doc));
+    if !about.effective {
+        comment(out, ["Validated, not yet effective."].into_iter());
+    }
+    out.push_str(&format!("[{}]\n", about.name));
+}
+
+fn pair(out: &mut String, key: &Key, value: &Value, prefix: &str) {
+    out.push('\n');
+    comment(out, key.doc_lines());
+    comment(out, [format!("({})", key.rule.describe())].iter().map(String::as_str));
+    out.push_str(&format!("{prefix}{} = {value}\n", key.name));
+}
+
+fn comment<'a>(out: &mut String, lines: impl Iterator<Item = &'a str>) {
+    for line in lines {
+        out.push_str(&format!("# {line}\n"));
+    }
+}
+
+const HEAD: &str = "\
+# The configuration of the lapce-ipc broker. Every key is here, with its default: a key that is left out has this value.
+#
+# The broker reads the first of these that exists, and no other:
+#   the file that `--config` names; the file that LAPCE_IPC_CONFIG names;
+#   $XDG_CONFIG_HOME/lapce-ipc/config.toml (or ~/.config/lapce-ipc/config.toml); /etc/lapce-ipc/config.toml
+# It does not read a file of the working directory, nor one that others than its own user and root can write.
+#
+# A variable overrides a key: LAPCE_IPC__IPC__SOCKET_PATH=/x is socket_path of [ipc]. Arrays are written with commas.
+# `ipc_server_main --check-config` shows each value and where it comes from.
+";
+
+const SERVICES_EXAMPLE: &str = "
+# Other values for a single service: any of the keys above. A name with a dot in it must be quoted.
+#[circuit_breaker.services.\"ai.complete\"]
+#failure_threshold = 10
+#timeout_secs = 5
+";
+
+const UPSTREAM_HEAD: &str = "
+
+# Another broker that this one dials; its services are offered here. One such table for each.
+# Validated, not yet effective.
+";

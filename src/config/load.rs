@@ -1,0 +1,153 @@
+//! Loading: file, environment, command line, and what was said where.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use super::env::{self, Env};
+use super::error::{ConfigError, Fault, Origin, Problem};
+use super::key::Key;
+use super::model::Config;
+use super::paths::{self, Options};
+use super::value::Value;
+use super::{check, file};
+
+/// A configuration with where each of its values comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// The file that was read; `None` if there was none.
+    pub source: Option<PathBuf>,
+    /// By full key. What is not here is a default.
+    pub(super) provenance: BTreeMap<String, Origin>,
+}
+
+/// Loads the configuration: the first file that there is of those that `options` and `env` name, then the overrides in
+/// `env`.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file and the overrides, not only the first thing.
+///
+/// ```
+/// use lapce_ipc::config::{Env, Options, load};
+///
+/// let env: Env = [("LAPCE_IPC__LIMITS__MAX_TOPICS", "10000")].into_iter().collect();
+/// let options = Options { etc: "/nonexistent".into(), ..Options::default() };
+/// let loaded = load(&options, &env)?;
+/// assert_eq!(loaded.config.limits.max_topics, 10_000);
+/// assert_eq!(loaded.config.limits.max_services, 1024);
+/// # Ok::<(), lapce_ipc::config::ConfigError>(())
+/// ```
+pub fn load(options: &Options, env: &Env) -> Result<Loaded, ConfigError> {
+    let mut loaded = Loaded::default();
+    let mut problems = Vec::new();
+    if let Some((path, text)) = paths::find(options, env)? {
+        file::apply(&mut loaded, &path, &text, &mut problems);
+        loaded.source = Some(path);
+    }
+    env::apply(&mut loaded, env, &mut problems);
+    if problems.is_empty() {
+        // Only of values that are each sound can it be said that they do not go together.
+        problems = check::contradictions(&loaded);
+    }
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::new(problems)) }
+}
+
+/// The built-in defaults, as [`load`] finds them where there is no file and no override.
+impl Default for Loaded {
+    fn default() -> Self {
+        Self { config: Config::default(), source: None, provenance: BTreeMap::new() }
+    }
+}
+
+impl Loaded {
+    /// Where the value of a key comes from, by its full name.
+    pub fn origin(&self, key: &str) -> &Origin {
+        self.provenance.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// Sets a key to what an option of the command says. Unchanged if that cannot be.
+    ///
+    /// # Errors
+    ///
+    /// The key is unknown, the value is none for it, or does not go with others.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Loaded;
+    /// let mut loaded = Loaded::default();
+    /// loaded.set_from_command_line("health_server.port", "9191")?;
+    /// assert_eq!(loaded.config.health_server.port, 9191);
+    /// assert!(loaded.set_from_command_line("health_server.port", "http").is_err());
+    /// # Ok::<(), lapce_ipc::config::ConfigError>(())
+    /// ```
+    pub fn set_from_command_line(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
+        self.set(key, text, Origin::CommandLine)
+    }
+
+    /// Settles where the broker's socket is: the option `--socket` if it was given, else `LAPCE_IPC_SOCKET`, else what
+    /// the configuration says (by default `/tmp/lapce_ipc.sock`). A relative path is taken from the working directory:
+    /// whoever runs the command said so.
+    ///
+    /// # Errors
+    ///
+    /// The path is not UTF-8, too long for a socket, or there is no working directory.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::{Env, Loaded, Origin};
+    /// let mut loaded = Loaded::default();
+    /// let env = [("LAPCE_IPC_SOCKET", "/run/a.sock")].into_iter().collect();
+    /// loaded.settle_socket(None, &env)?;
+    /// assert_eq!(loaded.config.ipc.socket_path.to_str(), Some("/run/a.sock"));
+    /// loaded.settle_socket(Some("/run/b.sock".as_ref()), &env)?;
+    /// assert_eq!(loaded.config.ipc.socket_path.to_str(), Some("/run/b.sock"));
+    /// assert_eq!(loaded.origin("ipc.socket_path"), &Origin::CommandLine);
+    /// # Ok::<(), lapce_ipc::config::ConfigError>(())
+    /// ```
+    pub fn settle_socket(&mut self, option: Option<&OsStr>, env: &Env) -> Result<(), ConfigError> {
+        const KEY: &str = "ipc.socket_path";
+        const VARIABLE: &str = "LAPCE_IPC_SOCKET";
+        let (path, origin) = match (option, env.get(VARIABLE)) {
+            (Some(path), _) => (path, Origin::CommandLine),
+            (None, Some(path)) => (path, Origin::Environment(VARIABLE.to_owned())),
+            (None, None) => return Ok(()),
+        };
+        let problem = |fault| Problem { place: origin.clone(), key: Some(KEY.to_owned()), fault };
+        let text = path.to_str().ok_or_else(|| problem(Fault::NotUtf8))?;
+        let unusable = |error: std::io::Error| {
+            problem(Fault::Unusable { value: super::value::shown_text(text), why: format!("is no path: {error}") })
+        };
+        let absolute = std::path::absolute(text).map_err(unusable)?;
+        let absolute = absolute.to_str().ok_or_else(|| problem(Fault::NotUtf8))?.to_owned();
+        self.set(KEY, &absolute, origin)
+    }
+
+    fn set(&mut self, full: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
+        let problem = |fault| Problem { place: origin.clone(), key: Some(full.to_owned()), fault };
+        let mut changed = self.clone();
+        let found = full.split_once('.').and_then(|(section, name)| {
+            let about = super::model::SECTIONS.iter().find(|about| about.name == section)?;
+            Some((about.name, self.config.section(section)?.key(name)?))
+        });
+        let (section, key) = found.ok_or_else(|| problem(Fault::UnknownKey { near: None }))?;
+        key.rule.parse(text).and_then(|value| changed.put(section, key, &value, &origin)).map_err(problem)?;
+        let contradictions = check::contradictions(&changed);
+        if !contradictions.is_empty() {
+            return Err(ConfigError::new(contradictions));
+        }
+        *self = changed;
+        Ok(())
+    }
+
+    /// Checks a value and sets it.
+    pub(super) fn put(&mut self, section: &str, key: &Key, value: &Value, origin: &Origin) -> Result<(), Fault> {
+        key.rule.check(value)?;
+        let put = self.config.section_mut(section).is_some_and(|section| section.put(key.name, value));
+        if !put {
+            return Err(file::wrong_type(key, value));
+        }
+        self.provenance.insert(format!("{section}.{}", key.name), origin.clone());
+        Ok(())
+    }
+}

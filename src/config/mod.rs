@@ -1,0 +1,68 @@
+//! The configuration: load, validate, explain.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `model` | every key: type, default, range, meaning; the structs that they make up |
+//! | `key` | what a key is: the macro behind `model`, and the rules for values |
+//! | `value` | one value, whatever it came from |
+//! | `name` | names of services, and names that are nearly right |
+//! | `paths` | which file is read, and whether it can be trusted |
+//! | `file` | TOML, with places |
+//! | `env` | variables that override keys |
+//! | `check` | values that do not go together |
+//! | `load` | all of this in order; where each value comes from |
+//! | `explain` | `--check-config`, and the text of the shipped `config.toml` |
+//! | `error` | what can be wrong, and where |
+//!
+//! A value comes from the command line, else from an environment variable, else from one file, else it is the default.
+//! A configuration that holds anything unknown, mistyped or impossible is refused as a whole, with all that is wrong
+//! with it: a broker that ignored a misspelt limit would run without it.
+//!
+//! ```
+//! use lapce_ipc::config::{Env, Options, explain, load};
+//!
+//! // A program passes `Env::of_process()` and `Options::default()`.
+//! let env: Env = [("LAPCE_IPC__ROUTER__WAIT", "block")].into_iter().collect();
+//! let loaded = load(&Options { etc: "/nonexistent".into(), ..Options::default() }, &env)?;
+//! let told = explain(&loaded).to_string();
+//! assert!(told.contains("router.wait = \"block\"   # env LAPCE_IPC__ROUTER__WAIT"));
+//! # Ok::<(), lapce_ipc::config::ConfigError>(())
+//! ```
+
+mod check;
+mod env;
+mod error;
+mod explain;
+mod file;
+mod key;
+mod load;
+mod model;
+mod name;
+mod paths;
+mod value;
+
+pub use env::{Env, variable};
+pub use error::{ConfigError, Fault, Origin, Problem};
+pub use explain::{explain, template};
+pub use key::{Key, Rule};
+pub use load::{Loaded, load};
+pub use model::{
+    BreakerOverrides, CircuitBreaker, Config, Delivery, HealthServer, Ipc, Limits, Metrics, Restart, Router,
+    SharedMemory, Upstream, WaitStrategy,
+};
+pub use paths::Options;
+pub use value::Value;
+
+/// Every key with its section's name, in the order of the file.
+///
+/// ```
+/// # use lapce_ipc::config::keys;
+/// assert!(keys().any(|(section, key)| section == "ipc" && key.name == "max_connections"));
+/// ```
+pub fn keys() -> impl Iterator<Item = (&'static str, &'static Key)> {
+    let defaults = Config::default();
+    model::SECTIONS.iter().flat_map(move |about| {
+        let keys = defaults.section(about.name).map(|section| section.keys()).unwrap_or_default();
+        keys.iter().map(|key| (about.name, key))
+    })
+}

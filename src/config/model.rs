@@ -1,0 +1,327 @@
+//! Every key: its section, type, default, range and meaning. To add a key, add it here, and run the test
+//! `config_toml_is_current` as it says.
+//!
+//! Counts and bytes are `u32` (nothing here is larger, and it widens without loss), times are `u64`; the unit of a time
+//! is the last word of its key's name. The first line of a key's documentation is what `--check-config` prints.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::key::{Rule, Section, integer, section};
+use super::value::{Setting, Value};
+
+section! {
+    /// The control socket, and what one connection may do there.
+    Ipc {
+        /// The Unix socket where clients connect.
+        /// `--socket` and `LAPCE_IPC_SOCKET` come before it.
+        socket_path: PathBuf = PathBuf::from("/tmp/lapce_ipc.sock"), Rule::SocketPath;
+        /// Connections at a time; the next is refused with a reason.
+        /// Sessions that wait for their peer to come back count too.
+        max_connections: u32 = 1000, integer(1, 100_000, "connections");
+        /// The largest message, whatever carries it; a larger one is an error at its sender.
+        max_message_size: u32 = 10_485_760, integer(1, 1 << 30, "bytes");
+        /// Users who may connect besides the broker's own.
+        /// For others than the owner to reach the socket, `shared_memory.permissions` must let them, too.
+        allowed_uids: Vec<u32> = Vec::new(), Rule::List { of: &integer(0, u32::MAX as u64 - 1, ""), max: 256 };
+        /// How long a new connection may take to say hello before it is closed.
+        handshake_timeout_ms: u64 = 2000, integer(10, 600_000, "ms");
+        /// How long a broker that was told to stop goes on to deliver what it has taken.
+        drain_timeout_ms: u64 = 2000, integer(0, 600_000, "ms");
+        /// The largest frame on the control socket; a larger one ends its connection.
+        max_control_frame_bytes: u32 = 65_536, integer(4096, 16 << 20, "bytes");
+        /// Threads that serve the control sockets.
+        /// Messages do not pass through them, so one is enough for most machines.
+        worker_threads: u32 = 1, integer(1, 64, "threads");
+    }
+}
+
+section! {
+    /// The segments that messages pass through: one for each connection.
+    /// What they hold at a time comes out of one budget of `num_slots` × `slot_size`.
+    SharedMemory {
+        /// The largest payload of one record; larger messages go as several.
+        slot_size: u32 = 1024, Rule::MultipleOf8 { min: 64, max: 65_536, unit: "bytes" };
+        /// How many slots of `slot_size` all connections share; 1024 of 1 KiB are 1 MiB.
+        num_slots: u32 = 1024, integer(1, 1 << 20, "slots");
+        /// The mode of the socket and of the segments.
+        /// 384 is 0600: only the broker's own user. Nobody executes either of them, so the execute bits are refused.
+        permissions: u32 = 0o600, Rule::Mode;
+        /// The largest part of the `num_slots` that one ring may lease while it is busy.
+        max_window_slots: u32 = 512, integer(1, 1 << 20, "slots");
+        /// How often the memory that clients really use is compared with what they have leased.
+        audit_interval_ms: u64 = 5000, integer(100, 3_600_000, "ms");
+    }
+}
+
+section! {
+    /// Flow control: how much may be under way to a receiver that does not take it.
+    Delivery {
+        /// How long a publish waits for a `block` subscriber before that subscription is evicted.
+        slow_consumer_timeout_ms: u64 = 1000, integer(1, 600_000, "ms");
+        /// Credit of a subscription that asks for none, and the most that one may ask for.
+        subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");
+        /// Credit that each direction of a call begins with.
+        stream_credit_bytes: u32 = 65_536, integer(256, 1 << 30, "bytes");
+    }
+}
+
+section! {
+    /// Limits on everything that a client can make the broker keep.
+    Limits {
+        /// Topics known at a time, of all connections.
+        max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
+        /// Topics that one connection may know.
+        max_topics_per_connection: u32 = 8192, integer(1, 1 << 24, "topics");
+        /// Subscriptions that one connection may hold.
+        max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
+        /// Services known at a time, of all connections.
+        max_services: u32 = 1024, integer(1, 1 << 20, "services");
+        /// Requests that one connection may have outstanding; the next is answered `Overloaded`.
+        max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
+        /// Requests that one responder may have under way; others of its service are asked first, then requests wait.
+        max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
+        /// Requests that may wait for a responder of one service; the next is answered `Overloaded`.
+        max_pending_per_service: u32 = 4096, integer(0, 1 << 20, "requests");
+        /// Deadline of a request that names none.
+        default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
+        /// The longest deadline that a request may name.
+        max_request_timeout_ms: u64 = 600_000, integer(1, 86_400_000, "ms");
+        /// What the broker holds for one connection that does not drain its ring.
+        max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
+        /// Rings of a client's doorbell in a second that bring no record; more end its connection.
+        max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");
+    }
+}
+
+section! {
+    /// How the router trades CPU for latency.
+    Router {
+        /// How the router waits when its rings are dry.
+        /// `adaptive` spins while a peer is awake on another CPU, then sleeps; `busy` never sleeps and costs one core;
+        /// `block` sleeps at once. With `adaptive` and `block` an idle broker costs no CPU.
+        wait: WaitStrategy = WaitStrategy::Adaptive, Rule::Choice(WaitStrategy::WORDS);
+        /// The longest that `adaptive` spins before it sleeps; it finds the right time below by itself.
+        spin_max_us: u64 = 50, integer(0, 10_000, "µs");
+        /// Records that one connection's turn may route before the next has its turn.
+        batch_records: u32 = 64, integer(1, 4096, "records");
+        /// The longest that the router routes before it looks at its mailbox.
+        turn_max_us: u64 = 50, integer(1, 10_000, "µs");
+    }
+}
+
+section! {
+    /// How actors that fail are started again, and how long sessions outlive their socket.
+    Restart {
+        /// Delay before the first restart; each further one doubles it.
+        initial_delay_ms: u64 = 100, integer(0, 600_000, "ms");
+        /// The longest delay between restarts.
+        max_delay_ms: u64 = 5000, integer(0, 600_000, "ms");
+        /// How far chance moves a delay, as a part of it, so that not all come back at once.
+        jitter: f64 = 0.2, Rule::Float { min: 0.0, max: 1.0 };
+        /// Restarts within `period_secs` after which the supervisor gives up.
+        max_restarts: u32 = 10, integer(0, 1_000_000, "restarts");
+        /// The period in which restarts are counted.
+        period_secs: u64 = 60, integer(1, 86_400, "s");
+        /// An actor that has run for so long begins again with the first delay.
+        stable_secs: u64 = 30, integer(0, 86_400, "s");
+        /// How long a session waits for a peer that lost only its socket.
+        resume_window_ms: u64 = 5000, integer(0, 600_000, "ms");
+        /// After a restart of the broker, how long a message that is sent again waits for its subscriber.
+        restart_grace_ms: u64 = 2000, integer(0, 600_000, "ms");
+        /// How long a thread may hang before the process aborts, for systemd to start it anew.
+        watchdog_abort_ms: u64 = 10_000, integer(100, 3_600_000, "ms");
+    }
+}
+
+section! {
+    /// When a service that fails is given a rest.
+    CircuitBreaker {
+        /// Failures in a row that open the breaker.
+        failure_threshold: u32 = 5, integer(1, 1_000_000, "failures");
+        /// Successes of a half-open breaker that close it.
+        success_threshold: u32 = 2, integer(1, 1_000_000, "successes");
+        /// How long an open breaker stays open at first; each time that the trial fails it doubles.
+        timeout_secs: u64 = 60, integer(1, 86_400, "s");
+        /// The longest that a breaker stays open.
+        max_timeout_secs: u64 = 600, integer(1, 86_400, "s");
+        /// Requests that a half-open breaker lets through on trial.
+        half_open_max_requests: u32 = 3, integer(1, 1_000_000, "requests");
+    }
+}
+
+section! {
+    /// The HTTP endpoints `/health`, `/ready`, `/live` and `/metrics`.
+    HealthServer {
+        /// The TCP port; 0 lets the system choose, and the log names it.
+        port: u16 = 9090, integer(0, 65_535, "");
+        /// The address to listen on.
+        /// The original listened on 0.0.0.0. Here it is the loopback address, because the pages tell names and numbers
+        /// of what runs on this machine, and whoever reaches the port may read them: open it to a network on purpose.
+        host: String = String::from("127.0.0.1"), Rule::Host;
+        /// Whether the broker refuses to start when it cannot listen here.
+        required: bool = false, Rule::Flag;
+        /// Values of the `Host` header that are answered besides the loopback names and `host`.
+        /// A browser that was lured by a name of somebody else gets nothing.
+        allowed_hosts: Vec<String> = Vec::new(), Rule::List { of: &Rule::Host, max: 64 };
+        /// A file whose first line is a token that readers must send; empty for none.
+        token_file: String = String::new(), Rule::FileOrNone;
+    }
+}
+
+section! {
+    /// What is counted for Prometheus.
+    Metrics {
+        /// Whether metrics are collected and shown.
+        enable: bool = true, Rule::Flag;
+        /// How often figures that cost something to find are found anew.
+        export_interval_secs: u64 = 10, integer(1, 3600, "s");
+    }
+}
+
+section! {
+    /// Another broker that this one dials; its services are offered here.
+    Upstream {
+        /// What it is called in logs; no other has the name.
+        name: String = String::new(), Rule::Name;
+        /// Its Unix socket.
+        socket_path: PathBuf = PathBuf::new(), Rule::SocketPath;
+        /// The services that are taken from there.
+        services: Vec<String> = Vec::new(), Rule::List { of: &Rule::Name, max: 1024 };
+    }
+}
+
+/// How somebody waits for a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WaitStrategy {
+    /// Spin while the peer is awake on another CPU, then sleep.
+    Adaptive,
+    /// Never sleep.
+    Busy,
+    /// Sleep at once.
+    Block,
+}
+
+impl WaitStrategy {
+    const ALL: [Self; 3] = [Self::Adaptive, Self::Busy, Self::Block];
+    const WORDS: &'static [&'static str] = &[Self::ALL[0].as_str(), Self::ALL[1].as_str(), Self::ALL[2].as_str()];
+
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adaptive => "adaptive",
+            Self::Busy => "busy",
+            Self::Block => "block",
+        }
+    }
+}
+
+impl Setting for WaitStrategy {
+    fn to_value(&self) -> Value {
+        Value::Text(self.as_str().to_owned())
+    }
+    fn from_value(value: &Value) -> Option<Self> {
+        let Value::Text(text) = value else { return None };
+        Self::ALL.into_iter().find(|strategy| strategy.as_str() == text)
+    }
+}
+
+impl SharedMemory {
+    /// The budget of all rings together, in bytes.
+    pub fn budget_bytes(&self) -> u64 {
+        u64::from(self.num_slots) * u64::from(self.slot_size)
+    }
+}
+
+/// What a table `[circuit_breaker.services.NAME]` changes for one service; see [`Config::breaker_for`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BreakerOverrides {
+    pub(super) values: BTreeMap<&'static str, Value>,
+}
+
+/// Declares the configuration: its sections, by name, and whether they are in force.
+macro_rules! config {
+    ($( $name:ident: $section:ident, $effective:expr; )+) => {
+        /// The whole configuration: a struct for each table of the file, a field for each key.
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct Config {
+            $(
+                #[doc = concat!("`[", stringify!($name), "]`")]
+                pub $name: $section,
+            )+
+            /// `[circuit_breaker.services.NAME]`: what is different for single services.
+            pub breaker_services: BTreeMap<String, BreakerOverrides>,
+            /// `[[upstream]]`: other brokers to dial.
+            pub upstream: Vec<Upstream>,
+        }
+
+        /// A section's name, with what is known of it apart from its keys.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct About {
+            pub(super) name: &'static str,
+            pub(super) doc: &'static str,
+            /// Whether the broker acts on it. If not, it is validated all the same.
+            pub(super) effective: bool,
+        }
+
+        /// Every section, in the order of the file.
+        pub(super) const SECTIONS: &[About] = &[
+            $( About { name: stringify!($name), doc: $section::ABOUT, effective: $effective } ),+
+        ];
+
+        impl Config {
+            pub(super) fn section(&self, name: &str) -> Option<&dyn Section> {
+                match name {
+                    $( stringify!($name) => Some(&self.$name), )+
+                    _ => None,
+                }
+            }
+
+            pub(super) fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
+                match name {
+                    $( stringify!($name) => Some(&mut self.$name), )+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+config! {
+    ipc: Ipc, true;
+    shared_memory: SharedMemory, true;
+    delivery: Delivery, true;
+    limits: Limits, true;
+    router: Router, true;
+    restart: Restart, false;
+    circuit_breaker: CircuitBreaker, false;
+    health_server: HealthServer, false;
+    metrics: Metrics, false;
+}
+
+impl Config {
+    /// The breaker's settings for a service: `[circuit_breaker]`, but for what its own table says.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Config;
+    /// assert_eq!(Config::default().breaker_for("ai.complete").failure_threshold, 5);
+    /// ```
+    pub fn breaker_for(&self, service: &str) -> CircuitBreaker {
+        let mut breaker = self.circuit_breaker.clone();
+        for (name, value) in self.breaker_services.get(service).iter().flat_map(|own| &own.values) {
+            breaker.put(name, value);
+        }
+        breaker
+    }
+
+    /// The value of a key by its full name, `ipc.max_connections`.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Config;
+    /// assert_eq!(Config::default().get("ipc.max_connections").unwrap().to_string(), "1000");
+    /// ```
+    pub fn get(&self, key: &str) -> Option<Value> {
+        let (section, name) = key.split_once('.')?;
+        self.section(section)?.get(name)
+    }
+}

@@ -1,0 +1,108 @@
+//! Which file is the configuration, and whether it can be trusted.
+//!
+//! In order: the file that was named (`--config`, then `LAPCE_IPC_CONFIG`), `$XDG_CONFIG_HOME/lapce-ipc/config.toml`
+//! (with `~/.config` if the variable is not set), `/etc/lapce-ipc/config.toml`. The first that exists is the only one
+//! that is read. The working directory is never looked at: a repository that somebody cloned must not configure the
+//! broker. For the same reason a file is refused that another user could have written: the broker acts on what it says.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::env::Env;
+use super::error::{ConfigError, Fault, Origin, Problem};
+
+/// Where to look for a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The file that the command line names.
+    pub file: Option<PathBuf>,
+    /// The machine's directory of configurations: `/etc`, but for tests.
+    pub etc: PathBuf,
+    /// The user who may own a file besides root: the one we run as, but for tests.
+    pub own_uid: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { file: None, etc: PathBuf::from("/etc"), own_uid: rustix::process::geteuid().as_raw() }
+    }
+}
+
+/// The most bytes of a configuration that are read.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Finds and reads the configuration file; `None` if there is none, and none was asked for.
+pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<u8>)>, ConfigError> {
+    let named = options.file.clone().or_else(|| env.get("LAPCE_IPC_CONFIG").map(PathBuf::from));
+    if let Some(path) = named {
+        return match read(&path, options.own_uid)? {
+            Some(text) => Ok(Some((path, text))),
+            None => Err(problem(&path, Fault::NoSuchFile).into()),
+        };
+    }
+    for path in usual_places(options, env) {
+        if let Some(text) = read(&path, options.own_uid)? {
+            return Ok(Some((path, text)));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a configuration is looked for that nobody named. A relative directory in a variable is passed over, as the XDG
+/// specification wants it: it would be below the working directory.
+fn usual_places(options: &Options, env: &Env) -> Vec<PathBuf> {
+    let of_variable = |name| env.get(name).map(PathBuf::from);
+    let personal = of_variable("XDG_CONFIG_HOME").or_else(|| of_variable("HOME").map(|home| home.join(".config")));
+    personal
+        .filter(|directory| directory.is_absolute())
+        .into_iter()
+        .chain([options.etc.clone()])
+        .map(|directory| directory.join("lapce-ipc/config.toml"))
+        .collect()
+}
+
+/// Reads a file if it is there. Who may write it is asked of the open file, not of the path, which could change in
+/// between.
+fn read(path: &Path, own_uid: u32) -> Result<Option<Vec<u8>>, ConfigError> {
+    // A pipe without a writer would hang the open.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(unreadable(path, error.into())),
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(|error| unreadable(path, error.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(problem(path, Fault::NotAFile).into());
+    }
+    if stat.st_uid != own_uid && stat.st_uid != 0 {
+        return Err(problem(path, Fault::ForeignOwner { owner: stat.st_uid, own: own_uid }).into());
+    }
+    if stat.st_mode & 0o022 != 0 {
+        return Err(problem(path, Fault::WritableByOthers { mode: stat.st_mode & 0o7777 }).into());
+    }
+    let mut text = Vec::new();
+    match File::from(fd).take(FILE_MAX + 1).read_to_end(&mut text) {
+        Ok(length) if length as u64 > FILE_MAX => Err(problem(path, Fault::FileTooLarge { max: FILE_MAX }).into()),
+        Ok(_) => Ok(Some(text)),
+        Err(error) => Err(unreadable(path, error)),
+    }
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> ConfigError {
+    // The operating system's own words begin with a capital and end with a number.
+    let why = match error.kind() {
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    };
+    problem(path, Fault::Unreadable(why)).into()
+}
+
+/// A problem with a file as a whole.
+fn problem(path: &Path, fault: Fault) -> Problem {
+    Problem { place: Origin::File { path: path.to_owned(), line: 0, column: 0 }, key: None, fault }
+}
