@@ -1,0 +1,324 @@
+//! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
+
+use super::router::{Ask, Attach, Doom, Ended, Gone, Settings, ShmRouter};
+use super::stream::{FrameStream, ReadError};
+use crate::config::Config;
+use crate::shm::doorbell::BrokerBells;
+use crate::shm::peer::Credentials;
+use crate::shm::segment::{Nonces, Segment, fill_random};
+use crate::wire::control::{
+    self, BrokerFrame, ClientFrame, ClosingCode, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token,
+};
+use crate::wire::name::Name;
+use actix::prelude::*;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+/// How long a client may take to read the last frame.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Where the broker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Everything is served.
+    Running,
+    /// Nothing new is let in; what is under way is finished within so many milliseconds.
+    Draining(u32),
+    /// Connections are closed.
+    Closing,
+}
+
+impl Phase {
+    pub(super) fn is_ending(&self) -> bool {
+        *self != Phase::Running
+    }
+}
+
+/// What all connections share.
+pub(super) struct Broker {
+    pub(super) config: Config,
+    pub(super) config_file: Option<PathBuf>,
+    pub(super) settings: Settings,
+    pub(super) router: Addr<ShmRouter>,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) started: Instant,
+}
+
+/// The actor of one connection.
+pub(super) struct ConnectionActor {
+    start: Option<(UnixStream, Credentials, OwnedSemaphorePermit, mpsc::Receiver<Doom>)>,
+    doom: mpsc::Sender<Doom>,
+    broker: Arc<Broker>,
+}
+
+impl ConnectionActor {
+    pub(super) fn new(
+        stream: UnixStream,
+        peer: Credentials,
+        permit: OwnedSemaphorePermit,
+        broker: Arc<Broker>,
+    ) -> ConnectionActor {
+        let (doom, doomed) = mpsc::channel(1);
+        ConnectionActor { start: Some((stream, peer, permit, doomed)), doom, broker }
+    }
+}
+
+impl Actor for ConnectionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(4);
+        let Some((stream, peer, permit, doomed)) = self.start.take() else { return ctx.stop() };
+        let session = session(stream, peer, doomed, self.broker.clone(), ctx.address().recipient());
+        // The permit goes when the session has ended in every respect.
+        let session = async move {
+            session.await;
+            drop(permit);
+        };
+        ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
+    }
+}
+
+impl Handler<Ended> for ConnectionActor {
+    type Result = ();
+
+    fn handle(&mut self, Ended(doom): Ended, _: &mut Self::Context) {
+        // The router says so once.
+        let _ = self.doom.try_send(doom);
+    }
+}
+
+/// From the first byte to the last.
+async fn session(
+    stream: UnixStream,
+    peer: Credentials,
+    mut doomed: mpsc::Receiver<Doom>,
+    broker: Arc<Broker>,
+    owner: Recipient<Ended>,
+) {
+    let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+    let max = broker.config.ipc.max_control_frame_bytes as usize;
+    let mut stream = match stream {
+        Ok(stream) => FrameStream::new(stream, max),
+        Err(error) => return log::warn!("connection lost pid={} reason={error:?}", peer.pid),
+    };
+    let timeout = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
+    let hello = match tokio::time::timeout(timeout, read_hello(&mut stream)).await {
+        Ok(Some(hello)) => hello,
+        Ok(None) => return,
+        Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
+    };
+    let attached = match hello {
+        Ok(name) => attach(&broker, &name, peer, owner).await.map(|attached| (name, attached)),
+        Err(refused) => Err(refused),
+    };
+    let (name, attached) = match attached {
+        Ok(attached) => attached,
+        Err((code, message)) => {
+            log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
+            let refused = BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION };
+            return last_words(&mut stream, &refused).await;
+        }
+    };
+    let (key, id) = (attached.key, attached.id);
+    log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    let end = match welcome(&mut stream, &broker, attached).await {
+        Ok(()) => serve(&mut stream, &mut doomed, &broker, key, id).await,
+        Err(error) => End::Lost(error.to_string()),
+    };
+    match end {
+        End::Left => log::info!("connection closed connection={id} name={name}"),
+        End::Lost(reason) => log::warn!("connection lost connection={id} name={name} reason={reason:?}"),
+        End::Closed(Doom { code, reason }) => {
+            log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
+        }
+        End::Shutdown => {
+            let message = "the broker ends".to_owned();
+            last_words(&mut stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
+        }
+    }
+    let _ = broker.router.send(Gone { key, id }).await;
+}
+
+/// `None`: the peer left without a word.
+async fn read_hello(stream: &mut FrameStream) -> Option<Result<Name, (RefusedCode, String)>> {
+    let malformed = |error: &dyn std::fmt::Display| Some(Err((RefusedCode::Malformed, error.to_string())));
+    let body = match stream.read().await {
+        Ok(Some(body)) => body,
+        Ok(None) | Err(ReadError::Io(_)) => return None,
+        Err(error) => return malformed(&error),
+    };
+    match control::peek_hello(&body) {
+        Ok(PROTOCOL_VERSION) => {}
+        Ok(version) => {
+            let message = format!("the client speaks version {version}, the broker {PROTOCOL_VERSION}");
+            return Some(Err((RefusedCode::Version, message)));
+        }
+        Err(error) => return malformed(&error),
+    }
+    match ClientFrame::decode(&body) {
+        Ok(ClientFrame::Hello { name, .. }) => Some(Ok(name)),
+        Ok(_) => malformed(&"the first frame is no hello"),
+        Err(error) => malformed(&error),
+    }
+}
+
+/// A connection that the router has taken in, and what its client gets.
+struct Attached {
+    key: u32,
+    id: u32,
+    nonces: Nonces,
+    segment: std::os::fd::OwnedFd,
+    descriptors: crate::shm::doorbell::ClientDescriptors,
+}
+
+async fn attach(
+    broker: &Broker,
+    name: &Name,
+    peer: Credentials,
+    owner: Recipient<Ended>,
+) -> Result<Attached, (RefusedCode, String)> {
+    let refused = |error: &dyn std::fmt::Display| {
+        (RefusedCode::TooManyConnections, format!("no memory or descriptors for another connection: {error}"))
+    };
+    if broker.phase.borrow().is_ending() {
+        return Err((RefusedCode::Draining, "the broker ends".to_owned()));
+    }
+    let nonces = Nonces::random().map_err(|error| refused(&error))?;
+    let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
+    let segment = segment.map_err(|error| refused(&error))?;
+    let (bells, descriptors) = BrokerBells::new().map_err(|error| refused(&error))?;
+    let file = segment.as_fd().try_clone_to_owned().map_err(|error| refused(&error))?;
+    let attach = Attach { name: name.clone(), peer, segment, bells, owner };
+    let (key, id) =
+        broker.router.send(attach).await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
+    Ok(Attached { key, id, nonces, segment: file, descriptors })
+}
+
+async fn welcome(stream: &mut FrameStream, broker: &Broker, attached: Attached) -> std::io::Result<()> {
+    let (config, settings) = (&broker.config, &broker.settings);
+    let mut token = [0; 16];
+    fill_random(&mut token)?;
+    let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
+    let Nonces { bulk, express, egress } = attached.nonces;
+    let frame = BrokerFrame::Welcome {
+        version: PROTOCOL_VERSION,
+        connection: attached.id,
+        token: Token::from_bytes(token),
+        broker: concat!("lapce-ipc ", env!("CARGO_PKG_VERSION")).to_owned(),
+        limits: Limits {
+            max_message_size: config.ipc.max_message_size,
+            slot_size: settings.geometry.slot_size(),
+            stream_credit_cells: settings.stream_credit,
+            subscription_credit_cells: settings.subscription_credit,
+            default_request_timeout_ms: ms(config.limits.default_request_timeout_ms),
+            max_request_timeout_ms: ms(config.limits.max_request_timeout_ms),
+            max_requests: config.limits.max_requests_per_connection,
+        },
+        geometry: Geometry {
+            segment_bytes: settings.geometry.segment_bytes() as u64,
+            nonce_egress: egress,
+            nonce_bulk: bulk,
+            nonce_express: express,
+            slot_size: settings.geometry.slot_size(),
+            extension_cells: settings.geometry.extension_cells(),
+        },
+    };
+    let bytes = frame.encode().map_err(std::io::Error::other)?;
+    let crate::shm::doorbell::ClientDescriptors { ring, wait } = &attached.descriptors;
+    // In this order; ours are closed when `attached` goes.
+    stream.write(&bytes, &[attached.segment.as_fd(), ring.as_fd(), wait.as_fd()]).await
+}
+
+/// How a session ended.
+enum End {
+    /// The client said goodbye, or closed its socket.
+    Left,
+    /// The socket failed, or what came over it made no sense.
+    Lost(String),
+    /// The router ended it.
+    Closed(Doom),
+    /// The broker ends.
+    Shutdown,
+}
+
+async fn serve(
+    stream: &mut FrameStream,
+    doomed: &mut mpsc::Receiver<Doom>,
+    broker: &Broker,
+    key: u32,
+    id: u32,
+) -> End {
+    let mut phase = broker.phase.clone();
+    loop {
+        let frame = tokio::select! {
+            biased;
+            Some(doom) = doomed.recv() => return End::Closed(doom),
+            Ok(()) = phase.changed() => {
+                let now = *phase.borrow_and_update();
+                match now {
+                    Phase::Running => continue,
+                    Phase::Closing => return End::Shutdown,
+                    Phase::Draining(deadline_ms) => BrokerFrame::Draining { deadline_ms },
+                }
+            }
+            read = stream.read() => match read {
+                Ok(None) => return End::Left,
+                // It closed its socket with an answer unread.
+                Err(ReadError::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => return End::Left,
+                Err(ReadError::Io(error)) => return End::Lost(error.to_string()),
+                Err(ReadError::Codec(error)) => return End::Closed(violation(error)),
+                Ok(Some(body)) => match ClientFrame::decode(&body) {
+                    Ok(ClientFrame::Bye) => return End::Left,
+                    Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
+                    Err(error) => return End::Closed(violation(error)),
+                    Ok(frame) => match ask(broker, key, id, frame).await {
+                        Some(answer) => answer,
+                        None => match doomed.recv().await {
+                            Some(doom) => return End::Closed(doom),
+                            None => return End::Left,
+                        },
+                    },
+                },
+            },
+        };
+        let sent = match frame.encode() {
+            Ok(bytes) => stream.write(&bytes, &[]).await,
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        match sent {
+            Ok(()) => {}
+            // It left while we answered.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return End::Left,
+            Err(error) => return End::Lost(error.to_string()),
+        }
+    }
+}
+
+fn violation(reason: impl ToString) -> Doom {
+    Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
+}
+
+async fn ask(broker: &Broker, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
+    let mut answer = broker.router.send(Ask { key, id, frame }).await.ok()??;
+    if let BrokerFrame::Status { report, .. } = &mut answer {
+        report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report.version = env!("CARGO_PKG_VERSION").to_owned();
+        report.pid = std::process::id();
+        report.socket = broker.config.ipc.socket_path.display().to_string();
+        report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
+        report.draining = broker.phase.borrow().is_ending();
+    }
+    Some(answer)
+}
+
+async fn last_words(stream: &mut FrameStream, frame: &BrokerFrame) {
+    let Ok(bytes) = frame.encode() else { return };
+    let _ = tokio::time::timeout(LAST_WORDS, stream.write(&bytes, &[])).await;
+}

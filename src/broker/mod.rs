@@ -1,0 +1,33 @@
+//! The broker: actors, thin shells over the state machines of `routing`. Layer 3; the only place that knows actix.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
+//! | `socket` | the socket's path: who owns it, how it is bound and removed |
+//! | `acceptor` | lets connections in: whose, and how many |
+//! | `connection` | one actor for each connection: hello, questions, the end |
+//! | `stream` | frames over a Unix stream |
+//! | `router/` | the actor that owns every ring |
+//!
+//! ```text
+//!                 ┌──────────────┐ phase (watch)
+//!   signals ────► │ root (main)  ├───────────────────────────────────┐
+//!                 └──┬────────┬──┘                                   │
+//!             starts │        │ starts                               ▼
+//!          ┌─────────▼──┐  ┌──▼────────┐  starts one each  ┌───────────────────┐
+//!          │ ShmRouter  │  │ Acceptor  ├──────────────────►│ ConnectionActor   │
+//!          │ (own       │  │ (main)    │                   │ (workers)         │
+//!          │  arbiter)  │◄─┼───────────┼───────────────────┤ Attach, Ask, Gone │
+//!          └─────┬──────┘  └───────────┘                   └────────▲──────────┘
+//!                └───────────────────── Ended ──────────────────────┘
+//! ```
+
+mod acceptor;
+mod connection;
+mod root;
+mod router;
+mod socket;
+mod stream;
+
+pub use root::{BrokerError, run};
+pub use socket::SocketError;

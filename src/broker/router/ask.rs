@@ -1,0 +1,216 @@
+//! What clients ask for over the control socket, and what is said about the broker. An answer means: it is in force.
+
+use super::core::{Core, ECHO};
+use super::inlet::Published;
+use crate::shm::layout::CELL_BYTES;
+use crate::wire::control::{
+    BrokerFrame, ClientFrame, ConnectionStatus, DeliveryPolicy, FailedCode, InternKind, ServiceStatus, StatusReport,
+};
+use crate::wire::name::{Name, Topic};
+use crate::wire::pattern::Pattern;
+use crate::wire::record::Outcome;
+
+type Answer = Result<BrokerFrame, (FailedCode, String)>;
+
+impl Core {
+    /// Carries out what the connection asks for. `None`: the connection is gone, or the frame is no question.
+    pub(super) fn ask(&mut self, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
+        self.inlet_of(key, id)?;
+        let (serial, answer) = match frame {
+            ClientFrame::Intern { serial, kind: InternKind::Topic, name } => (serial, self.intern_topic(key, serial, &name)),
+            ClientFrame::Intern { serial, kind: InternKind::Service, name } => {
+                (serial, self.intern_service(key, serial, &name))
+            }
+            ClientFrame::Subscribe { serial, pattern, policy, credit } => {
+                (serial, self.subscribe(key, serial, pattern, policy, credit))
+            }
+            ClientFrame::Unsubscribe { serial, subscription } => (serial, self.unsubscribe(key, serial, subscription)),
+            ClientFrame::Serve { serial, service, max_in_flight } => {
+                (serial, self.serve_service(key, serial, &service, max_in_flight))
+            }
+            ClientFrame::Unserve { serial, service } => (serial, self.unserve(key, serial, service)),
+            ClientFrame::Status { serial } => (serial, Ok(BrokerFrame::Status { serial, report: self.report() })),
+            ClientFrame::Hello { .. } | ClientFrame::Bye => return None,
+        };
+        Some(answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message }))
+    }
+
+    fn intern_topic(&mut self, key: u32, serial: u32, topic: &Topic) -> Answer {
+        if topic.is_system() {
+            return Err((FailedCode::NotAllowed, format!("only the broker publishes on {topic}")));
+        }
+        let most = self.settings.max_topics_per_connection;
+        if self.inlet(key).is_some_and(|inlet| inlet.topics.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection has {most} topics, which is the limit")));
+        }
+        let too_many = || (FailedCode::Limit, "the broker knows as many topics as it may".to_owned());
+        let id = self.topics.intern(topic).ok_or_else(too_many)?;
+        let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
+        inlet.topics.push(Published { topic: id, sent: 0 });
+        Ok(BrokerFrame::Interned { serial, id: inlet.topics.len() as u32 - 1 })
+    }
+
+    fn intern_service(&mut self, key: u32, serial: u32, name: &Topic) -> Answer {
+        let name = Name::try_from(name).map_err(|error| (FailedCode::Invalid, error.to_string()))?;
+        let most = self.settings.max_topics_per_connection;
+        if self.inlet(key).is_some_and(|inlet| inlet.services.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection has {most} services, which is the limit")));
+        }
+        let service = self.services.intern(&name).ok_or_else(too_many_services)?;
+        let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
+        inlet.services.push(service);
+        Ok(BrokerFrame::Interned { serial, id: inlet.services.len() as u32 - 1 })
+    }
+
+    fn subscribe(&mut self, key: u32, serial: u32, pattern: Pattern, policy: DeliveryPolicy, credit: u32) -> Answer {
+        let most = self.settings.max_subscriptions_per_connection;
+        let Some(outlet) = self.outlets.get(key) else { return Err(gone()) };
+        if outlet.subscriptions.len() >= most {
+            return Err((FailedCode::Limit, format!("this connection has {most} subscriptions, which is the limit")));
+        }
+        let capacity = match credit {
+            0 => self.settings.subscription_credit,
+            // One record of the largest size at least, so that nothing is too large for it.
+            credit => credit.clamp(self.settings.geometry.base_cells(), self.settings.subscription_credit),
+        };
+        let too_many = || (FailedCode::Limit, "the broker has as many subscriptions as it may".to_owned());
+        let subscription = self.topics.subscribe(key, pattern, policy, capacity).ok_or_else(too_many)?;
+        if let Some(outlet) = self.outlets.get_mut(key) {
+            outlet.subscriptions.push(subscription);
+        }
+        Ok(BrokerFrame::Subscribed { serial, subscription: subscription.to_u32() })
+    }
+
+    fn unsubscribe(&mut self, key: u32, serial: u32, subscription: u32) -> Answer {
+        let subscription = crate::routing::arena::Key::from_u32(subscription);
+        let Some(outlet) = self.outlets.get_mut(key) else { return Err(gone()) };
+        let Some(at) = outlet.subscriptions.iter().position(|s| *s == subscription) else {
+            return Err((FailedCode::Unknown, "no such subscription".to_owned()));
+        };
+        outlet.subscriptions.swap_remove(at);
+        self.topics.unsubscribe(subscription);
+        self.retry_waiters(key);
+        Ok(BrokerFrame::Done { serial })
+    }
+
+    fn serve_service(&mut self, key: u32, serial: u32, name: &Name, max_in_flight: u32) -> Answer {
+        if name.as_str() == ECHO {
+            return Err((FailedCode::NotAllowed, format!("the broker itself serves {ECHO}")));
+        }
+        let most = self.settings.max_subscriptions_per_connection;
+        if self.inlet(key).is_some_and(|inlet| inlet.serving.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection has offered {most} services, which is the limit")));
+        }
+        let service = self.services.intern(name).ok_or_else(too_many_services)?;
+        let most = self.settings.max_requests_per_responder;
+        let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
+        if !self.services.serve(service, key, max_in_flight) {
+            self.services.release(service);
+            return Err((FailedCode::Invalid, format!("this connection serves {name} already")));
+        }
+        let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
+        inlet.serving.push(Some(service));
+        Ok(BrokerFrame::Serving { serial, service: inlet.serving.len() as u32 - 1 })
+    }
+
+    fn unserve(&mut self, key: u32, serial: u32, number: u32) -> Answer {
+        let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
+        let Some(service) = inlet.serving.get_mut(number as usize).and_then(Option::take) else {
+            return Err((FailedCode::Unknown, format!("no service has the number {number}")));
+        };
+        self.services.unserve(service, key);
+        self.services.release(service);
+        Ok(BrokerFrame::Done { serial })
+    }
+
+    /// What the router knows of the broker; the connection's actor fills in the rest.
+    fn report(&self) -> StatusReport {
+        let mut connections = Vec::new();
+        for (key, inlet) in self.inlets.iter().enumerate() {
+            let (Some(inlet), Some(outlet)) = (inlet.as_deref(), self.outlets.get(key as u32)) else { continue };
+            let services = inlet.serving.iter().flatten().filter_map(|s| self.services.get(*s));
+            connections.push(ConnectionStatus {
+                id: inlet.info.id,
+                name: inlet.info.name.clone(),
+                pid: inlet.info.peer.pid,
+                uid: inlet.info.peer.uid,
+                age_ms: (self.now - inlet.opened) / 1_000_000,
+                subscriptions: outlet.subscriptions.len() as u32,
+                services: services.map(|service| service.name.clone()).collect(),
+                messages_in: inlet.messages,
+                messages_out: outlet.messages,
+                bytes_in: inlet.bytes,
+                bytes_out: outlet.bytes,
+                dropped: outlet.dropped,
+                backlog_bytes: outlet.backlog_bytes as u64,
+                requests_outstanding: u64::from(inlet.outstanding),
+            });
+        }
+        let services = self.services.iter().filter(|s| !s.responders.is_empty() || s.requests > 0);
+        let slot_cells = u64::from(self.settings.geometry.slot_size()) / CELL_BYTES as u64;
+        let slots = |cells: u64| u32::try_from(cells / slot_cells.max(1)).unwrap_or(u32::MAX);
+        StatusReport {
+            uptime_ms: 0,
+            version: String::new(),
+            pid: 0,
+            socket: String::new(),
+            config_file: None,
+            draining: false,
+            connections,
+            services: services
+                .map(|service| ServiceStatus {
+                    name: service.name.clone(),
+                    responders: service.responders.len() as u32,
+                    outstanding: service.responders.iter().map(|r| r.outstanding).sum(),
+                    pending: 0,
+                    requests: service.requests,
+                    failures: service.failures,
+                })
+                .collect(),
+            counters: self.counters_by_name(),
+            slots_used: slots(self.outlets.memory.budget().used()),
+            slots_total: slots(self.outlets.memory.budget().total()),
+            topics: self.topics.len() as u32,
+            subscriptions: self.topics.subscriptions.len() as u32,
+        }
+    }
+
+    fn counters_by_name(&self) -> Vec<(String, u64)> {
+        let c = &self.counters;
+        let mut named = vec![
+            ("connections", c.connections),
+            ("records", c.records),
+            ("bytes", c.bytes),
+            ("published", c.published),
+            ("delivered", c.delivered),
+            ("unmatched", c.unmatched),
+            ("dropped", c.dropped),
+            ("aborted", c.aborted),
+            ("evicted", c.evicted),
+            ("requests", c.requests),
+            ("replies", c.replies),
+            ("chunks", c.chunks),
+            ("cancels", c.cancels),
+            ("late", c.late),
+            ("parked", c.parked),
+            ("violations", c.violations),
+            ("rings", self.outlets.rung),
+            ("looks", c.looks),
+            ("sleeps", c.sleeps),
+            ("leases_refused", self.outlets.memory.refused),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect::<Vec<_>>();
+        named.extend(Outcome::ALL.iter().map(|o| (format!("failed_{}", o.as_str()), c.failed[*o as usize - 1])));
+        named
+    }
+}
+
+fn gone() -> (FailedCode, String) {
+    (FailedCode::Unknown, "the connection has ended".to_owned())
+}
+
+fn too_many_services() -> (FailedCode, String) {
+    (FailedCode::Limit, "the broker knows as many services as it may".to_owned())
+}

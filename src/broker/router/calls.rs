@@ -1,0 +1,395 @@
+//! Calls: requests, their answers and streams, cancels and credit, all in the express lane.
+//!
+//! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it into
+//! a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What bounds the
+//! backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
+//!
+//! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
+//! whatever comes later finds no call.
+
+use super::core::{Core, Timer};
+use super::outlet::Doom;
+use crate::routing::arena::Key;
+use crate::routing::services::{NoResponder, ServiceId};
+use crate::routing::wheel::TimerId;
+use crate::shm::layout::cells_for;
+use crate::shm::ring::{Payload, Record};
+use crate::wire::record::{Flags, Header, Kind, Outcome};
+
+/// The flags of a response that its requester gets to see.
+const ANSWER_FLAGS: Flags = Flags::WHOLE.with(Flags::END).with(Flags::ERROR).with(Flags::STREAM);
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Call {
+    requester: u32,
+    slot: u32,
+    generation: u32,
+    /// `None`: the broker itself, which echoes.
+    responder: Option<u32>,
+    service: ServiceId,
+    /// The responder's own number of the service.
+    number: u32,
+    timer: TimerId,
+    stream: bool,
+    total: u32,
+    /// Bytes of the body still to come.
+    body_left: u32,
+    /// Cells of the body that the requester may send.
+    body_credit: u32,
+    /// Bytes still to come of the answer's message under way.
+    answer_left: u32,
+    /// Cells of answer that the responder may send.
+    answer_credit: u32,
+}
+
+impl Core {
+    /// Routes one record of the express lane, and consumes it.
+    #[inline]
+    pub(super) fn route_express(&mut self, key: u32, record: &Record) -> Result<(), Doom> {
+        let header = Header::from_words(&record.header).map_err(Doom::violation)?;
+        match header.kind {
+            Kind::Request if header.flags.has(Flags::FIRST) => self.request(key, record, &header)?,
+            Kind::Request => self.body(key, record, &header)?,
+            Kind::Response => self.response(key, record, &header)?,
+            Kind::Cancel => self.cancel(key, &header),
+            Kind::Credit => self.credit(key, &header),
+            Kind::ResponseCredit => self.response_credit(key, &header),
+            Kind::BodyCredit => self.body_credit(key, &header),
+            kind => return Err(Doom::violation(format_args!("record of kind {kind:?} in the express lane"))),
+        }
+        self.counters.records += 1;
+        self.counters.bytes += u64::from(record.len);
+        if let Some(inlet) = self.inlet_mut(key) {
+            inlet.bytes += u64::from(record.len);
+            inlet.express.advance(record);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn request(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+        let (len, is_whole) = (record.len, header.flags.has(Flags::LAST));
+        let max_requests = self.settings.max_requests_per_connection;
+        let Some(inlet) = self.inlet_mut(key) else { return Ok(()) };
+        if len > header.total || is_whole != (len == header.total) {
+            return Err(Doom::violation(format_args!(
+                "request of {} bytes begins with a record of {len}",
+                header.total
+            )));
+        }
+        let Some(service) = inlet.services.get(header.arg as usize).copied() else {
+            return Err(Doom::violation(format_args!("request to service number {}, never given", header.arg)));
+        };
+        if header.id >= max_requests {
+            return Err(Doom::violation(format_args!("request in place {} of {max_requests}", header.id)));
+        }
+        if inlet.requests.len() <= header.id as usize {
+            inlet.requests.resize(header.id as usize + 1, Default::default());
+        }
+        let slot = &mut inlet.requests[header.id as usize];
+        if slot.call.is_some() {
+            return Err(Doom::violation(format_args!("request in place {}, which is in use", header.id)));
+        }
+        slot.generation = header.id2;
+        inlet.messages += 1;
+        self.counters.requests += 1;
+        if let Some(service) = self.services.get_mut(service) {
+            service.requests += 1;
+        }
+        if header.total > self.settings.max_message_size {
+            self.fail(key, header.id, header.id2, service, Outcome::TooLarge);
+            return Ok(());
+        }
+        if service == self.echo {
+            if is_whole {
+                self.answer_echo(key, record, header);
+            } else {
+                self.begin(key, record, header, service, None);
+            }
+            return Ok(());
+        }
+        let outlets = &self.outlets;
+        match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
+            Ok(responder) => self.begin(key, record, header, service, Some(responder)),
+            Err(NoResponder::None) => self.fail(key, header.id, header.id2, service, Outcome::NoResponders),
+            Err(NoResponder::AllBusy) => self.fail(key, header.id, header.id2, service, Outcome::Overloaded),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn answer_echo(&mut self, key: u32, record: &Record, header: &Header) {
+        self.counters.replies += 1;
+        let answer = Header {
+            flags: Flags::WHOLE.with(Flags::END),
+            id: header.id,
+            id2: header.id2,
+            total: record.len,
+            ..Header::new(Kind::Answer)
+        };
+        let Core { inlets, outlets, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref() else { return };
+        outlets.send(key, &answer, Payload::Words(record.len, inlet.express.payload(record)));
+        if let Some(outlet) = outlets.get_mut(key) {
+            outlet.messages += 1;
+        }
+    }
+
+    fn begin(&mut self, key: u32, record: &Record, header: &Header, service: ServiceId, responder: Option<u32>) {
+        let timeout = match header.nanos {
+            0 => self.settings.default_request_timeout,
+            nanos => nanos.min(self.settings.max_request_timeout),
+        };
+        let number = responder
+            .and_then(|r| self.inlet(r))
+            .and_then(|inlet| inlet.serving.iter().position(|s| *s == Some(service)))
+            .map_or(0, |number| number as u32);
+        let credit = self.settings.stream_credit;
+        let call = Call {
+            requester: key,
+            slot: header.id,
+            generation: header.id2,
+            responder,
+            service,
+            number,
+            timer: self.wheel.set(self.now + timeout, Timer::Audit),
+            stream: header.flags.has(Flags::STREAM),
+            total: header.total,
+            body_left: header.total - record.len,
+            body_credit: credit.saturating_sub(cells_for(record.len)),
+            answer_left: 0,
+            answer_credit: credit,
+        };
+        let unset = call.timer;
+        let Some(call) = self.calls.insert(call) else {
+            self.wheel.cancel(unset);
+            self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
+            return;
+        };
+        // The timer names the call, which exists only now.
+        self.wheel.rename(unset, Timer::Call(call));
+        if let Some(responder) = responder {
+            self.services.begin(service, responder);
+        }
+        if let Some(inlet) = self.inlet_mut(key) {
+            inlet.requests[header.id as usize].call = Some(call);
+            inlet.outstanding += 1;
+        }
+        self.forward_body(key, record, header, call, timeout);
+    }
+
+    /// Sends a record of a request's body to who answers it.
+    fn forward_body(&mut self, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
+        let Core { inlets, outlets, calls, .. } = self;
+        let (Some(inlet), Some(found)) = (inlets[key as usize].as_deref(), calls.get_mut(call)) else { return };
+        let payload = Payload::Words(record.len, inlet.express.payload(record));
+        let flags = Flags(header.flags.0 & Flags::WHOLE.0);
+        let Some(responder) = found.responder else {
+            let answer = Header {
+                flags: flags.with_if(Flags::END, flags.has(Flags::LAST)),
+                id: found.slot,
+                id2: found.generation,
+                total: found.total,
+                ..Header::new(Kind::Answer)
+            };
+            found.answer_credit = found.answer_credit.saturating_sub(cells_for(record.len));
+            outlets.send(key, &answer, payload);
+            if flags.has(Flags::LAST) {
+                self.counters.replies += 1;
+                self.finish(call);
+            }
+            return;
+        };
+        let forwarded = Header {
+            flags: flags.with_if(Flags::STREAM, found.stream),
+            id: found.number,
+            total: found.total,
+            seq: call.to_u64(),
+            origin: inlet.info.id,
+            nanos: timeout,
+            ..Header::new(Kind::Call)
+        };
+        outlets.send(responder, &forwarded, payload);
+        if flags.has(Flags::LAST)
+            && let Some(outlet) = outlets.get_mut(responder)
+        {
+            outlet.messages += 1;
+        }
+    }
+
+    fn body(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+        let Some(call) = self.call_in(key, header) else {
+            self.counters.late += 1;
+            return Ok(());
+        };
+        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
+        if len == 0 || len > found.body_left || is_last != (len == found.body_left) {
+            return Err(Doom::violation(format_args!(
+                "request with {} bytes to come goes on with a record of {len}",
+                found.body_left
+            )));
+        }
+        let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
+            return Err(Doom::violation("a request's body was sent beyond its credit"));
+        };
+        found.body_credit = credit;
+        found.body_left -= len;
+        self.forward_body(key, record, header, call, 0);
+        Ok(())
+    }
+
+    #[inline]
+    fn response(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+        let call = Key::from_u64(header.seq);
+        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else {
+            self.counters.late += 1;
+            return Ok(());
+        };
+        let (len, first, last) = (record.len, header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
+        let left = if first { header.total } else { found.answer_left };
+        let out_of_order = first == (found.answer_left > 0) || len > left || last != (len == left);
+        if out_of_order || header.total > self.settings.max_message_size || (!first && len == 0) {
+            return Err(Doom::violation(format_args!(
+                "answer with {left} bytes to come has a record of {len} (message of {})",
+                header.total
+            )));
+        }
+        let Some(credit) = found.answer_credit.checked_sub(cells_for(len)) else {
+            return Err(Doom::violation("an answer was sent beyond its credit"));
+        };
+        found.answer_credit = credit;
+        found.answer_left = left - len;
+        let ends = last && header.flags.has(Flags::END);
+        let answer = Header {
+            flags: Flags(header.flags.0 & ANSWER_FLAGS.0),
+            id: found.slot,
+            id2: found.generation,
+            total: header.total,
+            ..Header::new(Kind::Answer)
+        };
+        let (requester, service) = (found.requester, found.service);
+        let Core { inlets, outlets, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(()) };
+        outlets.send(requester, &answer, Payload::Words(len, inlet.express.payload(record)));
+        if last {
+            inlet.messages += 1;
+            if let Some(outlet) = outlets.get_mut(requester) {
+                outlet.messages += 1;
+            }
+        }
+        if ends {
+            self.counters.replies += 1;
+            if header.flags.has(Flags::ERROR)
+                && let Some(service) = self.services.get_mut(service)
+            {
+                service.failures += 1;
+            }
+            self.finish(call);
+        } else {
+            self.counters.chunks += u64::from(last);
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, key: u32, header: &Header) {
+        self.counters.cancels += 1;
+        if let Some(call) = self.call_in(key, header) {
+            self.end_call(call, Outcome::Cancelled);
+        }
+    }
+
+    fn response_credit(&mut self, key: u32, header: &Header) {
+        let Some(call) = self.call_in(key, header) else { return };
+        let Some(found) = self.calls.get_mut(call) else { return };
+        found.answer_credit = found.answer_credit.saturating_add(header.arg);
+        match found.responder {
+            Some(responder) => {
+                let credit = Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) };
+                self.outlets.send(responder, &credit, Payload::EMPTY);
+            }
+            // The echo can take as much body as its requester can take answer.
+            None => {
+                found.body_credit = found.body_credit.saturating_add(header.arg);
+                let credit =
+                    Header { id: header.id, id2: header.id2, arg: header.arg, ..Header::new(Kind::RequestCredit) };
+                self.outlets.send(key, &credit, Payload::EMPTY);
+            }
+        }
+    }
+
+    fn body_credit(&mut self, key: u32, header: &Header) {
+        let call = Key::from_u64(header.seq);
+        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else { return };
+        found.body_credit = found.body_credit.saturating_add(header.arg);
+        let credit =
+            Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
+        self.outlets.send(found.requester, &credit, Payload::EMPTY);
+    }
+
+    /// The call of the request that `header` names, if it is still under way.
+    fn call_in(&self, key: u32, header: &Header) -> Option<Key> {
+        self.inlet(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
+    }
+
+    /// The deadline of a call has passed.
+    pub(super) fn deadline(&mut self, call: Key) {
+        let Some(found) = self.calls.get_mut(call) else { return };
+        // It has fired, so it is not there to be cancelled.
+        found.timer = self.wheel.set(u64::MAX / 2, Timer::Call(call));
+        self.end_call(call, Outcome::DeadlineExceeded);
+    }
+
+    /// Ends a call otherwise than by its answer: tells both sides.
+    fn end_call(&mut self, key: Key, outcome: Outcome) {
+        let Some(call) = self.finish(key) else { return };
+        if outcome != Outcome::ResponderLost
+            && let Some(responder) = call.responder
+        {
+            let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
+            self.outlets.send(responder, &ended, Payload::EMPTY);
+        }
+        if outcome != Outcome::Disconnected {
+            self.fail(call.requester, call.slot, call.generation, call.service, outcome);
+        }
+    }
+
+    /// Sends a request's outcome other than an answer.
+    fn fail(&mut self, requester: u32, slot: u32, generation: u32, service: ServiceId, outcome: Outcome) {
+        self.counters.failed[outcome as usize - 1] += 1;
+        if let Some(service) = self.services.get_mut(service).filter(|_| outcome != Outcome::Cancelled) {
+            service.failures += 1;
+        }
+        let failed = Header { id: slot, id2: generation, code: outcome as u16, ..Header::new(Kind::Failed) };
+        self.outlets.send(requester, &failed, Payload::EMPTY);
+    }
+
+    /// Removes a call, wherever it is known.
+    fn finish(&mut self, key: Key) -> Option<Call> {
+        let call = self.calls.remove(key)?;
+        self.wheel.cancel(call.timer);
+        if let Some(responder) = call.responder {
+            self.services.end(call.service, responder);
+        }
+        if let Some(inlet) = self.inlet_mut(call.requester) {
+            inlet.outstanding -= 1;
+            inlet.requests[call.slot as usize].call = None;
+        }
+        Some(call)
+    }
+
+    /// A connection ends: its requests are over, and those that it was to answer are lost.
+    pub(super) fn end_calls_of(&mut self, key: u32) {
+        let Some(inlet) = self.inlet(key) else { return };
+        let mut calls: Vec<_> =
+            inlet.requests.iter().filter_map(|slot| slot.call).map(|call| (call, Outcome::Disconnected)).collect();
+        if !inlet.serving.is_empty() {
+            let answered_here = self.calls.iter().filter(|(_, call)| call.responder == Some(key));
+            calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
+        }
+        for (call, outcome) in calls {
+            self.end_call(call, outcome);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The half of a connection that comes from its client: two lanes, and what the client has asked for.
+
+use crate::routing::arena::Key;
+use crate::routing::services::ServiceId;
+use crate::routing::topics::TopicId;
+use crate::routing::wheel::TimerId;
+use crate::shm::peer::Credentials;
+use crate::shm::ring::{Consumer, Signal};
+use crate::wire::name::Name;
+
+/// Who a connection is.
+#[derive(Clone, Debug)]
+pub(crate) struct Info {
+    /// The connection's id: unlike its key it does not come again.
+    pub(crate) id: u32,
+    pub(crate) name: Name,
+    pub(crate) peer: Credentials,
+}
+
+/// A topic that the client has a number for.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) topic: TopicId,
+    /// Messages of this client in this topic so far.
+    pub(super) sent: u64,
+}
+
+/// A message of several records under way in the bulk lane.
+#[derive(Debug)]
+pub(super) struct Partial {
+    /// The client's number of the topic.
+    pub(super) id: u32,
+    pub(super) topic: TopicId,
+    pub(super) seq: u64,
+    pub(super) total: u32,
+    /// Bytes still to come.
+    pub(super) left: u32,
+}
+
+/// A place for a request of this client.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RequestSlot {
+    pub(super) generation: u32,
+    pub(super) call: Option<Key>,
+}
+
+/// The bulk lane waits for credit or space of the connection `on`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parked {
+    pub(super) timer: TimerId,
+    pub(super) on: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Inlet {
+    pub(super) info: Info,
+    pub(super) opened: u64,
+    pub(super) bulk: Consumer,
+    pub(super) express: Consumer,
+    /// Armed while this connection is not polled.
+    pub(super) data: Signal,
+    /// What this client publishes to, by its own numbers.
+    pub(super) topics: Vec<Published>,
+    /// What it sends requests to, by its own numbers.
+    pub(super) services: Vec<ServiceId>,
+    /// What it serves, by its own numbers; `None` once it stopped.
+    pub(super) serving: Vec<Option<ServiceId>>,
+    pub(super) requests: Vec<RequestSlot>,
+    pub(super) outstanding: u32,
+    pub(super) partial: Option<Partial>,
+    /// The subscriptions that `partial` goes to.
+    pub(super) partial_targets: Vec<Key>,
+    pub(super) parked: Option<Parked>,
+    /// The client is gone: what it has published is still routed.
+    pub(super) ended: bool,
+    /// Cells consumed since a waiting producer was last told of space.
+    pub(super) since_space: u64,
+    /// Rings without a record, since when.
+    pub(super) rings: u32,
+    pub(super) rings_since: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+impl Inlet {
+    /// Cells of extensions in use.
+    pub(super) fn windows(&self) -> u32 {
+        self.bulk.window() + self.express.window()
+    }
+}

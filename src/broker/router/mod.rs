@@ -1,0 +1,190 @@
+//! `ShmRouter`: the actor that owns every ring. It runs on an arbiter of its own.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `settings` | the limits, in the router's units |
+//! | `core` | what the router owns; one step of its work |
+//! | `inlet`, `outlet` | the two halves of a connection |
+//! | `memory` | leases of the rings' extensions, and the audit |
+//! | `publish` | the bulk lane: publish and subscribe |
+//! | `calls` | the express lane: requests, answers, streams, cancels, credit |
+//! | `ask` | what comes over the control socket |
+//! | `turn` | the loop: work, spin, sleep |
+//!
+//! The actor is a shell: its messages are carried out by [`core::Core`], and so is the traffic, by the loop in `turn`.
+
+mod ask;
+mod calls;
+mod core;
+mod inlet;
+mod memory;
+mod outlet;
+mod publish;
+mod settings;
+mod turn;
+
+pub(crate) use self::core::Core;
+pub(crate) use outlet::Doom;
+pub(crate) use settings::Settings;
+
+use crate::shm::doorbell::BrokerBells;
+use crate::shm::peer::Credentials;
+use crate::shm::segment::Segment;
+use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::name::Name;
+use actix::prelude::*;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+use tokio::sync::{Notify, mpsc};
+
+/// Takes a connection in. Answers its key and id.
+#[derive(Message)]
+#[rtype(result = "io::Result<(u32, u32)>")]
+pub(crate) struct Attach {
+    pub(crate) name: Name,
+    pub(crate) peer: Credentials,
+    pub(crate) segment: Segment,
+    pub(crate) bells: BrokerBells,
+    /// Whom to tell if the connection must end.
+    pub(crate) owner: Recipient<Ended>,
+}
+
+/// The client of a connection is gone: its socket has ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Gone {
+    pub(crate) key: u32,
+    pub(crate) id: u32,
+}
+
+/// A question from the control socket. Answers the frame to send, if the connection still exists.
+#[derive(Message)]
+#[rtype(result = "Option<BrokerFrame>")]
+pub(crate) struct Ask {
+    pub(crate) key: u32,
+    pub(crate) id: u32,
+    pub(crate) frame: ClientFrame,
+}
+
+/// Asks whether nothing is under way.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(crate) struct IsQuiescent;
+
+/// To a connection's actor: the router has ended the connection.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(crate) struct Ended(pub(crate) Doom);
+
+/// The router.
+pub(crate) struct ShmRouter {
+    shared: Rc<Shared>,
+    /// Dropped with the actor, by which the root sees its end, a panic included.
+    _alive: mpsc::Sender<()>,
+}
+
+/// What the actor and its loop share; both run on one thread, and neither keeps a borrow across an await.
+struct Shared {
+    core: RefCell<Core>,
+    owners: RefCell<HashMap<u32, Recipient<Ended>>>,
+    /// A message has changed something: the loop looks.
+    changed: Notify,
+    epoch: Instant,
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells the actors of connections that the router has ended.
+    fn tell_ended(&self) {
+        if self.core.borrow().ended.is_empty() {
+            return;
+        }
+        let ended = std::mem::take(&mut self.core.borrow_mut().ended);
+        for (info, doom) in ended {
+            if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
+                // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads it.
+                let _ = owner.try_send(Ended(doom));
+            }
+        }
+    }
+}
+
+impl ShmRouter {
+    /// A router over `core`, whose times count from `epoch`.
+    pub(crate) fn new(core: Core, epoch: Instant, alive: mpsc::Sender<()>) -> ShmRouter {
+        let (core, owners) = (RefCell::new(core), RefCell::default());
+        ShmRouter { shared: Rc::new(Shared { core, owners, changed: Notify::new(), epoch }), _alive: alive }
+    }
+
+    fn with<T>(&mut self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let now = self.shared.now();
+        let result = {
+            let mut core = self.shared.core.borrow_mut();
+            core.now = now;
+            let result = work(&mut core);
+            core.outlets.flush();
+            core.end_doomed();
+            result
+        };
+        self.shared.tell_ended();
+        self.shared.changed.notify_one();
+        result
+    }
+}
+
+impl Actor for ShmRouter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(1024);
+        let run = turn::run(self.shared.clone());
+        ctx.spawn(run.into_actor(self).map(|result, _, ctx| {
+            if let Err(error) = result {
+                log::error!("router ends reason={error:?}");
+            }
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<Attach> for ShmRouter {
+    type Result = io::Result<(u32, u32)>;
+
+    fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
+        let Attach { name, peer, segment, bells, owner } = message;
+        let attached = self.with(|core| core.attach(name, peer, segment, bells))?;
+        self.shared.owners.borrow_mut().insert(attached.1, owner);
+        Ok(attached)
+    }
+}
+
+impl Handler<Gone> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, message: Gone, _: &mut Self::Context) {
+        self.shared.owners.borrow_mut().remove(&message.id);
+        self.with(|core| core.client_gone(message.key, message.id));
+    }
+}
+
+impl Handler<Ask> for ShmRouter {
+    type Result = MessageResult<Ask>;
+
+    fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.with(|core| core.ask(message.key, message.id, message.frame)))
+    }
+}
+
+impl Handler<IsQuiescent> for ShmRouter {
+    type Result = bool;
+
+    fn handle(&mut self, _: IsQuiescent, _: &mut Self::Context) -> bool {
+        self.with(Core::is_quiescent)
+    }
+}

@@ -1,0 +1,365 @@
+//! The half of a connection that goes to its client: the egress ring, what waits behind it, and its bell.
+//!
+//! Nothing here ever makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
+//! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
+
+use super::inlet::Inlet;
+use super::memory::Memory;
+use crate::routing::arena::Key;
+use crate::shm::doorbell::BrokerBells;
+use crate::shm::layout::RingName;
+use crate::shm::ring::{Payload, Plan, Producer, Signal, Violation, publication_fence};
+use crate::shm::segment::{CpuWords, Segment};
+use crate::shm::words::read_bytes;
+use crate::wire::control::ClosingCode;
+use crate::wire::record::{HEADER_WORDS, Header};
+use std::collections::VecDeque;
+
+/// Why a connection must end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Doom {
+    pub(crate) code: ClosingCode,
+    pub(crate) reason: String,
+}
+
+impl Doom {
+    pub(super) fn violation(reason: impl ToString) -> Doom {
+        Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
+    }
+}
+
+impl From<Violation> for Doom {
+    fn from(violation: Violation) -> Doom {
+        Doom::violation(violation)
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    header: [u64; HEADER_WORDS],
+    payload: Box<[u8]>,
+}
+
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pub(super) segment: Segment,
+    pub(super) egress: Producer,
+    plan: Plan,
+    plan_epoch: u64,
+    backlog: VecDeque<Held>,
+    pub(super) backlog_bytes: usize,
+    /// Ours: we wait for space in the egress ring.
+    space: Signal,
+    waits_for_space: bool,
+    /// The client's: its reader sleeps; a thread of it waits for space in a lane.
+    data: Signal,
+    lane_space: [Signal; 2],
+    bells: BrokerBells,
+    pub(super) cpu: CpuWords,
+    is_dirty: bool,
+    /// Publishers whose bulk lane is parked on this connection.
+    pub(super) waiters: Vec<u32>,
+    pub(super) subscriptions: Vec<Key>,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) dropped: u64,
+}
+
+impl Outlet {
+    pub(super) fn new(segment: Segment, egress: Producer, bells: BrokerBells) -> Outlet {
+        Outlet {
+            plan: egress.start_plan(),
+            plan_epoch: 0,
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            space: segment.space_signal(RingName::Egress),
+            waits_for_space: false,
+            data: segment.data_signal(RingName::Egress),
+            lane_space: [segment.space_signal(RingName::Bulk), segment.space_signal(RingName::Express)],
+            cpu: segment.cpu_words(),
+            bells,
+            is_dirty: false,
+            waiters: Vec::new(),
+            subscriptions: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            dropped: 0,
+            segment,
+            egress,
+        }
+    }
+
+    pub(super) fn bells(&self) -> &BrokerBells {
+        &self.bells
+    }
+
+    /// Whether the client's reader runs, so that spinning for its next record can pay.
+    pub(super) fn client_is_awake(&self, own_cpu: usize) -> bool {
+        !self.data.is_armed() && self.cpu.client() != Some(own_cpu)
+    }
+
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    fn hold(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) {
+        let payload = match payload {
+            Payload::Bytes(bytes) => bytes.into(),
+            Payload::Words(len, words) => {
+                let mut bytes = vec![0; len as usize].into_boxed_slice();
+                read_bytes(words, &mut bytes);
+                bytes
+            }
+        };
+        self.backlog_bytes += crate::shm::layout::HEADER_BYTES + payload.len();
+        self.backlog.push_back(Held { header: *header, payload });
+    }
+
+    /// Moves what waits into the ring, as far as it fits.
+    fn pump(&mut self) -> Result<(), Violation> {
+        while let Some(held) = self.backlog.front() {
+            if !self.egress.push(&held.header, Payload::Bytes(&held.payload))? {
+                return Ok(());
+            }
+            self.backlog_bytes -= crate::shm::layout::HEADER_BYTES + held.payload.len();
+            self.backlog.pop_front();
+        }
+        if self.backlog.capacity() > 64 {
+            self.backlog = VecDeque::new();
+        }
+        Ok(())
+    }
+}
+
+/// The outlets of all connections, by key, and what is to be done for them at the end of a batch.
+#[derive(Debug)]
+pub(super) struct Outlets {
+    table: Vec<Option<Box<Outlet>>>,
+    dirty: Vec<u32>,
+    pub(super) doomed: Vec<(u32, Doom)>,
+    pub(super) memory: Memory,
+    epoch: u64,
+    max_backlog: usize,
+    pub(super) rung: u64,
+}
+
+impl Outlets {
+    pub(super) fn new(memory: Memory, max_backlog: usize) -> Outlets {
+        Outlets {
+            table: Vec::new(),
+            dirty: Vec::new(),
+            doomed: Vec::new(),
+            memory,
+            epoch: 0,
+            max_backlog,
+            rung: 0,
+        }
+    }
+
+    pub(super) fn insert(&mut self, key: u32, outlet: Outlet) {
+        if self.table.len() <= key as usize {
+            self.table.resize_with(key as usize + 1, || None);
+        }
+        self.table[key as usize] = Some(Box::new(outlet));
+    }
+
+    pub(super) fn remove(&mut self, key: u32) -> Option<Box<Outlet>> {
+        self.dirty.retain(|k| *k != key);
+        self.table.get_mut(key as usize)?.take()
+    }
+
+    #[inline]
+    pub(super) fn get(&self, key: u32) -> Option<&Outlet> {
+        self.table.get(key as usize)?.as_deref()
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut Outlet> {
+        self.table.get_mut(key as usize)?.as_deref_mut()
+    }
+
+    /// Starts to plan for one message to several subscriptions, some perhaps of one connection.
+    #[inline]
+    pub(super) fn start_plan(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Whether, behind what is planned already, records of these lengths fit into the ring of `key`; plans them if so.
+    #[inline]
+    pub(super) fn plan(&mut self, key: u32, lengths: &[u32]) -> bool {
+        let epoch = self.epoch;
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        if !outlet.backlog.is_empty() {
+            return false;
+        }
+        if outlet.plan_epoch != epoch {
+            outlet.plan_epoch = epoch;
+            outlet.plan = outlet.egress.start_plan();
+        }
+        loop {
+            let mut plan = outlet.plan;
+            let mut fits = true;
+            for len in lengths {
+                match outlet.egress.plan(&mut plan, *len) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        fits = false;
+                        break;
+                    }
+                    Err(violation) => {
+                        self.doomed.push((key, violation.into()));
+                        return false;
+                    }
+                }
+            }
+            if fits {
+                outlet.plan = plan;
+                return true;
+            }
+            // A lease changes what fits, not where planned records lie: they are planned anew.
+            if !self.memory.grow_egress(&outlet.segment, &mut outlet.egress) {
+                return false;
+            }
+        }
+    }
+
+    /// Pushes a record that was planned.
+    #[inline]
+    pub(super) fn push_planned(&mut self, key: u32, header: &Header, payload: Payload<'_>) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let words = header.to_words();
+        outlet.bytes += u64::from(payload.len());
+        if outlet.egress.push(&words, payload) == Ok(true) {
+            if !outlet.is_dirty {
+                outlet.is_dirty = true;
+                self.dirty.push(key);
+            }
+        } else {
+            debug_assert!(false, "a planned record fits");
+            outlet.hold(&words, payload);
+            self.wait_for_space(key);
+            self.pump(key);
+        }
+    }
+
+    /// Sends a record that must not be lost: into the ring, or behind what waits for it.
+    #[inline]
+    pub(super) fn send(&mut self, key: u32, header: &Header, payload: Payload<'_>) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let words = header.to_words();
+        let mut placed = Ok(false);
+        if outlet.backlog.is_empty() {
+            placed = outlet.egress.push(&words, payload);
+            if placed == Ok(false) && self.memory.grow_egress(&outlet.segment, &mut outlet.egress) {
+                placed = outlet.egress.push(&words, payload);
+            }
+        }
+        outlet.bytes += u64::from(payload.len());
+        match placed {
+            Ok(true) => {
+                if !outlet.is_dirty {
+                    outlet.is_dirty = true;
+                    self.dirty.push(key);
+                }
+            }
+            Ok(false) => {
+                outlet.hold(&words, payload);
+                if outlet.backlog_bytes > self.max_backlog {
+                    let reason = format!("{} bytes wait for it and it does not read", outlet.backlog_bytes);
+                    self.doomed.push((key, Doom { code: ClosingCode::SlowConsumer, reason }));
+                } else if !outlet.waits_for_space {
+                    self.wait_for_space(key);
+                    self.pump(key);
+                }
+            }
+            Err(violation) => self.doomed.push((key, violation.into())),
+        }
+    }
+
+    /// Whether a connection may be given more work: it reads what it has got.
+    pub(super) fn takes_calls(&self, key: u32) -> bool {
+        self.get(key).is_some_and(|outlet| outlet.backlog_bytes <= self.max_backlog / 2)
+    }
+
+    /// Asks the client of `key` to ring when there is space. Look once more after this, before waiting (R8).
+    pub(super) fn wait_for_space(&mut self, key: u32) {
+        let Some(outlet) = self.get_mut(key) else { return };
+        outlet.waits_for_space = true;
+        outlet.space.arm();
+    }
+
+    /// The client of `key` has rung: there may be space. What waits in the backlog goes first; answers whether publishers
+    /// that wait should try again.
+    #[inline]
+    pub(super) fn pump(&mut self, key: u32) -> bool {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        if !outlet.waits_for_space {
+            return false;
+        }
+        let before = outlet.backlog.len();
+        let mut pumped = outlet.pump();
+        if pumped.is_ok() && !outlet.backlog.is_empty() {
+            outlet.space.arm();
+            pumped = outlet.pump();
+        }
+        if let Err(violation) = pumped {
+            self.doomed.push((key, violation.into()));
+            return false;
+        }
+        if outlet.backlog.len() < before && !outlet.is_dirty {
+            outlet.is_dirty = true;
+            self.dirty.push(key);
+        }
+        if !outlet.backlog.is_empty() {
+            return false;
+        }
+        outlet.waits_for_space = false;
+        outlet.space.disarm();
+        !outlet.waiters.is_empty()
+    }
+
+    /// A lane whose producer waits for space gets more memory, if there is any.
+    #[inline]
+    pub(super) fn grow_lanes(&mut self, key: u32, inlet: &mut Inlet) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        for (space, lane) in outlet.lane_space.iter().zip([RingName::Bulk, RingName::Express]) {
+            if space.is_armed() {
+                self.memory.grow_lane(&outlet.segment, inlet, lane);
+            }
+        }
+    }
+
+    /// Takes back the memory that an idle connection does not use.
+    pub(super) fn trim(&mut self, key: u32, inlet: &mut Inlet) -> Result<(), Doom> {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        Ok(self.memory.trim(inlet, outlet)?)
+    }
+
+    /// Space was freed in a lane of `key`: a producer that waits is told at the end of the batch.
+    #[inline]
+    pub(super) fn freed(&mut self, key: u32) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        if !outlet.is_dirty {
+            outlet.is_dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Ends a batch: wakes whoever sleeps and has got something. One fence for all, at most one ring for each.
+    #[inline]
+    pub(super) fn flush(&mut self) {
+        if self.dirty.is_empty() {
+            return;
+        }
+        publication_fence();
+        for key in self.dirty.drain(..) {
+            let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
+            outlet.is_dirty = false;
+            let (data, bulk, express) = (outlet.data.take(), outlet.lane_space[0].take(), outlet.lane_space[1].take());
+            if data || bulk || express {
+                outlet.bells.ring();
+                self.rung += 1;
+            }
+        }
+    }
+}

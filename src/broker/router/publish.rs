@@ -1,0 +1,391 @@
+//! Publishes: the bulk lane.
+//!
+//! A message goes to all its subscriptions or to none yet: first it is decided for each whether it gets the message, does
+//! without, or makes it wait; then everything is committed. A message of several records decides with its first and
+//! keeps its subscriptions to the last.
+
+use super::core::{Core, Lane};
+use super::inlet::{Info, Partial};
+use super::outlet::Doom;
+use crate::routing::arena::Key;
+use crate::routing::topics::TopicId;
+use crate::shm::layout::message_cost;
+use crate::shm::ring::{Payload, Record};
+use crate::wire::control::DeliveryPolicy;
+use crate::wire::name::Topic;
+use crate::wire::record::{Flags, Header, Kind};
+
+/// What was decided for one subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chosen {
+    subscription: Key,
+    /// Its place among the topic's targets.
+    target: usize,
+    gets_it: bool,
+    announce: bool,
+    cost: u32,
+}
+
+/// One message, as it is routed.
+#[derive(Clone, Copy)]
+struct Message {
+    topic: TopicId,
+    origin: u32,
+    seq: u64,
+    total: u32,
+    len: u32,
+    flags: Flags,
+}
+
+impl Core {
+    /// Routes one record of the bulk lane; it is consumed unless it must wait.
+    #[inline]
+    pub(super) fn route_bulk(&mut self, key: u32, record: &Record) -> Result<Lane, Doom> {
+        let header = Header::from_words(&record.header).map_err(Doom::violation)?;
+        match header.kind {
+            Kind::Publish if header.flags.has(Flags::FIRST) => self.first(key, record, &header),
+            Kind::Publish => self.further(key, record, &header),
+            Kind::Flush => {
+                let answer = Header { seq: header.seq, ..Header::new(Kind::Flushed) };
+                self.outlets.send(key, &answer, Payload::EMPTY);
+                self.consumed(key, record);
+                Ok(Lane::More)
+            }
+            kind => Err(Doom::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
+        }
+    }
+
+    #[inline]
+    fn consumed(&mut self, key: u32, record: &Record) {
+        self.counters.records += 1;
+        self.counters.bytes += u64::from(record.len);
+        if let Some(inlet) = self.inlet_mut(key) {
+            inlet.bytes += u64::from(record.len);
+            inlet.bulk.advance(record);
+        }
+    }
+
+    #[inline]
+    fn first(&mut self, key: u32, record: &Record, header: &Header) -> Result<Lane, Doom> {
+        let (max, total, len) = (self.settings.max_message_size, header.total, record.len);
+        let Some(inlet) = self.inlet_mut(key) else { return Ok(Lane::Dry) };
+        let is_whole = header.flags.has(Flags::LAST);
+        if inlet.partial.is_some() {
+            return Err(Doom::violation("a publish began within another"));
+        }
+        if total > max || len > total || is_whole != (len == total) {
+            return Err(Doom::violation(format_args!("publish of {total} bytes begins with a record of {len}")));
+        }
+        let Some(published) = inlet.topics.get(header.id as usize) else {
+            return Err(Doom::violation(format_args!("publish to topic number {}, which was never given", header.id)));
+        };
+        let message = Message {
+            topic: published.topic,
+            origin: inlet.info.id,
+            seq: published.sent + 1,
+            total,
+            len,
+            flags: header.flags,
+        };
+        if let Err(on) = self.decide(&message, false) {
+            // Asks to be rung, and looks again: the space may have come just now.
+            self.outlets.wait_for_space(on);
+            if let Err(on) = self.decide(&message, false) {
+                self.park(key, on);
+                return Ok(Lane::Parked);
+            }
+        }
+        self.commit_first(key, record, header.id, &message);
+        Ok(Lane::More)
+    }
+
+    /// Decides who gets a message, into `chosen`; changes nothing else. `Err`: it must wait for this connection.
+    /// When it has waited too long, `at_last`, those for whom it waits are passed over.
+    #[inline]
+    fn decide(&mut self, message: &Message, at_last: bool) -> Result<(), u32> {
+        self.chosen.clear();
+        self.outlets.start_plan();
+        let entry = self.topics.entry(message.topic);
+        let (name, slot_size) = (entry.topic.as_str().len() as u32, self.settings.geometry.slot_size());
+        for (at, target) in entry.targets.iter().enumerate() {
+            let Some(subscription) = self.topics.subscriptions.get(target.subscription) else { continue };
+            let cost = message_cost(message.total, slot_size, subscription.capacity);
+            let has_credit = subscription.credit >= cost || subscription.policy == DeliveryPolicy::DropOldest;
+            let announce = !target.announced;
+            let lengths = [message.len, name];
+            let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[..1 + usize::from(announce)]);
+            if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
+                return Err(subscription.owner);
+            }
+            let chosen = Chosen { subscription: target.subscription, target: at, gets_it, announce, cost };
+            self.chosen.push(chosen);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
+        let Core { inlets, outlets, topics, chosen, counters, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
+        let payload = Payload::Words(record.len, inlet.bulk.payload(record));
+        inlet.partial_targets.clear();
+        let mut delivered = 0;
+        for chosen in chosen.iter() {
+            let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription) else { continue };
+            let Some(outlet) = outlets.get_mut(subscription.owner) else { continue };
+            if !chosen.gets_it {
+                subscription.dropped = subscription.dropped.saturating_add(1);
+                outlet.dropped += 1;
+                counters.dropped += 1;
+                continue;
+            }
+            outlet.messages += 1;
+            delivered += 1;
+            subscription.credit = subscription.credit.saturating_sub(chosen.cost);
+            subscription.dropped_told = subscription.dropped;
+            let deliver = Header {
+                flags: message.flags,
+                id: chosen.subscription.to_u32(),
+                id2: message.topic,
+                total: message.total,
+                seq: message.seq,
+                origin: message.origin,
+                dropped: subscription.dropped,
+                ..Header::new(Kind::Deliver)
+            };
+            let owner = subscription.owner;
+            if chosen.announce {
+                let entry = topics.entry_mut(message.topic);
+                entry.targets[chosen.target].announced = true;
+                let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
+                outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
+            }
+            outlets.push_planned(owner, &deliver, payload);
+            if !message.flags.has(Flags::LAST) {
+                inlet.partial_targets.push(chosen.subscription);
+            }
+        }
+        counters.published += 1;
+        counters.delivered += delivered;
+        counters.unmatched += u64::from(chosen.is_empty());
+        inlet.messages += 1;
+        inlet.topics[id as usize].sent = message.seq;
+        if !message.flags.has(Flags::LAST) {
+            let (topic, seq, total) = (message.topic, message.seq, message.total);
+            inlet.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
+        }
+        self.consumed(key, record);
+    }
+
+    fn further(&mut self, key: u32, record: &Record, header: &Header) -> Result<Lane, Doom> {
+        let Some(inlet) = self.inlet_mut(key) else { return Ok(Lane::Dry) };
+        let Some(partial) = &inlet.partial else {
+            return Err(Doom::violation("a publish goes on that never began"));
+        };
+        let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
+        if header.id != partial.id || len == 0 || len > partial.left || is_last != (len == partial.left) {
+            return Err(Doom::violation(format_args!(
+                "publish with {} bytes to come goes on with a record of {len}",
+                partial.left
+            )));
+        }
+        if let Some(on) = self.blocks_further(key, len) {
+            self.outlets.wait_for_space(on);
+            if let Some(on) = self.blocks_further(key, len) {
+                self.park(key, on);
+                return Ok(Lane::Parked);
+            }
+        }
+        let Core { inlets, outlets, topics, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(Lane::Dry) };
+        let payload = Payload::Words(len, inlet.bulk.payload(record));
+        if let Some(partial) = &mut inlet.partial {
+            for subscription in &inlet.partial_targets {
+                let Some(found) = topics.subscriptions.get(*subscription) else { continue };
+                let deliver = Header {
+                    flags: header.flags,
+                    id: subscription.to_u32(),
+                    id2: partial.topic,
+                    total: partial.total,
+                    seq: partial.seq,
+                    origin: inlet.info.id,
+                    dropped: found.dropped,
+                    ..Header::new(Kind::Deliver)
+                };
+                outlets.push_planned(found.owner, &deliver, payload);
+            }
+            partial.left -= len;
+        }
+        if is_last {
+            inlet.partial = None;
+        }
+        self.consumed(key, record);
+        Ok(Lane::More)
+    }
+
+    /// The first connection whose ring has no space for a further record of the message under way.
+    fn blocks_further(&mut self, key: u32, len: u32) -> Option<u32> {
+        let Core { inlets, outlets, topics, .. } = self;
+        outlets.start_plan();
+        let inlet = inlets[key as usize].as_deref()?;
+        let owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);
+        for owner in owners {
+            if outlets.get(owner).is_some() && !outlets.plan(owner, &[len]) {
+                return Some(owner);
+            }
+        }
+        None
+    }
+
+    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted.
+    pub(super) fn waited_too_long(&mut self, key: u32) {
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        let Some(parked) = inlet.parked.take() else { return };
+        if let Some(outlet) = self.outlets.get_mut(parked.on) {
+            outlet.waiters.retain(|waiter| *waiter != key);
+        }
+        self.schedule.wake(key);
+        for subscription in self.who_blocks(key) {
+            self.evict(subscription);
+        }
+    }
+
+    fn who_blocks(&mut self, key: u32) -> Vec<Key> {
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return Vec::new() };
+        let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
+        if inlet.partial.is_some() {
+            let targets = inlet.partial_targets.clone();
+            let mut blocking = Vec::new();
+            self.outlets.start_plan();
+            for subscription in targets {
+                let Some(found) = self.topics.subscriptions.get(subscription) else { continue };
+                if !self.outlets.plan(found.owner, &[record.len]) {
+                    blocking.push(subscription);
+                }
+            }
+            return blocking;
+        }
+        let Ok(header) = Header::from_words(&record.header) else { return Vec::new() };
+        let Some(published) = inlet.topics.get(header.id as usize) else { return Vec::new() };
+        let message = Message {
+            topic: published.topic,
+            origin: 0,
+            seq: 0,
+            total: header.total,
+            len: record.len,
+            flags: header.flags,
+        };
+        if self.decide(&message, true).is_err() {
+            return Vec::new();
+        }
+        let blocks = |s: &Key| self.topics.subscriptions.get(*s).is_some_and(|s| s.policy == DeliveryPolicy::Block);
+        self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect()
+    }
+
+    /// Ends a subscription that does not take its messages, and tells its owner.
+    fn evict(&mut self, key: Key) {
+        let Some(subscription) = self.topics.unsubscribe(key) else { return };
+        self.counters.evicted += 1;
+        let id = self.inlet(subscription.owner).map_or(0, |inlet| inlet.info.id);
+        if let Some(outlet) = self.outlets.get_mut(subscription.owner) {
+            outlet.subscriptions.retain(|s| *s != key);
+        }
+        let notice = Header { id: key.to_u32(), dropped: subscription.dropped, ..Header::new(Kind::Evicted) };
+        self.outlets.send(subscription.owner, &notice, Payload::EMPTY);
+        let text = format!(
+            r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#,
+            subscription.pattern, subscription.dropped
+        );
+        log::warn!("subscription evicted connection={id} pattern={} reason=slow_consumer", subscription.pattern);
+        self.publish_system("$sys.subscription.evicted", &text);
+    }
+
+    /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
+    pub(super) fn abort_partial(&mut self, key: u32) {
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        if inlet.partial.take().is_none() {
+            return;
+        }
+        let origin = inlet.info.id;
+        self.counters.aborted += 1;
+        for subscription in std::mem::take(&mut inlet.partial_targets) {
+            let Some(found) = self.topics.subscriptions.get_mut(subscription) else { continue };
+            found.dropped = found.dropped.saturating_add(1);
+            found.dropped_told = found.dropped;
+            let (owner, dropped) = (found.owner, found.dropped);
+            let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
+            self.outlets.send(owner, &notice, Payload::EMPTY);
+        }
+    }
+
+    /// The owner of a subscription can take more; publishers that wait for it try again.
+    pub(super) fn credit(&mut self, key: u32, header: &Header) {
+        let subscription = Key::from_u32(header.id);
+        // One that was evicted meanwhile is no fault of its owner.
+        let Some(found) = self.topics.subscriptions.get_mut(subscription).filter(|s| s.owner == key) else { return };
+        found.credit = found.credit.saturating_add(header.arg).min(found.capacity);
+        if found.dropped != found.dropped_told {
+            found.dropped_told = found.dropped;
+            let notice = Header { id: header.id, dropped: found.dropped, ..Header::new(Kind::Dropped) };
+            self.outlets.send(key, &notice, Payload::EMPTY);
+        }
+        self.retry_waiters(key);
+    }
+
+    /// One user less of a topic; who knows its number is told when it goes.
+    pub(super) fn release_topic(&mut self, topic: TopicId) {
+        for subscription in self.topics.release(topic) {
+            if let Some(found) = self.topics.subscriptions.get(subscription) {
+                let gone = Header { id: topic, ..Header::new(Kind::TopicGone) };
+                self.outlets.send(found.owner, &gone, Payload::EMPTY);
+            }
+        }
+    }
+
+    /// Tells `$sys.connection.*` of a connection.
+    pub(super) fn tell_connection(&mut self, what: &str, info: &Info, reason: Option<&str>) {
+        let reason = reason.map(|r| format!(r#","reason":"{}""#, r.replace(['"', '\\'], "'"))).unwrap_or_default();
+        let Info { id, name, peer } = info;
+        let text = format!(r#"{{"connection":{id},"name":"{name}","pid":{},"uid":{}{reason}}}"#, peer.pid, peer.uid);
+        self.publish_system(&format!("$sys.connection.{what}"), &text);
+    }
+
+    /// Publishes on one of the broker's own topics. It never waits: who cannot take it now, drops it.
+    pub(super) fn publish_system(&mut self, topic: &str, text: &str) {
+        let Ok(topic) = Topic::parse_system(topic) else { return };
+        let Some(id) = self.topics.intern(&topic) else { return };
+        self.system_sent += 1;
+        let bytes = &text.as_bytes()[..text.len().min(self.settings.geometry.slot_size() as usize)];
+        let len = bytes.len() as u32;
+        let message =
+            Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
+        if self.decide(&message, true).is_ok() {
+            for at in 0..self.chosen.len() {
+                let chosen = self.chosen[at];
+                let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };
+                let owner = subscription.owner;
+                if !chosen.gets_it {
+                    subscription.dropped = subscription.dropped.saturating_add(1);
+                    self.counters.dropped += 1;
+                    continue;
+                }
+                subscription.credit = subscription.credit.saturating_sub(chosen.cost);
+                let dropped = subscription.dropped;
+                let deliver = Header {
+                    flags: Flags::WHOLE,
+                    id: chosen.subscription.to_u32(),
+                    id2: id,
+                    total: len,
+                    seq: message.seq,
+                    dropped,
+                    ..Header::new(Kind::Deliver)
+                };
+                let announce = Header { id, ..Header::new(Kind::TopicName) };
+                self.outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
+                self.outlets.push_planned(owner, &deliver, Payload::Bytes(bytes));
+                self.topics.entry_mut(id).targets[chosen.target].announced = true;
+            }
+        }
+        self.release_topic(id);
+    }
+}

@@ -1,0 +1,73 @@
+//! The router's limits, in the units that it counts in.
+
+use crate::config::{Config, WaitStrategy};
+use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
+
+const MS: u64 = 1_000_000;
+
+/// The router's limits. Times in nanoseconds, credit and windows in cells.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) geometry: Geometry,
+    pub(crate) permissions: u32,
+    pub(crate) max_message_size: u32,
+    pub(crate) stream_credit: u32,
+    pub(crate) subscription_credit: u32,
+    pub(crate) slow_consumer_timeout: u64,
+    pub(crate) default_request_timeout: u64,
+    pub(crate) max_request_timeout: u64,
+    pub(crate) max_topics: usize,
+    pub(crate) max_topics_per_connection: usize,
+    pub(crate) max_subscriptions_per_connection: usize,
+    pub(crate) max_services: usize,
+    pub(crate) max_requests_per_connection: u32,
+    pub(crate) max_requests_per_responder: u32,
+    pub(crate) max_backlog_bytes: usize,
+    pub(crate) max_rings_without_progress: u32,
+    pub(crate) budget: u64,
+    pub(crate) max_window: u32,
+    pub(crate) audit_interval: u64,
+    pub(crate) wait: WaitStrategy,
+    pub(crate) spin_max: u64,
+    pub(crate) batch_records: u32,
+    pub(crate) turn_max: u64,
+}
+
+impl Settings {
+    /// Converts what the configuration says.
+    ///
+    /// # Errors
+    ///
+    /// If the sizes of a segment are out of range, which a validated configuration excludes.
+    pub(crate) fn new(config: &Config) -> Result<Settings, GeometryError> {
+        let (shared, limits) = (&config.shared_memory, &config.limits);
+        let cells = |bytes: u32| bytes / CELL_BYTES as u32;
+        let max_window = shared.max_window_slots.saturating_mul(shared.slot_size) / CELL_BYTES as u32;
+        let max_window = max_window.min(MAX_EXTENSION_CELLS) / PAGE_CELLS * PAGE_CELLS;
+        Ok(Settings {
+            geometry: Geometry::new(shared.slot_size, max_window)?,
+            permissions: shared.permissions,
+            max_message_size: config.ipc.max_message_size,
+            stream_credit: cells(config.delivery.stream_credit_bytes),
+            subscription_credit: cells(config.delivery.subscription_credit_bytes),
+            slow_consumer_timeout: config.delivery.slow_consumer_timeout_ms * MS,
+            default_request_timeout: limits.default_request_timeout_ms * MS,
+            max_request_timeout: limits.max_request_timeout_ms * MS,
+            max_topics: limits.max_topics as usize,
+            max_topics_per_connection: limits.max_topics_per_connection as usize,
+            max_subscriptions_per_connection: limits.max_subscriptions_per_connection as usize,
+            max_services: limits.max_services as usize,
+            max_requests_per_connection: limits.max_requests_per_connection,
+            max_requests_per_responder: limits.max_requests_per_responder,
+            max_backlog_bytes: limits.max_backlog_bytes as usize,
+            max_rings_without_progress: limits.max_rings_without_progress,
+            budget: u64::from(shared.num_slots) * u64::from(shared.slot_size) / CELL_BYTES as u64,
+            max_window,
+            audit_interval: shared.audit_interval_ms * MS,
+            wait: config.router.wait,
+            spin_max: config.router.spin_max_us * 1000,
+            batch_records: config.router.batch_records,
+            turn_max: config.router.turn_max_us * 1000,
+        })
+    }
+}

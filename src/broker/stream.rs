@@ -1,0 +1,67 @@
+//! Frames over a Unix stream.
+
+use crate::shm::descriptors;
+use crate::wire::codec::{CodecError, FrameDecoder};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// The control socket of one connection. A cancelled read loses nothing.
+#[derive(Debug)]
+pub(super) struct FrameStream {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+}
+
+/// Why no frame came.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Codec(#[from] CodecError),
+}
+
+impl FrameStream {
+    pub(super) fn new(stream: UnixStream, max_frame_bytes: usize) -> FrameStream {
+        FrameStream { stream, decoder: FrameDecoder::new(max_frame_bytes) }
+    }
+
+    /// The body of the next frame; `None` at an end between two frames.
+    ///
+    /// Descriptors that come along are dropped by the kernel, because `read` makes no room for them.
+    pub(super) async fn read(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
+        loop {
+            if let Some(body) = self.decoder.next_frame()? {
+                return Ok(Some(body.to_vec()));
+            }
+            self.stream.readable().await?;
+            // On the stack only while it is read into: a connection at rest holds no buffer.
+            let mut buffer = [0; 2048];
+            match self.stream.try_read(&mut buffer) {
+                Ok(0) => {
+                    self.decoder.finish()?;
+                    return Ok(None);
+                }
+                Ok(n) => self.decoder.push(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends bytes, and descriptors with the first of them.
+    pub(super) async fn write(&mut self, mut bytes: &[u8], mut fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            let send = || descriptors::send(self.stream.as_fd(), bytes, fds);
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Ok(n) => (bytes, fds) = (&bytes[n..], &[]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

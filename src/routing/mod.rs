@@ -1,0 +1,17 @@
+//! What the router knows, as pure state machines: no actor, no shared memory, no clock of their own. Layer 2.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `arena` | values under keys that never come twice |
+//! | `wheel` | timers: set, cancelled and fired in constant time, without allocation |
+//! | `schedule` | which connection is served next: fair by deficit, the quiet ones first |
+//! | `topics` | topics, subscriptions, and which goes to which |
+//! | `services` | services, their responders, and which of them gets the next call |
+//! | `budget` | who may use how much of the memory for extensions |
+
+pub(crate) mod arena;
+pub(crate) mod budget;
+pub(crate) mod schedule;
+pub(crate) mod services;
+pub(crate) mod topics;
+pub(crate) mod wheel;

@@ -1,0 +1,241 @@
+//! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
+
+use crate::wire::name::Name;
+use std::collections::HashMap;
+
+/// A service's place in the table.
+pub(crate) type ServiceId = u32;
+
+/// One connection that serves a service.
+#[derive(Debug)]
+pub(crate) struct Responder {
+    /// The connection.
+    pub(crate) connection: u32,
+    /// Calls that it has not answered.
+    pub(crate) outstanding: u32,
+    /// The most that it takes at a time.
+    pub(crate) max_in_flight: u32,
+    /// Still serves; otherwise it only finishes what it has.
+    pub(crate) accepts: bool,
+}
+
+/// A service, known while anybody serves it or has asked for its number.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) name: Name,
+    pub(crate) responders: Vec<Responder>,
+    /// Requests that came for it.
+    pub(crate) requests: u64,
+    /// Those that ended otherwise than by a reply.
+    pub(crate) failures: u64,
+    users: u32,
+    next: usize,
+}
+
+/// Why a request finds no responder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoResponder {
+    /// Nobody serves.
+    None,
+    /// All have as much as they take.
+    AllBusy,
+}
+
+/// All services.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    by_name: HashMap<Name, ServiceId>,
+    table: Vec<Option<Service>>,
+    free: Vec<ServiceId>,
+    most: usize,
+}
+
+impl Services {
+    pub(crate) fn new(most: usize) -> Services {
+        Services { most, ..Services::default() }
+    }
+
+    /// One more user of the service `name`; `None` if there are too many services.
+    pub(crate) fn intern(&mut self, name: &Name) -> Option<ServiceId> {
+        let id = match self.by_name.get(name) {
+            Some(id) => *id,
+            None if self.by_name.len() >= self.most => return None,
+            None => {
+                let service = Service {
+                    name: name.clone(),
+                    responders: Vec::new(),
+                    requests: 0,
+                    failures: 0,
+                    users: 0,
+                    next: 0,
+                };
+                let id = self.free.pop().unwrap_or_else(|| {
+                    self.table.push(None);
+                    (self.table.len() - 1) as ServiceId
+                });
+                self.table[id as usize] = Some(service);
+                self.by_name.insert(name.clone(), id);
+                id
+            }
+        };
+        self.get_mut(id).expect("just found or made").users += 1;
+        Some(id)
+    }
+
+    /// One user less.
+    pub(crate) fn release(&mut self, id: ServiceId) {
+        let Some(service) = self.get_mut(id) else { return };
+        service.users -= 1;
+        if service.users == 0 {
+            let name = service.name.clone();
+            self.by_name.remove(&name);
+            self.table[id as usize] = None;
+            self.free.push(id);
+        }
+    }
+
+    pub(crate) fn get(&self, id: ServiceId) -> Option<&Service> {
+        self.table.get(id as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
+        self.table.get_mut(id as usize)?.as_mut()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
+        self.table.iter().flatten()
+    }
+
+    /// `connection` serves from now on. `false` if it does already.
+    pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
+        let Some(service) = self.get_mut(id) else { return false };
+        match service.responders.iter_mut().find(|r| r.connection == connection) {
+            Some(responder) if responder.accepts => false,
+            Some(responder) => {
+                (responder.accepts, responder.max_in_flight) = (true, max_in_flight);
+                true
+            }
+            None => {
+                service.responders.push(Responder { connection, outstanding: 0, max_in_flight, accepts: true });
+                true
+            }
+        }
+    }
+
+    /// `connection` takes no more calls; it is forgotten once it has none outstanding.
+    pub(crate) fn unserve(&mut self, id: ServiceId, connection: u32) -> bool {
+        let Some(service) = self.get_mut(id) else { return false };
+        let Some(at) = service.responders.iter().position(|r| r.connection == connection && r.accepts) else {
+            return false;
+        };
+        service.responders[at].accepts = false;
+        if service.responders[at].outstanding == 0 {
+            service.responders.swap_remove(at);
+        }
+        true
+    }
+
+    /// The responder that gets the next call: of those that may have one more and are `able`, the one with the fewest
+    /// outstanding; among equals in turn. It is not counted yet.
+    pub(crate) fn choose(&mut self, id: ServiceId, mut able: impl FnMut(u32) -> bool) -> Result<u32, NoResponder> {
+        let service = self.get_mut(id).ok_or(NoResponder::None)?;
+        let (len, mut best, mut any) = (service.responders.len(), None::<(u32, usize)>, false);
+        for step in 0..len {
+            let at = (service.next + step) % len;
+            let responder = &service.responders[at];
+            any |= responder.accepts;
+            if responder.accepts
+                && responder.outstanding < responder.max_in_flight
+                && best.is_none_or(|(least, _)| responder.outstanding < least)
+                && able(responder.connection)
+            {
+                best = Some((responder.outstanding, at));
+            }
+        }
+        match best {
+            Some((_, at)) => {
+                service.next = at + 1;
+                Ok(service.responders[at].connection)
+            }
+            None if any => Err(NoResponder::AllBusy),
+            None => Err(NoResponder::None),
+        }
+    }
+
+    /// `connection` has one call more.
+    pub(crate) fn begin(&mut self, id: ServiceId, connection: u32) {
+        if let Some(responder) = self.responder(id, connection) {
+            responder.outstanding += 1;
+        }
+    }
+
+    /// `connection` has one call less.
+    pub(crate) fn end(&mut self, id: ServiceId, connection: u32) {
+        let Some(responder) = self.responder(id, connection) else { return };
+        responder.outstanding -= 1;
+        if responder.outstanding == 0 && !responder.accepts {
+            let service = self.get_mut(id).expect("its responder was just found");
+            service.responders.retain(|r| r.connection != connection);
+        }
+    }
+
+    fn responder(&mut self, id: ServiceId, connection: u32) -> Option<&mut Responder> {
+        self.get_mut(id)?.responders.iter_mut().find(|r| r.connection == connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> Name {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
+        let mut services = Services::new(10);
+        let id = services.intern(&name("chat")).unwrap();
+        assert_eq!(services.choose(id, |_| true), Err(NoResponder::None));
+        for connection in 0..3 {
+            assert!(services.serve(id, connection, 2));
+            assert!(!services.serve(id, connection, 2), "twice");
+        }
+        let mut seen = [0; 3];
+        for _ in 0..6 {
+            let connection = services.choose(id, |_| true).unwrap();
+            services.begin(id, connection);
+            seen[connection as usize] += 1;
+        }
+        assert_eq!(seen, [2, 2, 2]);
+        assert_eq!(services.choose(id, |_| true), Err(NoResponder::AllBusy));
+        services.end(id, 1);
+        assert_eq!(services.choose(id, |_| true), Ok(1));
+        assert_eq!(services.choose(id, |c| c != 1), Err(NoResponder::AllBusy));
+    }
+
+    #[test]
+    fn who_stops_serving_finishes_what_it_has() {
+        let mut services = Services::new(10);
+        let id = services.intern(&name("chat")).unwrap();
+        services.serve(id, 7, 2);
+        services.begin(id, 7);
+        assert!(services.unserve(id, 7));
+        assert_eq!(services.choose(id, |_| true), Err(NoResponder::None));
+        assert_eq!(services.get(id).unwrap().responders.len(), 1);
+        services.end(id, 7);
+        assert_eq!(services.get(id).unwrap().responders.len(), 0);
+    }
+
+    #[test]
+    fn names_are_bounded_and_freed_with_their_last_user() {
+        let mut services = Services::new(1);
+        let id = services.intern(&name("a")).unwrap();
+        assert_eq!(services.intern(&name("a")), Some(id));
+        assert_eq!(services.intern(&name("b")), None);
+        services.release(id);
+        assert_eq!(services.intern(&name("b")), None);
+        services.release(id);
+        assert!(services.intern(&name("b")).is_some());
+    }
+}
