@@ -1,0 +1,306 @@
+//! What all handles of a connection share, and how any of them waits.
+//!
+//! Whoever waits looks for its own thing; if it is not there it tries to become the reader. The one that succeeds sorts
+//! what arrives into everybody's queues, spins and sleeps; the others sleep on a condition variable. When the reader has
+//! got what it wanted it wakes them, and one of them becomes the reader.
+//!
+//! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
+
+use super::WaitStrategy;
+use super::connect::Welcome;
+use super::error::{Error, Kind, Result};
+use super::lane::Lane;
+use super::reader::Reader;
+use super::request::Pending;
+use super::serve::{Arrived, Inbox, Incoming};
+use super::subscription::{Message, Queue};
+use crate::shm::doorbell::ClientBells;
+use crate::shm::layout::{RingName, credit_step};
+use crate::shm::ring::Signal;
+use crate::shm::segment::{CpuWords, Segment};
+use crate::sync::{AtomicU64, Ordering, Site, fence};
+use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// Locks, also if a thread panicked while it held the lock: no holder leaves anything half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// When a wait of `timeout` ends.
+pub(super) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+pub(super) fn unexpected(frame: &BrokerFrame) -> Error {
+    match frame {
+        BrokerFrame::Failed { code, message, .. } => {
+            Kind::Failed { code: *code, message: message.clone() }.into()
+        }
+        other => Kind::Protocol(format!("unexpected answer {other:?}")).into(),
+    }
+}
+
+/// Who waits for what arrives.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) subscriptions: HashMap<u32, Arc<Queue>>,
+    /// Subscriptions and services that were asked for, by the question's serial. The rings and the socket are not in step:
+    /// messages may come before the answer that tells their number, and wait as `orphans`.
+    pub(super) subscribing: HashMap<u32, Arc<Queue>>,
+    pub(super) serving: HashMap<u32, Arc<Inbox>>,
+    pub(super) orphans: Vec<(u32, Message)>,
+    pub(super) orphan_calls: Vec<(u32, Arrived)>,
+    pub(super) requests: Vec<RequestSlot>,
+    pub(super) free_requests: Vec<u32>,
+    pub(super) inboxes: HashMap<u32, Arc<Inbox>>,
+    pub(super) calls: HashMap<u64, Arc<Incoming>>,
+    pub(super) answers: HashMap<u32, Option<BrokerFrame>>,
+    pub(super) flushed: u64,
+    pub(super) topics: HashMap<String, u32>,
+    pub(super) services: HashMap<String, u32>,
+    pub(super) closed: Option<Error>,
+    pub(super) draining: bool,
+    pub(super) wakers: Vec<std::task::Waker>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RequestSlot {
+    pub(super) generation: u32,
+    pub(super) pending: Option<Arc<Pending>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(super) connection: u32,
+    pub(super) limits: Limits,
+    pub(super) wait: WaitStrategy,
+    pub(super) bells: ClientBells,
+    pub(super) cpu: CpuWords,
+    pub(super) lanes: [Lane; 2],
+    /// Armed by the router while it does not poll us.
+    pub(super) router_sleeps: Signal,
+    pub(super) table: Mutex<Table>,
+    pub(super) socket: UnixStream,
+    writer: Mutex<()>,
+    reader: Mutex<Reader>,
+    /// How many sleep on `turn`, and what tells them that it is time to look again.
+    followers: AtomicU64,
+    turns: Mutex<u64>,
+    turn: Condvar,
+    serial: AtomicU64,
+    _segment: Segment,
+}
+
+impl Inner {
+    pub(super) fn new(socket: UnixStream, welcome: Welcome, wait: WaitStrategy) -> Inner {
+        let Welcome { segment, bells, limits, connection, decoder } = welcome;
+        let (bulk, express, egress) = segment.client_ends();
+        let lane = |producer, name| Lane::new(producer, segment.space_signal(name), segment.data_signal(name));
+        Inner {
+            connection,
+            limits,
+            wait,
+            bells,
+            cpu: segment.cpu_words(),
+            lanes: [lane(bulk, RingName::Bulk), lane(express, RingName::Express)],
+            router_sleeps: segment.data_signal(RingName::Bulk),
+            table: Mutex::default(),
+            socket,
+            writer: Mutex::default(),
+            reader: Mutex::new(Reader::new(&segment, egress, decoder)),
+            followers: AtomicU64::new(0),
+            turns: Mutex::new(0),
+            turn: Condvar::new(),
+            serial: AtomicU64::new(1),
+            _segment: segment,
+        }
+    }
+
+    pub(super) fn bulk(&self) -> &Lane {
+        &self.lanes[0]
+    }
+
+    pub(super) fn express(&self) -> &Lane {
+        &self.lanes[1]
+    }
+
+    /// How much credit for answers and bodies may be owed before it is given back, in cells.
+    pub(super) fn stream_step(&self) -> u32 {
+        credit_step(self.limits.stream_credit_cells, self.limits.slot_size)
+    }
+
+    /// Why the connection has ended, if it has.
+    pub(super) fn closed(&self) -> Option<Error> {
+        lock(&self.table).closed.clone()
+    }
+
+    /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with no
+    /// lock held but perhaps the reader role; it may place records, and must not wait.
+    pub(super) fn wait_until<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Result<T> {
+        self.wait_reading(deadline, |_| ready())
+    }
+
+    /// As [`Inner::wait_until`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
+    /// itself.
+    pub(super) fn wait_reading<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
+    ) -> Result<T> {
+        loop {
+            // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
+            self.followers.fetch_add(1, Ordering::SeqCst);
+            fence(Site::Sleep);
+            let seen = *lock(&self.turns);
+            if let Some(mut reader) = try_lock(&self.reader) {
+                self.followers.fetch_sub(1, Ordering::SeqCst);
+                let result = self.lead(&mut reader, deadline, &mut ready);
+                drop(reader);
+                self.pass_on();
+                return result;
+            }
+            let result = match ready(None) {
+                Some(found) => Some(Ok(found)),
+                None => self.closed().map(Err).or_else(|| self.follow(seen, deadline)),
+            };
+            self.followers.fetch_sub(1, Ordering::SeqCst);
+            if let Some(result) = result {
+                return result;
+            }
+        }
+    }
+
+    fn lead<T>(
+        &self,
+        reader: &mut Reader,
+        deadline: Option<Instant>,
+        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
+    ) -> Result<T> {
+        loop {
+            // Its own thing may be in the ring: taken there, it need not pass through a queue.
+            if let Some(found) = ready(Some(reader)) {
+                return Ok(found);
+            }
+            if reader.sort(self) > 0 {
+                self.pass_on();
+                if let Some(found) = ready(Some(reader)) {
+                    return Ok(found);
+                }
+                continue;
+            }
+            if let Some(closed) = self.closed() {
+                return Err(closed);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Kind::Timeout.into());
+            }
+            if reader.wait(self, deadline) {
+                // Whom the bell was for is not known: a lane may have space.
+                self.pass_on();
+            }
+        }
+    }
+
+    /// Sleeps until the reader has sorted something or left. `None`: look again.
+    fn follow<T>(&self, seen: u64, deadline: Option<Instant>) -> Option<Result<T>> {
+        let mut turns = lock(&self.turns);
+        while *turns == seen {
+            turns = match deadline {
+                None => self.turn.wait(turns).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Some(Err(Kind::Timeout.into()));
+                    }
+                    self.turn.wait_timeout(turns, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        None
+    }
+
+    /// The reader has sorted something, or leaves: the others look.
+    fn pass_on(&self) {
+        fence(Site::Wake);
+        if self.followers.load(Ordering::SeqCst) > 0 {
+            *lock(&self.turns) += 1;
+            self.turn.notify_all();
+        }
+    }
+
+    /// Sorts what has arrived, without waiting. For callers that drive a connection from an event loop.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(super) fn sort_now(&self) {
+        if let Some(mut reader) = try_lock(&self.reader) {
+            while reader.sort(self) > 0 {}
+            drop(reader);
+            self.pass_on();
+        }
+    }
+
+    /// Before an event loop sleeps on the descriptor: asks to be woken and looks once more. `true`: it may sleep.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(super) fn arm(&self) -> bool {
+        try_lock(&self.reader).is_none_or(|mut reader| reader.arm(self))
+    }
+
+    /// A number that has not been used before.
+    pub(super) fn next_number(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends a frame over the control socket.
+    pub(super) fn send(&self, frame: &ClientFrame) -> Result<()> {
+        let bytes = frame.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
+        let _writer = lock(&self.writer);
+        (&self.socket).write_all(&bytes).map_err(|error| match self.closed() {
+            Some(closed) => closed,
+            None => Kind::Disconnected(error.to_string()).into(),
+        })
+    }
+
+    /// Asks a question over the control socket and waits for the answer.
+    pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+        let serial = self.start_ask(question)?;
+        self.wait_until(None, || self.take_answer(serial))
+    }
+
+    pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {
+        let serial = self.next_number() as u32;
+        lock(&self.table).answers.insert(serial, None);
+        self.send(&question(serial)).inspect_err(|_| {
+            lock(&self.table).answers.remove(&serial);
+        })?;
+        Ok(serial)
+    }
+
+    pub(super) fn take_answer(&self, serial: u32) -> Option<BrokerFrame> {
+        let mut table = lock(&self.table);
+        table.answers.get(&serial)?.as_ref()?;
+        table.answers.remove(&serial)?
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The broker routes what is in the lanes before it lets the connection go.
+        let _ = self.send(&ClientFrame::Bye);
+    }
+}

@@ -1,0 +1,136 @@
+//! The client library: publish and subscribe, requests, streams and services over one connection to the broker.
+//!
+//! ```no_run
+//! use lapce_ipc::client::Client;
+//!
+//! let client = Client::connect()?;
+//! for message in client.subscribe("lapce.>")? {
+//!     let message = message?;
+//!     println!("{}: {} bytes", message.topic(), message.payload().len());
+//! }
+//! # Ok::<(), lapce_ipc::client::Error>(())
+//! ```
+//!
+//! A [`Client`] is a handle: clone it, send it to other threads, share it. Whoever waits for anything takes the *reader
+//! role* and sorts what arrives for everybody, so there is no helper thread, and a wait on one thing serves all.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `connect` | finding the broker, greeting it |
+//! | `inner` | what all handles of a connection share; how anybody waits |
+//! | `lane` | placing records in the two lanes; loans |
+//! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
+//! | `publish`, `subscription`, `request`, `serve` | what the user does |
+//! | `asynchronous` | the same for async, behind the feature `tokio` |
+//! | `error` | what can go wrong |
+
+mod connect;
+mod error;
+mod inner;
+mod lane;
+mod publish;
+mod reader;
+mod request;
+mod serve;
+mod subscription;
+
+pub use crate::wire::control::{
+    ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport,
+};
+pub use crate::wire::name::{Name, NameError, Topic};
+pub use crate::wire::pattern::Pattern;
+pub use connect::{Builder, DEFAULT_SOCKET};
+pub use error::{Error, Result};
+pub use lane::Loan;
+pub use publish::Publisher;
+pub use request::{ReplyStream, RequestOptions};
+pub use serve::{Reply, Request, Service};
+pub use subscription::{Message, Subscription, SubscribeOptions, View};
+
+use crate::wire::control::{BrokerFrame, ClientFrame};
+use inner::Inner;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a thread waits for the broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitStrategy {
+    /// Spins while the router is awake on another CPU, for a bounded time that tunes itself; then sleeps.
+    #[default]
+    Adaptive,
+    /// Never sleeps: the shortest latency, for a whole CPU.
+    Busy,
+    /// Sleeps at once.
+    Block,
+}
+
+/// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Client {
+    /// Connects to the broker where it usually listens; see [`Builder::socket`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::connect`].
+    ///
+    /// ```no_run
+    /// let client = lapce_ipc::client::Client::connect()?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn connect() -> Result<Client> {
+        Client::builder().connect()
+    }
+
+    /// Connects with more say in it.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// The connection's id, as it stands in the broker's log and status, and with each message that we publish.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.inner.connection
+    }
+
+    /// The limits that the broker set for this connection.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// What the broker says of itself and its connections.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub fn status(&self) -> Result<StatusReport> {
+        match self.inner.ask(|serial| ClientFrame::Status { serial })? {
+            BrokerFrame::Status { report, .. } => Ok(report),
+            other => Err(inner::unexpected(&other)),
+        }
+    }
+
+    /// Waits until the broker ends the connection, at most for `timeout` (`None`: no limit). Meanwhile everything that
+    /// arrives is sorted into its queues.
+    ///
+    /// # Errors
+    ///
+    /// Always: the reason why the connection ended, or [`Error::is_timeout`].
+    pub fn closed(&self, timeout: Option<Duration>) -> Result<std::convert::Infallible> {
+        self.inner.wait_until(inner::deadline(timeout), || None)
+    }
+}
+
+/// The one descriptor on which a client waits, for event loops of its own: when it is readable, something may have
+/// arrived, and the calls that do not block will find it.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.bells.as_fd()
+    }
+}

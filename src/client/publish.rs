@@ -1,0 +1,161 @@
+//! Publishing.
+
+use super::error::Result;
+use super::inner::{Inner, lock, unexpected};
+use super::lane::Loan;
+use super::{Client, Topic};
+use crate::shm::ring::Producer;
+use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
+use crate::wire::record::{Header, Kind};
+use std::sync::{Arc, MutexGuard};
+
+impl Client {
+    /// Publishes `payload` on `topic`. It returns when the message is on its way; see [`Client::flush`].
+    ///
+    /// # Errors
+    ///
+    /// If the topic's name is invalid, the message too large, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// client.publish("lapce.ai.completion", b"fn main() {}")?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
+        let topic = self.inner.topic(topic)?;
+        self.inner.publish(topic, payload.as_ref())
+    }
+
+    /// For many messages on one topic: its name is looked up once.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid or the broker knows as many topics as it may.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let tokens = client.publisher("lapce.ai.tokens")?;
+    /// for token in ["fn", " main", "()"] {
+    ///     tokens.publish(token)?;
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn publisher(&self, topic: &str) -> Result<Publisher> {
+        Ok(Publisher { topic: self.inner.topic(topic)?, inner: self.inner.clone() })
+    }
+
+    /// Waits until everything that was published before has been routed to its subscribers' rings.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// client.publish("lapce.saved", "main.rs")?;
+    /// client.flush()?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn flush(&self) -> Result<()> {
+        let number = self.inner.start_flush()?;
+        self.inner.wait_until(None, || self.inner.is_flushed(number).then_some(()))
+    }
+}
+
+/// Publishes on one topic. A handle, like [`Client`].
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    topic: u32,
+    inner: Arc<Inner>,
+}
+
+impl Publisher {
+    /// Publishes `payload`.
+    ///
+    /// # Errors
+    ///
+    /// If the message is too large or the connection has ended.
+    pub fn publish(&self, payload: impl AsRef<[u8]>) -> Result<()> {
+        self.inner.publish(self.topic, payload.as_ref())
+    }
+
+    /// Lends space for a message of `len` bytes, at most [`Limits::slot_size`](super::Limits::slot_size), to be written
+    /// in place.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is too large, this thread holds a loan already, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let publisher = client.publisher("lapce.cursor")?;
+    /// let mut loan = publisher.loan(8)?;
+    /// loan.write_at(0, &17u32.to_le_bytes());
+    /// loan.write_at(4, &4u32.to_le_bytes());
+    /// loan.publish();
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn loan(&self, len: usize) -> Result<Loan<'_>> {
+        Loan::new(&self.inner, self.topic, len)
+    }
+}
+
+impl Inner {
+    /// The broker's number for a topic.
+    pub(super) fn topic(&self, name: &str) -> Result<u32> {
+        if let Some(id) = lock(&self.table).topics.get(name) {
+            return Ok(*id);
+        }
+        let id = self.intern(InternKind::Topic, Topic::parse(name)?)?;
+        lock(&self.table).topics.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    pub(super) fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
+        match self.ask(|serial| ClientFrame::Intern { serial, kind, name })? {
+            BrokerFrame::Interned { id, .. } => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
+        let total = self.check_size(payload.len())?;
+        let mut producer = self.bulk().claim()?;
+        self.publish_parts(&mut producer, topic, total, payload)
+    }
+
+    #[inline]
+    fn publish_parts(
+        &self,
+        producer: &mut MutexGuard<'_, Producer>,
+        topic: u32,
+        total: u32,
+        payload: &[u8],
+    ) -> Result<()> {
+        let (mut at, step) = (0, self.limits.slot_size as usize);
+        loop {
+            let part = &payload[at..payload.len().min(at + step)];
+            let flags = Inner::part_flags(at, part.len(), payload.len());
+            let header = Header { flags, id: topic, total, ..Header::new(Kind::Publish) };
+            self.bulk().push(self, producer, &header, part)?;
+            at += part.len();
+            if at == payload.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(super) fn start_flush(&self) -> Result<u64> {
+        let mut producer = self.bulk().claim()?;
+        // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
+        let number = self.next_number();
+        let header = Header { seq: number, ..Header::new(Kind::Flush) };
+        self.bulk().push(self, &mut producer, &header, &[])?;
+        Ok(number)
+    }
+
+    pub(super) fn is_flushed(&self, number: u64) -> bool {
+        lock(&self.table).flushed >= number
+    }
+}

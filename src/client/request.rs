@@ -1,0 +1,430 @@
+//! Requests: one reply, or a stream of chunks.
+
+use super::error::{Error, Kind, Result};
+use super::inner::{Inner, RequestSlot, deadline, lock};
+use super::{Client, Topic};
+use crate::shm::layout::cells_for;
+use crate::wire::control::InternKind;
+use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How to ask.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestOptions {
+    /// How long the whole call may take; `None`: what the broker says. The broker keeps the time.
+    pub timeout: Option<Duration>,
+}
+
+/// How a call failed.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    Outcome(Outcome, Option<Duration>),
+    ErrorReply(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::Outcome(outcome, retry_after) => Kind::Outcome { outcome, retry_after }.into(),
+            Failure::ErrorReply(text) => Kind::ErrorReply(text).into(),
+        }
+    }
+}
+
+/// A request under way, as the reader sees it.
+#[derive(Debug)]
+pub(super) struct Pending(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Whole messages of the answer that wait, with their cells.
+    ready: VecDeque<(Vec<u8>, u32)>,
+    partial: Vec<u8>,
+    partial_cells: u32,
+    /// Cells that were taken and not given back to the responder.
+    owed: u32,
+    /// Cells of the request's body that may be sent.
+    body_credit: u32,
+    end: Option<Result<(), Failure>>,
+}
+
+impl Pending {
+    fn new(credit: u32) -> Pending {
+        Pending(Mutex::new(State {
+            ready: VecDeque::new(),
+            partial: Vec::new(),
+            partial_cells: 0,
+            owed: 0,
+            body_credit: credit,
+            end: None,
+        }))
+    }
+
+    /// A record of the answer. Answers whether the call is over.
+    pub(super) fn answer(&self, header: &Header, cells: u32, append: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut state = lock(&self.0);
+        let state = &mut *state;
+        append(&mut state.partial);
+        state.partial_cells += cells;
+        if !header.flags.has(Flags::LAST) {
+            // What is being put together is next to be taken, so its space is given back at once; if others wait before it,
+            // only when they are taken. So one message more than the credit is kept at most.
+            if state.ready.is_empty() {
+                state.owed += std::mem::take(&mut state.partial_cells);
+            }
+            return false;
+        }
+        let (message, cells) = (std::mem::take(&mut state.partial), std::mem::take(&mut state.partial_cells));
+        let ends = header.flags.has(Flags::END);
+        if header.flags.has(Flags::ERROR) {
+            state.end = Some(Err(Failure::ErrorReply(String::from_utf8_lossy(&message).into_owned())));
+            return true;
+        }
+        // The end of a stream carries no chunk of its own.
+        if !ends || !message.is_empty() || !header.flags.has(Flags::STREAM) {
+            state.ready.push_back((message, cells));
+        }
+        if ends {
+            state.end = Some(Ok(()));
+        }
+        ends
+    }
+
+    pub(super) fn end(&self, end: Result<(), Failure>) {
+        lock(&self.0).end = Some(end);
+    }
+
+    pub(super) fn add_body_credit(&self, cells: u32) {
+        let mut state = lock(&self.0);
+        state.body_credit = state.body_credit.saturating_add(cells);
+    }
+
+    /// What there is: a message, the end, or (`None`) nothing yet. And how much credit is to be given back.
+    fn take(&self, step: u32) -> (Option<Result<Option<Vec<u8>>>>, u32) {
+        let mut state = lock(&self.0);
+        let found = match state.ready.pop_front() {
+            Some((message, cells)) => {
+                state.owed += cells;
+                Some(Ok(Some(message)))
+            }
+            None => state.end.clone().map(|end| end.map(|()| None).map_err(Error::from)),
+        };
+        if state.ready.is_empty() {
+            state.owed += std::mem::take(&mut state.partial_cells);
+        }
+        let give = if state.end.is_none() && state.owed >= step { std::mem::take(&mut state.owed) } else { 0 };
+        (found, give)
+    }
+
+    fn owe_again(&self, cells: u32) {
+        lock(&self.0).owed += cells;
+    }
+
+    fn is_over(&self) -> bool {
+        lock(&self.0).end.is_some()
+    }
+
+    /// Takes credit for a part of the body, if there is enough.
+    fn spend_body_credit(&self, cells: u32) -> bool {
+        let mut state = lock(&self.0);
+        let enough = state.body_credit >= cells;
+        if enough {
+            state.body_credit -= cells;
+        }
+        enough
+    }
+}
+
+/// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before its
+/// end, it cancels the call.
+#[derive(Debug)]
+pub struct ReplyStream {
+    inner: Arc<Inner>,
+    pending: Arc<Pending>,
+    slot: u32,
+    generation: u32,
+    done: bool,
+}
+
+impl Client {
+    /// Asks `service` and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// Exactly one outcome: the reply, or an error that says how the request ended. It is never sent if the name is
+    /// invalid or the message too large.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// assert_eq!(client.request("echo", "hi")?, b"hi");
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        self.request_with(service, payload, RequestOptions::default())
+    }
+
+    /// Asks `service` with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`].
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::RequestOptions;
+    /// use std::time::Duration;
+    ///
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let options = RequestOptions { timeout: Some(Duration::from_secs(2)) };
+    /// let reply = client.request_with("complete", "fn ma", options)?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload.as_ref(), options, false)?;
+        let mut reply = stream.receive()?.unwrap_or_default();
+        // A responder may answer a plain request in several chunks: they are one reply.
+        while let Some(more) = stream.receive()? {
+            reply.extend_from_slice(&more);
+        }
+        Ok(reply)
+    }
+
+    /// Asks `service` for a stream of chunks.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid, the message too large, or the connection has ended; how the call ends comes from the
+    /// iterator.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// for token in client.request_stream("chat", "why is the sky blue?")? {
+    ///     print!("{}", String::from_utf8_lossy(&token?));
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request_stream(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<ReplyStream> {
+        self.start(service, payload.as_ref(), RequestOptions::default(), true)
+    }
+
+    /// Asks `service` for a stream of chunks, with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request_stream`].
+    pub fn request_stream_with(
+        &self,
+        service: &str,
+        payload: impl AsRef<[u8]>,
+        options: RequestOptions,
+    ) -> Result<ReplyStream> {
+        self.start(service, payload.as_ref(), options, true)
+    }
+
+    fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
+        let inner = &self.inner;
+        inner.check_size(payload.len())?;
+        let service = inner.service(service)?;
+        let (stream, mut body) = Body::new(inner, service, payload.len(), options, stream)?;
+        while let Some((at, end)) = body.next_part() {
+            let part = &payload[at..end];
+            // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
+            if !body.try_send(&stream, part)? {
+                inner.wait_until(None, || body.step(&stream, part))??;
+            }
+        }
+        Ok(stream)
+    }
+}
+
+/// The sending of a request's body, part by part.
+pub(super) struct Body {
+    header: Header,
+    total: usize,
+    at: usize,
+    part: usize,
+    spent: bool,
+}
+
+impl Body {
+    pub(super) fn new(
+        inner: &Arc<Inner>,
+        service: u32,
+        total: usize,
+        options: RequestOptions,
+        stream: bool,
+    ) -> Result<(ReplyStream, Body)> {
+        let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells));
+        let (slot, generation) = inner.request_slot(pending.clone())?;
+        let header = Header {
+            flags: Flags::default().with_if(Flags::STREAM, stream),
+            id: slot,
+            id2: generation,
+            arg: service,
+            total: inner.check_size(total)?,
+            nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
+            ..Header::new(RecordKind::Request)
+        };
+        let stream = ReplyStream { inner: inner.clone(), pending, slot, generation, done: false };
+        let part = inner.limits.slot_size as usize;
+        Ok((stream, Body { header, total, at: 0, part, spent: false }))
+    }
+
+    /// The next part to send, as a range of the body.
+    pub(super) fn next_part(&self) -> Option<(usize, usize)> {
+        let whole = self.at == 0 && self.total == 0 && !self.spent;
+        (self.at < self.total || whole).then(|| (self.at, self.total.min(self.at + self.part)))
+    }
+
+    /// Sends the part if credit and space allow. `true`: it is sent, or the call is over and need not be.
+    pub(super) fn try_send(&mut self, stream: &ReplyStream, part: &[u8]) -> Result<bool> {
+        if stream.pending.is_over() {
+            (self.at, self.total, self.spent) = (0, 0, true);
+            return Ok(true);
+        }
+        let cells = cells_for(part.len() as u32);
+        if !self.spent && !stream.pending.spend_body_credit(cells) {
+            return Ok(false);
+        }
+        self.spent = true;
+        let flags = Inner::part_flags(self.at, part.len(), self.total);
+        let header = Header { flags: self.header.flags.with(flags), ..self.header };
+        if !stream.inner.try_express(&header, part)? {
+            return Ok(false);
+        }
+        self.at += part.len();
+        self.spent = self.total == 0;
+        Ok(true)
+    }
+
+    /// The same while waiting: gives credit for the answer back, which may have begun.
+    pub(super) fn step(&mut self, stream: &ReplyStream, part: &[u8]) -> Option<Result<()>> {
+        stream.give_back();
+        match self.try_send(stream, part) {
+            Ok(true) => Some(Ok(())),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Inner {
+    /// The broker's number for a service.
+    pub(super) fn service(&self, name: &str) -> Result<u32> {
+        if let Some(id) = lock(&self.table).services.get(name) {
+            return Ok(*id);
+        }
+        let id = self.intern(InternKind::Service, Topic::parse(name)?)?;
+        lock(&self.table).services.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    fn request_slot(&self, pending: Arc<Pending>) -> Result<(u32, u32)> {
+        let mut table = lock(&self.table);
+        if let Some(closed) = &table.closed {
+            return Err(closed.clone());
+        }
+        let slot = match table.free_requests.pop() {
+            Some(slot) => slot,
+            None if table.requests.len() >= self.limits.max_requests as usize => {
+                return Err(Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None }.into());
+            }
+            None => {
+                table.requests.push(RequestSlot::default());
+                table.requests.len() as u32 - 1
+            }
+        };
+        let place = &mut table.requests[slot as usize];
+        place.generation = place.generation.wrapping_add(1);
+        place.pending = Some(pending);
+        Ok((slot, place.generation))
+    }
+}
+
+impl ReplyStream {
+    /// Waits for the next chunk; `None` after the last.
+    fn receive(&mut self) -> Result<Option<Vec<u8>>> {
+        self.receive_within(None)
+    }
+
+    /// Waits for the next chunk, at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// How the call ended, if not by its last chunk; or [`Error::is_timeout`], and the call goes on.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        self.receive_within(Some(timeout))
+    }
+
+    fn receive_within(&mut self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>> {
+        if self.done {
+            return Ok(None);
+        }
+        let inner = self.inner.clone();
+        let received = inner.wait_until(deadline(timeout), || self.poll()).and_then(|found| found);
+        if !matches!(&received, Err(error) if error.is_timeout()) {
+            self.done |= !matches!(received, Ok(Some(_)));
+        }
+        received
+    }
+
+    /// What there is, without waiting.
+    pub(super) fn poll(&self) -> Option<Result<Option<Vec<u8>>>> {
+        let (found, give) = self.pending.take(self.inner.stream_step());
+        self.give(give);
+        found
+    }
+
+    /// Gives back what is owed, so that the responder can go on.
+    fn give_back(&self) {
+        let mut state = lock(&self.pending.0);
+        let give = if state.owed >= self.inner.stream_step() { std::mem::take(&mut state.owed) } else { 0 };
+        drop(state);
+        self.give(give);
+    }
+
+    fn give(&self, cells: u32) {
+        if cells == 0 {
+            return;
+        }
+        let credit = Header {
+            id: self.slot,
+            id2: self.generation,
+            arg: cells,
+            ..Header::new(RecordKind::ResponseCredit)
+        };
+        if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
+            self.pending.owe_again(cells);
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn finish(&mut self) {
+        self.done = true;
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+}
+
+impl Iterator for ReplyStream {
+    type Item = Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receive().transpose()
+    }
+}
+
+impl Drop for ReplyStream {
+    fn drop(&mut self) {
+        if self.done || self.pending.is_over() {
+            return;
+        }
+        let cancel = Header { id: self.slot, id2: self.generation, ..Header::new(RecordKind::Cancel) };
+        // An error says that the connection has ended, and every call with it.
+        let _ = self.inner.push_express(&cancel, &[]);
+    }
+}

@@ -1,0 +1,423 @@
+//! Serving: requests come as an iterator, or to a handler.
+
+use super::error::{Error, Kind, Result};
+use super::inner::{Inner, deadline, lock, unexpected};
+use super::{Client, Name};
+use crate::shm::layout::cells_for;
+use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A call that is to be answered, as the reader sees it.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    call: u64,
+    requester: u32,
+    deadline: Option<Instant>,
+    stream: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    body: Vec<u8>,
+    owed: u32,
+    /// Cells of answer that may be sent.
+    credit: u32,
+    ended: Option<Outcome>,
+}
+
+impl Incoming {
+    pub(super) fn new(header: &Header, credit: u32) -> Incoming {
+        Incoming {
+            call: header.seq,
+            requester: header.origin,
+            deadline: deadline(Some(Duration::from_nanos(header.nanos))),
+            stream: header.flags.has(Flags::STREAM),
+            state: Mutex::new(State { body: Vec::new(), owed: 0, credit, ended: None }),
+        }
+    }
+
+    /// A record of the body. Answers how much credit is to be given back.
+    pub(super) fn append(&self, cells: u32, last: bool, step: u32, append: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        let mut state = lock(&self.state);
+        append(&mut state.body);
+        state.owed += cells;
+        if !last && state.owed >= step { std::mem::take(&mut state.owed) } else { 0 }
+    }
+
+    pub(super) fn add_credit(&self, cells: u32) {
+        let mut state = lock(&self.state);
+        state.credit = state.credit.saturating_add(cells);
+    }
+
+    pub(super) fn end(&self, outcome: Outcome) {
+        lock(&self.state).ended = Some(outcome);
+    }
+}
+
+/// What arrives for a service.
+#[derive(Debug)]
+pub(super) enum Arrived {
+    Request(Arc<Incoming>),
+    /// So much credit is to be given back for the body of this call.
+    Grant(u64, u32),
+}
+
+/// What waits for whoever serves.
+#[derive(Debug, Default)]
+pub(super) struct Inbox(Mutex<VecDeque<Arrived>>);
+
+impl Inbox {
+    pub(super) fn push(&self, arrived: Arrived) {
+        lock(&self.0).push_back(arrived);
+    }
+}
+
+/// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer the
+/// same service; they share its requests. Dropped, it offers no more.
+#[derive(Debug)]
+pub struct Service {
+    inner: Arc<Inner>,
+    inbox: Arc<Inbox>,
+    number: u32,
+    failed: bool,
+}
+
+impl Client {
+    /// Offers `service`. When it returns, requests reach us.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid or the broker's own, this client offers it already, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// for request in client.serve("upper")? {
+    ///     let request = request?;
+    ///     let reply = request.payload().to_ascii_uppercase();
+    ///     request.reply(reply)?;
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn serve(&self, service: &str) -> Result<Service> {
+        self.serve_up_to(service, 0)
+    }
+
+    /// Offers `service`, and takes at most `max_in_flight` requests at a time (0: what the broker allows). Further ones go
+    /// to other responders, or fail as overloaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<Service> {
+        let (serial, inbox) = start(&self.inner, service, max_in_flight)?;
+        let answer = self.inner.wait_until(None, || self.inner.take_answer(serial))?;
+        finish(&self.inner, inbox, &answer)
+    }
+}
+
+pub(super) fn start(inner: &Inner, service: &str, max_in_flight: u32) -> Result<(u32, Arc<Inbox>)> {
+    let service = Name::parse(service)?;
+    let inbox = Arc::new(Inbox::default());
+    let serial = inner.start_ask(|serial| {
+        lock(&inner.table).serving.insert(serial, inbox.clone());
+        ClientFrame::Serve { serial, service, max_in_flight }
+    })?;
+    Ok((serial, inbox))
+}
+
+pub(super) fn finish(inner: &Arc<Inner>, inbox: Arc<Inbox>, answer: &BrokerFrame) -> Result<Service> {
+    let BrokerFrame::Serving { service: number, .. } = answer else { return Err(unexpected(answer)) };
+    Ok(Service { inner: inner.clone(), inbox, number: *number, failed: false })
+}
+
+impl Service {
+    /// Answers every request with what `handler` returns, until the connection ends. An error or a panic of the handler
+    /// becomes an error reply.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// client.serve("upper")?.run(|request| {
+    ///     let text = std::str::from_utf8(request.payload())?;
+    ///     Ok::<_, std::str::Utf8Error>(text.to_uppercase())
+    /// })?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn run<R: AsRef<[u8]>, E: Display>(
+        &mut self,
+        mut handler: impl FnMut(&mut Request) -> std::result::Result<R, E>,
+    ) -> Result<()> {
+        loop {
+            let mut request = self.receive(None)?;
+            let answered = match catch_unwind(AssertUnwindSafe(|| handler(&mut request))) {
+                Ok(Ok(reply)) => request.reply(reply),
+                Ok(Err(error)) => request.fail(&error.to_string()),
+                Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
+            };
+            match answered {
+                Err(error) if error.is_disconnected() => return Err(error),
+                // The requester has cancelled, or its time is over: nobody is there to be told.
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for the next request, at most for `timeout`; `Ok(None)`: none came.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Request>> {
+        match self.receive(Some(timeout)) {
+            Ok(request) => Ok(Some(request)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn receive(&mut self, timeout: Option<Duration>) -> Result<Request> {
+        let inner = self.inner.clone();
+        inner.wait_until(deadline(timeout), || self.poll())
+    }
+
+    /// The next request if it is there; on the way it gives credit back for bodies that are coming in.
+    pub(super) fn poll(&mut self) -> Option<Request> {
+        loop {
+            let arrived = lock(&self.inbox.0).pop_front()?;
+            match arrived {
+                Arrived::Request(call) => {
+                    let payload = std::mem::take(&mut lock(&call.state).body);
+                    // Cancelled before it was looked at: nobody waits for it.
+                    if lock(&call.state).ended.is_none() {
+                        return Some(Request { inner: self.inner.clone(), call, payload, is_answered: false });
+                    }
+                }
+                Arrived::Grant(call, cells) => {
+                    let credit = Header { seq: call, arg: cells, ..Header::new(RecordKind::BodyCredit) };
+                    if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
+                        lock(&self.inbox.0).push_front(Arrived::Grant(call, cells));
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+}
+
+impl Iterator for Service {
+    type Item = Result<Request>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let received = self.receive(None);
+        self.failed = received.is_err();
+        Some(received)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        lock(&self.inner.table).inboxes.remove(&self.number);
+        let serial = self.inner.next_number() as u32;
+        let _ = self.inner.send(&ClientFrame::Unserve { serial, service: self.number });
+        // Requests that nobody will look at are answered, not left to their deadline.
+        let waiting = std::mem::take(&mut *lock(&self.inbox.0));
+        for arrived in waiting {
+            if let Arrived::Request(call) = arrived {
+                drop(Request { inner: self.inner.clone(), call, payload: Vec::new(), is_answered: false });
+            }
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// A request to be answered. Dropped without an answer, it is answered with an error.
+#[derive(Debug)]
+pub struct Request {
+    inner: Arc<Inner>,
+    call: Arc<Incoming>,
+    payload: Vec<u8>,
+    is_answered: bool,
+}
+
+/// The outcome of sending a part of an answer: an error says that nobody waits for it any more.
+pub type Reply = Result<()>;
+
+impl Request {
+    /// What was sent.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The id of the connection that asks.
+    #[must_use]
+    pub fn requester(&self) -> u32 {
+        self.call.requester
+    }
+
+    /// Until when an answer is waited for.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.call.deadline
+    }
+
+    /// Whether the requester expects a stream of chunks. Others take them too, joined.
+    #[must_use]
+    pub fn wants_stream(&self) -> bool {
+        self.call.stream
+    }
+
+    /// Whether nobody waits for the answer any more, as far as is known: it learns of a cancel while anybody in this
+    /// process waits for messages, or when a chunk is sent.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        lock(&self.call.state).ended.is_some()
+    }
+
+    /// Sends a chunk of a streamed answer. It waits while the requester has no room for it.
+    ///
+    /// # Errors
+    ///
+    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`], [`Error::is_deadline_exceeded`]), the
+    /// chunk is too large, or the connection has ended.
+    pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
+        self.send(payload.as_ref(), Flags::default())
+    }
+
+    /// Ends a streamed answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn finish(mut self) -> Reply {
+        self.is_answered = true;
+        self.send(&[], Flags::END.with(Flags::STREAM))
+    }
+
+    /// Answers: the whole of it, or the last chunk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn reply(mut self, payload: impl AsRef<[u8]>) -> Reply {
+        self.is_answered = true;
+        self.send(payload.as_ref(), Flags::END)
+    }
+
+    /// Answers with an error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn fail(mut self, text: &str) -> Reply {
+        self.is_answered = true;
+        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR))
+    }
+
+    fn send(&self, payload: &[u8], flags: Flags) -> Reply {
+        self.inner.check_size(payload.len())?;
+        let mut answer = Answer::new(self, payload.len(), flags);
+        // Learns of a cancel even if nobody in this process waits.
+        self.inner.sort_now();
+        while let Some((at, end)) = answer.next_part() {
+            let part = &payload[at..end];
+            match answer.step(self, part) {
+                Some(sent) => sent?,
+                None => self.inner.wait_until(None, || answer.step(self, part))??,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sending of one message of an answer, part by part.
+struct Answer {
+    header: Header,
+    total: usize,
+    at: usize,
+    part: usize,
+    is_first: bool,
+    spent: bool,
+}
+
+impl Answer {
+    fn new(request: &Request, total: usize, flags: Flags) -> Answer {
+        let header = Header {
+            flags,
+            total: total as u32,
+            seq: request.call.call,
+            ..Header::new(RecordKind::Response)
+        };
+        Answer {
+            header,
+            total,
+            at: 0,
+            part: request.inner.limits.slot_size as usize,
+            is_first: true,
+            spent: false,
+        }
+    }
+
+    fn next_part(&self) -> Option<(usize, usize)> {
+        (self.is_first || self.at < self.total).then(|| (self.at, self.total.min(self.at + self.part)))
+    }
+
+    /// Sends the part if credit and space allow.
+    fn step(&mut self, request: &Request, part: &[u8]) -> Option<Reply> {
+        let cells = cells_for(part.len() as u32);
+        {
+            let mut state = lock(&request.call.state);
+            if let Some(outcome) = state.ended {
+                return Some(Err(Kind::Outcome { outcome, retry_after: None }.into()));
+            }
+            if !self.spent {
+                state.credit = state.credit.checked_sub(cells)?;
+                self.spent = true;
+            }
+        }
+        let flags = self.header.flags.with(Inner::part_flags(self.at, part.len(), self.total));
+        let header = Header { flags, ..self.header };
+        match request.inner.try_express(&header, part) {
+            Ok(true) => {
+                self.at += part.len();
+                (self.is_first, self.spent) = (false, false);
+                if flags.has(Flags::LAST.with(Flags::END)) {
+                    lock(&request.inner.table).calls.remove(&self.header.seq);
+                }
+                Some(Ok(()))
+            }
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.is_answered && !self.is_cancelled() {
+            let _: Result<(), Error> =
+                self.send(b"the responder dropped the request without an answer", Flags::END.with(Flags::ERROR));
+        }
+    }
+}

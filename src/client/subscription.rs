@@ -1,0 +1,460 @@
+//! Subscriptions.
+
+use super::error::{Error, Kind, Result};
+use super::inner::{Inner, deadline, lock, unexpected};
+use super::{Client, DeliveryPolicy, Pattern, Topic};
+use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
+use crate::shm::ring::{Consumer, Record};
+use crate::shm::words::read_bytes_at;
+use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::record::{Header, Kind as RecordKind};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A message that was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    topic: Topic,
+    payload: Vec<u8>,
+    publisher: u32,
+    sequence: u64,
+}
+
+impl Message {
+    pub(super) fn new(topic: Topic, payload: Vec<u8>, header: &Header) -> Message {
+        Message { topic, payload, publisher: header.origin, sequence: header.seq }
+    }
+
+    /// The topic that it was published on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.as_str()
+    }
+
+    /// What was published.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// What was published, without a copy.
+    #[must_use]
+    pub fn into_payload(self) -> Vec<u8> {
+        self.payload
+    }
+
+    /// The id of the connection that published it; 0 is the broker.
+    #[must_use]
+    pub fn publisher(&self) -> u32 {
+        self.publisher
+    }
+
+    /// The publisher's count of messages on this topic: a gap means that messages were dropped.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+/// How to subscribe.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SubscribeOptions {
+    /// What happens to a message for which this subscription has no room.
+    pub policy: DeliveryPolicy,
+    /// Room for messages that are not taken yet, in bytes; 0 asks for what the broker gives.
+    pub capacity_bytes: u32,
+}
+
+/// Why a subscription gets nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Evicted,
+}
+
+/// Messages that wait for their subscription's owner.
+#[derive(Debug)]
+pub(super) struct Queue {
+    policy: DeliveryPolicy,
+    /// Cells of credit that the broker gave.
+    capacity: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Message>,
+    /// Cells of the messages that wait, for `drop_oldest`.
+    waiting: u32,
+    dropped_by_broker: u64,
+    dropped_here: u64,
+    end: Option<End>,
+}
+
+impl Queue {
+    fn new(policy: DeliveryPolicy, capacity: u32) -> Queue {
+        Queue { policy, capacity, state: Mutex::default() }
+    }
+
+    fn cost(&self, message: &Message, slot_size: u32) -> u32 {
+        message_cost(message.payload.len() as u32, slot_size, self.capacity)
+    }
+
+    pub(super) fn push(&self, message: Message, slot_size: u32) {
+        let mut state = lock(&self.state);
+        if self.policy == DeliveryPolicy::DropOldest {
+            state.waiting += self.cost(&message, slot_size);
+            while state.waiting > self.capacity {
+                let Some(oldest) = state.messages.pop_front() else { break };
+                state.waiting -= self.cost(&oldest, slot_size);
+                state.dropped_here += 1;
+            }
+        }
+        state.messages.push_back(message);
+    }
+
+    pub(super) fn set_dropped(&self, dropped: u32) {
+        lock(&self.state).dropped_by_broker = u64::from(dropped);
+    }
+
+    pub(super) fn end(&self, end: End) {
+        lock(&self.state).end = Some(end);
+    }
+}
+
+/// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection ends
+/// or the subscription is evicted, and unsubscribes when it is dropped.
+#[derive(Debug)]
+pub struct Subscription {
+    inner: Arc<Inner>,
+    queue: Arc<Queue>,
+    id: u32,
+    /// Taken out of the queue at once, to lock it once.
+    batch: VecDeque<Message>,
+    owed: u32,
+    step: u32,
+    failed: bool,
+}
+
+impl Client {
+    /// Subscribes to the topics that match `pattern`: `*` stands for one token, a final `>` for one or more. When it
+    /// returns, the subscription is in force.
+    ///
+    /// # Errors
+    ///
+    /// If the pattern is invalid, there are too many subscriptions, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut completions = client.subscribe("lapce.ai.*")?;
+    /// let first = completions.next().expect("it waits")?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn subscribe(&self, pattern: &str) -> Result<Subscription> {
+        self.subscribe_with(pattern, SubscribeOptions::default())
+    }
+
+    /// Subscribes with a policy of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::subscribe`].
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::{Client, DeliveryPolicy, SubscribeOptions};
+    ///
+    /// # let client = Client::connect()?;
+    /// let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, capacity_bytes: 4096 };
+    /// let cursor = client.subscribe_with("lapce.cursor", options)?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription> {
+        let (serial, queue) = start(&self.inner, pattern, options)?;
+        let answer = self.inner.wait_until(None, || self.inner.take_answer(serial))?;
+        finish(&self.inner, queue, &answer)
+    }
+}
+
+/// Asks for a subscription. Its queue is known to the reader before the question is.
+pub(super) fn start(inner: &Inner, pattern: &str, options: SubscribeOptions) -> Result<(u32, Arc<Queue>)> {
+    let pattern = Pattern::parse(pattern)?;
+    let (most, least) = (inner.limits.subscription_credit_cells, crate::shm::layout::cells_for(inner.limits.slot_size));
+    let capacity = match options.capacity_bytes {
+        0 => most,
+        bytes => (bytes / CELL_BYTES as u32).clamp(least, most),
+    };
+    let queue = Arc::new(Queue::new(options.policy, capacity));
+    let serial = inner.start_ask(|serial| {
+        lock(&inner.table).subscribing.insert(serial, queue.clone());
+        ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
+    })?;
+    Ok((serial, queue))
+}
+
+pub(super) fn finish(inner: &Arc<Inner>, queue: Arc<Queue>, answer: &BrokerFrame) -> Result<Subscription> {
+    let BrokerFrame::Subscribed { subscription: id, .. } = answer else { return Err(unexpected(answer)) };
+    let step = credit_step(queue.capacity, inner.limits.slot_size);
+    let (inner, batch) = (inner.clone(), VecDeque::new());
+    Ok(Subscription { inner, queue, id: *id, batch, owed: 0, step, failed: false })
+}
+
+impl Subscription {
+    /// Waits for the next message, at most for `timeout`; `Ok(None)`: none came.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Message>> {
+        match self.receive(Some(timeout)) {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next message if it is there.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    pub fn try_next(&mut self) -> Result<Option<Message>> {
+        self.next_timeout(Duration::ZERO)
+    }
+
+    /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
+    /// allocation.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut ticks = client.subscribe("lapce.tick")?;
+    /// let first_byte = ticks.read_next(|view| {
+    ///     let mut byte = [0];
+    ///     view.copy_to(0, &mut byte);
+    ///     byte[0]
+    /// })?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
+        self.refill();
+        if let Some(message) = self.batch.pop_front() {
+            self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
+            return Ok(read(&View::of(&message)));
+        }
+        let (inner, queue, id) = (self.inner.clone(), self.queue.clone(), self.id);
+        let mut read = Some(read);
+        let slot_size = inner.limits.slot_size;
+        let (result, cost) = inner.wait_reading(None, |reader| {
+            if let Some(message) = lock(&queue.state).messages.pop_front() {
+                let cost = queue.cost(&message, slot_size);
+                return read.take().map(|read| Ok((read(&View::of(&message)), cost)));
+            }
+            if let Some(end) = self.end() {
+                return Some(Err(end));
+            }
+            reader?.take_in_place(&inner, id, |topic, header, ring, record| {
+                let view = View { topic, header: *header, bytes: Bytes::InRing(ring, record) };
+                let cost = message_cost(record.len, slot_size, queue.capacity);
+                read.take().map(|read| Ok((read(&view), cost)))
+            })?
+        })??;
+        self.took(cost)?;
+        Ok(result)
+    }
+
+    /// Messages that this subscription did not get, because it had no room for them.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let state = lock(&self.queue.state);
+        state.dropped_by_broker + state.dropped_here
+    }
+
+    fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
+        self.refill();
+        if self.batch.is_empty() {
+            let inner = self.inner.clone();
+            let deadline = deadline(timeout);
+            inner.wait_until(deadline, || {
+                self.refill();
+                if !self.batch.is_empty() {
+                    return Some(Ok(()));
+                }
+                self.end().map(Err)
+            })??;
+        }
+        let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
+        self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
+        Ok(message)
+    }
+
+    /// The next message if it is there, without looking at the ring. For the asynchronous client.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(super) fn poll(&mut self) -> Option<Result<Message>> {
+        self.refill();
+        match self.batch.pop_front() {
+            Some(message) => {
+                let cost = self.queue.cost(&message, self.inner.limits.slot_size);
+                Some(self.took(cost).map(|()| message))
+            }
+            None => self.end().or_else(|| self.inner.closed()).map(Err),
+        }
+    }
+
+    fn refill(&mut self) {
+        if self.batch.is_empty() {
+            let mut state = lock(&self.queue.state);
+            std::mem::swap(&mut self.batch, &mut state.messages);
+            state.waiting = 0;
+        }
+    }
+
+    fn end(&self) -> Option<Error> {
+        let state = lock(&self.queue.state);
+        match state.end? {
+            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_by_broker }.into()),
+        }
+    }
+
+    /// A message was taken: its credit goes back to the broker, some at a time.
+    fn took(&mut self, cost: u32) -> Result<()> {
+        if self.queue.policy == DeliveryPolicy::DropOldest {
+            return Ok(());
+        }
+        self.owed += cost;
+        if self.owed < self.step {
+            return Ok(());
+        }
+        let credit = Header { id: self.id, arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
+        // A connection that ended meanwhile is reported when there is nothing left to read.
+        match self.inner.push_express(&credit, &[]) {
+            Err(error) if !error.is_disconnected() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Iterator for Subscription {
+    type Item = Result<Message>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let received = self.receive(None);
+        self.failed = received.is_err();
+        Some(received)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        lock(&self.inner.table).subscriptions.remove(&self.id);
+        let serial = self.inner.next_number() as u32;
+        let _ = self.inner.send(&ClientFrame::Unsubscribe { serial, subscription: self.id });
+    }
+}
+
+/// A message that is looked at where it lies: perhaps in memory that the broker writes, so its bytes can be copied out
+/// but not borrowed.
+#[derive(Debug)]
+pub struct View<'a> {
+    topic: &'a Topic,
+    header: Header,
+    bytes: Bytes<'a>,
+}
+
+#[derive(Debug)]
+enum Bytes<'a> {
+    InRing(&'a Consumer, &'a Record),
+    Here(&'a [u8]),
+}
+
+impl<'a> View<'a> {
+    fn of(message: &'a Message) -> View<'a> {
+        let header = Header { origin: message.publisher, seq: message.sequence, ..Header::new(RecordKind::Deliver) };
+        View { topic: &message.topic, header, bytes: Bytes::Here(&message.payload) }
+    }
+
+    /// The topic that it was published on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.as_str()
+    }
+
+    /// As [`Message::publisher`].
+    #[must_use]
+    pub fn publisher(&self) -> u32 {
+        self.header.origin
+    }
+
+    /// As [`Message::sequence`].
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.header.seq
+    }
+
+    /// Bytes of payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self.bytes {
+            Bytes::InRing(_, record) => record.len as usize,
+            Bytes::Here(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there is no payload.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes from `offset` on until `to` is full.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
+        assert!(
+            offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),
+            "{} bytes at {offset} of {}",
+            to.len(),
+            self.len()
+        );
+        match self.bytes {
+            Bytes::InRing(ring, record) => read_bytes_at(ring.payload(record), offset, to),
+            Bytes::Here(bytes) => to.copy_from_slice(&bytes[offset..offset + to.len()]),
+        }
+    }
+
+    /// The payload, copied.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len()];
+        self.copy_to(0, &mut bytes);
+        bytes
+    }
+
+    /// Reads the payload from its beginning.
+    #[must_use]
+    pub fn reader(&self) -> impl io::Read + '_ {
+        ViewReader { view: self, at: 0 }
+    }
+}
+
+struct ViewReader<'a> {
+    view: &'a View<'a>,
+    at: usize,
+}
+
+impl io::Read for ViewReader<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let len = to.len().min(self.view.len() - self.at);
+        self.view.copy_to(self.at, &mut to[..len]);
+        self.at += len;
+        Ok(len)
+    }
+}
