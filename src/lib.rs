@@ -1,15 +1,52 @@
-//! A message broker for one machine.
+//! A message broker for one machine: the isolation of a kernel socket at the speed of shared memory.
+//!
+//! The broker (`ipc_server_main`) runs beside an editor and carries messages between editor, AI engines, language tools and
+//! plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the broker and with nobody
+//! else.
+//!
+//! ```no_run
+//! use lapce_ipc::client::Client;
+//!
+//! let client = Client::connect()?;
+//! client.publish("lapce.saved", "src/main.rs")?;
+//! let reply = client.request("echo", "hi")?;
+//! for token in client.request_stream("chat", "why?")? {
+//!     print!("{}", String::from_utf8_lossy(&token?));
+//! }
+//! # Ok::<(), lapce_ipc::client::Error>(())
+//! ```
+//!
+//! | module | holds | layer |
+//! |---|---|---|
+//! | `sync` | the switch between the machine's atomics and loom's | 0 |
+//! | `shm` | segments, rings, doorbells; all unsafe code | 1 |
+//! | [`wire`] | names, patterns, frames, record headers, typed messages: pure bytes | 1 |
+//! | [`config`] | the configuration: load, validate, explain | 1 |
+//! | [`client`] | the client library | 2 |
+//! | `routing` | pure state machines: subscriptions, services, timers, fairness, budget | 2 |
+//! | [`broker`] | the actors | 3 |
+//! | [`cli`] | the command line | 4 |
+//!
+//! `actors.md` in the repository is the architecture document: the actors, the layers, the rules of the ring. A program that
+//! only talks to the broker depends on this crate with `default-features = false` (and `tokio` for
+//! [`client::asynchronous`], where that is enabled) and gets `client`, `wire` and what they stand on.
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("lapce-ipc needs Linux: memfd seals, epoll, eventfd and SO_PEERCRED have no equivalent elsewhere");
 
+// Under the model checker only `sync` and the part of `shm` that is written over it are built.
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod broker;
+#[cfg(all(feature = "cli", not(lapce_ipc_loom)))]
+pub mod cli;
+#[cfg(not(lapce_ipc_loom))]
+pub mod client;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod config;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 mod routing;
-#[cfg(not(lapce_ipc_loom))]
-pub mod client;
+// The broker's half of a ring is of no use to a program that is only a client.
+#[cfg_attr(any(not(feature = "broker"), lapce_ipc_loom), allow(dead_code, unused_imports))]
 mod shm;
 mod sync;
 #[cfg(not(lapce_ipc_loom))]

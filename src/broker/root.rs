@@ -2,6 +2,7 @@
 
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
+use super::events::Events;
 use super::router::{Core, IsQuiescent, Settings, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
@@ -59,7 +60,9 @@ async fn serve(
     let started = Instant::now();
     // Before `ready` is called, so that no signal that follows it is lost.
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let core = Core::new(settings.clone(), 0)?;
+    let events = Events::new();
+    actix::spawn(events.clone().write());
+    let core = Core::new(settings.clone(), events, 0)?;
     let (alive, mut router_ended) = mpsc::channel(1);
     let router_arbiter = Arbiter::new();
     let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(core, started, alive));

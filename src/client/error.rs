@@ -140,6 +140,15 @@ impl Error {
         matches!(&*self.0, Kind::Timeout)
     }
 
+    /// Why the broker closed the connection, if it said so.
+    #[must_use]
+    pub fn closing_code(&self) -> Option<ClosingCode> {
+        match &*self.0 {
+            Kind::Closed { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// When to try again, if the breaker said so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

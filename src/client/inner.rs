@@ -165,20 +165,19 @@ impl Inner {
         mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
         loop {
+            if let Some(reader) = try_lock(&self.reader) {
+                return self.lead(reader, deadline, &mut ready);
+            }
             // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
             self.followers.fetch_add(1, Ordering::SeqCst);
             fence(Site::Sleep);
             let seen = *lock(&self.turns);
-            if let Some(mut reader) = try_lock(&self.reader) {
-                self.followers.fetch_sub(1, Ordering::SeqCst);
-                let result = self.lead(&mut reader, deadline, &mut ready);
-                drop(reader);
-                self.pass_on();
-                return result;
-            }
-            let result = match ready(None) {
-                Some(found) => Some(Ok(found)),
-                None => self.closed().map(Err).or_else(|| self.follow(seen, deadline)),
+            let result = match try_lock(&self.reader) {
+                Some(reader) => Some(self.lead(reader, deadline, &mut ready)),
+                None => match ready(None) {
+                    Some(found) => Some(Ok(found)),
+                    None => self.closed().map(Err).or_else(|| self.follow(seen, deadline)),
+                },
             };
             self.followers.fetch_sub(1, Ordering::SeqCst);
             if let Some(result) = result {
@@ -188,6 +187,18 @@ impl Inner {
     }
 
     fn lead<T>(
+        &self,
+        mut reader: MutexGuard<'_, Reader>,
+        deadline: Option<Instant>,
+        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
+    ) -> Result<T> {
+        let result = self.read(&mut reader, deadline, ready);
+        drop(reader);
+        self.pass_on();
+        result
+    }
+
+    fn read<T>(
         &self,
         reader: &mut Reader,
         deadline: Option<Instant>,
@@ -245,8 +256,7 @@ impl Inner {
         }
     }
 
-    /// Sorts what has arrived, without waiting. For callers that drive a connection from an event loop.
-    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    /// Sorts what has arrived, without waiting.
     pub(super) fn sort_now(&self) {
         if let Some(mut reader) = try_lock(&self.reader) {
             while reader.sort(self) > 0 {}
@@ -255,10 +265,20 @@ impl Inner {
         }
     }
 
-    /// Before an event loop sleeps on the descriptor: asks to be woken and looks once more. `true`: it may sleep.
-    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
-    pub(super) fn arm(&self) -> bool {
-        try_lock(&self.reader).is_none_or(|mut reader| reader.arm(self))
+    /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once more.
+    /// `false`: there is more to do before it may sleep.
+    #[cfg(feature = "tokio")]
+    pub(super) fn drive(&self) -> bool {
+        let Some(mut reader) = try_lock(&self.reader) else { return false };
+        reader.look_at_bells(self, Some(Duration::ZERO));
+        while reader.sort(self) > 0 {}
+        let may_sleep = reader.arm(self);
+        drop(reader);
+        // Whom the bell was for is not known: a lane may have space.
+        let wakers = std::mem::take(&mut lock(&self.table).wakers);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        self.pass_on();
+        may_sleep
     }
 
     /// A number that has not been used before.

@@ -109,6 +109,20 @@ impl Inner {
         self.express().try_push(self, &mut producer, header, payload)
     }
 
+    /// Places a record in the bulk lane if there is space; `None`: there is none yet.
+    #[cfg(feature = "tokio")]
+    pub(super) fn try_bulk(&self, header: &Header, payload: &[u8]) -> Option<Result<()>> {
+        let mut producer = match self.bulk().claim() {
+            Ok(producer) => producer,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.bulk().try_push(self, &mut producer, header, payload) {
+            Ok(false) => None,
+            Ok(true) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// Places a record in the express lane, waiting for space if need be.
     pub(super) fn push_express(&self, header: &Header, payload: &[u8]) -> Result<()> {
         if self.try_express(header, payload)? {

@@ -24,6 +24,8 @@
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
 //! | `error` | what can go wrong |
 
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
 mod connect;
 mod error;
 mod inner;
@@ -34,9 +36,7 @@ mod request;
 mod serve;
 mod subscription;
 
-pub use crate::wire::control::{
-    ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport,
-};
+pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};

@@ -38,7 +38,7 @@ pub(super) struct Reader {
     data: Signal,
     /// The router's: it waits for space.
     space: Signal,
-    quarter: u64,
+    base: u32,
     decoder: FrameDecoder,
     names: HashMap<u32, Topic>,
     /// Messages of several records that are under way, by subscription and publisher.
@@ -52,7 +52,7 @@ impl Reader {
             egress,
             data: segment.data_signal(RingName::Egress),
             space: segment.space_signal(RingName::Egress),
-            quarter: u64::from(segment.geometry().base_cells()) / 4,
+            base: segment.geometry().base_cells(),
             decoder,
             names: HashMap::new(),
             partials: HashMap::new(),
@@ -116,7 +116,7 @@ impl Reader {
         let topic = self.names.get(&header.id2)?.clone();
         let result = read(&topic, &header, &self.egress, &record);
         self.egress.advance(&record);
-        if self.egress.unpublished() >= self.quarter {
+        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
             self.give_back(inner);
         }
         Some(result)
@@ -260,7 +260,7 @@ impl Reader {
     pub(super) fn wait(&mut self, inner: &Inner, deadline: Option<Instant>) -> bool {
         match inner.wait {
             WaitStrategy::Busy => {
-                if !self.spin(|| false) {
+                if !self.spin() {
                     self.look_at_bells(inner, Some(Duration::ZERO));
                 }
                 return true;
@@ -269,9 +269,10 @@ impl Reader {
                 let cpu = current_cpu();
                 inner.cpu.set_client(cpu);
                 let started = Instant::now();
-                let can_pay = || !inner.router_sleeps.is_armed() && inner.cpu.broker() != Some(cpu);
-                while can_pay() && started.elapsed() < self.spin {
-                    if self.spin(|| !can_pay()) {
+                // Decided once: a router that goes to sleep meanwhile does so to let run whom it has woken for us.
+                let can_pay = !inner.router_sleeps.is_armed() && inner.cpu.broker() != Some(cpu);
+                while can_pay && started.elapsed() < self.spin {
+                    if self.spin() {
                         return false;
                     }
                 }
@@ -292,14 +293,14 @@ impl Reader {
     }
 
     /// Polls for a while. Answers whether something is there.
-    fn spin(&mut self, stop: impl Fn() -> bool) -> bool {
+    fn spin(&mut self) -> bool {
         for _ in 0..POLLS {
             if !matches!(self.egress.peek(), Ok(None)) {
                 return true;
             }
             std::hint::spin_loop();
         }
-        stop() && !matches!(self.egress.peek(), Ok(None))
+        false
     }
 
     /// Asks to be woken, and looks once more (R8). `false`: something is there.
@@ -315,7 +316,7 @@ impl Reader {
         false
     }
 
-    fn look_at_bells(&mut self, inner: &Inner, timeout: Option<Duration>) {
+    pub(super) fn look_at_bells(&mut self, inner: &Inner, timeout: Option<Duration>) {
         match inner.bells.wait(timeout) {
             Ok(woken) if woken.socket => self.read_socket(inner),
             Ok(_) => {}

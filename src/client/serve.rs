@@ -212,10 +212,6 @@ impl Service {
         }
     }
 
-    #[cfg(feature = "tokio")]
-    pub(super) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
-    }
 }
 
 impl Iterator for Service {
@@ -335,6 +331,11 @@ impl Request {
         self.send(text.as_bytes(), Flags::END.with(Flags::ERROR))
     }
 
+    #[cfg(feature = "tokio")]
+    pub(super) fn set_answered(&mut self) {
+        self.is_answered = true;
+    }
+
     fn send(&self, payload: &[u8], flags: Flags) -> Reply {
         self.inner.check_size(payload.len())?;
         let mut answer = Answer::new(self, payload.len(), flags);
@@ -352,7 +353,7 @@ impl Request {
 }
 
 /// The sending of one message of an answer, part by part.
-struct Answer {
+pub(super) struct Answer {
     header: Header,
     total: usize,
     at: usize,
@@ -362,7 +363,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(request: &Request, total: usize, flags: Flags) -> Answer {
+    pub(super) fn new(request: &Request, total: usize, flags: Flags) -> Answer {
         let header = Header {
             flags,
             total: total as u32,
@@ -379,12 +380,12 @@ impl Answer {
         }
     }
 
-    fn next_part(&self) -> Option<(usize, usize)> {
+    pub(super) fn next_part(&self) -> Option<(usize, usize)> {
         (self.is_first || self.at < self.total).then(|| (self.at, self.total.min(self.at + self.part)))
     }
 
     /// Sends the part if credit and space allow.
-    fn step(&mut self, request: &Request, part: &[u8]) -> Option<Reply> {
+    pub(super) fn step(&mut self, request: &Request, part: &[u8]) -> Option<Reply> {
         let cells = cells_for(part.len() as u32);
         {
             let mut state = lock(&request.call.state);

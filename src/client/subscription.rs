@@ -292,7 +292,7 @@ impl Subscription {
     }
 
     /// The next message if it is there, without looking at the ring. For the asynchronous client.
-    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    #[cfg(feature = "tokio")]
     pub(super) fn poll(&mut self) -> Option<Result<Message>> {
         self.refill();
         match self.batch.pop_front() {

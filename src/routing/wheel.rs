@@ -56,11 +56,6 @@ impl<T: Copy> Wheel<T> {
         TimerId(id)
     }
 
-    /// Gives a timer that is set another item to carry.
-    pub(crate) fn rename(&mut self, TimerId(id): TimerId, item: T) {
-        self.nodes[id as usize].item = Some(item);
-    }
-
     /// Cancels a timer that has not fired yet.
     pub(crate) fn cancel(&mut self, TimerId(id): TimerId) {
         let node = &mut self.nodes[id as usize];

@@ -131,6 +131,7 @@ pub(crate) enum RingName {
 
 impl RingName {
     /// All of them, in the order in which they lie in a segment.
+    #[cfg(test)]
     pub(crate) const ALL: [RingName; 3] = [RingName::Bulk, RingName::Express, RingName::Egress];
 
     fn place(self) -> usize {

@@ -30,7 +30,8 @@ pub(super) struct Call {
     service: ServiceId,
     /// The responder's own number of the service.
     number: u32,
-    timer: TimerId,
+    /// `None` once it has fired.
+    timer: Option<TimerId>,
     stream: bool,
     total: u32,
     /// Bytes of the body still to come.
@@ -153,7 +154,7 @@ impl Core {
             responder,
             service,
             number,
-            timer: self.wheel.set(self.now + timeout, Timer::Audit),
+            timer: None,
             stream: header.flags.has(Flags::STREAM),
             total: header.total,
             body_left: header.total - record.len,
@@ -161,14 +162,13 @@ impl Core {
             answer_left: 0,
             answer_credit: credit,
         };
-        let unset = call.timer;
         let Some(call) = self.calls.insert(call) else {
-            self.wheel.cancel(unset);
             self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
-        // The timer names the call, which exists only now.
-        self.wheel.rename(unset, Timer::Call(call));
+        if let Some(found) = self.calls.get_mut(call) {
+            found.timer = Some(self.wheel.set(self.now + timeout, Timer::Call(call)));
+        }
         if let Some(responder) = responder {
             self.services.begin(service, responder);
         }
@@ -336,8 +336,7 @@ impl Core {
     /// The deadline of a call has passed.
     pub(super) fn deadline(&mut self, call: Key) {
         let Some(found) = self.calls.get_mut(call) else { return };
-        // It has fired, so it is not there to be cancelled.
-        found.timer = self.wheel.set(u64::MAX / 2, Timer::Call(call));
+        found.timer = None;
         self.end_call(call, Outcome::DeadlineExceeded);
     }
 
@@ -368,7 +367,9 @@ impl Core {
     /// Removes a call, wherever it is known.
     fn finish(&mut self, key: Key) -> Option<Call> {
         let call = self.calls.remove(key)?;
-        self.wheel.cancel(call.timer);
+        if let Some(timer) = call.timer {
+            self.wheel.cancel(timer);
+        }
         if let Some(responder) = call.responder {
             self.services.end(call.service, responder);
         }

@@ -5,9 +5,10 @@
 
 use super::inlet::{Info, Inlet, Parked};
 use super::memory::{self, Memory};
-use super::outlet::{Doom, Outlet, Outlets};
+use super::outlet::{Doom, MOST_WOKEN, Outlet, Outlets};
 use super::publish::Chosen;
 use super::settings::Settings;
+use crate::broker::events::Events;
 use crate::routing::arena::{Arena, Key};
 use crate::routing::schedule::Schedule;
 use crate::routing::services::{ServiceId, Services};
@@ -89,6 +90,7 @@ pub(crate) struct Core {
     next_id: u32,
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
+    pub(super) events: Events,
 }
 
 /// Whether a lane has more.
@@ -106,7 +108,7 @@ impl Core {
     /// # Errors
     ///
     /// If the system refuses an epoll descriptor.
-    pub(crate) fn new(settings: Settings, now: u64) -> io::Result<Core> {
+    pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<Core> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
         let mut services = Services::new(settings.max_services);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
@@ -131,6 +133,7 @@ impl Core {
             system_sent: 0,
             next_id: 1,
             ended: Vec::new(),
+            events,
             settings,
         })
     }
@@ -186,6 +189,8 @@ impl Core {
             since_space: 0,
             rings: 0,
             rings_since: self.now,
+            active_at: self.now,
+            is_watched: false,
             messages: 0,
             bytes: 0,
         }));
@@ -255,8 +260,10 @@ impl Core {
 
     fn rang_by(&mut self, key: u32) {
         let (now, most) = (self.now, self.settings.max_rings_without_progress);
+        // One that we asked for, when we wait for space, brings no record and is no fault.
+        let asked = self.outlets.get(key).is_some_and(Outlet::waits_for_space);
         let Some(inlet) = self.inlet_mut(key) else { return };
-        inlet.rings += 1;
+        inlet.rings += u32::from(!asked);
         if inlet.rings > most {
             if now - inlet.rings_since < 1_000_000_000 {
                 let reason = format!("it rang {} times in a second without sending anything", inlet.rings);
@@ -323,7 +330,7 @@ impl Core {
         if freed > 0 {
             self.outlets.grow_lanes(key, inlet);
             inlet.since_space += freed;
-            (inlet.rings, inlet.rings_since) = (0, self.now);
+            (inlet.rings, inlet.rings_since, inlet.active_at) = (0, self.now, self.now);
             // R9: a producer that waits is told of space by the quarter, or when there is nothing else to come.
             let quarter = u64::from(self.settings.geometry.base_cells() + inlet.windows()) / 4;
             if inlet.since_space >= quarter || bulk != Lane::More || express != Lane::More {
@@ -392,41 +399,44 @@ impl Core {
     /// Stops polling `key`: arms its flag, then looks once more (R8).
     fn cool(&mut self, key: u32) {
         self.schedule.cools(key);
-        let (now, id, found, windows) = {
-            let now = self.now;
-            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-            inlet.data.arm();
-            let found = !matches!(inlet.express.peek(), Ok(None))
-                || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
-            if found {
-                inlet.data.disarm();
-            }
-            (now, inlet.info.id, found, inlet.windows())
-        };
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        inlet.data.arm();
+        let found = !matches!(inlet.express.peek(), Ok(None))
+            || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
         if found {
+            inlet.data.disarm();
             self.schedule.wake(key);
             return;
         }
         let egress = self.outlets.get(key).map_or(0, |outlet| outlet.egress.window());
-        if windows + egress > 0 {
-            self.wheel.set(now + IDLE, Timer::Idle(key, id));
+        if inlet.windows() + egress > 0 && !inlet.is_watched {
+            inlet.is_watched = true;
+            self.wheel.set(self.now + IDLE, Timer::Idle(key, inlet.info.id));
         }
     }
 
     /// Before the router sleeps: nobody is polled any more. Answers whether it may sleep.
     pub(super) fn cool_all(&mut self) -> bool {
+        self.outlets.woken.clear();
         while let Some(&key) = self.schedule.quiet().first() {
             self.cool(key);
         }
         self.schedule.is_idle()
     }
 
-    /// Whether some client that is polled is awake on another CPU, so that spinning can pay.
+    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we have
+    /// woken needs our CPU, or that of one who spins, to run on.
     pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> bool {
-        self.schedule
-            .quiet()
-            .iter()
-            .any(|key| self.outlets.get(*key).is_some_and(|outlet| outlet.client_is_awake(own_cpu)))
+        let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
+        let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());
+        let pays = awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu));
+        let is_crowded = |key: u32| {
+            let Some(outlet) = self.outlets.get(key).filter(|outlet| outlet.client_is_awake()) else { return false };
+            let cpu = outlet.cpu.client();
+            cpu == Some(own_cpu)
+                || outlets().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
+        };
+        pays && self.outlets.woken.len() < MOST_WOKEN && !self.outlets.woken.iter().any(|key| is_crowded(*key))
     }
 
     /// Publishes to the quiet clients on which CPU the router waits.
@@ -438,9 +448,15 @@ impl Core {
         }
     }
 
+    /// The time, read once for a batch.
+    pub(super) fn set_now(&mut self, now: u64) {
+        self.now = now;
+        self.outlets.now = now;
+    }
+
     /// Carries out what is due at `now`.
     pub(super) fn advance(&mut self, now: u64) {
-        self.now = now;
+        self.set_now(now);
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now, &mut due);
         for timer in due.drain(..) {
@@ -457,10 +473,14 @@ impl Core {
     }
 
     fn trim_if_idle(&mut self, key: u32, id: u32) {
-        if self.schedule.quiet().contains(&key) {
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut().filter(|inlet| inlet.info.id == id) else { return };
+        let Some(outlet) = self.outlets.get(key) else { return };
+        let active_at = inlet.active_at.max(outlet.active_at);
+        if self.now - active_at < IDLE {
+            self.wheel.set(active_at + IDLE, Timer::Idle(key, id));
             return;
         }
-        let Some(inlet) = self.inlets[key as usize].as_deref_mut().filter(|inlet| inlet.info.id == id) else { return };
+        inlet.is_watched = false;
         if let Err(doom) = self.outlets.trim(key, inlet) {
             self.outlets.doomed.push((key, doom));
         }

@@ -78,6 +78,10 @@ pub(super) struct Inlet {
     /// Rings without a record, since when.
     pub(super) rings: u32,
     pub(super) rings_since: u64,
+    /// When a record came last.
+    pub(super) active_at: u64,
+    /// A timer waits to see whether the connection is idle.
+    pub(super) is_watched: bool,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }

@@ -21,6 +21,8 @@ mod memory;
 mod outlet;
 mod publish;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub(crate) use self::core::Core;
@@ -126,7 +128,7 @@ impl ShmRouter {
         let now = self.shared.now();
         let result = {
             let mut core = self.shared.core.borrow_mut();
-            core.now = now;
+            core.set_now(now);
             let result = work(&mut core);
             core.outlets.flush();
             core.end_doomed();

@@ -34,6 +34,9 @@ impl From<Violation> for Doom {
     }
 }
 
+/// How many clients that were woken are remembered: with so many the router has better things to do than to spin.
+pub(super) const MOST_WOKEN: usize = 16;
+
 #[derive(Debug)]
 struct Held {
     header: [u64; HEADER_WORDS],
@@ -60,6 +63,8 @@ pub(super) struct Outlet {
     /// Publishers whose bulk lane is parked on this connection.
     pub(super) waiters: Vec<u32>,
     pub(super) subscriptions: Vec<Key>,
+    /// When a batch for this client ended last.
+    pub(super) active_at: u64,
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
@@ -81,6 +86,7 @@ impl Outlet {
             is_dirty: false,
             waiters: Vec::new(),
             subscriptions: Vec::new(),
+            active_at: 0,
             messages: 0,
             bytes: 0,
             dropped: 0,
@@ -93,9 +99,13 @@ impl Outlet {
         &self.bells
     }
 
-    /// Whether the client's reader runs, so that spinning for its next record can pay.
-    pub(super) fn client_is_awake(&self, own_cpu: usize) -> bool {
-        !self.data.is_armed() && self.cpu.client() != Some(own_cpu)
+    /// Whether the client's reader runs, as far as we know.
+    pub(super) fn client_is_awake(&self) -> bool {
+        !self.data.is_armed()
+    }
+
+    pub(super) fn waits_for_space(&self) -> bool {
+        self.waits_for_space
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -141,6 +151,9 @@ pub(super) struct Outlets {
     epoch: u64,
     max_backlog: usize,
     pub(super) rung: u64,
+    /// Clients that were woken since the router slept last.
+    pub(super) woken: Vec<u32>,
+    pub(super) now: u64,
 }
 
 impl Outlets {
@@ -153,6 +166,8 @@ impl Outlets {
             epoch: 0,
             max_backlog,
             rung: 0,
+            woken: Vec::new(),
+            now: 0,
         }
     }
 
@@ -355,10 +370,14 @@ impl Outlets {
         for key in self.dirty.drain(..) {
             let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             outlet.is_dirty = false;
+            outlet.active_at = self.now;
             let (data, bulk, express) = (outlet.data.take(), outlet.lane_space[0].take(), outlet.lane_space[1].take());
             if data || bulk || express {
                 outlet.bells.ring();
                 self.rung += 1;
+                if !self.woken.contains(&key) && self.woken.len() < MOST_WOKEN {
+                    self.woken.push(key);
+                }
             }
         }
     }

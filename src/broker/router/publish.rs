@@ -7,6 +7,7 @@
 use super::core::{Core, Lane};
 use super::inlet::{Info, Partial};
 use super::outlet::Doom;
+use crate::broker::events::Event;
 use crate::routing::arena::Key;
 use crate::routing::topics::TopicId;
 use crate::shm::layout::message_cost;
@@ -296,8 +297,8 @@ impl Core {
             r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#,
             subscription.pattern, subscription.dropped
         );
-        log::warn!("subscription evicted connection={id} pattern={} reason=slow_consumer", subscription.pattern);
         self.publish_system("$sys.subscription.evicted", &text);
+        self.events.tell(Event::Evicted { connection: id, pattern: subscription.pattern, dropped: subscription.dropped });
     }
 
     /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
@@ -380,10 +381,12 @@ impl Core {
                     dropped,
                     ..Header::new(Kind::Deliver)
                 };
-                let announce = Header { id, ..Header::new(Kind::TopicName) };
-                self.outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
+                if chosen.announce {
+                    let announce = Header { id, ..Header::new(Kind::TopicName) };
+                    self.outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
+                    self.topics.entry_mut(id).targets[chosen.target].announced = true;
+                }
                 self.outlets.push_planned(owner, &deliver, Payload::Bytes(bytes));
-                self.topics.entry_mut(id).targets[chosen.target].announced = true;
             }
         }
         self.release_topic(id);

@@ -77,7 +77,7 @@ fn burst(shared: &Shared) -> bool {
             return false;
         }
         let now = shared.now();
-        core.now = now;
+        core.set_now(now);
         if now - looked > LOOK_EVERY {
             looked = now;
             core.look();
@@ -101,7 +101,7 @@ fn spin_for_work(shared: &Shared, budget: u64) -> bool {
             }
             std::hint::spin_loop();
         }
-        core.now = shared.now();
+        core.set_now(shared.now());
         if core.look() > 0 {
             return true;
         }

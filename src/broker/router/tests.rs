@@ -1,0 +1,354 @@
+//! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one thread.
+
+use super::core::Core;
+use super::settings::Settings;
+use crate::broker::events::Events;
+use crate::config::Config;
+use crate::shm::doorbell::{BrokerBells, ClientBells};
+use crate::shm::peer::{Credentials, own_uid};
+use crate::shm::ring::{Consumer, Payload, Producer};
+use crate::shm::segment::{Nonces, Segment};
+use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, DeliveryPolicy, InternKind};
+use crate::wire::record::{Flags, Header, Kind, Outcome};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+struct Router {
+    core: Core,
+}
+
+struct Peer {
+    key: u32,
+    id: u32,
+    bulk: Producer,
+    express: Producer,
+    egress: Consumer,
+    bells: ClientBells,
+    _segment: Segment,
+    _socket: (UnixStream, UnixStream),
+}
+
+impl Router {
+    fn new(change: impl FnOnce(&mut Config)) -> Router {
+        let mut config = Config::default();
+        change(&mut config);
+        Router { core: Core::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap() }
+    }
+
+    fn connect(&mut self) -> Peer {
+        let geometry = self.core.settings.geometry;
+        let nonces = Nonces::random().unwrap();
+        let segment = Segment::create(geometry, nonces, 0o600).unwrap();
+        let (bells, descriptors) = BrokerBells::new().unwrap();
+        let theirs = Segment::open(segment.as_fd().try_clone_to_owned().unwrap(), geometry, nonces).unwrap();
+        let peer = Credentials { pid: std::process::id(), uid: own_uid() };
+        let (key, id) = self.core.attach("peer".parse().unwrap(), peer, segment, bells).unwrap();
+        let (bulk, express, egress) = theirs.client_ends();
+        let socket = UnixStream::pair().unwrap();
+        let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
+        Peer { key, id, bulk, express, egress, bells, _segment: theirs, _socket: socket }
+    }
+
+    fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
+        let answer = self.core.ask(peer.key, peer.id, frame).expect("the connection exists");
+        self.run();
+        answer
+    }
+
+    fn topic(&mut self, peer: &Peer, name: &str) -> u32 {
+        let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: name.parse().unwrap() };
+        match self.ask(peer, frame) {
+            BrokerFrame::Interned { id, .. } => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn service(&mut self, peer: &Peer, name: &str) -> u32 {
+        let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Service, name: name.parse().unwrap() };
+        match self.ask(peer, frame) {
+            BrokerFrame::Interned { id, .. } => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn subscribe(&mut self, peer: &Peer, pattern: &str, policy: DeliveryPolicy, credit: u32) -> u32 {
+        let frame = ClientFrame::Subscribe { serial: 1, pattern: pattern.parse().unwrap(), policy, credit };
+        match self.ask(peer, frame) {
+            BrokerFrame::Subscribed { subscription, .. } => subscription,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn serve(&mut self, peer: &Peer, name: &str, max_in_flight: u32) {
+        let frame = ClientFrame::Serve { serial: 1, service: name.parse().unwrap(), max_in_flight };
+        assert!(matches!(self.ask(peer, frame), BrokerFrame::Serving { .. }));
+    }
+
+    /// Works until there is nothing to do.
+    fn run(&mut self) {
+        self.core.look();
+        while self.core.step() | self.core.poll_quiet() {}
+        self.core.end_doomed();
+        self.core.outlets.flush();
+    }
+
+    fn pass(&mut self, ms: u64) {
+        let now = self.core.now + ms * 1_000_000;
+        self.core.advance(now);
+        self.run();
+    }
+}
+
+impl Peer {
+    fn publish(&mut self, topic: u32, payload: &[u8]) -> bool {
+        let total = payload.len() as u32;
+        self.push(false, Header { flags: Flags::WHOLE, id: topic, total, ..Header::new(Kind::Publish) }, payload)
+    }
+
+    fn request(&mut self, slot: u32, generation: u32, service: u32, payload: &[u8]) -> bool {
+        let total = payload.len() as u32;
+        let header = Header {
+            flags: Flags::WHOLE,
+            id: slot,
+            id2: generation,
+            arg: service,
+            total,
+            ..Header::new(Kind::Request)
+        };
+        self.push(true, header, payload)
+    }
+
+    fn push(&mut self, express: bool, header: Header, payload: &[u8]) -> bool {
+        let lane = if express { &mut self.express } else { &mut self.bulk };
+        lane.enter();
+        let pushed = lane.push(&header.to_words(), Payload::Bytes(payload)).unwrap();
+        lane.leave();
+        self.bells.ring();
+        pushed
+    }
+
+    /// The next record, consumed.
+    fn take(&mut self) -> Option<(Header, Vec<u8>)> {
+        let record = self.egress.peek().unwrap()?;
+        let mut payload = Vec::new();
+        self.egress.append_payload(&record, &mut payload);
+        self.egress.advance(&record);
+        self.egress.publish();
+        self.bells.ring();
+        Some((Header::from_words(&record.header).unwrap(), payload))
+    }
+
+    fn take_all(&mut self, router: &mut Router) -> Vec<(Header, Vec<u8>)> {
+        let mut all = Vec::new();
+        while let Some(taken) = self.take() {
+            all.push(taken);
+            router.run();
+        }
+        all
+    }
+}
+
+fn kinds(taken: &[(Header, Vec<u8>)]) -> Vec<Kind> {
+    taken.iter().map(|(header, _)| header.kind).collect()
+}
+
+#[test]
+fn steady_routing_allocates_nothing() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut requester, mut responder) = (router.connect(), router.connect(), router.connect());
+    let mut subscribers: Vec<_> = (0..3).map(|_| router.connect()).collect();
+    for subscriber in &subscribers {
+        router.subscribe(subscriber, "a.>", DeliveryPolicy::DropOldest, 0);
+    }
+    let topic = router.topic(&publisher, "a.b");
+    router.serve(&responder, "s", 0);
+    let service = router.service(&requester, "s");
+    let echo = router.service(&requester, "echo");
+    let mut round = |router: &mut Router, n: u32| {
+        assert!(publisher.publish(topic, &[7; 64]));
+        assert!(requester.request(0, n, service, &[8; 100]));
+        assert!(requester.request(1, n, echo, &[9; 600]));
+        router.run();
+        for subscriber in &mut subscribers {
+            while let Some(record) = subscriber.egress.peek().unwrap() {
+                subscriber.egress.advance(&record);
+            }
+            subscriber.egress.publish();
+        }
+        let call = responder.egress.peek().unwrap().expect("a call");
+        responder.egress.advance(&call);
+        responder.egress.publish();
+        let header = Header::from_words(&call.header).unwrap();
+        let flags = Flags::WHOLE.with(Flags::END);
+        let answer = Header { flags, seq: header.seq, total: 5, ..Header::new(Kind::Response) };
+        assert!(responder.push(true, answer, b"reply"));
+        router.run();
+        let mut answers = 0;
+        while let Some(record) = requester.egress.peek().unwrap() {
+            requester.egress.advance(&record);
+            answers += 1;
+        }
+        requester.egress.publish();
+        assert_eq!(answers, 2);
+        router.core.advance(u64::from(n) * 10_000);
+    };
+    for n in 0..2000 {
+        round(&mut router, n);
+    }
+    let before = router.core.counters.records;
+    let counted = allocation_counter::measure(|| {
+        for n in 2000..4000 {
+            round(&mut router, n);
+        }
+    });
+    assert_eq!(router.core.counters.records - before, 2000 * 4);
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}
+
+#[test]
+fn a_publish_goes_to_all_or_waits_and_nothing_is_doubled() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut quick, slow) = (router.connect(), router.connect(), router.connect());
+    router.subscribe(&quick, "t", DeliveryPolicy::Block, 0);
+    router.subscribe(&slow, "t", DeliveryPolicy::Block, 9);
+    let topic = router.topic(&publisher, "t");
+    for n in 0..15u8 {
+        assert!(publisher.publish(topic, &[n]));
+        router.run();
+    }
+    // Nine cells of credit less what may be owed: the slow one stops the publisher.
+    let before = quick.take_all(&mut router).len();
+    assert!((5..15).contains(&before), "{before}");
+    assert_eq!(router.core.counters.parked, 1);
+    router.pass(999);
+    assert_eq!(router.core.counters.evicted, 0);
+    router.pass(2);
+    assert_eq!(router.core.counters.evicted, 1);
+    let after = quick.take_all(&mut router);
+    let numbers: Vec<u64> = after.iter().map(|(header, _)| header.seq).collect();
+    assert_eq!(before - 1 + after.len(), 15, "the first record named the topic");
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{numbers:?}");
+}
+
+#[test]
+fn each_request_has_one_outcome() {
+    let mut router = Router::new(|config| config.limits.default_request_timeout_ms = 100);
+    let (mut requester, mut responder) = (router.connect(), router.connect());
+    let service = router.service(&requester, "s");
+    requester.request(0, 1, service, b"x");
+    router.run();
+    let failed = requester.take_all(&mut router);
+    assert_eq!(kinds(&failed), [Kind::Failed]);
+    assert_eq!(failed[0].0.code, Outcome::NoResponders as u16);
+
+    router.serve(&responder, "s", 1);
+    requester.request(0, 2, service, b"x");
+    requester.request(1, 2, service, b"y");
+    router.run();
+    let failed = requester.take_all(&mut router);
+    assert_eq!((failed[0].0.code, failed[0].0.id), (Outcome::Overloaded as u16, 1));
+
+    router.pass(101);
+    let failed = requester.take_all(&mut router);
+    assert_eq!((failed.len(), failed[0].0.code), (1, Outcome::DeadlineExceeded as u16));
+    let calls = responder.take_all(&mut router);
+    assert_eq!(kinds(&calls), [Kind::Call, Kind::CallEnded]);
+
+    let flags = Flags::WHOLE.with(Flags::END);
+    let late = Header { flags, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
+    responder.push(true, late, b"z");
+    router.run();
+    assert_eq!((router.core.counters.late, requester.take()), (1, None));
+    assert!(router.core.is_quiescent());
+}
+
+#[test]
+fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
+    let mut router = Router::new(|_| {});
+    let (mut requester, responder, other) = (router.connect(), router.connect(), router.connect());
+    let service = router.service(&requester, "s");
+    router.serve(&responder, "s", 0);
+    for slot in 0..10 {
+        requester.request(slot, 1, service, b"x");
+        router.run();
+    }
+    router.core.client_gone(responder.key, responder.id);
+    router.run();
+    let failed = requester.take_all(&mut router);
+    assert_eq!(failed.len(), 10);
+    assert!(failed.iter().all(|(header, _)| header.code == Outcome::ResponderLost as u16));
+
+    router.serve(&other, "s", 0);
+    for slot in 0..10 {
+        requester.request(slot, 2, service, b"x");
+        router.run();
+    }
+    assert_eq!(router.core.calls.len(), 10);
+    router.core.client_gone(requester.key, requester.id);
+    router.run();
+    assert_eq!(router.core.calls.len(), 0);
+    assert!(router.core.is_quiescent());
+}
+
+#[test]
+fn a_client_that_goes_has_its_lanes_drained_first() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 0);
+    let topic = router.topic(&publisher, "t");
+    for n in 0..9u8 {
+        assert!(publisher.publish(topic, &[n]));
+    }
+    router.core.client_gone(publisher.key, publisher.id);
+    router.run();
+    let taken = subscriber.take_all(&mut router);
+    assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
+    assert!(router.core.inlet(publisher.key).is_none());
+    assert_eq!(router.core.topics.len(), 0);
+    assert_eq!(kinds(&taken).last(), Some(&Kind::TopicGone));
+}
+
+#[test]
+fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
+    let mut router = Router::new(|config| config.limits.max_backlog_bytes = 65_536);
+    let (mut silent, mut other) = (router.connect(), router.connect());
+    let echo = router.service(&silent, "echo");
+    let others = router.service(&other, "echo");
+    let mut generation = 0;
+    while router.core.inlet(silent.key).is_some() {
+        generation += 1;
+        assert!(generation < 2000, "never ended");
+        silent.request(0, generation, echo, &[1; 1000]);
+        other.request(0, generation, others, b"hi");
+        router.run();
+        assert_eq!(kinds(&other.take_all(&mut router)), [Kind::Answer]);
+    }
+    let (info, doom) = router.core.ended.pop().unwrap();
+    assert_eq!((info.id, doom.code), (silent.id, ClosingCode::SlowConsumer));
+}
+
+#[test]
+fn windows_grow_under_load_and_are_given_back() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
+    let topic = router.topic(&publisher, "t");
+    for n in 0..3000u32 {
+        publisher.publish(topic, &n.to_le_bytes());
+        if n % 40 == 0 {
+            router.run();
+        }
+    }
+    router.run();
+    assert!(router.core.outlets.memory.budget().used() > 0);
+    let delivered = subscriber.take_all(&mut router).len();
+    assert!(delivered > 200, "{delivered}");
+    assert!(router.core.cool_all());
+    for _ in 0..3 {
+        router.pass(600);
+    }
+    assert_eq!(router.core.outlets.memory.budget().used(), 0);
+    publisher.publish(topic, b"still works");
+    router.run();
+    assert_eq!(subscriber.take().unwrap().1, b"still works");
+}

@@ -1,0 +1,473 @@
+//! The client for async programs, on tokio. Behind the feature `tokio`.
+//!
+//! ```no_run
+//! use lapce_ipc::client::asynchronous::AsyncClient;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), lapce_ipc::client::Error> {
+//! let client = AsyncClient::connect().await?;
+//! assert_eq!(client.request("echo", "hi").await?, b"hi");
+//! let mut completions = client.subscribe("lapce.ai.*").await?;
+//! while let Some(message) = completions.next().await {
+//!     println!("{}", message?.topic());
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is woken and
+//! looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
+
+use super::error::Result;
+use super::inner::{Inner, lock};
+use super::request::{Body, ReplyStream, RequestOptions};
+use super::serve::{self, Answer, Request, Service};
+use super::subscription::{self, Message, Subscription, SubscribeOptions};
+use super::{Builder, Client, StatusReport, inner};
+use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
+use crate::wire::name::Topic;
+use crate::wire::record::{Flags, Header, Kind as RecordKind};
+use std::future::poll_fn;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Waits until `ready` gives something, or the connection ends.
+async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    poll_fn(|context| {
+        inner.sort_now();
+        if let Some(found) = ready() {
+            return Poll::Ready(Ok(found));
+        }
+        {
+            let mut table = lock(&inner.table);
+            if let Some(closed) = &table.closed {
+                return Poll::Ready(Err(closed.clone()));
+            }
+            if !table.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                table.wakers.push(context.waker().clone());
+            }
+        }
+        // Registered first, then once more: what came in between is not missed.
+        ready().map_or(Poll::Pending, |found| Poll::Ready(Ok(found)))
+    })
+    .await
+}
+
+/// Sorts what arrives for as long as anybody holds the connection.
+async fn drive(inner: Weak<Inner>, descriptor: AsyncFd<OwnedFd>) {
+    loop {
+        {
+            let Some(inner) = inner.upgrade() else { return };
+            let may_sleep = inner.drive();
+            if inner.closed().is_some() {
+                return;
+            }
+            if !may_sleep {
+                drop(inner);
+                tokio::task::yield_now().await;
+                continue;
+            }
+        }
+        match descriptor.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// A connection to the broker for async programs. Clones are handles of the same connection.
+#[derive(Clone, Debug)]
+pub struct AsyncClient {
+    inner: Arc<Inner>,
+    /// Held while the parts of one message are placed, so that no other message comes in between.
+    bulk: Arc<tokio::sync::Mutex<()>>,
+    _driver: Arc<Driver>,
+}
+
+#[derive(Debug)]
+struct Driver(tokio::task::JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl AsyncClient {
+    /// Connects to the broker where it usually listens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::connect`].
+    pub async fn connect() -> Result<AsyncClient> {
+        AsyncClient::connect_with(Client::builder()).await
+    }
+
+    /// Connects as `builder` says. The greeting itself is carried out on a thread for blocking work.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub async fn connect_with(builder: Builder) -> Result<AsyncClient> {
+        let lost = |error: &dyn std::fmt::Display| super::error::Kind::Disconnected(error.to_string());
+        let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
+        let client = connected.map_err(|error| lost(&error))??;
+        let inner = client.inner.clone();
+        let descriptor = inner.bells.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
+        // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
+        #[allow(deprecated)]
+        let descriptor =
+            AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(|error| lost(&error))?;
+        let driver = Driver(tokio::spawn(drive(Arc::downgrade(&inner), descriptor)));
+        Ok(AsyncClient { inner, bulk: Arc::default(), _driver: Arc::new(driver) })
+    }
+
+    /// As [`Client::id`].
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.inner.connection
+    }
+
+    /// As [`Client::publish`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::publish`].
+    pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
+        let (inner, payload) = (&self.inner, payload.as_ref());
+        let total = inner.check_size(payload.len())?;
+        let known = lock(&inner.table).topics.get(topic).copied();
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let id = self.intern(InternKind::Topic, Topic::parse(topic)?).await?;
+                lock(&inner.table).topics.insert(topic.to_owned(), id);
+                id
+            }
+        };
+        let step = inner.limits.slot_size as usize;
+        if payload.len() > step {
+            // Part after part, in a task of its own: were it dropped half way, no further message could follow.
+            let (this, payload) = (self.clone(), payload.to_vec());
+            let whole = tokio::spawn(async move { this.publish_parts(id, total, &payload).await });
+            return whole.await.unwrap_or_else(|error| Err(super::error::Kind::Disconnected(error.to_string()).into()));
+        }
+        self.publish_parts(id, total, payload).await
+    }
+
+    async fn publish_parts(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
+        let (inner, step) = (&self.inner, self.inner.limits.slot_size as usize);
+        let _turn = self.bulk.lock().await;
+        let mut at = 0;
+        loop {
+            let part = &payload[at..payload.len().min(at + step)];
+            let flags = Inner::part_flags(at, part.len(), payload.len());
+            let header = Header { flags, id: topic, total, ..Header::new(RecordKind::Publish) };
+            until(inner, || inner.try_bulk(&header, part)).await??;
+            at += part.len();
+            if at == payload.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// As [`Client::flush`].
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub async fn flush(&self) -> Result<()> {
+        let inner = &self.inner;
+        let number = {
+            let _turn = self.bulk.lock().await;
+            let number = inner.next_number();
+            let header = Header { seq: number, ..Header::new(RecordKind::Flush) };
+            until(inner, || inner.try_bulk(&header, &[])).await??;
+            number
+        };
+        until(inner, || inner.is_flushed(number).then_some(())).await
+    }
+
+    async fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+        let serial = self.inner.start_ask(question)?;
+        until(&self.inner, || self.inner.take_answer(serial)).await
+    }
+
+    async fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
+        match self.ask(|serial| ClientFrame::Intern { serial, kind, name }).await? {
+            BrokerFrame::Interned { id, .. } => Ok(id),
+            other => Err(inner::unexpected(&other)),
+        }
+    }
+
+    /// As [`Client::status`].
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub async fn status(&self) -> Result<StatusReport> {
+        match self.ask(|serial| ClientFrame::Status { serial }).await? {
+            BrokerFrame::Status { report, .. } => Ok(report),
+            other => Err(inner::unexpected(&other)),
+        }
+    }
+
+    /// As [`Client::subscribe`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::subscribe`].
+    pub async fn subscribe(&self, pattern: &str) -> Result<AsyncSubscription> {
+        self.subscribe_with(pattern, SubscribeOptions::default()).await
+    }
+
+    /// As [`Client::subscribe_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::subscribe`].
+    pub async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<AsyncSubscription> {
+        let (serial, queue) = subscription::start(&self.inner, pattern, options)?;
+        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
+        let subscription = subscription::finish(&self.inner, queue, &answer)?;
+        Ok(AsyncSubscription { client: self.clone(), subscription, failed: false })
+    }
+
+    /// As [`Client::request`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`].
+    pub async fn request(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        self.request_with(service, payload, RequestOptions::default()).await
+    }
+
+    /// As [`Client::request_with`]. A future that is dropped cancels the call.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`].
+    pub async fn request_with(
+        &self,
+        service: &str,
+        payload: impl AsRef<[u8]>,
+        options: RequestOptions,
+    ) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload.as_ref(), options, false).await?;
+        let mut reply = stream.next().await.transpose()?.unwrap_or_default();
+        while let Some(more) = stream.next().await.transpose()? {
+            reply.extend_from_slice(&more);
+        }
+        Ok(reply)
+    }
+
+    /// As [`Client::request_stream`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request_stream`].
+    pub async fn request_stream(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<AsyncReplyStream> {
+        self.start(service, payload.as_ref(), RequestOptions::default(), true).await
+    }
+
+    async fn start(
+        &self,
+        service: &str,
+        payload: &[u8],
+        options: RequestOptions,
+        stream: bool,
+    ) -> Result<AsyncReplyStream> {
+        let inner = &self.inner;
+        inner.check_size(payload.len())?;
+        let known = lock(&inner.table).services.get(service).copied();
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let id = self.intern(InternKind::Service, Topic::parse(service)?).await?;
+                lock(&inner.table).services.insert(service.to_owned(), id);
+                id
+            }
+        };
+        let (stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
+        while let Some((at, end)) = body.next_part() {
+            until(inner, || body.step(&stream, &payload[at..end])).await??;
+        }
+        Ok(AsyncReplyStream { client: self.clone(), stream })
+    }
+
+    /// As [`Client::serve`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub async fn serve(&self, service: &str) -> Result<AsyncService> {
+        self.serve_up_to(service, 0).await
+    }
+
+    /// As [`Client::serve_up_to`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
+        let (serial, inbox) = serve::start(&self.inner, service, max_in_flight)?;
+        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
+        Ok(AsyncService { client: self.clone(), service: serve::finish(&self.inner, inbox, &answer)?, failed: false })
+    }
+}
+
+/// As [`Subscription`].
+#[derive(Debug)]
+pub struct AsyncSubscription {
+    client: AsyncClient,
+    subscription: Subscription,
+    failed: bool,
+}
+
+impl AsyncSubscription {
+    /// The next message. After an error comes `None`.
+    pub async fn next(&mut self) -> Option<Result<Message>> {
+        if self.failed {
+            return None;
+        }
+        let subscription = &mut self.subscription;
+        let next = until(&self.client.inner, || subscription.poll()).await.and_then(|next| next);
+        self.failed = next.is_err();
+        Some(next)
+    }
+
+    /// As [`Subscription::dropped`].
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.subscription.dropped()
+    }
+}
+
+/// As [`ReplyStream`].
+#[derive(Debug)]
+pub struct AsyncReplyStream {
+    client: AsyncClient,
+    stream: ReplyStream,
+}
+
+impl AsyncReplyStream {
+    /// The next chunk; `None` after the last, and after an error.
+    pub async fn next(&mut self) -> Option<Result<Vec<u8>>> {
+        if self.stream.is_done() {
+            return None;
+        }
+        let stream = &self.stream;
+        let next = until(&self.client.inner, || stream.poll()).await.and_then(|next| next).transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.stream.finish();
+        }
+        next
+    }
+}
+
+/// As [`Service`].
+#[derive(Debug)]
+pub struct AsyncService {
+    client: AsyncClient,
+    service: Service,
+    failed: bool,
+}
+
+impl AsyncService {
+    /// The next request. After an error comes `None`.
+    pub async fn next(&mut self) -> Option<Result<AsyncRequest>> {
+        if self.failed {
+            return None;
+        }
+        let service = &mut self.service;
+        let next = until(&self.client.inner, || service.poll()).await;
+        self.failed = next.is_err();
+        Some(next.map(|request| AsyncRequest { client: self.client.clone(), request }))
+    }
+}
+
+/// As [`Request`].
+#[derive(Debug)]
+pub struct AsyncRequest {
+    client: AsyncClient,
+    request: Request,
+}
+
+impl AsyncRequest {
+    /// As [`Request::payload`].
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        self.request.payload()
+    }
+
+    /// As [`Request::requester`].
+    #[must_use]
+    pub fn requester(&self) -> u32 {
+        self.request.requester()
+    }
+
+    /// As [`Request::wants_stream`].
+    #[must_use]
+    pub fn wants_stream(&self) -> bool {
+        self.request.wants_stream()
+    }
+
+    /// As [`Request::is_cancelled`].
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.request.is_cancelled()
+    }
+
+    /// As [`Request::chunk`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub async fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Result<()> {
+        self.send(payload.as_ref(), Flags::default()).await
+    }
+
+    /// As [`Request::finish`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub async fn finish(mut self) -> Result<()> {
+        self.request.set_answered();
+        self.send(&[], Flags::END.with(Flags::STREAM)).await
+    }
+
+    /// As [`Request::reply`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub async fn reply(mut self, payload: impl AsRef<[u8]>) -> Result<()> {
+        self.request.set_answered();
+        self.send(payload.as_ref(), Flags::END).await
+    }
+
+    /// As [`Request::fail`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub async fn fail(mut self, text: &str) -> Result<()> {
+        self.request.set_answered();
+        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR)).await
+    }
+
+    async fn send(&self, payload: &[u8], flags: Flags) -> Result<()> {
+        self.client.inner.check_size(payload.len())?;
+        let mut answer = Answer::new(&self.request, payload.len(), flags);
+        while let Some((at, end)) = answer.next_part() {
+            until(&self.client.inner, || answer.step(&self.request, &payload[at..end])).await??;
+        }
+        Ok(())
+    }
+}
