@@ -40,7 +40,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("env_logger", &["broker", "cli", "bin"]),
     ("hdrhistogram", &["cli"]),
     ("log", ALL),
-    ("loom", &["sync", "src/shm/ring/loom_tests.rs"]), // the tests build the models
+    ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]), // the tests build the models
     ("memmap2", &["shm"]),
     ("prometheus", &["metrics", "broker"]),
     ("rustix", &["sync", "shm", "config", "metrics", "client", "broker", "cli", "bin"]), // wire and routing are pure
@@ -52,10 +52,7 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 /// Files that a rule leaves out: rule, file, reason. An entry that is no longer needed is an error.
-const EXEMPT: &[(&str, &str, &str)] = &[
-    ("atomics", "src/sync.rs", "the switch itself"),
-    ("atomics", "src/shm/ring/loom_tests.rs", "counts executions from outside the model, where loom's types panic"),
-];
+const EXEMPT: &[(&str, &str, &str)] = &[("atomics", "src/sync.rs", "the switch itself")];
 
 /// Lines that a file under `src/` may have.
 const LINES_MAX: usize = 500;

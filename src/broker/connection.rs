@@ -248,13 +248,7 @@ enum End {
     Shutdown,
 }
 
-async fn serve(
-    stream: &mut FrameStream,
-    doomed: &mut mpsc::Receiver<Doom>,
-    broker: &Broker,
-    key: u32,
-    id: u32,
-) -> End {
+async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, broker: &Broker, key: u32, id: u32) -> End {
     let mut phase = broker.phase.clone();
     loop {
         let frame = tokio::select! {

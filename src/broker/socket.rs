@@ -96,7 +96,9 @@ fn lock(lock_path: &Path, path: &Path) -> Result<OwnedFd, SocketError> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = match rustix::fs::open(lock_path, flags, Mode::from_raw_mode(0o600)) {
             Ok(file) => file,
-            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Err(SocketError::ForeignLock(lock_path.to_owned())),
+            Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => {
+                return Err(SocketError::ForeignLock(lock_path.to_owned()));
+            }
             Err(error) => return Err(io_at(error)),
         };
         let opened = rustix::fs::fstat(&file).map_err(io_at)?;
@@ -175,6 +177,11 @@ mod tests {
     #[test]
     fn a_path_that_is_too_long_is_named() {
         let path = PathBuf::from("/tmp/".to_owned() + &"x".repeat(110));
-        assert!(bind(&path, 0o600).unwrap_err().to_string().ends_with("longer than the 107 bytes that a socket's path may have"));
+        assert!(
+            bind(&path, 0o600)
+                .unwrap_err()
+                .to_string()
+                .ends_with("longer than the 107 bytes that a socket's path may have")
+        );
     }
 }

@@ -20,7 +20,7 @@ use super::error::Result;
 use super::inner::{Inner, lock};
 use super::request::{Body, ReplyStream, RequestOptions};
 use super::serve::{self, Answer, Request, Service};
-use super::subscription::{self, Message, Subscription, SubscribeOptions};
+use super::subscription::{self, Message, SubscribeOptions, Subscription};
 use super::{Builder, Client, StatusReport, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 use crate::wire::name::Topic;
@@ -121,8 +121,7 @@ impl AsyncClient {
         let descriptor = inner.bells.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
         // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
         #[allow(deprecated)]
-        let descriptor =
-            AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(|error| lost(&error))?;
+        let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(|error| lost(&error))?;
         let driver = Driver(tokio::spawn(drive(Arc::downgrade(&inner), descriptor)));
         Ok(AsyncClient { inner, bulk: Arc::default(), _driver: Arc::new(driver) })
     }

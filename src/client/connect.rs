@@ -40,7 +40,8 @@ pub struct Builder {
 impl Builder {
     pub(super) fn new() -> Builder {
         let of_program = std::env::args_os().next().and_then(|program| {
-            let name = Path::new(&program).file_stem()?.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            let name =
+                Path::new(&program).file_stem()?.to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
             Name::parse(&name.chars().take(64).collect::<String>()).ok()
         });
         Builder {
@@ -110,7 +111,13 @@ impl Builder {
         fill_random(&mut nonce).map_err(failed)?;
         let hello = ClientFrame::hello(self.name, u64::from_le_bytes(nonce), None);
         let hello = hello.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
-        (&socket).write_all(&hello).map_err(failed)?;
+        match (&socket).write_all(&hello) {
+            // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be read.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                return Err(failed(error).into());
+            }
+            _ => {}
+        }
         let welcome = receive_welcome(&socket, Instant::now() + self.timeout)?;
         let inner = Inner::new(socket, welcome, self.wait);
         Ok(Client { inner: inner.into() })

@@ -184,7 +184,11 @@ impl fmt::Display for Error {
         match &*self.0 {
             Kind::Connect { path, reason } => write!(f, "no broker at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
-                write!(f, "the broker at {} runs as user {uid}, which is neither ours, nor root, nor trusted", path.display())
+                write!(
+                    f,
+                    "the broker at {} runs as user {uid}, which is neither ours, nor root, nor trusted",
+                    path.display()
+                )
             }
             Kind::Version { ours, theirs } => {
                 write!(f, "the broker speaks version {theirs} of the protocol, this client {ours}")

@@ -46,9 +46,7 @@ pub(super) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
 
 pub(super) fn unexpected(frame: &BrokerFrame) -> Error {
     match frame {
-        BrokerFrame::Failed { code, message, .. } => {
-            Kind::Failed { code: *code, message: message.clone() }.into()
-        }
+        BrokerFrame::Failed { code, message, .. } => Kind::Failed { code: *code, message: message.clone() }.into(),
         other => Kind::Protocol(format!("unexpected answer {other:?}")).into(),
     }
 }
@@ -149,11 +147,7 @@ impl Inner {
 
     /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with no
     /// lock held but perhaps the reader role; it may place records, and must not wait.
-    pub(super) fn wait_until<T>(
-        &self,
-        deadline: Option<Instant>,
-        mut ready: impl FnMut() -> Option<T>,
-    ) -> Result<T> {
+    pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
         self.wait_reading(deadline, |_| ready())
     }
 

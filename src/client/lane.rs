@@ -162,10 +162,8 @@ pub struct Loan<'a> {
 impl<'a> Loan<'a> {
     pub(super) fn new(inner: &'a Inner, topic: u32, len: usize) -> Result<Loan<'a>> {
         let slot_size = inner.limits.slot_size;
-        let len = u32::try_from(len)
-            .ok()
-            .filter(|len| *len <= slot_size)
-            .ok_or(Kind::TooLarge { len, max: slot_size })?;
+        let len =
+            u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
         let lane = inner.bulk();
         let mut producer = lane.claim()?;
         let reserve = |producer: &mut Producer| {
@@ -178,12 +176,14 @@ impl<'a> Loan<'a> {
             producer.leave();
             None
         };
-        if let Some(error) = reserve(&mut producer).unwrap_or_else(|| {
-            inner.wait_until(None, || {
-                lane.space.arm();
-                reserve(&mut producer)
-            })?
-        }).err()
+        if let Some(error) = reserve(&mut producer)
+            .unwrap_or_else(|| {
+                inner.wait_until(None, || {
+                    lane.space.arm();
+                    reserve(&mut producer)
+                })?
+            })
+            .err()
         {
             producer.leave();
             return Err(error);
@@ -219,7 +219,8 @@ impl<'a> Loan<'a> {
 
     /// Publishes what was written.
     pub fn publish(mut self) {
-        let header = Header { flags: Flags::WHOLE, id: self.topic, total: self.len, ..Header::new(RecordKind::Publish) };
+        let header =
+            Header { flags: Flags::WHOLE, id: self.topic, total: self.len, ..Header::new(RecordKind::Publish) };
         if let Ok(Some(slot)) = self.producer.reserve(self.len) {
             slot.publish(&header.to_words(), self.len);
         }

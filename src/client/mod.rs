@@ -45,7 +45,7 @@ pub use lane::Loan;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use serve::{Reply, Request, Service};
-pub use subscription::{Message, Subscription, SubscribeOptions, View};
+pub use subscription::{Message, SubscribeOptions, Subscription, View};
 
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use inner::Inner;

@@ -199,7 +199,12 @@ impl Reader {
         };
         let message = Message::new(topic.clone(), payload, header);
         match table.subscriptions.get(&header.id) {
-            Some(queue) => queue.push(message, inner.limits.slot_size),
+            Some(queue) => {
+                if header.dropped > 0 {
+                    queue.set_dropped(header.dropped);
+                }
+                queue.push(message, inner.limits.slot_size);
+            }
             None if !table.subscribing.is_empty() => table.orphans.push((header.id, message)),
             None => {}
         }
@@ -381,7 +386,9 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
             table.serving.remove(serial);
             *serial
         }
-        BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => *serial,
+        BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => {
+            *serial
+        }
         BrokerFrame::Draining { .. } => {
             table.draining = true;
             return;

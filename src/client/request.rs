@@ -39,8 +39,10 @@ pub(super) struct Pending(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Whole messages of the answer that wait, with their cells.
-    ready: VecDeque<(Vec<u8>, u32)>,
+    /// Whole messages of the answer that wait, with their cells. The first has a place of its own: mostly it is the only
+    /// one, and then needs no allocation.
+    first: Option<(Vec<u8>, u32)>,
+    more: VecDeque<(Vec<u8>, u32)>,
     partial: Vec<u8>,
     partial_cells: u32,
     /// Cells that were taken and not given back to the responder.
@@ -53,7 +55,8 @@ struct State {
 impl Pending {
     fn new(credit: u32) -> Pending {
         Pending(Mutex::new(State {
-            ready: VecDeque::new(),
+            first: None,
+            more: VecDeque::new(),
             partial: Vec::new(),
             partial_cells: 0,
             owed: 0,
@@ -71,7 +74,7 @@ impl Pending {
         if !header.flags.has(Flags::LAST) {
             // What is being put together is next to be taken, so its space is given back at once; if others wait before it,
             // only when they are taken. So one message more than the credit is kept at most.
-            if state.ready.is_empty() {
+            if state.first.is_none() {
                 state.owed += std::mem::take(&mut state.partial_cells);
             }
             return false;
@@ -84,7 +87,10 @@ impl Pending {
         }
         // The end of a stream carries no chunk of its own.
         if !ends || !message.is_empty() || !header.flags.has(Flags::STREAM) {
-            state.ready.push_back((message, cells));
+            match state.first {
+                None => state.first = Some((message, cells)),
+                Some(_) => state.more.push_back((message, cells)),
+            }
         }
         if ends {
             state.end = Some(Ok(()));
@@ -104,14 +110,15 @@ impl Pending {
     /// What there is: a message, the end, or (`None`) nothing yet. And how much credit is to be given back.
     fn take(&self, step: u32) -> (Option<Result<Option<Vec<u8>>>>, u32) {
         let mut state = lock(&self.0);
-        let found = match state.ready.pop_front() {
+        let found = match state.first.take() {
             Some((message, cells)) => {
+                state.first = state.more.pop_front();
                 state.owed += cells;
                 Some(Ok(Some(message)))
             }
             None => state.end.clone().map(|end| end.map(|()| None).map_err(Error::from)),
         };
-        if state.ready.is_empty() {
+        if state.first.is_none() {
             state.owed += std::mem::take(&mut state.partial_cells);
         }
         let give = if state.end.is_none() && state.owed >= step { std::mem::take(&mut state.owed) } else { 0 };
@@ -388,12 +395,8 @@ impl ReplyStream {
         if cells == 0 {
             return;
         }
-        let credit = Header {
-            id: self.slot,
-            id2: self.generation,
-            arg: cells,
-            ..Header::new(RecordKind::ResponseCredit)
-        };
+        let credit =
+            Header { id: self.slot, id2: self.generation, arg: cells, ..Header::new(RecordKind::ResponseCredit) };
         if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
             self.pending.owe_again(cells);
         }

@@ -163,10 +163,12 @@ impl Service {
                 Ok(Err(error)) => request.fail(&error.to_string()),
                 Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
             };
-            match answered {
-                Err(error) if error.is_disconnected() => return Err(error),
-                // The requester has cancelled, or its time is over: nobody is there to be told.
-                _ => {}
+            // The requester may be gone, have cancelled, or its time be over: nobody is there to be told. Only the end of
+            // our own connection is ours, too.
+            if answered.is_err()
+                && let Some(closed) = self.inner.closed()
+            {
+                return Err(closed);
             }
         }
     }
@@ -211,7 +213,6 @@ impl Service {
             }
         }
     }
-
 }
 
 impl Iterator for Service {
@@ -318,6 +319,11 @@ impl Request {
     /// As [`Request::chunk`].
     pub fn reply(mut self, payload: impl AsRef<[u8]>) -> Reply {
         self.is_answered = true;
+        if let Err(error) = self.inner.check_size(payload.as_ref().len()) {
+            // The requester is told now, not by its deadline.
+            self.send(error.to_string().as_bytes(), Flags::END.with(Flags::ERROR))?;
+            return Err(error);
+        }
         self.send(payload.as_ref(), Flags::END)
     }
 
@@ -364,20 +370,8 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(request: &Request, total: usize, flags: Flags) -> Answer {
-        let header = Header {
-            flags,
-            total: total as u32,
-            seq: request.call.call,
-            ..Header::new(RecordKind::Response)
-        };
-        Answer {
-            header,
-            total,
-            at: 0,
-            part: request.inner.limits.slot_size as usize,
-            is_first: true,
-            spent: false,
-        }
+        let header = Header { flags, total: total as u32, seq: request.call.call, ..Header::new(RecordKind::Response) };
+        Answer { header, total, at: 0, part: request.inner.limits.slot_size as usize, is_first: true, spent: false }
     }
 
     pub(super) fn next_part(&self) -> Option<(usize, usize)> {

@@ -257,6 +257,9 @@ impl Subscription {
                 return Some(Err(end));
             }
             reader?.take_in_place(&inner, id, |topic, header, ring, record| {
+                if header.dropped > 0 {
+                    self.queue.set_dropped(header.dropped);
+                }
                 let view = View { topic, header: *header, bytes: Bytes::InRing(ring, record) };
                 let cost = message_cost(record.len, slot_size, queue.capacity);
                 read.take().map(|read| Ok((read(&view), cost)))

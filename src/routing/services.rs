@@ -61,14 +61,8 @@ impl Services {
             Some(id) => *id,
             None if self.by_name.len() >= self.most => return None,
             None => {
-                let service = Service {
-                    name: name.clone(),
-                    responders: Vec::new(),
-                    requests: 0,
-                    failures: 0,
-                    users: 0,
-                    next: 0,
-                };
+                let service =
+                    Service { name: name.clone(), responders: Vec::new(), requests: 0, failures: 0, users: 0, next: 0 };
                 let id = self.free.pop().unwrap_or_else(|| {
                     self.table.push(None);
                     (self.table.len() - 1) as ServiceId

@@ -19,6 +19,10 @@ const BELL: u64 = u64::MAX;
 /// The most bells that one look sees.
 pub(crate) const LOOK: usize = 64;
 
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
+}
+
 fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
@@ -98,16 +102,16 @@ impl BellBoard {
     }
 
     /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them; returns how
-    /// many. Never blocks.
+    /// many. If there are none it waits up to `time` for one.
     ///
     /// # Errors
     ///
     /// If the system refuses.
     #[inline]
-    pub(crate) fn look(&self, mut rang: impl FnMut(u32)) -> io::Result<usize> {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    pub(crate) fn look(&self, time: Duration, mut rang: impl FnMut(u32)) -> io::Result<usize> {
+        let time = timespec(time);
         let mut events = [std::mem::MaybeUninit::uninit(); LOOK];
-        let (events, _) = match epoll::wait(&self.epoll, &mut events, Some(&zero)) {
+        let (events, _) = match epoll::wait(&self.epoll, &mut events, Some(&time)) {
             Ok(events) => events,
             Err(Errno::INTR) => return Ok(0),
             Err(error) => return Err(error.into()),
@@ -167,7 +171,7 @@ impl ClientBells {
     ///
     /// If the system refuses.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+        let timeout = timeout.map(timespec);
         let mut events = [std::mem::MaybeUninit::uninit(); 2];
         let (events, _) = match epoll::wait(&self.wait, &mut events, timeout.as_ref()) {
             Ok(events) => events,
@@ -207,7 +211,7 @@ mod tests {
 
     fn looked(board: &BellBoard) -> Vec<u32> {
         let mut keys = Vec::new();
-        board.look(|key| keys.push(key)).unwrap();
+        board.look(Duration::ZERO, |key| keys.push(key)).unwrap();
         keys
     }
 

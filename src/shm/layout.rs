@@ -75,8 +75,8 @@ pub(crate) mod control {
 
 const _: () = {
     assert!(control::END <= CONTROL_CELLS * CELL_WORDS);
-    assert!(CELL_BYTES % 64 == 0 && HEADER_BYTES + 64 == CELL_BYTES, "64 bytes of payload fill one cell");
-    assert!(PAGE_BYTES % CELL_BYTES == 0);
+    assert!(CELL_BYTES.is_multiple_of(64) && HEADER_BYTES + 64 == CELL_BYTES, "64 bytes of payload fill one cell");
+    assert!(PAGE_BYTES.is_multiple_of(CELL_BYTES));
     // The promise that light traffic touches one page.
     assert!(CONTROL_CELLS + 3 * cells_for(1024) as usize == PAGE_CELLS as usize);
 };

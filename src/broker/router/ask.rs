@@ -17,7 +17,9 @@ impl Core {
     pub(super) fn ask(&mut self, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
         self.inlet_of(key, id)?;
         let (serial, answer) = match frame {
-            ClientFrame::Intern { serial, kind: InternKind::Topic, name } => (serial, self.intern_topic(key, serial, &name)),
+            ClientFrame::Intern { serial, kind: InternKind::Topic, name } => {
+                (serial, self.intern_topic(key, serial, &name))
+            }
             ClientFrame::Intern { serial, kind: InternKind::Service, name } => {
                 (serial, self.intern_service(key, serial, &name))
             }
@@ -99,7 +101,10 @@ impl Core {
         }
         let most = self.settings.max_subscriptions_per_connection;
         if self.inlet(key).is_some_and(|inlet| inlet.serving.len() >= most) {
-            return Err((FailedCode::Limit, format!("this connection has offered {most} services, which is the limit")));
+            return Err((
+                FailedCode::Limit,
+                format!("this connection has offered {most} services, which is the limit"),
+            ));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
         let most = self.settings.max_requests_per_responder;

@@ -19,6 +19,7 @@ use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
 use crate::wire::name::Name;
 use std::io;
+use std::time::Duration;
 
 use super::calls::Call;
 
@@ -185,6 +186,7 @@ impl Core {
             partial: None,
             partial_targets: Vec::new(),
             parked: None,
+            waits: None,
             ended: false,
             since_space: 0,
             rings: 0,
@@ -247,10 +249,15 @@ impl Core {
 
     /// Looks who has rung. Answers how many.
     pub(super) fn look(&mut self) -> usize {
+        self.look_for(Duration::ZERO)
+    }
+
+    /// The same, and waits up to `time` if nobody has.
+    pub(super) fn look_for(&mut self, time: Duration) -> usize {
         self.counters.looks += 1;
         let (rang, board) = (&mut self.rang, &self.board);
         rang.clear();
-        let count = board.look(|key| rang.push(key)).unwrap_or(0);
+        let count = board.look(time, |key| rang.push(key)).unwrap_or(0);
         for at in 0..self.rang.len() {
             let key = self.rang[at];
             self.rang_by(key);
@@ -300,8 +307,10 @@ impl Core {
 
     /// The bulk lane of `key` waits for the connection `on`.
     pub(super) fn park(&mut self, key: u32, on: u32) {
-        let timer = self.wheel.set(self.now + self.settings.slow_consumer_timeout, Timer::Parked(key));
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        let since = inlet.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
+        inlet.waits = Some((on, since));
+        let timer = self.wheel.set(since + self.settings.slow_consumer_timeout, Timer::Parked(key));
         inlet.parked = Some(Parked { timer, on });
         self.counters.parked += 1;
         if let Some(outlet) = self.outlets.get_mut(on) {
@@ -338,6 +347,8 @@ impl Core {
                 self.outlets.freed(key);
             }
         }
+        // All that the client has said of calls is said, so they are over, however long its publishes wait.
+        let calls_end = inlet.ended && express == Lane::Dry;
         if express == Lane::More || bulk == Lane::More {
             self.schedule.yields(key);
         } else if inlet.ended && bulk == Lane::Dry {
@@ -346,6 +357,9 @@ impl Core {
             self.outlets.doomed.push((key, left));
         } else if let Some(coldest) = self.schedule.is_dry(key) {
             self.cool(coldest);
+        }
+        if calls_end {
+            self.end_calls_of(key);
         }
     }
 

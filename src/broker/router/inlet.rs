@@ -71,6 +71,8 @@ pub(super) struct Inlet {
     /// The subscriptions that `partial` goes to.
     pub(super) partial_targets: Vec<Key>,
     pub(super) parked: Option<Parked>,
+    /// For which connection the next record of the bulk lane waits, and since when. It outlasts a try that was in vain.
+    pub(super) waits: Option<(u32, u64)>,
     /// The client is gone: what it has published is still routed.
     pub(super) ended: bool,
     /// Cells consumed since a waiting producer was last told of space.

@@ -62,6 +62,7 @@ impl Core {
         self.counters.bytes += u64::from(record.len);
         if let Some(inlet) = self.inlet_mut(key) {
             inlet.bytes += u64::from(record.len);
+            inlet.waits = None;
             inlet.bulk.advance(record);
         }
     }
@@ -229,19 +230,15 @@ impl Core {
         let Core { inlets, outlets, topics, .. } = self;
         outlets.start_plan();
         let inlet = inlets[key as usize].as_deref()?;
-        let owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);
-        for owner in owners {
-            if outlets.get(owner).is_some() && !outlets.plan(owner, &[len]) {
-                return Some(owner);
-            }
-        }
-        None
+        let mut owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);
+        owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
     /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted.
     pub(super) fn waited_too_long(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         let Some(parked) = inlet.parked.take() else { return };
+        inlet.waits = None;
         if let Some(outlet) = self.outlets.get_mut(parked.on) {
             outlet.waiters.retain(|waiter| *waiter != key);
         }
@@ -293,29 +290,34 @@ impl Core {
         }
         let notice = Header { id: key.to_u32(), dropped: subscription.dropped, ..Header::new(Kind::Evicted) };
         self.outlets.send(subscription.owner, &notice, Payload::EMPTY);
-        let text = format!(
-            r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#,
-            subscription.pattern, subscription.dropped
-        );
+        let text =
+            format!(r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#, subscription.pattern, subscription.dropped);
         self.publish_system("$sys.subscription.evicted", &text);
-        self.events.tell(Event::Evicted { connection: id, pattern: subscription.pattern, dropped: subscription.dropped });
+        self.events.tell(Event::Evicted {
+            connection: id,
+            pattern: subscription.pattern,
+            dropped: subscription.dropped,
+        });
     }
 
     /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
     pub(super) fn abort_partial(&mut self, key: u32) {
+        let slot_size = self.settings.geometry.slot_size();
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        if inlet.partial.take().is_none() {
-            return;
-        }
+        let Some(partial) = inlet.partial.take() else { return };
         let origin = inlet.info.id;
         self.counters.aborted += 1;
         for subscription in std::mem::take(&mut inlet.partial_targets) {
             let Some(found) = self.topics.subscriptions.get_mut(subscription) else { continue };
             found.dropped = found.dropped.saturating_add(1);
             found.dropped_told = found.dropped;
+            // Its owner cannot take what never becomes whole, and so would never give its room back.
+            let cost = message_cost(partial.total, slot_size, found.capacity);
+            found.credit = found.credit.saturating_add(cost).min(found.capacity);
             let (owner, dropped) = (found.owner, found.dropped);
             let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
             self.outlets.send(owner, &notice, Payload::EMPTY);
+            self.retry_waiters(owner);
         }
     }
 
@@ -358,8 +360,7 @@ impl Core {
         self.system_sent += 1;
         let bytes = &text.as_bytes()[..text.len().min(self.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
-        let message =
-            Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
+        let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(&message, true).is_ok() {
             for at in 0..self.chosen.len() {
                 let chosen = self.chosen[at];

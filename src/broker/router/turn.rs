@@ -7,7 +7,10 @@
 //!   │    spin: poll the quiet connections, look at the bells ──── something came ───────────────────────┤
 //!   │        │ a client sleeps or shares our CPU, or the time is over                                   │
 //!   │        ▼                                                                                          │
-//!   │    sleep: arm every flag, look once more, wait for a bell, a message or a timer ──────────────────┤
+//!   │    nap: arm every flag, look once more, wait a moment for a bell ─────────────────────────────────┤
+//!   │        │ none came                                                                                │
+//!   │        ▼                                                                                          │
+//!   │    sleep: wait for a bell, a message or a timer ──────────────────────────────────────────────────┤
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 
@@ -26,8 +29,11 @@ use tokio::io::unix::AsyncFd;
 const LOOK_EVERY: u64 = 3_000;
 /// The shortest time to spin, in nanoseconds.
 const SPIN_MIN: u64 = 2_000;
-/// Polls between two looks at clock and bells while spinning.
+/// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
+/// How long the thread sleeps on the bells alone before it goes to sleep in the runtime, which also hears the mailbox: a
+/// client that answers at once finds a router that is one system call away. A message in the mailbox waits as long.
+const NAP: Duration = Duration::from_micros(300);
 
 /// Runs until the process ends.
 ///
@@ -42,20 +48,22 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
     // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
     #[allow(deprecated)]
     let board = AsyncFd::with_interest(board, Interest::READABLE)?;
-    let mut spin = spin_max;
+    let (mut spin, mut looked) = (spin_max, 0);
     loop {
-        let worked = burst(&shared);
+        let worked = burst(&shared, &mut looked);
         shared.tell_ended();
         if worked || wait == WaitStrategy::Busy {
             tokio::task::yield_now().await;
             continue;
         }
-        if wait == WaitStrategy::Adaptive && spin_max > 0 && spin_for_work(&shared, spin) {
+        if wait == WaitStrategy::Adaptive && spin_max > 0 && spin_for_work(&shared, spin, &mut looked) {
             continue;
         }
         let slept_at = shared.now();
-        if !sleep(&shared, &board).await? {
-            continue;
+        match nap(&shared) {
+            Nap::NotYet => continue,
+            Nap::Woken => {}
+            Nap::Over => sleep(&shared, &board).await?,
         }
         // Work that came soon after we gave up says that spinning longer would have paid.
         spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
@@ -64,32 +72,37 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
 }
 
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
-fn burst(shared: &Shared) -> bool {
+fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut core = shared.core.borrow_mut();
     let started = shared.now();
-    let (mut looked, turn_max) = (started, core.settings.turn_max);
+    let turn_max = core.settings.turn_max;
     core.advance(started);
-    core.look();
+    look_if_due(&mut core, looked);
     loop {
         let worked = core.step();
         let found = core.poll_quiet();
         if !worked && !found {
             return false;
         }
-        let now = shared.now();
-        core.set_now(now);
-        if now - looked > LOOK_EVERY {
-            looked = now;
-            core.look();
-        }
-        if now - started > turn_max {
+        core.set_now(shared.now());
+        look_if_due(&mut core, looked);
+        if core.now - started > turn_max {
             return true;
         }
     }
 }
 
+/// Looks at the bells, unless that was done a moment ago: it is a system call.
+fn look_if_due(core: &mut Core, looked: &mut u64) -> usize {
+    if core.now - *looked < LOOK_EVERY {
+        return 0;
+    }
+    *looked = core.now;
+    core.look()
+}
+
 /// Spins for up to `budget` nanoseconds, while it can pay. Answers whether there is something to do.
-fn spin_for_work(shared: &Shared, budget: u64) -> bool {
+fn spin_for_work(shared: &Shared, budget: u64, looked: &mut u64) -> bool {
     let mut core = shared.core.borrow_mut();
     let cpu = current_cpu();
     core.publish_cpu(cpu);
@@ -102,7 +115,7 @@ fn spin_for_work(shared: &Shared, budget: u64) -> bool {
             std::hint::spin_loop();
         }
         core.set_now(shared.now());
-        if core.look() > 0 {
+        if look_if_due(&mut core, looked) > 0 {
             return true;
         }
         if core.now - started > budget {
@@ -112,17 +125,32 @@ fn spin_for_work(shared: &Shared, budget: u64) -> bool {
     false
 }
 
-/// Sleeps until there is something to do. `false`: there was something before it came to that.
-async fn sleep(shared: &Shared, board: &AsyncFd<OwnedFd>) -> io::Result<bool> {
-    let next = {
-        let mut core = shared.core.borrow_mut();
-        core.publish_cpu(current_cpu());
-        if !Core::cool_all(&mut core) || core.look() > 0 {
-            return Ok(false);
-        }
-        core.counters.sleeps += 1;
-        core.wheel.next()
-    };
+/// How a nap ended.
+enum Nap {
+    /// There was something before it came to that.
+    NotYet,
+    /// A client rang.
+    Woken,
+    /// Nobody did.
+    Over,
+}
+
+/// Arms every flag, looks once more, and sleeps on the bells for a moment.
+fn nap(shared: &Shared) -> Nap {
+    let mut core = shared.core.borrow_mut();
+    core.publish_cpu(current_cpu());
+    if !core.cool_all() || core.look() > 0 {
+        return Nap::NotYet;
+    }
+    core.counters.sleeps += 1;
+    let rang = core.look_for(NAP);
+    core.set_now(shared.now());
+    if rang > 0 { Nap::Woken } else { Nap::Over }
+}
+
+/// Sleeps until there is something to do; nobody is polled meanwhile.
+async fn sleep(shared: &Shared, board: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let next = shared.core.borrow().wheel.next();
     let until = next.map(|at| shared.epoch + Duration::from_nanos(at));
     let timer = async {
         match until {
@@ -135,5 +163,5 @@ async fn sleep(shared: &Shared, board: &AsyncFd<OwnedFd>) -> io::Result<bool> {
         () = shared.changed.notified() => {}
         () = timer => {}
     }
-    Ok(true)
+    Ok(())
 }

@@ -53,16 +53,14 @@ impl Consumer {
     pub(crate) fn peek(&mut self) -> Result<Option<Record>, Violation> {
         let tag = self.ring.tag(self.consumed);
         if self.bank == Bank::Extension {
-            // A look behind the window would bring pages back that are taken away: a hole is filled when it is read.
+            // Not behind a window that was closed: a hole is filled with a page when it is read. And not less far than
+            // the window goes by now: the next record may lie where it has just grown.
             self.follow();
         }
         if self.is_at(self.bank, self.offset, tag) {
             return self.read(self.bank, self.offset).map(Some);
         }
-        // What lies behind the last record may lie behind the old window, too.
-        if self.follow() && self.is_at(self.bank, self.offset, tag) {
-            return self.read(self.bank, self.offset).map(Some);
-        }
+        self.follow();
         for bank in [Bank::Base, Bank::Extension] {
             if (bank, 0) != (self.bank, self.offset) && self.is_at(bank, 0, tag) {
                 return self.read(bank, 0).map(Some);
@@ -125,7 +123,8 @@ impl Consumer {
             "{cells} cells"
         );
         self.window = cells;
-        // Pairs with the Acquire in `Producer::enter`: the memory, taken away before or not, is there before the window.
+        // Pairs with the Acquire in `Producer::enter`: the memory, taken away before or not, is there before the
+        // window.
         self.ring.control.all()[self.ring.ids.window].store(u64::from(cells), Ordering::Release);
     }
 
@@ -148,19 +147,18 @@ impl Consumer {
             self.window = 0;
             return Ok(true);
         }
-        announced.store(u64::from(window), Ordering::Release);
+        // The fence stands between the memory and this store, as the Release does in `grow`.
+        announced.store(u64::from(window), Ordering::Relaxed);
         Ok(false)
     }
 
-    /// Reads the window anew, if that is how this consumer knows it. Returns whether it has grown.
+    /// Reads the window anew, if that is how this consumer knows it.
     #[inline]
-    fn follow(&mut self) -> bool {
-        if !self.follows {
-            return false;
+    fn follow(&mut self) {
+        if self.follows {
+            let window = self.ring.control.all()[self.ring.ids.window].load(Ordering::Relaxed);
+            self.window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
         }
-        let window = self.ring.control.all()[self.ring.ids.window].load(Ordering::Relaxed);
-        let window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
-        std::mem::replace(&mut self.window, window) < window
     }
 
     #[inline(always)]

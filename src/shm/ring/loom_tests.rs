@@ -9,157 +9,21 @@
 //!   it by one side that does not *happen after* the last touch by the other fails the model. Without it the orderings
 //!   by which cells go *back* (R5) could not be seen: loom never lets a load return a value of the future.
 //!
-//! The mutants at the end switch one [`Site`] off and expect a model to fail, which shows that the site is needed and that
+//! The `mutants` switch one [`Site`] off and expect a model to fail, which shows that the site is needed and that
 //! the model would notice its loss.
 //!
 //! `RUSTFLAGS="--cfg lapce_ipc_loom" cargo test --release --no-default-features --lib loom`; `LOOM_MAX_PREEMPTIONS`
 //! overrides the bound of each model, `--nocapture` shows how many executions each took.
-#![allow(clippy::print_stderr)]
+mod fixture;
+mod mutants;
 
-use super::signal::publication_fence;
-use super::{Channel, Consumer, Producer, Record, Signal};
-use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
-use crate::shm::words::{Words, read_bytes, write_bytes};
-use crate::sync::{AtomicU64, Ordering, Site, mutant};
-use loom::cell::UnsafeCell;
-use loom::sync::{Condvar, Mutex};
+use super::{Consumer, Producer, Signal, publication_fence};
+use crate::shm::layout::cells_for;
+use crate::shm::words::Words;
+use fixture::{Bell, ONE, Ring, TWO, explore, push, push_inside, take, take_all, take_or_sleep};
+use loom::sync::Mutex;
 use loom::thread;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-
-/// Payload bytes that fill one cell, and two.
-const ONE: u32 = 64;
-const TWO: u32 = 72;
-
-/// Stands for a cell as plain memory. It holds nothing: only loom's record of who touched it matters.
-#[derive(Default)]
-struct Track(UnsafeCell<()>);
-
-// SAFETY: `Sync` asks that `&Track` may be used from several threads. The cell holds `()`, so there is no memory to race
-// for, and loom runs a model's threads one at a time.
-unsafe impl Sync for Track {}
-
-/// A tiny ring and the shadows of its cells.
-#[derive(Clone)]
-struct Ring {
-    channel: Channel,
-    tracks: Arc<Vec<Track>>,
-}
-
-impl Ring {
-    fn new(base_cells: usize, extension_cells: usize) -> Ring {
-        let tracks = (0..base_cells + extension_cells).map(|_| Track::default()).collect();
-        Ring { channel: Channel::tiny(base_cells, extension_cells), tracks: Arc::new(tracks) }
-    }
-
-    fn base_cells(&self) -> usize {
-        self.channel.base.all().len() / CELL_WORDS
-    }
-
-    /// The shadows of the record whose payload is given.
-    fn tracks(&self, payload: &[AtomicU64], len: u32) -> &[Track] {
-        let record = payload.as_ptr().wrapping_sub(1 + HEADER_WORDS);
-        let in_bank = |bank: &Words| bank.all().iter().position(|word| std::ptr::eq(word, record));
-        let first = match in_bank(&self.channel.base) {
-            Some(word) => word / CELL_WORDS,
-            None => self.base_cells() + in_bank(&self.channel.extension).expect("a record lies in a bank") / CELL_WORDS,
-        };
-        &self.tracks[first..first + cells_for(len) as usize]
-    }
-
-    /// As the kernel when pages are punched out: the words read as zero.
-    fn punch(&self) {
-        for word in self.channel.extension.all() {
-            word.store(0, Ordering::Relaxed);
-        }
-        self.tracks[self.base_cells()..].iter().for_each(|track| track.0.with_mut(|_| ()));
-    }
-}
-
-fn header(id: u64) -> [u64; HEADER_WORDS] {
-    std::array::from_fn(|i| (id << 32) + ((i as u64) << 40))
-}
-
-fn push(ring: &Ring, producer: &mut Producer, id: u64, len: u32) -> bool {
-    let Some(slot) = producer.reserve(len).unwrap() else { return false };
-    ring.tracks(slot.payload(), len).iter().for_each(|track| track.0.with_mut(|_| ()));
-    write_bytes(&slot.payload()[..1], &id.to_le_bytes());
-    write_bytes(&slot.payload()[len as usize / 8 - 1..], &id.to_le_bytes());
-    slot.publish(&header(id), len);
-    true
-}
-
-fn push_inside(ring: &Ring, producer: &mut Producer, id: u64, len: u32) -> bool {
-    producer.enter();
-    let pushed = push(ring, producer, id, len);
-    producer.leave();
-    pushed
-}
-
-/// Takes the next record, if it is there, and gives its cells back.
-fn take(ring: &Ring, consumer: &mut Consumer) -> Option<u64> {
-    let record = consumer.peek().unwrap()?;
-    let id = verify(ring, consumer, &record);
-    consumer.advance(&record);
-    consumer.publish();
-    Some(id)
-}
-
-fn verify(ring: &Ring, consumer: &Consumer, record: &Record) -> u64 {
-    let payload = consumer.payload(record);
-    ring.tracks(payload, record.len).iter().for_each(|track| track.0.with(|_| ()));
-    let id = record.header[1] >> 32 & 0xff;
-    let mut expected = header(id);
-    expected[0] |= u64::from(record.len);
-    assert_eq!(record.header, expected, "header of another record");
-    for word in [&payload[..1], &payload[payload.len() - 1..]] {
-        let mut bytes = [0; 8];
-        read_bytes(word, &mut bytes);
-        assert_eq!(u64::from_le_bytes(bytes), id, "payload of another record");
-    }
-    id
-}
-
-fn take_all(ring: &Ring, consumer: &mut Consumer, got: &mut Vec<u64>) {
-    got.extend(std::iter::from_fn(|| take(ring, consumer)));
-}
-
-/// A doorbell that remembers one ring. Whoever sleeps on it and is never rung is a deadlock, which loom reports.
-#[derive(Default)]
-struct Bell {
-    rang: Mutex<bool>,
-    wake: Condvar,
-}
-
-impl Bell {
-    fn ring(&self) {
-        *self.rang.lock().unwrap() = true;
-        self.wake.notify_one();
-    }
-
-    fn sleep(&self) {
-        let mut rang = self.rang.lock().unwrap();
-        while !*rang {
-            rang = self.wake.wait(rang).unwrap();
-        }
-        *rang = false;
-    }
-}
-
-/// Explores `model` with at most `preemptions` involuntary switches, and says how many executions that took.
-fn explore(name: &'static str, preemptions: usize, model: fn()) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
-    builder.max_branches = 100_000;
-    let executions = Arc::new(AtomicUsize::new(0));
-    let (count, start) = (executions.clone(), std::time::Instant::now());
-    builder.check(move || {
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        model();
-    });
-    let executions = executions.load(std::sync::atomic::Ordering::Relaxed);
-    eprintln!("{name}: {executions} executions, {:.1} s", start.elapsed().as_secs_f32());
-}
 
 /// Pushes records of the sizes `lens` with one attempt more than there are records, then takes what is left.
 fn pass(ring: Ring, lens: &'static [u32], attempts: usize) {
@@ -205,18 +69,20 @@ fn two_producers() {
     let ring = Ring::new(2, 0);
     let mut consumer = Consumer::new(ring.channel.clone());
     let producer = Arc::new(Mutex::new(Producer::new(ring.channel.clone())));
-    let threads: Vec<_> = [10, 20].map(|name| {
-        let (ring, producer) = (ring.clone(), producer.clone());
-        thread::spawn(move || {
-            let mut pushed = Vec::new();
-            for n in 0..2 {
-                if push_inside(&ring, &mut producer.lock().unwrap(), name + n, ONE) {
-                    pushed.push(name + n);
+    let threads: Vec<_> = [10, 20]
+        .map(|name| {
+            let (ring, producer) = (ring.clone(), producer.clone());
+            thread::spawn(move || {
+                let mut pushed = Vec::new();
+                for n in 0..2 {
+                    if push_inside(&ring, &mut producer.lock().unwrap(), name + n, ONE) {
+                        pushed.push(name + n);
+                    }
                 }
-            }
-            pushed
+                pushed
+            })
         })
-    }).into();
+        .into();
     let mut got = Vec::new();
     got.extend(take(&ring, &mut consumer));
     let pushed: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
@@ -253,7 +119,8 @@ fn growth() {
     assert_eq!(got, (1..=pushed + 3).collect::<Vec<_>>());
 }
 
-/// One producer that is inside now and then, while the broker takes the extension away. With `regrow`, it leases it again.
+/// One producer that is inside now and then, while the broker takes the extension away. With `regrow`, it leases it
+/// again.
 fn trim(regrow: bool) {
     let ring = Ring::new(1, 1);
     let (mut producer, mut consumer) = (Producer::new(ring.channel.clone()), Consumer::new(ring.channel.clone()));
@@ -303,10 +170,12 @@ fn trim_with_two_producers() {
     let mut consumer = Consumer::new(ring.channel.clone());
     consumer.grow(1);
     let producer = Arc::new(Mutex::new(Producer::new(ring.channel.clone())));
-    let threads: Vec<_> = [1, 2].map(|id| {
-        let (ring, producer) = (ring.clone(), producer.clone());
-        thread::spawn(move || push_inside(&ring, &mut producer.lock().unwrap(), id, ONE).then_some(id))
-    }).into();
+    let threads: Vec<_> = [1, 2]
+        .map(|id| {
+            let (ring, producer) = (ring.clone(), producer.clone());
+            thread::spawn(move || push_inside(&ring, &mut producer.lock().unwrap(), id, ONE).then_some(id))
+        })
+        .into();
     let mut got = Vec::new();
     got.extend(take(&ring, &mut consumer));
     if consumer.try_trim().unwrap() {
@@ -319,21 +188,8 @@ fn trim_with_two_producers() {
     assert_eq!(got, pushed);
 }
 
-fn take_or_sleep(ring: &Ring, consumer: &mut Consumer, data: &Signal, bell: &Bell) -> u64 {
-    loop {
-        if let Some(id) = take(ring, consumer) {
-            return id;
-        }
-        data.arm();
-        if consumer.peek().unwrap().is_some() {
-            data.disarm();
-        } else {
-            bell.sleep();
-        }
-    }
-}
-
-/// A producer that sleeps when there is no space, a consumer that sleeps when there is no record: `records` get through.
+/// A producer that sleeps when there is no space, a consumer that sleeps when there is no record: `records` get
+/// through.
 fn sleepers(cells: usize, records: u64) {
     let ring = Ring::new(cells, 0);
     let flags = Words::on_heap(2);
@@ -524,66 +380,4 @@ fn loom_no_wake_up_for_data_is_lost() {
 #[test]
 fn loom_no_wake_up_for_space_is_lost() {
     explore("space wakes", 4, space_wakes);
-}
-
-/// Expects `model` to fail without `site`, for one of the `reasons`. On a thread of its own: the switch is thread-local,
-/// and a failed model's leftovers are not to be met by the next.
-fn fails_without(site: Site, preemptions: usize, model: fn(), reasons: &[&str]) {
-    let run = std::thread::spawn(move || mutant::without(site, || explore("mutant", preemptions, model)));
-    let panic = run.join().expect_err("the model passes without the site");
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    let text = text.unwrap_or("?");
-    assert!(reasons.iter().any(|reason| text.contains(reason)), "{site:?}: fails for another reason: {text}");
-}
-
-const RACE: &str = "Causality violation";
-const OTHER_HEADER: &str = "of another record";
-const LOST: &str = "left == right";
-const ASLEEP: &str = "deadlock";
-
-#[test]
-fn loom_mutant_publish() {
-    fails_without(Site::Publish, 3, one_cell, &[RACE, OTHER_HEADER]);
-}
-
-#[test]
-fn loom_mutant_take() {
-    fails_without(Site::Take, 3, one_cell, &[RACE, OTHER_HEADER]);
-}
-
-#[test]
-fn loom_mutant_consume() {
-    fails_without(Site::Consume, 3, one_cell, &[RACE]);
-}
-
-#[test]
-fn loom_mutant_reclaim() {
-    fails_without(Site::Reclaim, 3, one_cell, &[RACE]);
-}
-
-#[test]
-fn loom_mutant_sleep() {
-    fails_without(Site::Sleep, 3, data_wakes, &[ASLEEP]);
-    fails_without(Site::Sleep, 3, space_wakes, &[ASLEEP]);
-}
-
-#[test]
-fn loom_mutant_wake() {
-    fails_without(Site::Wake, 3, data_wakes, &[ASLEEP]);
-    fails_without(Site::Wake, 3, space_wakes, &[ASLEEP]);
-}
-
-#[test]
-fn loom_mutant_enter() {
-    fails_without(Site::Enter, 3, trim_once, &[RACE, LOST]);
-}
-
-#[test]
-fn loom_mutant_trim() {
-    fails_without(Site::Trim, 3, trim_once, &[RACE, LOST]);
-}
-
-#[test]
-fn loom_mutant_leave() {
-    fails_without(Site::Leave, 3, trim_once, &[RACE, LOST]);
 }

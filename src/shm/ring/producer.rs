@@ -111,7 +111,7 @@ impl Producer {
     /// # Errors
     ///
     /// If the consumer's count is impossible.
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn fits(&mut self, len: u32) -> Result<bool, Violation> {
         let mut plan = self.plan;
         self.plan(&mut plan, len)

@@ -1,0 +1,7 @@
+//! The broker.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lapce_ipc::cli::ipc_server_main()
+}

@@ -1,0 +1,166 @@
+//! The commands, and options that several of them share. Each command's own options stand beside its code.
+
+use super::place::Place;
+use super::{bench, publish, reply, request, serve, status, sub};
+use crate::client::WaitStrategy;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::time::Duration;
+
+/// The broker of lapce-ipc: carries messages between the programs of one machine.
+///
+/// It listens on a Unix socket until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
+#[derive(Debug, Parser)]
+#[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES)]
+pub(super) struct ServerCli {
+    #[command(flatten)]
+    pub(super) place: Place,
+    #[command(flatten)]
+    pub(super) serve: serve::ServeArgs,
+}
+
+const SERVER_EXAMPLES: &str = "\
+Examples:
+  ipc_server_main                                  listen where clients look by default
+  ipc_server_main --socket /run/user/1000/my.sock  listen elsewhere
+  ipc_server_main --check-config                   show every setting and where it comes from
+
+Configuration, the first that there is: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml;
+/etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets what is logged (default: info).";
+
+/// Messages between the programs of one machine: publish and subscribe, requests and replies, streams.
+///
+/// Start a broker in one terminal, and talk through it from others. Data goes to stdout, everything else to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "lapce-ipc", version, after_help = EXAMPLES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) place: Place,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lapce-ipc serve                           run a broker
+  lapce-ipc request echo hi                 ask the service that every broker has
+  lapce-ipc sub 'lapce.>'                   print what is published below `lapce`
+  lapce-ipc pub lapce.ai.completion hello   publish
+  lapce-ipc reply upper -- tr a-z A-Z       offer a service
+
+Socket, in order: --socket; LAPCE_IPC_SOCKET; the configuration; $XDG_RUNTIME_DIR/lapce-ipc.sock; /tmp/lapce_ipc.sock.
+
+Exit codes: 0 done; 1 the reply was an error; 64 usage; 65 message too large; 69 no broker, no responders or
+disconnected; 75 breaker open, deadline, responder lost or overloaded; 76 protocol version; 77 not our user;
+78 configuration; 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the broker, as `ipc_server_main` does
+    #[command(after_help = serve::NOTES)]
+    Serve(serve::ServeArgs),
+    /// Publish a message on a topic
+    #[command(after_help = publish::EXAMPLES)]
+    Pub(publish::PubArgs),
+    /// Subscribe, and print what is published
+    #[command(after_help = sub::EXAMPLES)]
+    Sub(sub::SubArgs),
+    /// Ask a service and print its reply
+    #[command(after_help = request::EXAMPLES)]
+    Request(request::RequestArgs),
+    /// Offer a service
+    #[command(after_help = reply::EXAMPLES)]
+    Reply(reply::ReplyArgs),
+    /// Show the broker's connections, services and counters
+    #[command(after_help = status::EXAMPLES)]
+    Status(status::StatusArgs),
+    /// Measure latency and throughput
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
+    /// One of the processes that `bench` starts
+    #[command(hide = true)]
+    BenchPart(bench::part::PartArgs),
+}
+
+/// How to wait for the broker.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct WaitOption {
+    /// How to wait: spin a little and then sleep; only spin; only sleep
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(super) wait: Wait,
+}
+
+/// A wait strategy, as it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Wait {
+    /// Spin while the broker is awake on another CPU, then sleep.
+    #[default]
+    Adaptive,
+    /// Never sleep: the shortest latency, for a whole CPU.
+    Busy,
+    /// Sleep at once.
+    Block,
+}
+
+impl Wait {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Wait::Adaptive => "adaptive",
+            Wait::Busy => "busy",
+            Wait::Block => "block",
+        }
+    }
+}
+
+impl From<Wait> for WaitStrategy {
+    fn from(wait: Wait) -> WaitStrategy {
+        match wait {
+            Wait::Adaptive => WaitStrategy::Adaptive,
+            Wait::Busy => WaitStrategy::Busy,
+            Wait::Block => WaitStrategy::Block,
+        }
+    }
+}
+
+/// Reads a time such as `500ms`, `2s`, `1.5s` or `1m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    const WANTED: &str = "a number with a unit: us, ms, s, m or h, as in 500ms";
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(WANTED)?;
+    let (number, unit) = text.split_at(unit_at);
+    let seconds = match unit {
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(WANTED.to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| WANTED)?;
+    match Duration::try_from_secs_f64(number * seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err("must be longer than nothing".to_owned()),
+        Err(_) => Err("is too long".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+        ServerCli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read() {
+        for (text, ms) in [("500ms", 500), ("2s", 2000), ("1.5s", 1500), ("1m", 60_000), ("1h", 3_600_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(duration("7us"), Ok(Duration::from_micros(7)));
+        for text in ["", "2", "s", "2 s", "-1s", "0s", "1d", "1.2.3s", "9999999999999999999999h", "infs", "nans"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The processes of one measurement.
+
+use super::part::Role;
+use crate::cli::args::Wait;
+use crate::cli::children::{Folder, Running};
+use crate::cli::exit::{Code, Failure};
+use crate::cli::place::Place;
+use crate::client::Client;
+use std::io::{self, BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// How long a process may take to end when it is asked to.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// One of the other processes. It ends with its stdin, so also when we are killed; when this is dropped, and waited
+/// for.
+pub(super) struct Member {
+    stdin: Option<ChildStdin>,
+    lines: BufReader<ChildStdout>,
+    running: Running,
+}
+
+impl Member {
+    fn start(role: Role, place: &Place, wait: Wait) -> Result<Member, Failure> {
+        let failed =
+            |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.arg("bench-part").arg(role.as_str()).args(["--wait", wait.as_str()]);
+        for (option, path) in [("--socket", &place.socket), ("--config", &place.config)] {
+            if let Some(path) = path {
+                command.arg(option).arg(path);
+            }
+        }
+        let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).map_err(failed)?;
+        let pipes = (running.child.stdin.take(), running.child.stdout.take());
+        let (Some(stdin), Some(stdout)) = pipes else { return Err(failed(io::Error::other("no pipes"))) };
+        let mut member = Member { stdin: Some(stdin), lines: BufReader::new(stdout), running };
+        match member.line() {
+            Ok(_ready) => Ok(member),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The next line that the process prints.
+    ///
+    /// # Errors
+    ///
+    /// If it ends before.
+    pub(super) fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line)? {
+            0 => Err(io::Error::other("it ended at once; see above")),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stdin = None;
+        self.running.await_exit(Some(PATIENCE));
+    }
+}
+
+/// All of them.
+pub(super) struct Crew {
+    place: Place,
+    wait: Wait,
+    /// They end in this order: clients, the broker, its folder.
+    pub(super) members: Vec<Member>,
+    _broker: Option<Member>,
+    _folder: Option<Folder>,
+}
+
+impl Crew {
+    /// Starts a broker, unless a socket names one.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub(super) fn new(place: &Place, wait: Wait) -> Result<Crew, Failure> {
+        let members = Vec::new();
+        if place.socket.is_some() {
+            return Ok(Crew { place: place.clone(), wait, members, _broker: None, _folder: None });
+        }
+        let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
+        let folder = Folder::new().map_err(no_folder)?;
+        let socket: PathBuf = folder.path().join("ipc.sock");
+        let place = Place { socket: Some(socket), config: place.config.clone() };
+        let broker = Member::start(Role::Broker, &place, wait)?;
+        let place = Place { config: None, ..place };
+        Ok(Crew { place, wait, members, _broker: Some(broker), _folder: Some(folder) })
+    }
+
+    /// Starts another process.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub(super) fn start(&mut self, role: Role) -> Result<(), Failure> {
+        self.members.push(Member::start(role, &self.place, self.wait)?);
+        Ok(())
+    }
+
+    /// Connects this process.
+    ///
+    /// # Errors
+    ///
+    /// If the broker does not take us.
+    pub(super) fn connect(&self) -> Result<Client, Failure> {
+        self.place.connect("bench", self.wait)
+    }
+
+    /// How many processes take part: this one, the broker, the others.
+    pub(super) fn processes(&self) -> usize {
+        2 + self.members.len()
+    }
+}

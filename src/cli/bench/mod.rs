@@ -1,0 +1,141 @@
+//! `bench`: measures, beside the floor of the same run.
+//!
+//! Each mode runs between real processes: this one, a broker of its own (unless `--socket` names one), and what else
+//! the mode needs, started from this very program as `bench-part`. Round trips on one machine drift with its mood, so
+//! the time that two cores need to exchange a word is measured before and after, and figures are read as multiples of
+//! it.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `round_trips` | `latency`, `routed`: one request after the other |
+//! | `pipelined` | `requests`: many requests outstanding |
+//! | `deliveries` | `pubsub`, `fanout`: one publisher, one or eight subscribers |
+//! | `part` | the other processes |
+//! | `crew` | starting them, and their end |
+//! | `floor` | the floor |
+//! | `report` | the figures, for people and as JSON |
+
+mod crew;
+mod deliveries;
+mod floor;
+pub(super) mod part;
+mod pipelined;
+mod report;
+mod round_trips;
+
+use super::args::WaitOption;
+use super::exit::Failure;
+use super::output::{Out, note};
+use super::place::Place;
+use clap::{Args, ValueEnum};
+use crew::Crew;
+use report::{Figures, Report};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum)]
+    mode: Mode,
+    /// Bytes of a message
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    size: u32,
+    /// How long to measure, in seconds; the warm-up comes on top
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    #[command(flatten)]
+    wait: WaitOption,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  lapce-ipc bench latency --wait busy
+  lapce-ipc bench pubsub --size 1024 --seconds 5
+  lapce-ipc bench routed --json | jq .p99_ns
+
+It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other
+processes that it needs; all end with it. With --socket it measures the broker that is there. The floor is the median
+round trip of one word between two cores, measured in the same run.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Round trips to the broker's own echo
+    Latency,
+    /// Round trips to a service of another process
+    Routed,
+    /// Requests a second to the broker's echo, with many outstanding
+    Requests,
+    /// Messages a second from one publisher to one subscriber
+    Pubsub,
+    /// Messages a second from one publisher to eight subscribers, in eight processes
+    Fanout,
+}
+
+impl Mode {
+    fn as_str(self) -> &'static str {
+        match self {
+            Mode::Latency => "latency",
+            Mode::Routed => "routed",
+            Mode::Requests => "requests",
+            Mode::Pubsub => "pubsub",
+            Mode::Fanout => "fanout",
+        }
+    }
+}
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    size: usize,
+    warm_up: Duration,
+    measured: Duration,
+}
+
+/// Measures and prints the figures.
+///
+/// # Errors
+///
+/// If a process cannot be started or fails, or the broker does not answer.
+pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
+    let measured = Duration::from_secs(args.seconds);
+    let work = Work {
+        size: usize::try_from(args.size).unwrap_or(usize::MAX),
+        warm_up: (measured / 5).min(Duration::from_secs(1)),
+        measured,
+    };
+    if std::io::stderr().is_terminal() {
+        note(format_args!("measuring {} for {} s", args.mode.as_str(), args.seconds));
+    }
+    let mut floor = floor::Floor::new();
+    floor.measure();
+    let mut crew = Crew::new(place, args.wait.wait)?;
+    let figures = match args.mode {
+        Mode::Latency => Figures::RoundTrips(round_trips::run(&crew, "echo", work)?),
+        Mode::Routed => {
+            crew.start(part::Role::Responder)?;
+            Figures::RoundTrips(round_trips::run(&crew, part::SERVICE, work)?)
+        }
+        Mode::Requests => Figures::Throughput(pipelined::run(&crew, work)?),
+        Mode::Pubsub => Figures::Throughput(deliveries::run(&mut crew, 1, work)?),
+        Mode::Fanout => Figures::Throughput(deliveries::run(&mut crew, 8, work)?),
+    };
+    let processes = crew.processes();
+    drop(crew);
+    floor.measure();
+    let report = Report {
+        mode: args.mode.as_str(),
+        wait: args.wait.wait.as_str(),
+        size: args.size,
+        seconds: args.seconds,
+        processes,
+        floor_ns: floor.median_ns(),
+        figures,
+    };
+    let mut out = Out::new()?;
+    out.write(if args.json { report.json() } else { report.for_people() }.as_bytes())?;
+    out.flush()
+}

@@ -1,0 +1,125 @@
+//! `bench-part`: the other processes of a measurement. Each prints `ready` when it is, and ends when its stdin does.
+
+use super::deliveries::{END, MEASURED, TOPIC};
+use crate::broker;
+use crate::cli::args::WaitOption;
+use crate::cli::exit::{Code, Failure, leave, leave_on_signals};
+use crate::cli::output::Out;
+use crate::cli::place::Place;
+use crate::cli::serve::log_to_stderr;
+use crate::config::Loaded;
+use clap::{Args, ValueEnum};
+use rustix::process::{Signal, getpid, kill_process};
+use std::io::{self, Read};
+
+/// The service that the responder offers.
+pub(super) const SERVICE: &str = "bench";
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PartArgs {
+    #[arg(value_enum)]
+    role: Role,
+    #[command(flatten)]
+    wait: WaitOption,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// Runs a broker.
+    Broker,
+    /// Answers requests with what was asked.
+    Responder,
+    /// Counts messages and prints how many there were.
+    Subscriber,
+}
+
+impl Role {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Role::Broker => "broker",
+            Role::Responder => "responder",
+            Role::Subscriber => "subscriber",
+        }
+    }
+}
+
+/// Plays the role until stdin ends.
+///
+/// # Errors
+///
+/// If it cannot.
+pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure> {
+    if args.role == Role::Broker {
+        return run_broker(place, args);
+    }
+    leave_on_signals()?;
+    when_stdin_ends(|| leave(Code::Done));
+    let client = place.connect(args.role.as_str(), args.wait.wait)?;
+    match args.role {
+        Role::Broker => Ok(()),
+        Role::Responder => {
+            let mut service = client.serve(SERVICE)?;
+            say("ready")?;
+            Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.payload().to_vec()))?)
+        }
+        Role::Subscriber => {
+            let mut subscription = client.subscribe(TOPIC)?;
+            say("ready")?;
+            let (mut count, mut phase) = (0u64, [0]);
+            while phase[0] != END {
+                // Where it lies, as a subscriber that is after speed reads.
+                subscription.read_next(|view| view.copy_to(0, &mut phase))?;
+                count += u64::from(phase[0] == MEASURED);
+            }
+            say(&count.to_string())
+        }
+    }
+}
+
+/// A broker with the built-in defaults, so that figures compare, unless a file was named.
+fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
+    let loaded = match place.config {
+        Some(_) => place.load()?,
+        None => {
+            let mut loaded = Loaded::default();
+            loaded.settle_socket(
+                place.socket.as_ref().map(|path| path.as_os_str()),
+                &[("", ""); 0].into_iter().collect(),
+            )?;
+            loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
+            loaded
+        }
+    };
+    log_to_stderr("warn")?;
+    let ready = |_: &Loaded| {
+        when_stdin_ends(|| {
+            let _ = kill_process(getpid(), Signal::TERM);
+        });
+        // If nobody reads it, stdin has ended too.
+        let _ = say("ready");
+    };
+    Ok(broker::run(loaded, ready)?)
+}
+
+fn when_stdin_ends(then: impl FnOnce() + Send + 'static) {
+    let watch = || {
+        let mut byte = [0];
+        loop {
+            match io::stdin().read(&mut byte) {
+                Ok(read) if read > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        then();
+    };
+    // Without the thread, who started us kills us.
+    let _ = std::thread::Builder::new().name("stdin".to_owned()).spawn(watch);
+}
+
+fn say(line: &str) -> Result<(), Failure> {
+    let mut out = Out::new()?;
+    out.write(format!("{line}\n").as_bytes())?;
+    out.flush()
+}

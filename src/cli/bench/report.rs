@@ -1,0 +1,189 @@
+//! The figures, for people and as JSON.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use std::time::Duration;
+
+/// What was counted.
+#[derive(Debug)]
+pub(super) struct Throughput {
+    /// Replies, or deliveries to all subscribers together.
+    pub(super) samples: u64,
+    pub(super) elapsed: Duration,
+    pub(super) subscribers: Option<usize>,
+    pub(super) outstanding: Option<usize>,
+}
+
+impl Throughput {
+    fn msgs_per_s(&self) -> f64 {
+        self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(super) enum Figures {
+    /// In nanoseconds.
+    RoundTrips(Histogram<u64>),
+    Throughput(Throughput),
+}
+
+/// One measurement.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) mode: &'static str,
+    pub(super) wait: &'static str,
+    pub(super) size: u32,
+    pub(super) seconds: u64,
+    pub(super) processes: usize,
+    pub(super) floor_ns: u64,
+    pub(super) figures: Figures,
+}
+
+/// As JSON. Keys stay what they are: scripts read them.
+#[derive(Default, Serialize)]
+struct Json {
+    mode: &'static str,
+    wait: &'static str,
+    size: u32,
+    seconds: u64,
+    processes: usize,
+    floor_ns: u64,
+    samples: u64,
+    #[serde(flatten)]
+    round_trips: Option<JsonRoundTrips>,
+    #[serde(flatten)]
+    throughput: Option<JsonThroughput>,
+}
+
+#[derive(Serialize)]
+struct JsonRoundTrips {
+    min_ns: u64,
+    p50_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+    max_ns: u64,
+    /// The median as a multiple of the floor.
+    p50_floors: f64,
+}
+
+#[derive(Serialize)]
+struct JsonThroughput {
+    msgs_per_s: u64,
+    bytes_per_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscribers: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outstanding: Option<usize>,
+}
+
+impl Report {
+    /// One object, and a newline.
+    pub(super) fn json(&self) -> String {
+        let mut json = Json {
+            mode: self.mode,
+            wait: self.wait,
+            size: self.size,
+            seconds: self.seconds,
+            processes: self.processes,
+            floor_ns: self.floor_ns,
+            ..Json::default()
+        };
+        match &self.figures {
+            Figures::RoundTrips(histogram) => {
+                json.samples = histogram.len();
+                json.round_trips = Some(JsonRoundTrips {
+                    min_ns: histogram.min(),
+                    p50_ns: histogram.value_at_quantile(0.5),
+                    p99_ns: histogram.value_at_quantile(0.99),
+                    p999_ns: histogram.value_at_quantile(0.999),
+                    max_ns: histogram.max(),
+                    p50_floors: (self.floors(histogram.value_at_quantile(0.5)) * 100.0).round() / 100.0,
+                });
+            }
+            Figures::Throughput(throughput) => {
+                json.samples = throughput.samples;
+                json.throughput = Some(JsonThroughput {
+                    // A float becomes the nearest integer that there is.
+                    msgs_per_s: throughput.msgs_per_s() as u64,
+                    bytes_per_s: (throughput.msgs_per_s() * f64::from(self.size)) as u64,
+                    subscribers: throughput.subscribers,
+                    outstanding: throughput.outstanding,
+                });
+            }
+        }
+        // Strings and numbers always serialise.
+        serde_json::to_string(&json).unwrap_or_default() + "\n"
+    }
+
+    /// A block of lines.
+    pub(super) fn for_people(&self) -> String {
+        let mut lines = vec![(
+            self.mode,
+            format!("{} bytes, {} processes, wait {}, {} s", self.size, self.processes, self.wait, self.seconds),
+        )];
+        lines.push(("floor", time(self.floor_ns)));
+        match &self.figures {
+            Figures::RoundTrips(histogram) => {
+                let at = |ns| format!("{}  ({:.1} floors)", time(ns), self.floors(ns));
+                lines.push(("min", at(histogram.min())));
+                lines.push(("p50", at(histogram.value_at_quantile(0.5))));
+                lines.push(("p99", at(histogram.value_at_quantile(0.99))));
+                lines.push(("p99.9", at(histogram.value_at_quantile(0.999))));
+                lines.push(("max", at(histogram.max())));
+                lines.push(("round trips", histogram.len().to_string()));
+            }
+            Figures::Throughput(throughput) => {
+                let rate = throughput.msgs_per_s();
+                lines.push(("messages/s", format!("{:.3} M", rate / 1e6)));
+                lines.push(("MB/s", format!("{:.1}", rate * f64::from(self.size) / 1e6)));
+                lines.push(("messages", throughput.samples.to_string()));
+                lines.extend(throughput.subscribers.map(|number| ("subscribers", number.to_string())));
+                lines.extend(throughput.outstanding.map(|number| ("outstanding", number.to_string())));
+            }
+        }
+        lines.into_iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+    }
+
+    fn floors(&self, ns: u64) -> f64 {
+        ns as f64 / self.floor_ns.max(1) as f64
+    }
+}
+
+fn time(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.2} µs", ns as f64 / 1e3),
+        _ => format!("{:.2} ms", ns as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(figures: Figures) -> Report {
+        Report { mode: "m", wait: "busy", size: 64, seconds: 1, processes: 2, floor_ns: 100, figures }
+    }
+
+    #[test]
+    fn json_has_the_keys_that_are_promised() {
+        let mut histogram = Histogram::new(3).unwrap();
+        histogram.record(250).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&report(Figures::RoundTrips(histogram)).json()).unwrap();
+        for key in ["p50_ns", "p99_ns", "p999_ns", "floor_ns", "size", "processes", "samples", "seconds"] {
+            assert!(json[key].is_u64(), "{key} in {json}");
+        }
+        assert_eq!(json["wait"], "busy");
+        assert_eq!(json["p50_floors"], 2.5);
+        assert!(json.get("msgs_per_s").is_none());
+
+        let elapsed = Duration::from_secs(2);
+        let throughput = Throughput { samples: 10, elapsed, subscribers: Some(8), outstanding: None };
+        let json: serde_json::Value = serde_json::from_str(&report(Figures::Throughput(throughput)).json()).unwrap();
+        assert_eq!(json["msgs_per_s"], 5);
+        assert_eq!(json["bytes_per_s"], 320);
+        assert_eq!(json["subscribers"], 8);
+        assert!(json.get("p50_ns").is_none() && json.get("outstanding").is_none());
+    }
+}

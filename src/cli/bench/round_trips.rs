@@ -1,0 +1,38 @@
+//! `latency` and `routed`: one request after the other.
+
+use super::Work;
+use super::crew::Crew;
+use crate::cli::exit::{Code, Failure};
+use hdrhistogram::Histogram;
+use std::time::Instant;
+
+/// The longest round trip that is told from longer ones: a minute, in nanoseconds.
+const LONGEST_NS: u64 = 60_000_000_000;
+
+/// Measures round trips to `service`, in nanoseconds.
+///
+/// # Errors
+///
+/// If a request fails.
+pub(super) fn run(crew: &Crew, service: &str, work: Work) -> Result<Histogram<u64>, Failure> {
+    let client = crew.connect()?;
+    let payload = vec![b'x'; work.size];
+    let no_memory = |error| Failure::new(Code::Unavailable, format!("no histogram: {error}"));
+    let mut round_trips = Histogram::new_with_bounds(1, LONGEST_NS, 3).map_err(no_memory)?;
+    let started = Instant::now();
+    let (from, until) = (started + work.warm_up, started + work.warm_up + work.measured);
+    // One clock read for each: where one round trip ends the next begins.
+    let mut last = started;
+    while last < until {
+        let reply = client.request(service, &payload)?;
+        let now = Instant::now();
+        if reply.len() != payload.len() {
+            return Err(Failure::new(Code::ErrorReply, format!("asked with {} bytes, got {}", work.size, reply.len())));
+        }
+        if last >= from {
+            round_trips.saturating_record(u64::try_from((now - last).as_nanos()).unwrap_or(LONGEST_NS));
+        }
+        last = now;
+    }
+    Ok(round_trips)
+}

@@ -1,0 +1,147 @@
+//! Processes and folders that must not outlive us.
+//!
+//! A guard puts each away when it is dropped. A signal drops nothing, so all are listed here as well, and
+//! [`put_away`] goes through the list. Children lead a process group of their own, so that what a shell started ends
+//! with the shell.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+struct Listed {
+    /// Nothing is started any more.
+    closed: bool,
+    groups: Vec<Pid>,
+    folders: Vec<PathBuf>,
+}
+
+static LISTED: Mutex<Listed> = Mutex::new(Listed { closed: false, groups: Vec::new(), folders: Vec::new() });
+
+fn listed() -> MutexGuard<'static, Listed> {
+    LISTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills every child that still runs, removes every folder, and lets nothing be started any more.
+pub(super) fn put_away() {
+    let mut listed = listed();
+    listed.closed = true;
+    for group in listed.groups.drain(..) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    for folder in listed.folders.drain(..) {
+        let _ = std::fs::remove_dir_all(folder);
+    }
+}
+
+/// A child that is killed, with what it started, and reaped when this is dropped.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) child: Child,
+    pid: Pid,
+    exit: OwnedFd,
+    is_reaped: bool,
+}
+
+impl Running {
+    /// Starts a program.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started, or we are about to end.
+    pub(super) fn start(command: &mut Command) -> io::Result<Running> {
+        // Held over the start, so that `put_away` does not come in between.
+        let mut listed = listed();
+        if listed.closed {
+            return Err(io::Error::other("interrupted"));
+        }
+        let mut child = command.process_group(0).spawn()?;
+        let pid = Pid::from_child(&child);
+        let exit = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        listed.groups.push(pid);
+        Ok(Running { child, pid, exit, is_reaped: false })
+    }
+
+    /// Is readable when the child has ended.
+    pub(super) fn exit(&self) -> BorrowedFd<'_> {
+        self.exit.as_fd()
+    }
+
+    /// How the child ended; waits for it.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not say.
+    pub(super) fn finish(mut self) -> io::Result<ExitStatus> {
+        self.await_exit(None);
+        self.unlist();
+        self.is_reaped = true;
+        self.child.wait()
+    }
+
+    /// Waits until the child has ended, at most for `patience`.
+    pub(super) fn await_exit(&self, patience: Option<Duration>) {
+        let patience = patience.map(|patience| Timespec {
+            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        });
+        while poll(&mut [PollFd::new(&self.exit, PollFlags::IN)], patience.as_ref()) == Err(rustix::io::Errno::INTR) {}
+    }
+
+    /// Before the child is reaped: afterwards its number may be somebody else's.
+    fn unlist(&self) {
+        listed().groups.retain(|group| *group != self.pid);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+            self.unlist();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A new folder that only we can look into; removed, with what is in it, when this is dropped.
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes one where temporary files go.
+    ///
+    /// # Errors
+    ///
+    /// If that is not possible.
+    pub(super) fn new() -> io::Result<Folder> {
+        let mut random = [0; 8];
+        crate::shm::segment::fill_random(&mut random)?;
+        let path = std::env::temp_dir().join(format!("lapce-ipc-{:016x}", u64::from_le_bytes(random)));
+        let mut listed = listed();
+        DirBuilder::new().mode(0o700).create(&path)?;
+        listed.folders.push(path.clone());
+        Ok(Folder(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+        listed().folders.retain(|folder| *folder != self.0);
+    }
+}

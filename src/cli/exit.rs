@@ -1,0 +1,161 @@
+//! Exit codes, and the ways out.
+//!
+//! The codes are those of `sysexits.h` where it has one; scripts rely on them. An error of the library has its code
+//! here, in one place.
+
+use super::children;
+use super::output::note;
+use crate::broker::{BrokerError, SocketError};
+use crate::client;
+use crate::config::ConfigError;
+use std::io;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What the exit code says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    /// All is done, or nobody wants the rest.
+    Done = 0,
+    /// The reply was an error.
+    ErrorReply = 1,
+    /// The command line makes no sense.
+    Usage = 64,
+    /// A message is larger than the broker takes.
+    TooLarge = 65,
+    /// No broker, no responders, disconnected.
+    Unavailable = 69,
+    /// What was to be written could not be.
+    Output = 74,
+    /// Trying again later may help.
+    TryAgain = 75,
+    /// The broker speaks another version.
+    Protocol = 76,
+    /// The broker's user is not ours, or ours not one of its.
+    NotAllowed = 77,
+    /// The configuration is wrong.
+    Config = 78,
+    /// SIGINT.
+    Interrupted = 130,
+    /// SIGTERM, of those who have something to put away.
+    Terminated = 143,
+}
+
+/// Why a command ends without having done all it was asked for.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: Code,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into(), hint: None }
+    }
+
+    #[must_use]
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Whoever read our output has gone: no more is wanted.
+    pub(super) fn silent() -> Failure {
+        Failure::new(Code::Done, "")
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Failure {
+        let code = match &error {
+            error if error.is_error_reply() => Code::ErrorReply,
+            error if error.is_invalid_name() => Code::Usage,
+            error if error.is_too_large() => Code::TooLarge,
+            error if error.is_no_broker() || error.is_no_responders() || error.is_disconnected() => Code::Unavailable,
+            error if error.is_version_mismatch() => Code::Protocol,
+            error if error.is_not_allowed() => Code::NotAllowed,
+            // The breaker, deadlines, lost responders, limits: another time it may work.
+            _ => Code::TryAgain,
+        };
+        let failure = Failure::new(code, error.to_string());
+        match () {
+            () if error.is_no_broker() => failure.hint("start one: lapce-ipc serve"),
+            () if error.is_no_responders() => failure.hint("lapce-ipc status lists the services that there are"),
+            () => failure,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::new(Code::Config, error.to_string())
+    }
+}
+
+impl From<BrokerError> for Failure {
+    fn from(error: BrokerError) -> Failure {
+        let message = error.to_string();
+        match error {
+            BrokerError::Socket(SocketError::InUse(_)) => Failure::new(Code::Unavailable, message)
+                .hint("use that one, stop it, or listen elsewhere with --socket"),
+            BrokerError::Socket(_) | BrokerError::Geometry(_) => Failure::new(Code::Config, message),
+            _ => Failure::new(Code::Unavailable, message),
+        }
+    }
+}
+
+/// The end of a command: tells what went wrong.
+pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    // Several problems stand one on a line.
+    for line in failure.message.lines() {
+        note(format_args!("error: {line}"));
+    }
+    if let Some(hint) = failure.hint {
+        note(format_args!("hint: {hint}"));
+    }
+    ExitCode::from(failure.code as u8)
+}
+
+/// The end of a command line that clap did not take, or that only asked for help.
+pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
+    // Nobody may be there to read it.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS }
+}
+
+/// From now on SIGINT and SIGTERM end the process at once, after what must not outlive it.
+pub(super) fn leave_on_signals() -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(no_signals)?;
+    // Here and not in the thread, so that no signal comes too early.
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt()).map_err(no_signals)?, signal(SignalKind::terminate()).map_err(no_signals)?)
+    };
+    let wait = move || {
+        let code = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => Code::Interrupted,
+                _ = terminate.recv() => Code::Terminated,
+            }
+        });
+        leave(code)
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(no_signals)?;
+    Ok(())
+}
+
+fn no_signals(error: io::Error) -> Failure {
+    Failure::new(Code::Unavailable, format!("cannot watch signals: {error}"))
+}
+
+/// Ends the process at once: the main thread may be waiting where nothing can wake it.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a client owns no socket file; its children and folders are put away here"
+)]
+pub(super) fn leave(code: Code) -> ! {
+    children::put_away();
+    std::process::exit(code as i32)
+}

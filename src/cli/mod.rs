@@ -1,0 +1,74 @@
+//! The command line: `ipc_server_main` and `lapce-ipc`. Layer 4; it may use everything below.
+//!
+//! Data goes to stdout, everything else to stderr; a reader that has had enough is no error. What a command cannot do
+//! is a [`Failure`](exit::Failure): an exit code that scripts can rely on, a line `error: …`, and where one helps, a
+//! line `hint: …`.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `args` | the commands, and options that several share |
+//! | `place` | which broker is meant; the configuration |
+//! | `serve` | the broker, under either name |
+//! | `publish`, `sub`, `request`, `reply`, `status` | one command each |
+//! | `command` | running a program to answer a request |
+//! | `bench/` | the measurements, and the processes that they need |
+//! | `data` | `DATA`, `-`, `@FILE` |
+//! | `output` | stdout and stderr |
+//! | `children` | processes and folders that must not outlive us |
+//! | `exit` | exit codes; signals |
+
+mod args;
+mod bench;
+mod children;
+mod command;
+mod data;
+mod exit;
+mod output;
+mod place;
+mod publish;
+mod reply;
+mod request;
+mod serve;
+mod status;
+mod sub;
+
+use args::{Cli, Command, ServerCli};
+use clap::Parser;
+use exit::Failure;
+use std::process::ExitCode;
+
+/// `ipc_server_main`: runs the broker.
+#[must_use]
+pub fn ipc_server_main() -> ExitCode {
+    match ServerCli::try_parse() {
+        Ok(cli) => exit::report(serve::run(&cli.place, &cli.serve)),
+        Err(error) => exit::of_clap(&error),
+    }
+}
+
+/// `lapce-ipc`: the broker's clients, and the broker.
+#[must_use]
+pub fn lapce_ipc() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => exit::report(dispatch(&cli)),
+        Err(error) => exit::of_clap(&error),
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
+    match &cli.command {
+        Command::Serve(args) => return serve::run(&cli.place, args),
+        Command::BenchPart(part) => return bench::part::run(&cli.place, part),
+        _ => exit::leave_on_signals()?,
+    }
+    match &cli.command {
+        Command::Serve(_) | Command::BenchPart(_) => Ok(()),
+        Command::Pub(args) => publish::run(&cli.place, args),
+        Command::Sub(args) => sub::run(&cli.place, args),
+        Command::Request(args) => request::run(&cli.place, args),
+        Command::Reply(args) => reply::run(&cli.place, args),
+        Command::Status(args) => status::run(&cli.place, args),
+        Command::Bench(args) => bench::run(&cli.place, args),
+    }
+}

@@ -1,0 +1,91 @@
+//! stdout, which is data, and stderr, which is for people.
+
+use super::exit::{Code, Failure, leave};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+/// Writes a line to stderr. Whether somebody reads it is no concern of ours.
+pub(super) fn note(line: fmt::Arguments<'_>) {
+    // In one piece, so that lines of several processes do not mix.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Foreign text on one line: control characters would move the cursor, or worse.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// stdout, with a buffer that its owner empties.
+#[derive(Debug)]
+pub(super) struct Out {
+    writer: BufWriter<File>,
+    is_terminal: bool,
+}
+
+const BUFFER: usize = 64 * 1024;
+
+impl Out {
+    /// Takes stdout.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed.
+    pub(super) fn new() -> Result<Out, Failure> {
+        let stdout = io::stdout();
+        let file = File::from(stdout.as_fd().try_clone_to_owned().map_err(failed)?);
+        Ok(Out { writer: BufWriter::with_capacity(BUFFER, file), is_terminal: stdout.is_terminal() })
+    }
+
+    /// Writes.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written. A broken pipe is a silent one.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.writer.write_all(bytes).map_err(failed)
+    }
+
+    /// A message is complete: a person sees it at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Out::write`].
+    pub(super) fn message_ends(&mut self) -> Result<(), Failure> {
+        if self.is_terminal { self.flush() } else { Ok(()) }
+    }
+
+    /// Empties the buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Out::write`].
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.writer.flush().map_err(failed)
+    }
+}
+
+fn failed(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::silent(),
+        _ => Failure::new(Code::Output, format!("cannot write to stdout: {error}")),
+    }
+}
+
+/// Ends the process when the reader of stdout goes, also if there is nothing to write: `sub '>' | head -1` ends with
+/// `head`, not with the next message.
+pub(super) fn leave_with_reader() {
+    let watch = || {
+        let stdout = io::stdout();
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+        // What is no pipe reports nothing, or that it is no pipe: then there is no reader to go.
+        if fds[0].revents().contains(PollFlags::ERR) {
+            leave(Code::Done);
+        }
+    };
+    // Without the thread the next message tells.
+    let _ = std::thread::Builder::new().name("reader".to_owned()).spawn(watch);
+}

@@ -1,0 +1,55 @@
+//! `pub`: publishes.
+
+use super::data::Data;
+use super::exit::Failure;
+use super::output::note;
+use super::place::Place;
+use crate::client::WaitStrategy;
+use clap::Args;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Args)]
+pub(super) struct PubArgs {
+    /// Where to publish: names joined by dots
+    topic: String,
+    /// The message; `-` reads it from stdin, `@FILE` from a file; nothing is an empty message
+    #[arg(value_name = "DATA | - | @FILE")]
+    data: Option<OsString>,
+    /// Publish it so many times
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  lapce-ipc pub lapce.ai.completion hello
+  lapce-ipc pub lapce.files @Cargo.toml
+  date | lapce-ipc pub lapce.clock -
+
+When it ends, the message is on its way to everybody who had subscribed.";
+
+/// How long the work may take in silence, if a person watches.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// Publishes, and waits until it is routed.
+///
+/// # Errors
+///
+/// If there is no broker, or the message cannot be read or sent.
+pub(super) fn run(place: &Place, args: &PubArgs) -> Result<(), Failure> {
+    let client = place.connect("pub", WaitStrategy::Adaptive)?;
+    let payload = Data::new(args.data.as_ref()).read(client.limits().max_message_size)?;
+    let publisher = client.publisher(&args.topic)?;
+    let watched = std::io::stderr().is_terminal();
+    let mut told = Instant::now();
+    for number in 1..=args.count {
+        publisher.publish(&payload)?;
+        if watched && number % 256 == 0 && told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            note(format_args!("published {number} of {}", args.count));
+        }
+    }
+    Ok(client.flush()?)
+}

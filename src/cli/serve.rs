@@ -1,0 +1,127 @@
+//! `serve`: the broker.
+
+use super::exit::{Code, Failure};
+use super::output::{Out, note, plain};
+use super::place::Place;
+use crate::broker;
+use crate::config::{self, Config, Loaded};
+use clap::Args;
+use std::path::Path;
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Where the health endpoints listen, instead of what the configuration says (not yet effective)
+    #[arg(long, value_name = "HOST:PORT", value_parser = HealthAddr::parse)]
+    health_addr: Option<HealthAddr>,
+    /// Show every setting and where it comes from, or what is wrong, and end
+    #[arg(long)]
+    check_config: bool,
+}
+
+pub(super) const NOTES: &str = "\
+It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
+RUST_LOG sets what is logged (default: info).";
+
+/// An address as it is written; IPv6 in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HealthAddr {
+    host: String,
+    port: u16,
+}
+
+impl HealthAddr {
+    fn parse(text: &str) -> Result<HealthAddr, String> {
+        let wanted = || "expected HOST:PORT, as in 127.0.0.1:9090 or [::1]:9090".to_owned();
+        let (host, port) = text.rsplit_once(':').ok_or_else(wanted)?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').ok_or_else(wanted)?,
+            None if host.contains(':') => return Err(wanted()),
+            None => host,
+        };
+        if host.is_empty() {
+            return Err(wanted());
+        }
+        Ok(HealthAddr { host: host.to_owned(), port: port.parse().map_err(|_| wanted())? })
+    }
+}
+
+/// Runs the broker.
+///
+/// # Errors
+///
+/// If its configuration is wrong, it cannot listen, or it fails.
+pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
+    let mut loaded = place.load()?;
+    if let Some(HealthAddr { host, port }) = &args.health_addr {
+        loaded.set_from_command_line("health_server.host", host)?;
+        loaded.set_from_command_line("health_server.port", &port.to_string())?;
+    }
+    if args.check_config {
+        let mut out = Out::new()?;
+        out.write(config::explain(&loaded).to_string().as_bytes())?;
+        return out.flush();
+    }
+    log_to_stderr("info")?;
+    let socket_option = place.socket.clone();
+    Ok(broker::run(loaded, |loaded| banner(loaded, socket_option.as_deref()))?)
+}
+
+/// Logs to stderr what RUST_LOG says, or what is at least of `level`.
+///
+/// # Errors
+///
+/// If somebody else took the log.
+pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
+    match std::env::var_os("JOURNAL_STREAM") {
+        // The journal knows the time.
+        Some(_) => builder.format_timestamp(None),
+        None => builder.format_timestamp_millis(),
+    };
+    builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
+}
+
+fn banner(loaded: &Loaded, socket_option: Option<&Path>) {
+    let Config { ipc, shared_memory, router, .. } = &loaded.config;
+    let path = |path: &Path| plain(&path.to_string_lossy());
+    let config = loaded.source.as_deref().map_or_else(|| "built-in defaults".to_owned(), path);
+    log::info!("lapce-ipc {} listens socket={} config={config}", env!("CARGO_PKG_VERSION"), path(&ipc.socket_path));
+    log::info!(
+        "limits max_connections={} max_message_size={} slot_size={} num_slots={} permissions={:04o} router_wait={}",
+        ipc.max_connections,
+        ipc.max_message_size,
+        shared_memory.slot_size,
+        shared_memory.num_slots,
+        shared_memory.permissions,
+        router.wait.as_str(),
+    );
+    if std::env::var_os("JOURNAL_STREAM").is_none() {
+        let socket = socket_option.map(|option| format!("--socket {} ", path(option))).unwrap_or_default();
+        note(format_args!("hint: in another terminal: {} {socket}request echo hi", client_command()));
+    }
+}
+
+/// How whoever started us would start the client.
+fn client_command() -> &'static str {
+    match (std::env::var_os("CARGO"), cfg!(debug_assertions)) {
+        (None, _) => "lapce-ipc",
+        (Some(_), false) => "cargo run --release --bin lapce-ipc --",
+        (Some(_), true) => "cargo run --bin lapce-ipc --",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        let addr = |host: &str, port| Ok(HealthAddr { host: host.to_owned(), port });
+        assert_eq!(HealthAddr::parse("127.0.0.1:9090"), addr("127.0.0.1", 9090));
+        assert_eq!(HealthAddr::parse("[::1]:0"), addr("::1", 0));
+        assert_eq!(HealthAddr::parse("localhost:65535"), addr("localhost", 65_535));
+        for text in ["", "9090", ":9090", "host:", "host:65536", "::1:9090", "[::1:9090", "host:http"] {
+            assert!(HealthAddr::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `status`: what the broker says about itself. It asks over the control socket, so it works without HTTP.
+
+use super::exit::Failure;
+use super::output::{Out, plain};
+use super::place::Place;
+use crate::client::{ConnectionStatus, ServiceStatus, StatusReport, WaitStrategy};
+use clap::Args;
+use std::fmt::Write;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print the whole report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  lapce-ipc status
+  lapce-ipc status --json | jq '.connections[].name'";
+
+/// Asks and prints.
+///
+/// # Errors
+///
+/// If there is no broker.
+pub(super) fn run(place: &Place, args: &StatusArgs) -> Result<(), Failure> {
+    let report = place.connect("status", WaitStrategy::Block)?.status()?;
+    let mut out = Out::new()?;
+    if args.json {
+        // Strings and numbers always serialise.
+        out.write(&serde_json::to_vec_pretty(&report).unwrap_or_default())?;
+        out.write(b"\n")?;
+    } else {
+        out.write(for_people(&report).as_bytes())?;
+    }
+    out.flush()
+}
+
+fn for_people(report: &StatusReport) -> String {
+    let mut text = String::new();
+    let state = if report.draining { ", draining" } else { "" };
+    let config = report.config_file.as_deref().map_or_else(|| "built-in defaults".to_owned(), plain);
+    let head = [
+        (
+            "broker",
+            format!("lapce-ipc {}, pid {}, up {}{state}", plain(&report.version), report.pid, age(report.uptime_ms)),
+        ),
+        ("socket", plain(&report.socket)),
+        ("config", config),
+        ("slots", format!("{} of {} lent out", report.slots_used, report.slots_total)),
+        ("topics", report.topics.to_string()),
+        ("subscriptions", report.subscriptions.to_string()),
+    ];
+    for (name, value) in head {
+        let _ = writeln!(text, "{name:<14} {value}");
+    }
+    let connections = report.connections.iter().map(connection).collect();
+    table(&mut text, "connections", &CONNECTION, connections);
+    table(&mut text, "services", &SERVICE, report.services.iter().map(service).collect());
+    let counters = report.counters.iter().map(|(name, value)| vec![plain(name), value.to_string()]).collect();
+    table(&mut text, "counters", &["name", "value"], counters);
+    text
+}
+
+const CONNECTION: [&str; 10] = ["id", "name", "pid", "age", "subs", "services", "in", "out", "dropped", "backlog"];
+
+fn connection(c: &ConnectionStatus) -> Vec<String> {
+    let services: Vec<&str> = c.services.iter().map(|name| name.as_str()).collect();
+    vec![
+        c.id.to_string(),
+        c.name.as_str().to_owned(),
+        c.pid.to_string(),
+        age(c.age_ms),
+        c.subscriptions.to_string(),
+        if services.is_empty() { "-".to_owned() } else { services.join(",") },
+        c.messages_in.to_string(),
+        c.messages_out.to_string(),
+        c.dropped.to_string(),
+        c.backlog_bytes.to_string(),
+    ]
+}
+
+const SERVICE: [&str; 6] = ["name", "responders", "outstanding", "pending", "requests", "failures"];
+
+fn service(s: &ServiceStatus) -> Vec<String> {
+    vec![
+        s.name.as_str().to_owned(),
+        s.responders.to_string(),
+        s.outstanding.to_string(),
+        s.pending.to_string(),
+        s.requests.to_string(),
+        s.failures.to_string(),
+    ]
+}
+
+/// A title with the number of rows, and the rows in columns as wide as they need.
+fn table(text: &mut String, title: &str, head: &[&str], rows: Vec<Vec<String>>) {
+    let _ = writeln!(text, "\n{title} ({})", rows.len());
+    if rows.is_empty() {
+        return;
+    }
+    let head = head.iter().map(|name| (*name).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let columns = rows[0].len();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+    }
+}
+
+/// A time as people say it, in its two largest units.
+fn age(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units() {
+        for (ms, text) in [
+            (999, "999 ms"),
+            (59_999, "59 s"),
+            (61_000, "1 min 1 s"),
+            (3_660_000, "1 h 1 min"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(age(ms), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_need() {
+        let mut text = String::new();
+        table(
+            &mut text,
+            "things",
+            &["id", "name"],
+            vec![vec!["1".into(), "a".into()], vec!["100".into(), "bc".into()]],
+        );
+        assert_eq!(text, "\nthings (2)\n  id   name\n  1    a\n  100  bc\n");
+    }
+}

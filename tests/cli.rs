@@ -1,0 +1,596 @@
+//! The command line, as its users and their scripts see it: real processes, real sockets, exit codes and streams.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use support::{Broker, IPC_SERVER_MAIN, LAPCE_IPC, Process, code, command, output, signal, stderr, wait_until};
+
+/// Bytes that do not repeat soon, and are no text.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend(next());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[track_caller]
+fn fails_with(output: &std::process::Output, expected: i32, says: &str) {
+    let stderr = stderr(output);
+    assert_eq!(code(output), expected, "{stderr}");
+    assert!(stderr.contains(says), "no {says:?} in: {stderr}");
+    assert!(output.stdout.is_empty(), "stdout is data: {:?}", String::from_utf8_lossy(&output.stdout));
+}
+
+// ------------------------------------------------------------------------------------------------ publish, subscribe
+
+#[test]
+fn what_is_published_is_printed_a_line_each() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.>", "--count", "3"]);
+    sub.wait_for("subscribed\n");
+    let published = broker.run(&["pub", "lapce.ai.completion", "hello"]);
+    assert_eq!((code(&published), published.stdout, published.stderr), (0, vec![], vec![]));
+    assert_eq!(code(&broker.run(&["pub", "other.topic", "not for us"])), 0);
+    assert_eq!(code(&broker.run(&["pub", "lapce.empty"])), 0);
+    let from_stdin = output(broker.command(&["pub", "lapce.x", "-"]), b"from stdin");
+    assert_eq!(code(&from_stdin), 0);
+    assert_eq!(sub.code(), 0);
+    assert_eq!(sub.stdout(), b"hello\n\nfrom stdin\n");
+}
+
+#[test]
+fn a_file_of_five_mebibytes_arrives_byte_for_byte() {
+    let broker = Broker::start();
+    let file = broker.folder().join("file");
+    let bytes = noise(5 << 20);
+    fs::write(&file, &bytes).unwrap();
+    let mut sub = broker.spawn(&["sub", "lapce.>", "--count", "2", "--raw"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&broker.run(&["pub", "lapce.word", "hello"])), 0);
+    assert_eq!(code(&broker.run(&["pub", "lapce.file", &format!("@{}", file.display())])), 0);
+    assert_eq!(sub.code(), 0);
+    assert!(sub.stdout() == [b"hello", &bytes[..]].concat(), "sent and received differ");
+}
+
+#[test]
+fn json_lines_tell_text_from_bytes() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.*", "--count", "3", "--json"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&broker.run(&["pub", "lapce.text", "a \"b\"\n", "--count", "2"])), 0);
+    assert_eq!(code(&output(broker.command(&["pub", "lapce.bytes", "-"]), &[0xff, 0x00])), 0);
+    assert_eq!(sub.code(), 0);
+    let stdout = sub.stdout();
+    let lines: Vec<serde_json::Value> = stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!((&lines[0]["topic"], &lines[0]["data"]), (&"lapce.text".into(), &"a \"b\"\n".into()));
+    assert_eq!(lines[1]["sequence"].as_u64().unwrap(), lines[0]["sequence"].as_u64().unwrap() + 1);
+    assert_eq!(lines[1]["publisher"], lines[0]["publisher"]);
+    assert_ne!(lines[2]["publisher"], lines[0]["publisher"]);
+    assert_eq!(lines[2]["data_base64"], "/wA=");
+    assert!(lines[2].get("data").is_none() && lines[0].get("data_base64").is_none());
+}
+
+#[test]
+fn a_reader_that_has_enough_ends_the_subscription_in_silence() {
+    let broker = Broker::start();
+    let mut child = broker.command(&["sub", "lapce.>"]).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "subscribed\n");
+    assert_eq!(code(&broker.run(&["pub", "lapce.x", "one"])), 0);
+    line.clear();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "one\n");
+    // As `head -1` does. No further message is needed for it to be noticed.
+    drop(stdout);
+    let mut status = None;
+    wait_until("sub to end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(0));
+    let mut rest = String::new();
+    errors.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn a_subscriber_that_cannot_print_drops_the_oldest_and_says_so() {
+    let broker = Broker::start_with(&[("delivery.subscription_credit_bytes", "65536")]);
+    // Nobody reads its stdout yet.
+    let mut child = broker.command(&["sub", "lapce.>", "--json"]).spawn().unwrap();
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert_eq!(line, "subscribed\n");
+    let publisher = broker.client().publisher("lapce.x").unwrap();
+    for _ in 0..5_000 {
+        publisher.publish([b'x'; 500]).unwrap();
+    }
+    publisher.publish("the last").unwrap();
+    broker.client().flush().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let (mut printed, mut sequence) = (0u64, 0);
+    loop {
+        let mut line = String::new();
+        assert_ne!(stdout.read_line(&mut line).unwrap(), 0);
+        let message: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(message["sequence"].as_u64().unwrap() > sequence, "in order");
+        (printed, sequence) = (printed + 1, message["sequence"].as_u64().unwrap());
+        if message["data"] == "the last" {
+            break;
+        }
+    }
+    // What was dropped is told when there is nothing else to do.
+    let mut dropped = 0;
+    while printed + dropped < 5_001 {
+        line.clear();
+        assert_ne!(errors.read_line(&mut line).unwrap(), 0, "{printed} printed and {dropped} dropped of 5001");
+        let number = line.strip_prefix("dropped ").and_then(|rest| rest.split(' ').next()).expect("dropped N messages");
+        dropped += number.parse::<u64>().unwrap();
+    }
+    assert_eq!(printed + dropped, 5_001);
+    assert!(dropped > 0, "the test publishes more than fits");
+    signal(child.id(), "TERM");
+    child.wait().unwrap();
+}
+
+#[test]
+fn names_and_options_that_make_no_sense_are_usage_errors() {
+    let broker = Broker::start();
+    fails_with(&broker.run(&["pub", "a..b", "x"]), 64, "error: ");
+    fails_with(&broker.run(&["pub", "$sys.forged", "x"]), 64, "error: ");
+    fails_with(&broker.run(&["pub", "a\u{1b}[2J", "x"]), 64, "error: ");
+    fails_with(&broker.run(&["sub", "a.>.b"]), 64, "error: ");
+    fails_with(&broker.run(&["request", "a b", "x"]), 64, "error: ");
+    fails_with(&broker.run(&["pub", "a", "@/nonexistent/file"]), 64, "cannot read /nonexistent/file");
+    fails_with(&broker.run(&["sub", "a", "--json", "--raw"]), 64, "--raw");
+    fails_with(&broker.run(&["sub", "a", "--count", "0"]), 64, "--count");
+    fails_with(&broker.run(&["request", "a", "--timeout", "2"]), 64, "500ms");
+    fails_with(&broker.run(&["reply", "a"]), 64, "--echo");
+    fails_with(&broker.run(&["reply", "a", "--echo", "--listen", "/tmp/x"]), 64, "not available yet");
+    fails_with(&broker.run(&["frobnicate"]), 64, "frobnicate");
+    fails_with(&output(command(IPC_SERVER_MAIN).arg_in("--health-addr").arg_in("nonsense"), b""), 64, "HOST:PORT");
+}
+
+/// `Command::arg` by value.
+trait ArgIn {
+    fn arg_in(self, arg: &str) -> Self;
+}
+
+impl ArgIn for std::process::Command {
+    fn arg_in(mut self, arg: &str) -> Self {
+        self.arg(arg);
+        self
+    }
+}
+
+#[test]
+fn help_and_version_are_data_and_no_error() {
+    for program in [LAPCE_IPC, IPC_SERVER_MAIN] {
+        for option in ["--help", "--version"] {
+            let told = output(command(program).arg_in(option), b"");
+            assert_eq!(code(&told), 0);
+            assert!(!told.stdout.is_empty() && told.stderr.is_empty(), "{program} {option}");
+        }
+    }
+    for name in ["serve", "pub", "sub", "request", "reply", "status", "bench"] {
+        let told = output(command(LAPCE_IPC).arg_in(name).arg_in("--help"), b"");
+        let text = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(text.contains("Examples:") || name == "serve", "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_is_refused_before_it_is_sent() {
+    let broker = Broker::start_with(&[("ipc.max_message_size", "1000")]);
+    let file = broker.folder().join("file");
+    fs::write(&file, noise(1001)).unwrap();
+    let large = "x".repeat(1001);
+    fails_with(&broker.run(&["pub", "a", &large]), 65, "1000 bytes");
+    fails_with(&broker.run(&["pub", "a", &format!("@{}", file.display())]), 65, "1000 bytes");
+    fails_with(&output(broker.command(&["request", "echo", "-"]), large.as_bytes()), 65, "1000 bytes");
+    assert_eq!(broker.run(&["request", "echo", &large[1..], "--raw"]).stdout.len(), 1000);
+}
+
+// -------------------------------------------------------------------------------------------------- request and reply
+
+#[test]
+fn a_request_is_answered() {
+    let broker = Broker::start();
+    assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
+    assert_eq!(broker.run(&["request", "echo", "hi", "--raw"]).stdout, b"hi");
+    assert_eq!(broker.run(&["request", "echo", "hi", "--stream"]).stdout, b"hi\n");
+    assert_eq!(broker.run(&["request", "echo"]).stdout, b"\n");
+    let bytes = noise(3 << 20);
+    let echoed = output(broker.command(&["request", "echo", "-", "--raw", "--wait", "block"]), &bytes);
+    assert!(echoed.stdout == bytes, "{} bytes came back: {}", echoed.stdout.len(), stderr(&echoed));
+}
+
+#[test]
+fn how_a_request_ends_is_in_the_exit_code() {
+    let broker = Broker::start();
+    fails_with(&broker.run(&["request", "nobody", "hi"]), 69, "no responders");
+    let mut slow = broker.spawn(&["reply", "slow", "--exec", "exec sleep 60"]);
+    slow.wait_for("serving\n");
+    fails_with(&broker.run(&["request", "slow", "hi", "--timeout", "50ms"]), 75, "deadline");
+
+    let mut asking = broker.spawn(&["request", "slow", "hi"]);
+    wait_until("the request to be under way", || {
+        broker.client().status().unwrap().services.iter().any(|s| s.name.as_str() == "slow" && s.outstanding > 0)
+    });
+    slow.signal("KILL");
+    assert_eq!(asking.code(), 75, "{}", asking.stderr());
+    assert!(asking.stderr().contains("error: responder lost"), "{}", asking.stderr());
+
+    let nowhere = output(command(LAPCE_IPC).arg_in("--socket").arg_in("/nonexistent/s").arg_in("status"), b"");
+    fails_with(&nowhere, 69, "hint: start one: lapce-ipc serve --socket /nonexistent/s");
+}
+
+#[test]
+fn a_command_answers_with_what_it_prints() {
+    let broker = Broker::start();
+    let mut reply = broker.spawn(&["reply", "upper", "--", "tr", "a-z", "A-Z"]);
+    reply.wait_for("serving\n");
+    assert_eq!(broker.run(&["request", "upper", "hi there", "--raw"]).stdout, b"HI THERE");
+    assert_eq!(broker.run(&["request", "upper"]).stdout, b"\n");
+    // Larger than all pipes and credits, in both directions at once.
+    let bytes = noise(3 << 20);
+    let upper: Vec<u8> = bytes.iter().map(u8::to_ascii_uppercase).collect();
+    for how in [&["request", "upper", "-", "--raw"][..], &["request", "upper", "-", "--raw", "--stream"]] {
+        let answer = output(broker.command(how), &bytes);
+        assert!(answer.stdout == upper, "{how:?}: {} bytes: {}", answer.stdout.len(), stderr(&answer));
+    }
+    reply.signal("TERM");
+    assert_eq!(reply.code(), 143);
+    fails_with(&broker.run(&["request", "upper", "hi"]), 69, "no responders");
+}
+
+#[test]
+fn a_shell_line_answers_and_its_failure_is_an_error_reply() {
+    let broker = Broker::start();
+    let line = r#"read word; echo "got $word"; echo first >&2; echo "bad $word" >&2; test "$word" != bad"#;
+    let mut reply = broker.spawn(&["reply", "shell", "--exec", line]);
+    reply.wait_for("serving\n");
+    assert_eq!(output(broker.command(&["request", "shell", "-", "--raw"]), b"good\n").stdout, b"got good\n");
+    fails_with(&output(broker.command(&["request", "shell", "-"]), b"bad\n"), 1, "error: bad bad\n");
+    let mut silent = broker.spawn(&["reply", "silent", "--exec", "exit 3"]);
+    silent.wait_for("serving\n");
+    fails_with(&broker.run(&["request", "silent"]), 1, "error: sh exited with 3\n");
+    let mut missing = broker.spawn(&["reply", "missing", "--", "/nonexistent/program"]);
+    missing.wait_for("serving\n");
+    fails_with(&broker.run(&["request", "missing"]), 1, "cannot run /nonexistent/program");
+}
+
+#[test]
+fn chunks_are_printed_as_they_come() {
+    let broker = Broker::start();
+    let go = broker.folder().join("go");
+    let line = format!("echo one; while ! test -e {}; do sleep 0.01; done; echo two", go.display());
+    let mut reply = broker.spawn(&["reply", "tokens", "--exec", &line]);
+    reply.wait_for("serving\n");
+    let mut asking = broker.spawn(&["request", "tokens", "--stream"]);
+    wait_until("the first chunk", || asking.stdout() == b"one\n");
+    fs::write(&go, "").unwrap();
+    assert_eq!(asking.code(), 0);
+    assert_eq!(asking.stdout(), b"one\ntwo\n\n");
+}
+
+/// A responder whose command writes its process number to a file and sleeps; its grandchild's number, that is.
+fn sleeper(broker: &Broker) -> (Process, impl Fn() -> u32) {
+    let pids = broker.folder().join("pids");
+    let line = format!("sleep 600 & echo $! >>{}; wait", pids.display());
+    let mut reply = broker.spawn(&["reply", "sleep", "--exec", &line]);
+    reply.wait_for("serving\n");
+    let pid = move || {
+        let text = || fs::read_to_string(&pids).unwrap_or_default();
+        wait_until("the command to run", || text().ends_with('\n'));
+        text().trim().parse().unwrap()
+    };
+    (reply, pid)
+}
+
+fn is_alive(pid: u32) -> bool {
+    // A zombie has no command line.
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+#[test]
+fn an_interrupted_request_exits_130_and_its_command_is_killed() {
+    let broker = Broker::start();
+    let (mut reply, pid) = sleeper(&broker);
+    let mut asking = broker.spawn(&["request", "sleep"]);
+    let pid = pid();
+    assert!(is_alive(pid));
+    asking.signal("INT");
+    assert_eq!(asking.code(), 130);
+    wait_until("the command to be killed", || !is_alive(pid));
+    assert!(!reply.has_ended());
+}
+
+#[test]
+fn a_command_does_not_outlive_its_responder() {
+    let broker = Broker::start();
+    let (mut reply, pid) = sleeper(&broker);
+    let _asking = broker.spawn(&["request", "sleep"]);
+    let pid = pid();
+    reply.signal("INT");
+    assert_eq!(reply.code(), 130);
+    wait_until("the command to be killed", || !is_alive(pid));
+}
+
+#[test]
+fn two_responders_share_the_requests() {
+    let broker = Broker::start();
+    let line = |name: &str| format!("cat >/dev/null; echo x >>{}/{name}; echo {name}", broker.folder().display());
+    let mut one = broker.spawn(&["reply", "shared", "--exec", &line("one")]);
+    let mut two = broker.spawn(&["reply", "shared", "--exec", &line("two")]);
+    one.wait_for("serving\n");
+    two.wait_for("serving\n");
+    let client = broker.client();
+    let answers: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let ask = || (0..50).map(|_| client.request("shared", "x").unwrap()).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let of = |name: &str| answers.iter().filter(|answer| **answer == format!("{name}\n").as_bytes()).count();
+    assert_eq!(of("one") + of("two"), 200);
+    assert!(of("one") >= 40 && of("two") >= 40, "{} and {}", of("one"), of("two"));
+    let ran = |name: &str| fs::read_to_string(broker.folder().join(name)).unwrap().lines().count();
+    assert_eq!((ran("one"), ran("two")), (of("one"), of("two")), "each request runs once");
+}
+
+#[test]
+fn echo_answers_and_ends_with_the_broker() {
+    let mut broker = Broker::start();
+    let mut reply = broker.spawn(&["reply", "mirror", "--echo"]);
+    reply.wait_for("serving\n");
+    assert_eq!(broker.run(&["request", "mirror", "hi"]).stdout, b"hi\n");
+    broker.process().signal("TERM");
+    assert_eq!(reply.code(), 69, "{}", reply.stderr());
+    assert!(reply.stderr().contains("error: "), "{}", reply.stderr());
+}
+
+// ------------------------------------------------------------------------------------------------- status and signals
+
+#[test]
+fn status_is_told_to_people_and_programs() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.>"]);
+    sub.wait_for("subscribed\n");
+    let told = broker.run(&["status"]);
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    for expected in ["broker ", "lapce-ipc-sub", "services (", "counters (", &broker.socket().display().to_string()] {
+        assert!(text.contains(expected), "no {expected:?} in {text}");
+    }
+    let told = broker.run(&["status", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(report["subscriptions"], 1);
+    let names: Vec<_> = report["connections"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"lapce-ipc-sub") && names.contains(&"lapce-ipc-status"), "{names:?}");
+    assert_eq!(report["pid"].as_u64().unwrap(), u64::from({ broker }.process().pid()));
+}
+
+#[test]
+fn a_subscriber_that_is_interrupted_exits_130() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.>"]);
+    sub.wait_for("subscribed\n");
+    sub.signal("INT");
+    assert_eq!((sub.code(), sub.stderr().as_str()), (130, "subscribed\n"));
+}
+
+// --------------------------------------------------------------------------------------------------------- the broker
+
+#[test]
+fn check_config_shows_each_value_and_its_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    fs::write(&file, "[ipc]\nmax_connections = 7\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let check = |program: std::process::Command| {
+        let mut command = program;
+        command.arg("--config").arg(&file).args([
+            "--check-config",
+            "--health-addr",
+            "[::1]:9191",
+            "--socket",
+            "/tmp/x.sock",
+        ]);
+        output(command, b"")
+    };
+    for program in [command(IPC_SERVER_MAIN), command(LAPCE_IPC).arg_in("serve")] {
+        let told = check(program);
+        let text = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert_eq!((code(&told), stderr(&told).as_str()), (0, ""));
+        for expected in [
+            &format!("ipc.max_connections = 7   # {}:2", file.display()),
+            "ipc.socket_path = \"/tmp/x.sock\"   # command line",
+            "health_server.host = \"::1\"   # command line",
+            "health_server.port = 9191   # command line",
+            "shared_memory.slot_size = 1024   # default",
+        ] {
+            assert!(text.contains(expected), "no {expected:?} in {text}");
+        }
+    }
+    fs::write(&file, "[ipc]\nmax_conections = 7\nmax_message_size = 0\n").unwrap();
+    let told = check(command(IPC_SERVER_MAIN));
+    fails_with(&told, 78, &format!("error: {}:2:1: ipc.max_conections: unknown key", file.display()));
+    fails_with(&told, 78, &format!("error: {}:3:", file.display()));
+    // The configuration also tells a client where the broker is.
+    let mut client = command(LAPCE_IPC);
+    client.arg("--config").arg(&file).arg("status");
+    fails_with(&output(client, b""), 78, "unknown key");
+}
+
+#[test]
+fn the_socket_is_found_by_option_then_variable_then_configuration_then_runtime_folder() {
+    let broker = Broker::start();
+    let file = broker.folder().join("config.toml");
+    let socket = broker.socket();
+    let with_socket = |socket: &str| {
+        fs::write(&file, format!("[ipc]\nsocket_path = \"{socket}\"\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let ask = |option: Option<&str>, variable: Option<&str>, config: bool| {
+        let mut command = command(LAPCE_IPC);
+        command.args(["request", "echo", "hi"]);
+        option.map(|path| command.args(["--socket", path]));
+        variable.map(|path| command.env("LAPCE_IPC_SOCKET", path));
+        if config {
+            command.env("LAPCE_IPC_CONFIG", &file);
+        }
+        command.env("XDG_RUNTIME_DIR", broker.folder());
+        code(&output(command, b""))
+    };
+    let here = socket.to_str().unwrap();
+    with_socket("/nonexistent/s");
+    assert_eq!(ask(Some(here), Some("/nonexistent/s"), true), 0);
+    assert_eq!(ask(None, Some(here), true), 0);
+    assert_eq!(ask(None, None, true), 69);
+    with_socket(here);
+    assert_eq!(ask(None, None, true), 0);
+    assert_eq!(ask(None, Some("/nonexistent/s"), true), 69);
+    std::os::unix::fs::symlink(here, broker.folder().join("lapce-ipc.sock")).unwrap();
+    assert_eq!(ask(None, None, false), 0);
+}
+
+#[test]
+fn the_broker_says_what_it_is_and_what_to_try() {
+    let mut broker = Broker::start_with(&[("ipc.max_connections", "17")]);
+    let log = broker.process().stderr();
+    let socket = broker.socket();
+    for expected in [
+        format!("socket={}", socket.display()),
+        "config=built-in defaults".to_owned(),
+        "max_connections=17".to_owned(),
+        concat!("lapce-ipc ", env!("CARGO_PKG_VERSION")).to_owned(),
+        format!("lapce-ipc --socket {} request echo hi", socket.display()),
+    ] {
+        assert!(log.contains(&expected), "no {expected:?} in {log}");
+    }
+    assert!(broker.process().stdout().is_empty());
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_second_broker_is_refused_and_a_dead_ones_socket_is_replaced() {
+    let mut broker = Broker::start();
+    let serve = || {
+        let mut command = command(LAPCE_IPC);
+        command.arg("serve").arg("--socket").arg(broker.socket());
+        command
+    };
+    fails_with(&output(serve(), b""), 69, "another broker listens there");
+    assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
+    let second = serve();
+    broker.process().signal("KILL");
+    assert_eq!(broker.process().code(), -9);
+    assert!(broker.socket().exists(), "a killed broker leaves its socket");
+    fails_with(&broker.run(&["request", "echo", "hi"]), 69, "nobody listens");
+    let mut second = Process::start(second);
+    second.wait_for("hint:");
+    assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
+    second.signal("INT");
+    assert_eq!(second.code(), 0);
+    assert!(!broker.socket().exists());
+}
+
+#[test]
+fn a_path_that_is_no_socket_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("precious");
+    fs::write(&path, "data").unwrap();
+    let mut serve = command(IPC_SERVER_MAIN);
+    serve.arg("--socket").arg(&path);
+    fails_with(&output(serve, b""), 78, "is no socket");
+    assert_eq!(fs::read(&path).unwrap(), b"data");
+}
+
+#[test]
+fn sigterm_ends_the_broker_in_order() {
+    let mut broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.>"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&broker.run(&["pub", "lapce.x", "delivered", "--count", "100"])), 0);
+    broker.process().signal("TERM");
+    assert_eq!(broker.process().code(), 0, "{}", broker.process().stderr());
+    assert!(!broker.socket().exists());
+    assert_eq!(fs::read_dir(broker.folder()).unwrap().count(), 0, "the lock is gone too");
+    assert_eq!(sub.code(), 69);
+    assert_eq!(sub.stdout(), "delivered\n".repeat(100).as_bytes());
+    assert!(sub.stderr().contains("error: "), "{}", sub.stderr());
+}
+
+// -------------------------------------------------------------------------------------------------------------- bench
+
+#[test]
+fn bench_measures_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = |args: &[&str]| {
+        let mut command = command(LAPCE_IPC);
+        command.arg("bench").args(args).args(["--seconds", "1"]).env("TMPDIR", folder.path());
+        output(command, b"")
+    };
+    for (mode, key, processes) in
+        [("latency", "p50_ns", 2), ("routed", "p999_ns", 3), ("requests", "msgs_per_s", 2), ("pubsub", "msgs_per_s", 3)]
+    {
+        let told = bench(&[mode, "--json", "--size", "100"]);
+        assert_eq!(code(&told), 0, "{mode}: {}", stderr(&told));
+        let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert!(figures[key].as_u64().unwrap() > 0, "{key} in {figures}");
+        assert!(figures["floor_ns"].as_u64().unwrap() > 0, "{figures}");
+        assert_eq!((&figures["mode"], &figures["wait"]), (&mode.into(), &"adaptive".into()));
+        assert_eq!((&figures["size"], &figures["processes"]), (&100.into(), &processes.into()));
+    }
+    let told = bench(&["latency", "--wait", "block"]);
+    assert!(String::from_utf8_lossy(&told.stdout).contains("\np99.9 "), "{}", stderr(&told));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_interrupted_bench_takes_its_processes_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(LAPCE_IPC);
+    command.args(["bench", "routed", "--seconds", "600"]).env("TMPDIR", folder.path());
+    let mut bench = Process::start(command);
+    let children = |parent: u32| {
+        let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    wait_until("the broker and the responder", || children(bench.pid()).len() == 2);
+    let started = children(bench.pid());
+    bench.signal("INT");
+    assert_eq!(bench.code(), 130, "{}", bench.stderr());
+    wait_until("its processes to end", || started.iter().all(|pid| !is_alive(*pid)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    // Also if it had no time to say so.
+    let mut command = support::command(LAPCE_IPC);
+    command.args(["bench", "routed", "--seconds", "600"]).env("TMPDIR", folder.path()).stdout(Stdio::null());
+    let mut bench = Process::start(command);
+    wait_until("the broker and the responder", || children(bench.pid()).len() == 2);
+    let started = children(bench.pid());
+    bench.signal("KILL");
+    assert_eq!(bench.code(), -9);
+    wait_until("its processes to end", || started.iter().all(|pid| !is_alive(*pid)));
+}

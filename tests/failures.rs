@@ -1,0 +1,369 @@
+//! Processes that stop or die in mid-message: the others go on, every request has its outcome, nothing is left.
+//!
+//! "In mid-message" is no matter of luck here: the other side takes nothing, so a message of 10 MiB is under way for as
+//! long as the test likes.
+
+mod support;
+
+use lapce_ipc::client::{Client, Message, RequestOptions, Subscription};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+use support::probe::{counter, pattern, served};
+use support::role::{Child, role, tell};
+use support::{Broker, DEADLINE, wait_until};
+
+const LARGE: usize = 10 << 20;
+
+/// A broker, a client that watches it, and what there was before the test.
+struct Scene {
+    broker: Broker,
+    watch: Client,
+    descriptors: usize,
+    files: BTreeSet<OsString>,
+}
+
+impl Scene {
+    fn new(slow_consumer_timeout_ms: &str) -> Scene {
+        let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", slow_consumer_timeout_ms)]);
+        let watch = broker.client_named("watch");
+        watch.status().unwrap();
+        Scene { descriptors: broker.descriptors(), files: shared_files(), broker, watch }
+    }
+
+    fn count(&self, counter_name: &str) -> u64 {
+        counter(&self.watch.status().unwrap(), counter_name)
+    }
+
+    /// Waits until the broker has got so many bytes of the process `pid`, and gets no more.
+    fn under_way(&self, child: &Child, least: u64) {
+        let mut before = 0;
+        wait_until("a message to be under way", || {
+            let status = self.watch.status().unwrap();
+            let connection = status.connections.iter().find(|c| c.pid == child.pid()).expect("the child's connection");
+            assert!(connection.bytes_in < LARGE as u64, "the whole message has passed");
+            let stands = connection.bytes_in >= least && connection.bytes_in == before;
+            before = connection.bytes_in;
+            stands
+        });
+    }
+
+    /// Everybody but the watcher has left: so has everything of theirs.
+    fn is_clean(self) {
+        wait_until("connections to go", || self.watch.status().unwrap().connections.len() == 1);
+        wait_until("descriptors to go", || self.broker.descriptors() == self.descriptors);
+        let status = self.watch.status().unwrap();
+        assert_eq!(status.subscriptions, 0);
+        assert_eq!(counter(&status, "violations"), 0);
+        assert!(status.services.iter().all(|service| service.outstanding == 0 && service.responders == 0));
+        let lent = |client: &Client| client.status().unwrap().slots_used;
+        wait_until("memory to be given back", || lent(&self.watch) == 0);
+        assert_eq!(shared_files(), self.files);
+        assert_eq!(self.watch.request("echo", "still here").unwrap(), b"still here");
+    }
+}
+
+/// Files of ours in /dev/shm.
+fn shared_files() -> BTreeSet<OsString> {
+    let uid = rustix::process::getuid().as_raw();
+    let entries = std::fs::read_dir("/dev/shm").unwrap().filter_map(Result::ok);
+    entries.filter(|entry| entry.metadata().is_ok_and(|found| found.uid() == uid)).map(|e| e.file_name()).collect()
+}
+
+fn within(ms: u64) -> RequestOptions {
+    RequestOptions { timeout: Some(Duration::from_millis(ms)) }
+}
+
+fn next(subscription: &mut Subscription) -> Message {
+    subscription.next_timeout(DEADLINE).unwrap().expect("a message in time")
+}
+
+#[test]
+fn a_publisher_that_dies_in_mid_message_leaves_no_part_of_it() {
+    let scene = Scene::new("5000");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut subscription = client.subscribe("t").unwrap();
+    for round in 1..=3 {
+        let mut child = Child::ready(&scene.broker, "publish-large");
+        scene.under_way(&child, 100_000);
+        child.kill();
+        assert_eq!(next(&mut subscription).payload(), b"before");
+        wait_until("the rest to be given up", || {
+            assert!(subscription.next_timeout(Duration::ZERO).unwrap().is_none(), "a part of the large message");
+            scene.count("aborted") == round
+        });
+        // Its room is there again, to the last cell.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..20_000_u32 {
+                    other.publish("t", number.to_le_bytes()).unwrap();
+                }
+            });
+            for number in 0..20_000_u32 {
+                assert_eq!(next(&mut subscription).payload(), number.to_le_bytes());
+            }
+        });
+        assert_eq!(subscription.dropped(), round);
+    }
+    drop((subscription, client, other));
+    scene.is_clean();
+}
+
+#[test]
+fn a_publisher_that_stops_in_mid_message_holds_nobody_up() {
+    let scene = Scene::new("60000");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut subscription = client.subscribe("t").unwrap();
+    let mut child = Child::ready(&scene.broker, "publish-large");
+    scene.under_way(&child, 100_000);
+    child.stop();
+    assert_eq!(next(&mut subscription).payload(), b"before");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..1_000 {
+                other.publish("t", pattern(if number == 500 { 1 << 20 } else { 1_500 }, number)).unwrap();
+            }
+        });
+        for number in 0..1_000 {
+            let message = next(&mut subscription);
+            assert_eq!((message.publisher(), message.sequence()), (other.id(), number + 1));
+            assert!(message.payload() == pattern(if number == 500 { 1 << 20 } else { 1_500 }, number));
+        }
+    });
+    child.go_on();
+    assert!(next(&mut subscription).payload() == pattern(LARGE, 1));
+    child.hears("published");
+    child.kill();
+    drop((subscription, client, other));
+    scene.is_clean();
+}
+
+#[test]
+fn a_subscriber_that_stops_in_mid_message_is_evicted_and_told_when_it_goes_on() {
+    let scene = Scene::new("200");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut subscription = client.subscribe("t").unwrap();
+    let mut child = Child::ready(&scene.broker, "subscribe");
+    std::thread::scope(|scope_| {
+        scope_.spawn(|| {
+            for number in 0..12 {
+                other.publish("t", pattern(LARGE, number)).unwrap();
+            }
+        });
+        for number in 0..12 {
+            assert!(next(&mut subscription).payload() == pattern(LARGE, number));
+            if number == 1 {
+                child.hears("got");
+                child.stop();
+            }
+        }
+    });
+    assert_eq!(scene.count("evicted"), 1);
+    child.go_on();
+    child.hears("evicted");
+    child.kill();
+    drop((subscription, client, other));
+    scene.is_clean();
+}
+
+#[test]
+fn a_subscriber_that_dies_in_mid_message_is_not_waited_for() {
+    let scene = Scene::new("60000");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut subscription = client.subscribe("t").unwrap();
+    let mut child = Child::ready(&scene.broker, "subscribe");
+    std::thread::scope(|scope_| {
+        scope_.spawn(|| {
+            for number in 0..10 {
+                other.publish("t", pattern(LARGE, number)).unwrap();
+            }
+        });
+        for number in 0..10 {
+            if number == 2 {
+                child.hears("got");
+                child.stop();
+                // Now it is in mid-message: its ring is full, and who publishes waits for it.
+                wait_until("the publisher to wait", || {
+                    subscription.next_timeout(Duration::ZERO).unwrap().is_none() && scene.count("parked") > 0
+                });
+                child.kill();
+            }
+            let message = next(&mut subscription);
+            assert!(message.payload() == pattern(LARGE, message.sequence() - 1));
+            if message.sequence() == 10 {
+                break;
+            }
+        }
+    });
+    assert_eq!(scene.count("evicted"), 0);
+    drop((subscription, client, other));
+    scene.is_clean();
+}
+
+/// A service whose owner takes no body, so that a large request to it stays under way.
+#[test]
+fn a_requester_that_stops_in_mid_request_gets_its_outcome() {
+    let scene = Scene::new("60000");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut unread = other.serve("svc").unwrap();
+    let mut ready = other.serve("ready").unwrap();
+    std::thread::spawn(move || ready.run(|request| Ok::<_, String>(request.payload().to_vec())));
+    let mut child = Child::ready(&scene.broker, "ask-large");
+    scene.under_way(&child, 50_000);
+    child.stop();
+    for number in 0..1_000_u32 {
+        assert_eq!(client.request("ready", number.to_le_bytes()).unwrap(), number.to_le_bytes());
+    }
+    wait_until("the deadline", || scene.count("failed_deadline_exceeded") == 1);
+    let asking = client.request_stream("svc", "small").unwrap();
+    let request = unread.next_timeout(DEADLINE).unwrap().expect("the next request");
+    assert_eq!(request.payload(), b"small");
+    request.reply("done").unwrap();
+    assert_eq!(asking.last().unwrap().unwrap(), b"done");
+    child.go_on();
+    child.hears("deadline");
+    child.kill();
+}
+
+#[test]
+fn a_requester_that_dies_in_mid_request_leaves_no_part_of_it() {
+    let scene = Scene::new("60000");
+    let (client, other) = (scene.broker.client(), scene.broker.client());
+    let mut service = other.serve("svc").unwrap();
+    for _ in 0..3 {
+        let mut child = Child::ready(&scene.broker, "ask-large");
+        scene.under_way(&child, 50_000);
+        child.kill();
+        wait_until("the call to end", || served(&scene.watch.status().unwrap(), "svc").outstanding == 0);
+        let asking = client.request_stream("svc", "small").unwrap();
+        let request = service.next_timeout(DEADLINE).unwrap().expect("the next request");
+        assert_eq!(request.payload(), b"small");
+        request.reply("done").unwrap();
+        assert_eq!(asking.last().unwrap().unwrap(), b"done");
+    }
+    drop((service, client, other));
+    scene.is_clean();
+}
+
+#[test]
+fn a_responder_that_stops_in_mid_reply_costs_its_requester_a_deadline_and_others_nothing() {
+    let scene = Scene::new("60000");
+    let client = scene.broker.client();
+    let mut child = Child::ready(&scene.broker, "reply-large");
+    let mut stream = client.request_stream_with("svc", "large", within(1_000)).unwrap();
+    scene.under_way(&child, 50_000);
+    child.stop();
+    for number in 0..1_000_u32 {
+        assert_eq!(scene.watch.request("echo", number.to_le_bytes()).unwrap(), number.to_le_bytes());
+    }
+    let error = stream.next().unwrap().unwrap_err();
+    assert!(error.is_deadline_exceeded(), "{error}");
+    child.go_on();
+    child.hears("deadline");
+    assert_eq!(client.request("svc", "small").unwrap(), b"small reply");
+    child.kill();
+    drop((stream, client));
+    scene.is_clean();
+}
+
+#[test]
+fn a_responder_that_dies_in_mid_reply_is_lost_and_another_answers_the_next() {
+    let scene = Scene::new("60000");
+    let client = scene.broker.client();
+    let mut first = Child::ready(&scene.broker, "reply-large");
+    let mut stream = client.request_stream("svc", "large").unwrap();
+    scene.under_way(&first, 50_000);
+    let mut second = Child::ready(&scene.broker, "reply-large");
+    first.kill();
+    let error = stream.next().unwrap().unwrap_err();
+    assert!(error.is_responder_lost(), "{error}");
+    assert!(stream.next().is_none());
+    assert_eq!(client.request("svc", "small").unwrap(), b"small reply");
+    assert!(client.request("svc", "large").unwrap() == pattern(LARGE, 2));
+    second.kill();
+    drop((stream, client));
+    scene.is_clean();
+}
+
+#[test]
+fn requests_shared_with_a_stopped_responder_have_one_outcome_each() {
+    let scene = Scene::new("60000");
+    let client = scene.broker.client();
+    let mut children = [Child::ready(&scene.broker, "reply-large"), Child::ready(&scene.broker, "reply-large")];
+    children[0].stop();
+    let (mut replies, mut deadlines) = (0, 0);
+    std::thread::scope(|scope| {
+        let ask = || {
+            let results = (0..20).map(|_| client.request_with("svc", "small", within(100)));
+            let (replies, errors): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
+            assert!(errors.iter().all(|error| error.as_ref().unwrap_err().is_deadline_exceeded()), "{errors:?}");
+            (replies.len(), errors.len())
+        };
+        for asking in [scope.spawn(ask), scope.spawn(ask), scope.spawn(ask)] {
+            let (some, others) = asking.join().unwrap();
+            (replies, deadlines) = (replies + some, deadlines + others);
+        }
+    });
+    assert_eq!(replies + deadlines, 60);
+    assert!(replies >= 20, "{replies}");
+    assert_eq!(scene.count("replies"), replies as u64);
+    children[0].go_on();
+    // Those that it finds are over: it answers none of them, and then goes on.
+    assert_eq!(client.request("svc", "small").unwrap(), b"small reply");
+    children.iter_mut().for_each(Child::kill);
+    drop(client);
+    scene.is_clean();
+}
+
+#[test]
+fn child() {
+    let Some(role) = role() else { return };
+    let client = Client::connect().unwrap();
+    match role.as_str() {
+        "publish-large" => {
+            tell("ready");
+            client.publish("t", "before").unwrap();
+            client.publish("t", pattern(LARGE, 1)).unwrap();
+            client.flush().unwrap();
+            tell("published");
+            support::role::heard();
+        }
+        "subscribe" => {
+            let mut subscription = client.subscribe("t").unwrap();
+            tell("ready");
+            let error = loop {
+                match subscription.next().unwrap() {
+                    Ok(message) => {
+                        assert!(message.payload() == pattern(LARGE, message.sequence() - 1));
+                        tell("got");
+                    }
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.is_evicted(), "{error}");
+            tell("evicted");
+            support::role::heard();
+        }
+        "ask-large" => {
+            tell("ready");
+            let error = client.request_with("svc", pattern(LARGE, 3), within(2_000)).unwrap_err();
+            tell(if error.is_deadline_exceeded() { "deadline" } else { "other" });
+            support::role::heard();
+        }
+        "reply-large" => {
+            let mut service = client.serve("svc").unwrap();
+            tell("ready");
+            while let Some(Ok(request)) = service.next() {
+                let replied = match request.payload() {
+                    b"large" => request.reply(pattern(LARGE, 2)),
+                    _ => request.reply("small reply"),
+                };
+                if replied.is_err_and(|error| error.is_deadline_exceeded()) {
+                    tell("deadline");
+                }
+            }
+        }
+        role => tell(&format!("no role {role}")),
+    }
+}

@@ -1,0 +1,277 @@
+//! The fixture of the tests that run real processes: a broker on a socket in a folder of its own.
+//!
+//! ```ignore
+//! mod support;
+//! use support::Broker;
+//!
+//! let broker = Broker::start();
+//! let client = broker.client();
+//! let output = broker.run(&["request", "echo", "hi"]);
+//! assert_eq!(output.stdout, b"hi\n");
+//! ```
+//!
+//! Nothing here waits for a time: it waits for a condition, at most [`DEADLINE`]. Whatever is started is killed when
+//! its guard is dropped. Nothing of the user's own set-up takes part: processes get an environment without our
+//! variables.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(unreachable_pub, reason = "pub is what a test may use")]
+
+pub mod probe;
+pub mod role;
+
+use lapce_ipc::client::Client;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take. On a busy machine a process may not run for seconds.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The command line.
+pub const LAPCE_IPC: &str = env!("CARGO_BIN_EXE_lapce-ipc");
+/// The broker.
+pub const IPC_SERVER_MAIN: &str = env!("CARGO_BIN_EXE_ipc_server_main");
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// If it does not hold within [`DEADLINE`].
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < until, "waited {DEADLINE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A command in an environment in which nothing points to another broker or configuration.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let ours =
+        |name: &str| ["LAPCE_IPC", "XDG_", "RUST_LOG", "JOURNAL_STREAM", "CARGO"].iter().any(|p| name.starts_with(p));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_none_or(ours) {
+            command.env_remove(name);
+        }
+    }
+    // Where no configuration is.
+    command.env("HOME", "/nonexistent").env("XDG_CONFIG_HOME", "/nonexistent");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A process with its output in files: nobody has to read it for the process to go on.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    folder: tempfile::TempDir,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts it.
+    #[track_caller]
+    pub fn start(mut command: Command) -> Process {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str| fs::File::create(folder.path().join(name)).expect("a file");
+        let child = command.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("the program starts");
+        Process { child, folder, status: None }
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stdout so far.
+    pub fn stdout(&self) -> Vec<u8> {
+        fs::read(self.folder.path().join("stdout")).expect("its stdout")
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        let bytes = fs::read(self.folder.path().join("stderr")).expect("its stderr");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until stderr has `text`.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        wait_until(text, || self.stderr().contains(text) || self.has_ended());
+        assert!(self.stderr().contains(text), "it ended ({:?}) without {text:?}: {}", self.status, self.stderr());
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("its status");
+        }
+        self.status.is_some()
+    }
+
+    /// Waits for its end; answers its exit code, or minus the signal that killed it.
+    #[track_caller]
+    pub fn code(&mut self) -> i32 {
+        wait_until("a process to end", || self.has_ended());
+        let status = self.status.expect("it has ended");
+        status.code().unwrap_or_else(|| -status.signal().unwrap_or_default())
+    }
+
+    /// Sends it a signal, by name: `INT`, `TERM`, `KILL`, `STOP`, `CONT`.
+    #[track_caller]
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            probe::note(&format!("process {}:\n{}", self.pid(), self.stderr()));
+        }
+    }
+}
+
+/// Sends a signal to a process.
+#[track_caller]
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().expect("a shell");
+    assert!(sent.success(), "kill -{name} {pid}");
+}
+
+/// A broker, with a folder for its socket and whatever else a test needs.
+#[derive(Debug)]
+pub struct Broker {
+    process: Process,
+    folder: tempfile::TempDir,
+    _watchdog: probe::Watchdog,
+}
+
+impl Broker {
+    /// Starts one with the built-in defaults.
+    #[track_caller]
+    pub fn start() -> Broker {
+        Broker::start_with(&[])
+    }
+
+    /// Starts one with keys set: `[("ipc.max_message_size", "1000")]`.
+    #[track_caller]
+    pub fn start_with(keys: &[(&str, &str)]) -> Broker {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut command = command(IPC_SERVER_MAIN);
+        command.arg("--socket").arg(folder.path().join("ipc.sock"));
+        for (key, value) in keys {
+            command.env(format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value);
+        }
+        let mut process = Process::start(command);
+        process.wait_for("hint:");
+        let watchdog = probe::Watchdog::over(process.pid());
+        Broker { process, folder, _watchdog: watchdog }
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("ipc.sock")
+    }
+
+    /// Connects this process.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::builder().socket(self.socket()).connect().expect("the broker takes us")
+    }
+
+    /// A command of `lapce-ipc` that talks to this broker.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(LAPCE_IPC);
+        command.arg("--socket").arg(self.socket()).args(args);
+        command
+    }
+
+    /// Starts such a command.
+    #[track_caller]
+    pub fn spawn(&self, args: &[&str]) -> Process {
+        Process::start(self.command(args))
+    }
+
+    /// Runs such a command to its end.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> Output {
+        output(self.command(args), b"")
+    }
+
+    /// A counter out of the status.
+    #[track_caller]
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = self.client().status().expect("a status").counters;
+        counters.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name} in {counters:?}")).1
+    }
+}
+
+/// Runs a command to its end, with `stdin`.
+///
+/// # Panics
+///
+/// If it does not end within [`DEADLINE`].
+#[track_caller]
+pub fn output(mut command: Command, stdin: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("the program starts");
+    let mut input = child.stdin.take().expect("a pipe");
+    let (mut out, mut err) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
+    let read = |pipe: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).expect("its output");
+        bytes
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // It need not read it.
+            let _ = input.write_all(stdin);
+        });
+        let stdout = scope.spawn(move || read(&mut out));
+        let stderr = scope.spawn(move || read(&mut err));
+        let until = Instant::now() + DEADLINE;
+        let status = loop {
+            match child.try_wait().expect("its status") {
+                Some(status) => break status,
+                None if Instant::now() >= until => {
+                    let _ = child.kill();
+                    break child.wait().expect("its status");
+                }
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let (stdout, stderr) = (stdout.join().expect("stdout"), stderr.join().expect("stderr"));
+        let text = String::from_utf8_lossy(&stderr);
+        assert!(status.code().is_some(), "{command:?}: {status} after at most {DEADLINE:?}: {text}");
+        Output { status, stdout, stderr }
+    })
+}
+
+/// The exit code of a program that was not killed.
+#[track_caller]
+pub fn code(output: &Output) -> i32 {
+    output.status.code().expect("an exit code")
+}
+
+/// stderr as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

@@ -1,0 +1,104 @@
+//! What the tests of the semantics look at besides a client's results: `/proc`, counters, bytes that tell one message from
+//! another.
+
+use super::{Broker, wait_until};
+use lapce_ipc::client::{Client, ServiceStatus, StatusReport};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
+use std::process::ExitStatus;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+/// How long a test may use a broker.
+const TEST_LIMIT: Duration = Duration::from_secs(100);
+
+/// Kills a broker that is used for too long, so that whoever waits for it fails instead of hanging.
+#[derive(Debug)]
+pub struct Watchdog {
+    _ends_it: SyncSender<()>,
+}
+
+impl Watchdog {
+    /// Over the process `pid`, for as long as it lives itself.
+    pub fn over(pid: u32) -> Watchdog {
+        let (ends_it, ended) = sync_channel(0);
+        std::thread::spawn(move || {
+            if ended.recv_timeout(TEST_LIMIT) == Err(RecvTimeoutError::Timeout) {
+                note(&format!("process {pid} killed: its test takes longer than {TEST_LIMIT:?}"));
+                let _ = kill_process(process(pid), Signal::KILL);
+            }
+        });
+        Watchdog { _ends_it: ends_it }
+    }
+}
+
+/// A process by its number.
+pub fn process(pid: u32) -> Pid {
+    pid.try_into().ok().and_then(Pid::from_raw).expect("a process number")
+}
+
+impl Broker {
+    /// Connects this process by a name of its own.
+    #[track_caller]
+    pub fn client_named(&self, name: &str) -> Client {
+        let builder = Client::builder().name(name).expect("a name");
+        builder.socket(self.socket()).connect().expect("the broker takes us")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(process(self.process.pid()), signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
+        wait_until("the broker to end", || self.process.has_ended());
+        self.process.status.expect("it has ended")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.pid())).expect("it runs").count()
+    }
+
+    /// Its resident memory in KiB, with what it shares with its clients.
+    pub fn memory_kib(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+/// A counter by its name.
+#[track_caller]
+pub fn counter(status: &StatusReport, name: &str) -> u64 {
+    let found = status.counters.iter().find(|(known, _)| known == name);
+    found.unwrap_or_else(|| panic!("no {name} in {:?}", status.counters)).1
+}
+
+/// A service by its name.
+#[track_caller]
+pub fn served<'a>(status: &'a StatusReport, name: &str) -> &'a ServiceStatus {
+    let found = status.services.iter().find(|service| service.name.as_str() == name);
+    found.unwrap_or_else(|| panic!("no {name} in {:?}", status.services))
+}
+
+/// Bytes that tell one message from another, and one place in it from another.
+pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A line beside a test's result.
+pub fn note(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

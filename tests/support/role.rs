@@ -1,0 +1,166 @@
+//! Further client processes: the test binary runs itself again, with a role in its environment.
+//!
+//! ```text
+//! test process                          child process: the same binary, `--exact child --nocapture`
+//!   Child::ready(&broker, "publisher") ──► #[test] fn child() finds the role and plays it
+//!   child.say("go")        ── stdin ──►    heard()           blocks for the next line
+//!   child.hears("done")   ◄── stderr ──    tell("done")      lines that begin with '@'
+//! ```
+//!
+//! A child ends with its parent: it kills itself when its standard input does.
+
+use super::probe::note;
+use super::{Broker, DEADLINE, command, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{self, ChildStdin, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
+
+const ROLE: &str = "LAPCE_IPC_TEST_ROLE";
+
+/// A process that plays a role; killed and reaped when it goes out of scope.
+pub struct Child {
+    process: process::Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    heard: Vec<String>,
+}
+
+impl Child {
+    /// Starts this test binary again in `role`, with the broker's socket in its environment.
+    pub fn spawn(broker: &Broker, role: &str) -> Child {
+        let mut process = command(std::env::current_exe().unwrap().to_str().unwrap())
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env("LAPCE_IPC_SOCKET", broker.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, lines) = sync_channel(1024);
+        let stderr = BufReader::new(process.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if to.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let stdin = process.stdin.take();
+        Child { process, stdin, lines, heard: Vec::new() }
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn ready(broker: &Broker, role: &str) -> Child {
+        let mut child = Child::spawn(broker, role);
+        child.hears("ready");
+        child
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Says something to it.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Waits until it says something that begins with `word`; answers the rest.
+    pub fn hears(&mut self, word: &str) -> String {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("waited for {word:?}; heard {:#?}", self.heard));
+            if let Some(rest) = line.strip_prefix('@').and_then(|said| said.strip_prefix(word)) {
+                return rest.trim().to_owned();
+            }
+            self.heard.push(line);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+
+    /// Stops it where it is (SIGSTOP), and waits until it has stopped.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        wait_until("the child to stop", || self.state() == 'T');
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills it (SIGKILL) and reaps it.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the child to end", || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    fn state(&self) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            let heard = self.heard.drain(..).chain(self.lines.try_iter());
+            for line in heard.filter(|line| !line.is_empty()) {
+                note(&format!("child {}: {line}", self.process.id()));
+            }
+        }
+    }
+}
+
+static HEARD: OnceLock<Mutex<Receiver<String>>> = OnceLock::new();
+
+/// The role that this process is to play, if it is a child.
+pub fn role() -> Option<String> {
+    let role = std::env::var(ROLE).ok()?;
+    let (to, lines) = sync_channel(1024);
+    let _ = HEARD.set(Mutex::new(lines));
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let _ = to.send(line);
+        }
+        die();
+    });
+    Some(role)
+}
+
+/// In a child: says something to the parent.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "@{line}");
+}
+
+/// In a child: the next line from the parent.
+pub fn heard() -> String {
+    HEARD.get().unwrap().lock().unwrap().recv().unwrap()
+}
+
+/// In a child: ends at once, as by kill -9, with no destructor run.
+pub fn die() -> ! {
+    let _ = kill_process(rustix::process::getpid(), Signal::KILL);
+    process::abort()
+}
