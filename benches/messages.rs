@@ -1,8 +1,8 @@
 //! What a message costs, beside the floor of this machine: `cargo bench`.
 //!
 //! A broker process of its own, and clients in this process. `floor` is a round trip between two threads over two cache
-//! lines, which nothing that crosses cores can beat; everything else is to be read as a multiple of it. `lapce-ipc bench`
-//! measures the same with more processes, and tails.
+//! lines, which nothing that crosses cores can beat; everything else is to be read as a multiple of it. `lapce-ipc
+//! bench` measures the same with more processes, and tails.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use lapce_ipc::client::{Client, WaitStrategy};

@@ -1,8 +1,8 @@
 //! A message broker for one machine: the isolation of a kernel socket at the speed of shared memory.
 //!
-//! The broker (`ipc_server_main`) runs beside an editor and carries messages between editor, AI engines, language tools and
-//! plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the broker and with nobody
-//! else.
+//! The broker (`ipc_server_main`) runs beside an editor and carries messages between editor, AI engines, language
+//! tools and plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the broker and
+//! with nobody else.
 //!
 //! ```no_run
 //! use lapce_ipc::client::Client;
@@ -27,8 +27,8 @@
 //! | [`broker`] | the actors | 3 |
 //! | [`cli`] | the command line | 4 |
 //!
-//! `actors.md` in the repository is the architecture document: the actors, the layers, the rules of the ring. A program that
-//! only talks to the broker depends on this crate with `default-features = false` (and `tokio` for
+//! `actors.md` in the repository is the architecture document: the actors, the layers, the rules of the ring. A
+//! program that only talks to the broker depends on this crate with `default-features = false` (and `tokio` for
 //! [`client::asynchronous`], where that is enabled) and gets `client`, `wire` and what they stand on.
 
 #[cfg(not(target_os = "linux"))]

@@ -1,8 +1,9 @@
 //! The switch between the machine's atomics and loom's model of them, and nothing else.
 //!
 //! Lock-free code in `shm` takes its atomics from here. Under `--cfg lapce_ipc_loom` they are loom's, so that the model
-//! checker runs the production code. Every fence and ordering that the protocol needs is named by a [`Site`]: under loom a
-//! test can switch one off and must then see a failure, which shows that the site is needed and that the test would notice.
+//! checker runs the production code. Every fence and ordering that the protocol needs is named by a [`Site`]: under
+//! loom a test can switch one off and must then see a failure, which shows that the site is needed and that the test
+//! would notice.
 
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering};

@@ -50,7 +50,7 @@ impl Scene {
     }
 
     /// Everybody but the watcher has left: so has everything of theirs.
-    fn is_clean(self) {
+    fn ends_clean(self) {
         wait_until("connections to go", || self.watch.status().unwrap().connections.len() == 1);
         wait_until("descriptors to go", || self.broker.descriptors() == self.descriptors);
         let status = self.watch.status().unwrap();
@@ -107,7 +107,7 @@ fn a_publisher_that_dies_in_mid_message_leaves_no_part_of_it() {
         assert_eq!(subscription.dropped(), round);
     }
     drop((subscription, client, other));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_publisher_that_stops_in_mid_message_holds_nobody_up() {
     child.hears("published");
     child.kill();
     drop((subscription, client, other));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_subscriber_that_stops_in_mid_message_is_evicted_and_told_when_it_goes_on() 
     child.hears("evicted");
     child.kill();
     drop((subscription, client, other));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_subscriber_that_dies_in_mid_message_is_not_waited_for() {
     });
     assert_eq!(scene.count("evicted"), 0);
     drop((subscription, client, other));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 /// A service whose owner takes no body, so that a large request to it stays under way.
@@ -243,7 +243,7 @@ fn a_requester_that_dies_in_mid_request_leaves_no_part_of_it() {
         assert_eq!(asking.last().unwrap().unwrap(), b"done");
     }
     drop((service, client, other));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn a_responder_that_stops_in_mid_reply_costs_its_requester_a_deadline_and_others
     assert_eq!(client.request("svc", "small").unwrap(), b"small reply");
     child.kill();
     drop((stream, client));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_responder_that_dies_in_mid_reply_is_lost_and_another_answers_the_next() {
     assert!(client.request("svc", "large").unwrap() == pattern(LARGE, 2));
     second.kill();
     drop((stream, client));
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn requests_shared_with_a_stopped_responder_have_one_outcome_each() {
     assert_eq!(client.request("svc", "small").unwrap(), b"small reply");
     children.iter_mut().for_each(Child::kill);
     drop(client);
-    scene.is_clean();
+    scene.ends_clean();
 }
 
 #[test]

@@ -40,7 +40,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("env_logger", &["broker", "cli", "bin"]),
     ("hdrhistogram", &["cli"]),
     ("log", ALL),
-    ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]), // the tests build the models
+    // The tests build the models.
+    ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
     ("memmap2", &["shm"]),
     ("prometheus", &["metrics", "broker"]),
     ("rustix", &["sync", "shm", "config", "metrics", "client", "broker", "cli", "bin"]), // wire and routing are pure

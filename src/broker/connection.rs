@@ -131,11 +131,14 @@ async fn session(
         Ok(()) => serve(&mut stream, &mut doomed, &broker, key, id).await,
         Err(error) => End::Lost(error.to_string()),
     };
+    let mut doom = None;
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
         End::Lost(reason) => log::warn!("connection lost connection={id} name={name} reason={reason:?}"),
-        End::Closed(Doom { code, reason }) => {
+        End::Closed(closed) => {
+            let Doom { code, reason } = closed.clone();
             log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            doom = Some(closed);
             last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
         }
         End::Shutdown => {
@@ -143,7 +146,7 @@ async fn session(
             last_words(&mut stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
         }
     }
-    let _ = broker.router.send(Gone { key, id }).await;
+    let _ = broker.router.send(Gone { key, id, doom }).await;
 }
 
 /// `None`: the peer left without a word.

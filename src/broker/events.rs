@@ -1,6 +1,6 @@
-//! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it. It
-//! leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue full are
-//! counted, and the count is told.
+//! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it.
+//! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
+//! full are counted, and the count is told.
 
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::pattern::Pattern;

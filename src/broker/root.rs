@@ -3,7 +3,7 @@
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
-use super::router::{Core, IsQuiescent, Settings, ShmRouter};
+use super::router::{IsQuiescent, RouterState, Settings, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
 use actix::prelude::*;
@@ -36,8 +36,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(2);
 /// How long closed connections may take to be told.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`, tells
-/// the clients, removes the socket. Calls `ready` once it listens.
+/// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
+/// tells the clients, removes the socket. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
@@ -62,10 +62,10 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
-    let core = Core::new(settings.clone(), events, 0)?;
+    let state = RouterState::new(settings.clone(), events, 0)?;
     let (alive, mut router_ended) = mpsc::channel(1);
     let router_arbiter = Arbiter::new();
-    let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(core, started, alive));
+    let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(state, started, alive));
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);

@@ -77,7 +77,7 @@ fn serve(place: &Place, args: &ReplyArgs, program: &Program) -> Result<(), Failu
     let service = client.serve_up_to(&args.service, u32::try_from(cpus).unwrap_or(u32::MAX))?;
     let max = client.limits().max_message_size;
     note(format_args!("serving"));
-    let ended = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let mut service = service;
         let ended = loop {
             let request = match service.next() {
@@ -97,8 +97,7 @@ fn serve(place: &Place, args: &ReplyArgs, program: &Program) -> Result<(), Failu
         // Nobody waits for what still runs.
         children::put_away();
         ended
-    });
-    ended
+    })
 }
 
 #[cfg(test)]

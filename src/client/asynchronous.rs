@@ -13,8 +13,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is woken and
-//! looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
+//! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
+//! woken and looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
 
 use super::error::Result;
 use super::inner::{Inner, lock};
@@ -448,6 +448,11 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn reply(mut self, payload: impl AsRef<[u8]>) -> Result<()> {
         self.request.set_answered();
+        if let Err(error) = self.client.inner.check_size(payload.as_ref().len()) {
+            // As there: the requester is told now, not by its deadline.
+            self.send(error.to_string().as_bytes(), Flags::END.with(Flags::ERROR)).await?;
+            return Err(error);
+        }
         self.send(payload.as_ref(), Flags::END).await
     }
 

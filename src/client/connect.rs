@@ -63,8 +63,8 @@ impl Builder {
         Ok(self)
     }
 
-    /// The broker's socket. Unless set it is `LAPCE_IPC_SOCKET`, else `$XDG_RUNTIME_DIR/lapce-ipc.sock` if that is ours,
-    /// else [`DEFAULT_SOCKET`].
+    /// The broker's socket. Unless set it is `LAPCE_IPC_SOCKET`, else `$XDG_RUNTIME_DIR/lapce-ipc.sock` if that is
+    /// ours, else [`DEFAULT_SOCKET`].
     #[must_use]
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Builder {
         self.socket = Some(path.into());
@@ -112,7 +112,8 @@ impl Builder {
         let hello = ClientFrame::hello(self.name, u64::from_le_bytes(nonce), None);
         let hello = hello.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
         match (&socket).write_all(&hello) {
-            // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be read.
+            // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be
+            // read.
             Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 return Err(failed(error).into());
             }

@@ -134,6 +134,12 @@ impl Error {
         )
     }
 
+    /// This thread holds a loan, and would wait for itself.
+    #[must_use]
+    pub fn is_loan_outstanding(&self) -> bool {
+        matches!(&*self.0, Kind::LoanOutstanding)
+    }
+
     /// Nothing came within the time that the caller was ready to wait.
     #[must_use]
     pub fn is_timeout(&self) -> bool {

@@ -1,8 +1,8 @@
 //! What all handles of a connection share, and how any of them waits.
 //!
 //! Whoever waits looks for its own thing; if it is not there it tries to become the reader. The one that succeeds sorts
-//! what arrives into everybody's queues, spins and sleeps; the others sleep on a condition variable. When the reader has
-//! got what it wanted it wakes them, and one of them becomes the reader.
+//! what arrives into everybody's queues, spins and sleeps; the others sleep on a condition variable. When the reader
+//! has got what it wanted it wakes them, and one of them becomes the reader.
 //!
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
@@ -55,8 +55,8 @@ pub(super) fn unexpected(frame: &BrokerFrame) -> Error {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) subscriptions: HashMap<u32, Arc<Queue>>,
-    /// Subscriptions and services that were asked for, by the question's serial. The rings and the socket are not in step:
-    /// messages may come before the answer that tells their number, and wait as `orphans`.
+    /// Subscriptions and services that were asked for, by the question's serial. The rings and the socket are not in
+    /// step: messages may come before the answer that tells their number, and wait as `orphans`.
     pub(super) subscribing: HashMap<u32, Arc<Queue>>,
     pub(super) serving: HashMap<u32, Arc<Inbox>>,
     pub(super) orphans: Vec<(u32, Message)>,
@@ -70,6 +70,8 @@ pub(super) struct Table {
     pub(super) topics: HashMap<String, u32>,
     pub(super) services: HashMap<String, u32>,
     pub(super) closed: Option<Error>,
+    /// Why the broker is about to close the connection.
+    pub(super) closing: Option<Error>,
     pub(super) draining: bool,
     pub(super) wakers: Vec<std::task::Waker>,
 }
@@ -145,8 +147,8 @@ impl Inner {
         lock(&self.table).closed.clone()
     }
 
-    /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with no
-    /// lock held but perhaps the reader role; it may place records, and must not wait.
+    /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with
+    /// no lock held but perhaps the reader role; it may place records, and must not wait.
     pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
         self.wait_reading(deadline, |_| ready())
     }
@@ -259,8 +261,8 @@ impl Inner {
         }
     }
 
-    /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once more.
-    /// `false`: there is more to do before it may sleep.
+    /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once
+    /// more. `false`: there is more to do before it may sleep.
     #[cfg(feature = "tokio")]
     pub(super) fn drive(&self) -> bool {
         let Some(mut reader) = try_lock(&self.reader) else { return false };

@@ -1,9 +1,9 @@
 //! Placing records in a lane towards the broker.
 //!
-//! Many threads of a client produce into one lane. The producer role is guarded by a mutex that lives in this process, not
-//! in shared memory, and that is held for the length of one record (of one message, in the bulk lane); what a peer does
-//! cannot make anybody wait for it. Measured against a compare-and-swap role with a queue for those who find it taken, the
-//! mutex costs the same when uncontended and needs no second path.
+//! Many threads of a client produce into one lane. The producer role is guarded by a mutex that lives in this process,
+//! not in shared memory, and that is held for the length of one record (of one message, in the bulk lane); what a peer
+//! does cannot make anybody wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would be,
+//! and it needs no second path for those who find it taken.
 
 use super::error::{Kind, Result};
 use super::inner::{Inner, lock};

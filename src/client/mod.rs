@@ -21,6 +21,7 @@
 //! | `lane` | placing records in the two lanes; loans |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
+//! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
 //! | `error` | what can go wrong |
 
@@ -35,6 +36,7 @@ mod reader;
 mod request;
 mod serve;
 mod subscription;
+mod view;
 
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
@@ -45,7 +47,8 @@ pub use lane::Loan;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use serve::{Reply, Request, Service};
-pub use subscription::{Message, SubscribeOptions, Subscription, View};
+pub use subscription::{Message, SubscribeOptions, Subscription};
+pub use view::View;
 
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use inner::Inner;

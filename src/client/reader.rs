@@ -132,7 +132,9 @@ impl Reader {
             RecordKind::Call => self.call(inner, table, record, &header),
             RecordKind::CallEnded => {
                 if let Some(call) = table.calls.remove(&header.seq) {
-                    call.end(Outcome::from_u16(header.code).unwrap_or(Outcome::Cancelled));
+                    // That the requester is gone is to us as if it had cancelled: our own connection has not ended.
+                    let outcome = Outcome::from_u16(header.code).filter(|outcome| *outcome != Outcome::Disconnected);
+                    call.end(outcome.unwrap_or(Outcome::Cancelled));
                 }
             }
             RecordKind::CallCredit => {
@@ -151,6 +153,7 @@ impl Reader {
             RecordKind::Aborted => {
                 self.partials.remove(&(header.id, header.origin));
                 if let Some(queue) = table.subscriptions.get(&header.id) {
+                    queue.abort(header.origin);
                     queue.set_dropped(header.dropped);
                 }
             }
@@ -179,6 +182,12 @@ impl Reader {
     }
 
     fn deliver(&mut self, inner: &Inner, table: &mut Table, record: &Record, header: &Header) -> Result<()> {
+        let is_wanted = table.subscriptions.contains_key(&header.id) || !table.subscribing.is_empty();
+        if !is_wanted {
+            // It crossed our `unsubscribe`.
+            self.partials.remove(&(header.id, header.origin));
+            return Ok(());
+        }
         let payload = if header.flags.has(Flags::WHOLE) {
             self.bytes(record)
         } else {
@@ -186,6 +195,9 @@ impl Reader {
             let partial = self.partials.entry(place).or_default();
             if header.flags.has(Flags::FIRST) {
                 partial.clear();
+                if let Some(queue) = table.subscriptions.get(&header.id) {
+                    queue.begin(header.origin, header.total, inner.limits.slot_size);
+                }
                 // Grows with what arrives, not with what is announced.
             }
             self.egress.append_payload(record, partial);
@@ -266,6 +278,9 @@ impl Reader {
         match inner.wait {
             WaitStrategy::Busy => {
                 if !self.spin() {
+                    if self.egress.unpublished() > 0 {
+                        self.give_back(inner);
+                    }
                     self.look_at_bells(inner, Some(Duration::ZERO));
                 }
                 return true;
@@ -338,7 +353,8 @@ impl Reader {
                 Ok(0) => {
                     // What the broker delivered before it went is still in the ring.
                     while self.sort(inner) > 0 {}
-                    return close(inner, lost(&"the broker is gone"));
+                    let said = lock(&inner.table).closing.take();
+                    return close(inner, said.unwrap_or_else(|| lost(&"the broker is gone")));
                 }
                 Ok(n) => self.decoder.push(&buffer[..n]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
@@ -394,9 +410,8 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
             return;
         }
         BrokerFrame::Closing { code, message } => {
-            let closed = Kind::Closed { code: *code, message: message.clone() };
-            table.closed.get_or_insert(closed.into());
-            table.wakers.drain(..).for_each(std::task::Waker::wake);
+            // In force at the end of file, when what was delivered before is sorted.
+            table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
             return;
         }
         BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return,

@@ -39,8 +39,8 @@ pub(super) struct Pending(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Whole messages of the answer that wait, with their cells. The first has a place of its own: mostly it is the only
-    /// one, and then needs no allocation.
+    /// Whole messages of the answer that wait, with their cells. The first has a place of its own: mostly it is the
+    /// only one, and then needs no allocation.
     first: Option<(Vec<u8>, u32)>,
     more: VecDeque<(Vec<u8>, u32)>,
     partial: Vec<u8>,
@@ -72,8 +72,8 @@ impl Pending {
         append(&mut state.partial);
         state.partial_cells += cells;
         if !header.flags.has(Flags::LAST) {
-            // What is being put together is next to be taken, so its space is given back at once; if others wait before it,
-            // only when they are taken. So one message more than the credit is kept at most.
+            // What is being put together is next to be taken, so its space is given back at once; if others wait
+            // before it, only when they are taken. So one message more than the credit is kept at most.
             if state.first.is_none() {
                 state.owed += std::mem::take(&mut state.partial_cells);
             }
@@ -144,8 +144,8 @@ impl Pending {
     }
 }
 
-/// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before its
-/// end, it cancels the call.
+/// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before
+/// its end, it cancels the call.
 #[derive(Debug)]
 pub struct ReplyStream {
     inner: Arc<Inner>,

@@ -78,8 +78,8 @@ impl Inbox {
     }
 }
 
-/// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer the
-/// same service; they share its requests. Dropped, it offers no more.
+/// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
+/// the same service; they share its requests. Dropped, it offers no more.
 #[derive(Debug)]
 pub struct Service {
     inner: Arc<Inner>,
@@ -100,7 +100,8 @@ impl Client {
     /// for request in client.serve("upper")? {
     ///     let request = request?;
     ///     let reply = request.payload().to_ascii_uppercase();
-    ///     request.reply(reply)?;
+    ///     // An error here says that this requester no longer waits: no reason to stop.
+    ///     let _ = request.reply(reply);
     /// }
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
@@ -108,8 +109,8 @@ impl Client {
         self.serve_up_to(service, 0)
     }
 
-    /// Offers `service`, and takes at most `max_in_flight` requests at a time (0: what the broker allows). Further ones go
-    /// to other responders, or fail as overloaded.
+    /// Offers `service`, and takes at most `max_in_flight` requests at a time (0: what the broker allows). Further
+    /// ones go to other responders, or fail as overloaded.
     ///
     /// # Errors
     ///
@@ -163,8 +164,8 @@ impl Service {
                 Ok(Err(error)) => request.fail(&error.to_string()),
                 Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
             };
-            // The requester may be gone, have cancelled, or its time be over: nobody is there to be told. Only the end of
-            // our own connection is ours, too.
+            // The requester may be gone, have cancelled, or its time be over: nobody is there to be told. Only the end
+            // of our own connection is ours, too.
             if answered.is_err()
                 && let Some(closed) = self.inner.closed()
             {
@@ -296,8 +297,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`], [`Error::is_deadline_exceeded`]), the
-    /// chunk is too large, or the connection has ended.
+    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`], [`Error::is_deadline_exceeded`]),
+    /// the chunk is too large, or the connection has ended.
     pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
         self.send(payload.as_ref(), Flags::default())
     }

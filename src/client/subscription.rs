@@ -2,14 +2,12 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
+use super::view::View;
 use super::{Client, DeliveryPolicy, Pattern, Topic};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
-use crate::shm::ring::{Consumer, Record};
-use crate::shm::words::read_bytes_at;
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
-use std::collections::VecDeque;
-use std::io;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,11 +18,17 @@ pub struct Message {
     payload: Vec<u8>,
     publisher: u32,
     sequence: u64,
+    /// Its room was given back while it was put together.
+    is_paid: bool,
 }
 
 impl Message {
     pub(super) fn new(topic: Topic, payload: Vec<u8>, header: &Header) -> Message {
-        Message { topic, payload, publisher: header.origin, sequence: header.seq }
+        Message { topic, payload, publisher: header.origin, sequence: header.seq, is_paid: false }
+    }
+
+    fn view(&self) -> View<'_> {
+        View::here(&self.topic, self.publisher, self.sequence, &self.payload)
     }
 
     /// The topic that it was published on.
@@ -87,9 +91,19 @@ struct State {
     messages: VecDeque<Message>,
     /// Cells of the messages that wait, for `drop_oldest`.
     waiting: u32,
+    /// Messages of several records that are being put together, by publisher.
+    partials: HashMap<u32, Partial>,
     dropped_by_broker: u64,
     dropped_here: u64,
     end: Option<End>,
+}
+
+/// A message that is being put together.
+#[derive(Clone, Copy, Debug)]
+struct Partial {
+    cost: u32,
+    /// Its room was given back already.
+    is_paid: bool,
 }
 
 impl Queue {
@@ -98,11 +112,26 @@ impl Queue {
     }
 
     fn cost(&self, message: &Message, slot_size: u32) -> u32 {
-        message_cost(message.payload.len() as u32, slot_size, self.capacity)
+        if message.is_paid { 0 } else { message_cost(message.payload.len() as u32, slot_size, self.capacity) }
     }
 
-    pub(super) fn push(&self, message: Message, slot_size: u32) {
+    /// The first part of a message has come.
+    pub(super) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
+        let cost = message_cost(total, slot_size, self.capacity);
+        lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
+    }
+
+    /// The rest of the message under way will not come. The broker gives its room back: if we have, too, credit is at
+    /// most that much too high, until everything is taken.
+    pub(super) fn abort(&self, publisher: u32) {
+        lock(&self.state).partials.remove(&publisher);
+    }
+
+    pub(super) fn push(&self, mut message: Message, slot_size: u32) {
         let mut state = lock(&self.state);
+        if !state.partials.is_empty() {
+            message.is_paid = state.partials.remove(&message.publisher).is_some_and(|partial| partial.is_paid);
+        }
         if self.policy == DeliveryPolicy::DropOldest {
             state.waiting += self.cost(&message, slot_size);
             while state.waiting > self.capacity {
@@ -123,8 +152,8 @@ impl Queue {
     }
 }
 
-/// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection ends
-/// or the subscription is evicted, and unsubscribes when it is dropped.
+/// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection
+/// ends or the subscription is evicted, and unsubscribes when it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
     inner: Arc<Inner>,
@@ -243,7 +272,7 @@ impl Subscription {
         self.refill();
         if let Some(message) = self.batch.pop_front() {
             self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
-            return Ok(read(&View::of(&message)));
+            return Ok(read(&message.view()));
         }
         let (inner, queue, id) = (self.inner.clone(), self.queue.clone(), self.id);
         let mut read = Some(read);
@@ -251,8 +280,9 @@ impl Subscription {
         let (result, cost) = inner.wait_reading(None, |reader| {
             if let Some(message) = lock(&queue.state).messages.pop_front() {
                 let cost = queue.cost(&message, slot_size);
-                return read.take().map(|read| Ok((read(&View::of(&message)), cost)));
+                return read.take().map(|read| Ok((read(&message.view()), cost)));
             }
+            self.pay_ahead();
             if let Some(end) = self.end() {
                 return Some(Err(end));
             }
@@ -260,7 +290,7 @@ impl Subscription {
                 if header.dropped > 0 {
                     self.queue.set_dropped(header.dropped);
                 }
-                let view = View { topic, header: *header, bytes: Bytes::InRing(ring, record) };
+                let view = View::in_ring(topic, header, ring, record);
                 let cost = message_cost(record.len, slot_size, queue.capacity);
                 read.take().map(|read| Ok((read(&view), cost)))
             })?
@@ -286,6 +316,7 @@ impl Subscription {
                 if !self.batch.is_empty() {
                     return Some(Ok(()));
                 }
+                self.pay_ahead();
                 self.end().map(Err)
             })??;
         }
@@ -303,7 +334,10 @@ impl Subscription {
                 let cost = self.queue.cost(&message, self.inner.limits.slot_size);
                 Some(self.took(cost).map(|()| message))
             }
-            None => self.end().or_else(|| self.inner.closed()).map(Err),
+            None => {
+                self.pay_ahead();
+                self.end().or_else(|| self.inner.closed()).map(Err)
+            }
         }
     }
 
@@ -319,6 +353,26 @@ impl Subscription {
         let state = lock(&self.queue.state);
         match state.end? {
             End::Evicted => Some(Kind::Evicted { dropped: state.dropped_by_broker }.into()),
+        }
+    }
+
+    /// Nothing waits to be taken: then messages that are being put together are next, and their room is given back
+    /// now. So a publisher that stops in mid-message holds no room that others need.
+    fn pay_ahead(&mut self) {
+        if self.queue.policy == DeliveryPolicy::DropOldest {
+            return;
+        }
+        let mut state = lock(&self.queue.state);
+        let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
+        let cells: u32 = unpaid().map(|partial| partial.cost).sum();
+        if cells == 0 {
+            return;
+        }
+        let credit = Header { id: self.id, arg: self.owed + cells, ..Header::new(RecordKind::Credit) };
+        // If there is no space now: this is called until there is something to take.
+        if self.inner.try_express(&credit, &[]).is_ok_and(|placed| placed) {
+            self.owed = 0;
+            state.partials.values_mut().for_each(|partial| partial.is_paid = true);
         }
     }
 
@@ -358,106 +412,5 @@ impl Drop for Subscription {
         lock(&self.inner.table).subscriptions.remove(&self.id);
         let serial = self.inner.next_number() as u32;
         let _ = self.inner.send(&ClientFrame::Unsubscribe { serial, subscription: self.id });
-    }
-}
-
-/// A message that is looked at where it lies: perhaps in memory that the broker writes, so its bytes can be copied out
-/// but not borrowed.
-#[derive(Debug)]
-pub struct View<'a> {
-    topic: &'a Topic,
-    header: Header,
-    bytes: Bytes<'a>,
-}
-
-#[derive(Debug)]
-enum Bytes<'a> {
-    InRing(&'a Consumer, &'a Record),
-    Here(&'a [u8]),
-}
-
-impl<'a> View<'a> {
-    fn of(message: &'a Message) -> View<'a> {
-        let header = Header { origin: message.publisher, seq: message.sequence, ..Header::new(RecordKind::Deliver) };
-        View { topic: &message.topic, header, bytes: Bytes::Here(&message.payload) }
-    }
-
-    /// The topic that it was published on.
-    #[must_use]
-    pub fn topic(&self) -> &str {
-        self.topic.as_str()
-    }
-
-    /// As [`Message::publisher`].
-    #[must_use]
-    pub fn publisher(&self) -> u32 {
-        self.header.origin
-    }
-
-    /// As [`Message::sequence`].
-    #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.header.seq
-    }
-
-    /// Bytes of payload.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self.bytes {
-            Bytes::InRing(_, record) => record.len as usize,
-            Bytes::Here(bytes) => bytes.len(),
-        }
-    }
-
-    /// Whether there is no payload.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Copies bytes from `offset` on until `to` is full.
-    ///
-    /// # Panics
-    ///
-    /// If there are not so many.
-    pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
-        assert!(
-            offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),
-            "{} bytes at {offset} of {}",
-            to.len(),
-            self.len()
-        );
-        match self.bytes {
-            Bytes::InRing(ring, record) => read_bytes_at(ring.payload(record), offset, to),
-            Bytes::Here(bytes) => to.copy_from_slice(&bytes[offset..offset + to.len()]),
-        }
-    }
-
-    /// The payload, copied.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len()];
-        self.copy_to(0, &mut bytes);
-        bytes
-    }
-
-    /// Reads the payload from its beginning.
-    #[must_use]
-    pub fn reader(&self) -> impl io::Read + '_ {
-        ViewReader { view: self, at: 0 }
-    }
-}
-
-struct ViewReader<'a> {
-    view: &'a View<'a>,
-    at: usize,
-}
-
-impl io::Read for ViewReader<'_> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let len = to.len().min(self.view.len() - self.at);
-        self.view.copy_to(self.at, &mut to[..len]);
-        self.at += len;
-        Ok(len)
     }
 }

@@ -41,7 +41,8 @@ section! {
     /// What they hold at a time comes out of one budget of `num_slots` × `slot_size`.
     SharedMemory {
         /// The largest payload of one record; larger messages go as several.
-        slot_size: u32 = 1024, Rule::MultipleOf8 { min: 64, max: 65_536, unit: "bytes" };
+        /// The name of a topic goes as one record, so it is not less than the longest name.
+        slot_size: u32 = 1024, Rule::MultipleOf8 { min: 256, max: 65_536, unit: "bytes" };
         /// How many slots of `slot_size` all connections share; 1024 of 1 KiB are 1 MiB.
         num_slots: u32 = 1024, integer(1, 1 << 20, "slots");
         /// The mode of the socket and of the segments.
@@ -79,10 +80,9 @@ section! {
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
         /// Requests that one connection may have outstanding; the next is answered `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
-        /// Requests that one responder may have under way; others of its service are asked first, then requests wait.
+        /// Requests that one responder may have under way; others of its service are asked first, then the next is
+        /// answered `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
-        /// Requests that may wait for a responder of one service; the next is answered `Overloaded`.
-        max_pending_per_service: u32 = 4096, integer(0, 1 << 20, "requests");
         /// Deadline of a request that names none.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
         /// The longest deadline that a request may name.

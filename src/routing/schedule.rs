@@ -10,9 +10,9 @@
 //! ```
 //!
 //! This is deficit round robin (Shreedhar and Varghese, 1995) with the sparse-flow rule of FQ-CoDel (RFC 8290): a
-//! connection that had nothing to say goes ahead of those that have much. The quantum is counted by the router, which ends
-//! a connection's turn; fresh ones come first. *Quiet* connections are polled in memory, few at most; *cold* ones ring.
-//! So the cost follows activity, not the number of connections.
+//! connection that had nothing to say goes ahead of those that have much. The quantum is counted by the router, which
+//! ends a connection's turn; fresh ones come first. *Quiet* connections are polled in memory, few at most; *cold* ones
+//! ring. So the cost follows activity, not the number of connections.
 
 use std::collections::VecDeque;
 

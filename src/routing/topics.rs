@@ -1,5 +1,5 @@
-//! Topics and subscriptions. A publish carries a topic's number; which subscriptions get it is kept ready in the topic, so
-//! that the hot path compares no names.
+//! Topics and subscriptions. A publish carries a topic's number; which subscriptions get it is kept ready in the
+//! topic, so that the hot path compares no names.
 
 use super::arena::{Arena, Key};
 use crate::wire::control::DeliveryPolicy;

@@ -1,6 +1,6 @@
-//! A hashed timer wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 6): 1,024 spokes of one
-//! millisecond; a timer that is further away stays in its spoke for several turns. Setting and cancelling a timer takes
-//! constant time and, once the nodes exist, no allocation: every request sets one and nearly all cancel it.
+//! A hashed timer wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987, scheme 6): 1,024 spokes of
+//! one millisecond; a timer that is further away stays in its spoke for several turns. Setting and cancelling a timer
+//! takes constant time and, once the nodes exist, no allocation: every request sets one and nearly all cancel it.
 
 const SPOKES: u64 = 1024;
 const TICK_NS: u64 = 1_000_000;

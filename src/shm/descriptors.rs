@@ -1,5 +1,5 @@
-//! Descriptors over a Unix socket (`SCM_RIGHTS`). Only the broker sends them, and only with Welcome; what a client sends
-//! along is dropped by the kernel, because the broker reads its socket without room for any.
+//! Descriptors over a Unix socket (`SCM_RIGHTS`). Only the broker sends them, and only with Welcome; what a client
+//! sends along is dropped by the kernel, because the broker reads its socket without room for any.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,

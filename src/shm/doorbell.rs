@@ -1,10 +1,12 @@
 //! Doorbells: how a process that sleeps is woken, so that no peer can make the one who rings block.
 //!
-//! An eventfd that two processes hold is one open file description: either can clear its `O_NONBLOCK`, fill its counter,
-//! and so hang the other's next write. Therefore the broker never writes to, or reads from, anything a client holds:
+//! An eventfd that two processes hold is one open file description: either can clear its `O_NONBLOCK`, fill its
+//! counter, and so hang the other's next write. Therefore the broker never writes to, or reads from, anything a client
+//! holds:
 //!
 //! - client → broker: an eventfd. The client writes; the broker only watches it, edge-triggered, and never reads it.
-//! - broker → client: an eventfd that only the broker holds. The client gets an *epoll* descriptor that watches it; each
+//! - broker → client: an eventfd that only the broker holds. The client gets an *epoll* descriptor that watches it;
+//!   each
 //!   write by the broker makes the epoll descriptor readable once.
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -101,8 +103,8 @@ impl BellBoard {
         let _ = epoll::delete(&self.epoll, &bells.from_client);
     }
 
-    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them; returns how
-    /// many. If there are none it waits up to `time` for one.
+    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them; returns
+    /// how many. If there are none it waits up to `time` for one.
     ///
     /// # Errors
     ///
@@ -165,7 +167,8 @@ impl ClientBells {
         let _ = rustix::io::write(&self.ring, &1u64.to_ne_bytes());
     }
 
-    /// Sleeps until the broker rings, the socket has something, or `timeout` is over (`None`: no end; zero: only looks).
+    /// Sleeps until the broker rings, the socket has something, or `timeout` is over (`None`: no end; zero: only
+    /// looks).
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Memory that two processes share, and how they wake each other. Layer 1; all `unsafe` of the project is in this folder.
+//! Memory that two processes share, and how they wake each other. Layer 1; all `unsafe` of the project is in this
+//! folder.
 //!
 //! | file | idea |
 //! |---|---|
@@ -10,8 +11,8 @@
 //! | `descriptors` | descriptors over a Unix socket |
 //! | `peer` | who is at the other end of a socket; on which CPU we run |
 //!
-//! The rules of the folder (design section 5): each side keeps its positions in private memory; what a peer may write is
-//! read once into a local, validated against private limits, and only the local is used; no `&[u8]` ever points into
+//! The rules of the folder (design section 5): each side keeps its positions in private memory; what a peer may write
+//! is read once into a local, validated against private limits, and only the local is used; no `&[u8]` ever points into
 //! memory that a peer can write; there is no lock in shared memory.
 
 #[cfg(not(lapce_ipc_loom))]

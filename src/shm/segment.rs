@@ -1,5 +1,6 @@
-//! The segment of one connection: an anonymous memory file, sealed so that no peer can shrink it under the other's feet,
-//! mapped by both. It has no name in any file system: when the last process that holds it is gone, so is the memory.
+//! The segment of one connection: an anonymous memory file, sealed so that no peer can shrink it under the other's
+//! feet, mapped by both. It has no name in any file system: when the last process that holds it is gone, so is the
+//! memory.
 
 use super::layout::{Geometry, PAGE_BYTES, RingName, control};
 use super::ring::{Channel, Consumer, Producer, Signal};
@@ -10,8 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// The nonces of the three rings, by which each record's tag is made. They lie in 1..2^63, so that no tag is ever 0, which
-/// is what memory reads as that nothing was written to.
+/// The nonces of the three rings, by which each record's tag is made. They lie in 1..2^63, so that no tag is ever 0,
+/// which is what memory reads as that nothing was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nonces {
     /// Of the bulk lane.
@@ -158,7 +159,8 @@ impl Segment {
         )
     }
 
-    /// The flag of whoever waits for data towards the broker (`Bulk`, `Express`: the same one) or the client (`Egress`).
+    /// The flag of whoever waits for data towards the broker (`Bulk`, `Express`: the same one) or the client
+    /// (`Egress`).
     pub(crate) fn data_signal(&self, ring: RingName) -> Signal {
         self.signal(if ring == RingName::Egress { control::EGRESS_DATA } else { control::INGRESS_DATA })
     }

@@ -13,16 +13,16 @@
 //! | 6 | `nanos` (whole word) | |
 //! | 7 | 0, reserved | |
 //!
-//! A message larger than a record goes as several, in order: [`Flags::FIRST`] on the first, [`Flags::LAST`] on the last,
-//! `total` on all. Which fields a kind uses is written at [`Kind`]; the others are 0.
+//! A message larger than a record goes as several, in order: [`Flags::FIRST`] on the first, [`Flags::LAST`] on the
+//! last, `total` on all. Which fields a kind uses is written at [`Kind`]; the others are 0.
 
 /// Words of a header after the tag.
 pub const HEADER_WORDS: usize = 7;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
-        /// What a record is. Kinds below 32 go to the broker (bulk lane below 8, express lane from there), the others to a
-        /// client.
+        /// What a record is. Kinds below 32 go to the broker (bulk lane below 8, express lane from there), the others
+        /// to a client.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Kind {
@@ -48,7 +48,8 @@ kinds! {
     Publish = 1,
     /// Bulk. `seq` chosen by the client; answered by [`Kind::Flushed`] when all before it is routed.
     Flush = 2,
-    /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit, 0 for the default.
+    /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit, 0 for the
+    /// default.
     Request = 8,
     /// Express. `seq` call; one message of the answer; [`Flags::END`] on the last message of the call.
     Response = 9,
@@ -65,7 +66,8 @@ kinds! {
     TopicName = 32,
     /// `id` topic: its number is free and may be given to another name.
     TopicGone = 33,
-    /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` publisher, `dropped` so far.
+    /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` publisher, `dropped` so
+    /// far.
     Deliver = 34,
     /// `id` subscription, `origin` publisher, `dropped` so far: the message that had begun will not be completed.
     Aborted = 35,

@@ -1,5 +1,5 @@
-//! What the tests of the semantics look at besides a client's results: `/proc`, counters, bytes that tell one message from
-//! another.
+//! What the tests of the semantics look at besides a client's results: `/proc`, counters, and bytes that tell one
+//! message from another.
 
 use super::{Broker, wait_until};
 use lapce_ipc::client::{Client, ServiceStatus, StatusReport};

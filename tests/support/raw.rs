@@ -294,7 +294,8 @@ impl Raw {
     }
 
     /// Places a record behind the one before, or at the start of the base window once the lane is drained, and rings.
-    /// `header` is what stands there whatever `payload` is. `false`: the broker said something instead of draining the lane.
+    /// `header` is what stands there whatever `payload` is. `false`: the broker said something instead of draining the
+    /// lane.
     #[track_caller]
     pub(crate) fn place(&mut self, lane: Lane, header: &[u64; HEADER_WORDS], payload: &[u8]) -> bool {
         let (index, size) = (lane as usize, cells(payload.len()));

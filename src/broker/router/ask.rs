@@ -1,7 +1,7 @@
 //! What clients ask for over the control socket, and what is said about the broker. An answer means: it is in force.
 
-use super::core::{Core, ECHO};
 use super::inlet::Published;
+use super::state::{ECHO, RouterState};
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
     BrokerFrame, ClientFrame, ConnectionStatus, DeliveryPolicy, FailedCode, InternKind, ServiceStatus, StatusReport,
@@ -12,7 +12,7 @@ use crate::wire::record::Outcome;
 
 type Answer = Result<BrokerFrame, (FailedCode, String)>;
 
-impl Core {
+impl RouterState {
     /// Carries out what the connection asks for. `None`: the connection is gone, or the frame is no question.
     pub(super) fn ask(&mut self, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
         self.inlet_of(key, id)?;

@@ -1,14 +1,14 @@
 //! Calls: requests, their answers and streams, cancels and credit, all in the express lane.
 //!
-//! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it into
-//! a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What bounds the
-//! backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
+//! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it
+//! into a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What
+//! bounds the backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
 //!
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
 //! whatever comes later finds no call.
 
-use super::core::{Core, Timer};
 use super::outlet::Doom;
+use super::state::{RouterState, Timer};
 use crate::routing::arena::Key;
 use crate::routing::services::{NoResponder, ServiceId};
 use crate::routing::wheel::TimerId;
@@ -44,7 +44,7 @@ pub(super) struct Call {
     answer_credit: u32,
 }
 
-impl Core {
+impl RouterState {
     /// Routes one record of the express lane, and consumes it.
     #[inline]
     pub(super) fn route_express(&mut self, key: u32, record: &Record) -> Result<(), Doom> {
@@ -55,8 +55,8 @@ impl Core {
             Kind::Response => self.response(key, record, &header)?,
             Kind::Cancel => self.cancel(key, &header),
             Kind::Credit => self.credit(key, &header),
-            Kind::ResponseCredit => self.response_credit(key, &header),
-            Kind::BodyCredit => self.body_credit(key, &header),
+            Kind::ResponseCredit => self.response_credit(key, &header)?,
+            Kind::BodyCredit => self.body_credit(key, &header)?,
             kind => return Err(Doom::violation(format_args!("record of kind {kind:?} in the express lane"))),
         }
         self.counters.records += 1;
@@ -129,7 +129,7 @@ impl Core {
             total: record.len,
             ..Header::new(Kind::Answer)
         };
-        let Core { inlets, outlets, .. } = self;
+        let RouterState { inlets, outlets, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref() else { return };
         outlets.send(key, &answer, Payload::Words(record.len, inlet.express.payload(record)));
         if let Some(outlet) = outlets.get_mut(key) {
@@ -181,7 +181,7 @@ impl Core {
 
     /// Sends a record of a request's body to who answers it.
     fn forward_body(&mut self, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
-        let Core { inlets, outlets, calls, .. } = self;
+        let RouterState { inlets, outlets, calls, .. } = self;
         let (Some(inlet), Some(found)) = (inlets[key as usize].as_deref(), calls.get_mut(call)) else { return };
         let payload = Payload::Words(record.len, inlet.express.payload(record));
         let flags = Flags(header.flags.0 & Flags::WHOLE.0);
@@ -236,6 +236,11 @@ impl Core {
         };
         found.body_credit = credit;
         found.body_left -= len;
+        // Many bodies, each within its credit, can be more together than is held for a responder that is busy.
+        if found.responder.is_some_and(|responder| !self.outlets.takes_calls(responder)) {
+            self.end_call(call, Outcome::Overloaded);
+            return Ok(());
+        }
         self.forward_body(key, record, header, call, 0);
         Ok(())
     }
@@ -270,7 +275,7 @@ impl Core {
             ..Header::new(Kind::Answer)
         };
         let (requester, service) = (found.requester, found.service);
-        let Core { inlets, outlets, .. } = self;
+        let RouterState { inlets, outlets, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(()) };
         outlets.send(requester, &answer, Payload::Words(len, inlet.express.payload(record)));
         if last {
@@ -300,10 +305,10 @@ impl Core {
         }
     }
 
-    fn response_credit(&mut self, key: u32, header: &Header) {
-        let Some(call) = self.call_in(key, header) else { return };
-        let Some(found) = self.calls.get_mut(call) else { return };
-        found.answer_credit = found.answer_credit.saturating_add(header.arg);
+    fn response_credit(&mut self, key: u32, header: &Header) -> Result<(), Doom> {
+        let (Some(call), most) = (self.call_in(key, header), self.settings.stream_credit) else { return Ok(()) };
+        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        found.answer_credit = given_back(found.answer_credit, header.arg, most)?;
         match found.responder {
             Some(responder) => {
                 let credit = Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) };
@@ -311,21 +316,23 @@ impl Core {
             }
             // The echo can take as much body as its requester can take answer.
             None => {
-                found.body_credit = found.body_credit.saturating_add(header.arg);
+                found.body_credit = given_back(found.body_credit, header.arg, most)?;
                 let credit =
                     Header { id: header.id, id2: header.id2, arg: header.arg, ..Header::new(Kind::RequestCredit) };
                 self.outlets.send(key, &credit, Payload::EMPTY);
             }
         }
+        Ok(())
     }
 
-    fn body_credit(&mut self, key: u32, header: &Header) {
-        let call = Key::from_u64(header.seq);
-        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else { return };
-        found.body_credit = found.body_credit.saturating_add(header.arg);
+    fn body_credit(&mut self, key: u32, header: &Header) -> Result<(), Doom> {
+        let (call, most) = (Key::from_u64(header.seq), self.settings.stream_credit);
+        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else { return Ok(()) };
+        found.body_credit = given_back(found.body_credit, header.arg, most)?;
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
         self.outlets.send(found.requester, &credit, Payload::EMPTY);
+        Ok(())
     }
 
     /// The call of the request that `header` names, if it is still under way.
@@ -392,5 +399,17 @@ impl Core {
         for (call, outcome) in calls {
             self.end_call(call, outcome);
         }
+    }
+}
+
+/// Credit after `cells` of it were given back. A side gives back what it has taken, no more: so there are never more
+/// records of credit than records that were paid for, and nobody can flood the other side with them.
+fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, Doom> {
+    match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
+        Some(sum) => Ok(sum),
+        None => Err(Doom::violation(format_args!(
+            "{cells} cells of credit were given back, where {} were taken",
+            most.saturating_sub(credit)
+        ))),
     }
 }

@@ -10,8 +10,8 @@ use crate::shm::ring::{Producer, Violation};
 use crate::shm::segment::Segment;
 use crate::wire::control::ClosingCode;
 
-/// Pages beyond its leases that a segment may hold before its client is held to have taken them: a reader that looks for
-/// its next record while the window is taken back may touch one page of each extension.
+/// Pages beyond its leases that a segment may hold before its client is held to have taken them: a reader that looks
+/// for its next record while the window is taken back may touch one page of each extension.
 const SLACK_PAGES: u64 = 3;
 
 #[derive(Debug)]

@@ -3,29 +3,32 @@
 //! | file | idea |
 //! |---|---|
 //! | `settings` | the limits, in the router's units |
-//! | `core` | what the router owns; one step of its work |
+//! | `state` | what the router owns; one step of its work |
 //! | `inlet`, `outlet` | the two halves of a connection |
+//! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `ask` | what comes over the control socket |
 //! | `turn` | the loop: work, spin, sleep |
 //!
-//! The actor is a shell: its messages are carried out by [`core::Core`], and so is the traffic, by the loop in `turn`.
+//! The actor is a shell: its messages are carried out by [`state::RouterState`], and so is the traffic, by the loop in
+//! `turn`.
 
 mod ask;
 mod calls;
-mod core;
 mod inlet;
 mod memory;
 mod outlet;
+mod polling;
 mod publish;
 mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
 mod turn;
 
-pub(crate) use self::core::Core;
+pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
@@ -60,6 +63,9 @@ pub(crate) struct Attach {
 pub(crate) struct Gone {
     pub(crate) key: u32,
     pub(crate) id: u32,
+    /// It broke the protocol: nothing of it is routed any more. (If the router itself found that out, it knows
+    /// already.)
+    pub(crate) doom: Option<Doom>,
 }
 
 /// A question from the control socket. Answers the frame to send, if the connection still exists.
@@ -90,7 +96,7 @@ pub(crate) struct ShmRouter {
 
 /// What the actor and its loop share; both run on one thread, and neither keeps a borrow across an await.
 struct Shared {
-    core: RefCell<Core>,
+    state: RefCell<RouterState>,
     owners: RefCell<HashMap<u32, Recipient<Ended>>>,
     /// A message has changed something: the loop looks.
     changed: Notify,
@@ -104,13 +110,14 @@ impl Shared {
 
     /// Tells the actors of connections that the router has ended.
     fn tell_ended(&self) {
-        if self.core.borrow().ended.is_empty() {
+        if self.state.borrow().ended.is_empty() {
             return;
         }
-        let ended = std::mem::take(&mut self.core.borrow_mut().ended);
+        let ended = std::mem::take(&mut self.state.borrow_mut().ended);
         for (info, doom) in ended {
             if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
-                // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads it.
+                // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads
+                // it.
                 let _ = owner.try_send(Ended(doom));
             }
         }
@@ -118,20 +125,20 @@ impl Shared {
 }
 
 impl ShmRouter {
-    /// A router over `core`, whose times count from `epoch`.
-    pub(crate) fn new(core: Core, epoch: Instant, alive: mpsc::Sender<()>) -> ShmRouter {
-        let (core, owners) = (RefCell::new(core), RefCell::default());
-        ShmRouter { shared: Rc::new(Shared { core, owners, changed: Notify::new(), epoch }), _alive: alive }
+    /// A router over `state`, whose times count from `epoch`.
+    pub(crate) fn new(state: RouterState, epoch: Instant, alive: mpsc::Sender<()>) -> ShmRouter {
+        let (state, owners) = (RefCell::new(state), RefCell::default());
+        ShmRouter { shared: Rc::new(Shared { state, owners, changed: Notify::new(), epoch }), _alive: alive }
     }
 
-    fn with<T>(&mut self, work: impl FnOnce(&mut Core) -> T) -> T {
+    fn with<T>(&mut self, work: impl FnOnce(&mut RouterState) -> T) -> T {
         let now = self.shared.now();
         let result = {
-            let mut core = self.shared.core.borrow_mut();
-            core.set_now(now);
-            let result = work(&mut core);
-            core.outlets.flush();
-            core.end_doomed();
+            let mut state = self.shared.state.borrow_mut();
+            state.set_now(now);
+            let result = work(&mut state);
+            state.outlets.flush();
+            state.end_doomed();
             result
         };
         self.shared.tell_ended();
@@ -160,7 +167,7 @@ impl Handler<Attach> for ShmRouter {
 
     fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
         let Attach { name, peer, segment, bells, owner } = message;
-        let attached = self.with(|core| core.attach(name, peer, segment, bells))?;
+        let attached = self.with(|state| state.attach(name, peer, segment, bells))?;
         self.shared.owners.borrow_mut().insert(attached.1, owner);
         Ok(attached)
     }
@@ -171,7 +178,10 @@ impl Handler<Gone> for ShmRouter {
 
     fn handle(&mut self, message: Gone, _: &mut Self::Context) {
         self.shared.owners.borrow_mut().remove(&message.id);
-        self.with(|core| core.client_gone(message.key, message.id));
+        self.with(|state| match message.doom {
+            Some(doom) => state.doom(message.key, message.id, doom),
+            None => state.client_gone(message.key, message.id),
+        });
     }
 }
 
@@ -179,7 +189,7 @@ impl Handler<Ask> for ShmRouter {
     type Result = MessageResult<Ask>;
 
     fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|core| core.ask(message.key, message.id, message.frame)))
+        MessageResult(self.with(|state| state.ask(message.key, message.id, message.frame)))
     }
 }
 
@@ -187,6 +197,6 @@ impl Handler<IsQuiescent> for ShmRouter {
     type Result = bool;
 
     fn handle(&mut self, _: IsQuiescent, _: &mut Self::Context) -> bool {
-        self.with(Core::is_quiescent)
+        self.with(RouterState::is_quiescent)
     }
 }

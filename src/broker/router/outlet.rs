@@ -54,6 +54,8 @@ pub(super) struct Outlet {
     /// Ours: we wait for space in the egress ring.
     space: Signal,
     waits_for_space: bool,
+    /// Cells that the client had consumed when it last rang.
+    consumed_at_ring: u64,
     /// The client's: its reader sleeps; a thread of it waits for space in a lane.
     data: Signal,
     lane_space: [Signal; 2],
@@ -79,6 +81,7 @@ impl Outlet {
             backlog_bytes: 0,
             space: segment.space_signal(RingName::Egress),
             waits_for_space: false,
+            consumed_at_ring: 0,
             data: segment.data_signal(RingName::Egress),
             lane_space: [segment.space_signal(RingName::Bulk), segment.space_signal(RingName::Express)],
             cpu: segment.cpu_words(),
@@ -102,10 +105,6 @@ impl Outlet {
     /// Whether the client's reader runs, as far as we know.
     pub(super) fn client_is_awake(&self) -> bool {
         !self.data.is_armed()
-    }
-
-    pub(super) fn waits_for_space(&self) -> bool {
-        self.waits_for_space
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -303,8 +302,20 @@ impl Outlets {
         outlet.space.arm();
     }
 
-    /// The client of `key` has rung: there may be space. What waits in the backlog goes first; answers whether publishers
-    /// that wait should try again.
+    /// The client of `key` has rung: whether we wait for space, and it has made some since it last rang.
+    pub(super) fn has_made_space(&mut self, key: u32) -> bool {
+        let Some(outlet) = self.get_mut(key).filter(|outlet| outlet.waits_for_space) else { return false };
+        match outlet.egress.look() {
+            Ok(consumed) => std::mem::replace(&mut outlet.consumed_at_ring, consumed) != consumed,
+            Err(violation) => {
+                self.doomed.push((key, violation.into()));
+                false
+            }
+        }
+    }
+
+    /// The client of `key` has rung: there may be space. What waits in the backlog goes first; answers whether
+    /// publishers that wait should try again.
     #[inline]
     pub(super) fn pump(&mut self, key: u32) -> bool {
         let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };

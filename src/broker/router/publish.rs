@@ -1,12 +1,12 @@
 //! Publishes: the bulk lane.
 //!
-//! A message goes to all its subscriptions or to none yet: first it is decided for each whether it gets the message, does
-//! without, or makes it wait; then everything is committed. A message of several records decides with its first and
-//! keeps its subscriptions to the last.
+//! A message goes to all its subscriptions or to none yet: first it is decided for each whether it gets the message,
+//! does without, or makes it wait; then everything is committed. A message of several records decides with its first
+//! and keeps its subscriptions to the last.
 
-use super::core::{Core, Lane};
 use super::inlet::{Info, Partial};
 use super::outlet::Doom;
+use super::state::{Lane, RouterState};
 use crate::broker::events::Event;
 use crate::routing::arena::Key;
 use crate::routing::topics::TopicId;
@@ -38,7 +38,7 @@ struct Message {
     flags: Flags,
 }
 
-impl Core {
+impl RouterState {
     /// Routes one record of the bulk lane; it is consumed unless it must wait.
     #[inline]
     pub(super) fn route_bulk(&mut self, key: u32, record: &Record) -> Result<Lane, Doom> {
@@ -114,8 +114,9 @@ impl Core {
             let cost = message_cost(message.total, slot_size, subscription.capacity);
             let has_credit = subscription.credit >= cost || subscription.policy == DeliveryPolicy::DropOldest;
             let announce = !target.announced;
-            let lengths = [message.len, name];
-            let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[..1 + usize::from(announce)]);
+            // In the order in which they are pushed: the name comes first, and the order decides what fits.
+            let lengths = [name, message.len];
+            let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
                 return Err(subscription.owner);
             }
@@ -127,7 +128,7 @@ impl Core {
 
     #[inline]
     fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
-        let Core { inlets, outlets, topics, chosen, counters, .. } = self;
+        let RouterState { inlets, outlets, topics, chosen, counters, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         inlet.partial_targets.clear();
@@ -198,7 +199,7 @@ impl Core {
                 return Ok(Lane::Parked);
             }
         }
-        let Core { inlets, outlets, topics, .. } = self;
+        let RouterState { inlets, outlets, topics, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(Lane::Dry) };
         let payload = Payload::Words(len, inlet.bulk.payload(record));
         if let Some(partial) = &mut inlet.partial {
@@ -227,7 +228,7 @@ impl Core {
 
     /// The first connection whose ring has no space for a further record of the message under way.
     fn blocks_further(&mut self, key: u32, len: u32) -> Option<u32> {
-        let Core { inlets, outlets, topics, .. } = self;
+        let RouterState { inlets, outlets, topics, .. } = self;
         outlets.start_plan();
         let inlet = inlets[key as usize].as_deref()?;
         let mut owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);

@@ -1,7 +1,8 @@
-//! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one thread.
+//! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one
+//! thread.
 
-use super::core::Core;
 use super::settings::Settings;
+use super::state::RouterState;
 use crate::broker::events::Events;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
@@ -14,7 +15,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 struct Router {
-    core: Core,
+    state: RouterState,
 }
 
 struct Peer {
@@ -32,17 +33,17 @@ impl Router {
     fn new(change: impl FnOnce(&mut Config)) -> Router {
         let mut config = Config::default();
         change(&mut config);
-        Router { core: Core::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap() }
+        Router { state: RouterState::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap() }
     }
 
     fn connect(&mut self) -> Peer {
-        let geometry = self.core.settings.geometry;
+        let geometry = self.state.settings.geometry;
         let nonces = Nonces::random().unwrap();
         let segment = Segment::create(geometry, nonces, 0o600).unwrap();
         let (bells, descriptors) = BrokerBells::new().unwrap();
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned().unwrap(), geometry, nonces).unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        let (key, id) = self.core.attach("peer".parse().unwrap(), peer, segment, bells).unwrap();
+        let (key, id) = self.state.attach("peer".parse().unwrap(), peer, segment, bells).unwrap();
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair().unwrap();
         let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
@@ -50,7 +51,7 @@ impl Router {
     }
 
     fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
-        let answer = self.core.ask(peer.key, peer.id, frame).expect("the connection exists");
+        let answer = self.state.ask(peer.key, peer.id, frame).expect("the connection exists");
         self.run();
         answer
     }
@@ -86,15 +87,15 @@ impl Router {
 
     /// Works until there is nothing to do.
     fn run(&mut self) {
-        self.core.look();
-        while self.core.step() | self.core.poll_quiet() {}
-        self.core.end_doomed();
-        self.core.outlets.flush();
+        self.state.look();
+        while self.state.step() | self.state.poll_quiet() {}
+        self.state.end_doomed();
+        self.state.outlets.flush();
     }
 
     fn pass(&mut self, ms: u64) {
-        let now = self.core.now + ms * 1_000_000;
-        self.core.advance(now);
+        let now = self.state.now + ms * 1_000_000;
+        self.state.advance(now);
         self.run();
     }
 }
@@ -190,18 +191,18 @@ fn steady_routing_allocates_nothing() {
         }
         requester.egress.publish();
         assert_eq!(answers, 2);
-        router.core.advance(u64::from(n) * 10_000);
+        router.state.advance(u64::from(n) * 10_000);
     };
     for n in 0..2000 {
         round(&mut router, n);
     }
-    let before = router.core.counters.records;
+    let before = router.state.counters.records;
     let counted = allocation_counter::measure(|| {
         for n in 2000..4000 {
             round(&mut router, n);
         }
     });
-    assert_eq!(router.core.counters.records - before, 2000 * 4);
+    assert_eq!(router.state.counters.records - before, 2000 * 4);
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
@@ -219,11 +220,11 @@ fn a_publish_goes_to_all_or_waits_and_nothing_is_doubled() {
     // Nine cells of credit less what may be owed: the slow one stops the publisher.
     let before = quick.take_all(&mut router).len();
     assert!((5..15).contains(&before), "{before}");
-    assert_eq!(router.core.counters.parked, 1);
+    assert_eq!(router.state.counters.parked, 1);
     router.pass(999);
-    assert_eq!(router.core.counters.evicted, 0);
+    assert_eq!(router.state.counters.evicted, 0);
     router.pass(2);
-    assert_eq!(router.core.counters.evicted, 1);
+    assert_eq!(router.state.counters.evicted, 1);
     let after = quick.take_all(&mut router);
     let numbers: Vec<u64> = after.iter().map(|(header, _)| header.seq).collect();
     assert_eq!(before - 1 + after.len(), 15, "the first record named the topic");
@@ -258,8 +259,8 @@ fn each_request_has_one_outcome() {
     let late = Header { flags, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
     responder.push(true, late, b"z");
     router.run();
-    assert_eq!((router.core.counters.late, requester.take()), (1, None));
-    assert!(router.core.is_quiescent());
+    assert_eq!((router.state.counters.late, requester.take()), (1, None));
+    assert!(router.state.is_quiescent());
 }
 
 #[test]
@@ -272,7 +273,7 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         requester.request(slot, 1, service, b"x");
         router.run();
     }
-    router.core.client_gone(responder.key, responder.id);
+    router.state.client_gone(responder.key, responder.id);
     router.run();
     let failed = requester.take_all(&mut router);
     assert_eq!(failed.len(), 10);
@@ -283,11 +284,11 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         requester.request(slot, 2, service, b"x");
         router.run();
     }
-    assert_eq!(router.core.calls.len(), 10);
-    router.core.client_gone(requester.key, requester.id);
+    assert_eq!(router.state.calls.len(), 10);
+    router.state.client_gone(requester.key, requester.id);
     router.run();
-    assert_eq!(router.core.calls.len(), 0);
-    assert!(router.core.is_quiescent());
+    assert_eq!(router.state.calls.len(), 0);
+    assert!(router.state.is_quiescent());
 }
 
 #[test]
@@ -299,12 +300,12 @@ fn a_client_that_goes_has_its_lanes_drained_first() {
     for n in 0..9u8 {
         assert!(publisher.publish(topic, &[n]));
     }
-    router.core.client_gone(publisher.key, publisher.id);
+    router.state.client_gone(publisher.key, publisher.id);
     router.run();
     let taken = subscriber.take_all(&mut router);
     assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
-    assert!(router.core.inlet(publisher.key).is_none());
-    assert_eq!(router.core.topics.len(), 0);
+    assert!(router.state.inlet(publisher.key).is_none());
+    assert_eq!(router.state.topics.len(), 0);
     assert_eq!(kinds(&taken).last(), Some(&Kind::TopicGone));
 }
 
@@ -315,7 +316,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
     let echo = router.service(&silent, "echo");
     let others = router.service(&other, "echo");
     let mut generation = 0;
-    while router.core.inlet(silent.key).is_some() {
+    while router.state.inlet(silent.key).is_some() {
         generation += 1;
         assert!(generation < 2000, "never ended");
         silent.request(0, generation, echo, &[1; 1000]);
@@ -323,7 +324,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
         router.run();
         assert_eq!(kinds(&other.take_all(&mut router)), [Kind::Answer]);
     }
-    let (info, doom) = router.core.ended.pop().unwrap();
+    let (info, doom) = router.state.ended.pop().unwrap();
     assert_eq!((info.id, doom.code), (silent.id, ClosingCode::SlowConsumer));
 }
 
@@ -340,14 +341,14 @@ fn windows_grow_under_load_and_are_given_back() {
         }
     }
     router.run();
-    assert!(router.core.outlets.memory.budget().used() > 0);
+    assert!(router.state.outlets.memory.budget().used() > 0);
     let delivered = subscriber.take_all(&mut router).len();
     assert!(delivered > 200, "{delivered}");
-    assert!(router.core.cool_all());
+    assert!(router.state.cool_all());
     for _ in 0..3 {
         router.pass(600);
     }
-    assert_eq!(router.core.outlets.memory.budget().used(), 0);
+    assert_eq!(router.state.outlets.memory.budget().used(), 0);
     publisher.publish(topic, b"still works");
     router.run();
     assert_eq!(subscriber.take().unwrap().1, b"still works");

@@ -15,7 +15,7 @@
 //! ```
 
 use super::Shared;
-use super::core::Core;
+use super::state::RouterState;
 use crate::config::WaitStrategy;
 use crate::shm::peer::current_cpu;
 use std::io;
@@ -31,8 +31,8 @@ const LOOK_EVERY: u64 = 3_000;
 const SPIN_MIN: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
-/// How long the thread sleeps on the bells alone before it goes to sleep in the runtime, which also hears the mailbox: a
-/// client that answers at once finds a router that is one system call away. A message in the mailbox waits as long.
+/// How long the thread sleeps on the bells alone before it goes to sleep in the runtime, which also hears the mailbox:
+/// a client that answers at once finds a router that is one system call away. A message in the mailbox waits as long.
 const NAP: Duration = Duration::from_micros(300);
 
 /// Runs until the process ends.
@@ -42,8 +42,8 @@ const NAP: Duration = Duration::from_micros(300);
 /// If the system refuses what the loop waits with.
 pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
     let (board, wait, spin_max) = {
-        let core = shared.core.borrow();
-        (core.board().as_fd().try_clone_to_owned()?, core.settings.wait, core.settings.spin_max)
+        let state = shared.state.borrow();
+        (state.board().as_fd().try_clone_to_owned()?, state.settings.wait, state.settings.spin_max)
     };
     // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
     #[allow(deprecated)]
@@ -73,52 +73,52 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
 
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
-    let mut core = shared.core.borrow_mut();
+    let mut state = shared.state.borrow_mut();
     let started = shared.now();
-    let turn_max = core.settings.turn_max;
-    core.advance(started);
-    look_if_due(&mut core, looked);
+    let turn_max = state.settings.turn_max;
+    state.advance(started);
+    look_if_due(&mut state, looked);
     loop {
-        let worked = core.step();
-        let found = core.poll_quiet();
+        let worked = state.step();
+        let found = state.poll_quiet();
         if !worked && !found {
             return false;
         }
-        core.set_now(shared.now());
-        look_if_due(&mut core, looked);
-        if core.now - started > turn_max {
+        state.set_now(shared.now());
+        look_if_due(&mut state, looked);
+        if state.now - started > turn_max {
             return true;
         }
     }
 }
 
 /// Looks at the bells, unless that was done a moment ago: it is a system call.
-fn look_if_due(core: &mut Core, looked: &mut u64) -> usize {
-    if core.now - *looked < LOOK_EVERY {
+fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
+    if state.now - *looked < LOOK_EVERY {
         return 0;
     }
-    *looked = core.now;
-    core.look()
+    *looked = state.now;
+    state.look()
 }
 
 /// Spins for up to `budget` nanoseconds, while it can pay. Answers whether there is something to do.
 fn spin_for_work(shared: &Shared, budget: u64, looked: &mut u64) -> bool {
-    let mut core = shared.core.borrow_mut();
+    let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
-    core.publish_cpu(cpu);
+    state.publish_cpu(cpu);
     let started = shared.now();
-    while core.spinning_can_pay(cpu) {
+    while state.spinning_can_pay(cpu) {
         for _ in 0..POLLS {
-            if core.poll_quiet() {
+            if state.poll_quiet() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        core.set_now(shared.now());
-        if look_if_due(&mut core, looked) > 0 {
+        state.set_now(shared.now());
+        if look_if_due(&mut state, looked) > 0 {
             return true;
         }
-        if core.now - started > budget {
+        if state.now - started > budget {
             return false;
         }
     }
@@ -137,20 +137,20 @@ enum Nap {
 
 /// Arms every flag, looks once more, and sleeps on the bells for a moment.
 fn nap(shared: &Shared) -> Nap {
-    let mut core = shared.core.borrow_mut();
-    core.publish_cpu(current_cpu());
-    if !core.cool_all() || core.look() > 0 {
+    let mut state = shared.state.borrow_mut();
+    state.publish_cpu(current_cpu());
+    if !state.cool_all() || state.look() > 0 {
         return Nap::NotYet;
     }
-    core.counters.sleeps += 1;
-    let rang = core.look_for(NAP);
-    core.set_now(shared.now());
+    state.counters.sleeps += 1;
+    let rang = state.look_for(NAP);
+    state.set_now(shared.now());
     if rang > 0 { Nap::Woken } else { Nap::Over }
 }
 
 /// Sleeps until there is something to do; nobody is polled meanwhile.
 async fn sleep(shared: &Shared, board: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let next = shared.core.borrow().wheel.next();
+    let next = shared.state.borrow().wheel.next();
     let until = next.map(|at| shared.epoch + Duration::from_nanos(at));
     let timer = async {
         match until {

@@ -6,6 +6,7 @@ use crate::cli::children::{Folder, Running};
 use crate::cli::exit::{Code, Failure};
 use crate::cli::place::Place;
 use crate::client::Client;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -13,6 +14,9 @@ use std::time::Duration;
 
 /// How long a process may take to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a process may take to start, or to answer when all is done.
+const ANSWER: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// One of the other processes. It ends with its stdin, so also when we are killed; when this is dropped, and waited
 /// for.
@@ -47,8 +51,14 @@ impl Member {
     ///
     /// # Errors
     ///
-    /// If it ends before.
+    /// If it ends before, or takes longer than anything here should.
     pub(super) fn line(&mut self) -> io::Result<String> {
+        // Lines are short and come whole: what the buffer does not have, the pipe has.
+        if self.lines.buffer().is_empty()
+            && poll(&mut [PollFd::new(self.lines.get_ref(), PollFlags::IN)], Some(&ANSWER)) == Ok(0)
+        {
+            return Err(io::Error::other("it does not answer"));
+        }
         let mut line = String::new();
         match self.lines.read_line(&mut line)? {
             0 => Err(io::Error::other("it ended at once; see above")),

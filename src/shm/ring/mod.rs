@@ -10,12 +10,12 @@
 //!
 //! The producer counts the cells that it ever *claimed*, the consumer those that it ever *consumed*; both counts are
 //! private. A record's first word is its tag, `nonce + claimed`, which never comes twice, so a consumer knows its next
-//! record by the tag alone and looks for it in three places: behind the last record, at the start of the base window, at
-//! the start of the extension. Therefore the producer may start a new *lap* at either start without telling anybody:
-//! wrapping round, starting again at cell 0 when the ring is drained, growing into the extension and coming back from it
-//! are all the same step, and unused cells at the end of a lap cost nothing. `position` decides where a record goes,
-//! `producer` and `consumer` carry it out, `signal` is how either side waits. The rules R1–R9 are in `actors.md`; comments
-//! name the rule that a line keeps.
+//! record by the tag alone and looks for it in three places: behind the last record, at the start of the base window,
+//! at the start of the extension. Therefore the producer may start a new *lap* at either start without telling anybody:
+//! wrapping round, starting again at cell 0 when the ring is drained, growing into the extension and coming back from
+//! it are all the same step, and unused cells at the end of a lap cost nothing. `position` decides where a record goes,
+//! `producer` and `consumer` carry it out, `signal` is how either side waits. The rules R1–R9 are in `actors.md`;
+//! comments name the rule that a line keeps.
 
 mod consumer;
 #[cfg(all(test, lapce_ipc_loom))]

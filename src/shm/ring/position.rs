@@ -9,9 +9,9 @@ pub(crate) enum Bank {
 
 /// The producer's position: which cells are claimed, and in which lap.
 ///
-/// A *lap* is a run of records that began at the start of a bank. At most two are in flight, the current one and the one
-/// before, because a new lap may only begin when all before the current one is consumed (R2). So two start counts say
-/// which cells are free.
+/// A *lap* is a run of records that began at the start of a bank. At most two are in flight, the current one and the
+/// one before, because a new lap may only begin when all before the current one is consumed (R2). So two start counts
+/// say which cells are free.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     claimed: u64,
@@ -36,8 +36,8 @@ impl Plan {
         self.claimed
     }
 
-    /// Claims `cells` contiguous cells, given what the consumer has `consumed` of them and how many each bank offers now.
-    /// Answers where they lie, or `None` if they do not fit yet; then nothing has changed.
+    /// Claims `cells` contiguous cells, given what the consumer has `consumed` of them and how many each bank offers
+    /// now. Answers where they lie, or `None` if they do not fit yet; then nothing has changed.
     ///
     /// A record that fits into the base window always fits once the consumer has consumed everything.
     #[inline]
@@ -120,8 +120,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the sizes and the consumer's pace: no record overlaps one in flight or leaves its bank, and a record
-        /// of base size always fits into a drained ring.
+        /// Whatever the sizes and the consumer's pace: no record overlaps one in flight or leaves its bank, and a
+        /// record of base size always fits into a drained ring.
         #[test]
         fn records_in_flight_never_overlap(
             base in 1u32..12, steps in prop::collection::vec((1u32..12, 0usize..6, prop::option::of(0u32..40)), 1..400)

@@ -41,7 +41,8 @@ impl Producer {
         Producer { ring, plan: Plan::START, consumed: 0, window: 0 }
     }
 
-    /// Before a client's thread places records: says that it is inside, then reads how far the extension may be used (R7).
+    /// Before a client's thread places records: says that it is inside, then reads how far the extension may be used
+    /// (R7).
     #[inline]
     pub(crate) fn enter(&mut self) {
         let control = self.ring.control.all();
@@ -66,6 +67,16 @@ impl Producer {
     pub(crate) fn is_drained(&mut self) -> Result<bool, Violation> {
         self.refresh()?;
         Ok(self.consumed == self.plan.claimed())
+    }
+
+    /// Cells that the consumer has consumed, as of now.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    pub(crate) fn look(&mut self) -> Result<u64, Violation> {
+        self.refresh()?;
+        Ok(self.consumed)
     }
 
     /// Cells of the extension in use by this ring.

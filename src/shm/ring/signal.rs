@@ -8,8 +8,8 @@
 //!        sleep on the doorbell
 //! ```
 //!
-//! Of the two fences one comes first in their total order, so either the sleeper's last look sees the publication or the
-//! waker sees the flag (R8). The doorbell is rung at most once for each time that the flag was armed.
+//! Of the two fences one comes first in their total order, so either the sleeper's last look sees the publication or
+//! the waker sees the flag (R8). The doorbell is rung at most once for each time that the flag was armed.
 
 use crate::shm::words::Words;
 use crate::sync::{Ordering, Site, fence};

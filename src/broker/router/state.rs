@@ -5,7 +5,7 @@
 
 use super::inlet::{Info, Inlet, Parked};
 use super::memory::{self, Memory};
-use super::outlet::{Doom, MOST_WOKEN, Outlet, Outlets};
+use super::outlet::{Doom, Outlet, Outlets};
 use super::publish::Chosen;
 use super::settings::Settings;
 use crate::broker::events::Events;
@@ -19,7 +19,6 @@ use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
 use crate::wire::name::Name;
 use std::io;
-use std::time::Duration;
 
 use super::calls::Call;
 
@@ -29,7 +28,7 @@ pub(crate) const ECHO: &str = "echo";
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
 /// How long a connection must have been cold before its extensions are taken back.
-const IDLE: u64 = 500_000_000;
+pub(super) const IDLE: u64 = 500_000_000;
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +69,7 @@ pub(crate) struct Counters {
 }
 
 /// The router's state.
-pub(crate) struct Core {
+pub(crate) struct RouterState {
     pub(super) settings: Settings,
     pub(super) inlets: Vec<Option<Box<Inlet>>>,
     free_keys: Vec<u32>,
@@ -82,8 +81,8 @@ pub(crate) struct Core {
     pub(super) wheel: Wheel<Timer>,
     due: Vec<Timer>,
     pub(super) schedule: Schedule,
-    board: BellBoard,
-    rang: Vec<u32>,
+    pub(super) board: BellBoard,
+    pub(super) rang: Vec<u32>,
     pub(super) chosen: Vec<Chosen>,
     pub(super) now: u64,
     pub(super) counters: Counters,
@@ -103,19 +102,19 @@ pub(super) enum Lane {
     Parked,
 }
 
-impl Core {
+impl RouterState {
     /// A router without connections.
     ///
     /// # Errors
     ///
     /// If the system refuses an epoll descriptor.
-    pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<Core> {
+    pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
         let mut services = Services::new(settings.max_services);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
         let mut wheel = Wheel::new(now);
         wheel.set(now + settings.audit_interval, Timer::Audit);
-        Ok(Core {
+        Ok(RouterState {
             inlets: Vec::new(),
             free_keys: Vec::new(),
             outlets: Outlets::new(Memory::new(settings.budget, settings.max_window), settings.max_backlog_bytes),
@@ -234,6 +233,13 @@ impl Core {
         self.schedule.wake(key);
     }
 
+    /// The connection `key` broke the protocol over its control socket.
+    pub(super) fn doom(&mut self, key: u32, id: u32, doom: Doom) {
+        if self.inlet_of(key, id).is_some() {
+            self.outlets.doomed.push((key, doom));
+        }
+    }
+
     /// Whether nothing is under way.
     pub(super) fn is_quiescent(&mut self) -> bool {
         self.schedule.is_idle()
@@ -245,44 +251,6 @@ impl Core {
                         && matches!(inlet.bulk.peek(), Ok(None))
                 }) && self.outlets.get(key).is_none_or(|outlet| !outlet.has_backlog())
             })
-    }
-
-    /// Looks who has rung. Answers how many.
-    pub(super) fn look(&mut self) -> usize {
-        self.look_for(Duration::ZERO)
-    }
-
-    /// The same, and waits up to `time` if nobody has.
-    pub(super) fn look_for(&mut self, time: Duration) -> usize {
-        self.counters.looks += 1;
-        let (rang, board) = (&mut self.rang, &self.board);
-        rang.clear();
-        let count = board.look(time, |key| rang.push(key)).unwrap_or(0);
-        for at in 0..self.rang.len() {
-            let key = self.rang[at];
-            self.rang_by(key);
-        }
-        count
-    }
-
-    fn rang_by(&mut self, key: u32) {
-        let (now, most) = (self.now, self.settings.max_rings_without_progress);
-        // One that we asked for, when we wait for space, brings no record and is no fault.
-        let asked = self.outlets.get(key).is_some_and(Outlet::waits_for_space);
-        let Some(inlet) = self.inlet_mut(key) else { return };
-        inlet.rings += u32::from(!asked);
-        if inlet.rings > most {
-            if now - inlet.rings_since < 1_000_000_000 {
-                let reason = format!("it rang {} times in a second without sending anything", inlet.rings);
-                self.outlets.doomed.push((key, Doom { code: crate::wire::control::ClosingCode::Overuse, reason }));
-            } else {
-                (inlet.rings, inlet.rings_since) = (0, now);
-            }
-        }
-        self.schedule.wake(key);
-        if self.outlets.pump(key) {
-            self.retry_waiters(key);
-        }
     }
 
     /// Publishers that were parked on `key` try again.
@@ -385,79 +353,6 @@ impl Core {
                     self.outlets.doomed.push((key, doom));
                     return Lane::Dry;
                 }
-            }
-        }
-    }
-
-    /// Polls the quiet connections. Answers whether one has something.
-    pub(super) fn poll_quiet(&mut self) -> bool {
-        let mut any = false;
-        let mut at = 0;
-        while let Some(&key) = self.schedule.quiet().get(at) {
-            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else {
-                self.schedule.cools(key);
-                continue;
-            };
-            let found = !matches!(inlet.express.peek(), Ok(None))
-                || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
-            if found {
-                any = true;
-                self.schedule.wake(key);
-            } else {
-                at += 1;
-            }
-        }
-        any
-    }
-
-    /// Stops polling `key`: arms its flag, then looks once more (R8).
-    fn cool(&mut self, key: u32) {
-        self.schedule.cools(key);
-        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        inlet.data.arm();
-        let found = !matches!(inlet.express.peek(), Ok(None))
-            || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
-        if found {
-            inlet.data.disarm();
-            self.schedule.wake(key);
-            return;
-        }
-        let egress = self.outlets.get(key).map_or(0, |outlet| outlet.egress.window());
-        if inlet.windows() + egress > 0 && !inlet.is_watched {
-            inlet.is_watched = true;
-            self.wheel.set(self.now + IDLE, Timer::Idle(key, inlet.info.id));
-        }
-    }
-
-    /// Before the router sleeps: nobody is polled any more. Answers whether it may sleep.
-    pub(super) fn cool_all(&mut self) -> bool {
-        self.outlets.woken.clear();
-        while let Some(&key) = self.schedule.quiet().first() {
-            self.cool(key);
-        }
-        self.schedule.is_idle()
-    }
-
-    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we have
-    /// woken needs our CPU, or that of one who spins, to run on.
-    pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> bool {
-        let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
-        let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());
-        let pays = awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu));
-        let is_crowded = |key: u32| {
-            let Some(outlet) = self.outlets.get(key).filter(|outlet| outlet.client_is_awake()) else { return false };
-            let cpu = outlet.cpu.client();
-            cpu == Some(own_cpu)
-                || outlets().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
-        };
-        pays && self.outlets.woken.len() < MOST_WOKEN && !self.outlets.woken.iter().any(|key| is_crowded(*key))
-    }
-
-    /// Publishes to the quiet clients on which CPU the router waits.
-    pub(super) fn publish_cpu(&self, cpu: usize) {
-        for key in self.schedule.quiet() {
-            if let Some(outlet) = self.outlets.get(*key) {
-                outlet.cpu.set_broker(cpu);
             }
         }
     }

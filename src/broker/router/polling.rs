@@ -1,0 +1,122 @@
+//! Who is polled, who rings, and whether waiting awake can pay.
+//!
+//! A *quiet* connection is polled in memory; a *cold* one has its flag armed and rings. Going from one to the other:
+//! arm the flag, fence, look once more (R8).
+
+use super::outlet::{Doom, MOST_WOKEN};
+use super::state::{IDLE, RouterState, Timer};
+use crate::wire::control::ClosingCode;
+use std::time::Duration;
+
+impl RouterState {
+    /// Looks who has rung. Answers how many.
+    pub(super) fn look(&mut self) -> usize {
+        self.look_for(Duration::ZERO)
+    }
+
+    /// The same, and waits up to `time` if nobody has.
+    pub(super) fn look_for(&mut self, time: Duration) -> usize {
+        self.counters.looks += 1;
+        let (rang, board) = (&mut self.rang, &self.board);
+        rang.clear();
+        let count = board.look(time, |key| rang.push(key)).unwrap_or(0);
+        for at in 0..self.rang.len() {
+            let key = self.rang[at];
+            self.rang_by(key);
+        }
+        count
+    }
+
+    fn rang_by(&mut self, key: u32) {
+        let (now, most) = (self.now, self.settings.max_rings_without_progress);
+        // One that we asked for, when we wait for space, brings no record and is no fault, if there is space now.
+        let asked = self.outlets.has_made_space(key);
+        let Some(inlet) = self.inlet_mut(key) else { return };
+        inlet.rings += u32::from(!asked);
+        if inlet.rings > most {
+            if now - inlet.rings_since < 1_000_000_000 {
+                let reason = format!("it rang {} times in a second without sending anything", inlet.rings);
+                self.outlets.doomed.push((key, Doom { code: ClosingCode::Overuse, reason }));
+            } else {
+                (inlet.rings, inlet.rings_since) = (0, now);
+            }
+        }
+        self.schedule.wake(key);
+        if self.outlets.pump(key) {
+            self.retry_waiters(key);
+        }
+    }
+
+    /// Polls the quiet connections. Answers whether one has something.
+    pub(super) fn poll_quiet(&mut self) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while let Some(&key) = self.schedule.quiet().get(at) {
+            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else {
+                self.schedule.cools(key);
+                continue;
+            };
+            let found = !matches!(inlet.express.peek(), Ok(None))
+                || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
+            if found {
+                any = true;
+                self.schedule.wake(key);
+            } else {
+                at += 1;
+            }
+        }
+        any
+    }
+
+    /// Stops polling `key`: arms its flag, then looks once more (R8).
+    pub(super) fn cool(&mut self, key: u32) {
+        self.schedule.cools(key);
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        inlet.data.arm();
+        let found = !matches!(inlet.express.peek(), Ok(None))
+            || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
+        if found {
+            inlet.data.disarm();
+            self.schedule.wake(key);
+            return;
+        }
+        let egress = self.outlets.get(key).map_or(0, |outlet| outlet.egress.window());
+        if inlet.windows() + egress > 0 && !inlet.is_watched {
+            inlet.is_watched = true;
+            self.wheel.set(self.now + IDLE, Timer::Idle(key, inlet.info.id));
+        }
+    }
+
+    /// Before the router sleeps: nobody is polled any more. Answers whether it may sleep.
+    pub(super) fn cool_all(&mut self) -> bool {
+        self.outlets.woken.clear();
+        while let Some(&key) = self.schedule.quiet().first() {
+            self.cool(key);
+        }
+        self.schedule.is_idle()
+    }
+
+    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we
+    /// have woken needs our CPU, or that of one who spins, to run on.
+    pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> bool {
+        let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
+        let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());
+        let pays = awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu));
+        let is_crowded = |key: u32| {
+            let Some(outlet) = self.outlets.get(key).filter(|outlet| outlet.client_is_awake()) else { return false };
+            let cpu = outlet.cpu.client();
+            cpu == Some(own_cpu)
+                || outlets().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
+        };
+        pays && self.outlets.woken.len() < MOST_WOKEN && !self.outlets.woken.iter().any(|key| is_crowded(*key))
+    }
+
+    /// Publishes to the quiet clients on which CPU the router waits.
+    pub(super) fn publish_cpu(&self, cpu: usize) {
+        for key in self.schedule.quiet() {
+            if let Some(outlet) = self.outlets.get(*key) {
+                outlet.cpu.set_broker(cpu);
+            }
+        }
+    }
+}

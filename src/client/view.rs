@@ -1,0 +1,114 @@
+//! Looking at a message where it lies.
+
+#[cfg(doc)]
+use super::Message;
+use super::Topic;
+use crate::shm::ring::{Consumer, Record};
+use crate::shm::words::read_bytes_at;
+use crate::wire::record::Header;
+use std::io;
+
+/// A message that is looked at where it lies: perhaps in memory that the broker writes, so its bytes can be copied out
+/// but not borrowed.
+#[derive(Debug)]
+pub struct View<'a> {
+    topic: &'a Topic,
+    publisher: u32,
+    sequence: u64,
+    bytes: Bytes<'a>,
+}
+
+#[derive(Debug)]
+enum Bytes<'a> {
+    InRing(&'a Consumer, &'a Record),
+    Here(&'a [u8]),
+}
+
+impl<'a> View<'a> {
+    pub(super) fn in_ring(topic: &'a Topic, header: &Header, ring: &'a Consumer, record: &'a Record) -> View<'a> {
+        View { topic, publisher: header.origin, sequence: header.seq, bytes: Bytes::InRing(ring, record) }
+    }
+
+    pub(super) fn here(topic: &'a Topic, publisher: u32, sequence: u64, bytes: &'a [u8]) -> View<'a> {
+        View { topic, publisher, sequence, bytes: Bytes::Here(bytes) }
+    }
+
+    /// The topic that it was published on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.as_str()
+    }
+
+    /// As [`Message::publisher`].
+    #[must_use]
+    pub fn publisher(&self) -> u32 {
+        self.publisher
+    }
+
+    /// As [`Message::sequence`].
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Bytes of payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self.bytes {
+            Bytes::InRing(_, record) => record.len as usize,
+            Bytes::Here(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there is no payload.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes from `offset` on until `to` is full.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
+        assert!(
+            offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),
+            "{} bytes at {offset} of {}",
+            to.len(),
+            self.len()
+        );
+        match self.bytes {
+            Bytes::InRing(ring, record) => read_bytes_at(ring.payload(record), offset, to),
+            Bytes::Here(bytes) => to.copy_from_slice(&bytes[offset..offset + to.len()]),
+        }
+    }
+
+    /// The payload, copied.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len()];
+        self.copy_to(0, &mut bytes);
+        bytes
+    }
+
+    /// Reads the payload from its beginning.
+    #[must_use]
+    pub fn reader(&self) -> impl io::Read + '_ {
+        ViewReader { view: self, at: 0 }
+    }
+}
+
+struct ViewReader<'a> {
+    view: &'a View<'a>,
+    at: usize,
+}
+
+impl io::Read for ViewReader<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let len = to.len().min(self.view.len() - self.at);
+        self.view.copy_to(self.at, &mut to[..len]);
+        self.at += len;
+        Ok(len)
+    }
+}
