@@ -361,11 +361,8 @@ impl AsyncReplyStream {
             return None;
         }
         let stream = &self.stream;
-        let next = until(&self.client.inner, || stream.poll()).await.and_then(|next| next).transpose();
-        if !matches!(next, Some(Ok(_))) {
-            self.stream.finish();
-        }
-        next
+        let found = until(&self.client.inner, || stream.poll()).await.and_then(|found| found);
+        self.stream.took(found).transpose()
     }
 }
 

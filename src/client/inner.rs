@@ -206,10 +206,10 @@ impl Inner {
                 return Ok(found);
             }
             if reader.sort(self) > 0 {
-                self.pass_on();
                 if let Some(found) = ready(Some(reader)) {
                     return Ok(found);
                 }
+                self.pass_on();
                 continue;
             }
             if let Some(closed) = self.closed() {

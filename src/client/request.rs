@@ -107,16 +107,17 @@ impl Pending {
         state.body_credit = state.body_credit.saturating_add(cells);
     }
 
-    /// What there is: a message, the end, or (`None`) nothing yet. And how much credit is to be given back.
-    fn take(&self, step: u32) -> (Option<Result<Option<Vec<u8>>>>, u32) {
+    /// What there is, or `None`; and how much credit is to be given back.
+    fn take(&self, step: u32) -> (Option<Result<Found>>, u32) {
         let mut state = lock(&self.0);
         let found = match state.first.take() {
             Some((message, cells)) => {
                 state.first = state.more.pop_front();
                 state.owed += cells;
-                Some(Ok(Some(message)))
+                let is_last = state.first.is_none() && matches!(state.end, Some(Ok(())));
+                Some(Ok(Found::Message(message, is_last)))
             }
-            None => state.end.clone().map(|end| end.map(|()| None).map_err(Error::from)),
+            None => state.end.clone().map(|end| end.map(|()| Found::End).map_err(Error::from)),
         };
         if state.first.is_none() {
             state.owed += std::mem::take(&mut state.partial_cells);
@@ -133,15 +134,27 @@ impl Pending {
         lock(&self.0).end.is_some()
     }
 
-    /// Takes credit for a part of the body, if there is enough.
-    fn spend_body_credit(&self, cells: u32) -> bool {
+    /// Takes credit for a part of the body. `None`: the call is over; otherwise whether there was enough.
+    fn spend_body_credit(&self, cells: u32) -> Option<bool> {
         let mut state = lock(&self.0);
+        if state.end.is_some() {
+            return None;
+        }
         let enough = state.body_credit >= cells;
         if enough {
             state.body_credit -= cells;
         }
-        enough
+        Some(enough)
     }
+}
+
+/// What a call has brought.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A message of the answer, and whether it is the last.
+    Message(Vec<u8>, bool),
+    /// The end, behind the last message.
+    End,
 }
 
 /// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before
@@ -286,15 +299,15 @@ impl Body {
 
     /// Sends the part if credit and space allow. `true`: it is sent, or the call is over and need not be.
     pub(super) fn try_send(&mut self, stream: &ReplyStream, part: &[u8]) -> Result<bool> {
-        if stream.pending.is_over() {
-            (self.at, self.total, self.spent) = (0, 0, true);
-            return Ok(true);
-        }
         let cells = cells_for(part.len() as u32);
-        if !self.spent && !stream.pending.spend_body_credit(cells) {
-            return Ok(false);
+        match stream.pending.spend_body_credit(if self.spent { 0 } else { cells }) {
+            Some(true) => self.spent = true,
+            Some(false) => return Ok(false),
+            None => {
+                (self.at, self.total, self.spent) = (0, 0, true);
+                return Ok(true);
+            }
         }
-        self.spent = true;
         let flags = Inner::part_flags(self.at, part.len(), self.total);
         let header = Header { flags: self.header.flags.with(flags), ..self.header };
         if !stream.inner.try_express(&header, part)? {
@@ -368,16 +381,31 @@ impl ReplyStream {
         if self.done {
             return Ok(None);
         }
-        let inner = self.inner.clone();
-        let received = inner.wait_until(deadline(timeout), || self.poll()).and_then(|found| found);
-        if !matches!(&received, Err(error) if error.is_timeout()) {
-            self.done |= !matches!(received, Ok(Some(_)));
+        let (inner, deadline) = (&self.inner, deadline(timeout));
+        let found = inner.wait_until(deadline, || self.poll()).and_then(|found| found);
+        self.took(found)
+    }
+
+    /// Notes whether there is more to come.
+    pub(super) fn took(&mut self, found: Result<Found>) -> Result<Option<Vec<u8>>> {
+        match found {
+            Ok(Found::Message(message, is_last)) => {
+                self.done = is_last;
+                Ok(Some(message))
+            }
+            Ok(Found::End) => {
+                self.done = true;
+                Ok(None)
+            }
+            Err(error) => {
+                self.done = !error.is_timeout();
+                Err(error)
+            }
         }
-        received
     }
 
     /// What there is, without waiting.
-    pub(super) fn poll(&self) -> Option<Result<Option<Vec<u8>>>> {
+    pub(super) fn poll(&self) -> Option<Result<Found>> {
         let (found, give) = self.pending.take(self.inner.stream_step());
         self.give(give);
         found
@@ -400,11 +428,6 @@ impl ReplyStream {
         if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
             self.pending.owe_again(cells);
         }
-    }
-
-    #[cfg(feature = "tokio")]
-    pub(super) fn finish(&mut self) {
-        self.done = true;
     }
 
     #[cfg(feature = "tokio")]

@@ -81,6 +81,7 @@ impl Control {
             match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return,
+                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("send: {error}"),
             }
         }
@@ -120,6 +121,8 @@ impl Control {
                 Ok(got) if got.bytes == 0 => return None,
                 Ok(got) => self.decoder.push(&bytes[..got.bytes]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                // A socket with a timeout is not taken up again by the system when the process was stopped for a moment.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("no frame within {DEADLINE:?}: {error}"),
             }
         }

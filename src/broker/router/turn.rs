@@ -52,18 +52,28 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
     loop {
         let worked = burst(&shared, &mut looked);
         shared.tell_ended();
-        if worked || wait == WaitStrategy::Busy {
+        if worked {
             tokio::task::yield_now().await;
             continue;
         }
-        if wait == WaitStrategy::Adaptive && spin_max > 0 && spin_for_work(&shared, spin, &mut looked) {
-            continue;
+        match wait {
+            WaitStrategy::Adaptive if spin_max > 0 && spin_for_work(&shared, Some(spin), &mut looked) => continue,
+            WaitStrategy::Busy => {
+                if !spin_for_work(&shared, None, &mut looked) {
+                    tokio::task::yield_now().await;
+                }
+                continue;
+            }
+            WaitStrategy::Adaptive | WaitStrategy::Block => {}
         }
         let slept_at = shared.now();
         match nap(&shared) {
             Nap::NotYet => continue,
             Nap::Woken => {}
-            Nap::Over => sleep(&shared, &board).await?,
+            Nap::Over => {
+                sleep(&shared, &board).await?;
+                shared.state.borrow_mut().set_now(shared.now());
+            }
         }
         // Work that came soon after we gave up says that spinning longer would have paid.
         spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
@@ -74,16 +84,19 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
-    let started = shared.now();
-    let turn_max = state.settings.turn_max;
-    state.advance(started);
+    let (started, turn_max) = (state.now, state.settings.turn_max);
+    // What was found comes first, the clock after it.
+    let mut worked = state.step();
+    let now = shared.now();
+    state.advance(now);
     look_if_due(&mut state, looked);
     loop {
-        let worked = state.step();
+        worked |= state.step();
         let found = state.poll_quiet();
         if !worked && !found {
             return false;
         }
+        worked = false;
         state.set_now(shared.now());
         look_if_due(&mut state, looked);
         if state.now - started > turn_max {
@@ -101,13 +114,14 @@ fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
     state.look()
 }
 
-/// Spins for up to `budget` nanoseconds, while it can pay. Answers whether there is something to do.
-fn spin_for_work(shared: &Shared, budget: u64, looked: &mut u64) -> bool {
+/// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays or
+/// not. Answers whether there is something to do.
+fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
     state.publish_cpu(cpu);
-    let started = shared.now();
-    while state.spinning_can_pay(cpu) {
+    let (started, most) = (state.now, budget.unwrap_or(state.settings.turn_max));
+    while budget.is_none() || state.spinning_can_pay(cpu) {
         for _ in 0..POLLS {
             if state.poll_quiet() {
                 return true;
@@ -118,7 +132,7 @@ fn spin_for_work(shared: &Shared, budget: u64, looked: &mut u64) -> bool {
         if look_if_due(&mut state, looked) > 0 {
             return true;
         }
-        if state.now - started > budget {
+        if state.now - started > most {
             return false;
         }
     }
