@@ -1,6 +1,6 @@
 //! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
 
-use super::router::{Ask, Attach, Doom, Ended, Gone, Settings, ShmRouter};
+use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use crate::config::Config;
 use crate::shm::doorbell::BrokerBells;
@@ -43,7 +43,7 @@ pub(super) struct Broker {
     pub(super) config: Config,
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
-    pub(super) router: Addr<ShmRouter>,
+    pub(super) router: RouterHandle,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) started: Instant,

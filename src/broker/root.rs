@@ -3,7 +3,7 @@
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
-use super::router::{IsQuiescent, RouterState, Settings, ShmRouter};
+use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
 use actix::prelude::*;
@@ -64,8 +64,9 @@ async fn serve(
     actix::spawn(events.clone().write());
     let state = RouterState::new(settings.clone(), events, 0)?;
     let (alive, mut router_ended) = mpsc::channel(1);
-    let router_arbiter = Arbiter::new();
+    let (router_arbiter, bell) = (Arbiter::new(), state.own_bell()?);
     let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(state, started, alive));
+    let router = RouterHandle::new(router, bell);
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
@@ -103,12 +104,13 @@ async fn serve(
         worker.stop();
     });
     router_arbiter.stop();
+    router.wake();
     drop(bound);
     log::info!("broker ended");
     ended.map(|_| ())
 }
 
-async fn quiescence(router: &Addr<ShmRouter>) {
+async fn quiescence(router: &RouterHandle) {
     while let Ok(false) = router.send(IsQuiescent).await {
         tokio::time::sleep(DRAIN_LOOK).await;
     }

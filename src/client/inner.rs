@@ -21,6 +21,7 @@ use crate::shm::segment::{CpuWords, Segment};
 use crate::sync::{AtomicU64, Ordering, Site, fence};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -51,10 +52,42 @@ pub(super) fn unexpected(frame: &BrokerFrame) -> Error {
     }
 }
 
+/// Hashes the numbers that the broker gives out: it is trusted not to choose them so that they collide.
+pub(super) type ById = BuildHasherDefault<IdHasher>;
+
+#[derive(Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// Something that a record in the egress ring brings.
+    Record,
+    /// Something else, of which a bell tells.
+    Bell,
+}
+
 /// Who waits for what arrives.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    pub(super) subscriptions: HashMap<u32, Arc<Queue>>,
+    pub(super) subscriptions: HashMap<u32, Arc<Queue>, ById>,
     /// Subscriptions and services that were asked for, by the question's serial. The rings and the socket are not in
     /// step: messages may come before the answer that tells their number, and wait as `orphans`.
     pub(super) subscribing: HashMap<u32, Arc<Queue>>,
@@ -150,26 +183,37 @@ impl Inner {
     /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with
     /// no lock held but perhaps the reader role; it may place records, and must not wait.
     pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        self.wait_reading(deadline, |_| ready())
+        self.wait_for(What::Record, deadline, |_| ready())
+    }
+
+    /// As [`Inner::wait_until`], for what no record brings but a bell: space in a lane, or an answer over the socket. To
+    /// spin for that would be in vain.
+    pub(super) fn wait_for_bell<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+        self.wait_for(What::Bell, None, |_| ready())
     }
 
     /// As [`Inner::wait_until`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
     /// itself.
-    pub(super) fn wait_reading<T>(
+    pub(super) fn wait_reading<T>(&self, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
+        self.wait_for(What::Record, None, ready)
+    }
+
+    fn wait_for<T>(
         &self,
+        what: What,
         deadline: Option<Instant>,
         mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
         loop {
             if let Some(reader) = try_lock(&self.reader) {
-                return self.lead(reader, deadline, &mut ready);
+                return self.lead(reader, what, deadline, &mut ready);
             }
             // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
             self.followers.fetch_add(1, Ordering::SeqCst);
             fence(Site::Sleep);
             let seen = *lock(&self.turns);
             let result = match try_lock(&self.reader) {
-                Some(reader) => Some(self.lead(reader, deadline, &mut ready)),
+                Some(reader) => Some(self.lead(reader, what, deadline, &mut ready)),
                 None => match ready(None) {
                     Some(found) => Some(Ok(found)),
                     None => self.closed().map(Err).or_else(|| self.follow(seen, deadline)),
@@ -185,10 +229,11 @@ impl Inner {
     fn lead<T>(
         &self,
         mut reader: MutexGuard<'_, Reader>,
+        what: What,
         deadline: Option<Instant>,
         ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
-        let result = self.read(&mut reader, deadline, ready);
+        let result = self.read(&mut reader, what, deadline, ready);
         drop(reader);
         self.pass_on();
         result
@@ -197,6 +242,7 @@ impl Inner {
     fn read<T>(
         &self,
         reader: &mut Reader,
+        what: What,
         deadline: Option<Instant>,
         ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
@@ -218,7 +264,7 @@ impl Inner {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(Kind::Timeout.into());
             }
-            if reader.wait(self, deadline) {
+            if reader.wait(self, what, deadline) {
                 // Whom the bell was for is not known: a lane may have space.
                 self.pass_on();
             }
@@ -295,7 +341,7 @@ impl Inner {
     /// Asks a question over the control socket and waits for the answer.
     pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
         let serial = self.start_ask(question)?;
-        self.wait_until(None, || self.take_answer(serial))
+        self.wait_for_bell(|| self.take_answer(serial))
     }
 
     pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {

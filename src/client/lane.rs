@@ -94,7 +94,7 @@ impl Lane {
         if self.try_push(inner, producer, header, payload)? {
             return Ok(());
         }
-        inner.wait_until(None, || match self.try_push(inner, producer, header, payload) {
+        inner.wait_for_bell(|| match self.try_push(inner, producer, header, payload) {
             Ok(false) => None,
             Ok(true) => Some(Ok(())),
             Err(error) => Some(Err(error)),
@@ -129,7 +129,7 @@ impl Inner {
             return Ok(());
         }
         // The role is claimed for each try anew: whoever reads meanwhile may have to place records too.
-        self.wait_until(None, || match self.try_express(header, payload) {
+        self.wait_for_bell(|| match self.try_express(header, payload) {
             Ok(false) => None,
             Ok(true) => Some(Ok(())),
             Err(error) => Some(Err(error)),
@@ -178,7 +178,7 @@ impl<'a> Loan<'a> {
         };
         if let Some(error) = reserve(&mut producer)
             .unwrap_or_else(|| {
-                inner.wait_until(None, || {
+                inner.wait_for_bell(|| {
                     lane.space.arm();
                     reserve(&mut producer)
                 })?

@@ -5,7 +5,7 @@
 
 use super::WaitStrategy;
 use super::error::{Error, Kind, Result};
-use super::inner::{Inner, Table, lock};
+use super::inner::{ById, Inner, Table, What, lock};
 use super::request::Failure;
 use super::serve::{Arrived, Incoming};
 use super::subscription::{End, Message};
@@ -40,7 +40,7 @@ pub(super) struct Reader {
     space: Signal,
     base: u32,
     decoder: FrameDecoder,
-    names: HashMap<u32, Topic>,
+    names: HashMap<u32, Topic, ById>,
     /// Messages of several records that are under way, by subscription and publisher.
     partials: HashMap<(u32, u32), Vec<u8>>,
     spin: Duration,
@@ -54,7 +54,7 @@ impl Reader {
             space: segment.space_signal(RingName::Egress),
             base: segment.geometry().base_cells(),
             decoder,
-            names: HashMap::new(),
+            names: HashMap::default(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
         }
@@ -182,8 +182,8 @@ impl Reader {
     }
 
     fn deliver(&mut self, inner: &Inner, table: &mut Table, record: &Record, header: &Header) -> Result<()> {
-        let is_wanted = table.subscriptions.contains_key(&header.id) || !table.subscribing.is_empty();
-        if !is_wanted {
+        let queue = table.subscriptions.get(&header.id);
+        if queue.is_none() && table.subscribing.is_empty() {
             // It crossed our `unsubscribe`.
             self.partials.remove(&(header.id, header.origin));
             return Ok(());
@@ -195,7 +195,7 @@ impl Reader {
             let partial = self.partials.entry(place).or_default();
             if header.flags.has(Flags::FIRST) {
                 partial.clear();
-                if let Some(queue) = table.subscriptions.get(&header.id) {
+                if let Some(queue) = queue {
                     queue.begin(header.origin, header.total, inner.limits.slot_size);
                 }
                 // Grows with what arrives, not with what is announced.
@@ -210,15 +210,14 @@ impl Reader {
             return Err(Kind::Protocol(format!("message on topic number {}, which was never named", header.id2)).into());
         };
         let message = Message::new(topic.clone(), payload, header);
-        match table.subscriptions.get(&header.id) {
+        match queue {
             Some(queue) => {
                 if header.dropped > 0 {
                     queue.set_dropped(header.dropped);
                 }
                 queue.push(message, inner.limits.slot_size);
             }
-            None if !table.subscribing.is_empty() => table.orphans.push((header.id, message)),
-            None => {}
+            None => table.orphans.push((header.id, message)),
         }
         Ok(())
     }
@@ -274,7 +273,7 @@ impl Reader {
 
     /// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Answers whether
     /// it slept or may have missed a bell, so that the others should look too.
-    pub(super) fn wait(&mut self, inner: &Inner, deadline: Option<Instant>) -> bool {
+    pub(super) fn wait(&mut self, inner: &Inner, what: What, deadline: Option<Instant>) -> bool {
         match inner.wait {
             WaitStrategy::Busy => {
                 if !self.spin() {
@@ -285,7 +284,7 @@ impl Reader {
                 }
                 return true;
             }
-            WaitStrategy::Adaptive => {
+            WaitStrategy::Adaptive if what == What::Record => {
                 let cpu = current_cpu();
                 inner.cpu.set_client(cpu);
                 let started = Instant::now();
@@ -297,7 +296,7 @@ impl Reader {
                     }
                 }
             }
-            WaitStrategy::Block => {}
+            WaitStrategy::Adaptive | WaitStrategy::Block => {}
         }
         if !self.arm(inner) {
             return false;
@@ -306,9 +305,11 @@ impl Reader {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(slept));
         self.look_at_bells(inner, left);
         self.data.disarm();
-        // What came soon after we gave up says that spinning longer would have paid.
-        self.spin = if slept.elapsed() < SPIN_MAX { self.spin * 2 } else { self.spin / 2 };
-        self.spin = self.spin.clamp(SPIN_MIN, SPIN_MAX);
+        if what == What::Record {
+            // What came soon after we gave up says that spinning longer would have paid.
+            self.spin = if slept.elapsed() < SPIN_MAX { self.spin * 2 } else { self.spin / 2 };
+            self.spin = self.spin.clamp(SPIN_MIN, SPIN_MAX);
+        }
         true
     }
 

@@ -117,7 +117,7 @@ impl Client {
     /// As [`Client::serve`].
     pub fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<Service> {
         let (serial, inbox) = start(&self.inner, service, max_in_flight)?;
-        let answer = self.inner.wait_until(None, || self.inner.take_answer(serial))?;
+        let answer = self.inner.wait_for_bell(|| self.inner.take_answer(serial))?;
         finish(&self.inner, inbox, &answer)
     }
 }

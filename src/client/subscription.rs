@@ -200,7 +200,7 @@ impl Client {
     /// ```
     pub fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription> {
         let (serial, queue) = start(&self.inner, pattern, options)?;
-        let answer = self.inner.wait_until(None, || self.inner.take_answer(serial))?;
+        let answer = self.inner.wait_for_bell(|| self.inner.take_answer(serial))?;
         finish(&self.inner, queue, &answer)
     }
 }
@@ -277,7 +277,7 @@ impl Subscription {
         let (inner, queue, id) = (self.inner.clone(), self.queue.clone(), self.id);
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size;
-        let (result, cost) = inner.wait_reading(None, |reader| {
+        let (result, cost) = inner.wait_reading(|reader| {
             if let Some(message) = lock(&queue.state).messages.pop_front() {
                 let cost = queue.cost(&message, slot_size);
                 return read.take().map(|read| Ok((read(&message.view()), cost)));

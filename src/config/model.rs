@@ -80,8 +80,8 @@ section! {
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
         /// Requests that one connection may have outstanding; the next is answered `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
-        /// Requests that one responder may have under way; others of its service are asked first, then the next is
-        /// answered `Overloaded`.
+        /// Requests that one responder may have under way.
+        /// Others of its service are asked first; when all have as many, the next is answered `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Deadline of a request that names none.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");

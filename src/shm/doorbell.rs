@@ -29,6 +29,16 @@ fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
+/// Rings an eventfd that nobody but the broker holds.
+#[inline]
+fn ring_eventfd(bell: &OwnedFd) {
+    // Full after 2^64 - 2 rings: then the counter is emptied, which only its holder can do.
+    if rustix::io::write(bell, &1u64.to_ne_bytes()) == Err(Errno::AGAIN) {
+        let _ = rustix::io::read(bell, &mut [0u8; 8]);
+        let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    }
+}
+
 /// What goes to the client with Welcome, besides the segment.
 #[derive(Debug)]
 pub(crate) struct ClientDescriptors {
@@ -64,11 +74,7 @@ impl BrokerBells {
     /// Wakes the client's reader.
     #[inline]
     pub(crate) fn ring(&self) {
-        // Full after 2^64 - 2 rings: then the counter is emptied, which only its holder can do.
-        if rustix::io::write(&self.to_client, &1u64.to_ne_bytes()) == Err(Errno::AGAIN) {
-            let _ = rustix::io::read(&self.to_client, &mut [0u8; 8]);
-            let _ = rustix::io::write(&self.to_client, &1u64.to_ne_bytes());
-        }
+        ring_eventfd(&self.to_client);
     }
 }
 
@@ -103,31 +109,47 @@ impl BellBoard {
         let _ = epoll::delete(&self.epoll, &bells.from_client);
     }
 
-    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them; returns
-    /// how many. If there are none it waits up to `time` for one.
+    /// A bell for the broker's own threads, which no client holds.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn own_bell(&self) -> io::Result<OwnBell> {
+        let bell = new_eventfd()?;
+        epoll::add(&self.epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
+        Ok(OwnBell(bell))
+    }
+
+    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them, and with
+    /// `None` for the own bell; returns how many. If there are none it waits up to `time` for one (`None`: no end).
     ///
     /// # Errors
     ///
     /// If the system refuses.
     #[inline]
-    pub(crate) fn look(&self, time: Duration, mut rang: impl FnMut(u32)) -> io::Result<usize> {
-        let time = timespec(time);
+    pub(crate) fn look(&self, time: Option<Duration>, mut rang: impl FnMut(Option<u32>)) -> io::Result<usize> {
+        let time = time.map(timespec);
         let mut events = [std::mem::MaybeUninit::uninit(); LOOK];
-        let (events, _) = match epoll::wait(&self.epoll, &mut events, Some(&time)) {
+        let (events, _) = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
             Ok(events) => events,
             Err(Errno::INTR) => return Ok(0),
             Err(error) => return Err(error.into()),
         };
         for event in events.iter() {
-            rang(event.data.u64() as u32);
+            rang(u32::try_from(event.data.u64()).ok());
         }
         Ok(events.len())
     }
 }
 
-impl AsFd for BellBoard {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+/// A bell that only the broker holds, by which its other threads wake the router's.
+#[derive(Debug)]
+pub(crate) struct OwnBell(OwnedFd);
+
+impl OwnBell {
+    /// Wakes whoever looks at the board.
+    pub(crate) fn ring(&self) {
+        ring_eventfd(&self.0);
     }
 }
 
@@ -214,7 +236,7 @@ mod tests {
 
     fn looked(board: &BellBoard) -> Vec<u32> {
         let mut keys = Vec::new();
-        board.look(Duration::ZERO, |key| keys.push(key)).unwrap();
+        board.look(Some(Duration::ZERO), |key| keys.extend(key)).unwrap();
         keys
     }
 

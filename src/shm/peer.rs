@@ -35,6 +35,11 @@ pub(crate) fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
+/// Lets another thread run that waits for this CPU, if there is one.
+pub(crate) fn yield_cpu() {
+    rustix::thread::sched_yield();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

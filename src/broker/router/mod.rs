@@ -32,7 +32,7 @@ pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
-use crate::shm::doorbell::BrokerBells;
+use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
 use crate::wire::control::{BrokerFrame, ClientFrame};
@@ -42,8 +42,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 /// Takes a connection in. Answers its key and id.
 #[derive(Message)]
@@ -87,6 +88,36 @@ pub(crate) struct IsQuiescent;
 #[rtype(result = "()")]
 pub(crate) struct Ended(pub(crate) Doom);
 
+/// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
+#[derive(Clone)]
+pub(crate) struct RouterHandle {
+    address: Addr<ShmRouter>,
+    bell: Arc<OwnBell>,
+}
+
+impl RouterHandle {
+    pub(crate) fn new(address: Addr<ShmRouter>, bell: OwnBell) -> RouterHandle {
+        RouterHandle { address, bell: Arc::new(bell) }
+    }
+
+    /// Sends a message and waits for its result.
+    pub(crate) async fn send<M>(&self, message: M) -> Result<M::Result, MailboxError>
+    where
+        M: Message<Result: Send> + Send + 'static,
+        ShmRouter: Handler<M>,
+    {
+        // Put into the mailbox by the call itself, for it is never full; so the ring comes after it.
+        let sent = self.address.send(message);
+        self.bell.ring();
+        sent.await
+    }
+
+    /// Wakes the router's thread, for what its arbiter has to do.
+    pub(crate) fn wake(&self) {
+        self.bell.ring();
+    }
+}
+
 /// The router.
 pub(crate) struct ShmRouter {
     shared: Rc<Shared>,
@@ -98,8 +129,6 @@ pub(crate) struct ShmRouter {
 struct Shared {
     state: RefCell<RouterState>,
     owners: RefCell<HashMap<u32, Recipient<Ended>>>,
-    /// A message has changed something: the loop looks.
-    changed: Notify,
     epoch: Instant,
 }
 
@@ -128,7 +157,7 @@ impl ShmRouter {
     /// A router over `state`, whose times count from `epoch`.
     pub(crate) fn new(state: RouterState, epoch: Instant, alive: mpsc::Sender<()>) -> ShmRouter {
         let (state, owners) = (RefCell::new(state), RefCell::default());
-        ShmRouter { shared: Rc::new(Shared { state, owners, changed: Notify::new(), epoch }), _alive: alive }
+        ShmRouter { shared: Rc::new(Shared { state, owners, epoch }), _alive: alive }
     }
 
     fn with<T>(&mut self, work: impl FnOnce(&mut RouterState) -> T) -> T {
@@ -142,7 +171,6 @@ impl ShmRouter {
             result
         };
         self.shared.tell_ended();
-        self.shared.changed.notify_one();
         result
     }
 }
@@ -151,14 +179,10 @@ impl Actor for ShmRouter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(1024);
+        // Each connection has one message under way at most, and the root one: so the mailbox is never full.
+        ctx.set_mailbox_capacity(self.shared.state.borrow().settings.max_connections + 16);
         let run = turn::run(self.shared.clone());
-        ctx.spawn(run.into_actor(self).map(|result, _, ctx| {
-            if let Err(error) = result {
-                log::error!("router ends reason={error:?}");
-            }
-            ctx.stop();
-        }));
+        ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
 

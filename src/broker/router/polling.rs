@@ -8,23 +8,37 @@ use super::state::{IDLE, RouterState, Timer};
 use crate::wire::control::ClosingCode;
 use std::time::Duration;
 
+/// What spinning for the next record would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spinning {
+    /// Nobody is awake who could send one soon.
+    IsVain,
+    /// A client that we have woken needs the CPU.
+    IsInTheWay,
+    /// It may come sooner than we could sleep and wake.
+    CanPay,
+}
+
 impl RouterState {
     /// Looks who has rung. Answers how many.
     pub(super) fn look(&mut self) -> usize {
-        self.look_for(Duration::ZERO)
+        self.look_for(Some(Duration::ZERO))
     }
 
-    /// The same, and waits up to `time` if nobody has.
-    pub(super) fn look_for(&mut self, time: Duration) -> usize {
+    /// The same, and waits up to `time` if nobody has (`None`: no end).
+    pub(super) fn look_for(&mut self, time: Option<Duration>) -> usize {
         self.counters.looks += 1;
-        let (rang, board) = (&mut self.rang, &self.board);
+        let (rang, board, has_mail) = (&mut self.rang, &self.board, &mut self.has_mail);
         rang.clear();
-        let count = board.look(time, |key| rang.push(key)).unwrap_or(0);
+        let looked = board.look(time, |key| match key {
+            Some(key) => rang.push(key),
+            None => *has_mail = true,
+        });
         for at in 0..self.rang.len() {
             let key = self.rang[at];
             self.rang_by(key);
         }
-        count
+        looked.unwrap_or(0)
     }
 
     fn rang_by(&mut self, key: u32) {
@@ -96,19 +110,22 @@ impl RouterState {
         self.schedule.is_idle()
     }
 
-    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we
-    /// have woken needs our CPU, or that of one who spins, to run on.
-    pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> bool {
+    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we have
+    /// woken needs our CPU, or that of one who spins, to run on.
+    pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> Spinning {
         let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
         let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());
-        let pays = awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu));
+        if !awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu)) {
+            return Spinning::IsVain;
+        }
         let is_crowded = |key: u32| {
             let Some(outlet) = self.outlets.get(key).filter(|outlet| outlet.client_is_awake()) else { return false };
             let cpu = outlet.cpu.client();
             cpu == Some(own_cpu)
                 || outlets().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
         };
-        pays && self.outlets.woken.len() < MOST_WOKEN && !self.outlets.woken.iter().any(|key| is_crowded(*key))
+        let crowded = self.outlets.woken.len() == MOST_WOKEN || self.outlets.woken.iter().any(|key| is_crowded(*key));
+        if crowded { Spinning::IsInTheWay } else { Spinning::CanPay }
     }
 
     /// Publishes to the quiet clients on which CPU the router waits.

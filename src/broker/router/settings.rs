@@ -10,6 +10,7 @@ const MS: u64 = 1_000_000;
 pub(crate) struct Settings {
     pub(crate) geometry: Geometry,
     pub(crate) permissions: u32,
+    pub(crate) max_connections: usize,
     pub(crate) max_message_size: u32,
     pub(crate) stream_credit: u32,
     pub(crate) subscription_credit: u32,
@@ -47,6 +48,7 @@ impl Settings {
         Ok(Settings {
             geometry: Geometry::new(shared.slot_size, max_window)?,
             permissions: shared.permissions,
+            max_connections: config.ipc.max_connections as usize,
             max_message_size: config.ipc.max_message_size,
             stream_credit: cells(config.delivery.stream_credit_bytes),
             subscription_credit: cells(config.delivery.subscription_credit_bytes),

@@ -14,7 +14,7 @@ use crate::routing::schedule::Schedule;
 use crate::routing::services::{ServiceId, Services};
 use crate::routing::topics::Topics;
 use crate::routing::wheel::Wheel;
-use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK};
+use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
 use crate::wire::name::Name;
@@ -83,6 +83,8 @@ pub(crate) struct RouterState {
     pub(super) schedule: Schedule,
     pub(super) board: BellBoard,
     pub(super) rang: Vec<u32>,
+    /// The own bell has rung: there is something in the actor's mailbox.
+    pub(super) has_mail: bool,
     pub(super) chosen: Vec<Chosen>,
     pub(super) now: u64,
     pub(super) counters: Counters,
@@ -127,6 +129,7 @@ impl RouterState {
             schedule: Schedule::default(),
             board: BellBoard::new()?,
             rang: Vec::with_capacity(LOOK),
+            has_mail: false,
             chosen: Vec::new(),
             now,
             counters: Counters::default(),
@@ -138,9 +141,13 @@ impl RouterState {
         })
     }
 
-    /// The descriptor that becomes readable when a client rings.
-    pub(super) fn board(&self) -> &BellBoard {
-        &self.board
+    /// The bell by which other threads wake the router's.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a descriptor.
+    pub(crate) fn own_bell(&self) -> io::Result<OwnBell> {
+        self.board.own_bell()
     }
 
     /// Takes a new connection in. Answers its key and id.

@@ -7,23 +7,21 @@
 //!   │    spin: poll the quiet connections, look at the bells ──── something came ───────────────────────┤
 //!   │        │ a client sleeps or shares our CPU, or the time is over                                   │
 //!   │        ▼                                                                                          │
-//!   │    nap: arm every flag, look once more, wait a moment for a bell ─────────────────────────────────┤
-//!   │        │ none came                                                                                │
-//!   │        ▼                                                                                          │
-//!   │    sleep: wait for a bell, a message or a timer ──────────────────────────────────────────────────┤
+//!   │    sleep: arm every flag, look once more, wait for a bell or a timer ─────────────────────────────┤
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
+//!
+//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that answers at once
+//! finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and then
+//! the loop yields to the mailbox.
 
 use super::Shared;
+use super::polling::Spinning;
 use super::state::RouterState;
 use crate::config::WaitStrategy;
-use crate::shm::peer::current_cpu;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use crate::shm::peer::{current_cpu, yield_cpu};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// How often the bells are looked at while there is work, in nanoseconds.
 const LOOK_EVERY: u64 = 3_000;
@@ -31,28 +29,18 @@ const LOOK_EVERY: u64 = 3_000;
 const SPIN_MIN: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
-/// How long the thread sleeps on the bells alone before it goes to sleep in the runtime, which also hears the mailbox:
-/// a client that answers at once finds a router that is one system call away. A message in the mailbox waits as long.
-const NAP: Duration = Duration::from_micros(300);
 
-/// Runs until the process ends.
-///
-/// # Errors
-///
-/// If the system refuses what the loop waits with.
-pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
-    let (board, wait, spin_max) = {
+/// Runs until its actor ends.
+pub(super) async fn run(shared: Rc<Shared>) {
+    let (wait, spin_max) = {
         let state = shared.state.borrow();
-        (state.board().as_fd().try_clone_to_owned()?, state.settings.wait, state.settings.spin_max)
+        (state.settings.wait, state.settings.spin_max)
     };
-    // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
-    #[allow(deprecated)]
-    let board = AsyncFd::with_interest(board, Interest::READABLE)?;
     let (mut spin, mut looked) = (spin_max, 0);
     loop {
         let worked = burst(&shared, &mut looked);
         shared.tell_ended();
-        if worked {
+        if worked || std::mem::take(&mut shared.state.borrow_mut().has_mail) {
             tokio::task::yield_now().await;
             continue;
         }
@@ -67,17 +55,11 @@ pub(super) async fn run(shared: Rc<Shared>) -> io::Result<()> {
             WaitStrategy::Adaptive | WaitStrategy::Block => {}
         }
         let slept_at = shared.now();
-        match nap(&shared) {
-            Nap::NotYet => continue,
-            Nap::Woken => {}
-            Nap::Over => {
-                sleep(&shared, &board).await?;
-                shared.state.borrow_mut().set_now(shared.now());
-            }
+        if sleep(&shared) {
+            // Work that came soon after we gave up says that spinning longer would have paid.
+            spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
+            spin = spin.clamp(SPIN_MIN.min(spin_max), spin_max);
         }
-        // Work that came soon after we gave up says that spinning longer would have paid.
-        spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
-        spin = spin.clamp(SPIN_MIN.min(spin_max), spin_max);
     }
 }
 
@@ -121,7 +103,22 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     let cpu = current_cpu();
     state.publish_cpu(cpu);
     let (started, most) = (state.now, budget.unwrap_or(state.settings.turn_max));
-    while budget.is_none() || state.spinning_can_pay(cpu) {
+    let mut yielded = false;
+    loop {
+        match state.spinning_can_pay(cpu) {
+            Spinning::IsInTheWay if budget.is_some() && !yielded => {
+                // Whom we have woken may answer within microseconds: cheaper than to sleep and be woken ourselves.
+                yielded = true;
+                yield_cpu();
+                state.set_now(shared.now());
+                if state.look() > 0 {
+                    return true;
+                }
+            }
+            Spinning::CanPay => {}
+            _ if budget.is_none() => {}
+            _ => return false,
+        }
         for _ in 0..POLLS {
             if state.poll_quiet() {
                 return true;
@@ -136,46 +133,21 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
             return false;
         }
     }
-    false
 }
 
-/// How a nap ended.
-enum Nap {
-    /// There was something before it came to that.
-    NotYet,
-    /// A client rang.
-    Woken,
-    /// Nobody did.
-    Over,
-}
-
-/// Arms every flag, looks once more, and sleeps on the bells for a moment.
-fn nap(shared: &Shared) -> Nap {
+/// Arms every flag, looks once more, and sleeps until a bell rings or a timer is due. `false`: there was something before
+/// it came to that.
+fn sleep(shared: &Shared) -> bool {
     let mut state = shared.state.borrow_mut();
     state.publish_cpu(current_cpu());
-    if !state.cool_all() || state.look() > 0 {
-        return Nap::NotYet;
+    if !state.cool_all() {
+        return false;
     }
+    let now = shared.now();
+    let left = state.wheel.next().map(|at| Duration::from_nanos(at.saturating_sub(now)));
     state.counters.sleeps += 1;
-    let rang = state.look_for(NAP);
+    // A bell that has rung meanwhile ends the wait at once.
+    state.look_for(left);
     state.set_now(shared.now());
-    if rang > 0 { Nap::Woken } else { Nap::Over }
-}
-
-/// Sleeps until there is something to do; nobody is polled meanwhile.
-async fn sleep(shared: &Shared, board: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let next = shared.state.borrow().wheel.next();
-    let until = next.map(|at| shared.epoch + Duration::from_nanos(at));
-    let timer = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        ready = board.readable() => ready?.clear_ready(),
-        () = shared.changed.notified() => {}
-        () = timer => {}
-    }
-    Ok(())
+    true
 }

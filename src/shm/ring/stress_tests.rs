@@ -330,7 +330,7 @@ impl Broker {
         poll(&mut watched, Some(&timeout)).unwrap();
         let gone = !watched[1].revents().is_empty();
         assert!(!gone || self.side.consumer.peek().unwrap().is_some(), "client is gone; {}", self.side.positions());
-        self.board.look(Duration::ZERO, |key| assert_eq!(key, 1)).unwrap();
+        self.board.look(Some(Duration::ZERO), |key| assert_eq!(key, Some(1))).unwrap();
     }
 
     /// Tags in the bulk lane that belong to records which the consumer has not come to, less those before.
