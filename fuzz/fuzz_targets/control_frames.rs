@@ -1,5 +1,5 @@
-//! Whatever arrives on the control socket, in whatever pieces: frames or errors, never a panic, and a frame that decodes
-//! encodes to the bytes that it came from.
+//! Whatever arrives on the control socket, in whatever pieces: frames or errors, never a panic, and a frame that
+//! decodes encodes to the bytes that it came from.
 #![no_main]
 
 use lapce_ipc::wire::control::{self, BrokerFrame, ClientFrame};

@@ -41,8 +41,10 @@ async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result
         }
         {
             let mut table = lock(&inner.table);
-            if let Some(closed) = &table.closed {
-                return Poll::Ready(Err(closed.clone()));
+            if let Some(closed) = table.closed.clone() {
+                // What arrived before the end was sorted before the end was told: it may be ours.
+                drop(table);
+                return Poll::Ready(ready().ok_or(closed));
             }
             if !table.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
                 table.wakers.push(context.waker().clone());

@@ -186,8 +186,8 @@ impl Inner {
         self.wait_for(What::Record, deadline, |_| ready())
     }
 
-    /// As [`Inner::wait_until`], for what no record brings but a bell: space in a lane, or an answer over the socket. To
-    /// spin for that would be in vain.
+    /// As [`Inner::wait_until`], for what no record brings but a bell: space in a lane, or an answer over the socket.
+    /// To spin for that would be in vain.
     pub(super) fn wait_for_bell<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
         self.wait_for(What::Bell, None, |_| ready())
     }
@@ -216,7 +216,11 @@ impl Inner {
                 Some(reader) => Some(self.lead(reader, what, deadline, &mut ready)),
                 None => match ready(None) {
                     Some(found) => Some(Ok(found)),
-                    None => self.closed().map(Err).or_else(|| self.follow(seen, deadline)),
+                    // What arrived before the end was sorted before the end was told: it may be ours.
+                    None => match self.closed() {
+                        Some(closed) => Some(ready(None).ok_or(closed)),
+                        None => self.follow(seen, deadline),
+                    },
                 },
             };
             self.followers.fetch_sub(1, Ordering::SeqCst);

@@ -142,6 +142,14 @@ impl BellBoard {
     }
 }
 
+/// For tests that wait for a bell and for something else.
+#[cfg(test)]
+impl AsFd for BellBoard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// A bell that only the broker holds, by which its other threads wake the router's.
 #[derive(Debug)]
 pub(crate) struct OwnBell(OwnedFd);

@@ -121,7 +121,8 @@ impl Control {
                 Ok(got) if got.bytes == 0 => return None,
                 Ok(got) => self.decoder.push(&bytes[..got.bytes]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                // A socket with a timeout is not taken up again by the system when the process was stopped for a moment.
+                // A socket with a timeout is not taken up again by the system when the process was stopped for a
+                // moment.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("no frame within {DEADLINE:?}: {error}"),
             }

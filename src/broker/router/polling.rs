@@ -110,8 +110,8 @@ impl RouterState {
         self.schedule.is_idle()
     }
 
-    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we have
-    /// woken needs our CPU, or that of one who spins, to run on.
+    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we
+    /// have woken needs our CPU, or that of one who spins, to run on.
     pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> Spinning {
         let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
         let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());

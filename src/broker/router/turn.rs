@@ -11,9 +11,9 @@
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that answers at once
-//! finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and then
-//! the loop yields to the mailbox.
+//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that answers at
+//! once finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and
+//! then the loop yields to the mailbox.
 
 use super::Shared;
 use super::polling::Spinning;
@@ -96,8 +96,8 @@ fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
     state.look()
 }
 
-/// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays or
-/// not. Answers whether there is something to do.
+/// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays
+/// or not. Answers whether there is something to do.
 fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
@@ -135,8 +135,8 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     }
 }
 
-/// Arms every flag, looks once more, and sleeps until a bell rings or a timer is due. `false`: there was something before
-/// it came to that.
+/// Arms every flag, looks once more, and sleeps until a bell rings or a timer is due. `false`: there was something
+/// before it came to that.
 fn sleep(shared: &Shared) -> bool {
     let mut state = shared.state.borrow_mut();
     state.publish_cpu(current_cpu());
