@@ -1,0 +1,124 @@
+//! The async client, over a real broker.
+
+mod support;
+
+use lapce_ipc::client::asynchronous::AsyncClient;
+use lapce_ipc::client::{Client, DeliveryPolicy, SubscribeOptions};
+use support::Broker;
+
+async fn connect(broker: &Broker) -> AsyncClient {
+    AsyncClient::connect_with(Client::builder().socket(broker.socket())).await.unwrap()
+}
+
+#[tokio::test]
+async fn requests_of_all_sizes_are_answered() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    for size in [0, 1, 64, 1024, 1025, 100_000, 3 << 20] {
+        let body = vec![size as u8; size];
+        assert_eq!(client.request("echo", &body).await.unwrap(), body);
+    }
+    assert!(client.request("nobody", "x").await.unwrap_err().is_no_responders());
+    let too_large = vec![0; client.status().await.map(|_| 10_485_761).unwrap()];
+    assert!(client.request("echo", too_large).await.unwrap_err().is_too_large());
+}
+
+#[tokio::test]
+async fn many_tasks_share_a_connection() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let tasks: Vec<_> = (0..200u32)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move { client.request("echo", n.to_le_bytes()).await.unwrap() == n.to_le_bytes() })
+        })
+        .collect();
+    for task in tasks {
+        assert!(task.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn messages_arrive_in_order_and_large_ones_whole() {
+    let broker = Broker::start();
+    let (publisher, subscriber) = (connect(&broker).await, connect(&broker).await);
+    let mut subscription = subscriber.subscribe("a.*").await.unwrap();
+    let sends = async {
+        for n in 0..5000u32 {
+            publisher.publish("a.b", n.to_le_bytes()).await.unwrap();
+        }
+        publisher.publish("a.b", vec![7; 2 << 20]).await.unwrap();
+        publisher.flush().await.unwrap();
+    };
+    let receives = async {
+        for n in 0..5000u32 {
+            let message = subscription.next().await.unwrap().unwrap();
+            assert_eq!((message.payload(), message.sequence()), (&n.to_le_bytes()[..], u64::from(n) + 1));
+        }
+        assert_eq!(subscription.next().await.unwrap().unwrap().payload(), vec![7; 2 << 20]);
+    };
+    tokio::join!(sends, receives);
+}
+
+#[tokio::test]
+async fn a_stream_is_served_and_a_dropped_one_is_cancelled() {
+    let broker = Broker::start();
+    let (requester, responder) = (connect(&broker).await, connect(&broker).await);
+    let mut service = responder.serve("count").await.unwrap();
+    let serves = tokio::spawn(async move {
+        let mut request = service.next().await.unwrap().unwrap();
+        for n in 0..1000u32 {
+            request.chunk(n.to_le_bytes()).await.unwrap();
+        }
+        request.finish().await.unwrap();
+        let mut request = service.next().await.unwrap().unwrap();
+        loop {
+            if let Err(error) = request.chunk([1; 500]).await {
+                return error.is_cancelled();
+            }
+        }
+    });
+    let mut stream = requester.request_stream("count", "go").await.unwrap();
+    for n in 0..1000u32 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), n.to_le_bytes());
+    }
+    assert!(stream.next().await.is_none());
+    let mut stream = requester.request_stream("count", "go").await.unwrap();
+    for _ in 0..10 {
+        stream.next().await.unwrap().unwrap();
+    }
+    drop(stream);
+    assert!(serves.await.unwrap(), "the responder learns of the cancel");
+}
+
+#[tokio::test]
+async fn an_unread_subscription_delays_no_request() {
+    let broker = Broker::start();
+    let (publisher, client) = (connect(&broker).await, connect(&broker).await);
+    let options = SubscribeOptions { policy: DeliveryPolicy::DropNewest, capacity_bytes: 4096 };
+    let subscription = client.subscribe_with("t", options).await.unwrap();
+    for _ in 0..1000 {
+        publisher.publish("t", [0; 100]).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    assert_eq!(client.request("echo", "hi").await.unwrap(), b"hi");
+    drop(subscription);
+}
+
+#[tokio::test]
+async fn what_arrived_before_the_end_is_read_and_then_the_end_is_told() {
+    let mut broker = Broker::start();
+    let (publisher, subscriber) = (connect(&broker).await, connect(&broker).await);
+    let mut subscription = subscriber.subscribe("t").await.unwrap();
+    for n in 0..100u8 {
+        publisher.publish("t", [n]).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    broker.process().signal("TERM");
+    for n in 0..100u8 {
+        assert_eq!(subscription.next().await.unwrap().unwrap().payload(), [n]);
+    }
+    assert!(subscription.next().await.unwrap().unwrap_err().is_disconnected());
+    assert!(subscription.next().await.is_none());
+    assert!(publisher.request("echo", "x").await.unwrap_err().is_disconnected());
+}
