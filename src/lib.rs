@@ -51,3 +51,8 @@ mod shm;
 mod sync;
 #[cfg(not(lapce_ipc_loom))]
 pub mod wire;
+
+/// Compiles the README's examples with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -36,7 +36,7 @@ const MIDDLE: Flags = Flags(0);
 /// answer and number is checked.
 struct Good {
     rounds: Arc<AtomicU64>,
-    stop: [mpsc::Sender<()>; 2],
+    stop: [mpsc::SyncSender<()>; 2],
     asks: JoinHandle<u64>,
     serves: JoinHandle<u64>,
 }
@@ -48,8 +48,8 @@ impl Good {
             builder.connect().expect("the broker takes us")
         };
         let rounds = Arc::new(AtomicU64::new(0));
-        let (stop_asking, stopped_asking) = mpsc::channel();
-        let (stop_serving, stopped_serving) = mpsc::channel();
+        let (stop_asking, stopped_asking) = mpsc::sync_channel(1);
+        let (stop_serving, stopped_serving) = mpsc::sync_channel(1);
         let responder = connect("good-responder");
         let mut service = responder.serve("reverse").expect("a service");
         let serves = std::thread::spawn(move || {
@@ -1286,7 +1286,7 @@ fn as_nobody(command: &mut Command) {
 fn are_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: only root can become another user");
+        support::probe::note("skipped: only root can become another user");
     }
     root
 }

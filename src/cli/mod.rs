@@ -1,7 +1,7 @@
 //! The command line: `ipc_server_main` and `lapce-ipc`. Layer 4; it may use everything below.
 //!
 //! Data goes to stdout, everything else to stderr; a reader that has had enough is no error. What a command cannot do
-//! is a [`Failure`](exit::Failure): an exit code that scripts can rely on, a line `error: …`, and where one helps, a
+//! is a `Failure`: an exit code that scripts can rely on, a line `error: …`, and where one helps, a
 //! line `hint: …`.
 //!
 //! | file | idea |

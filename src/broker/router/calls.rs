@@ -275,6 +275,12 @@ impl RouterState {
             ..Header::new(Kind::Answer)
         };
         let (requester, service) = (found.requester, found.service);
+        // Many answers, each within its credit, can be more together than is held for a requester that does not read now.
+        // It loses this call, not its connection.
+        if !self.outlets.takes_calls(requester) {
+            self.end_call(call, Outcome::Overloaded);
+            return Ok(());
+        }
         let RouterState { inlets, outlets, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(()) };
         outlets.send(requester, &answer, Payload::Words(len, inlet.express.payload(record)));

@@ -339,7 +339,10 @@ impl RouterState {
     /// One user less of a topic; who knows its number is told when it goes.
     pub(super) fn release_topic(&mut self, topic: TopicId) {
         for subscription in self.topics.release(topic) {
-            if let Some(found) = self.topics.subscriptions.get(subscription) {
+            // Who has much to read already need not hear it: another topic with the number will be named before it is used.
+            if let Some(found) = self.topics.subscriptions.get(subscription)
+                && self.outlets.takes_calls(found.owner)
+            {
                 let gone = Header { id: topic, ..Header::new(Kind::TopicGone) };
                 self.outlets.send(found.owner, &gone, Payload::EMPTY);
             }

@@ -32,6 +32,8 @@ struct Peer {
 impl Router {
     fn new(change: impl FnOnce(&mut Config)) -> Router {
         let mut config = Config::default();
+        // Peers here ring whenever they have done anything, and no time passes.
+        config.limits.max_rings_without_progress = 1_000_000;
         change(&mut config);
         Router { state: RouterState::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap() }
     }
@@ -352,4 +354,50 @@ fn windows_grow_under_load_and_are_given_back() {
     publisher.publish(topic, b"still works");
     router.run();
     assert_eq!(subscriber.take().unwrap().1, b"still works");
+}
+
+#[test]
+fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
+    let mut router = Router::new(|config| {
+        config.limits.max_backlog_bytes = 65_536;
+        (config.shared_memory.num_slots, config.shared_memory.max_window_slots) = (64, 64);
+    });
+    let (mut requester, mut responder) = (router.connect(), router.connect());
+    let service = router.service(&requester, "s");
+    router.serve(&responder, "s", 0);
+    let flags = Flags::WHOLE.with(Flags::END);
+    for slot in 0..500 {
+        assert!(requester.request(slot, 1, service, b"x"));
+        router.run();
+        let came = responder.take_all(&mut router);
+        let (call, _) = came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call");
+        let answer = Header { flags, seq: call.seq, total: 700, ..Header::new(Kind::Response) };
+        assert!(responder.push(true, answer, &[7; 700]));
+        router.run();
+    }
+    let got = requester.take_all(&mut router);
+    let overloaded = |header: &Header| header.kind == Kind::Failed && header.code == Outcome::Overloaded as u16;
+    let (failed, answered): (Vec<_>, Vec<_>) = got.iter().partition(|(header, _)| overloaded(header));
+    assert!(answered.iter().all(|(header, _)| header.kind == Kind::Answer), "one outcome each");
+    assert!(!failed.is_empty() && failed.len() + answered.len() == 500, "{} and {}", failed.len(), answered.len());
+    assert!(router.state.inlet(requester.key).is_some());
+}
+
+#[test]
+fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
+    let mut router = Router::new(|config| config.limits.max_backlog_bytes = 65_536);
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    router.subscribe(&subscriber, ">", DeliveryPolicy::DropOldest, 0);
+    for n in 0..3000 {
+        let topic = router.topic(&publisher, &format!("t.{n}"));
+        publisher.publish(topic, b"x");
+        router.run();
+        subscriber.take_all(&mut router);
+    }
+    router.state.client_gone(publisher.key, publisher.id);
+    router.run();
+    assert!(router.state.inlet(publisher.key).is_none(), "it has ended");
+    assert!(router.state.inlet(subscriber.key).is_some(), "{:?}", router.state.ended);
+    let gone = subscriber.take_all(&mut router);
+    assert!(gone.iter().filter(|(header, _)| header.kind == Kind::TopicGone).count() > 500);
 }
