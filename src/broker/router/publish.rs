@@ -339,7 +339,8 @@ impl RouterState {
     /// One user less of a topic; who knows its number is told when it goes.
     pub(super) fn release_topic(&mut self, topic: TopicId) {
         for subscription in self.topics.release(topic) {
-            // Who has much to read already need not hear it: another topic with the number will be named before it is used.
+            // Who has much to read already need not hear it: another topic with the number will be named before it is
+            // used.
             if let Some(found) = self.topics.subscriptions.get(subscription)
                 && self.outlets.takes_calls(found.owner)
             {
