@@ -275,8 +275,8 @@ impl RouterState {
             ..Header::new(Kind::Answer)
         };
         let (requester, service) = (found.requester, found.service);
-        // Many answers, each within its credit, can be more together than is held for a requester that does not read now.
-        // It loses this call, not its connection.
+        // Many answers, each within its credit, can be more together than is held for a requester that does not read
+        // now. It loses this call, not its connection.
         if !self.outlets.takes_calls(requester) {
             self.end_call(call, Outcome::Overloaded);
             return Ok(());
