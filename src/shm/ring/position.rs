@@ -9,9 +9,9 @@ pub(crate) enum Bank {
 
 /// The producer's position: which cells are claimed, and in which lap.
 ///
-/// A *lap* is a run of records that began at the start of a bank. At most two are in flight, the current one and the
-/// one before, because a new lap may only begin when all before the current one is consumed (R2). So two start counts
-/// say which cells are free.
+/// A *lap* is a run of records that began at the start of a bank. A new lap may only begin when all before the current one
+/// are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps say which
+/// cells are free.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     claimed: u64,
@@ -55,7 +55,9 @@ impl Plan {
             self.claimed += cells;
             return Some((self.lap.bank, offset as u32));
         }
-        if before_in_flight {
+        // While both laps in flight lie in the base window, the extension is free (R2): it may have been leased just now.
+        let both_in_base = self.lap.bank == Bank::Base && self.before.bank == Bank::Base;
+        if before_in_flight && !(both_in_base && window >= cells as u32) {
             return None;
         }
         let drained = consumed == self.claimed;
@@ -86,6 +88,17 @@ mod tests {
                 assert_eq!(plan.claim(1, lap * 9, 9, 64), Some((Bank::Base, at)));
             }
         }
+    }
+
+    #[test]
+    fn an_extension_that_is_leased_while_two_laps_are_in_flight_is_used_at_once() {
+        let mut plan = Plan::START;
+        assert_eq!(plan.claim(9, 0, 9, 0), Some((Bank::Base, 0)));
+        assert_eq!(plan.claim(2, 3, 9, 0), Some((Bank::Base, 0)), "wraps round, undrained");
+        assert_eq!(plan.claim(2, 3, 9, 0), None);
+        assert_eq!(plan.claim(2, 3, 9, 32), Some((Bank::Extension, 0)));
+        assert_eq!(plan.claim(31, 3, 9, 32), None, "three laps are in flight");
+        assert_eq!(plan.claim(9, 11, 9, 32), Some((Bank::Extension, 2)));
     }
 
     #[test]
