@@ -148,7 +148,8 @@ fn what_is_under_way_is_finished_before_the_broker_ends() {
         let mut subscription = third.subscribe("t").unwrap();
         let mut stream = client.request_stream("svc", "x").unwrap();
         let mut request = service.next_timeout(DEADLINE).unwrap().expect("a request");
-        for _ in 0..1_000 {
+        // As many as lie in its ring unread, whatever its window is.
+        for _ in 0..100 {
             client.publish("t", "x").unwrap();
         }
         broker.signal(signal);
@@ -164,7 +165,7 @@ fn what_is_under_way_is_finished_before_the_broker_ends() {
         assert!(error.is_disconnected(), "{error}");
         // What had been routed is there to be read after the end.
         let got = subscription.by_ref().take_while(Result::is_ok).count();
-        assert_eq!(got, 1_000);
+        assert_eq!(got, 100);
         assert_eq!(broker.ended().code(), Some(0));
         assert!(!broker.socket().exists());
     }
