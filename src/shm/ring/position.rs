@@ -9,9 +9,9 @@ pub(crate) enum Bank {
 
 /// The producer's position: which cells are claimed, and in which lap.
 ///
-/// A *lap* is a run of records that began at the start of a bank. A new lap may only begin when all before the current one
-/// are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps say which
-/// cells are free.
+/// A *lap* is a run of records that began at the start of a bank. A new lap may only begin when all before the current
+/// one are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps say
+/// which cells are free.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     claimed: u64,
