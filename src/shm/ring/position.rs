@@ -10,8 +10,8 @@ pub(crate) enum Bank {
 /// The producer's position: which cells are claimed, and in which lap.
 ///
 /// A *lap* is a run of records that began at the start of a bank. A new lap may only begin when all before the current
-/// one are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps say
-/// which cells are free.
+/// one are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps
+/// say which cells are free.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     claimed: u64,
@@ -55,7 +55,8 @@ impl Plan {
             self.claimed += cells;
             return Some((self.lap.bank, offset as u32));
         }
-        // While both laps in flight lie in the base window, the extension is free (R2): it may have been leased just now.
+        // While both laps in flight lie in the base window, the extension is free (R2): it may have been leased just
+        // now.
         let both_in_base = self.lap.bank == Bank::Base && self.before.bank == Bank::Base;
         if before_in_flight && !(both_in_base && window >= cells as u32) {
             return None;
