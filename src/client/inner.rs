@@ -105,7 +105,6 @@ pub(super) struct Table {
     pub(super) closed: Option<Error>,
     /// Why the broker is about to close the connection.
     pub(super) closing: Option<Error>,
-    pub(super) draining: bool,
     pub(super) wakers: Vec<std::task::Waker>,
 }
 

@@ -127,7 +127,7 @@ impl Reader {
         match header.kind {
             RecordKind::Deliver => self.deliver(inner, table, record, &header)?,
             RecordKind::Answer | RecordKind::Failed | RecordKind::RequestCredit => {
-                self.answer(inner, table, record, &header);
+                self.answer(table, record, &header);
             }
             RecordKind::Call => self.call(inner, table, record, &header),
             RecordKind::CallEnded => {
@@ -222,7 +222,7 @@ impl Reader {
         Ok(())
     }
 
-    fn answer(&mut self, inner: &Inner, table: &mut Table, record: &Record, header: &Header) {
+    fn answer(&mut self, table: &mut Table, record: &Record, header: &Header) {
         let Some(slot) = table.requests.get_mut(header.id as usize).filter(|s| s.generation == header.id2) else {
             return;
         };
@@ -246,7 +246,6 @@ impl Reader {
             slot.pending = None;
             table.free_requests.push(header.id);
         }
-        let _ = inner;
     }
 
     fn call(&mut self, inner: &Inner, table: &mut Table, record: &Record, header: &Header) {
@@ -406,16 +405,13 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => {
             *serial
         }
-        BrokerFrame::Draining { .. } => {
-            table.draining = true;
-            return;
-        }
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
             return;
         }
-        BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return,
+        // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
+        BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return,
     };
     if table.subscribing.is_empty() {
         table.orphans.clear();

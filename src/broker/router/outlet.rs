@@ -111,6 +111,15 @@ impl Outlet {
         !self.backlog.is_empty()
     }
 
+    /// There is something to be done for this connection, `key`, at the end of the batch.
+    #[inline]
+    fn mark(&mut self, key: u32, dirty: &mut Vec<u32>) {
+        if !self.is_dirty {
+            self.is_dirty = true;
+            dirty.push(key);
+        }
+    }
+
     fn hold(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) {
         let payload = match payload {
             Payload::Bytes(bytes) => bytes.into(),
@@ -244,10 +253,7 @@ impl Outlets {
         let words = header.to_words();
         outlet.bytes += u64::from(payload.len());
         if outlet.egress.push(&words, payload) == Ok(true) {
-            if !outlet.is_dirty {
-                outlet.is_dirty = true;
-                self.dirty.push(key);
-            }
+            outlet.mark(key, &mut self.dirty);
         } else {
             debug_assert!(false, "a planned record fits");
             outlet.hold(&words, payload);
@@ -270,12 +276,7 @@ impl Outlets {
         }
         outlet.bytes += u64::from(payload.len());
         match placed {
-            Ok(true) => {
-                if !outlet.is_dirty {
-                    outlet.is_dirty = true;
-                    self.dirty.push(key);
-                }
-            }
+            Ok(true) => outlet.mark(key, &mut self.dirty),
             Ok(false) => {
                 outlet.hold(&words, payload);
                 if outlet.backlog_bytes > self.max_backlog {
@@ -332,9 +333,8 @@ impl Outlets {
             self.doomed.push((key, violation.into()));
             return false;
         }
-        if outlet.backlog.len() < before && !outlet.is_dirty {
-            outlet.is_dirty = true;
-            self.dirty.push(key);
+        if outlet.backlog.len() < before {
+            outlet.mark(key, &mut self.dirty);
         }
         if !outlet.backlog.is_empty() {
             return false;
@@ -365,10 +365,7 @@ impl Outlets {
     #[inline]
     pub(super) fn freed(&mut self, key: u32) {
         let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        if !outlet.is_dirty {
-            outlet.is_dirty = true;
-            self.dirty.push(key);
-        }
+        outlet.mark(key, &mut self.dirty);
     }
 
     /// Ends a batch: wakes whoever sleeps and has got something. One fence for all, at most one ring for each.
