@@ -315,12 +315,14 @@ impl RouterState {
             self.outlets.grow_lanes(key, inlet);
             inlet.since_space += freed;
             (inlet.rings, inlet.rings_since, inlet.active_at) = (0, self.now, self.now);
-            // R9: a producer that waits is told of space by the quarter, or when there is nothing else to come.
-            let quarter = u64::from(self.settings.geometry.base_cells() + inlet.windows()) / 4;
-            if inlet.since_space >= quarter || bulk != Lane::More || express != Lane::More {
-                inlet.since_space = 0;
-                self.outlets.freed(key);
-            }
+        }
+        // R9: a producer that waits is told of space by the quarter, or when there is nothing else to come. It is a
+        // wake for each, so no sooner.
+        let quarter = u64::from(self.settings.geometry.base_cells() + inlet.windows()) / 4;
+        let has_more = bulk == Lane::More || express == Lane::More;
+        if inlet.since_space > 0 && (inlet.since_space >= quarter || !has_more) {
+            inlet.since_space = 0;
+            self.outlets.freed(key);
         }
         // All that the client has said of calls is said, so they are over, however long its publishes wait.
         let calls_end = inlet.ended && express == Lane::Dry;
