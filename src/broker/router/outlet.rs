@@ -62,6 +62,8 @@ pub(super) struct Outlet {
     bells: BrokerBells,
     pub(super) cpu: CpuWords,
     is_dirty: bool,
+    /// Something was placed in the egress ring since the last batch ended.
+    has_new: bool,
     /// Publishers whose bulk lane is parked on this connection.
     pub(super) waiters: Vec<u32>,
     pub(super) subscriptions: Vec<Key>,
@@ -87,6 +89,7 @@ impl Outlet {
             cpu: segment.cpu_words(),
             bells,
             is_dirty: false,
+            has_new: false,
             waiters: Vec::new(),
             subscriptions: Vec::new(),
             active_at: 0,
@@ -109,6 +112,13 @@ impl Outlet {
 
     pub(super) fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
+    }
+
+    /// Something was placed in the egress ring of this connection, `key`.
+    #[inline]
+    fn placed(&mut self, key: u32, dirty: &mut Vec<u32>) {
+        self.has_new = true;
+        self.mark(key, dirty);
     }
 
     /// There is something to be done for this connection, `key`, at the end of the batch.
@@ -253,7 +263,7 @@ impl Outlets {
         let words = header.to_words();
         outlet.bytes += u64::from(payload.len());
         if outlet.egress.push(&words, payload) == Ok(true) {
-            outlet.mark(key, &mut self.dirty);
+            outlet.placed(key, &mut self.dirty);
         } else {
             debug_assert!(false, "a planned record fits");
             outlet.hold(&words, payload);
@@ -276,7 +286,7 @@ impl Outlets {
         }
         outlet.bytes += u64::from(payload.len());
         match placed {
-            Ok(true) => outlet.mark(key, &mut self.dirty),
+            Ok(true) => outlet.placed(key, &mut self.dirty),
             Ok(false) => {
                 outlet.hold(&words, payload);
                 if outlet.backlog_bytes > self.max_backlog {
@@ -334,7 +344,7 @@ impl Outlets {
             return false;
         }
         if outlet.backlog.len() < before {
-            outlet.mark(key, &mut self.dirty);
+            outlet.placed(key, &mut self.dirty);
         }
         if !outlet.backlog.is_empty() {
             return false;
@@ -379,7 +389,9 @@ impl Outlets {
             let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             outlet.is_dirty = false;
             outlet.active_at = self.now;
-            let (data, bulk, express) = (outlet.data.take(), outlet.lane_space[0].take(), outlet.lane_space[1].take());
+            // A reader that sleeps is woken for records alone: that its lanes were emptied is nothing to it.
+            let data = std::mem::take(&mut outlet.has_new) && outlet.data.take();
+            let (bulk, express) = (outlet.lane_space[0].take(), outlet.lane_space[1].take());
             if data || bulk || express {
                 outlet.bells.ring();
                 self.rung += 1;

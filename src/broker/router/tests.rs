@@ -6,6 +6,7 @@ use super::state::RouterState;
 use crate::broker::events::Events;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
+use crate::shm::layout::RingName;
 use crate::shm::peer::{Credentials, own_uid};
 use crate::shm::ring::{Consumer, Payload, Producer};
 use crate::shm::segment::{Nonces, Segment};
@@ -25,7 +26,7 @@ struct Peer {
     express: Producer,
     egress: Consumer,
     bells: ClientBells,
-    _segment: Segment,
+    segment: Segment,
     _socket: (UnixStream, UnixStream),
 }
 
@@ -49,7 +50,7 @@ impl Router {
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair().unwrap();
         let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
-        Peer { key, id, bulk, express, egress, bells, _segment: theirs, _socket: socket }
+        Peer { key, id, bulk, express, egress, bells, segment: theirs, _socket: socket }
     }
 
     fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
@@ -400,4 +401,49 @@ fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
     assert!(router.state.inlet(subscriber.key).is_some(), "{:?}", router.state.ended);
     let gone = subscriber.take_all(&mut router);
     assert!(gone.iter().filter(|(header, _)| header.kind == Kind::TopicGone).count() > 500);
+}
+
+#[test]
+fn a_reader_that_sleeps_is_woken_for_records_and_not_because_its_lane_was_emptied() {
+    let mut router = Router::new(|_| {});
+    let mut peer = router.connect();
+    let topic = router.topic(&peer, "a.b");
+    let sleeps = peer.segment.data_signal(RingName::Egress);
+    sleeps.arm();
+    let rung = router.state.outlets.rung;
+    assert!(peer.publish(topic, b"nobody hears it"));
+    router.run();
+    assert_eq!((router.state.counters.published, router.state.outlets.rung - rung), (1, 0));
+    assert!(sleeps.is_armed());
+    router.subscribe(&peer, "a.b", DeliveryPolicy::Block, 100);
+    assert!(peer.publish(topic, b"it hears it itself"));
+    router.run();
+    assert_eq!(router.state.outlets.rung - rung, 1);
+    assert!(!sleeps.is_armed());
+}
+
+#[test]
+fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry() {
+    let mut router = Router::new(|config| config.router.batch_records = 1);
+    let mut peer = router.connect();
+    let topic = router.topic(&peer, "a.b");
+    let waits = peer.segment.space_signal(RingName::Bulk);
+    // The first wait in vain makes the window grow.
+    while peer.publish(topic, b"") {}
+    waits.arm();
+    router.run();
+    assert!(!waits.is_armed(), "told when it was dry");
+    let mut placed = 0;
+    while peer.publish(topic, b"") {
+        placed += 1;
+    }
+    waits.arm();
+    router.state.look();
+    let mut taken = 0;
+    while waits.is_armed() {
+        assert!(router.state.step());
+        taken += 1;
+    }
+    let window = router.state.inlet(peer.key).unwrap().bulk.window();
+    assert!(placed >= window && (placed / 4..placed / 2).contains(&taken), "told after {taken} of {placed}");
 }
