@@ -198,7 +198,7 @@ async fn attach(
     let segment = segment.map_err(|error| refused(&error))?;
     let (bells, descriptors) = BrokerBells::new().map_err(|error| refused(&error))?;
     let file = segment.as_fd().try_clone_to_owned().map_err(|error| refused(&error))?;
-    let attach = Attach { name: name.clone(), peer, segment, bells, owner };
+    let attach = Attach { name: name.clone(), peer, segment: Arc::new(segment), bells: Arc::new(bells), owner };
     let (key, id) =
         broker.router.send(attach).await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
     Ok(Attached { key, id, nonces, segment: file, descriptors })
@@ -253,6 +253,7 @@ enum End {
 
 async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, broker: &Broker, key: u32, id: u32) -> End {
     let mut phase = broker.phase.clone();
+    let mut questions = 0;
     loop {
         let frame = tokio::select! {
             biased;
@@ -275,8 +276,11 @@ async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, brok
                     Ok(ClientFrame::Bye) => return End::Left,
                     Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
                     Err(error) => return End::Closed(violation(error)),
-                    Ok(frame) => match ask(broker, key, id, frame).await {
-                        Some(answer) => answer,
+                    Ok(frame) => match ask(broker, Ask { key, id, number: questions, frame }).await {
+                        Some(answer) => {
+                            questions += 1;
+                            answer
+                        }
                         None => match doomed.recv().await {
                             Some(doom) => return End::Closed(doom),
                             None => return End::Left,
@@ -302,8 +306,8 @@ fn violation(reason: impl ToString) -> Doom {
     Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
 }
 
-async fn ask(broker: &Broker, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
-    let mut answer = broker.router.send(Ask { key, id, frame }).await.ok()??;
+async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
+    let mut answer = broker.router.send(question).await.ok()??;
     if let BrokerFrame::Status { report, .. } = &mut answer {
         report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.version = env!("CARGO_PKG_VERSION").to_owned();

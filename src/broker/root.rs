@@ -3,7 +3,7 @@
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
-use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, ShmRouter};
+use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
 use actix::prelude::*;
@@ -12,7 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// Why the broker ended otherwise than by a signal.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +63,20 @@ async fn serve(
     let events = Events::new();
     actix::spawn(events.clone().write());
     let state = RouterState::new(settings.clone(), events, 0)?;
-    let (alive, mut router_ended) = mpsc::channel(1);
     let (router_arbiter, bell) = (Arbiter::new(), state.own_bell()?);
-    let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(state, started, alive));
-    let router = RouterHandle::new(router, bell);
+    let (published, address) = watch::channel(None);
+    let mut router_ended = published.subscribe();
+    let router = RouterHandle::new(address, bell);
+    router_arbiter.spawn_fn(move || {
+        let shared = Shared::new(state, started);
+        let context = Context::new();
+        let _ = published.send(Some(context.address()));
+        let end = actix::spawn(context.into_future(ShmRouter::new(shared)));
+        actix::spawn(async move {
+            let _ = end.await;
+            drop(published);
+        });
+    });
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
@@ -87,7 +97,7 @@ async fn serve(
     let ended = tokio::select! {
         _ = term.recv() => Ok("SIGTERM"),
         _ = int.recv() => Ok("SIGINT"),
-        _ = router_ended.recv() => Err(BrokerError::RouterEnded),
+        _ = router_ended.wait_for(|_| false) => Err(BrokerError::RouterEnded),
     };
     if let Ok(signal) = ended {
         let ms = loaded.config.ipc.drain_timeout_ms;

@@ -160,6 +160,20 @@ impl ClientFrame {
         Self::Hello { magic: MAGIC, version: PROTOCOL_VERSION, name, nonce, flags: 0, resume }
     }
 
+    /// The serial of a question; `None` for a frame that asks for nothing.
+    #[must_use]
+    pub fn serial(&self) -> Option<u32> {
+        match self {
+            Self::Intern { serial, .. }
+            | Self::Subscribe { serial, .. }
+            | Self::Unsubscribe { serial, .. }
+            | Self::Serve { serial, .. }
+            | Self::Unserve { serial, .. }
+            | Self::Status { serial } => Some(*serial),
+            Self::Hello { .. } | Self::Bye => None,
+        }
+    }
+
     /// The frame as it travels, length prefix included.
     ///
     /// # Errors

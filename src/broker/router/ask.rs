@@ -14,27 +14,36 @@ type Answer = Result<BrokerFrame, (FailedCode, String)>;
 
 impl RouterState {
     /// Carries out what the connection asks for. `None`: the connection is gone, or the frame is no question.
-    pub(super) fn ask(&mut self, key: u32, id: u32, frame: ClientFrame) -> Option<BrokerFrame> {
+    ///
+    /// Asked again with the same `number`, because the router died before it had answered, it answers again and carries
+    /// out nothing. Only one question can be in that state: each of the others was answered, or still waits to be taken
+    /// up.
+    pub(super) fn ask(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.inlet_of(key, id)?;
-        let (serial, answer) = match frame {
-            ClientFrame::Intern { serial, kind: InternKind::Topic, name } => {
-                (serial, self.intern_topic(key, serial, &name))
+        let serial = frame.serial()?;
+        if let Some((who, what, answer)) = &self.answered_last
+            && (*who, *what) == (id, number)
+        {
+            return Some(answer.clone());
+        }
+        let answer = match frame {
+            ClientFrame::Intern { kind: InternKind::Topic, name, .. } => self.intern_topic(key, serial, &name),
+            ClientFrame::Intern { kind: InternKind::Service, name, .. } => self.intern_service(key, serial, &name),
+            ClientFrame::Subscribe { pattern, policy, credit, .. } => {
+                self.subscribe(key, serial, pattern, policy, credit)
             }
-            ClientFrame::Intern { serial, kind: InternKind::Service, name } => {
-                (serial, self.intern_service(key, serial, &name))
+            ClientFrame::Unsubscribe { subscription, .. } => self.unsubscribe(key, serial, subscription),
+            ClientFrame::Serve { service, max_in_flight, .. } => {
+                self.serve_service(key, serial, &service, max_in_flight)
             }
-            ClientFrame::Subscribe { serial, pattern, policy, credit } => {
-                (serial, self.subscribe(key, serial, pattern, policy, credit))
-            }
-            ClientFrame::Unsubscribe { serial, subscription } => (serial, self.unsubscribe(key, serial, subscription)),
-            ClientFrame::Serve { serial, service, max_in_flight } => {
-                (serial, self.serve_service(key, serial, &service, max_in_flight))
-            }
-            ClientFrame::Unserve { serial, service } => (serial, self.unserve(key, serial, service)),
-            ClientFrame::Status { serial } => (serial, Ok(BrokerFrame::Status { serial, report: self.report() })),
+            ClientFrame::Unserve { service, .. } => self.unserve(key, serial, service),
+            // Nothing changes by it, so it may as well be carried out twice.
+            ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report() }),
             ClientFrame::Hello { .. } | ClientFrame::Bye => return None,
         };
-        Some(answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message }))
+        let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
+        self.answered_last = Some((id, number, answer.clone()));
+        Some(answer)
     }
 
     fn intern_topic(&mut self, key: u32, serial: u32, topic: &Topic) -> Answer {

@@ -44,22 +44,22 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 /// Takes a connection in. Answers its key and id.
-#[derive(Message)]
+#[derive(Message, Clone)]
 #[rtype(result = "io::Result<(u32, u32)>")]
 pub(crate) struct Attach {
     pub(crate) name: Name,
     pub(crate) peer: Credentials,
-    pub(crate) segment: Segment,
-    pub(crate) bells: BrokerBells,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) bells: Arc<BrokerBells>,
     /// Whom to tell if the connection must end.
     pub(crate) owner: Recipient<Ended>,
 }
 
 /// The client of a connection is gone: its socket has ended.
-#[derive(Message)]
+#[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub(crate) struct Gone {
     pub(crate) key: u32,
@@ -70,16 +70,18 @@ pub(crate) struct Gone {
 }
 
 /// A question from the control socket. Answers the frame to send, if the connection still exists.
-#[derive(Message)]
+#[derive(Message, Clone)]
 #[rtype(result = "Option<BrokerFrame>")]
 pub(crate) struct Ask {
     pub(crate) key: u32,
     pub(crate) id: u32,
+    /// The connection's count of its questions.
+    pub(crate) number: u64,
     pub(crate) frame: ClientFrame,
 }
 
 /// Asks whether nothing is under way.
-#[derive(Message)]
+#[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
 
@@ -89,27 +91,53 @@ pub(crate) struct IsQuiescent;
 pub(crate) struct Ended(pub(crate) Doom);
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
+///
+/// The router may die and be built anew; then a message that was not answered is sent to the next one. So each message
+/// is such that carrying it out twice is as good as once.
 #[derive(Clone)]
 pub(crate) struct RouterHandle {
-    address: Addr<ShmRouter>,
+    address: watch::Receiver<Option<Addr<ShmRouter>>>,
     bell: Arc<OwnBell>,
 }
 
+/// There will be no router any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the router has ended")]
+pub(crate) struct RouterGone;
+
 impl RouterHandle {
-    pub(crate) fn new(address: Addr<ShmRouter>, bell: OwnBell) -> RouterHandle {
+    /// A handle to whichever router is in `address`; `None` while there is none, closed when there will be none.
+    pub(crate) fn new(address: watch::Receiver<Option<Addr<ShmRouter>>>, bell: OwnBell) -> RouterHandle {
         RouterHandle { address, bell: Arc::new(bell) }
     }
 
     /// Sends a message and waits for its result.
-    pub(crate) async fn send<M>(&self, message: M) -> Result<M::Result, MailboxError>
+    ///
+    /// # Errors
+    ///
+    /// If there is no router and there will be none.
+    pub(crate) async fn send<M>(&self, message: M) -> Result<M::Result, RouterGone>
     where
-        M: Message<Result: Send> + Send + 'static,
+        M: Message<Result: Send> + Clone + Send + 'static,
         ShmRouter: Handler<M>,
     {
-        // Put into the mailbox by the call itself, for it is never full; so the ring comes after it.
-        let sent = self.address.send(message);
-        self.bell.ring();
-        sent.await
+        let mut address = self.address.clone();
+        loop {
+            let router = match &*address.wait_for(Option::is_some).await.map_err(|_| RouterGone)? {
+                Some(router) => router.clone(),
+                None => continue,
+            };
+            address.mark_unchanged();
+            // Put into the mailbox by the call itself, for it is never full; so the ring comes after it.
+            let sent = router.send(message.clone());
+            self.bell.ring();
+            match sent.await {
+                Ok(result) => return Ok(result),
+                // It died first. The address that is there now may be the dead one's still.
+                Err(_) if *address.borrow() == Some(router) => address.changed().await.map_err(|_| RouterGone)?,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Wakes the router's thread, for what its arbiter has to do.
@@ -121,29 +149,30 @@ impl RouterHandle {
 /// The router.
 pub(crate) struct ShmRouter {
     shared: Rc<Shared>,
-    /// Dropped with the actor, by which the root sees its end, a panic included.
-    _alive: mpsc::Sender<()>,
 }
 
-/// What the actor and its loop share; both run on one thread, and neither keeps a borrow across an await.
-struct Shared {
+/// What a router leaves to the next one, and shares with its loop. All of them run on one thread, and none keeps a
+/// borrow across an await.
+pub(crate) struct Shared {
     state: RefCell<RouterState>,
     owners: RefCell<HashMap<u32, Recipient<Ended>>>,
     epoch: Instant,
 }
 
 impl Shared {
+    /// What routers need, of which times count from `epoch`.
+    pub(crate) fn new(state: RouterState, epoch: Instant) -> Rc<Shared> {
+        Rc::new(Shared { state: RefCell::new(state), owners: RefCell::default(), epoch })
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Tells the actors of connections that the router has ended.
     fn tell_ended(&self) {
-        if self.state.borrow().ended.is_empty() {
-            return;
-        }
-        let ended = std::mem::take(&mut self.state.borrow_mut().ended);
-        for (info, doom) in ended {
+        loop {
+            let Some((info, doom)) = self.state.borrow_mut().ended.pop() else { return };
             if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
                 // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads
                 // it.
@@ -154,10 +183,9 @@ impl Shared {
 }
 
 impl ShmRouter {
-    /// A router over `state`, whose times count from `epoch`.
-    pub(crate) fn new(state: RouterState, epoch: Instant, alive: mpsc::Sender<()>) -> ShmRouter {
-        let (state, owners) = (RefCell::new(state), RefCell::default());
-        ShmRouter { shared: Rc::new(Shared { state, owners, epoch }), _alive: alive }
+    /// A router that goes on where the last one stopped, if there was one.
+    pub(crate) fn new(shared: Rc<Shared>) -> ShmRouter {
+        ShmRouter { shared }
     }
 
     fn with<T>(&mut self, work: impl FnOnce(&mut RouterState) -> T) -> T {
@@ -213,7 +241,7 @@ impl Handler<Ask> for ShmRouter {
     type Result = MessageResult<Ask>;
 
     fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| state.ask(message.key, message.id, message.frame)))
+        MessageResult(self.with(|state| state.ask(message.key, message.id, message.number, message.frame)))
     }
 }
 

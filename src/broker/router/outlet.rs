@@ -14,6 +14,7 @@ use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
 use crate::wire::record::{HEADER_WORDS, Header};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Why a connection must end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ struct Held {
 
 #[derive(Debug)]
 pub(super) struct Outlet {
-    pub(super) segment: Segment,
+    pub(super) segment: Arc<Segment>,
     pub(super) egress: Producer,
     plan: Plan,
     plan_epoch: u64,
@@ -59,7 +60,7 @@ pub(super) struct Outlet {
     /// The client's: its reader sleeps; a thread of it waits for space in a lane.
     data: Signal,
     lane_space: [Signal; 2],
-    bells: BrokerBells,
+    bells: Arc<BrokerBells>,
     pub(super) cpu: CpuWords,
     is_dirty: bool,
     /// Something was placed in the egress ring since the last batch ended.
@@ -75,7 +76,7 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn new(segment: Segment, egress: Producer, bells: BrokerBells) -> Outlet {
+    pub(super) fn new(segment: Arc<Segment>, egress: Producer, bells: Arc<BrokerBells>) -> Outlet {
         Outlet {
             plan: egress.start_plan(),
             plan_epoch: 0,

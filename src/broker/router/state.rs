@@ -17,8 +17,10 @@ use crate::routing::wheel::Wheel;
 use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
+use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
+use std::sync::{Arc, Weak};
 
 use super::calls::Call;
 
@@ -90,6 +92,10 @@ pub(crate) struct RouterState {
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
     next_id: u32,
+    /// The connection that was taken in last, by its segment.
+    attached_last: Option<(Weak<Segment>, (u32, u32))>,
+    /// What the last question over a control socket was answered: connection, the question's number, answer.
+    pub(super) answered_last: Option<(u32, u64, BrokerFrame)>,
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
@@ -135,6 +141,8 @@ impl RouterState {
             counters: Counters::default(),
             system_sent: 0,
             next_id: 1,
+            attached_last: None,
+            answered_last: None,
             ended: Vec::new(),
             events,
             settings,
@@ -150,7 +158,8 @@ impl RouterState {
         self.board.own_bell()
     }
 
-    /// Takes a new connection in. Answers its key and id.
+    /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
+    /// answered, it takes it in once.)
     ///
     /// # Errors
     ///
@@ -159,9 +168,15 @@ impl RouterState {
         &mut self,
         name: Name,
         peer: crate::shm::peer::Credentials,
-        segment: Segment,
-        bells: BrokerBells,
+        segment: Arc<Segment>,
+        bells: Arc<BrokerBells>,
     ) -> io::Result<(u32, u32)> {
+        let ticket = Arc::downgrade(&segment);
+        if let Some((last, keys)) = &self.attached_last
+            && last.ptr_eq(&ticket)
+        {
+            return Ok(*keys);
+        }
         let (key, is_new) = match self.free_keys.last() {
             Some(key) => (*key, false),
             None => (self.inlets.len() as u32, true),
@@ -206,6 +221,7 @@ impl RouterState {
         self.schedule.add(key);
         self.counters.connections += 1;
         self.tell_connection("opened", &info, None);
+        self.attached_last = Some((ticket, (key, id)));
         Ok((key, id))
     }
 

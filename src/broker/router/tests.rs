@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 
 struct Router {
     state: RouterState,
+    questions: u64,
 }
 
 struct Peer {
@@ -36,7 +37,8 @@ impl Router {
         // Peers here ring whenever they have done anything, and no time passes.
         config.limits.max_rings_without_progress = 1_000_000;
         change(&mut config);
-        Router { state: RouterState::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap() }
+        let state = RouterState::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap();
+        Router { state, questions: 0 }
     }
 
     fn connect(&mut self) -> Peer {
@@ -46,7 +48,7 @@ impl Router {
         let (bells, descriptors) = BrokerBells::new().unwrap();
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned().unwrap(), geometry, nonces).unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        let (key, id) = self.state.attach("peer".parse().unwrap(), peer, segment, bells).unwrap();
+        let (key, id) = self.state.attach("peer".parse().unwrap(), peer, segment.into(), bells.into()).unwrap();
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair().unwrap();
         let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
@@ -54,7 +56,8 @@ impl Router {
     }
 
     fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
-        let answer = self.state.ask(peer.key, peer.id, frame).expect("the connection exists");
+        self.questions += 1;
+        let answer = self.state.ask(peer.key, peer.id, self.questions, frame).expect("the connection exists");
         self.run();
         answer
     }
