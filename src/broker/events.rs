@@ -2,6 +2,7 @@
 //! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
 //! full are counted, and the count is told.
 
+use crate::shm::layout::RingName;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::pattern::Pattern;
 use crossbeam_queue::ArrayQueue;
@@ -16,6 +17,8 @@ const CAPACITY: usize = 1024;
 pub(crate) enum Event {
     /// A subscription did not take its messages in time.
     Evicted { connection: u32, pattern: Pattern, dropped: u32 },
+    /// A record has killed two routers, and was taken out of its lane.
+    SetAside { connection: u32, lane: RingName, position: u64 },
 }
 
 #[derive(Debug)]
@@ -52,6 +55,10 @@ impl Events {
                     Event::Evicted { connection, pattern, dropped } => log::warn!(
                         "subscription evicted connection={connection} pattern={pattern} dropped={dropped} \
                          reason=slow_consumer"
+                    ),
+                    Event::SetAside { connection, lane, position } => log::error!(
+                        "record set aside connection={connection} lane={lane:?} position={position} \
+                         reason=killed_two_routers"
                     ),
                 }
             }

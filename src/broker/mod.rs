@@ -7,6 +7,7 @@
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection` | one actor for each connection: hello, questions, the end |
 //! | `events` | what the router has to say to people, without ever waiting for them |
+//! | `fault` | faults on purpose, for tests |
 //! | `stream` | frames over a Unix stream |
 //! | `router/` | the actor that owns every ring |
 //!
@@ -26,6 +27,7 @@
 mod acceptor;
 mod connection;
 mod events;
+mod fault;
 mod root;
 mod router;
 mod socket;

@@ -3,6 +3,7 @@
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
+use super::fault;
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
@@ -23,6 +24,9 @@ pub enum BrokerError {
     /// The sizes in the configuration do not go together.
     #[error("{0}")]
     Geometry(String),
+    /// Faults were asked for that cannot be had.
+    #[error("{0}")]
+    Faults(String),
     /// The system refused something that it needs.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -43,6 +47,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 ///
 /// If it cannot listen, or the system refuses what it needs, or the router dies.
 pub fn run(loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
+    fault::check().map_err(BrokerError::Faults)?;
     let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     raise_descriptor_limit(loaded.config.ipc.max_connections);
     // Before there are threads: it sets the umask for a moment.

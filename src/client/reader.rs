@@ -169,6 +169,7 @@ impl Reader {
                 }
                 self.partials.retain(|(subscription, _), _| *subscription != header.id);
             }
+            RecordKind::SetAside => table.set_aside += 1,
             RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
             kind => return Err(Kind::Protocol(format!("record of kind {kind:?} from the broker")).into()),
         }

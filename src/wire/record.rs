@@ -89,6 +89,9 @@ kinds! {
     Failed = 43,
     /// `id`, `id2` request, `arg` cells of request body that may be sent in addition.
     RequestCredit = 44,
+    /// `id` topic (the connection's own number): a message of this client on it was taken out, because it killed the
+    /// broker's router twice.
+    SetAside = 45,
 }
 
 /// The flags of a record.

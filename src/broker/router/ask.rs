@@ -208,6 +208,7 @@ impl RouterState {
             ("late", c.late),
             ("parked", c.parked),
             ("violations", c.violations),
+            ("set_aside", c.set_aside),
             ("rings", self.outlets.rung),
             ("looks", c.looks),
             ("sleeps", c.sleeps),

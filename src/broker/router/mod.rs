@@ -7,6 +7,7 @@
 //! | `inlet`, `outlet` | the two halves of a connection |
 //! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
+//! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `ask` | what comes over the control socket |
@@ -18,6 +19,7 @@
 mod ask;
 mod calls;
 mod inlet;
+mod journal;
 mod memory;
 mod outlet;
 mod polling;
@@ -32,6 +34,7 @@ pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
+use crate::broker::fault;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
@@ -193,7 +196,9 @@ impl ShmRouter {
         let result = {
             let mut state = self.shared.state.borrow_mut();
             state.set_now(now);
+            fault::point("router.message", 0);
             let result = work(&mut state);
+            fault::point("router.answering", 0);
             state.outlets.flush();
             state.end_doomed();
             result
@@ -209,6 +214,7 @@ impl Actor for ShmRouter {
     fn started(&mut self, ctx: &mut Self::Context) {
         // Each connection has one message under way at most, and the root one: so the mailbox is never full.
         ctx.set_mailbox_capacity(self.shared.state.borrow().settings.max_connections + 16);
+        self.shared.state.borrow_mut().recover();
         let run = turn::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
