@@ -6,6 +6,7 @@
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection` | one actor for each connection: hello, questions, the end |
+//! | `breaker` | the breakers' times, their news, and orders given to them by hand |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `stream` | frames over a Unix stream |
 //! | `router/` | the actor that owns every ring |
@@ -24,6 +25,7 @@
 //! ```
 
 mod acceptor;
+mod breaker;
 mod connection;
 mod events;
 mod root;

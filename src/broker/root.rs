@@ -1,6 +1,7 @@
 //! The root: starts the actors in order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
+use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, ShmRouter};
@@ -62,11 +63,13 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
+    let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
     let (alive, mut router_ended) = mpsc::channel(1);
     let (router_arbiter, bell) = (Arbiter::new(), state.own_bell()?);
     let router = ShmRouter::start_in_arbiter(&router_arbiter.handle(), move |_| ShmRouter::new(state, started, alive));
     let router = RouterHandle::new(router, bell);
+    let breaker = BreakerActor::new(breaker_changes, router.clone(), settings.max_connections).start();
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
@@ -77,6 +80,7 @@ async fn serve(
         config_file: loaded.source.clone(),
         settings,
         router: router.clone(),
+        breaker,
         phase: phase_seen,
         permits: permits.clone(),
         started,

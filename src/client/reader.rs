@@ -402,7 +402,10 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
             table.serving.remove(serial);
             *serial
         }
-        BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => {
+        BrokerFrame::Interned { serial, .. }
+        | BrokerFrame::Done { serial }
+        | BrokerFrame::Status { serial, .. }
+        | BrokerFrame::Breakers { serial, .. } => {
             *serial
         }
         BrokerFrame::Closing { code, message } => {

@@ -301,9 +301,14 @@ impl Breaker {
         self.state == State::Closed { failures: 0 }
     }
 
-    /// Failures in a row (closed), or failed trials in a row (else).
+    /// Failures in a row so far, while it is closed.
     pub(crate) fn failures(&self) -> u32 {
-        if let State::Closed { failures } = self.state { failures } else { self.failed_trials }
+        if let State::Closed { failures } = self.state { failures } else { 0 }
+    }
+
+    /// Trials that failed since it was last closed.
+    pub(crate) fn failed_trials(&self) -> u32 {
+        self.failed_trials
     }
 
     /// Probes that are out or have succeeded, and those that have succeeded.

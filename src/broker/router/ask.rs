@@ -32,7 +32,11 @@ impl RouterState {
             }
             ClientFrame::Unserve { serial, service } => (serial, self.unserve(key, serial, service)),
             ClientFrame::Status { serial } => (serial, Ok(BrokerFrame::Status { serial, report: self.report() })),
-            ClientFrame::Hello { .. } | ClientFrame::Bye => return None,
+            ClientFrame::Breakers { serial } => {
+                (serial, Ok(BrokerFrame::Breakers { serial, breakers: self.breakers() }))
+            }
+            // The last is for the actor of the breakers.
+            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::SetBreaker { .. } => return None,
         };
         Some(answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message }))
     }

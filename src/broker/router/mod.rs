@@ -9,6 +9,7 @@
 //! | `memory` | leases of the rings' extensions, and the audit |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
+//! | `breakers` | who is let through to a service, and how the breakers stand |
 //! | `ask` | what comes over the control socket |
 //! | `turn` | the loop: work, spin, sleep |
 //!
@@ -16,6 +17,9 @@
 //! `turn`.
 
 mod ask;
+#[cfg(test)]
+mod breaker_tests;
+mod breakers;
 mod calls;
 mod inlet;
 mod memory;
@@ -28,6 +32,7 @@ mod state;
 mod tests;
 mod turn;
 
+pub(crate) use self::breakers::state as breaker_state;
 pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
@@ -35,7 +40,7 @@ pub(crate) use settings::Settings;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
-use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame};
 use crate::wire::name::Name;
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -43,7 +48,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Takes a connection in. Answers its key and id.
@@ -77,6 +82,28 @@ pub(crate) struct Ask {
     pub(crate) id: u32,
     pub(crate) frame: ClientFrame,
 }
+
+/// Sets the breaker of a service by hand. Answers how it stands, or why not.
+#[derive(Message)]
+#[rtype(result = "Result<BreakerStatus, String>")]
+pub(crate) struct SetBreaker {
+    pub(crate) service: Name,
+    pub(crate) order: BreakerOrder,
+    /// For how long; `None`: without end.
+    pub(crate) time: Option<Duration>,
+    /// The connection that wants it.
+    pub(crate) by: u32,
+}
+
+/// Looks whether the time of a breaker's state is over. Answers when to look again, if one has a time.
+#[derive(Message)]
+#[rtype(result = "Option<Duration>")]
+pub(crate) struct TickBreakers;
+
+/// Publishes on the broker's own topics: pairs of topic and text.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 
 /// Asks whether nothing is under way.
 #[derive(Message)]
@@ -179,7 +206,8 @@ impl Actor for ShmRouter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Each connection has one message under way at most, and the root one: so the mailbox is never full.
+        // Each connection has one message under way at most, the root one, the breakers' actor three for itself: so the
+        // mailbox is never full.
         ctx.set_mailbox_capacity(self.shared.state.borrow().settings.max_connections + 16);
         let run = turn::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
@@ -214,6 +242,30 @@ impl Handler<Ask> for ShmRouter {
 
     fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.with(|state| state.ask(message.key, message.id, message.frame)))
+    }
+}
+
+impl Handler<SetBreaker> for ShmRouter {
+    type Result = Result<BreakerStatus, String>;
+
+    fn handle(&mut self, message: SetBreaker, _: &mut Self::Context) -> Self::Result {
+        self.with(|state| state.set_breaker(&message))
+    }
+}
+
+impl Handler<TickBreakers> for ShmRouter {
+    type Result = Option<Duration>;
+
+    fn handle(&mut self, _: TickBreakers, _: &mut Self::Context) -> Option<Duration> {
+        self.with(RouterState::tick_breakers)
+    }
+}
+
+impl Handler<Announce> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
+        self.with(|state| news.iter().for_each(|(topic, text)| state.publish_system(topic, text)));
     }
 }
 
