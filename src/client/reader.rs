@@ -405,9 +405,7 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         BrokerFrame::Interned { serial, .. }
         | BrokerFrame::Done { serial }
         | BrokerFrame::Status { serial, .. }
-        | BrokerFrame::Breakers { serial, .. } => {
-            *serial
-        }
+        | BrokerFrame::Breakers { serial, .. } => *serial,
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());

@@ -425,8 +425,7 @@ impl Answer {
 impl Drop for Request {
     fn drop(&mut self) {
         if !self.is_answered && !self.is_cancelled() {
-            let _: Result<(), Error> =
-                self.send(b"the responder dropped the request without an answer", FAILED);
+            let _: Result<(), Error> = self.send(b"the responder dropped the request without an answer", FAILED);
         }
     }
 }

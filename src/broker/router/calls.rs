@@ -47,6 +47,13 @@ pub(super) struct Call {
     answer_credit: u32,
 }
 
+impl Call {
+    /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
+    pub(super) fn may_be_answered(&self, cells: u32) -> bool {
+        self.body_left == 0 && self.answer_credit >= cells
+    }
+}
+
 impl RouterState {
     /// Routes one record of the express lane, and consumes it.
     #[inline]
@@ -386,9 +393,9 @@ impl RouterState {
     /// What an outcome that is no answer says of the responder.
     fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
         // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
-        let waits_for_requester = call.body_left > 0 || call.answer_credit < self.settings.geometry.base_cells();
+        let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if !waits_for_requester => Verdict::Failure(Failure::Deadline),
+            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
             Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
             _ => Verdict::Neither,
         }

@@ -17,8 +17,6 @@
 //! `turn`.
 
 mod ask;
-#[cfg(test)]
-mod breaker_tests;
 mod breakers;
 mod calls;
 mod inlet;

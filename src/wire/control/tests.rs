@@ -42,9 +42,8 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         any::<u32>().prop_map(|serial| ClientFrame::Status { serial }),
         Just(ClientFrame::Bye),
         any::<u32>().prop_map(|serial| ClientFrame::Breakers { serial }),
-        (any::<(u32, u64)>(), name(), prop::sample::select(vec![B::Open, B::Close, B::Auto])).prop_map(
-            |((serial, for_ms), service, order)| ClientFrame::SetBreaker { serial, service, order, for_ms }
-        ),
+        (any::<(u32, u64)>(), name(), prop::sample::select(vec![B::Open, B::Close, B::Auto]))
+            .prop_map(|((serial, for_ms), service, order)| ClientFrame::SetBreaker { serial, service, order, for_ms }),
     ]
 }
 
