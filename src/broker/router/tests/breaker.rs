@@ -265,8 +265,10 @@ fn services_have_their_own_settings() {
         let text = "[circuit_breaker.services.s]\nfailure_threshold = 2\nhalf_open_max_requests = 1\n\
                     success_threshold = 1\ntimeout_secs = 7\nmax_timeout_secs = 7\n";
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("c"), text).unwrap();
-        let options = crate::config::Options { file: Some(folder.path().join("c")), ..Default::default() };
+        let file = folder.path().join("c");
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let options = crate::config::Options { file: Some(file), ..Default::default() };
         *config = crate::config::load(&options, &crate::config::Env::default()).unwrap().config;
         config.limits.max_rings_without_progress = 1_000_000;
     });
