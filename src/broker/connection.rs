@@ -1,5 +1,6 @@
 //! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
 
+use super::breaker::{self, BreakerActor};
 use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use crate::config::Config;
@@ -44,6 +45,7 @@ pub(super) struct Broker {
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
+    pub(super) breaker: Addr<BreakerActor>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) started: Instant,
@@ -307,6 +309,12 @@ fn violation(reason: impl ToString) -> Doom {
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
+    let question = match question {
+        Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
+            return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+        }
+        question => question,
+    };
     let mut answer = broker.router.send(question).await.ok()??;
     if let BrokerFrame::Status { report, .. } = &mut answer {
         report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);

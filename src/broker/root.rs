@@ -1,6 +1,7 @@
 //! The root: starts the actors in order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
+use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
 use super::fault;
@@ -67,6 +68,7 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
+    let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
     let (router_arbiter, bell) = (Arbiter::new(), state.own_bell()?);
     let (published, address) = watch::channel(None);
@@ -82,6 +84,7 @@ async fn serve(
             drop(published);
         });
     });
+    let breaker = BreakerActor::new(breaker_changes, router.clone(), settings.max_connections).start();
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
@@ -92,6 +95,7 @@ async fn serve(
         config_file: loaded.source.clone(),
         settings,
         router: router.clone(),
+        breaker,
         phase: phase_seen,
         permits: permits.clone(),
         started,

@@ -403,9 +403,10 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
             table.serving.remove(serial);
             *serial
         }
-        BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => {
-            *serial
-        }
+        BrokerFrame::Interned { serial, .. }
+        | BrokerFrame::Done { serial }
+        | BrokerFrame::Status { serial, .. }
+        | BrokerFrame::Breakers { serial, .. } => *serial,
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());

@@ -8,8 +8,10 @@
 //! | `topics` | topics, subscriptions, and which goes to which |
 //! | `services` | services, their responders, and which of them gets the next call |
 //! | `budget` | who may use how much of the memory for extensions |
+//! | `breaker` | which requests a service is spared, because it fails |
 
 pub(crate) mod arena;
+pub(crate) mod breaker;
 pub(crate) mod budget;
 pub(crate) mod schedule;
 pub(crate) mod services;

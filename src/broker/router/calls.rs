@@ -12,6 +12,7 @@ use super::outlet::Doom;
 use super::state::{RouterState, Timer};
 use crate::broker::fault;
 use crate::routing::arena::Key;
+use crate::routing::breaker::{Failure, Permit, Verdict};
 use crate::routing::services::{NoResponder, ServiceId};
 use crate::routing::wheel::TimerId;
 use crate::shm::layout::{RingName, cells_for};
@@ -30,6 +31,8 @@ pub(super) struct Call {
     /// `None`: the broker itself, which echoes.
     responder: Option<u32>,
     service: ServiceId,
+    /// The breaker's leave; `None`: the echo has no breaker.
+    permit: Option<Permit>,
     /// The responder's own number of the service.
     number: u32,
     /// `None` once it has fired.
@@ -44,6 +47,13 @@ pub(super) struct Call {
     answer_left: u32,
     /// Cells of answer that the responder may send.
     answer_credit: u32,
+}
+
+impl Call {
+    /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
+    pub(super) fn may_be_answered(&self, cells: u32) -> bool {
+        self.body_left == 0 && self.answer_credit >= cells
+    }
 }
 
 impl RouterState {
@@ -88,6 +98,11 @@ impl RouterState {
         };
         match call {
             Some(call) => {
+                // It says nothing of who was to answer.
+                let found = self.calls.get_mut(call).map(|found| (found.service, found.permit.take()));
+                if let Some((service, permit)) = found {
+                    self.judge(service, permit, Verdict::Neither);
+                }
                 if let Some(responder) = self.calls.get(call).and_then(|call| call.responder) {
                     let code = Outcome::ResponderLost as u16;
                     let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
@@ -146,12 +161,25 @@ impl RouterState {
             }
             return Ok(());
         }
+        let permit = match self.let_through(service) {
+            Ok(permit) => permit,
+            Err(rejected) => {
+                let nanos = rejected.retry_after.unwrap_or(0);
+                self.fail_until(key, header.id, header.id2, service, Outcome::BreakerOpen, nanos);
+                return Ok(());
+            }
+        };
         let outlets = &self.outlets;
-        match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
-            Ok(responder) => self.begin(key, record, header, service, Some(responder)),
-            Err(NoResponder::None) => self.fail(key, header.id, header.id2, service, Outcome::NoResponders),
-            Err(NoResponder::AllBusy) => self.fail(key, header.id, header.id2, service, Outcome::Overloaded),
-        }
+        let outcome = match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
+            Ok(responder) => {
+                self.begin(key, record, header, service, Some((responder, permit)));
+                return Ok(());
+            }
+            Err(NoResponder::None) => Outcome::NoResponders,
+            Err(NoResponder::AllBusy) => Outcome::Overloaded,
+        };
+        self.judge(service, Some(permit), Verdict::Neither);
+        self.fail(key, header.id, header.id2, service, outcome);
         Ok(())
     }
 
@@ -173,7 +201,15 @@ impl RouterState {
         }
     }
 
-    fn begin(&mut self, key: u32, record: &Record, header: &Header, service: ServiceId, responder: Option<u32>) {
+    fn begin(
+        &mut self,
+        key: u32,
+        record: &Record,
+        header: &Header,
+        service: ServiceId,
+        responder: Option<(u32, Permit)>,
+    ) {
+        let (responder, permit) = responder.unzip();
         let timeout = match header.nanos {
             0 => self.settings.default_request_timeout,
             nanos => nanos.min(self.settings.max_request_timeout),
@@ -189,6 +225,7 @@ impl RouterState {
             generation: header.id2,
             responder,
             service,
+            permit,
             number,
             timer: None,
             stream: header.flags.has(Flags::STREAM),
@@ -199,6 +236,7 @@ impl RouterState {
             answer_credit: credit,
         };
         let Some(call) = self.calls.insert(call) else {
+            self.judge(service, permit, Verdict::Neither);
             self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -338,7 +376,11 @@ impl RouterState {
             {
                 service.failures += 1;
             }
-            self.finish(call);
+            let has_failed = header.flags.has(Flags::ERROR.with(Flags::FAILURE));
+            let verdict = if has_failed { Verdict::Failure(Failure::Reply) } else { Verdict::Success };
+            if let Some(call) = self.finish(call) {
+                self.judge(service, call.permit, verdict);
+            }
         } else {
             self.counters.chunks += u64::from(last);
         }
@@ -408,9 +450,21 @@ impl RouterState {
         self.end_call(call, Outcome::DeadlineExceeded);
     }
 
+    /// What an outcome that is no answer says of the responder.
+    fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
+        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
+        let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
+        match outcome {
+            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
+            Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
+            _ => Verdict::Neither,
+        }
+    }
+
     /// Ends a call otherwise than by its answer: tells both sides.
     fn end_call(&mut self, key: Key, outcome: Outcome) {
         let Some(call) = self.finish(key) else { return };
+        self.judge(call.service, call.permit, self.verdict(&call, outcome));
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
@@ -424,11 +478,24 @@ impl RouterState {
 
     /// Sends a request's outcome other than an answer.
     fn fail(&mut self, requester: u32, slot: u32, generation: u32, service: ServiceId, outcome: Outcome) {
+        self.fail_until(requester, slot, generation, service, outcome, 0);
+    }
+
+    /// The same, with the time after which to try again, or 0.
+    fn fail_until(
+        &mut self,
+        requester: u32,
+        slot: u32,
+        generation: u32,
+        service: ServiceId,
+        outcome: Outcome,
+        nanos: u64,
+    ) {
         self.counters.failed[outcome as usize - 1] += 1;
         if let Some(service) = self.services.get_mut(service).filter(|_| outcome != Outcome::Cancelled) {
             service.failures += 1;
         }
-        let failed = Header { id: slot, id2: generation, code: outcome as u16, ..Header::new(Kind::Failed) };
+        let failed = Header { id: slot, id2: generation, code: outcome as u16, nanos, ..Header::new(Kind::Failed) };
         self.outlets.send(requester, &failed, Payload::EMPTY);
     }
 

@@ -124,7 +124,7 @@ impl RouterState {
     /// If the system refuses an epoll descriptor.
     pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
-        let mut services = Services::new(settings.max_services);
+        let mut services = Services::new(settings.max_services, settings.breakers.clone());
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
         let mut wheel = Wheel::new(now);
         wheel.set(now + settings.audit_interval, Timer::Audit);

@@ -1,6 +1,8 @@
 //! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one
 //! thread.
 
+mod breaker;
+
 use super::settings::Settings;
 use super::state::RouterState;
 use crate::broker::events::Events;
@@ -310,7 +312,7 @@ fn each_request_has_one_outcome() {
 
 #[test]
 fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
-    let mut router = Router::new(|_| {});
+    let mut router = Router::new(|config| config.circuit_breaker.failure_threshold = 11);
     let (mut requester, responder, other) = (router.connect(), router.connect(), router.connect());
     let service = router.service(&requester, "s");
     router.serve(&responder, "s", 0);
