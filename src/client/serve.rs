@@ -76,6 +76,11 @@ impl Inbox {
     pub(super) fn push(&self, arrived: Arrived) {
         lock(&self.0).push_back(arrived);
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
 }
 
 /// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
