@@ -61,7 +61,7 @@ pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure>
         Role::Responder => {
             let mut service = client.serve(SERVICE)?;
             say("ready")?;
-            Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.payload().to_vec()))?)
+            Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.take_payload()))?)
         }
         Role::Subscriber => {
             let mut subscription = client.subscribe(TOPIC)?;
