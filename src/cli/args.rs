@@ -73,7 +73,7 @@ pub(super) enum Command {
     /// Show the broker's connections, services and counters
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
-    /// Measure latency and throughput
+    /// Measure latency, throughput and what connections cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
     /// One of the processes that `bench` starts
