@@ -151,7 +151,10 @@ mod tests {
         let status = "Name:\tVmRSS: 7 kB\nVmHWM:\t   9000 kB\nVmRSS:\t    5120 kB\nVmPTE:\t      64 kB\nThreads:\t5\n";
         let memory = Memory::parse(status).unwrap();
         assert_eq!(memory, Memory { rss: 5120 * 1024, page_tables: 64 * 1024 });
-        assert_eq!(memory.since(Memory { rss: 1024, page_tables: 65 * 1024 }), Memory { rss: 5119 * 1024, page_tables: 0 });
+        assert_eq!(
+            memory.since(Memory { rss: 1024, page_tables: 65 * 1024 }),
+            Memory { rss: 5119 * 1024, page_tables: 0 }
+        );
         assert_eq!(Memory::parse("VmRSS:\t 5120 kB\n"), None);
         assert_eq!(Memory::parse("VmRSS:\t 5120 MB\nVmPTE:\t 1 kB\n"), None);
     }
