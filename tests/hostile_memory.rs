@@ -1,5 +1,5 @@
-//! Hostile peers in the memory that they share with the broker, at its bells, and with anything at random. See `support/scene.rs` for what
-//! holds in each test.
+//! Hostile peers in the memory that they share with the broker, at its bells, and with anything at random. See
+//! `support/scene.rs` for what holds in each test.
 
 #[path = "support/raw.rs"]
 mod raw;
