@@ -4,10 +4,13 @@
 use super::*;
 use std::collections::BTreeMap;
 
+/// Sequence, length, sum of bytes.
+type Got = (u64, usize, u32);
+
 /// What came out: by receiver and sender the messages in order, by request its outcomes.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ledger {
-    delivered: BTreeMap<(&'static str, u32), Vec<(u64, usize, u32)>>,
+    delivered: BTreeMap<(&'static str, u32), Vec<Got>>,
     outcomes: BTreeMap<u32, Vec<String>>,
     counters: Vec<(&'static str, u64)>,
     quiescent: bool,
