@@ -26,6 +26,8 @@ struct Subscriber {
 
 impl Subscriber {
     fn read(&mut self, router: &mut Router, ledger: &mut Ledger) {
+        let sleeps = self.peer.segment.data_signal(RingName::Egress);
+        assert!(!sleeps.is_armed() || self.peer.egress.peek().unwrap().is_none(), "{} was not woken", self.name);
         for (header, payload) in self.peer.take_all(router) {
             let place = (header.id, header.origin);
             match header.kind {
@@ -53,6 +55,11 @@ impl Subscriber {
             }
         }
         router.run();
+        // All is read, or read next time.
+        sleeps.arm();
+        if self.peer.egress.peek().unwrap().is_some() {
+            sleeps.disarm();
+        }
     }
 }
 
