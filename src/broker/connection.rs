@@ -2,21 +2,25 @@
 
 use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
+use super::supervisor::{Place, Stop, Tree};
 use crate::config::Config;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::peer::Credentials;
 use crate::shm::segment::{Nonces, Segment, fill_random};
+use crate::sync::AtomicU64;
 use crate::wire::control::{
     self, BrokerFrame, ClientFrame, ClosingCode, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token,
 };
 use crate::wire::name::Name;
 use actix::prelude::*;
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// How long a client may take to read the last frame.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -47,24 +51,34 @@ pub(super) struct Broker {
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) started: Instant,
+    pub(super) tree: Arc<Tree>,
+    /// Where all connections are in the tree.
+    pub(super) connections: Place,
+    /// Whether all actors of the root run: what `/ready` is about.
+    pub(super) ready: watch::Receiver<bool>,
+    /// How many threads do not turn: what `/live` is about.
+    pub(super) late: Arc<AtomicU64>,
 }
+
+/// What the router knows a connection by, once it has taken it in: key and id.
+pub(super) type TakenIn = Rc<Cell<Option<(u32, u32)>>>;
 
 /// The actor of one connection.
 pub(super) struct ConnectionActor {
-    start: Option<(UnixStream, Credentials, OwnedSemaphorePermit, mpsc::Receiver<Doom>)>,
+    start: Option<(UnixStream, Credentials, TakenIn, mpsc::Receiver<Doom>)>,
     doom: mpsc::Sender<Doom>,
     broker: Arc<Broker>,
 }
 
 impl ConnectionActor {
     pub(super) fn new(
-        stream: UnixStream,
+        stream: Option<UnixStream>,
         peer: Credentials,
-        permit: OwnedSemaphorePermit,
+        taken_in: TakenIn,
         broker: Arc<Broker>,
     ) -> ConnectionActor {
         let (doom, doomed) = mpsc::channel(1);
-        ConnectionActor { start: Some((stream, peer, permit, doomed)), doom, broker }
+        ConnectionActor { start: stream.map(|stream| (stream, peer, taken_in, doomed)), doom, broker }
     }
 }
 
@@ -72,14 +86,8 @@ impl Actor for ConnectionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(4);
-        let Some((stream, peer, permit, doomed)) = self.start.take() else { return ctx.stop() };
-        let session = session(stream, peer, doomed, self.broker.clone(), ctx.address().recipient());
-        // The permit goes when the session has ended in every respect.
-        let session = async move {
-            session.await;
-            drop(permit);
-        };
+        let Some((stream, peer, taken_in, doomed)) = self.start.take() else { return ctx.stop() };
+        let session = session(stream, peer, taken_in, doomed, self.broker.clone(), ctx.address().recipient());
         ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
@@ -93,10 +101,19 @@ impl Handler<Ended> for ConnectionActor {
     }
 }
 
+impl Handler<Stop> for ConnectionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
 /// From the first byte to the last.
 async fn session(
     stream: UnixStream,
     peer: Credentials,
+    taken_in: TakenIn,
     mut doomed: mpsc::Receiver<Doom>,
     broker: Arc<Broker>,
     owner: Recipient<Ended>,
@@ -126,6 +143,7 @@ async fn session(
         }
     };
     let (key, id) = (attached.key, attached.id);
+    taken_in.set(Some((key, id)));
     log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
     let end = match welcome(&mut stream, &broker, attached).await {
         Ok(()) => serve(&mut stream, &mut doomed, &broker, key, id).await,
@@ -315,6 +333,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
         report.socket = broker.config.ipc.socket_path.display().to_string();
         report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
         report.draining = broker.phase.borrow().is_ending();
+        report.actors = broker.tree.report();
     }
     Some(answer)
 }

@@ -38,7 +38,9 @@ mod serve;
 mod subscription;
 mod view;
 
-pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport};
+pub use crate::wire::control::{
+    ActorState, ActorStatus, ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport,
+};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};

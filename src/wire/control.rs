@@ -56,7 +56,7 @@ use super::pattern::Pattern;
 
 mod status;
 
-pub use status::{ConnectionStatus, ServiceStatus, StatusReport};
+pub use status::{ActorState, ActorStatus, ConnectionStatus, ServiceStatus, StatusReport};
 
 /// The version of the protocol that this library speaks.
 pub const PROTOCOL_VERSION: u16 = 1;

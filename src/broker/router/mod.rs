@@ -32,6 +32,7 @@ pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
+use crate::broker::supervisor::Stop;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
@@ -140,6 +141,11 @@ impl RouterHandle {
         }
     }
 
+    /// Whether there is no router at the moment.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.address.borrow().is_none()
+    }
+
     /// Wakes the router's thread, for what its arbiter has to do.
     pub(crate) fn wake(&self) {
         self.bell.ring();
@@ -207,10 +213,16 @@ impl Actor for ShmRouter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Each connection has one message under way at most, and the root one: so the mailbox is never full.
-        ctx.set_mailbox_capacity(self.shared.state.borrow().settings.max_connections + 16);
         let run = turn::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
+    }
+}
+
+impl Handler<Stop> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

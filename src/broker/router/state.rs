@@ -17,6 +17,7 @@ use crate::routing::wheel::Wheel;
 use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
@@ -89,6 +90,8 @@ pub(crate) struct RouterState {
     pub(super) has_mail: bool,
     pub(super) chosen: Vec<Chosen>,
     pub(super) now: u64,
+    /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
+    turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
     next_id: u32,
@@ -138,6 +141,7 @@ impl RouterState {
             has_mail: false,
             chosen: Vec::new(),
             now,
+            turns: Arc::default(),
             counters: Counters::default(),
             system_sent: 0,
             next_id: 1,
@@ -147,6 +151,17 @@ impl RouterState {
             events,
             settings,
         })
+    }
+
+    /// The count of the loop's turns.
+    pub(crate) fn turns(&self) -> Arc<AtomicU64> {
+        self.turns.clone()
+    }
+
+    /// The loop has turned once more.
+    #[inline]
+    pub(super) fn turned(&self) {
+        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// The bell by which other threads wake the router's.

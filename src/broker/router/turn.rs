@@ -66,6 +66,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
+    state.turned();
     let (started, turn_max) = (state.now, state.settings.turn_max);
     // What was found comes first, the clock after it.
     let mut worked = state.step();
