@@ -137,10 +137,7 @@ async fn serve(
 }
 
 /// Whether a connection may come in.
-fn admit(
-    stream: &UnixStream,
-    broker: &Broker,
-) -> Result<(Credentials, tokio::sync::OwnedSemaphorePermit), (RefusedCode, String)> {
+fn admit(stream: &UnixStream, broker: &Broker) -> Result<(Credentials, OwnedSemaphorePermit), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
     if peer.uid != peer::own_uid() && !broker.config.ipc.allowed_uids.contains(&peer.uid) {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));

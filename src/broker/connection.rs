@@ -55,8 +55,10 @@ pub(super) struct Broker {
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
+    #[allow(dead_code, reason = "the health endpoints read it")]
     pub(super) ready: watch::Receiver<bool>,
     /// How many threads do not turn: what `/live` is about.
+    #[allow(dead_code, reason = "the health endpoints read it")]
     pub(super) late: Arc<AtomicU64>,
 }
 

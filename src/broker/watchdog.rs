@@ -1,7 +1,7 @@
 //! A watchdog: a thread of its own that asks the others for a sign of life, and ends the process when one hangs.
 //!
-//! A thread that spins or blocks for ever cannot be killed from inside; what is left is to say so, and to abort, so that
-//! systemd starts the broker anew. The watched threads sleep when there is nothing to do, so the watchdog does not
+//! A thread that spins or blocks for ever cannot be killed from inside; what is left is to say so, and to abort, so
+//! that systemd starts the broker anew. The watched threads sleep when there is nothing to do, so the watchdog does not
 //! expect signs of life but asks for them: the router by its bell, the others by a task on their runtime.
 
 use crate::routing::watch::{Verdict, Watch};
@@ -132,8 +132,11 @@ mod tests {
             runtime.block_on(async {
                 tokio::select! {
                     () = turns.clone().beat() => {}
-                    // Three answers, and then it is the other one's turn to be missed.
-                    () = async { while turns.count.load(Ordering::Relaxed) < 3 { tokio::task::yield_now().await } } => {}
+                    () = async {
+                        while turns.count.load(Ordering::Relaxed) < 3 {
+                            tokio::task::yield_now().await;
+                        }
+                    } => {}
                 }
             });
             turns.count.load(Ordering::Relaxed)

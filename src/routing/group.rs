@@ -20,6 +20,7 @@ use super::restart::{Decision, Limits, Restart, Restarts};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
     /// Nobody.
+    #[allow(dead_code, reason = "the children of the root depend on each other")]
     OneForOne,
     /// All that come after it.
     RestForOne,

@@ -1,6 +1,7 @@
 //! Orders of stops and starts, and a world of random ends in which the rules must hold at every step.
 
 use super::*;
+use Action::{Escalate, Retired, Start, Stop};
 use proptest::prelude::{any, prop};
 use proptest::{prop_assert_eq, proptest};
 
@@ -31,20 +32,20 @@ impl World {
         while let Some(action) = self.group.next(self.now) {
             self.done.push(action);
             match action {
-                Action::Start(child) => {
+                Start(child) => {
                     assert!(!std::mem::replace(&mut self.running[child], true), "{child} runs already");
                     if self.group.strategy == Strategy::RestForOne {
                         let before = (0..child).all(|i| self.running[i] || self.group.members[i].state == State::Done);
                         assert!(before, "{child} started before one that comes before it");
                     }
                 }
-                Action::Stop(child) => {
+                Stop(child) => {
                     assert!(std::mem::replace(&mut self.running[child], false), "{child} does not run");
                     assert_eq!(self.group.next(self.now), None, "nothing else while one stops");
                     assert_eq!(self.group.ended(child, false, self.now, 0.5), None);
                 }
-                Action::Retired => {}
-                Action::Escalate(_) => assert!(!self.running.contains(&true), "escalated while some run"),
+                Retired => {}
+                Escalate(_) => assert!(!self.running.contains(&true), "escalated while some run"),
             }
         }
     }
@@ -70,8 +71,6 @@ impl World {
         std::mem::take(&mut self.done)
     }
 }
-
-use Action::{Escalate, Retired, Start, Stop};
 
 #[test]
 fn rest_for_one_stops_the_later_ones_in_reverse_and_starts_them_in_order() {
@@ -224,9 +223,9 @@ proptest! {
             world.passes(time);
         }
         world.passes(1_000);
-        for child in 0..policies.len() {
-            let should_run = !done[child] && !given_up && child < retired_from;
-            prop_assert_eq!(world.running[child], should_run, "{} of {:?}", child, world.done);
+        for (child, (runs, done)) in world.running.iter().zip(done).enumerate() {
+            let should_run = !done && !given_up && child < retired_from;
+            prop_assert_eq!(*runs, should_run, "{} of {:?}", child, world.done);
         }
         prop_assert_eq!(world.group.is_whole(), !given_up);
     }

@@ -20,6 +20,7 @@ pub(crate) enum Restart {
     /// After each.
     Permanent,
     /// After a failure: an error or a panic.
+    #[allow(dead_code, reason = "no actor that is there now can be rebuilt after a failure only")]
     Transient,
     /// After none.
     Temporary,

@@ -1,7 +1,7 @@
 //! Whether a thread still turns, by a count that it advances when it is asked to.
 //!
-//! Time counts only as far as the watcher itself saw it pass: a process that was stopped, or a machine that slept, wakes
-//! up with all of its threads late, and none of them to blame.
+//! Time counts only as far as the watcher itself saw it pass: a process that was stopped, or a machine that slept,
+//! wakes up with all of its threads late, and none of them to blame.
 
 /// What a look at a thread finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

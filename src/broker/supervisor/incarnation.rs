@@ -1,7 +1,7 @@
 //! One life of an actor: it is built, runs, and its end is seen, whatever the end is.
 //!
-//! A panic in an actor (`started`, a handler, a timer, a future of its own) is caught where the actor is polled, and the
-//! actor is dropped only after the unwinding is over: so `stopped()`, which actix calls then, may panic too without
+//! A panic in an actor (`started`, a handler, a timer, a future of its own) is caught where the actor is polled, and
+//! the actor is dropped only after the unwinding is over: so `stopped()`, which actix calls then, may panic too without
 //! aborting the process.
 
 use actix::prelude::*;

@@ -81,6 +81,8 @@ enum Command {
     Stop,
 }
 
+type Ended = (usize, End);
+
 /// The supervisor's end of a child.
 struct Held {
     spec: Spec,
@@ -96,7 +98,8 @@ pub(super) struct Supervisor {
     name: &'static str,
     group: Group,
     children: Vec<Held>,
-    ends: (mpsc::Sender<(usize, End)>, mpsc::Receiver<(usize, End)>),
+    /// The ends of children, by their numbers.
+    ends: (mpsc::Sender<Ended>, mpsc::Receiver<Ended>),
     tree: Arc<Tree>,
     whole: watch::Sender<bool>,
     clock: Instant,
@@ -239,7 +242,7 @@ pub(super) struct Seat {
     number: usize,
     spec: Spec,
     orders: mpsc::Receiver<Command>,
-    ends: mpsc::Sender<(usize, End)>,
+    ends: mpsc::Sender<Ended>,
 }
 
 impl Seat {
