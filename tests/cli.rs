@@ -202,7 +202,7 @@ fn help_and_version_are_data_and_no_error() {
             assert!(!told.stdout.is_empty() && told.stderr.is_empty(), "{program} {option}");
         }
     }
-    for name in ["serve", "pub", "sub", "request", "reply", "status", "bench"] {
+    for name in ["serve", "pub", "sub", "request", "reply", "status", "breaker", "bench"] {
         let told = output(command(LAPCE_IPC).arg_in(name).arg_in("--help"), b"");
         let text = String::from_utf8_lossy(&told.stdout).into_owned();
         assert!(text.contains("Examples:") || name == "serve", "{name}: {text}");

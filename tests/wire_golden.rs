@@ -33,9 +33,11 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Unserve { .. } => 5,
         ClientFrame::Status { .. } => 6,
         ClientFrame::Bye => 7,
+        ClientFrame::Breakers { .. } => 8,
+        ClientFrame::SetBreaker { .. } => 9,
     }
 }
-const CLIENT_VARIANTS: u32 = 8;
+const CLIENT_VARIANTS: u32 = 10;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -49,9 +51,10 @@ fn broker_variant(frame: &BrokerFrame) -> u32 {
         BrokerFrame::Status { .. } => 7,
         BrokerFrame::Draining { .. } => 8,
         BrokerFrame::Closing { .. } => 9,
+        BrokerFrame::Breakers { .. } => 10,
     }
 }
-const BROKER_VARIANTS: u32 = 10;
+const BROKER_VARIANTS: u32 = 11;
 
 fn typed_variant(message: &Message) -> u32 {
     match message {
@@ -68,6 +71,27 @@ fn typed_variant(message: &Message) -> u32 {
     }
 }
 const TYPED_VARIANTS: u32 = 10;
+
+fn set_breaker(order: BreakerOrder, for_ms: u64) -> ClientFrame {
+    ClientFrame::SetBreaker { serial: 9, service: name("s"), order, for_ms }
+}
+
+fn breaker(state: BreakerState, ends_in_ms: Option<u64>) -> BreakerStatus {
+    BreakerStatus {
+        service: name("s"),
+        state,
+        failures: 1,
+        failed_trials: 2,
+        probes: 3,
+        successes: 4,
+        ends_in_ms,
+        opened: 6,
+        rejected: 7,
+        failure_threshold: 8,
+        success_threshold: 9,
+        half_open_max_requests: 10,
+    }
+}
 
 fn client_frames() -> Vec<(ClientFrame, &'static str)> {
     vec![
@@ -131,6 +155,19 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
         (ClientFrame::Unserve { serial: 6, service: 9 }, "0c000000 05000000 06000000 09000000"),
         (ClientFrame::Status { serial: 7 }, "08000000 06000000 07000000"),
         (ClientFrame::Bye, "04000000 07000000"),
+        (ClientFrame::Breakers { serial: 8 }, "08000000 08000000 08000000"),
+        (
+            set_breaker(BreakerOrder::Open, 256),
+            "1d000000 09000000 09000000 0100000000000000 73 00000000 0001000000000000",
+        ),
+        (
+            set_breaker(BreakerOrder::Close, 0),
+            "1d000000 09000000 09000000 0100000000000000 73 01000000 0000000000000000",
+        ),
+        (
+            set_breaker(BreakerOrder::Auto, 0),
+            "1d000000 09000000 09000000 0100000000000000 73 02000000 0000000000000000",
+        ),
     ]
 }
 
@@ -258,6 +295,31 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (closing(ClosingCode::SlowConsumer), "11000000 09000000 02000000 0100000000000000 6d"),
         (closing(ClosingCode::Overuse), "11000000 09000000 03000000 0100000000000000 6d"),
         (closing(ClosingCode::Replaced), "11000000 09000000 04000000 0100000000000000 6d"),
+        (
+            BrokerFrame::Breakers { serial: 7, breakers: vec![breaker(BreakerState::Closed, None)] },
+            "4a000000 0a000000 07000000 0100000000000000 0100000000000000 73 00000000 01000000 02000000 03000000 \
+             04000000 00 0600000000000000 0700000000000000 08000000 09000000 0a000000",
+        ),
+        (
+            BrokerFrame::Breakers {
+                serial: 7,
+                breakers: vec![
+                    breaker(BreakerState::Open, Some(5)),
+                    breaker(BreakerState::HalfOpen, Some(5)),
+                    breaker(BreakerState::ForcedOpen, Some(5)),
+                    breaker(BreakerState::ForcedClosed, Some(5)),
+                ],
+            },
+            "18010000 0a000000 07000000 0400000000000000 \
+             0100000000000000 73 01000000 01000000 02000000 03000000 04000000 01 0500000000000000 \
+             0600000000000000 0700000000000000 08000000 09000000 0a000000 \
+             0100000000000000 73 02000000 01000000 02000000 03000000 04000000 01 0500000000000000 \
+             0600000000000000 0700000000000000 08000000 09000000 0a000000 \
+             0100000000000000 73 03000000 01000000 02000000 03000000 04000000 01 0500000000000000 \
+             0600000000000000 0700000000000000 08000000 09000000 0a000000 \
+             0100000000000000 73 04000000 01000000 02000000 03000000 04000000 01 0500000000000000 \
+             0600000000000000 0700000000000000 08000000 09000000 0a000000",
+        ),
     ]
 }
 

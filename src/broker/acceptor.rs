@@ -1,6 +1,7 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
 use super::connection::{Broker, ConnectionActor, TakenIn};
+use super::fault;
 use super::router::Gone;
 use super::stream::FrameStream;
 use super::supervisor::{self, Child, End, Exit, Outcome, Stop, supervise};
@@ -48,6 +49,7 @@ impl Actor for Acceptor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("acceptor.started", 0);
         let Some(listener) = self.listener.take() else { return ctx.stop() };
         let accept = accept(listener, self.broker.clone(), self.workers.clone());
         ctx.spawn(accept.into_actor(self).map(|result, this, ctx| {
@@ -85,6 +87,7 @@ async fn accept(
                 continue;
             }
         };
+        fault::point("acceptor.accepted", 0);
         let refused = match admit(&stream, &broker) {
             Ok((peer, permit)) => {
                 let Some(worker) = next.next() else { return Ok(()) };

@@ -1,5 +1,7 @@
 //! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
 
+use super::breaker::{self, BreakerActor};
+use super::fault;
 use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
@@ -48,6 +50,7 @@ pub(super) struct Broker {
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
+    pub(super) breaker: watch::Receiver<Option<Addr<BreakerActor>>>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) started: Instant,
@@ -88,6 +91,7 @@ impl Actor for ConnectionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("connection.started", 0);
         let Some((stream, peer, taken_in, doomed)) = self.start.take() else { return ctx.stop() };
         let session = session(stream, peer, taken_in, doomed, self.broker.clone(), ctx.address().recipient());
         ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
@@ -148,7 +152,10 @@ async fn session(
     taken_in.set(Some((key, id)));
     log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
     let end = match welcome(&mut stream, &broker, attached).await {
-        Ok(()) => serve(&mut stream, &mut doomed, &broker, key, id).await,
+        Ok(()) => {
+            fault::point("connection.welcomed", 0);
+            serve(&mut stream, &mut doomed, &broker, key, id).await
+        }
         Err(error) => End::Lost(error.to_string()),
     };
     let mut doom = None;
@@ -327,7 +334,15 @@ fn violation(reason: impl ToString) -> Doom {
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
+    fault::point("connection.asked", 0);
+    let question = match question {
+        Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
+            return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+        }
+        question => question,
+    };
     let mut answer = broker.router.send(question).await.ok()??;
+    fault::point("connection.answered", 0);
     if let BrokerFrame::Status { report, .. } = &mut answer {
         report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.version = env!("CARGO_PKG_VERSION").to_owned();

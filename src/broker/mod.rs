@@ -6,7 +6,9 @@
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection` | one actor for each connection: hello, questions, the end |
+//! | `breaker` | the breakers' times, their news, and orders given to them by hand |
 //! | `events` | what the router has to say to people, without ever waiting for them |
+//! | `fault` | faults on purpose, for tests |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `watchdog` | ends the process when a thread hangs |
@@ -26,8 +28,10 @@
 //! ```
 
 mod acceptor;
+mod breaker;
 mod connection;
 mod events;
+mod fault;
 mod root;
 mod router;
 mod socket;

@@ -1,8 +1,10 @@
 //! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
+use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
+use super::fault;
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
@@ -28,6 +30,9 @@ pub enum BrokerError {
     /// The sizes in the configuration do not go together.
     #[error("{0}")]
     Geometry(String),
+    /// Faults were asked for that cannot be had.
+    #[error("{0}")]
+    Faults(String),
     /// The system refused something that it needs.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -50,6 +55,7 @@ const STOP: Duration = Duration::from_secs(1);
 ///
 /// If it cannot listen, or the system refuses what it needs, or an actor fails too often.
 pub fn run(loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
+    fault::check().map_err(BrokerError::Faults)?;
     let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
     raise_descriptor_limit(loaded.config.ipc.max_connections);
@@ -76,19 +82,26 @@ async fn serve(
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
-    // The breaker's place: before the router, which is started again with it.
-
+    // Each connection has one order under way at most: so its mailbox is never full.
+    let seat_of_breaker = children.add(permanent("breaker", settings.max_connections + 16), || {});
+    let (breaker_published, breaker) = watch::channel(None);
+    let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
     let (router_arbiter, bell, turns) = (Arbiter::new(), state.own_bell()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
-    // Each connection has one message under way at most, and the root one: so the mailbox is never full.
+    // Each connection has one message under way at most, the root one, the breakers' actor three for itself: so the
+    // mailbox is never full.
     let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
     router_arbiter.spawn_fn(move || {
         let shared = Shared::new(state, started);
         actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
+    let routed = router.clone();
+    actix::spawn(
+        seat_of_breaker.host(breaker_published, move |_| BreakerActor::new(breaker_changes.clone(), routed.clone())),
+    );
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
@@ -103,6 +116,7 @@ async fn serve(
         config_file: loaded.source.clone(),
         settings,
         router: router.clone(),
+        breaker,
         phase: phase_seen,
         permits: permits.clone(),
         started,

@@ -1,7 +1,7 @@
 //! The commands, and options that several of them share. Each command's own options stand beside its code.
 
 use super::place::Place;
-use super::{bench, publish, reply, request, serve, status, sub};
+use super::{bench, breaker, publish, reply, request, serve, status, sub};
 use crate::client::WaitStrategy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::time::Duration;
@@ -73,6 +73,9 @@ pub(super) enum Command {
     /// Show the broker's connections, services and counters
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
+    /// Show the circuit breakers of services, or set one by hand
+    #[command(after_help = breaker::EXAMPLES)]
+    Breaker(breaker::BreakerArgs),
     /// Measure latency and throughput
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) enum Code {
     /// All is done, or nobody wants the rest.
     Done = 0,
-    /// The reply was an error.
+    /// The reply was an error; the broker does not know what was named.
     ErrorReply = 1,
     /// The command line makes no sense.
     Usage = 64,
@@ -69,7 +69,7 @@ impl Failure {
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Failure {
         let code = match &error {
-            error if error.is_error_reply() => Code::ErrorReply,
+            error if error.is_error_reply() || error.is_unknown() => Code::ErrorReply,
             error if error.is_invalid_name() => Code::Usage,
             error if error.is_too_large() => Code::TooLarge,
             error if error.is_no_broker() || error.is_no_responders() || error.is_disconnected() => Code::Unavailable,
@@ -81,6 +81,7 @@ impl From<client::Error> for Failure {
         let failure = Failure::new(code, error.to_string());
         match () {
             () if error.is_no_broker() => failure.hint("start one: lapce-ipc serve"),
+            () if error.is_unknown() => failure.hint("lapce-ipc breaker list shows the services that have one"),
             () if error.is_no_responders() => failure.hint("lapce-ipc status lists the services that there are"),
             () => failure,
         }

@@ -9,7 +9,7 @@
 //! | `args` | the commands, and options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
-//! | `publish`, `sub`, `request`, `reply`, `status` | one command each |
+//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `data` | `DATA`, `-`, `@FILE` |
@@ -19,6 +19,7 @@
 
 mod args;
 mod bench;
+mod breaker;
 mod children;
 mod command;
 mod data;
@@ -69,6 +70,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Request(args) => request::run(&cli.place, args),
         Command::Reply(args) => reply::run(&cli.place, args),
         Command::Status(args) => status::run(&cli.place, args),
+        Command::Breaker(args) => breaker::run(&cli.place, args),
         Command::Bench(args) => bench::run(&cli.place, args),
     }
 }

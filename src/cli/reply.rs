@@ -39,8 +39,9 @@ Examples:
   lapce-ipc reply mirror --echo
 
 The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks with
---stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error. If the request
-is cancelled or its time is over, the command is killed. `serving` on stderr says that requests reach us.";
+--stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and
+several in a row open the service's breaker. If the request is cancelled or its time is over, the command is killed.
+`serving` on stderr says that requests reach us.";
 
 /// Answers requests until the broker ends.
 ///

@@ -36,7 +36,8 @@ Examples:
   lapce-ipc request format @src/main.rs --raw --timeout 5s
   lapce-ipc request chat 'why is the sky blue?' --stream
 
-An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time: 75.";
+An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or
+the service has failed so often that its breaker is open: 75.";
 
 /// Asks and prints the reply.
 ///

@@ -3,7 +3,8 @@
 use super::exit::Failure;
 use super::output::{Out, plain};
 use super::place::Place;
-use crate::client::{ActorState, ActorStatus, ConnectionStatus, ServiceStatus, StatusReport, WaitStrategy};
+use crate::client::WaitStrategy;
+use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
 use clap::Args;
 use std::fmt::Write;
 
@@ -25,19 +26,35 @@ Examples:
 ///
 /// If there is no broker.
 pub(super) fn run(place: &Place, args: &StatusArgs) -> Result<(), Failure> {
-    let report = place.connect("status", WaitStrategy::Block)?.status()?;
+    let client = place.connect("status", WaitStrategy::Block)?;
+    let (report, breakers) = (client.status()?, client.breakers()?);
     let mut out = Out::new()?;
     if args.json {
         // Strings and numbers always serialise.
-        out.write(&serde_json::to_vec_pretty(&report).unwrap_or_default())?;
+        out.write(&serde_json::to_vec_pretty(&as_json(&report, &breakers)).unwrap_or_default())?;
         out.write(b"\n")?;
     } else {
-        out.write(for_people(&report).as_bytes())?;
+        out.write(for_people(&report, &breakers).as_bytes())?;
     }
     out.flush()
 }
 
-fn for_people(report: &StatusReport) -> String {
+/// The breaker's state of a service; the broker's own have none.
+fn breaker_of(service: &ServiceStatus, breakers: &[BreakerStatus]) -> Option<&'static str> {
+    Some(breakers.iter().find(|breaker| breaker.service == service.name)?.state.as_str())
+}
+
+/// The report, with the state of each service's breaker beside its numbers.
+fn as_json(report: &StatusReport, breakers: &[BreakerStatus]) -> serde_json::Value {
+    let mut json = serde_json::to_value(report).unwrap_or_default();
+    let services = json.get_mut("services").and_then(|services| services.as_array_mut());
+    for (service, shown) in report.services.iter().zip(services.into_iter().flatten()) {
+        shown["breaker"] = breaker_of(service, breakers).into();
+    }
+    json
+}
+
+fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     let mut text = String::new();
     let state = if report.draining { ", draining" } else { "" };
     let config = report.config_file.as_deref().map_or_else(|| "built-in defaults".to_owned(), plain);
@@ -58,7 +75,8 @@ fn for_people(report: &StatusReport) -> String {
     table(&mut text, "actors", &ACTOR, report.actors.iter().map(actor).collect());
     let connections = report.connections.iter().map(connection).collect();
     table(&mut text, "connections", &CONNECTION, connections);
-    table(&mut text, "services", &SERVICE, report.services.iter().map(service).collect());
+    let services = report.services.iter().map(|s| service(s, breaker_of(s, breakers))).collect();
+    table(&mut text, "services", &SERVICE, services);
     let counters = report.counters.iter().map(|(name, value)| vec![plain(name), value.to_string()]).collect();
     table(&mut text, "counters", &["name", "value"], counters);
     text
@@ -101,9 +119,9 @@ fn connection(c: &ConnectionStatus) -> Vec<String> {
     ]
 }
 
-const SERVICE: [&str; 6] = ["name", "responders", "outstanding", "pending", "requests", "failures"];
+const SERVICE: [&str; 7] = ["name", "responders", "outstanding", "pending", "requests", "failures", "breaker"];
 
-fn service(s: &ServiceStatus) -> Vec<String> {
+fn service(s: &ServiceStatus, breaker: Option<&str>) -> Vec<String> {
     vec![
         s.name.as_str().to_owned(),
         s.responders.to_string(),
@@ -111,11 +129,12 @@ fn service(s: &ServiceStatus) -> Vec<String> {
         s.pending.to_string(),
         s.requests.to_string(),
         s.failures.to_string(),
+        breaker.unwrap_or("-").to_owned(),
     ]
 }
 
 /// A title with the number of rows, and the rows in columns as wide as they need.
-fn table(text: &mut String, title: &str, head: &[&str], rows: Vec<Vec<String>>) {
+pub(super) fn table(text: &mut String, title: &str, head: &[&str], rows: Vec<Vec<String>>) {
     let _ = writeln!(text, "\n{title} ({})", rows.len());
     if rows.is_empty() {
         return;
@@ -132,7 +151,7 @@ fn table(text: &mut String, title: &str, head: &[&str], rows: Vec<Vec<String>>) 
 }
 
 /// A time as people say it, in its two largest units.
-fn age(ms: u64) -> String {
+pub(super) fn age(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
         0 => format!("{ms} ms"),

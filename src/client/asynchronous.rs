@@ -19,7 +19,7 @@
 use super::error::Result;
 use super::inner::{Inner, lock};
 use super::request::{Body, ReplyStream, RequestOptions};
-use super::serve::{self, Answer, Request, Service};
+use super::serve::{self, Answer, FAILED, Request, Service};
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
 use super::{Builder, Client, StatusReport, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
@@ -449,10 +449,20 @@ impl AsyncRequest {
         self.request.set_answered();
         if let Err(error) = self.client.inner.check_size(payload.as_ref().len()) {
             // As there: the requester is told now, not by its deadline.
-            self.send(error.to_string().as_bytes(), Flags::END.with(Flags::ERROR)).await?;
+            self.send(error.to_string().as_bytes(), FAILED).await?;
             return Err(error);
         }
         self.send(payload.as_ref(), Flags::END).await
+    }
+
+    /// As [`Request::refuse`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub async fn refuse(mut self, text: &str) -> Result<()> {
+        self.request.set_answered();
+        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR)).await
     }
 
     /// As [`Request::fail`].
@@ -462,7 +472,7 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn fail(mut self, text: &str) -> Result<()> {
         self.request.set_answered();
-        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR)).await
+        self.send(text.as_bytes(), FAILED).await
     }
 
     async fn send(&self, payload: &[u8], flags: Flags) -> Result<()> {

@@ -134,6 +134,12 @@ impl Error {
         )
     }
 
+    /// The broker does not know what was named.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(&*self.0, Kind::Failed { code: FailedCode::Unknown, .. })
+    }
+
     /// This thread holds a loan, and would wait for itself.
     #[must_use]
     pub fn is_loan_outstanding(&self) -> bool {

@@ -100,6 +100,8 @@ pub(super) struct Table {
     pub(super) calls: HashMap<u64, Arc<Incoming>>,
     pub(super) answers: HashMap<u32, Option<BrokerFrame>>,
     pub(super) flushed: u64,
+    /// Messages of ours that the broker took out.
+    pub(super) set_aside: u64,
     pub(super) topics: HashMap<String, u32>,
     pub(super) services: HashMap<String, u32>,
     pub(super) closed: Option<Error>,

@@ -38,9 +38,8 @@ mod serve;
 mod subscription;
 mod view;
 
-pub use crate::wire::control::{
-    ActorState, ActorStatus, ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport,
-};
+pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
+pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};
@@ -117,6 +116,42 @@ impl Client {
     pub fn status(&self) -> Result<StatusReport> {
         match self.inner.ask(|serial| ClientFrame::Status { serial })? {
             BrokerFrame::Status { report, .. } => Ok(report),
+            other => Err(inner::unexpected(&other)),
+        }
+    }
+
+    /// How the breakers of all services stand that have or had a responder.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub fn breakers(&self) -> Result<Vec<BreakerStatus>> {
+        match self.inner.ask(|serial| ClientFrame::Breakers { serial })? {
+            BrokerFrame::Breakers { breakers, .. } => Ok(breakers),
+            other => Err(inner::unexpected(&other)),
+        }
+    }
+
+    /// Sets the breaker of a service by hand, for a time or until it is set again. Answers how it stands now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_unknown`] if nobody serves the service, nor has; if a time is given with [`BreakerOrder::Auto`]; if
+    /// the connection has ended.
+    ///
+    /// ```no_run
+    /// # use lapce_ipc::client::{BreakerOrder, Client};
+    /// # use std::time::Duration;
+    /// # let client = Client::connect()?;
+    /// client.set_breaker("chat", BreakerOrder::Open, Some(Duration::from_secs(300)))?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn set_breaker(&self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Result<BreakerStatus> {
+        let service = Name::parse(service)?;
+        // At least a millisecond, for 0 is without end.
+        let for_ms = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
+        match self.inner.ask(|serial| ClientFrame::SetBreaker { serial, service, order, for_ms })? {
+            BrokerFrame::Breakers { mut breakers, .. } if breakers.len() == 1 => Ok(breakers.remove(0)),
             other => Err(inner::unexpected(&other)),
         }
     }

@@ -169,6 +169,7 @@ impl Reader {
                 }
                 self.partials.retain(|(subscription, _), _| *subscription != header.id);
             }
+            RecordKind::SetAside => table.set_aside += 1,
             RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
             kind => return Err(Kind::Protocol(format!("record of kind {kind:?} from the broker")).into()),
         }
@@ -402,9 +403,10 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
             table.serving.remove(serial);
             *serial
         }
-        BrokerFrame::Interned { serial, .. } | BrokerFrame::Done { serial } | BrokerFrame::Status { serial, .. } => {
-            *serial
-        }
+        BrokerFrame::Interned { serial, .. }
+        | BrokerFrame::Done { serial }
+        | BrokerFrame::Status { serial, .. }
+        | BrokerFrame::Breakers { serial, .. } => *serial,
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());

@@ -12,6 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// The end of an answer that is an error of the responder's own.
+pub(super) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILURE);
+
 /// A call that is to be answered, as the reader sees it.
 #[derive(Debug)]
 pub(super) struct Incoming {
@@ -322,20 +325,30 @@ impl Request {
         self.is_answered = true;
         if let Err(error) = self.inner.check_size(payload.as_ref().len()) {
             // The requester is told now, not by its deadline.
-            self.send(error.to_string().as_bytes(), Flags::END.with(Flags::ERROR))?;
+            self.send(error.to_string().as_bytes(), FAILED)?;
             return Err(error);
         }
         self.send(payload.as_ref(), Flags::END)
     }
 
-    /// Answers with an error.
+    /// Answers with an error that is the question's fault: unlike [`Request::fail`] it does not count at the breaker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn refuse(mut self, text: &str) -> Reply {
+        self.is_answered = true;
+        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR))
+    }
+
+    /// Answers with an error: the service has failed. Several in a row open its breaker.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub fn fail(mut self, text: &str) -> Reply {
         self.is_answered = true;
-        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR))
+        self.send(text.as_bytes(), FAILED)
     }
 
     #[cfg(feature = "tokio")]
@@ -412,8 +425,7 @@ impl Answer {
 impl Drop for Request {
     fn drop(&mut self) {
         if !self.is_answered && !self.is_cancelled() {
-            let _: Result<(), Error> =
-                self.send(b"the responder dropped the request without an answer", Flags::END.with(Flags::ERROR));
+            let _: Result<(), Error> = self.send(b"the responder dropped the request without an answer", FAILED);
         }
     }
 }

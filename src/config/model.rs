@@ -294,7 +294,7 @@ config! {
     limits: Limits, true;
     router: Router, true;
     restart: Restart, true;
-    circuit_breaker: CircuitBreaker, false;
+    circuit_breaker: CircuitBreaker, true;
     health_server: HealthServer, false;
     metrics: Metrics, false;
 }

@@ -8,11 +8,13 @@
 //! | `topics` | topics, subscriptions, and which goes to which |
 //! | `services` | services, their responders, and which of them gets the next call |
 //! | `budget` | who may use how much of the memory for extensions |
+//! | `breaker` | which requests a service is spared, because it fails |
 //! | `restart` | whether and when an actor that has ended is started again |
 //! | `group` | which children of a supervisor are stopped and started with it |
 //! | `watch` | whether a thread still turns |
 
 pub(crate) mod arena;
+pub(crate) mod breaker;
 pub(crate) mod budget;
 pub(crate) mod group;
 pub(crate) mod restart;

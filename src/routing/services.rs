@@ -1,5 +1,6 @@
 //! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
 
+use super::breaker::{Breaker, RuleBook, Stand};
 use crate::wire::name::Name;
 use std::collections::HashMap;
 
@@ -19,11 +20,16 @@ pub(crate) struct Responder {
     pub(crate) accepts: bool,
 }
 
-/// A service, known while anybody serves it or has asked for its number.
+/// A service, known while anybody serves it or has asked for its number; and after that while its breaker is not at
+/// rest, or a responder that dies of each request would come back with a clean sheet each time. When there are as many
+/// services as there may be, those without users go first.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) name: Name,
     pub(crate) responders: Vec<Responder>,
+    pub(crate) breaker: Breaker,
+    /// Somebody serves it, or did.
+    pub(crate) was_served: bool,
     /// Requests that came for it.
     pub(crate) requests: u64,
     /// Those that ended otherwise than by a reply.
@@ -42,27 +48,36 @@ pub(crate) enum NoResponder {
 }
 
 /// All services.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Services {
     by_name: HashMap<Name, ServiceId>,
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
     most: usize,
+    rules: RuleBook,
 }
 
 impl Services {
-    pub(crate) fn new(most: usize) -> Services {
-        Services { most, ..Services::default() }
+    pub(crate) fn new(most: usize, rules: RuleBook) -> Services {
+        Services { by_name: HashMap::new(), table: Vec::new(), free: Vec::new(), most, rules }
     }
 
     /// One more user of the service `name`; `None` if there are too many services.
     pub(crate) fn intern(&mut self, name: &Name) -> Option<ServiceId> {
-        let id = match self.by_name.get(name) {
-            Some(id) => *id,
-            None if self.by_name.len() >= self.most => return None,
+        let id = match self.find(name) {
+            Some(id) => id,
+            None if self.by_name.len() >= self.most && !self.forget_one() => return None,
             None => {
-                let service =
-                    Service { name: name.clone(), responders: Vec::new(), requests: 0, failures: 0, users: 0, next: 0 };
+                let service = Service {
+                    name: name.clone(),
+                    responders: Vec::new(),
+                    breaker: Breaker::new(self.rules.of(name.as_str())),
+                    was_served: false,
+                    requests: 0,
+                    failures: 0,
+                    users: 0,
+                    next: 0,
+                };
                 let id = self.free.pop().unwrap_or_else(|| {
                     self.table.push(None);
                     (self.table.len() - 1) as ServiceId
@@ -80,12 +95,48 @@ impl Services {
     pub(crate) fn release(&mut self, id: ServiceId) {
         let Some(service) = self.get_mut(id) else { return };
         service.users -= 1;
-        if service.users == 0 {
-            let name = service.name.clone();
-            self.by_name.remove(&name);
-            self.table[id as usize] = None;
+        self.forget_if_unused(id);
+    }
+
+    /// Forgets a service that has neither users nor a breaker with something to remember.
+    pub(crate) fn forget_if_unused(&mut self, id: ServiceId) {
+        if self.get(id).is_some_and(|service| service.users == 0 && service.breaker.is_at_rest()) {
+            self.forget(id);
+        }
+    }
+
+    /// Makes room: forgets the service without users whose breaker has the least to say. `false`: all have users.
+    fn forget_one(&mut self) -> bool {
+        let weight = |service: &Service| match service.breaker.stand() {
+            Stand::Closed => 0,
+            Stand::HalfOpen => 1,
+            Stand::Open => 2,
+            // Somebody wanted it so.
+            Stand::ForcedOpen | Stand::ForcedClosed => 3,
+        };
+        let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.users == 0)?)));
+        let least = unused.min_by_key(|(_, service)| weight(service)).map(|(id, _)| id);
+        least.is_some_and(|id| {
+            self.forget(id);
+            true
+        })
+    }
+
+    fn forget(&mut self, id: ServiceId) {
+        if let Some(service) = self.table.get_mut(id as usize).and_then(Option::take) {
+            self.by_name.remove(&service.name);
             self.free.push(id);
         }
+    }
+
+    /// The service `name`, if it is known.
+    pub(crate) fn find(&self, name: &Name) -> Option<ServiceId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The places of the table, those that are free included.
+    pub(crate) fn ids(&self) -> std::ops::Range<ServiceId> {
+        0..self.table.len() as ServiceId
     }
 
     pub(crate) fn get(&self, id: ServiceId) -> Option<&Service> {
@@ -103,6 +154,7 @@ impl Services {
     /// `connection` serves from now on. `false` if it does already.
     pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
         let Some(service) = self.get_mut(id) else { return false };
+        service.was_served = true;
         match service.responders.iter_mut().find(|r| r.connection == connection) {
             Some(responder) if responder.accepts => false,
             Some(responder) => {
@@ -181,14 +233,32 @@ impl Services {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::breaker::{Failure, Rules, Verdict};
 
     fn name(name: &str) -> Name {
         name.parse().unwrap()
     }
 
+    fn services(most: usize) -> Services {
+        let general = Rules {
+            failure_threshold: 2,
+            success_threshold: 1,
+            half_open_max_requests: 1,
+            timeout: 100,
+            max_timeout: 100,
+        };
+        Services::new(most, RuleBook { general, of_services: HashMap::new() })
+    }
+
+    fn fail(services: &mut Services, id: ServiceId) {
+        let breaker = &mut services.get_mut(id).unwrap().breaker;
+        let permit = breaker.admit(0).0.unwrap();
+        breaker.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
+    }
+
     #[test]
     fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
-        let mut services = Services::new(10);
+        let mut services = services(10);
         let id = services.intern(&name("chat")).unwrap();
         assert_eq!(services.choose(id, |_| true), Err(NoResponder::None));
         for connection in 0..3 {
@@ -210,7 +280,7 @@ mod tests {
 
     #[test]
     fn who_stops_serving_finishes_what_it_has() {
-        let mut services = Services::new(10);
+        let mut services = services(10);
         let id = services.intern(&name("chat")).unwrap();
         services.serve(id, 7, 2);
         services.begin(id, 7);
@@ -223,7 +293,7 @@ mod tests {
 
     #[test]
     fn names_are_bounded_and_freed_with_their_last_user() {
-        let mut services = Services::new(1);
+        let mut services = services(1);
         let id = services.intern(&name("a")).unwrap();
         assert_eq!(services.intern(&name("a")), Some(id));
         assert_eq!(services.intern(&name("b")), None);
@@ -231,5 +301,39 @@ mod tests {
         assert_eq!(services.intern(&name("b")), None);
         services.release(id);
         assert!(services.intern(&name("b")).is_some());
+    }
+
+    #[test]
+    fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
+        let mut services = services(10);
+        let id = services.intern(&name("a")).unwrap();
+        for _ in 0..2 {
+            fail(&mut services, id);
+            services.release(id);
+            assert_eq!(services.intern(&name("a")), Some(id), "still known");
+        }
+        assert_eq!(services.get(id).unwrap().breaker.stand(), Stand::Open);
+        services.release(id);
+        services.get_mut(id).unwrap().breaker.force(false, None, 0);
+        services.get_mut(id).unwrap().breaker.release(0);
+        services.forget_if_unused(id);
+        assert_eq!(services.find(&name("a")), None);
+    }
+
+    #[test]
+    fn services_without_users_make_room_and_those_with_users_do_not() {
+        let mut services = services(3);
+        let ids: Vec<_> = ["open", "failed", "used"].iter().map(|n| services.intern(&name(n)).unwrap()).collect();
+        fail(&mut services, ids[0]);
+        for id in &ids {
+            fail(&mut services, *id);
+        }
+        services.release(ids[0]);
+        services.release(ids[1]);
+        assert!(services.intern(&name("new")).is_some());
+        assert_eq!((services.find(&name("failed")), services.find(&name("open"))), (None, Some(ids[0])));
+        assert!(services.intern(&name("newer")).is_some());
+        assert_eq!((services.find(&name("open")), services.find(&name("used"))), (None, Some(ids[2])));
+        assert_eq!(services.intern(&name("newest")), None);
     }
 }

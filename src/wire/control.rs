@@ -14,6 +14,7 @@
 //! | `Serve` | `Serving` or `Failed` |
 //! | `Unsubscribe`, `Unserve` | `Done` or `Failed` |
 //! | `Status` | `Status` or `Failed` |
+//! | `Breakers`, `SetBreaker` | `Breakers` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
 //!
 //! # Layout
@@ -45,8 +46,6 @@
 //! - A Refused is variant 1 of [`BrokerFrame`] and has the layout declared here. Codes that a client does not know are
 //!   errors to its decoder; [`RefusedCode::Version`] is and remains code 0.
 
-use std::fmt;
-
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -54,9 +53,13 @@ use super::codec::{self, CodecError};
 use super::name::{Name, Topic};
 use super::pattern::Pattern;
 
+mod breaker;
 mod status;
+mod token;
 
+pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use status::{ActorState, ActorStatus, ConnectionStatus, ServiceStatus, StatusReport};
+pub use token::Token;
 
 /// The version of the protocol that this library speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -139,6 +142,22 @@ pub enum ClientFrame {
     },
     /// Announces an orderly end; nothing follows.
     Bye,
+    /// Asks how the breakers of all services stand.
+    Breakers {
+        /// Comes back in the answer.
+        serial: u32,
+    },
+    /// Sets the breaker of one service by hand.
+    SetBreaker {
+        /// Comes back in the answer.
+        serial: u32,
+        /// Which service.
+        service: Name,
+        /// What is wanted of it.
+        order: BreakerOrder,
+        /// For how many milliseconds; 0 is until somebody says otherwise. Always 0 with [`BreakerOrder::Auto`].
+        for_ms: u64,
+    },
 }
 
 impl ClientFrame {
@@ -169,7 +188,9 @@ impl ClientFrame {
             | Self::Unsubscribe { serial, .. }
             | Self::Serve { serial, .. }
             | Self::Unserve { serial, .. }
-            | Self::Status { serial } => Some(*serial),
+            | Self::Status { serial }
+            | Self::Breakers { serial }
+            | Self::SetBreaker { serial, .. } => Some(*serial),
             Self::Hello { .. } | Self::Bye => None,
         }
     }
@@ -342,6 +363,13 @@ pub enum BrokerFrame {
         /// Why, for people.
         message: String,
     },
+    /// Answers [`ClientFrame::Breakers`]; and [`ClientFrame::SetBreaker`], with the one that was set.
+    Breakers {
+        /// From the question.
+        serial: u32,
+        /// One for each service that has or had a responder.
+        breakers: Vec<BreakerStatus>,
+    },
 }
 
 impl BrokerFrame {
@@ -397,7 +425,7 @@ pub enum FailedCode {
     Limit,
     /// The question makes no sense.
     Invalid,
-    /// The number stands for nothing.
+    /// The number or name stands for nothing.
     Unknown,
     /// The client may not do that.
     NotAllowed,
@@ -453,40 +481,6 @@ pub struct Geometry {
     pub slot_size: u32,
     /// How many cells each ring can gain beyond its base window.
     pub extension_cells: u32,
-}
-
-/// The secret that resumes a session. Its bytes reach neither logs nor debug output.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub struct Token([u8; 16]);
-
-impl Token {
-    /// Takes 16 bytes from a cryptographic random source.
-    #[must_use]
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes, for who stores or compares them.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-/// Takes the same time wherever the two differ, so that a token cannot be guessed byte by byte.
-impl PartialEq for Token {
-    fn eq(&self, other: &Self) -> bool {
-        let difference = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
-        difference == 0
-    }
-}
-
-impl Eq for Token {}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
 }
 
 #[cfg(test)]

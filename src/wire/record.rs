@@ -89,6 +89,9 @@ kinds! {
     Failed = 43,
     /// `id`, `id2` request, `arg` cells of request body that may be sent in addition.
     RequestCredit = 44,
+    /// `id` topic (the connection's own number): a message of this client on it was taken out, because it killed the
+    /// broker's router twice.
+    SetAside = 45,
 }
 
 /// The flags of a record.
@@ -108,6 +111,9 @@ impl Flags {
     pub const ERROR: Flags = Flags(8);
     /// A call whose requester expects a stream.
     pub const STREAM: Flags = Flags(16);
+    /// Along with `ERROR`: the responder has failed, and its breaker counts it. Without this an error reply is an
+    /// answer like any other: the question was at fault.
+    pub const FAILURE: Flags = Flags(32);
 
     /// Whether all of `other` are set.
     #[must_use]

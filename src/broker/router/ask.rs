@@ -37,9 +37,13 @@ impl RouterState {
                 self.serve_service(key, serial, &service, max_in_flight)
             }
             ClientFrame::Unserve { service, .. } => self.unserve(key, serial, service),
-            // Nothing changes by it, so it may as well be carried out twice.
+            // Nothing changes by these, so they may as well be carried out twice.
             ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report() }),
-            ClientFrame::Hello { .. } | ClientFrame::Bye => return None,
+            ClientFrame::Breakers { serial } => {
+                return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
+            }
+            // The last is for the actor of the breakers.
+            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::SetBreaker { .. } => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.answered_last = Some((id, number, answer.clone()));
@@ -209,6 +213,7 @@ impl RouterState {
             ("late", c.late),
             ("parked", c.parked),
             ("violations", c.violations),
+            ("set_aside", c.set_aside),
             ("rings", self.outlets.rung),
             ("looks", c.looks),
             ("sleeps", c.sleeps),

@@ -7,12 +7,15 @@
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
 //! whatever comes later finds no call.
 
+use super::journal::Work;
 use super::outlet::Doom;
 use super::state::{RouterState, Timer};
+use crate::broker::fault;
 use crate::routing::arena::Key;
+use crate::routing::breaker::{Failure, Permit, Verdict};
 use crate::routing::services::{NoResponder, ServiceId};
 use crate::routing::wheel::TimerId;
-use crate::shm::layout::cells_for;
+use crate::shm::layout::{RingName, cells_for};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
@@ -28,6 +31,8 @@ pub(super) struct Call {
     /// `None`: the broker itself, which echoes.
     responder: Option<u32>,
     service: ServiceId,
+    /// The breaker's leave; `None`: the echo has no breaker.
+    permit: Option<Permit>,
     /// The responder's own number of the service.
     number: u32,
     /// `None` once it has fired.
@@ -44,6 +49,13 @@ pub(super) struct Call {
     answer_credit: u32,
 }
 
+impl Call {
+    /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
+    pub(super) fn may_be_answered(&self, cells: u32) -> bool {
+        self.body_left == 0 && self.answer_credit >= cells
+    }
+}
+
 impl RouterState {
     /// Routes one record of the express lane, and consumes it.
     #[inline]
@@ -53,19 +65,57 @@ impl RouterState {
             Kind::Request if header.flags.has(Flags::FIRST) => self.request(key, record, &header)?,
             Kind::Request => self.body(key, record, &header)?,
             Kind::Response => self.response(key, record, &header)?,
-            Kind::Cancel => self.cancel(key, &header),
-            Kind::Credit => self.credit(key, &header),
-            Kind::ResponseCredit => self.response_credit(key, &header)?,
-            Kind::BodyCredit => self.body_credit(key, &header)?,
+            Kind::Cancel => {
+                self.decided(record, &header);
+                self.cancel(key, &header);
+            }
+            Kind::Credit => {
+                self.decided(record, &header);
+                self.credit(key, &header);
+            }
+            Kind::ResponseCredit => self.response_credit(key, record, &header)?,
+            Kind::BodyCredit => self.body_credit(key, record, &header)?,
             kind => return Err(Doom::violation(format_args!("record of kind {kind:?} in the express lane"))),
         }
-        self.counters.records += 1;
-        self.counters.bytes += u64::from(record.len);
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.bytes += u64::from(record.len);
-            inlet.express.advance(record);
-        }
+        self.done(key, RingName::Express, record, header.kind);
         Ok(())
+    }
+
+    /// What a record of the express lane brings is decided, and from here on it is carried out.
+    #[inline]
+    fn decided(&mut self, record: &Record, header: &Header) {
+        fault::point("router.decided", u64::from(record.len));
+        self.journal.work = Work::Express(*record, *header);
+    }
+
+    /// A record of the express lane was half carried out when the router died, or has killed two: its call is over, and
+    /// both sides are told. So it has one outcome still.
+    pub(super) fn give_up_express(&mut self, key: u32, header: &Header) {
+        let call = match header.kind {
+            Kind::Request | Kind::Cancel | Kind::ResponseCredit => self.call_in(key, header),
+            Kind::Response | Kind::BodyCredit => self.call_of(key, header),
+            _ => None,
+        };
+        match call {
+            Some(call) => {
+                // It says nothing of who was to answer.
+                let found = self.calls.get_mut(call).map(|found| (found.service, found.permit.take()));
+                if let Some((service, permit)) = found {
+                    self.judge(service, permit, Verdict::Neither);
+                }
+                if let Some(responder) = self.calls.get(call).and_then(|call| call.responder) {
+                    let code = Outcome::ResponderLost as u16;
+                    let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
+                    self.outlets.send(responder, &ended, Payload::EMPTY);
+                }
+                self.end_call(call, Outcome::ResponderLost);
+            }
+            None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
+                let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg as usize).copied());
+                self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
+            }
+            None => {}
+        }
     }
 
     #[inline]
@@ -85,14 +135,15 @@ impl RouterState {
         if header.id >= max_requests {
             return Err(Doom::violation(format_args!("request in place {} of {max_requests}", header.id)));
         }
+        if inlet.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
+            return Err(Doom::violation(format_args!("request in place {}, which is in use", header.id)));
+        }
+        self.decided(record, header);
+        let Some(inlet) = self.inlet_mut(key) else { return Ok(()) };
         if inlet.requests.len() <= header.id as usize {
             inlet.requests.resize(header.id as usize + 1, Default::default());
         }
-        let slot = &mut inlet.requests[header.id as usize];
-        if slot.call.is_some() {
-            return Err(Doom::violation(format_args!("request in place {}, which is in use", header.id)));
-        }
-        slot.generation = header.id2;
+        inlet.requests[header.id as usize].generation = header.id2;
         inlet.messages += 1;
         self.counters.requests += 1;
         if let Some(service) = self.services.get_mut(service) {
@@ -110,12 +161,25 @@ impl RouterState {
             }
             return Ok(());
         }
+        let permit = match self.let_through(service) {
+            Ok(permit) => permit,
+            Err(rejected) => {
+                let nanos = rejected.retry_after.unwrap_or(0);
+                self.fail_until(key, header.id, header.id2, service, Outcome::BreakerOpen, nanos);
+                return Ok(());
+            }
+        };
         let outlets = &self.outlets;
-        match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
-            Ok(responder) => self.begin(key, record, header, service, Some(responder)),
-            Err(NoResponder::None) => self.fail(key, header.id, header.id2, service, Outcome::NoResponders),
-            Err(NoResponder::AllBusy) => self.fail(key, header.id, header.id2, service, Outcome::Overloaded),
-        }
+        let outcome = match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
+            Ok(responder) => {
+                self.begin(key, record, header, service, Some((responder, permit)));
+                return Ok(());
+            }
+            Err(NoResponder::None) => Outcome::NoResponders,
+            Err(NoResponder::AllBusy) => Outcome::Overloaded,
+        };
+        self.judge(service, Some(permit), Verdict::Neither);
+        self.fail(key, header.id, header.id2, service, outcome);
         Ok(())
     }
 
@@ -137,7 +201,15 @@ impl RouterState {
         }
     }
 
-    fn begin(&mut self, key: u32, record: &Record, header: &Header, service: ServiceId, responder: Option<u32>) {
+    fn begin(
+        &mut self,
+        key: u32,
+        record: &Record,
+        header: &Header,
+        service: ServiceId,
+        responder: Option<(u32, Permit)>,
+    ) {
+        let (responder, permit) = responder.unzip();
         let timeout = match header.nanos {
             0 => self.settings.default_request_timeout,
             nanos => nanos.min(self.settings.max_request_timeout),
@@ -153,6 +225,7 @@ impl RouterState {
             generation: header.id2,
             responder,
             service,
+            permit,
             number,
             timer: None,
             stream: header.flags.has(Flags::STREAM),
@@ -163,6 +236,7 @@ impl RouterState {
             answer_credit: credit,
         };
         let Some(call) = self.calls.insert(call) else {
+            self.judge(service, permit, Verdict::Neither);
             self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -176,6 +250,7 @@ impl RouterState {
             inlet.requests[header.id as usize].call = Some(call);
             inlet.outstanding += 1;
         }
+        fault::point("router.express", header.kind as u64);
         self.forward_body(key, record, header, call, timeout);
     }
 
@@ -234,6 +309,8 @@ impl RouterState {
         let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
             return Err(Doom::violation("a request's body was sent beyond its credit"));
         };
+        self.decided(record, header);
+        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
         // Many bodies, each within its credit, can be more together than is held for a responder that is busy.
@@ -264,6 +341,8 @@ impl RouterState {
         let Some(credit) = found.answer_credit.checked_sub(cells_for(len)) else {
             return Err(Doom::violation("an answer was sent beyond its credit"));
         };
+        self.decided(record, header);
+        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.answer_credit = credit;
         found.answer_left = left - len;
         let ends = last && header.flags.has(Flags::END);
@@ -297,7 +376,11 @@ impl RouterState {
             {
                 service.failures += 1;
             }
-            self.finish(call);
+            let has_failed = header.flags.has(Flags::ERROR.with(Flags::FAILURE));
+            let verdict = if has_failed { Verdict::Failure(Failure::Reply) } else { Verdict::Success };
+            if let Some(call) = self.finish(call) {
+                self.judge(service, call.permit, verdict);
+            }
         } else {
             self.counters.chunks += u64::from(last);
         }
@@ -311,34 +394,48 @@ impl RouterState {
         }
     }
 
-    fn response_credit(&mut self, key: u32, header: &Header) -> Result<(), Doom> {
+    fn response_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
         let (Some(call), most) = (self.call_in(key, header), self.settings.stream_credit) else { return Ok(()) };
+        let Some(found) = self.calls.get(call) else { return Ok(()) };
+        let answer_credit = given_back(found.answer_credit, header.arg, most)?;
+        // The echo can take as much body as its requester can take answer.
+        let body_credit = match found.responder {
+            Some(_) => found.body_credit,
+            None => given_back(found.body_credit, header.arg, most)?,
+        };
+        self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
-        found.answer_credit = given_back(found.answer_credit, header.arg, most)?;
-        match found.responder {
+        (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
+        let (to, credit) = match found.responder {
             Some(responder) => {
-                let credit = Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) };
-                self.outlets.send(responder, &credit, Payload::EMPTY);
+                (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
             }
-            // The echo can take as much body as its requester can take answer.
             None => {
-                found.body_credit = given_back(found.body_credit, header.arg, most)?;
-                let credit =
-                    Header { id: header.id, id2: header.id2, arg: header.arg, ..Header::new(Kind::RequestCredit) };
-                self.outlets.send(key, &credit, Payload::EMPTY);
+                let (id, id2, arg) = (header.id, header.id2, header.arg);
+                (key, Header { id, id2, arg, ..Header::new(Kind::RequestCredit) })
             }
-        }
+        };
+        self.outlets.send(to, &credit, Payload::EMPTY);
         Ok(())
     }
 
-    fn body_credit(&mut self, key: u32, header: &Header) -> Result<(), Doom> {
-        let (call, most) = (Key::from_u64(header.seq), self.settings.stream_credit);
-        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else { return Ok(()) };
-        found.body_credit = given_back(found.body_credit, header.arg, most)?;
+    fn body_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+        let (Some(call), most) = (self.call_of(key, header), self.settings.stream_credit) else { return Ok(()) };
+        let Some(found) = self.calls.get(call) else { return Ok(()) };
+        let body_credit = given_back(found.body_credit, header.arg, most)?;
+        self.decided(record, header);
+        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        found.body_credit = body_credit;
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
         self.outlets.send(found.requester, &credit, Payload::EMPTY);
         Ok(())
+    }
+
+    /// The call that `header` names, if `key` is to answer it.
+    fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
+        let call = Key::from_u64(header.seq);
+        self.calls.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
     }
 
     /// The call of the request that `header` names, if it is still under way.
@@ -353,9 +450,21 @@ impl RouterState {
         self.end_call(call, Outcome::DeadlineExceeded);
     }
 
+    /// What an outcome that is no answer says of the responder.
+    fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
+        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
+        let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
+        match outcome {
+            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
+            Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
+            _ => Verdict::Neither,
+        }
+    }
+
     /// Ends a call otherwise than by its answer: tells both sides.
     fn end_call(&mut self, key: Key, outcome: Outcome) {
         let Some(call) = self.finish(key) else { return };
+        self.judge(call.service, call.permit, self.verdict(&call, outcome));
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
@@ -369,11 +478,24 @@ impl RouterState {
 
     /// Sends a request's outcome other than an answer.
     fn fail(&mut self, requester: u32, slot: u32, generation: u32, service: ServiceId, outcome: Outcome) {
+        self.fail_until(requester, slot, generation, service, outcome, 0);
+    }
+
+    /// The same, with the time after which to try again, or 0.
+    fn fail_until(
+        &mut self,
+        requester: u32,
+        slot: u32,
+        generation: u32,
+        service: ServiceId,
+        outcome: Outcome,
+        nanos: u64,
+    ) {
         self.counters.failed[outcome as usize - 1] += 1;
         if let Some(service) = self.services.get_mut(service).filter(|_| outcome != Outcome::Cancelled) {
             service.failures += 1;
         }
-        let failed = Header { id: slot, id2: generation, code: outcome as u16, ..Header::new(Kind::Failed) };
+        let failed = Header { id: slot, id2: generation, code: outcome as u16, nanos, ..Header::new(Kind::Failed) };
         self.outlets.send(requester, &failed, Payload::EMPTY);
     }
 

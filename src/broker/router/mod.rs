@@ -7,8 +7,10 @@
 //! | `inlet`, `outlet` | the two halves of a connection |
 //! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
+//! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
+//! | `breakers` | who is let through to a service, and how the breakers stand |
 //! | `ask` | what comes over the control socket |
 //! | `turn` | the loop: work, spin, sleep |
 //!
@@ -16,8 +18,10 @@
 //! `turn`.
 
 mod ask;
+mod breakers;
 mod calls;
 mod inlet;
+mod journal;
 mod memory;
 mod outlet;
 mod polling;
@@ -28,15 +32,17 @@ mod state;
 mod tests;
 mod turn;
 
+pub(crate) use self::breakers::state as breaker_state;
 pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
+use crate::broker::fault;
 use crate::broker::supervisor::Stop;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
-use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame};
 use crate::wire::name::Name;
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -44,7 +50,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Takes a connection in. Answers its key and id.
@@ -80,6 +86,28 @@ pub(crate) struct Ask {
     pub(crate) number: u64,
     pub(crate) frame: ClientFrame,
 }
+
+/// Sets the breaker of a service by hand. Answers how it stands, or why not.
+#[derive(Message, Clone)]
+#[rtype(result = "Result<BreakerStatus, String>")]
+pub(crate) struct SetBreaker {
+    pub(crate) service: Name,
+    pub(crate) order: BreakerOrder,
+    /// For how long; `None`: without end.
+    pub(crate) time: Option<Duration>,
+    /// The connection that wants it.
+    pub(crate) by: u32,
+}
+
+/// Looks whether the time of a breaker's state is over. Answers when to look again, if one has a time.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "Option<Duration>")]
+pub(crate) struct TickBreakers;
+
+/// Publishes on the broker's own topics: pairs of topic and text.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 
 /// Asks whether nothing is under way.
 #[derive(Message, Clone, Copy)]
@@ -199,7 +227,9 @@ impl ShmRouter {
         let result = {
             let mut state = self.shared.state.borrow_mut();
             state.set_now(now);
+            fault::point("router.message", 0);
             let result = work(&mut state);
+            fault::point("router.answering", 0);
             state.outlets.flush();
             state.end_doomed();
             result
@@ -213,6 +243,7 @@ impl Actor for ShmRouter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.state.borrow_mut().recover();
         let run = turn::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
@@ -254,6 +285,30 @@ impl Handler<Ask> for ShmRouter {
 
     fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.with(|state| state.ask(message.key, message.id, message.number, message.frame)))
+    }
+}
+
+impl Handler<SetBreaker> for ShmRouter {
+    type Result = Result<BreakerStatus, String>;
+
+    fn handle(&mut self, message: SetBreaker, _: &mut Self::Context) -> Self::Result {
+        self.with(|state| state.set_breaker(&message))
+    }
+}
+
+impl Handler<TickBreakers> for ShmRouter {
+    type Result = Option<Duration>;
+
+    fn handle(&mut self, _: TickBreakers, _: &mut Self::Context) -> Option<Duration> {
+        self.with(RouterState::tick_breakers)
+    }
+}
+
+impl Handler<Announce> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
+        self.with(|state| news.iter().for_each(|(topic, text)| state.publish_system(topic, text)));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::inlet::Inlet;
 use super::memory::Memory;
+use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
@@ -379,14 +380,25 @@ impl Outlets {
         outlet.mark(key, &mut self.dirty);
     }
 
+    /// A new router cannot know whether the last one has woken `key`.
+    pub(super) fn touch(&mut self, key: u32) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        // Marked or not: what is in the list is marked, but the last router may have taken it off.
+        outlet.is_dirty = false;
+        self.dirty.retain(|dirty| *dirty != key);
+        outlet.placed(key, &mut self.dirty);
+    }
+
     /// Ends a batch: wakes whoever sleeps and has got something. One fence for all, at most one ring for each.
     #[inline]
     pub(super) fn flush(&mut self) {
         if self.dirty.is_empty() {
             return;
         }
+        fault::point("router.flush", self.dirty.len() as u64);
         publication_fence();
-        for key in self.dirty.drain(..) {
+        while let Some(key) = self.dirty.pop() {
+            fault::point("router.ring", u64::from(key));
             let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             outlet.is_dirty = false;
             outlet.active_at = self.now;

@@ -5,12 +5,14 @@
 //! and keeps its subscriptions to the last.
 
 use super::inlet::{Info, Partial};
+use super::journal::Work;
 use super::outlet::Doom;
 use super::state::{Lane, RouterState};
 use crate::broker::events::Event;
+use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::topics::TopicId;
-use crate::shm::layout::message_cost;
+use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
@@ -28,14 +30,31 @@ pub(super) struct Chosen {
 }
 
 /// One message, as it is routed.
-#[derive(Clone, Copy)]
-struct Message {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
     topic: TopicId,
     origin: u32,
     seq: u64,
     total: u32,
     len: u32,
     flags: Flags,
+}
+
+impl Message {
+    /// The header with which a subscription gets it.
+    #[inline]
+    fn deliver(&self, subscription: Key, dropped: u32) -> Header {
+        Header {
+            flags: self.flags,
+            id: subscription.to_u32(),
+            id2: self.topic,
+            total: self.total,
+            seq: self.seq,
+            origin: self.origin,
+            dropped,
+            ..Header::new(Kind::Deliver)
+        }
+    }
 }
 
 impl RouterState {
@@ -48,22 +67,12 @@ impl RouterState {
             Kind::Publish => self.further(key, record, &header),
             Kind::Flush => {
                 let answer = Header { seq: header.seq, ..Header::new(Kind::Flushed) };
+                fault::point("router.decided", u64::from(record.len));
                 self.outlets.send(key, &answer, Payload::EMPTY);
-                self.consumed(key, record);
+                self.done(key, RingName::Bulk, record, header.kind);
                 Ok(Lane::More)
             }
             kind => Err(Doom::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
-        }
-    }
-
-    #[inline]
-    fn consumed(&mut self, key: u32, record: &Record) {
-        self.counters.records += 1;
-        self.counters.bytes += u64::from(record.len);
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.bytes += u64::from(record.len);
-            inlet.waits = None;
-            inlet.bulk.advance(record);
         }
     }
 
@@ -93,10 +102,14 @@ impl RouterState {
             // Asks to be rung, and looks again: the space may have come just now.
             self.outlets.wait_for_space(on);
             if let Err(on) = self.decide(&message, false) {
+                fault::point("router.park", u64::from(on));
                 self.park(key, on);
                 return Ok(Lane::Parked);
             }
         }
+        fault::point("router.decided", u64::from(record.len));
+        (self.journal.step, self.journal.before) = (0, None);
+        self.journal.work = Work::First(*record, header.id, message);
         self.commit_first(key, record, header.id, &message);
         Ok(Lane::More)
     }
@@ -126,50 +139,54 @@ impl RouterState {
         Ok(())
     }
 
+    /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
     #[inline]
-    fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
-        let RouterState { inlets, outlets, topics, chosen, counters, .. } = self;
+    pub(super) fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
+        let RouterState { inlets, outlets, topics, chosen, counters, journal, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
-        inlet.partial_targets.clear();
-        let mut delivered = 0;
-        for chosen in chosen.iter() {
-            let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription) else { continue };
-            let Some(outlet) = outlets.get_mut(subscription.owner) else { continue };
-            if !chosen.gets_it {
-                subscription.dropped = subscription.dropped.saturating_add(1);
-                outlet.dropped += 1;
-                counters.dropped += 1;
-                continue;
+        if journal.step == 0 && journal.before.is_none() {
+            inlet.partial_targets.clear();
+        }
+        while let Some(chosen) = chosen.get(journal.step) {
+            fault::point("router.target", journal.step as u64);
+            if let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription)
+                && let Some(outlet) = outlets.get_mut(subscription.owner)
+            {
+                if chosen.gets_it {
+                    let (owner, dropped) = (subscription.owner, subscription.dropped);
+                    if journal.is_to_push(outlet.egress.claimed()) {
+                        if chosen.announce {
+                            let entry = topics.entry_mut(message.topic);
+                            let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
+                            outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
+                            entry.targets[chosen.target].announced = true;
+                        }
+                        journal.before = outlets.get(owner).map(|outlet| outlet.egress.claimed());
+                        let deliver = message.deliver(chosen.subscription, dropped);
+                        outlets.push_planned(owner, &deliver, payload);
+                        fault::point("router.delivered", journal.step as u64);
+                    }
+                    if let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription) {
+                        subscription.credit = subscription.credit.saturating_sub(chosen.cost);
+                        subscription.dropped_told = dropped;
+                    }
+                    if let Some(outlet) = outlets.get_mut(owner) {
+                        outlet.messages += 1;
+                    }
+                    counters.delivered += 1;
+                    if !message.flags.has(Flags::LAST) {
+                        inlet.partial_targets.push(chosen.subscription);
+                    }
+                } else {
+                    subscription.dropped = subscription.dropped.saturating_add(1);
+                    outlet.dropped += 1;
+                    counters.dropped += 1;
+                }
             }
-            outlet.messages += 1;
-            delivered += 1;
-            subscription.credit = subscription.credit.saturating_sub(chosen.cost);
-            subscription.dropped_told = subscription.dropped;
-            let deliver = Header {
-                flags: message.flags,
-                id: chosen.subscription.to_u32(),
-                id2: message.topic,
-                total: message.total,
-                seq: message.seq,
-                origin: message.origin,
-                dropped: subscription.dropped,
-                ..Header::new(Kind::Deliver)
-            };
-            let owner = subscription.owner;
-            if chosen.announce {
-                let entry = topics.entry_mut(message.topic);
-                entry.targets[chosen.target].announced = true;
-                let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
-                outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
-            }
-            outlets.push_planned(owner, &deliver, payload);
-            if !message.flags.has(Flags::LAST) {
-                inlet.partial_targets.push(chosen.subscription);
-            }
+            journal.stepped();
         }
         counters.published += 1;
-        counters.delivered += delivered;
         counters.unmatched += u64::from(chosen.is_empty());
         inlet.messages += 1;
         inlet.topics[id as usize].sent = message.seq;
@@ -177,7 +194,7 @@ impl RouterState {
             let (topic, seq, total) = (message.topic, message.seq, message.total);
             inlet.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
         }
-        self.consumed(key, record);
+        self.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
     fn further(&mut self, key: u32, record: &Record, header: &Header) -> Result<Lane, Doom> {
@@ -199,31 +216,44 @@ impl RouterState {
                 return Ok(Lane::Parked);
             }
         }
-        let RouterState { inlets, outlets, topics, .. } = self;
-        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(Lane::Dry) };
-        let payload = Payload::Words(len, inlet.bulk.payload(record));
-        if let Some(partial) = &mut inlet.partial {
-            for subscription in &inlet.partial_targets {
-                let Some(found) = topics.subscriptions.get(*subscription) else { continue };
-                let deliver = Header {
-                    flags: header.flags,
-                    id: subscription.to_u32(),
-                    id2: partial.topic,
-                    total: partial.total,
-                    seq: partial.seq,
+        fault::point("router.decided", u64::from(len));
+        (self.journal.step, self.journal.before) = (0, None);
+        self.journal.work = Work::Further(*record, *header);
+        self.commit_further(key, record, header);
+        Ok(Lane::More)
+    }
+
+    /// Gives a further record of a message to those who have its first; carries on where the journal stands.
+    pub(super) fn commit_further(&mut self, key: u32, record: &Record, header: &Header) {
+        let RouterState { inlets, outlets, topics, journal, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
+        let payload = Payload::Words(record.len, inlet.bulk.payload(record));
+        let Some(partial) = &mut inlet.partial else { return };
+        while let Some(subscription) = inlet.partial_targets.get(journal.step) {
+            fault::point("router.target", journal.step as u64);
+            if let Some(found) = topics.subscriptions.get(*subscription)
+                && let Some(outlet) = outlets.get(found.owner)
+                && journal.is_to_push(outlet.egress.claimed())
+            {
+                journal.before = Some(outlet.egress.claimed());
+                let message = Message {
+                    topic: partial.topic,
                     origin: inlet.info.id,
-                    dropped: found.dropped,
-                    ..Header::new(Kind::Deliver)
+                    seq: partial.seq,
+                    total: partial.total,
+                    len: record.len,
+                    flags: header.flags,
                 };
-                outlets.push_planned(found.owner, &deliver, payload);
+                outlets.push_planned(found.owner, &message.deliver(*subscription, found.dropped), payload);
+                fault::point("router.delivered", journal.step as u64);
             }
-            partial.left -= len;
+            journal.stepped();
         }
-        if is_last {
+        partial.left -= record.len;
+        if partial.left == 0 {
             inlet.partial = None;
         }
-        self.consumed(key, record);
-        Ok(Lane::More)
+        self.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
     /// The first connection whose ring has no space for a further record of the message under way.
@@ -303,22 +333,88 @@ impl RouterState {
 
     /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
     pub(super) fn abort_partial(&mut self, key: u32) {
-        let slot_size = self.settings.geometry.slot_size();
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        let Some(partial) = inlet.partial.take() else { return };
-        let origin = inlet.info.id;
-        self.counters.aborted += 1;
-        for subscription in std::mem::take(&mut inlet.partial_targets) {
+        if inlet.partial.is_none() {
+            return;
+        }
+        self.counters.aborted += u64::from(!inlet.partial_targets.is_empty());
+        self.abort_targets(key);
+        if let Some(inlet) = self.inlet_mut(key) {
+            inlet.partial = None;
+        }
+    }
+
+    /// Tells the receivers of the message under way that the rest of it will not come.
+    fn abort_targets(&mut self, key: u32) {
+        let slot_size = self.settings.geometry.slot_size();
+        loop {
+            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+            let (Some(partial), Some(subscription)) = (&inlet.partial, inlet.partial_targets.pop()) else { return };
+            let (total, origin) = (partial.total, inlet.info.id);
             let Some(found) = self.topics.subscriptions.get_mut(subscription) else { continue };
             found.dropped = found.dropped.saturating_add(1);
             found.dropped_told = found.dropped;
             // Its owner cannot take what never becomes whole, and so would never give its room back.
-            let cost = message_cost(partial.total, slot_size, found.capacity);
+            let cost = message_cost(total, slot_size, found.capacity);
             found.credit = found.credit.saturating_add(cost).min(found.capacity);
             let (owner, dropped) = (found.owner, found.dropped);
             let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
             self.outlets.send(owner, &notice, Payload::EMPTY);
             self.retry_waiters(owner);
+        }
+    }
+
+    /// A record of a publish is taken out: who has not got it by now sees a gap, and the publisher is told. What is
+    /// still to come of the message goes to nobody.
+    pub(super) fn set_publish_aside(&mut self, key: u32, record: &Record) {
+        let Ok(header) = Header::from_words(&record.header) else { return };
+        let step = self.journal.step;
+        match self.journal.work {
+            Work::First(_, id, message) => {
+                for at in step..self.chosen.len() {
+                    let subscription = self.chosen[at].subscription;
+                    if let Some(found) = self.topics.subscriptions.get_mut(subscription) {
+                        found.dropped = found.dropped.saturating_add(1);
+                        self.counters.dropped += 1;
+                    }
+                }
+                self.skip_rest(key, id, &message);
+            }
+            Work::Undecided if header.kind == Kind::Publish && header.flags.has(Flags::FIRST) => {
+                let Some(published) = self.inlet(key).and_then(|inlet| inlet.topics.get(header.id as usize)) else {
+                    return;
+                };
+                let (topic, seq) = (published.topic, published.sent + 1);
+                let (total, len, flags) = (header.total, record.len, header.flags);
+                self.skip_rest(key, header.id, &Message { topic, origin: 0, seq, total, len, flags });
+            }
+            Work::Undecided | Work::Further(..) => {
+                if let Some(partial) = self.inlets[key as usize].as_deref_mut().and_then(|i| i.partial.as_mut()) {
+                    partial.left = partial.left.saturating_sub(record.len);
+                }
+                self.abort_targets(key);
+                if let Some(inlet) = self.inlet_mut(key)
+                    && inlet.partial.as_ref().is_some_and(|partial| partial.left == 0)
+                {
+                    inlet.partial = None;
+                }
+            }
+            Work::Express(..) | Work::Done(_) => return,
+        }
+        let notice = Header { id: header.id, ..Header::new(Kind::SetAside) };
+        self.outlets.send(key, &notice, Payload::EMPTY);
+    }
+
+    /// The first record of a message is taken out; so its further ones have no receivers.
+    fn skip_rest(&mut self, key: u32, id: u32, message: &Message) {
+        let Some(inlet) = self.inlet_mut(key) else { return };
+        if let Some(published) = inlet.topics.get_mut(id as usize) {
+            published.sent = message.seq;
+        }
+        if message.total > message.len {
+            let (topic, seq, total) = (message.topic, message.seq, message.total);
+            inlet.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
+            self.abort_targets(key);
         }
     }
 
@@ -378,15 +474,7 @@ impl RouterState {
                 }
                 subscription.credit = subscription.credit.saturating_sub(chosen.cost);
                 let dropped = subscription.dropped;
-                let deliver = Header {
-                    flags: Flags::WHOLE,
-                    id: chosen.subscription.to_u32(),
-                    id2: id,
-                    total: len,
-                    seq: message.seq,
-                    dropped,
-                    ..Header::new(Kind::Deliver)
-                };
+                let deliver = message.deliver(chosen.subscription, dropped);
                 if chosen.announce {
                     let announce = Header { id, ..Header::new(Kind::TopicName) };
                     self.outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));

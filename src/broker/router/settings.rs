@@ -1,6 +1,7 @@
 //! The router's limits, in the units that it counts in.
 
-use crate::config::{Config, WaitStrategy};
+use crate::config::{CircuitBreaker, Config, WaitStrategy};
+use crate::routing::breaker::{RuleBook, Rules};
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
 
 const MS: u64 = 1_000_000;
@@ -32,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) spin_max: u64,
     pub(crate) batch_records: u32,
     pub(crate) turn_max: u64,
+    pub(crate) breakers: RuleBook,
 }
 
 impl Settings {
@@ -70,6 +72,24 @@ impl Settings {
             spin_max: config.router.spin_max_us * 1000,
             batch_records: config.router.batch_records,
             turn_max: config.router.turn_max_us * 1000,
+            breakers: RuleBook {
+                general: rules(&config.circuit_breaker),
+                of_services: config
+                    .breaker_services
+                    .keys()
+                    .map(|service| (service.clone(), rules(&config.breaker_for(service))))
+                    .collect(),
+            },
         })
+    }
+}
+
+fn rules(breaker: &CircuitBreaker) -> Rules {
+    Rules {
+        failure_threshold: breaker.failure_threshold,
+        success_threshold: breaker.success_threshold,
+        half_open_max_requests: breaker.half_open_max_requests,
+        timeout: breaker.timeout_secs * 1000 * MS,
+        max_timeout: breaker.max_timeout_secs * 1000 * MS,
     }
 }

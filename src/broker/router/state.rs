@@ -4,11 +4,13 @@
 //! fail comes first and changes nothing, then a commit that cannot fail, which ends with the source's position.
 
 use super::inlet::{Info, Inlet, Parked};
+use super::journal::Journal;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlet, Outlets};
 use super::publish::Chosen;
 use super::settings::Settings;
 use crate::broker::events::Events;
+use crate::broker::fault;
 use crate::routing::arena::{Arena, Key};
 use crate::routing::schedule::Schedule;
 use crate::routing::services::{ServiceId, Services};
@@ -17,7 +19,7 @@ use crate::routing::wheel::Wheel;
 use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::AtomicU64;
 use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
@@ -68,6 +70,8 @@ pub(crate) struct Counters {
     pub(crate) sleeps: u64,
     pub(crate) parked: u64,
     pub(crate) violations: u64,
+    /// Records and timers that killed two routers.
+    pub(crate) set_aside: u64,
     pub(crate) connections: u64,
 }
 
@@ -82,16 +86,18 @@ pub(crate) struct RouterState {
     pub(super) echo: ServiceId,
     pub(super) calls: Arena<Call>,
     pub(super) wheel: Wheel<Timer>,
-    due: Vec<Timer>,
+    /// Timers that are due, the first last.
+    pub(super) due: Vec<Timer>,
     pub(super) schedule: Schedule,
     pub(super) board: BellBoard,
     pub(super) rang: Vec<u32>,
     /// The own bell has rung: there is something in the actor's mailbox.
     pub(super) has_mail: bool,
     pub(super) chosen: Vec<Chosen>,
+    pub(super) journal: Journal,
     pub(super) now: u64,
     /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
-    turns: Arc<AtomicU64>,
+    pub(super) turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
     next_id: u32,
@@ -121,7 +127,7 @@ impl RouterState {
     /// If the system refuses an epoll descriptor.
     pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
-        let mut services = Services::new(settings.max_services);
+        let mut services = Services::new(settings.max_services, settings.breakers.clone());
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
         let mut wheel = Wheel::new(now);
         wheel.set(now + settings.audit_interval, Timer::Audit);
@@ -140,6 +146,7 @@ impl RouterState {
             rang: Vec::with_capacity(LOOK),
             has_mail: false,
             chosen: Vec::new(),
+            journal: Journal::default(),
             now,
             turns: Arc::default(),
             counters: Counters::default(),
@@ -151,17 +158,6 @@ impl RouterState {
             events,
             settings,
         })
-    }
-
-    /// The count of the loop's turns.
-    pub(crate) fn turns(&self) -> Arc<AtomicU64> {
-        self.turns.clone()
-    }
-
-    /// The loop has turned once more.
-    #[inline]
-    pub(super) fn turned(&self) {
-        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// The bell by which other threads wake the router's.
@@ -382,8 +378,16 @@ impl RouterState {
             records -= 1;
             let routed = match consumer.peek() {
                 Ok(None) => return Lane::Dry,
-                Ok(Some(record)) if lane == RingName::Bulk => self.route_bulk(key, &record),
-                Ok(Some(record)) => self.route_express(key, &record).map(|()| Lane::More),
+                Ok(Some(record)) => {
+                    self.journal.source = Some((key, lane));
+                    fault::point("router.found", u64::from(record.len));
+                    let routed = match lane {
+                        RingName::Bulk => self.route_bulk(key, &record),
+                        _ => self.route_express(key, &record).map(|()| Lane::More),
+                    };
+                    self.journal.source = None;
+                    routed
+                }
                 Err(violation) => Err(violation.into()),
             };
             match routed {
@@ -406,17 +410,23 @@ impl RouterState {
     /// Carries out what is due at `now`.
     pub(super) fn advance(&mut self, now: u64) {
         self.set_now(now);
-        let mut due = std::mem::take(&mut self.due);
-        self.wheel.advance(now, &mut due);
-        for timer in due.drain(..) {
+        // What a router that died has left is due still.
+        let already = self.due.len();
+        self.wheel.advance(now, &mut self.due);
+        self.due[already..].reverse();
+        while let Some(timer) = self.due.last().copied() {
+            self.journal.timer = true;
+            fault::point("router.timer", 0);
             match timer {
                 Timer::Call(call) => self.deadline(call),
                 Timer::Parked(key) => self.waited_too_long(key),
                 Timer::Idle(key, id) => self.trim_if_idle(key, id),
                 Timer::Audit => self.audit(),
             }
+            self.due.pop();
+            self.journal.timer = false;
+            fault::point("router.timed", 0);
         }
-        self.due = due;
         self.outlets.flush();
         self.end_doomed();
     }
@@ -449,8 +459,10 @@ impl RouterState {
 
     /// Ends the connections that must end: those that broke the protocol, and those whose client left.
     pub(super) fn end_doomed(&mut self) {
-        while let Some((key, doom)) = self.outlets.doomed.pop() {
+        // Each stays until it is done: a router that dies leaves it to the next.
+        while let Some((key, doom)) = self.outlets.doomed.first().cloned() {
             self.end(key, doom);
+            self.outlets.doomed.remove(0);
         }
     }
 
@@ -459,8 +471,11 @@ impl RouterState {
         if self.inlet(key).is_none() {
             return;
         }
+        fault::point("router.ending", 0);
         self.end_calls_of(key);
+        fault::point("router.ending", 1);
         self.abort_partial(key);
+        fault::point("router.ending", 2);
         self.unpark(key);
         self.schedule.remove(key);
         let Some(outlet) = self.outlets.remove(key) else { return };
@@ -487,5 +502,6 @@ impl RouterState {
         self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
         self.tell_connection("closed", &inlet.info, Some(&doom.reason));
         self.ended.push((inlet.info.clone(), doom));
+        fault::point("router.ending", 3);
     }
 }

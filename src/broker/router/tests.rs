@@ -1,9 +1,12 @@
 //! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one
 //! thread.
 
+mod breaker;
+
 use super::settings::Settings;
 use super::state::RouterState;
 use crate::broker::events::Events;
+use crate::broker::fault;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
 use crate::shm::layout::RingName;
@@ -14,10 +17,17 @@ use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, DeliveryPolicy
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+mod crashes;
 
 struct Router {
     state: RouterState,
     questions: u64,
+    /// How often it died by an armed fault.
+    deaths: u32,
+    /// The fault to arm when it dies next.
+    again: Option<(&'static str, u32)>,
 }
 
 struct Peer {
@@ -38,7 +48,7 @@ impl Router {
         config.limits.max_rings_without_progress = 1_000_000;
         change(&mut config);
         let state = RouterState::new(Settings::new(&config).unwrap(), Events::new(), 0).unwrap();
-        Router { state, questions: 0 }
+        Router { state, questions: 0, deaths: 0, again: None }
     }
 
     fn connect(&mut self) -> Peer {
@@ -57,7 +67,13 @@ impl Router {
 
     fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
         self.questions += 1;
-        let answer = self.state.ask(peer.key, peer.id, self.questions, frame).expect("the connection exists");
+        let number = self.questions;
+        let answer = self.survive(|state| {
+            let answer = state.ask(peer.key, peer.id, number, frame.clone());
+            fault::point("router.answering", 0);
+            answer
+        });
+        let answer = answer.expect("the connection exists");
         self.run();
         answer
     }
@@ -93,15 +109,40 @@ impl Router {
 
     /// Works until there is nothing to do.
     fn run(&mut self) {
-        self.state.look();
-        while self.state.step() | self.state.poll_quiet() {}
-        self.state.end_doomed();
-        self.state.outlets.flush();
+        self.survive(|state| {
+            state.look();
+            while state.step() | state.poll_quiet() {}
+            state.end_doomed();
+            state.outlets.flush();
+        });
+    }
+
+    /// Works as a supervised router does: one that dies by an armed fault is followed by another, over the same state.
+    fn survive<T>(&mut self, mut work: impl FnMut(&mut RouterState) -> T) -> T {
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| work(&mut self.state))) {
+                Ok(result) => return result,
+                Err(reason) => self.died(reason),
+            }
+            while let Err(reason) = catch_unwind(AssertUnwindSafe(|| self.state.recover())) {
+                self.died(reason);
+            }
+        }
+    }
+
+    fn died(&mut self, reason: Box<dyn std::any::Any + Send>) {
+        if reason.downcast_ref() != Some(&fault::armed::INJECTED) {
+            resume_unwind(reason);
+        }
+        self.deaths += 1;
+        if let Some((point, n)) = self.again.take() {
+            fault::armed::arm(point, n);
+        }
     }
 
     fn pass(&mut self, ms: u64) {
         let now = self.state.now + ms * 1_000_000;
-        self.state.advance(now);
+        self.survive(|state| state.advance(now));
         self.run();
     }
 }
@@ -271,7 +312,7 @@ fn each_request_has_one_outcome() {
 
 #[test]
 fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
-    let mut router = Router::new(|_| {});
+    let mut router = Router::new(|config| config.circuit_breaker.failure_threshold = 11);
     let (mut requester, responder, other) = (router.connect(), router.connect(), router.connect());
     let service = router.service(&requester, "s");
     router.serve(&responder, "s", 0);

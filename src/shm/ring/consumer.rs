@@ -92,6 +92,11 @@ impl Consumer {
         self.offset = record.at + cells;
     }
 
+    /// Cells ever consumed: the position of the next record.
+    pub(crate) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
     /// Cells that were consumed and not yet given back.
     #[inline]
     pub(crate) fn unpublished(&self) -> u64 {

@@ -59,6 +59,12 @@ impl Producer {
         self.ring.control.all()[self.ring.ids.busy].store(0, release(Site::Leave));
     }
 
+    /// Cells ever claimed: it moves when a record is published, and only then.
+    #[inline]
+    pub(crate) fn claimed(&self) -> u64 {
+        self.plan.claimed()
+    }
+
     /// Whether nothing is in flight, as of now.
     ///
     /// # Errors

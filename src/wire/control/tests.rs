@@ -23,6 +23,7 @@ fn token() -> impl Strategy<Value = Token> {
 }
 
 fn client_frame() -> impl Strategy<Value = ClientFrame> {
+    use BreakerOrder as B;
     let kind = prop::sample::select(vec![InternKind::Topic, InternKind::Service]);
     let policy =
         prop::sample::select(vec![DeliveryPolicy::Block, DeliveryPolicy::DropNewest, DeliveryPolicy::DropOldest]);
@@ -40,6 +41,9 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         any::<(u32, u32)>().prop_map(|(serial, service)| ClientFrame::Unserve { serial, service }),
         any::<u32>().prop_map(|serial| ClientFrame::Status { serial }),
         Just(ClientFrame::Bye),
+        any::<u32>().prop_map(|serial| ClientFrame::Breakers { serial }),
+        (any::<(u32, u64)>(), name(), prop::sample::select(vec![B::Open, B::Close, B::Auto]))
+            .prop_map(|((serial, for_ms), service, order)| ClientFrame::SetBreaker { serial, service, order, for_ms }),
     ]
 }
 
@@ -128,6 +132,27 @@ fn report() -> impl Strategy<Value = StatusReport> {
     )
 }
 
+fn breaker() -> impl Strategy<Value = BreakerStatus> {
+    use BreakerState as S;
+    let state = prop::sample::select(vec![S::Closed, S::Open, S::HalfOpen, S::ForcedOpen, S::ForcedClosed]);
+    (name(), state, any::<[u32; 7]>(), any::<[u64; 2]>(), any::<Option<u64>>()).prop_map(
+        |(service, state, n, [opened, rejected], ends_in_ms)| BreakerStatus {
+            service,
+            state,
+            failures: n[0],
+            failed_trials: n[1],
+            probes: n[2],
+            successes: n[3],
+            ends_in_ms,
+            opened,
+            rejected,
+            failure_threshold: n[4],
+            success_threshold: n[5],
+            half_open_max_requests: n[6],
+        },
+    )
+}
+
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     use {ClosingCode as C, FailedCode as F, RefusedCode as R};
     let refused = vec![R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken];
@@ -172,6 +197,8 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         (any::<u32>(), report()).prop_map(|(serial, report)| BrokerFrame::Status { serial, report }),
         any::<u32>().prop_map(|deadline_ms| BrokerFrame::Draining { deadline_ms }),
         (prop::sample::select(closing), ".{0,20}").prop_map(|(code, message)| BrokerFrame::Closing { code, message }),
+        (any::<u32>(), prop::collection::vec(breaker(), 0..3))
+            .prop_map(|(serial, breakers)| BrokerFrame::Breakers { serial, breakers }),
     ]
 }
 

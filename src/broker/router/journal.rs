@@ -1,0 +1,195 @@
+//! What the router has under way: so that one that dies leaves nothing half done, and nothing twice.
+//!
+//! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
+//! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,
+//! which outlives the actor, and a new router first carries on from there (`recover`). The rules and the crash points
+//! are in `actors.md`.
+//!
+//! Only panics are at issue here, and they come at places, not at any instruction: between a push and the note that it
+//! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
+
+use super::publish::Message;
+use super::state::RouterState;
+use crate::broker::events::Event;
+use crate::broker::fault;
+use crate::shm::layout::RingName;
+use crate::shm::ring::Record;
+use crate::wire::record::{Header, Kind};
+
+/// Deaths by the same record, or the same timer, after which it is set aside.
+const MOST_DEATHS: u32 = 2;
+
+/// How far the record under way has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Work {
+    /// There is none, or nothing is changed yet.
+    #[default]
+    Undecided,
+    /// The first record of a publish goes to those who are `chosen`.
+    First(Record, u32, Message),
+    /// A further record goes to the receivers of the message under way.
+    Further(Record, Header),
+    /// A record of the express lane is carried out.
+    Express(Record, Header),
+    /// All is done but the position.
+    Done(Record),
+}
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// Whose record, in which lane.
+    pub(super) source: Option<(u32, RingName)>,
+    pub(super) work: Work,
+    /// Receivers that have the record.
+    pub(super) step: usize,
+    /// Where the ring of the next receiver stood before it got the record.
+    pub(super) before: Option<u64>,
+    /// A timer is being carried out.
+    pub(super) timer: bool,
+    /// What was under way when a router died last (connection, lane, position; 0 for a timer), and how often in a row.
+    killer: Option<(u32, Option<RingName>, u64)>,
+    deaths: u32,
+}
+
+impl Journal {
+    /// Whether the next receiver, whose ring stands at `claimed`, is still to get the record.
+    #[inline]
+    pub(super) fn is_to_push(&self, claimed: u64) -> bool {
+        self.before.is_none_or(|before| before == claimed)
+    }
+
+    /// One receiver more has the record.
+    #[inline]
+    pub(super) fn stepped(&mut self) {
+        self.step += 1;
+        self.before = None;
+    }
+}
+
+impl RouterState {
+    /// The work on a record is done: its source's position goes behind it.
+    #[inline]
+    pub(super) fn done(&mut self, key: u32, lane: RingName, record: &Record, kind: Kind) {
+        self.journal.work = Work::Done(*record);
+        fault::point("router.committed", kind as u64);
+        self.advance_source(key, lane, record);
+        (self.journal.source, self.journal.work) = (None, Work::Undecided);
+        fault::point("router.advanced", kind as u64);
+    }
+
+    /// A router was built anew over this state: settles what the last one had under way, and wakes everybody, for a
+    /// bell may have been heard and not acted upon.
+    pub(in crate::broker) fn recover(&mut self) {
+        fault::point("router.started", 0);
+        self.count_deaths();
+        let is_killer = self.journal.deaths >= MOST_DEATHS;
+        if self.journal.timer && is_killer {
+            // Whatever it was for, it is not tried a third time.
+            self.due.pop();
+            self.counters.set_aside += 1;
+        }
+        self.journal.timer = false;
+        if let Some((key, lane)) = self.journal.source {
+            if is_killer {
+                self.set_aside(key, lane);
+            }
+            self.settle(key, lane);
+        }
+        if is_killer {
+            (self.journal.killer, self.journal.deaths) = (None, 0);
+        }
+        self.has_mail = true;
+        for key in 0..self.inlets.len() as u32 {
+            if self.inlet(key).is_some() {
+                self.schedule.cools(key);
+                self.schedule.wake(key);
+                self.outlets.touch(key);
+            }
+        }
+        self.outlets.flush();
+    }
+
+    fn count_deaths(&mut self) {
+        let journal = &self.journal;
+        let now = match journal.source {
+            Some((key, lane)) => self.inlet(key).map(|inlet| {
+                let consumer = if lane == RingName::Bulk { &inlet.bulk } else { &inlet.express };
+                (inlet.info.id, Some(lane), consumer.consumed())
+            }),
+            None if journal.timer => Some((0, None, 0)),
+            None => None,
+        };
+        let journal = &mut self.journal;
+        journal.deaths = if now.is_some() && now == journal.killer { journal.deaths + 1 } else { 1 };
+        if now.is_none() {
+            journal.deaths = 0;
+        }
+        journal.killer = now;
+    }
+
+    /// Brings the record under way to its end, if it was begun.
+    fn settle(&mut self, key: u32, lane: RingName) {
+        match self.journal.work {
+            Work::Undecided => {}
+            Work::First(record, id, message) => self.commit_first(key, &record, id, &message),
+            Work::Further(record, header) => self.commit_further(key, &record, &header),
+            Work::Express(record, header) => {
+                // Half done, which no code that is there can leave. Its call is over for both sides.
+                self.give_up_express(key, &header);
+                self.advance_source(key, lane, &record);
+            }
+            Work::Done(record) => self.advance_source(key, lane, &record),
+        }
+        (self.journal.source, self.journal.work) = (None, Work::Undecided);
+    }
+
+    /// A record has killed two routers. It is taken out, and its sender told.
+    fn set_aside(&mut self, key: u32, lane: RingName) {
+        self.counters.set_aside += 1;
+        let (consumed, id) = match self.inlet(key) {
+            Some(inlet) if lane == RingName::Bulk => (inlet.bulk.consumed(), inlet.info.id),
+            Some(inlet) => (inlet.express.consumed(), inlet.info.id),
+            None => return,
+        };
+        self.events.tell(Event::SetAside { connection: id, lane, position: consumed });
+        let Some(record) = self.record_under_way(key, lane) else { return };
+        match lane {
+            RingName::Bulk => self.set_publish_aside(key, &record),
+            _ => {
+                if let Ok(header) = Header::from_words(&record.header) {
+                    self.give_up_express(key, &header);
+                }
+            }
+        }
+        // What `settle` has left to do.
+        self.journal.work = Work::Done(record);
+    }
+
+    fn record_under_way(&mut self, key: u32, lane: RingName) -> Option<Record> {
+        match self.journal.work {
+            Work::First(record, ..) | Work::Further(record, _) | Work::Express(record, _) | Work::Done(record) => {
+                Some(record)
+            }
+            Work::Undecided => {
+                let inlet = self.inlet_mut(key)?;
+                let consumer = if lane == RingName::Bulk { &mut inlet.bulk } else { &mut inlet.express };
+                consumer.peek().ok().flatten()
+            }
+        }
+    }
+
+    /// The source's position goes behind a record that is done.
+    pub(super) fn advance_source(&mut self, key: u32, lane: RingName, record: &Record) {
+        self.counters.records += 1;
+        self.counters.bytes += u64::from(record.len);
+        let Some(inlet) = self.inlet_mut(key) else { return };
+        inlet.bytes += u64::from(record.len);
+        if lane == RingName::Bulk {
+            inlet.waits = None;
+            inlet.bulk.advance(record);
+        } else {
+            inlet.express.advance(record);
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The breaker against a model that keeps the whole history and works everything out anew from it.
+
+use super::*;
+use proptest::prelude::*;
+
+const S: u64 = 1_000_000_000;
+const RULES: Rules = Rules {
+    failure_threshold: 5,
+    success_threshold: 2,
+    half_open_max_requests: 3,
+    timeout: 60 * S,
+    max_timeout: 600 * S,
+};
+const FAILED: Verdict = Verdict::Failure(Failure::Reply);
+
+/// Admits, or says after how long to come again.
+fn admit(breaker: &mut Breaker, now: u64) -> Result<Permit, Option<u64>> {
+    breaker.admit(now).0.map_err(|rejected| rejected.retry_after)
+}
+
+fn fail(breaker: &mut Breaker, now: u64) -> Option<Transition> {
+    let permit = admit(breaker, now).expect("it passes");
+    breaker.record(permit, FAILED, now)
+}
+
+/// Opened by five failures at `now`.
+fn opened(now: u64) -> Breaker {
+    let mut breaker = Breaker::new(RULES);
+    for _ in 0..5 {
+        fail(&mut breaker, now);
+    }
+    assert_eq!(breaker.stand(), Stand::Open);
+    breaker
+}
+
+#[test]
+fn the_fifth_failure_in_a_row_opens_it_and_a_success_between_starts_the_count_again() {
+    let mut breaker = Breaker::new(RULES);
+    for _ in 0..4 {
+        assert_eq!(fail(&mut breaker, 7), None);
+    }
+    let permit = admit(&mut breaker, 7).unwrap();
+    assert_eq!(breaker.record(permit, Verdict::Success, 7), None);
+    for _ in 0..4 {
+        assert_eq!(fail(&mut breaker, 7), None);
+    }
+    let permit = admit(&mut breaker, 7).unwrap();
+    assert_eq!(breaker.record(permit, Verdict::Neither, 7), None, "a cancel counts for nothing");
+    let opens = Transition {
+        from: Stand::Closed,
+        to: Stand::Open,
+        reason: Reason::Failed(Failure::Reply),
+        failures: 5,
+        lasts: Some(60 * S),
+    };
+    assert_eq!(fail(&mut breaker, 7), Some(opens));
+    assert_eq!(admit(&mut breaker, 7 + 20 * S), Err(Some(40 * S)));
+    assert_eq!((breaker.opened, breaker.rejected), (1, 1));
+}
+
+#[test]
+fn after_its_time_exactly_three_probes_pass_and_two_successes_close_it() {
+    let mut breaker = opened(0);
+    assert_eq!(admit(&mut breaker, 60 * S - 1), Err(Some(1)));
+    let (first, transition) = breaker.admit(60 * S);
+    assert_eq!(transition.unwrap().to, Stand::HalfOpen);
+    let probes = [first.unwrap(), admit(&mut breaker, 60 * S).unwrap(), admit(&mut breaker, 61 * S).unwrap()];
+    for _ in 0..3 {
+        assert_eq!(admit(&mut breaker, 61 * S), Err(Some(S)), "a fourth");
+    }
+    assert_eq!(breaker.record(probes[0], Verdict::Success, 62 * S), None);
+    assert_eq!(admit(&mut breaker, 62 * S), Err(Some(S)), "a success makes no room");
+    let closes = breaker.record(probes[1], Verdict::Success, 62 * S).unwrap();
+    assert_eq!((closes.from, closes.to, closes.reason), (Stand::HalfOpen, Stand::Closed, Reason::Recovered));
+    assert_eq!(breaker.record(probes[2], FAILED, 63 * S), None, "it is of an earlier generation");
+    assert!(breaker.is_at_rest());
+}
+
+#[test]
+fn each_failed_trial_doubles_the_wait_up_to_the_limit_and_closing_forgets_that() {
+    let (mut breaker, mut now) = (opened(0), 0);
+    for wait in [60, 120, 240, 480, 600, 600] {
+        assert_eq!(breaker.lasts(now), Some(wait * S));
+        now += wait * S;
+        assert_eq!(breaker.tick(now - 1), None);
+        assert_eq!(breaker.tick(now).unwrap().to, Stand::HalfOpen);
+        let transition = fail(&mut breaker, now).unwrap();
+        assert_eq!((transition.from, transition.to, transition.failures), (Stand::HalfOpen, Stand::Open, 1));
+    }
+    breaker.tick(now + 600 * S);
+    for _ in 0..2 {
+        let permit = admit(&mut breaker, now).unwrap();
+        breaker.record(permit, Verdict::Success, now);
+    }
+    for _ in 0..5 {
+        fail(&mut breaker, now);
+    }
+    assert_eq!(breaker.lasts(now), Some(60 * S));
+}
+
+#[test]
+fn a_probe_that_is_cancelled_makes_room_for_one_more() {
+    let mut breaker = opened(0);
+    let first = admit(&mut breaker, 60 * S).unwrap();
+    let _rest = [admit(&mut breaker, 60 * S).unwrap(), admit(&mut breaker, 60 * S).unwrap()];
+    assert_eq!(breaker.record(first, Verdict::Neither, 60 * S), None);
+    assert!(admit(&mut breaker, 60 * S).is_ok());
+    assert!(admit(&mut breaker, 60 * S).is_err());
+}
+
+#[test]
+fn late_results_of_requests_from_before_change_nothing() {
+    let mut breaker = Breaker::new(RULES);
+    let late: Vec<Permit> = (0..20).map(|_| admit(&mut breaker, 0).unwrap()).collect();
+    for permit in &late[..5] {
+        breaker.record(*permit, FAILED, 0);
+    }
+    breaker.tick(60 * S);
+    let before = breaker.clone();
+    for (permit, verdict) in late[5..].iter().zip([Verdict::Success, FAILED, Verdict::Neither].into_iter().cycle()) {
+        assert_eq!(breaker.record(*permit, verdict, 60 * S), None);
+    }
+    assert_eq!(breaker, before);
+}
+
+#[test]
+fn forced_it_heeds_no_result_and_afterwards_begins_anew() {
+    let mut breaker = opened(0);
+    assert_eq!(breaker.force(false, None, S).to, Stand::ForcedClosed);
+    for _ in 0..10 {
+        assert_eq!(fail(&mut breaker, S), None);
+    }
+    assert_eq!(breaker.release(S).unwrap().to, Stand::Closed);
+    assert!(breaker.is_at_rest());
+    assert_eq!(breaker.release(S), None, "there is nothing to take away");
+
+    breaker.force(true, Some(5 * S), S);
+    assert_eq!(admit(&mut breaker, 2 * S), Err(Some(4 * S)));
+    assert!(!breaker.is_at_rest());
+    let (permit, transition) = breaker.admit(6 * S);
+    assert!(permit.is_ok());
+    assert_eq!((transition.unwrap().to, transition.unwrap().reason), (Stand::Closed, Reason::TimeOver));
+    breaker.force(true, None, 7 * S);
+    assert_eq!(admit(&mut breaker, u64::MAX), Err(None), "nobody knows for how long");
+}
+
+#[test]
+fn times_at_the_end_of_time_do_not_overflow() {
+    let rules = Rules { timeout: u64::MAX, max_timeout: u64::MAX, failure_threshold: 1, ..RULES };
+    let mut breaker = Breaker::new(rules);
+    assert_eq!(fail(&mut breaker, 5).unwrap().lasts, Some(u64::MAX - 5));
+    assert_eq!(rules.open_time(u32::MAX), u64::MAX);
+    assert_eq!(breaker.force(true, Some(u64::MAX), 9).lasts, Some(u64::MAX - 9));
+}
+
+// ------------------------------------------------------------------------------------------------------- the model
+
+/// What happened, in order. The number of an `Admitted` is its place here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fact {
+    /// A request came and was let through.
+    Admitted,
+    /// The request admitted at that place ended.
+    Ended(usize, Verdict),
+    /// Forced open or closed, until when.
+    Forced(bool, Option<u64>),
+    Released,
+}
+
+/// The whole history, with times. Nothing else is kept.
+struct Model {
+    rules: Rules,
+    facts: Vec<(u64, Fact)>,
+}
+
+/// What the history amounts to at some time: a list of periods is walked through from the beginning of the world.
+struct Period {
+    stand: Stand,
+    /// The fact after which it began; facts up to there belong to earlier periods.
+    from: usize,
+    until: Option<u64>,
+    /// How long the next open period is, if this one's trial fails.
+    next_wait: u64,
+}
+
+impl Model {
+    fn period(&self, now: u64) -> Period {
+        let fresh = |from| Period { stand: Stand::Closed, from, until: None, next_wait: self.rules.timeout };
+        let mut period = fresh(0);
+        for (at, (time, fact)) in self.facts.iter().enumerate() {
+            period = self.lapse(period, at, *time);
+            let of_this_period = &self.facts[period.from..=at];
+            let wait = period.next_wait;
+            period = match (fact, period.stand) {
+                (Fact::Forced(open, until), _) => {
+                    let stand = if *open { Stand::ForcedOpen } else { Stand::ForcedClosed };
+                    Period { stand, from: at + 1, until: *until, next_wait: self.rules.timeout }
+                }
+                (Fact::Released, Stand::ForcedOpen | Stand::ForcedClosed) => fresh(at + 1),
+                (Fact::Ended(..), Stand::Closed)
+                    if trailing_failures(of_this_period, period.from) >= self.rules.failure_threshold as usize =>
+                {
+                    self.open(at, *time, wait)
+                }
+                (Fact::Ended(admitted, FAILED), Stand::HalfOpen) if *admitted >= period.from => {
+                    self.open(at, *time, wait)
+                }
+                (Fact::Ended(..), Stand::HalfOpen)
+                    if count(of_this_period, period.from, Verdict::Success)
+                        >= self.rules.success_threshold as usize =>
+                {
+                    fresh(at + 1)
+                }
+                _ => period,
+            };
+        }
+        self.lapse(period, self.facts.len(), now)
+    }
+
+    fn open(&self, at: usize, time: u64, wait: u64) -> Period {
+        let next_wait = (wait * 2).min(self.rules.max_timeout);
+        Period { stand: Stand::Open, from: at + 1, until: Some(time + wait), next_wait }
+    }
+
+    /// The period that holds at `now`, before the fact `at`.
+    fn lapse(&self, period: Period, at: usize, now: u64) -> Period {
+        match (period.stand, period.until) {
+            (Stand::Open, Some(until)) if until <= now => {
+                Period { stand: Stand::HalfOpen, from: at, until: None, next_wait: period.next_wait }
+            }
+            (Stand::ForcedOpen | Stand::ForcedClosed, Some(until)) if until <= now => {
+                Period { stand: Stand::Closed, from: at, until: None, next_wait: self.rules.timeout }
+            }
+            _ => period,
+        }
+    }
+
+    fn admits(&self, now: u64) -> bool {
+        let period = self.period(now);
+        let facts = &self.facts[period.from..];
+        match period.stand {
+            Stand::Closed | Stand::ForcedClosed => true,
+            Stand::Open | Stand::ForcedOpen => false,
+            Stand::HalfOpen => {
+                let admitted = facts.iter().filter(|(_, fact)| *fact == Fact::Admitted).count();
+                let given_up = count(facts, period.from, Verdict::Neither);
+                admitted - given_up < self.rules.half_open_max_requests as usize
+            }
+        }
+    }
+}
+
+/// Verdicts on requests that were admitted at `from` or later.
+fn verdicts(facts: &[(u64, Fact)], from: usize) -> impl DoubleEndedIterator<Item = Verdict> {
+    facts.iter().filter_map(move |(_, fact)| match fact {
+        Fact::Ended(admitted, verdict) if *admitted >= from => Some(*verdict),
+        _ => None,
+    })
+}
+
+fn count(facts: &[(u64, Fact)], from: usize, wanted: Verdict) -> usize {
+    verdicts(facts, from).filter(|verdict| *verdict == wanted).count()
+}
+
+fn trailing_failures(facts: &[(u64, Fact)], from: usize) -> usize {
+    verdicts(facts, from).rev().filter(|v| *v != Verdict::Neither).take_while(|v| *v == FAILED).count()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Request,
+    /// One of those under way ends.
+    End(usize, Verdict),
+    Pass(u64),
+    Tick,
+    Force(bool, Option<u64>),
+    Release,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let verdict = prop_oneof![3 => Just(FAILED), 2 => Just(Verdict::Success), 1 => Just(Verdict::Neither)];
+    let step = prop_oneof![
+        8 => Just(Step::Request),
+        8 => (0usize..100, verdict).prop_map(|(which, verdict)| Step::End(which, verdict)),
+        4 => (1u64..9).prop_map(Step::Pass),
+        2 => Just(Step::Tick),
+        1 => (any::<bool>(), prop::option::of(1u64..9)).prop_map(|(open, time)| Step::Force(open, time)),
+        1 => Just(Step::Release),
+    ];
+    prop::collection::vec(step, 1..150)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+
+    #[test]
+    fn it_does_what_the_model_says(
+        steps in steps(),
+        (failure_threshold, half_open_max_requests, success_threshold) in (1u32..5, 1u32..4, 1u32..4),
+        (timeout, max_timeout) in (1u64..6, 6u64..30),
+    ) {
+        let success_threshold = success_threshold.min(half_open_max_requests);
+        let rules = Rules { failure_threshold, success_threshold, half_open_max_requests, timeout, max_timeout };
+        let (mut breaker, mut model) = (Breaker::new(rules), Model { rules, facts: Vec::new() });
+        let (mut now, mut under_way) = (0, Vec::<(Permit, usize)>::new());
+        let (mut stand, mut rejected) = (Stand::Closed, 0);
+        for step in steps {
+            let mut transitions = Vec::new();
+            match step {
+                Step::Request => {
+                    let expected = model.admits(now);
+                    let (permit, transition) = breaker.admit(now);
+                    transitions.extend(transition);
+                    prop_assert_eq!(permit.is_ok(), expected, "at {}", now);
+                    match permit {
+                        Ok(permit) => {
+                            under_way.push((permit, model.facts.len()));
+                            model.facts.push((now, Fact::Admitted));
+                        }
+                        Err(Rejected { retry_after }) => {
+                            rejected += 1;
+                            let until = model.period(now).until;
+                            if stand != Stand::HalfOpen && transitions.is_empty() {
+                                prop_assert_eq!(retry_after, until.map(|until| until - now));
+                            }
+                        }
+                    }
+                }
+                Step::End(_, _) if under_way.is_empty() => {}
+                Step::End(which, verdict) => {
+                    let (permit, admitted) = under_way.swap_remove(which % under_way.len());
+                    transitions.extend(breaker.record(permit, verdict, now));
+                    model.facts.push((now, Fact::Ended(admitted, verdict)));
+                }
+                Step::Pass(time) => now += time,
+                Step::Tick => transitions.extend(breaker.tick(now)),
+                Step::Force(open, time) => {
+                    transitions.push(breaker.force(open, time, now));
+                    model.facts.push((now, Fact::Forced(open, time.map(|time| now + time))));
+                }
+                Step::Release => {
+                    transitions.extend(breaker.tick(now));
+                    transitions.extend(breaker.release(now));
+                    model.facts.push((now, Fact::Released));
+                }
+            }
+            // Each change is told, and in a row without a gap.
+            for transition in transitions {
+                prop_assert_eq!(transition.from, stand);
+                stand = transition.to;
+            }
+            prop_assert_eq!(breaker.stand(), stand);
+            let mut looked = breaker.clone();
+            looked.tick(now);
+            prop_assert_eq!(looked.stand(), model.period(now).stand, "at {} after {:?}", now, step);
+            prop_assert_eq!(breaker.rejected, rejected);
+        }
+    }
+}
