@@ -171,6 +171,10 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
     ]
 }
 
+fn actor(state: ActorState) -> ActorStatus {
+    ActorStatus { name: String::new(), supervisor: String::new(), state, restarts: 0, failures: 0, last_reason: None }
+}
+
 fn report() -> StatusReport {
     StatusReport {
         uptime_ms: 1,
@@ -208,6 +212,19 @@ fn report() -> StatusReport {
         slots_total: 22,
         topics: 23,
         subscriptions: 24,
+        actors: vec![
+            ActorStatus {
+                name: "a".into(),
+                supervisor: "r".into(),
+                state: ActorState::Restarting { next_in_ms: 25 },
+                restarts: 26,
+                failures: 27,
+                last_reason: Some("w".into()),
+            },
+            actor(ActorState::Running),
+            actor(ActorState::GaveUp),
+            actor(ActorState::Stopped),
+        ],
     }
 }
 
@@ -260,13 +277,17 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (failed(FailedCode::NotAllowed), "15000000 06000000 05000000 03000000 0100000000000000 6d"),
         (
             BrokerFrame::Status { serial: 6, report: report() },
-            "fa000000 07000000 06000000 0100000000000000 0100000000000000 76 02000000 0200000000000000 2f73 \
+            "c6010000 07000000 06000000 0100000000000000 0100000000000000 76 02000000 0200000000000000 2f73 \
              01 0100000000000000 63 01 0100000000000000 03000000 0100000000000000 6e 04000000 05000000 \
              0600000000000000 07000000 0100000000000000 0100000000000000 73 0800000000000000 0900000000000000 \
              0a00000000000000 0b00000000000000 0c00000000000000 0d00000000000000 0e00000000000000 \
              0100000000000000 0100000000000000 73 0f000000 10000000 11000000 1200000000000000 \
              1300000000000000 0100000000000000 0100000000000000 6b 1400000000000000 15000000 16000000 \
-             17000000 18000000",
+             17000000 18000000 0400000000000000 0100000000000000 61 0100000000000000 72 01000000 1900000000000000 \
+             1a00000000000000 1b00000000000000 01 0100000000000000 77 \
+             0000000000000000 0000000000000000 00000000 0000000000000000 0000000000000000 00 \
+             0000000000000000 0000000000000000 02000000 0000000000000000 0000000000000000 00 \
+             0000000000000000 0000000000000000 03000000 0000000000000000 0000000000000000 00",
         ),
         (BrokerFrame::Draining { deadline_ms: 5000 }, "08000000 08000000 88130000"),
         (closing(ClosingCode::Shutdown), "11000000 09000000 00000000 0100000000000000 6d"),
@@ -455,6 +476,8 @@ fn a_status_report_is_plain_json() {
     assert_eq!(json["connections"][0]["services"][0], "s");
     assert_eq!(json["services"][0]["requests"], 18);
     assert_eq!(json["counters"][0][1], 20);
+    assert_eq!(json["actors"][0]["state"]["restarting"]["next_in_ms"], 25);
+    assert_eq!(json["actors"][2]["state"], "gave_up");
     assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), report());
     assert_eq!(serde_json::to_string(&DeliveryPolicy::DropOldest).unwrap(), r#""drop_oldest""#);
 }

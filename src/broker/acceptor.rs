@@ -1,7 +1,11 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
-use super::connection::{Broker, ConnectionActor};
+use super::connection::{Broker, ConnectionActor, TakenIn};
+use super::fault;
+use super::router::Gone;
 use super::stream::FrameStream;
+use super::supervisor::{self, Child, End, Exit, Outcome, Stop, supervise};
+use crate::routing::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;
@@ -10,6 +14,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How long to wait when the system has no descriptor for the next connection.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
@@ -18,20 +23,25 @@ const REFUSAL: Duration = Duration::from_secs(1);
 /// The most refused clients that are being told at a time; further ones are closed without a word.
 const MOST_REFUSALS: usize = 16;
 
-/// The acceptor.
+/// Messages that may wait for a connection's actor: it gets one `Ended` and one `Stop` in its life.
+const CONNECTION_MAILBOX: usize = 4;
+
+/// The acceptor. It has the listening socket in common with the one that follows it, should it fail.
 pub(super) struct Acceptor {
-    listener: Option<std::os::unix::net::UnixListener>,
+    listener: Option<io::Result<std::os::unix::net::UnixListener>>,
+    exit: Exit,
     broker: Arc<Broker>,
     workers: Vec<ArbiterHandle>,
 }
 
 impl Acceptor {
     pub(super) fn new(
-        listener: std::os::unix::net::UnixListener,
+        listener: &std::os::unix::net::UnixListener,
         broker: Arc<Broker>,
         workers: Vec<ArbiterHandle>,
+        exit: Exit,
     ) -> Acceptor {
-        Acceptor { listener: Some(listener), broker, workers }
+        Acceptor { listener: Some(listener.try_clone()), broker, workers, exit }
     }
 }
 
@@ -39,33 +49,37 @@ impl Actor for Acceptor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("acceptor.started", 0);
         let Some(listener) = self.listener.take() else { return ctx.stop() };
         let accept = accept(listener, self.broker.clone(), self.workers.clone());
-        ctx.spawn(accept.into_actor(self).map(|result, _, ctx| {
+        ctx.spawn(accept.into_actor(self).map(|result, this, ctx| {
             if let Err(error) = result {
-                log::error!("acceptor ends reason={error:?}");
+                this.exit.fail(error);
             }
             ctx.stop();
         }));
     }
 }
 
-/// Accepts until the broker drains.
+impl Handler<Stop> for Acceptor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+/// Accepts until it is stopped, or cannot.
 async fn accept(
-    listener: std::os::unix::net::UnixListener,
+    listener: io::Result<std::os::unix::net::UnixListener>,
     broker: Arc<Broker>,
     workers: Vec<ArbiterHandle>,
 ) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+    let listener = UnixListener::from_std(listener?)?;
     let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
-    let mut phase = broker.phase.clone();
     let mut next = workers.iter().cycle();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|phase| phase.is_ending()) => return Ok(()),
-        };
-        let stream = match accepted {
+        let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 log::warn!("connection not accepted reason={error:?}");
@@ -73,12 +87,13 @@ async fn accept(
                 continue;
             }
         };
+        fault::point("acceptor.accepted", 0);
         let refused = match admit(&stream, &broker) {
             Ok((peer, permit)) => {
                 let Some(worker) = next.next() else { return Ok(()) };
                 let (stream, broker) = (stream.into_std()?, broker.clone());
                 worker.spawn_fn(move || {
-                    ConnectionActor::new(stream, peer, permit, broker).start();
+                    actix::spawn(serve(stream, peer, permit, broker));
                 });
                 continue;
             }
@@ -94,11 +109,38 @@ async fn accept(
     }
 }
 
+/// One connection, from its first byte until nothing of it is left, also if its actor panics.
+async fn serve(
+    stream: std::os::unix::net::UnixStream,
+    peer: Credentials,
+    permit: OwnedSemaphorePermit,
+    broker: Arc<Broker>,
+) {
+    let (taken_in, mut stream) = (TakenIn::default(), Some(stream));
+    let child = Child {
+        name: "connection",
+        restart: Restart::Temporary,
+        limits: supervisor::limits(&broker.config.restart),
+        mailbox: CONNECTION_MAILBOX,
+        stop_within: Duration::ZERO,
+        tree: &broker.tree,
+        place: broker.connections,
+    };
+    let id = || taken_in.get().map_or_else(|| "-".to_owned(), |(_, id)| id.to_string());
+    let factory = |_| ConnectionActor::new(stream.take(), peer, taken_in.clone(), broker.clone());
+    let outcome = supervise(child, id, std::future::pending(), factory).await;
+    if outcome != Outcome::Done(End::Normal)
+        && let Some((key, id)) = taken_in.get()
+    {
+        // What the client has published is routed, and then the router forgets it.
+        let _ = broker.router.send(Gone { key, id, doom: None }).await;
+    }
+    // Only now there is room for another one.
+    drop(permit);
+}
+
 /// Whether a connection may come in.
-fn admit(
-    stream: &UnixStream,
-    broker: &Broker,
-) -> Result<(Credentials, tokio::sync::OwnedSemaphorePermit), (RefusedCode, String)> {
+fn admit(stream: &UnixStream, broker: &Broker) -> Result<(Credentials, OwnedSemaphorePermit), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
     if peer.uid != peer::own_uid() && !broker.config.ipc.allowed_uids.contains(&peer.uid) {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));

@@ -9,10 +9,12 @@
 use super::events::{BreakerChange, Queue};
 use super::fault;
 use super::router::{Announce, RouterHandle, SetBreaker, TickBreakers, breaker_state};
+use super::supervisor::Stop;
 use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus, BrokerFrame, FailedCode};
 use crate::wire::name::{Name, Topic};
 use actix::prelude::*;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Somebody sets a breaker by hand. Answers how it stands then, or why it cannot be.
 #[derive(Message)]
@@ -29,14 +31,13 @@ pub(super) struct Order {
 pub(super) struct BreakerActor {
     changes: Queue<BreakerChange>,
     router: RouterHandle,
-    max_connections: usize,
     /// When it is looked next, and the timer that does it.
     next: Option<(Instant, SpawnHandle)>,
 }
 
 impl BreakerActor {
-    pub(super) fn new(changes: Queue<BreakerChange>, router: RouterHandle, max_connections: usize) -> BreakerActor {
-        BreakerActor { changes, router, max_connections, next: None }
+    pub(super) fn new(changes: Queue<BreakerChange>, router: RouterHandle) -> BreakerActor {
+        BreakerActor { changes, router, next: None }
     }
 
     /// Passes on what comes, in order, and goes on so.
@@ -116,11 +117,17 @@ impl Actor for BreakerActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("breaker.started", 0);
-        // Each connection has one order under way at most: so it is never full.
-        ctx.set_mailbox_capacity(self.max_connections + 16);
         self.listen(ctx);
         // One before it may have known of times.
         self.look(ctx);
+    }
+}
+
+impl Handler<Stop> for BreakerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 
@@ -145,14 +152,20 @@ impl Handler<Order> for BreakerActor {
 
 /// Passes an order of a connection on, and answers the frame for it.
 pub(super) async fn set(
-    breaker: &Addr<BreakerActor>,
+    breaker: &watch::Receiver<Option<Addr<BreakerActor>>>,
     connection: u32,
     serial: u32,
     service: Name,
     order: BreakerOrder,
     for_ms: u64,
 ) -> BrokerFrame {
-    match breaker.send(Order { connection, service, order, for_ms }).await {
+    let breaker = breaker.borrow().clone();
+    let set = match breaker {
+        Some(breaker) => breaker.send(Order { connection, service, order, for_ms }).await,
+        // It waits for its restart.
+        None => Err(MailboxError::Closed),
+    };
+    match set {
         Ok(Ok(status)) => BrokerFrame::Breakers { serial, breakers: vec![status] },
         Ok(Err((code, message))) => BrokerFrame::Failed { serial, code, message },
         Err(error) => {

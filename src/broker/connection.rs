@@ -1,23 +1,28 @@
 //! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
 
 use super::breaker::{self, BreakerActor};
+use super::fault;
 use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
+use super::supervisor::{Place, Stop, Tree};
 use crate::config::Config;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::peer::Credentials;
 use crate::shm::segment::{Nonces, Segment, fill_random};
+use crate::sync::AtomicU64;
 use crate::wire::control::{
     self, BrokerFrame, ClientFrame, ClosingCode, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token,
 };
 use crate::wire::name::Name;
 use actix::prelude::*;
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// How long a client may take to read the last frame.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -45,28 +50,40 @@ pub(super) struct Broker {
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
-    pub(super) breaker: Addr<BreakerActor>,
+    pub(super) breaker: watch::Receiver<Option<Addr<BreakerActor>>>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) started: Instant,
+    pub(super) tree: Arc<Tree>,
+    /// Where all connections are in the tree.
+    pub(super) connections: Place,
+    /// Whether all actors of the root run: what `/ready` is about.
+    #[allow(dead_code, reason = "the health endpoints read it")]
+    pub(super) ready: watch::Receiver<bool>,
+    /// How many threads do not turn: what `/live` is about.
+    #[allow(dead_code, reason = "the health endpoints read it")]
+    pub(super) late: Arc<AtomicU64>,
 }
+
+/// What the router knows a connection by, once it has taken it in: key and id.
+pub(super) type TakenIn = Rc<Cell<Option<(u32, u32)>>>;
 
 /// The actor of one connection.
 pub(super) struct ConnectionActor {
-    start: Option<(UnixStream, Credentials, OwnedSemaphorePermit, mpsc::Receiver<Doom>)>,
+    start: Option<(UnixStream, Credentials, TakenIn, mpsc::Receiver<Doom>)>,
     doom: mpsc::Sender<Doom>,
     broker: Arc<Broker>,
 }
 
 impl ConnectionActor {
     pub(super) fn new(
-        stream: UnixStream,
+        stream: Option<UnixStream>,
         peer: Credentials,
-        permit: OwnedSemaphorePermit,
+        taken_in: TakenIn,
         broker: Arc<Broker>,
     ) -> ConnectionActor {
         let (doom, doomed) = mpsc::channel(1);
-        ConnectionActor { start: Some((stream, peer, permit, doomed)), doom, broker }
+        ConnectionActor { start: stream.map(|stream| (stream, peer, taken_in, doomed)), doom, broker }
     }
 }
 
@@ -74,14 +91,9 @@ impl Actor for ConnectionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(4);
-        let Some((stream, peer, permit, doomed)) = self.start.take() else { return ctx.stop() };
-        let session = session(stream, peer, doomed, self.broker.clone(), ctx.address().recipient());
-        // The permit goes when the session has ended in every respect.
-        let session = async move {
-            session.await;
-            drop(permit);
-        };
+        fault::point("connection.started", 0);
+        let Some((stream, peer, taken_in, doomed)) = self.start.take() else { return ctx.stop() };
+        let session = session(stream, peer, taken_in, doomed, self.broker.clone(), ctx.address().recipient());
         ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
@@ -95,10 +107,19 @@ impl Handler<Ended> for ConnectionActor {
     }
 }
 
+impl Handler<Stop> for ConnectionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
 /// From the first byte to the last.
 async fn session(
     stream: UnixStream,
     peer: Credentials,
+    taken_in: TakenIn,
     mut doomed: mpsc::Receiver<Doom>,
     broker: Arc<Broker>,
     owner: Recipient<Ended>,
@@ -128,9 +149,13 @@ async fn session(
         }
     };
     let (key, id) = (attached.key, attached.id);
+    taken_in.set(Some((key, id)));
     log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
     let end = match welcome(&mut stream, &broker, attached).await {
-        Ok(()) => serve(&mut stream, &mut doomed, &broker, key, id).await,
+        Ok(()) => {
+            fault::point("connection.welcomed", 0);
+            serve(&mut stream, &mut doomed, &broker, key, id).await
+        }
         Err(error) => End::Lost(error.to_string()),
     };
     let mut doom = None;
@@ -309,6 +334,7 @@ fn violation(reason: impl ToString) -> Doom {
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
+    fault::point("connection.asked", 0);
     let question = match question {
         Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
@@ -316,6 +342,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
         question => question,
     };
     let mut answer = broker.router.send(question).await.ok()??;
+    fault::point("connection.answered", 0);
     if let BrokerFrame::Status { report, .. } = &mut answer {
         report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.version = env!("CARGO_PKG_VERSION").to_owned();
@@ -323,6 +350,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
         report.socket = broker.config.ipc.socket_path.display().to_string();
         report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
         report.draining = broker.phase.borrow().is_ending();
+        report.actors = broker.tree.report();
     }
     Some(answer)
 }

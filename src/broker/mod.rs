@@ -10,6 +10,8 @@
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
 //! | `stream` | frames over a Unix stream |
+//! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
+//! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
 //!
 //! ```text
@@ -34,6 +36,9 @@ mod root;
 mod router;
 mod socket;
 mod stream;
+mod supervisor;
+mod watchdog;
 
 pub use root::{BrokerError, run};
 pub use socket::SocketError;
+pub use supervisor::GaveUp;

@@ -1,4 +1,4 @@
-//! The root: starts the actors in order, waits for a signal, stops them in reverse.
+//! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
 use super::breaker::BreakerActor;
@@ -7,7 +7,12 @@ use super::events::Events;
 use super::fault;
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
+use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
+use super::watchdog::{Pulse, Watchdog, Watched};
 use crate::config::Loaded;
+use crate::routing::group::Strategy;
+use crate::routing::restart::Restart;
+use crate::sync::{AtomicU64, Ordering};
 use actix::prelude::*;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -31,25 +36,28 @@ pub enum BrokerError {
     /// The system refused something that it needs.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The router ended, and with it everything.
-    #[error("the router has ended; see the log")]
-    RouterEnded,
+    /// An actor failed too often, and nothing stands above the root.
+    #[error("{0}")]
+    GaveUp(#[from] GaveUp),
 }
 
 /// How often a draining broker looks whether all is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
 /// How long closed connections may take to be told.
 const CLOSE: Duration = Duration::from_secs(2);
+/// How long an actor of the root may take to stop.
+const STOP: Duration = Duration::from_secs(1);
 
 /// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
 /// tells the clients, removes the socket. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
-/// If it cannot listen, or the system refuses what it needs, or the router dies.
+/// If it cannot listen, or the system refuses what it needs, or an actor fails too often.
 pub fn run(loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
+    install_panic_hook();
     raise_descriptor_limit(loaded.config.ipc.max_connections);
     // Before there are threads: it sets the umask for a moment.
     let (bound, listener) = socket::bind(&loaded.config.ipc.socket_path, loaded.config.shared_memory.permissions)?;
@@ -68,28 +76,41 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
+    let tree = Arc::new(Tree::default());
+    let (whole, is_whole) = watch::channel(false);
+    let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
+    let limits = supervisor::limits(&loaded.config.restart);
+    let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
+
+    // Each connection has one order under way at most: so its mailbox is never full.
+    let seat_of_breaker = children.add(permanent("breaker", settings.max_connections + 16), || {});
+    let (breaker_published, breaker) = watch::channel(None);
     let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
-    let (router_arbiter, bell) = (Arbiter::new(), state.own_bell()?);
+    let (router_arbiter, bell, turns) = (Arbiter::new(), state.own_bell()?, state.turns());
     let (published, address) = watch::channel(None);
-    let mut router_ended = published.subscribe();
     let router = RouterHandle::new(address, bell);
+    let wake = router.clone();
+    // Each connection has one message under way at most, the root one, the breakers' actor three for itself: so the
+    // mailbox is never full.
+    let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
     router_arbiter.spawn_fn(move || {
         let shared = Shared::new(state, started);
-        let context = Context::new();
-        let _ = published.send(Some(context.address()));
-        let end = actix::spawn(context.into_future(ShmRouter::new(shared)));
-        actix::spawn(async move {
-            let _ = end.await;
-            drop(published);
-        });
+        actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
-    let breaker = BreakerActor::new(breaker_changes, router.clone(), settings.max_connections).start();
+    let routed = router.clone();
+    actix::spawn(
+        seat_of_breaker.host(breaker_published, move |_| BreakerActor::new(breaker_changes.clone(), routed.clone())),
+    );
 
     let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
     let (phase, phase_seen) = watch::channel(Phase::Running);
     let (config, most) = (loaded.config.clone(), loaded.config.ipc.max_connections);
     let permits = Arc::new(Semaphore::new(most as usize));
+    let acceptor = children.add(permanent("acceptor", 16), || {});
+    let acceptor_number = acceptor.number();
+    let watched = watched(&router, turns, &workers);
+    let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), abort)?;
     let broker = Arc::new(Broker {
         config,
         config_file: loaded.source.clone(),
@@ -99,26 +120,37 @@ async fn serve(
         phase: phase_seen,
         permits: permits.clone(),
         started,
+        connections: tree.add_many("connection", "root"),
+        tree,
+        ready: is_whole,
+        late: watchdog.late(),
     });
-    let acceptor = Acceptor::new(listener, broker, workers.iter().map(Arbiter::handle).collect()).start();
+    let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
+    actix::spawn(
+        acceptor.host(watch::Sender::new(None), move |exit| {
+            Acceptor::new(&listener, broker.clone(), handles.clone(), exit)
+        }),
+    );
     ready(&loaded);
 
     let ended = tokio::select! {
         _ = term.recv() => Ok("SIGTERM"),
         _ = int.recv() => Ok("SIGINT"),
-        _ = router_ended.wait_for(|_| false) => Err(BrokerError::RouterEnded),
+        gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
     if let Ok(signal) = ended {
+        children.retire(acceptor_number).await;
         let ms = loaded.config.ipc.drain_timeout_ms;
         log::info!("broker drains reason={signal} limit_ms={ms}");
         let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
-        if tokio::time::timeout(Duration::from_millis(ms), quiescence(&router)).await.is_err() {
+        let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
+        if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
             log::warn!("broker ends with work under way limit_ms={ms}");
         }
     }
     let _ = phase.send(Phase::Closing);
-    let _ = tokio::time::timeout(CLOSE, permits.acquire_many(most)).await;
-    drop(acceptor);
+    let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
+    let _ = tokio::time::timeout(CLOSE, children.retire(0)).await;
     workers.iter().for_each(|worker| {
         worker.stop();
     });
@@ -127,6 +159,41 @@ async fn serve(
     drop(bound);
     log::info!("broker ended");
     ended.map(|_| ())
+}
+
+/// Waits for something while the children are kept running. `None` if one of them was given up before.
+async fn beside<T>(children: &mut Supervisor, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        result = work => Some(result),
+        _ = children.run() => None,
+    }
+}
+
+/// Every thread that actors run on, with how it shows that it turns.
+fn watched(router: &RouterHandle, turns: Arc<AtomicU64>, workers: &[Arbiter]) -> Vec<Watched> {
+    let (absent, bell) = (router.clone(), router.clone());
+    let main = Arc::new(Pulse::default());
+    actix::spawn(main.clone().beat());
+    let mut watched = vec![
+        main.watched("main".to_owned()),
+        Watched {
+            name: "router".to_owned(),
+            // While there is none, it waits for its restart.
+            count: Box::new(move || (!absent.is_absent()).then(|| turns.load(Ordering::Relaxed))),
+            ask: Box::new(move || bell.wake()),
+        },
+    ];
+    for (number, worker) in workers.iter().enumerate() {
+        let pulse = Arc::new(Pulse::default());
+        worker.spawn(pulse.clone().beat());
+        watched.push(pulse.watched(format!("worker-{number}")));
+    }
+    watched
+}
+
+/// What hangs cannot be stopped from inside: the process ends as by a crash, and whoever started it starts it again.
+fn abort() {
+    std::process::abort()
 }
 
 async fn quiescence(router: &RouterHandle) {

@@ -3,7 +3,8 @@
 use super::exit::Failure;
 use super::output::{Out, plain};
 use super::place::Place;
-use crate::client::{BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport, WaitStrategy};
+use crate::client::WaitStrategy;
+use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
 use clap::Args;
 use std::fmt::Write;
 
@@ -71,6 +72,7 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     for (name, value) in head {
         let _ = writeln!(text, "{name:<14} {value}");
     }
+    table(&mut text, "actors", &ACTOR, report.actors.iter().map(actor).collect());
     let connections = report.connections.iter().map(connection).collect();
     table(&mut text, "connections", &CONNECTION, connections);
     let services = report.services.iter().map(|s| service(s, breaker_of(s, breakers))).collect();
@@ -78,6 +80,25 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     let counters = report.counters.iter().map(|(name, value)| vec![plain(name), value.to_string()]).collect();
     table(&mut text, "counters", &["name", "value"], counters);
     text
+}
+
+const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last end"];
+
+fn actor(a: &ActorStatus) -> Vec<String> {
+    let state = match a.state {
+        ActorState::Running => "running".to_owned(),
+        ActorState::Restarting { next_in_ms } => format!("restarting in {}", age(next_in_ms)),
+        ActorState::GaveUp => "gave up".to_owned(),
+        ActorState::Stopped => "stopped".to_owned(),
+    };
+    vec![
+        plain(&a.name),
+        plain(&a.supervisor),
+        state,
+        a.restarts.to_string(),
+        a.failures.to_string(),
+        a.last_reason.as_deref().map_or_else(|| "-".to_owned(), plain),
+    ]
 }
 
 const CONNECTION: [&str; 10] = ["id", "name", "pid", "age", "subs", "services", "in", "out", "dropped", "backlog"];

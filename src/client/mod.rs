@@ -38,7 +38,7 @@ mod serve;
 mod subscription;
 mod view;
 
-pub use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
+pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits, ServiceStatus, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;

@@ -293,7 +293,7 @@ config! {
     delivery: Delivery, true;
     limits: Limits, true;
     router: Router, true;
-    restart: Restart, false;
+    restart: Restart, true;
     circuit_breaker: CircuitBreaker, true;
     health_server: HealthServer, false;
     metrics: Metrics, false;

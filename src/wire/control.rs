@@ -58,7 +58,7 @@ mod status;
 mod token;
 
 pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
-pub use status::{ConnectionStatus, ServiceStatus, StatusReport};
+pub use status::{ActorState, ActorStatus, ConnectionStatus, ServiceStatus, StatusReport};
 pub use token::Token;
 
 /// The version of the protocol that this library speaks.

@@ -190,6 +190,7 @@ impl RouterState {
             slots_total: slots(self.outlets.memory.budget().total()),
             topics: self.topics.len() as u32,
             subscriptions: self.topics.subscriptions.len() as u32,
+            actors: Vec::new(),
         }
     }
 

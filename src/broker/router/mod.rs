@@ -38,6 +38,7 @@ pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 
 use crate::broker::fault;
+use crate::broker::supervisor::Stop;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
@@ -168,6 +169,11 @@ impl RouterHandle {
         }
     }
 
+    /// Whether there is no router at the moment.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.address.borrow().is_none()
+    }
+
     /// Wakes the router's thread, for what its arbiter has to do.
     pub(crate) fn wake(&self) {
         self.bell.ring();
@@ -237,12 +243,17 @@ impl Actor for ShmRouter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Each connection has one message under way at most, the root one, the breakers' actor three for itself: so the
-        // mailbox is never full.
-        ctx.set_mailbox_capacity(self.shared.state.borrow().settings.max_connections + 16);
         self.shared.state.borrow_mut().recover();
         let run = turn::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
+    }
+}
+
+impl Handler<Stop> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

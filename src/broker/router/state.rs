@@ -19,6 +19,7 @@ use crate::routing::wheel::Wheel;
 use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
+use crate::sync::AtomicU64;
 use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
@@ -95,6 +96,8 @@ pub(crate) struct RouterState {
     pub(super) chosen: Vec<Chosen>,
     pub(super) journal: Journal,
     pub(super) now: u64,
+    /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
+    pub(super) turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
     next_id: u32,
@@ -145,6 +148,7 @@ impl RouterState {
             chosen: Vec::new(),
             journal: Journal::default(),
             now,
+            turns: Arc::default(),
             counters: Counters::default(),
             system_sent: 0,
             next_id: 1,

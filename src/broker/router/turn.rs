@@ -20,7 +20,9 @@ use super::polling::Spinning;
 use super::state::RouterState;
 use crate::config::WaitStrategy;
 use crate::shm::peer::{current_cpu, yield_cpu};
+use crate::sync::{AtomicU64, Ordering};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often the bells are looked at while there is work, in nanoseconds.
@@ -29,6 +31,19 @@ const LOOK_EVERY: u64 = 3_000;
 const SPIN_MIN: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
+
+impl RouterState {
+    /// The count of the loop's turns.
+    pub(crate) fn turns(&self) -> Arc<AtomicU64> {
+        self.turns.clone()
+    }
+
+    /// The loop has turned once more.
+    #[inline]
+    fn turned(&self) {
+        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
 
 /// Runs until its actor ends.
 pub(super) async fn run(shared: Rc<Shared>) {
@@ -66,6 +81,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
+    state.turned();
     let (started, turn_max) = (state.now, state.settings.turn_max);
     // What was found comes first, the clock after it.
     let mut worked = state.step();

@@ -36,6 +36,8 @@ pub struct StatusReport {
     pub topics: u32,
     /// Subscriptions of all connections.
     pub subscriptions: u32,
+    /// The supervision tree.
+    pub actors: Vec<ActorStatus>,
 }
 
 /// One connection in a [`StatusReport`].
@@ -86,4 +88,38 @@ pub struct ServiceStatus {
     pub requests: u64,
     /// Requests so far that failed.
     pub failures: u64,
+}
+
+/// One actor in a [`StatusReport`], or all actors of one kind that come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorStatus {
+    /// What it is called, as in the log.
+    pub name: String,
+    /// Who starts it again.
+    pub supervisor: String,
+    /// Where it is.
+    pub state: ActorState,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// How often it failed: by an error or a panic.
+    pub failures: u64,
+    /// Why it ended the last time.
+    pub last_reason: Option<String>,
+}
+
+/// Where an actor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorState {
+    /// It runs; or, of many, those that are there run.
+    Running,
+    /// It has ended, and is started again.
+    Restarting {
+        /// When, from now, in milliseconds.
+        next_in_ms: u64,
+    },
+    /// It failed too often, and is not started again.
+    GaveUp,
+    /// It was stopped.
+    Stopped,
 }

@@ -81,12 +81,35 @@ fn service() -> impl Strategy<Value = ServiceStatus> {
     )
 }
 
+fn actor() -> impl Strategy<Value = ActorStatus> {
+    let state = prop_oneof![
+        Just(ActorState::Running),
+        any::<u64>().prop_map(|next_in_ms| ActorState::Restarting { next_in_ms }),
+        Just(ActorState::GaveUp),
+        Just(ActorState::Stopped),
+    ];
+    (".{0,9}", ".{0,9}", state, any::<[u64; 2]>(), option::of(".{0,9}")).prop_map(
+        |(name, supervisor, state, [restarts, failures], last_reason)| ActorStatus {
+            name,
+            supervisor,
+            state,
+            restarts,
+            failures,
+            last_reason,
+        },
+    )
+}
+
 fn report() -> impl Strategy<Value = StatusReport> {
-    let parts = (prop::collection::vec(connection(), 0..3), prop::collection::vec(service(), 0..3));
+    let parts = (
+        prop::collection::vec(connection(), 0..3),
+        prop::collection::vec(service(), 0..3),
+        prop::collection::vec(actor(), 0..3),
+    );
     let texts = (".{0,9}", ".{0,9}", option::of(".{0,9}"), prop::collection::vec((".{0,9}", any::<u64>()), 0..3));
     (parts, texts, any::<(u64, u32, bool)>(), any::<[u32; 4]>()).prop_map(
         |(
-            (connections, services),
+            (connections, services, actors),
             (version, socket, config_file, counters),
             (uptime_ms, pid, draining),
             [slots_used, slots_total, topics, subscriptions],
@@ -104,6 +127,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
             slots_total,
             topics,
             subscriptions,
+            actors,
         },
     )
 }

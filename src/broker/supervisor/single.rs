@@ -1,0 +1,81 @@
+//! A child on its own, one-for-one, made at run time: a connection, an upstream. Nothing of it is left when it is over.
+
+use super::incarnation::{End, Exit, Life, Stop};
+use super::tree::{Place, Tree};
+use super::{elapsed, random, sleep_until, tell};
+use crate::routing::restart::{Decision, Limits, Restart, Restarts};
+use actix::prelude::*;
+use std::time::{Duration, Instant};
+
+/// What is known of the child.
+pub(in crate::broker) struct Child<'a> {
+    pub(in crate::broker) name: &'a str,
+    pub(in crate::broker) restart: Restart,
+    pub(in crate::broker) limits: Limits,
+    pub(in crate::broker) mailbox: usize,
+    pub(in crate::broker) stop_within: Duration,
+    pub(in crate::broker) tree: &'a Tree,
+    pub(in crate::broker) place: Place,
+}
+
+/// How it was over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::broker) enum Outcome {
+    /// It ended, and its policy does not want it back.
+    Done(End),
+    /// It failed too often.
+    GaveUp(End),
+    /// It was stopped.
+    Stopped,
+}
+
+/// Keeps a child running on this thread until its policy does not want it back, or it fails too often, or `stop`
+/// comes. `id` names it in the log, as far as it has a name by then.
+pub(in crate::broker) async fn supervise<A>(
+    child: Child<'_>,
+    id: impl Fn() -> String,
+    stop: impl Future<Output = ()>,
+    mut factory: impl FnMut(Exit) -> A,
+) -> Outcome
+where
+    A: Actor<Context = Context<A>> + Handler<Stop>,
+{
+    let clock = Instant::now();
+    let mut restarts = Restarts::new(child.restart, child.limits);
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        restarts.started(elapsed(clock));
+        child.tree.runs(child.place);
+        let end = match Life::start(child.mailbox, &mut factory) {
+            Err(end) => end,
+            Ok(mut life) => loop {
+                tokio::select! {
+                    end = life.ended() => break end,
+                    () = sleep_until(clock, restarts.holds_at()) => {
+                        if let Some(attempt) = restarts.held(elapsed(clock)) {
+                            log::info!("actor holds actor={} id={} attempt={attempt}", child.name, id());
+                        }
+                    }
+                    () = &mut stop => {
+                        life.stop(child.stop_within).await;
+                        child.tree.stopped(child.place);
+                        return Outcome::Stopped;
+                    }
+                }
+            },
+        };
+        let decision = restarts.ended(end.is_failure(), elapsed(clock), random());
+        tell(child.name, &id(), &end, decision, restarts.period(), child.tree, child.place);
+        match decision {
+            Decision::Done => return Outcome::Done(end),
+            Decision::GiveUp { .. } => return Outcome::GaveUp(end),
+            Decision::Restart { delay, .. } => tokio::select! {
+                () = tokio::time::sleep(Duration::from_nanos(delay)) => {}
+                () = &mut stop => {
+                    child.tree.stopped(child.place);
+                    return Outcome::Stopped;
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
+
+use crate::wire::control::{ActorState, ActorStatus};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A place in the tree, taken for the life of the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::broker) struct Place(usize);
+
+/// Where an actor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    RestartsAt(Instant),
+    GaveUp,
+    Stopped,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: String,
+    supervisor: String,
+    /// It stands for any number of children, so it has no state of its own.
+    many: bool,
+    state: State,
+    restarts: u64,
+    failures: u64,
+    reason: Option<String>,
+}
+
+/// The tree. Only supervisors write, and nobody holds the lock for long; the router knows nothing of it.
+#[derive(Debug, Default)]
+pub(in crate::broker) struct Tree(Mutex<Vec<Node>>);
+
+impl Tree {
+    /// A place for one actor. All places are taken when the broker starts, so the tree does not grow.
+    pub(in crate::broker) fn add(&self, name: &str, supervisor: &str) -> Place {
+        self.take(name, supervisor, false)
+    }
+
+    /// One place for any number of actors that come and go.
+    pub(in crate::broker) fn add_many(&self, name: &str, supervisor: &str) -> Place {
+        self.take(name, supervisor, true)
+    }
+
+    fn take(&self, name: &str, supervisor: &str, many: bool) -> Place {
+        let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
+        let state = if many { State::Running } else { State::Stopped };
+        let mut nodes = self.nodes();
+        nodes.push(Node { name, supervisor, many, state, restarts: 0, failures: 0, reason: None });
+        Place(nodes.len() - 1)
+    }
+
+    /// It runs.
+    pub(in crate::broker) fn runs(&self, place: Place) {
+        self.change(place, |node| node.state = State::Running);
+    }
+
+    /// It has ended in failure.
+    pub(in crate::broker) fn failed(&self, place: Place, reason: &str) {
+        self.change(place, |node| {
+            node.failures += 1;
+            node.reason = Some(reason.to_owned());
+        });
+    }
+
+    /// It will be started again after `delay`.
+    pub(in crate::broker) fn restarts(&self, place: Place, reason: &str, delay: Duration) {
+        let at = Instant::now() + delay;
+        self.change(place, |node| {
+            node.restarts += 1;
+            node.reason = Some(reason.to_owned());
+            node.state = State::RestartsAt(at);
+        });
+    }
+
+    /// It was stopped because of another, and will be started after `delay`.
+    pub(in crate::broker) fn waits(&self, place: Place, delay: Duration) {
+        let at = Instant::now() + delay;
+        self.change(place, |node| node.state = State::RestartsAt(at));
+    }
+
+    /// It will not be started again, though it should run.
+    pub(in crate::broker) fn gave_up(&self, place: Place, reason: &str) {
+        self.change(place, |node| {
+            node.reason = Some(reason.to_owned());
+            node.state = State::GaveUp;
+        });
+    }
+
+    /// It was stopped, or need not run any more.
+    pub(in crate::broker) fn stopped(&self, place: Place) {
+        self.change(place, |node| node.state = State::Stopped);
+    }
+
+    /// All actors, supervisors before their children.
+    pub(in crate::broker) fn report(&self) -> Vec<ActorStatus> {
+        let now = Instant::now();
+        let status = |node: &Node| ActorStatus {
+            name: node.name.clone(),
+            supervisor: node.supervisor.clone(),
+            state: match node.state {
+                State::Running => ActorState::Running,
+                State::GaveUp => ActorState::GaveUp,
+                State::Stopped => ActorState::Stopped,
+                State::RestartsAt(at) => {
+                    let left = at.saturating_duration_since(now).as_millis();
+                    ActorState::Restarting { next_in_ms: u64::try_from(left).unwrap_or(u64::MAX) }
+                }
+            },
+            restarts: node.restarts,
+            failures: node.failures,
+            last_reason: node.reason.clone(),
+        };
+        self.nodes().iter().map(status).collect()
+    }
+
+    fn change(&self, place: Place, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.nodes().get_mut(place.0) {
+            let state = node.state;
+            change(node);
+            if node.many {
+                node.state = state;
+            }
+        }
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, Vec<Node>> {
+        // Nobody panics half way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_told_with_what_led_to_them() {
+        let tree = Tree::default();
+        let (router, many) = (tree.add("router", "root"), tree.add_many("connections", "root"));
+        let state = |at: usize| tree.report()[at].state;
+        assert_eq!((state(0), state(1)), (ActorState::Stopped, ActorState::Running));
+        tree.runs(router);
+        assert_eq!(state(0), ActorState::Running);
+        tree.failed(router, "panicked: x");
+        tree.restarts(router, "panicked: x", Duration::from_secs(3600));
+        assert!(matches!(state(0), ActorState::Restarting { next_in_ms: 3_590_000.. }));
+        tree.gave_up(router, "panicked: y");
+        assert_eq!(state(0), ActorState::GaveUp);
+        tree.failed(many, "panicked: z");
+        tree.gave_up(many, "panicked: z");
+        assert_eq!(state(1), ActorState::Running, "one of them is not all of them");
+        let report = tree.report();
+        assert_eq!((report[0].restarts, report[0].failures, report[1].failures), (1, 1, 1));
+        assert_eq!(report[0].last_reason.as_deref(), Some("panicked: y"));
+    }
+}

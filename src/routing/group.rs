@@ -1,0 +1,210 @@
+//! A supervisor's children in their order: who is to be stopped and started when one of them has ended.
+//!
+//! ```text
+//!              next: Start                    next: Stop
+//!   stopped ─────────────────► running ──────────────────► stopping ─┐
+//!      ▲  (after the delay)       │ ended: a decision                │ ended: as was wanted
+//!      ├──────────────────────────┤                                  │
+//!      └──────────────────────────┼──────────────────────────────────┘
+//!                                 ▼ need not come back, or gave up
+//!                                done
+//! ```
+//!
+//! With *one-for-one* each child goes its own way. With *rest-for-one* those after a child that ended are stopped, the
+//! last one first and each only after the one behind it, and started again in order, each after those before it run.
+//! When a child is given up, all others are stopped likewise, and then the group *escalates* to whoever owns it.
+
+use super::restart::{Decision, Limits, Restart, Restarts};
+
+/// Who is started again beside the one that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    /// Nobody.
+    #[allow(dead_code, reason = "the children of the root depend on each other")]
+    OneForOne,
+    /// All that come after it.
+    RestForOne,
+}
+
+/// What the owner of the children is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Start(usize),
+    Stop(usize),
+    /// All that were to be retired have stopped.
+    Retired,
+    /// This child was given up, and all have stopped.
+    Escalate(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Stopped,
+    Running,
+    Stopping,
+    Done,
+}
+
+#[derive(Debug)]
+struct Member {
+    restarts: Restarts,
+    state: State,
+    /// When it is to be started, if it is stopped.
+    due: Option<u64>,
+    /// It runs, and must not.
+    must_stop: bool,
+}
+
+/// The children, in the order in which they are started.
+#[derive(Debug)]
+pub(crate) struct Group {
+    strategy: Strategy,
+    members: Vec<Member>,
+    /// From here on nobody is started again.
+    retired_from: usize,
+    retiring: bool,
+    given_up: Option<usize>,
+    escalated: bool,
+}
+
+impl Group {
+    pub(crate) fn new(strategy: Strategy) -> Group {
+        let members = Vec::new();
+        Group { strategy, members, retired_from: usize::MAX, retiring: false, given_up: None, escalated: false }
+    }
+
+    /// A child more, the last one; it is to be started now. Answers its number.
+    pub(crate) fn add(&mut self, restart: Restart, limits: Limits, now: u64) -> usize {
+        let restarts = Restarts::new(restart, limits);
+        self.members.push(Member { restarts, state: State::Stopped, due: Some(now), must_stop: false });
+        self.members.len() - 1
+    }
+
+    /// Stops the children from `first` on, for good. [`Action::Retired`] tells the end.
+    pub(crate) fn retire(&mut self, first: usize) {
+        self.retired_from = self.retired_from.min(first);
+        self.retiring = true;
+        self.stop_from(first);
+    }
+
+    fn stop_from(&mut self, first: usize) {
+        for member in self.members.iter_mut().skip(first) {
+            member.due = None;
+            member.must_stop = member.state == State::Running;
+        }
+    }
+
+    /// A child has ended. Answers what follows for itself, unless it was to be stopped anyway.
+    pub(crate) fn ended(&mut self, child: usize, failed: bool, now: u64, random: f64) -> Option<Decision> {
+        let member = self.members.get_mut(child)?;
+        match member.state {
+            State::Running if !member.must_stop => {}
+            State::Running | State::Stopping => {
+                (member.state, member.must_stop) = (State::Stopped, false);
+                member.restarts.stopped();
+                return None;
+            }
+            State::Stopped | State::Done => return None,
+        }
+        let decision = member.restarts.ended(failed, now, random);
+        match decision {
+            Decision::Done => member.state = State::Done,
+            Decision::Restart { delay, .. } => {
+                let due = now.saturating_add(delay);
+                (member.state, member.due) = (State::Stopped, Some(due));
+                if self.strategy == Strategy::RestForOne {
+                    self.rest_follows(child, due);
+                }
+            }
+            Decision::GiveUp { .. } => {
+                member.state = State::Done;
+                self.given_up.get_or_insert(child);
+                self.stop_from(0);
+            }
+        }
+        Some(decision)
+    }
+
+    /// Those after `child` are stopped, and started again not before it.
+    fn rest_follows(&mut self, child: usize, due: u64) {
+        for (index, member) in self.members.iter_mut().enumerate().skip(child + 1) {
+            if index >= self.retired_from || member.state == State::Done {
+                continue;
+            }
+            member.must_stop = member.state == State::Running;
+            member.due = Some(member.due.map_or(due, |own| own.max(due)));
+        }
+    }
+
+    /// The next thing to do, if there is one now. To be asked until there is none.
+    pub(crate) fn next(&mut self, now: u64) -> Option<Action> {
+        if self.members.iter().any(|member| member.state == State::Stopping) {
+            return None;
+        }
+        if let Some(child) = self.members.iter().rposition(|member| member.must_stop) {
+            (self.members[child].state, self.members[child].must_stop) = (State::Stopping, false);
+            return Some(Action::Stop(child));
+        }
+        if std::mem::take(&mut self.retiring) {
+            return Some(Action::Retired);
+        }
+        if let Some(child) = self.given_up {
+            let told = std::mem::replace(&mut self.escalated, true);
+            return (!told).then_some(Action::Escalate(child));
+        }
+        let child = self.startable().find(|child| self.members[*child].due.is_some_and(|due| due <= now))?;
+        let member = &mut self.members[child];
+        (member.state, member.due) = (State::Running, None);
+        member.restarts.started(now);
+        Some(Action::Start(child))
+    }
+
+    /// Children that wait for nothing but their time.
+    fn startable(&self) -> impl Iterator<Item = usize> {
+        let stopped = self.members.iter().enumerate().filter(|(_, member)| member.state == State::Stopped);
+        let most = if self.strategy == Strategy::RestForOne { 1 } else { usize::MAX };
+        stopped.map(|(child, _)| child).take(most)
+    }
+
+    /// When to look again, if nothing ends before.
+    pub(crate) fn wake_at(&self) -> Option<u64> {
+        let holds = self.members.iter().filter_map(|member| member.restarts.holds_at());
+        let stops = self.members.iter().any(|member| member.must_stop || member.state == State::Stopping);
+        let starts = self.startable().filter(|_| !stops).filter_map(|child| self.members[child].due);
+        holds.chain(starts).min()
+    }
+
+    /// A child whose restart has held, and how many attempts it took. To be asked until there is none.
+    pub(crate) fn held(&mut self, now: u64) -> Option<(usize, u32)> {
+        let members = self.members.iter_mut().enumerate();
+        members.filter_map(|(child, member)| Some((child, member.restarts.held(now)?))).next()
+    }
+
+    /// Whether all that are not retired do what they are there for.
+    pub(crate) fn is_whole(&self) -> bool {
+        let kept = self.members.iter().take(self.retired_from);
+        self.given_up.is_none()
+            && kept
+                .into_iter()
+                .all(|member| member.state == State::Done || (member.state == State::Running && !member.must_stop))
+    }
+
+    /// Whether a child was given up.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.given_up.is_some()
+    }
+
+    /// When a stopped child is to be started.
+    pub(crate) fn due(&self, child: usize) -> Option<u64> {
+        self.members.get(child)?.due
+    }
+
+    /// The period in which a child's restarts are counted.
+    pub(crate) fn period(&self, child: usize) -> u64 {
+        self.members.get(child).map_or(0, |member| member.restarts.period())
+    }
+}
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Whether a thread still turns, by a count that it advances when it is asked to.
+//!
+//! Time counts only as far as the watcher itself saw it pass: a process that was stopped, or a machine that slept,
+//! wakes up with all of its threads late, and none of them to blame.
+
+/// What a look at a thread finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It has answered since it was last asked: ask again.
+    Turns,
+    /// It has answered after it had been late for so long.
+    TurnsAgain(u64),
+    /// It has not answered yet.
+    Waits,
+    /// It has not answered for so long that people are to know. Told once.
+    Late(u64),
+    /// It has not answered for too long.
+    Hangs(u64),
+}
+
+/// The watch over one thread. Times in nanoseconds.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    warn: u64,
+    abort: u64,
+    /// The most that passes between two looks of a watcher that itself turns.
+    step: u64,
+    looked: u64,
+    count: Option<u64>,
+    late: u64,
+    told: bool,
+}
+
+impl Watch {
+    /// Over a thread that is late after `warn` and hangs after `abort`, looked at about every `every`.
+    pub(crate) fn new(warn: u64, abort: u64, every: u64, now: u64) -> Watch {
+        Watch { warn, abort, step: every.saturating_mul(2), looked: now, count: None, late: 0, told: false }
+    }
+
+    /// Looks at the thread's count; `None` while there is nobody whose count it could be.
+    pub(crate) fn look(&mut self, count: Option<u64>, now: u64) -> Verdict {
+        let passed = now.saturating_sub(self.looked).min(self.step);
+        self.looked = now;
+        if count.is_none() || count != self.count {
+            let (late, told) = (std::mem::take(&mut self.late), std::mem::take(&mut self.told));
+            self.count = count;
+            return if told { Verdict::TurnsAgain(late) } else { Verdict::Turns };
+        }
+        self.late = self.late.saturating_add(passed);
+        if self.late >= self.abort {
+            return Verdict::Hangs(self.late);
+        }
+        if self.late >= self.warn && !std::mem::replace(&mut self.told, true) {
+            return Verdict::Late(self.late);
+        }
+        Verdict::Waits
+    }
+
+    /// Whether it is late.
+    pub(crate) fn is_late(&self) -> bool {
+        self.late >= self.warn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch() -> Watch {
+        Watch::new(1_000, 5_000, 250, 0)
+    }
+
+    #[test]
+    fn a_thread_that_answers_is_never_late() {
+        let mut watch = watch();
+        for tick in 0..1_000 {
+            assert_eq!(watch.look(Some(tick), tick * 250), Verdict::Turns);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_hangs_is_late_once_and_then_too_late() {
+        let mut watch = watch();
+        let mut told = Vec::new();
+        for tick in 0..=20 {
+            match watch.look(Some(7), tick * 250) {
+                Verdict::Turns | Verdict::Waits => {}
+                verdict => told.push((tick * 250, verdict)),
+            }
+        }
+        assert_eq!(told, [(1_000, Verdict::Late(1_000)), (5_000, Verdict::Hangs(5_000))]);
+        assert!(watch.is_late());
+    }
+
+    #[test]
+    fn a_late_thread_that_turns_again_is_forgiven() {
+        let mut watch = watch();
+        for tick in 0..=8 {
+            watch.look(Some(7), tick * 250);
+        }
+        assert_eq!(watch.look(Some(8), 2_250), Verdict::TurnsAgain(2_000));
+        assert!(!watch.is_late());
+        assert_eq!(watch.look(Some(8), 2_500), Verdict::Waits);
+    }
+
+    #[test]
+    fn time_in_which_the_watcher_stood_still_does_not_count() {
+        let mut watch = watch();
+        watch.look(Some(7), 0);
+        for hour in 1..=5 {
+            assert_eq!(watch.look(Some(7), hour * 3_600_000).min_late(), 0, "hour {hour}");
+            watch.look(Some(7 + hour), hour * 3_600_000 + 1);
+            watch.look(Some(7), hour * 3_600_000 + 2);
+        }
+    }
+
+    impl Verdict {
+        fn min_late(self) -> u64 {
+            match self {
+                Verdict::Waits | Verdict::Turns => 0,
+                Verdict::TurnsAgain(late) | Verdict::Late(late) | Verdict::Hangs(late) => late,
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_not_late() {
+        let mut watch = watch();
+        watch.look(Some(7), 0);
+        for tick in 1..100 {
+            assert_eq!(watch.look(None, tick * 250), Verdict::Turns);
+        }
+        assert_eq!(watch.look(Some(7), 25_000), Verdict::Turns, "the next one begins anew");
+    }
+}
