@@ -572,9 +572,44 @@ fn bench_measures_and_leaves_nothing_behind() {
         assert_eq!((&figures["mode"], &figures["wait"]), (&mode.into(), &"adaptive".into()));
         assert_eq!((&figures["size"], &figures["processes"]), (&100.into(), &processes.into()));
     }
+    let told = bench(&["connections", "--count", "20", "--json"]);
+    assert_eq!(code(&told), 0, "{}", stderr(&told));
+    let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let number = |key: &str| figures[key].as_u64().unwrap_or_else(|| panic!("no {key} in {figures}"));
+    assert_eq!((number("connections"), number("idle_seconds"), number("processes")), (20, 1, 2));
+    // A page of its own at least, shared with its client.
+    assert!(number("rss_bytes_per_connection") >= 4096, "{figures}");
+    assert!(number("bytes_per_connection") >= number("rss_bytes_per_connection"), "{figures}");
+    assert!(number("floor_ns") > 0 && figures["wait"] == "adaptive", "{figures}");
+    assert!(figures["page_table_bytes_per_connection"].is_u64() && figures["idle_cpu_ticks"].is_u64(), "{figures}");
     let told = bench(&["latency", "--wait", "block"]);
     assert!(String::from_utf8_lossy(&told.stdout).contains("\np99.9 "), "{}", stderr(&told));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn bench_opens_more_connections_than_a_broker_takes_by_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(LAPCE_IPC);
+    command.args(["bench", "connections", "--count", "1010", "--seconds", "1"]).env("TMPDIR", folder.path());
+    let told = output(command, b"");
+    assert_eq!(code(&told), 0, "{}", stderr(&told));
+    let text = String::from_utf8_lossy(&told.stdout);
+    for line in ["\nconnections  1010\n", "\nresident ", "\npage tables ", "\ntogether ", "\nidle CPU "] {
+        assert!(text.contains(line), "{line:?} in {text}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn bench_connections_is_for_a_broker_of_its_own_and_counts_for_no_other_mode() {
+    let broker = Broker::start();
+    let told = broker.run(&["bench", "connections", "--count", "2", "--seconds", "1"]);
+    assert_eq!((code(&told), told.stdout.len()), (64, 0), "{}", stderr(&told));
+    assert!(stderr(&told).contains("a broker of its own"), "{}", stderr(&told));
+    let told = broker.run(&["bench", "latency", "--count", "2"]);
+    assert_eq!((code(&told), told.stdout.len()), (64, 0), "{}", stderr(&told));
+    assert!(stderr(&told).contains("--count is for bench connections"), "{}", stderr(&told));
 }
 
 #[test]

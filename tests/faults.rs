@@ -1,1 +1,187 @@
+//! Faults that are injected into the real binary under traffic: feature `fault-injection`, see `src/broker/fault.rs`.
+//! After each, the ledger is whole: everything that was published came once and in order to everybody, and each request
+//! had one outcome.
 
+mod support;
+
+use lapce_ipc::client::Error;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::probe::{counter, pattern};
+use support::{Broker, wait_until};
+
+const SUBSCRIBERS: usize = 8;
+/// How often each fault is to happen.
+const TIMES: usize = 100;
+/// Restarts follow at once and are not limited, so that a hundred of them are soon over.
+const KEYS: &[(&str, &str)] = &[
+    ("restart.initial_delay_ms", "0"),
+    ("restart.max_delay_ms", "0"),
+    ("restart.max_restarts", "1000000"),
+    ("delivery.slow_consumer_timeout_ms", "20000"),
+    ("circuit_breaker.failure_threshold", "1000000"),
+];
+
+fn restarts(broker: &mut Broker, actor: &str) -> usize {
+    broker.process().stderr().matches(&format!("actor restarts actor={actor} ")).count()
+}
+
+/// The message with this number: of one to four records.
+fn message(number: u64) -> Vec<u8> {
+    let mut message = number.to_le_bytes().to_vec();
+    message.extend(pattern([0, 56, 700, 3100][number as usize % 4], number));
+    message
+}
+
+/// Publishes, asks and streams until `enough`, then holds everybody's ledger against what was sent.
+fn keep_ledger(broker: &mut Broker, what: &str, may_lose_responder: bool, mut enough: impl FnMut(&mut Broker) -> bool) {
+    let clients: Vec<_> = (0..SUBSCRIBERS).map(|_| broker.client()).collect();
+    let subscriptions: Vec<_> = clients.iter().map(|client| client.subscribe("ledger.>").unwrap()).collect();
+    let (publishing, asking, answering) = (broker.client(), broker.client(), broker.client());
+    let mut service = answering.serve("ledger").unwrap();
+    let is_over = AtomicBool::new(false);
+    let (asked, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+    let published = std::thread::scope(|scope| {
+        let (is_over, asked, lost) = (&is_over, &asked, &lost);
+        let readers: Vec<_> = subscriptions
+            .into_iter()
+            .map(|mut subscription| {
+                scope.spawn(move || {
+                    let mut next = 0u64;
+                    loop {
+                        let got = subscription.next().unwrap().unwrap();
+                        if got.topic() == "ledger.end" {
+                            return (next, subscription.dropped());
+                        }
+                        assert!(got.payload() == message(next), "{what}: message {next}");
+                        next += 1;
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(move || {
+            while let Ok(Some(mut request)) = service.next().transpose() {
+                let number = u64::from_le_bytes(request.payload().try_into().unwrap());
+                if number == u64::MAX {
+                    return drop(request.reply("over"));
+                }
+                // Whatever becomes of it, its requester hears.
+                let chunks = if request.wants_stream() { 20 } else { 0 };
+                if (0..chunks).all(|n: u64| request.chunk((number + n).to_le_bytes()).is_ok()) {
+                    let _ = request.reply((number + chunks).to_le_bytes());
+                }
+            }
+        });
+        let requester = scope.spawn(move || {
+            let mut number = 0u64;
+            let note = |result: Result<(), Error>| match result {
+                Ok(()) => {}
+                Err(error) if may_lose_responder && error.is_responder_lost() => {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => panic!("{what}: a request: {error}"),
+            };
+            while !is_over.load(Ordering::Relaxed) {
+                number += 1;
+                asked.fetch_add(1, Ordering::Relaxed);
+                if !number.is_multiple_of(5) {
+                    let reply = asking.request("ledger", number.to_le_bytes());
+                    note(reply.map(|reply| assert_eq!(reply, number.to_le_bytes(), "{what}")));
+                    continue;
+                }
+                let mut expected = number..=number + 20;
+                let chunks = asking.request_stream("ledger", number.to_le_bytes()).unwrap();
+                for chunk in chunks {
+                    note(chunk.map(|chunk| {
+                        assert_eq!(chunk, expected.next().expect("no chunk more").to_le_bytes(), "{what}");
+                    }));
+                }
+            }
+            while asking.request("ledger", u64::MAX.to_le_bytes()).is_err() {}
+        });
+        let publisher = publishing.publisher("ledger.numbers").unwrap();
+        let (mut number, started) = (0, Instant::now());
+        while !enough(broker) {
+            assert!(started.elapsed() < Duration::from_secs(60), "{what}: not enough after {number} messages");
+            for _ in 0..20 {
+                publisher.publish(message(number)).unwrap();
+                number += 1;
+            }
+        }
+        publishing.publish("ledger.end", "").unwrap();
+        publishing.flush().unwrap();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), (number, 0), "{what}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+        requester.join().unwrap();
+        number
+    });
+    let status = broker.client().status().unwrap();
+    assert_eq!(counter(&status, "published"), published + 1, "{what}");
+    assert_eq!(counter(&status, "set_aside"), 0, "{what}");
+    support::probe::note(&format!("{what}: {published} messages, {} requests", asked.load(Ordering::Relaxed)));
+    drop(clients);
+}
+
+/// Lets an actor die `TIMES` times at a point, each `every`th time that it comes there.
+fn dies(actor: &str, point: &str, every: u32, may_lose_responder: bool) {
+    let mut broker = Broker::start_faulty(&format!("{point}=panic#{every}*{TIMES}"), KEYS);
+    keep_ledger(&mut broker, point, may_lose_responder, |broker| restarts(broker, actor) >= TIMES);
+    let log = broker.process().stderr();
+    let (name, _) = point.split_once('@').unwrap_or((point, ""));
+    let line = log.lines().find(|line| line.contains("actor restarts")).unwrap();
+    for part in [&format!("actor={actor} "), "reason=", &format!("injected at {name}"), "attempt=", "delay_ms="] {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+}
+
+#[test]
+fn the_router_dies_before_during_and_after_a_record() {
+    for (point, every) in
+        [("router.found", 97), ("router.decided", 97), ("router.committed", 97), ("router.advanced", 97)]
+    {
+        dies("router", point, every, false);
+    }
+}
+
+#[test]
+fn the_router_dies_between_any_two_subscribers() {
+    for k in 0..SUBSCRIBERS {
+        dies("router", &format!("router.target@{k}"), 13, false);
+        dies("router", &format!("router.delivered@{k}"), 13, false);
+    }
+}
+
+#[test]
+fn the_router_dies_in_half_a_call() {
+    dies("router", "router.express", 11, true);
+}
+
+#[test]
+fn the_router_dies_where_it_wakes_and_waits() {
+    for (point, every) in [("router.flush", 97), ("router.ring", 29)] {
+        dies("router", point, every, false);
+    }
+}
+
+#[test]
+fn a_message_that_always_kills_is_set_aside_and_the_others_pass() {
+    let mut broker = Broker::start_faulty("router.found@666=panic", KEYS);
+    let (client, other) = (broker.client(), broker.client());
+    let mut subscription = other.subscribe("a.>").unwrap();
+    for n in 0..10u8 {
+        client.publish("a.b", vec![n; if n == 5 { 666 } else { 10 }]).unwrap();
+    }
+    client.flush().unwrap();
+    for n in (0..10u8).filter(|n| *n != 5) {
+        assert_eq!(subscription.next().unwrap().unwrap().payload(), [n; 10]);
+    }
+    let error = client.request("echo", vec![1; 666]).unwrap_err();
+    assert!(error.is_responder_lost(), "{error}");
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    assert_eq!(broker.counter("set_aside"), 2);
+    wait_until("both are in the log", || {
+        broker.process().stderr().matches("record set aside connection=").count() == 2
+    });
+}

@@ -76,7 +76,7 @@ pub(super) enum Command {
     /// Show the circuit breakers of services, or set one by hand
     #[command(after_help = breaker::EXAMPLES)]
     Breaker(breaker::BreakerArgs),
-    /// Measure latency and throughput
+    /// Measure latency, throughput and what connections cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
     /// One of the processes that `bench` starts

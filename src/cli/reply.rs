@@ -66,7 +66,7 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
 fn echo(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
     let mut service = place.connect("reply", args.wait.wait)?.serve(&args.service)?;
     note(format_args!("serving"));
-    service.run(|request: &mut Request| Ok::<_, std::convert::Infallible>(request.payload().to_vec()))?;
+    service.run(|request: &mut Request| Ok::<_, std::convert::Infallible>(request.take_payload()))?;
     Ok(())
 }
 

@@ -403,6 +403,12 @@ impl AsyncRequest {
         self.request.payload()
     }
 
+    /// As [`Request::take_payload`].
+    #[must_use]
+    pub fn take_payload(&mut self) -> Vec<u8> {
+        self.request.take_payload()
+    }
+
     /// As [`Request::requester`].
     #[must_use]
     pub fn requester(&self) -> u32 {

@@ -368,7 +368,7 @@ impl Reader {
                     Err(error) => Err(error),
                 };
                 match frame {
-                    Ok(frame) => handle_frame(inner, frame),
+                    Ok(frame) => handle_frame(&mut lock(&inner.table), inner.limits.slot_size, frame),
                     Err(error) => return close(inner, Kind::Protocol(error.to_string()).into()),
                 }
             }
@@ -376,14 +376,12 @@ impl Reader {
     }
 }
 
-fn handle_frame(inner: &Inner, frame: BrokerFrame) {
-    let mut table = lock(&inner.table);
-    let table = &mut *table;
+fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) {
     let serial = match &frame {
         BrokerFrame::Subscribed { serial, subscription } => {
             if let Some(queue) = table.subscribing.remove(serial) {
                 for (_, message) in table.orphans.extract_if(.., |(id, _)| id == subscription) {
-                    queue.push(message, inner.limits.slot_size);
+                    queue.push(message, slot_size);
                 }
                 table.subscriptions.insert(*subscription, queue);
             }
@@ -415,8 +413,12 @@ fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
         BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return,
     };
+    // What still waits for a number is nobody's, once every number has been told.
     if table.subscribing.is_empty() {
         table.orphans.clear();
+    }
+    if table.serving.is_empty() {
+        table.orphan_calls.clear();
     }
     if let Some(answer) = table.answers.get_mut(&serial) {
         *answer = Some(frame);
@@ -428,4 +430,44 @@ fn close(inner: &Inner, error: Error) {
     let mut table = lock(&inner.table);
     table.closed.get_or_insert(error);
     table.wakers.drain(..).for_each(std::task::Waker::wake);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::serve::Inbox;
+    use super::*;
+    use crate::wire::control::FailedCode;
+
+    const SLOT_SIZE: u32 = 1024;
+
+    fn serving(serials: &[u32]) -> Table {
+        let mut table = Table::default();
+        table.serving.extend(serials.iter().map(|serial| (*serial, Arc::new(Inbox::default()))));
+        table
+    }
+
+    fn orphans(table: &Table) -> Vec<u32> {
+        table.orphan_calls.iter().map(|(service, _)| *service).collect()
+    }
+
+    #[test]
+    fn calls_that_wait_for_a_service_number_go_once_every_number_is_told() {
+        let mut table = serving(&[1, 2]);
+        let inboxes = [table.serving[&1].clone(), table.serving[&2].clone()];
+        table.orphan_calls.extend([7, 8, 9].map(|service| (service, Arrived::Grant(u64::from(service), 1))));
+        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Serving { serial: 1, service: 7 });
+        // The other's number is not known yet: it may be either of these.
+        assert_eq!((inboxes[0].len(), orphans(&table)), (1, vec![8, 9]));
+        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Serving { serial: 2, service: 9 });
+        assert_eq!((inboxes[1].len(), orphans(&table)), (1, Vec::new()));
+    }
+
+    #[test]
+    fn calls_that_wait_for_a_service_number_go_when_the_broker_gives_none() {
+        let mut table = serving(&[1]);
+        table.orphan_calls.push((7, Arrived::Grant(7, 1)));
+        let (code, message) = (FailedCode::Limit, String::new());
+        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Failed { serial: 1, code, message });
+        assert_eq!(orphans(&table), [0; 0]);
+    }
 }

@@ -79,6 +79,11 @@ impl Inbox {
     pub(super) fn push(&self, arrived: Arrived) {
         lock(&self.0).push_back(arrived);
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
 }
 
 /// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
@@ -269,6 +274,40 @@ impl Request {
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
+    }
+
+    /// What was sent, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
+    /// answered, which is why this does not consume it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "broker")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use lapce_ipc::{broker, client::Client, config::{Env, Loaded}};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let socket = folder.path().join("ipc.sock");
+    /// # let mut loaded = Loaded::default();
+    /// # loaded.settle_socket(Some(socket.as_os_str()), &Env::default())?;
+    /// # let (listens, is_listening) = std::sync::mpsc::sync_channel(1);
+    /// # std::thread::spawn(move || broker::run(loaded, |_| listens.send(()).unwrap()));
+    /// # is_listening.recv()?;
+    /// # let client = Client::builder().socket(&socket).connect()?;
+    /// let mut service = client.serve("upper")?;
+    /// let mut stream = client.request_stream("upper", "hello")?;
+    ///
+    /// let mut request = service.next().expect("a request")?;
+    /// let mut text = request.take_payload();
+    /// text.make_ascii_uppercase();
+    /// request.reply(text)?;
+    ///
+    /// assert_eq!(stream.next().expect("a reply")?, b"HELLO");
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "broker"))]
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub fn take_payload(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.payload)
     }
 
     /// The id of the connection that asks.

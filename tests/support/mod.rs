@@ -165,12 +165,20 @@ impl Broker {
     /// Starts one with keys set: `[("ipc.max_message_size", "1000")]`.
     #[track_caller]
     pub fn start_with(keys: &[(&str, &str)]) -> Broker {
+        Broker::start_faulty("", keys)
+    }
+
+    /// The same, with faults as `src/broker/fault.rs` explains them: none are the only ones that a build without the
+    /// feature takes.
+    #[track_caller]
+    pub fn start_faulty(faults: &str, keys: &[(&str, &str)]) -> Broker {
         let folder = tempfile::tempdir().expect("a folder");
         let mut command = command(IPC_SERVER_MAIN);
         command.arg("--socket").arg(folder.path().join("ipc.sock"));
         for (key, value) in keys {
             command.env(format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value);
         }
+        command.env("LAPCE_IPC_FAULTS", faults);
         let mut process = Process::start(command);
         process.wait_for("hint:");
         let watchdog = probe::Watchdog::over(process.pid());

@@ -415,3 +415,10 @@ pub(crate) fn request(place: u32, service: u32, total: u32, flags: Flags) -> Hea
 pub(crate) fn response(call: u64, total: u32, flags: Flags) -> Header {
     Header { seq: call, total, flags, ..Header::new(Kind::Response) }
 }
+
+/// A record with anything in its header.
+pub(crate) fn forged(kind: u8, len: u32) -> [u64; HEADER_WORDS] {
+    let mut words = Header { flags: Flags::WHOLE, ..Header::new(Kind::Publish) }.to_words();
+    words[0] = words[0] & !0xff_ffff_ffff | u64::from(kind) << 32 | u64::from(len);
+    words
+}

@@ -27,7 +27,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn start(role: Role, place: &Place, wait: Wait) -> Result<Member, Failure> {
+    fn start(role: Role, place: &Place, wait: Wait, max_connections: Option<u32>) -> Result<Member, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -36,6 +36,9 @@ impl Member {
             if let Some(path) = path {
                 command.arg(option).arg(path);
             }
+        }
+        if let Some(max) = max_connections {
+            command.args(["--max-connections", &max.to_string()]);
         }
         let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).map_err(failed)?;
         let pipes = (running.child.stdin.take(), running.child.stdout.take());
@@ -80,28 +83,28 @@ pub(super) struct Crew {
     wait: Wait,
     /// They end in this order: clients, the broker, its folder.
     pub(super) members: Vec<Member>,
-    _broker: Option<Member>,
+    broker: Option<Member>,
     _folder: Option<Folder>,
 }
 
 impl Crew {
-    /// Starts a broker, unless a socket names one.
+    /// Starts a broker, unless a socket names one. It takes at least `connections`, unless a file says what it takes.
     ///
     /// # Errors
     ///
     /// If it does not start.
-    pub(super) fn new(place: &Place, wait: Wait) -> Result<Crew, Failure> {
+    pub(super) fn new(place: &Place, wait: Wait, connections: Option<u32>) -> Result<Crew, Failure> {
         let members = Vec::new();
         if place.socket.is_some() {
-            return Ok(Crew { place: place.clone(), wait, members, _broker: None, _folder: None });
+            return Ok(Crew { place: place.clone(), wait, members, broker: None, _folder: None });
         }
         let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
         let place = Place { socket: Some(socket), config: place.config.clone() };
-        let broker = Member::start(Role::Broker, &place, wait)?;
+        let broker = Member::start(Role::Broker, &place, wait, connections)?;
         let place = Place { config: None, ..place };
-        Ok(Crew { place, wait, members, _broker: Some(broker), _folder: Some(folder) })
+        Ok(Crew { place, wait, members, broker: Some(broker), _folder: Some(folder) })
     }
 
     /// Starts another process.
@@ -110,7 +113,7 @@ impl Crew {
     ///
     /// If it does not start.
     pub(super) fn start(&mut self, role: Role) -> Result<(), Failure> {
-        self.members.push(Member::start(role, &self.place, self.wait)?);
+        self.members.push(Member::start(role, &self.place, self.wait, None)?);
         Ok(())
     }
 
@@ -121,6 +124,11 @@ impl Crew {
     /// If the broker does not take us.
     pub(super) fn connect(&self) -> Result<Client, Failure> {
         self.place.connect("bench", self.wait)
+    }
+
+    /// The process number of our own broker.
+    pub(super) fn broker(&self) -> Option<u32> {
+        self.broker.as_ref().map(|broker| broker.running.child.id())
     }
 
     /// How many processes take part: this one, the broker, the others.

@@ -10,11 +10,13 @@
 //! | `round_trips` | `latency`, `routed`: one request after the other |
 //! | `pipelined` | `requests`: many requests outstanding |
 //! | `deliveries` | `pubsub`, `fanout`: one publisher, one or eight subscribers |
+//! | `connections` | many connections: memory, and CPU while they are idle |
 //! | `part` | the other processes |
 //! | `crew` | starting them, and their end |
 //! | `floor` | the floor |
 //! | `report` | the figures, for people and as JSON |
 
+mod connections;
 mod crew;
 mod deliveries;
 mod floor;
@@ -24,7 +26,7 @@ mod report;
 mod round_trips;
 
 use super::args::WaitOption;
-use super::exit::Failure;
+use super::exit::{Code, Failure};
 use super::output::{Out, note};
 use super::place::Place;
 use clap::{Args, ValueEnum};
@@ -41,6 +43,9 @@ pub(super) struct BenchArgs {
     /// Bytes of a message
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     size: u32,
+    /// How many connections to open; for `connections` only [default: 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: Option<u32>,
     /// How long to measure, in seconds; the warm-up comes on top
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
@@ -56,10 +61,14 @@ Examples:
   lapce-ipc bench latency --wait busy
   lapce-ipc bench pubsub --size 1024 --seconds 5
   lapce-ipc bench routed --json | jq .p99_ns
+  lapce-ipc bench connections --count 500 --seconds 10
 
 It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other
 processes that it needs; all end with it. With --socket it measures the broker that is there. The floor is the median
-round trip of one word between two cores, measured in the same run.";
+round trip of one word between two cores, measured in the same run.
+
+bench connections always has a broker of its own. Each connection gets a subscription, some messages and some replies;
+then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -73,6 +82,8 @@ enum Mode {
     Pubsub,
     /// Messages a second from one publisher to eight subscribers, in eight processes
     Fanout,
+    /// A broker's memory per connection, and its CPU while all are idle
+    Connections,
 }
 
 impl Mode {
@@ -83,9 +94,13 @@ impl Mode {
             Mode::Requests => "requests",
             Mode::Pubsub => "pubsub",
             Mode::Fanout => "fanout",
+            Mode::Connections => "connections",
         }
     }
 }
+
+/// Connections that `connections` opens, if nobody says.
+const CONNECTIONS: u32 = 1000;
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +116,14 @@ struct Work {
 ///
 /// If a process cannot be started or fails, or the broker does not answer.
 pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
+    let connections = match (args.mode, args.count) {
+        (Mode::Connections, count) => Some(count.unwrap_or(CONNECTIONS)),
+        (mode, Some(_)) => {
+            let message = format!("--count is for bench connections, not for bench {}", mode.as_str());
+            return Err(Failure::new(Code::Usage, message));
+        }
+        (_, None) => None,
+    };
     let measured = Duration::from_secs(args.seconds);
     let work = Work {
         size: usize::try_from(args.size).unwrap_or(usize::MAX),
@@ -112,7 +135,7 @@ pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
     }
     let mut floor = floor::Floor::new();
     floor.measure();
-    let mut crew = Crew::new(place, args.wait.wait)?;
+    let mut crew = Crew::new(place, args.wait.wait, connections)?;
     let figures = match args.mode {
         Mode::Latency => Figures::RoundTrips(round_trips::run(&crew, "echo", work)?),
         Mode::Routed => {
@@ -122,6 +145,7 @@ pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
         Mode::Requests => Figures::Throughput(pipelined::run(&crew, work)?),
         Mode::Pubsub => Figures::Throughput(deliveries::run(&mut crew, 1, work)?),
         Mode::Fanout => Figures::Throughput(deliveries::run(&mut crew, 8, work)?),
+        Mode::Connections => Figures::Cost(connections::run(&crew, connections.unwrap_or(CONNECTIONS), work)?),
     };
     let processes = crew.processes();
     drop(crew);

@@ -21,6 +21,9 @@ pub(in crate::cli) struct PartArgs {
     role: Role,
     #[command(flatten)]
     wait: WaitOption,
+    /// For a broker with the built-in defaults, which takes this many connections instead
+    #[arg(long, value_name = "N")]
+    max_connections: Option<u32>,
 }
 
 /// What a process does.
@@ -61,7 +64,7 @@ pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure>
         Role::Responder => {
             let mut service = client.serve(SERVICE)?;
             say("ready")?;
-            Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.payload().to_vec()))?)
+            Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.take_payload()))?)
         }
         Role::Subscriber => {
             let mut subscription = client.subscribe(TOPIC)?;
@@ -88,6 +91,9 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
                 &[("", ""); 0].into_iter().collect(),
             )?;
             loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
+            if let Some(max) = args.max_connections {
+                loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;
+            }
             loaded
         }
     };

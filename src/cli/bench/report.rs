@@ -1,5 +1,6 @@
 //! The figures, for people and as JSON.
 
+use super::connections::Cost;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(super) enum Figures {
     /// In nanoseconds.
     RoundTrips(Histogram<u64>),
     Throughput(Throughput),
+    Cost(Cost),
 }
 
 /// One measurement.
@@ -54,6 +56,8 @@ struct Json {
     round_trips: Option<JsonRoundTrips>,
     #[serde(flatten)]
     throughput: Option<JsonThroughput>,
+    #[serde(flatten)]
+    cost: Option<JsonCost>,
 }
 
 #[derive(Serialize)]
@@ -75,6 +79,31 @@ struct JsonThroughput {
     subscribers: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outstanding: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct JsonCost {
+    connections: u32,
+    rss_bytes_per_connection: u64,
+    page_table_bytes_per_connection: u64,
+    /// Both together.
+    bytes_per_connection: u64,
+    idle_cpu_ticks: u64,
+    idle_seconds: u64,
+}
+
+impl JsonCost {
+    fn new(cost: &Cost) -> JsonCost {
+        let each = |bytes: u64| bytes / u64::from(cost.connections.max(1));
+        JsonCost {
+            connections: cost.connections,
+            rss_bytes_per_connection: each(cost.grown.rss),
+            page_table_bytes_per_connection: each(cost.grown.page_tables),
+            bytes_per_connection: each(cost.grown.rss + cost.grown.page_tables),
+            idle_cpu_ticks: cost.idle_cpu_ticks,
+            idle_seconds: cost.idle.as_secs(),
+        }
+    }
 }
 
 impl Report {
@@ -111,6 +140,10 @@ impl Report {
                     outstanding: throughput.outstanding,
                 });
             }
+            Figures::Cost(cost) => {
+                json.samples = u64::from(cost.connections);
+                json.cost = Some(JsonCost::new(cost));
+            }
         }
         // Strings and numbers always serialise.
         serde_json::to_string(&json).unwrap_or_default() + "\n"
@@ -141,6 +174,15 @@ impl Report {
                 lines.extend(throughput.subscribers.map(|number| ("subscribers", number.to_string())));
                 lines.extend(throughput.outstanding.map(|number| ("outstanding", number.to_string())));
             }
+            Figures::Cost(cost) => {
+                let each = JsonCost::new(cost);
+                let kib = |bytes: u64| format!("{:.1} KiB", bytes as f64 / 1024.0);
+                lines.push(("connections", each.connections.to_string()));
+                lines.push(("resident", format!("{} each", kib(each.rss_bytes_per_connection))));
+                lines.push(("page tables", format!("{} each", kib(each.page_table_bytes_per_connection))));
+                lines.push(("together", format!("{} each", kib(each.bytes_per_connection))));
+                lines.push(("idle CPU", format!("{} ticks in {} s", each.idle_cpu_ticks, each.idle_seconds)));
+            }
         }
         lines.into_iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
     }
@@ -160,6 +202,7 @@ fn time(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::connections::Memory;
     use super::*;
 
     fn report(figures: Figures) -> Report {
@@ -185,5 +228,22 @@ mod tests {
         assert_eq!(json["bytes_per_s"], 320);
         assert_eq!(json["subscribers"], 8);
         assert!(json.get("p50_ns").is_none() && json.get("outstanding").is_none());
+
+        let grown = Memory { rss: 40_960, page_tables: 8192 };
+        let cost = Cost { connections: 10, grown, idle_cpu_ticks: 3, idle: elapsed };
+        let json: serde_json::Value = serde_json::from_str(&report(Figures::Cost(cost)).json()).unwrap();
+        for (key, value) in [
+            ("connections", 10),
+            ("samples", 10),
+            ("rss_bytes_per_connection", 4096),
+            ("page_table_bytes_per_connection", 819),
+            ("bytes_per_connection", 4915),
+            ("idle_cpu_ticks", 3),
+            ("idle_seconds", 2),
+            ("processes", 2),
+        ] {
+            assert_eq!(json[key], value, "{key} in {json}");
+        }
+        assert!(json.get("msgs_per_s").is_none() && json.get("p50_ns").is_none());
     }
 }

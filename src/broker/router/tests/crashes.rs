@@ -4,10 +4,13 @@
 use super::*;
 use std::collections::BTreeMap;
 
+/// Sequence, length, sum of bytes.
+type Got = (u64, usize, u32);
+
 /// What came out: by receiver and sender the messages in order, by request its outcomes.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ledger {
-    delivered: BTreeMap<(&'static str, u32), Vec<(u64, usize, u32)>>,
+    delivered: BTreeMap<(&'static str, u32), Vec<Got>>,
     outcomes: BTreeMap<u32, Vec<String>>,
     counters: Vec<(&'static str, u64)>,
     quiescent: bool,
@@ -23,6 +26,8 @@ struct Subscriber {
 
 impl Subscriber {
     fn read(&mut self, router: &mut Router, ledger: &mut Ledger) {
+        let sleeps = self.peer.segment.data_signal(RingName::Egress);
+        assert!(!sleeps.is_armed() || self.peer.egress.peek().unwrap().is_none(), "{} was not woken", self.name);
         for (header, payload) in self.peer.take_all(router) {
             let place = (header.id, header.origin);
             match header.kind {
@@ -50,6 +55,11 @@ impl Subscriber {
             }
         }
         router.run();
+        // All is read, or read next time.
+        sleeps.arm();
+        if self.peer.egress.peek().unwrap().is_some() {
+            sleeps.disarm();
+        }
     }
 }
 

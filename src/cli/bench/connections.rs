@@ -1,0 +1,172 @@
+//! `connections`: what a connection costs the broker, in memory once it has been used, and in CPU while it is idle.
+//!
+//! All connections are this process's. Each has a subscription, and messages and replies go through its rings first: a
+//! page that nobody has touched would cost nothing. Page tables are no part of resident memory, and count beside it.
+
+use super::Work;
+use super::crew::Crew;
+use crate::cli::exit::{Code, Failure};
+use crate::client::{Client, Publisher, Subscription};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::time::Duration;
+
+/// Messages, and requests, of each connection.
+const ROUNDS: usize = 4;
+/// How long the broker may take to have back what it lent for them: an idle connection's windows go after half a
+/// second.
+const SETTLING: Duration = Duration::from_secs(1);
+const KIB: u64 = 1024;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Cost {
+    pub(super) connections: u32,
+    /// Of all connections together.
+    pub(super) grown: Memory,
+    pub(super) idle_cpu_ticks: u64,
+    pub(super) idle: Duration,
+}
+
+/// Memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    /// Resident, what it shares with others included.
+    pub(super) rss: u64,
+    pub(super) page_tables: u64,
+}
+
+impl Memory {
+    /// Out of `/proc/PID/status`.
+    fn parse(status: &str) -> Option<Memory> {
+        let bytes = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * KIB)
+        };
+        Some(Memory { rss: bytes("VmRSS")?, page_tables: bytes("VmPTE")? })
+    }
+
+    /// How much more it is than `before`.
+    fn since(self, before: Memory) -> Memory {
+        Memory {
+            rss: self.rss.saturating_sub(before.rss),
+            page_tables: self.page_tables.saturating_sub(before.page_tables),
+        }
+    }
+}
+
+/// Clock ticks that a process has run, in user and kernel mode, out of `/proc/PID/stat`.
+fn parse_cpu_ticks(stat: &str) -> Option<u64> {
+    // The second field is the program's name, in parentheses, and may hold anything.
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let mut user_and_system = behind_name.split_ascii_whitespace().skip(11);
+    let mut next = || user_and_system.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+/// Reads and parses a file of the broker's in `/proc`.
+fn look<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Failure> {
+    let path = format!("/proc/{broker}/{file}");
+    let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot read {path}: {why}"));
+    let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
+    parse(&text).ok_or_else(|| failed("not in the form that is known".to_owned()))
+}
+
+/// A connection with a subscription.
+struct Used {
+    // In this order, so that each goes before what it stands on.
+    subscription: Subscription,
+    publisher: Publisher,
+    client: Client,
+}
+
+impl Used {
+    fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
+        let client = crew.connect()?;
+        let topic = format!("bench.connections.{number}");
+        Ok(Used { subscription: client.subscribe(&topic)?, publisher: client.publisher(&topic)?, client })
+    }
+
+    /// A message to itself, and a request.
+    fn exchange(&mut self, payload: &[u8]) -> Result<(), Failure> {
+        self.publisher.publish(payload)?;
+        let message = self.subscription.next().transpose()?.map(|message| message.payload().len());
+        let reply = self.client.request("echo", payload)?.len();
+        if message != Some(payload.len()) || reply != payload.len() {
+            let got = format!("sent {} bytes, got {message:?} published and {reply} replied", payload.len());
+            return Err(Failure::new(Code::ErrorReply, got));
+        }
+        Ok(())
+    }
+
+    /// Does nothing for so long.
+    fn rest(&self, duration: Duration) -> Result<(), Failure> {
+        match self.client.closed(Some(duration)) {
+            Err(error) if error.is_timeout() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Opens connections to the broker, uses them, and looks at it while they are idle.
+///
+/// # Errors
+///
+/// If the broker is not ours, does not take so many, or fails.
+pub(super) fn run(crew: &Crew, count: u32, work: Work) -> Result<Cost, Failure> {
+    let Some(broker) = crew.broker() else {
+        let message = "bench connections measures a broker of its own, not one that others use";
+        return Err(Failure::new(Code::Usage, message).hint("leave --socket away"));
+    };
+    raise_descriptor_limit();
+    let before = look(broker, "status", Memory::parse)?;
+    let mut connections = Vec::new();
+    for number in 0..count {
+        connections.push(Used::open(crew, number)?);
+    }
+    let payload = vec![b'x'; work.size];
+    for _ in 0..ROUNDS {
+        connections.iter_mut().try_for_each(|connection| connection.exchange(&payload))?;
+    }
+    let rest = |duration| connections.first().map_or(Ok(()), |connection| connection.rest(duration));
+    rest(SETTLING)?;
+    let ticks = look(broker, "stat", parse_cpu_ticks)?;
+    rest(work.measured)?;
+    let idle_cpu_ticks = look(broker, "stat", parse_cpu_ticks)?.saturating_sub(ticks);
+    let grown = look(broker, "status", Memory::parse)?.since(before);
+    Ok(Cost { connections: count, grown, idle_cpu_ticks, idle: work.measured })
+}
+
+/// Each connection takes some descriptors here too. Whether so many are enough shows when they are opened.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read() {
+        let status = "Name:\tVmRSS: 7 kB\nVmHWM:\t   9000 kB\nVmRSS:\t    5120 kB\nVmPTE:\t      64 kB\nThreads:\t5\n";
+        let memory = Memory::parse(status).unwrap();
+        assert_eq!(memory, Memory { rss: 5120 * 1024, page_tables: 64 * 1024 });
+        assert_eq!(
+            memory.since(Memory { rss: 1024, page_tables: 65 * 1024 }),
+            Memory { rss: 5119 * 1024, page_tables: 0 }
+        );
+        assert_eq!(Memory::parse("VmRSS:\t 5120 kB\n"), None);
+        assert_eq!(Memory::parse("VmRSS:\t 5120 MB\nVmPTE:\t 1 kB\n"), None);
+    }
+
+    #[test]
+    fn cpu_ticks_are_read_behind_any_name() {
+        let stat = "41 (a) b (c) S 1 41 41 0 -1 4194560 100 0 0 0 70 8 9 9 20 0 5 0 12345";
+        assert_eq!(parse_cpu_ticks(stat), Some(78));
+        assert_eq!(parse_cpu_ticks("41 (a) S 1 2"), None);
+        let own = look(std::process::id(), "stat", parse_cpu_ticks);
+        assert!(own.is_ok(), "{own:?}");
+        let own = look(std::process::id(), "status", Memory::parse).unwrap();
+        assert!(own.rss > 0 && own.page_tables > 0, "{own:?}");
+    }
+}
