@@ -33,9 +33,10 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Unserve { .. } => 5,
         ClientFrame::Status { .. } => 6,
         ClientFrame::Bye => 7,
+        ClientFrame::Resumed => 8,
     }
 }
-const CLIENT_VARIANTS: u32 = 8;
+const CLIENT_VARIANTS: u32 = 9;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -131,6 +132,7 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
         (ClientFrame::Unserve { serial: 6, service: 9 }, "0c000000 05000000 06000000 09000000"),
         (ClientFrame::Status { serial: 7 }, "08000000 06000000 07000000"),
         (ClientFrame::Bye, "04000000 07000000"),
+        (ClientFrame::Resumed, "04000000 08000000"),
     ]
 }
 
@@ -213,6 +215,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (refused(RefusedCode::Malformed), "13000000 01000000 03000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::Draining), "13000000 01000000 04000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::BadToken), "13000000 01000000 05000000 0100000000000000 6d 0100"),
+        (refused(RefusedCode::ResumeFailed), "13000000 01000000 06000000 0100000000000000 6d 0100"),
         (BrokerFrame::Interned { serial: 1, id: 2 }, "0c000000 02000000 01000000 02000000"),
         (BrokerFrame::Subscribed { serial: 2, subscription: 3 }, "0c000000 03000000 02000000 03000000"),
         (BrokerFrame::Serving { serial: 3, service: 4 }, "0c000000 04000000 03000000 04000000"),

@@ -1,6 +1,6 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
-use super::connection::{Broker, ConnectionActor};
+use super::connection::{Admitted, Broker, ConnectionActor, all_taken};
 use super::stream::FrameStream;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
@@ -17,6 +17,8 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 const REFUSAL: Duration = Duration::from_secs(1);
 /// The most refused clients that are being told at a time; further ones are closed without a word.
 const MOST_REFUSALS: usize = 16;
+/// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
+const MOST_RESUMING: usize = 16;
 
 /// The acceptor.
 pub(super) struct Acceptor {
@@ -58,6 +60,7 @@ async fn accept(
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
+    let resuming = Arc::new(tokio::sync::Semaphore::new(MOST_RESUMING));
     let mut phase = broker.phase.clone();
     let mut next = workers.iter().cycle();
     loop {
@@ -73,12 +76,12 @@ async fn accept(
                 continue;
             }
         };
-        let refused = match admit(&stream, &broker) {
-            Ok((peer, permit)) => {
+        let refused = match admit(&stream, &broker, &resuming) {
+            Ok((peer, admitted)) => {
                 let Some(worker) = next.next() else { return Ok(()) };
                 let (stream, broker) = (stream.into_std()?, broker.clone());
                 worker.spawn_fn(move || {
-                    ConnectionActor::new(stream, peer, permit, broker).start();
+                    ConnectionActor::new(stream, peer, admitted, broker).start();
                 });
                 continue;
             }
@@ -98,16 +101,21 @@ async fn accept(
 fn admit(
     stream: &UnixStream,
     broker: &Broker,
-) -> Result<(Credentials, tokio::sync::OwnedSemaphorePermit), (RefusedCode, String)> {
+    resuming: &Arc<tokio::sync::Semaphore>,
+) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
     if peer.uid != peer::own_uid() && !broker.config.ipc.allowed_uids.contains(&peer.uid) {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
     }
-    let permit = broker.permits.clone().try_acquire_owned().map_err(|_| {
-        let most = broker.config.ipc.max_connections;
-        (RefusedCode::TooManyConnections, format!("all {most} connections are taken (ipc.max_connections)"))
-    })?;
-    Ok((peer, permit))
+    if let Ok(permit) = broker.permits.clone().try_acquire_owned() {
+        return Ok((peer, Admitted { permit: Some(permit), _resuming: None }));
+    }
+    if broker.sessions.somebody_waits()
+        && let Ok(resuming) = resuming.clone().try_acquire_owned()
+    {
+        return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));
+    }
+    Err((RefusedCode::TooManyConnections, all_taken(broker)))
 }
 
 async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {

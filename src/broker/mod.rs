@@ -5,7 +5,9 @@
 //! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
-//! | `connection` | one actor for each connection: hello, questions, the end |
+//! | `connection` | one actor for each control socket: hello, questions, the end |
+//! | `sessions` | who may take a session up that has lost its socket: a pure registry |
+//! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `stream` | frames over a Unix stream |
 //! | `router/` | the actor that owns every ring |
@@ -20,14 +22,16 @@
 //!          │ (own       │  │ (main)    │                   │ (workers)         │
 //!          │  arbiter)  │◄─┼───────────┼───────────────────┤ Attach, Ask, Gone │
 //!          └─────┬──────┘  └───────────┘                   └────────▲──────────┘
-//!                └───────────────────── Ended ──────────────────────┘
+//!                └───────────── how it ended (watch) ───────────────┘
 //! ```
 
 mod acceptor;
 mod connection;
 mod events;
+mod holder;
 mod root;
 mod router;
+mod sessions;
 mod socket;
 mod stream;
 

@@ -3,6 +3,7 @@
 use super::acceptor::Acceptor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
+use super::holder::{SessionTable, watch_sessions};
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use crate::config::Loaded;
@@ -89,8 +90,10 @@ async fn serve(
         router: router.clone(),
         phase: phase_seen,
         permits: permits.clone(),
+        sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         started,
     });
+    actix::spawn(watch_sessions(broker.clone()));
     let acceptor = Acceptor::new(listener, broker, workers.iter().map(Arbiter::handle).collect()).start();
     ready(&loaded);
 
@@ -126,14 +129,14 @@ async fn quiescence(router: &RouterHandle) {
     }
 }
 
-/// Each connection takes five descriptors; a process gets 1,024 unless it asks for more.
+/// Each connection takes six descriptors; a process gets 1,024 unless it asks for more.
 fn raise_descriptor_limit(max_connections: u32) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         log::warn!("descriptor limit not raised reason={error:?}");
     }
-    let needed = u64::from(max_connections) * 5 + 64;
+    let needed = u64::from(max_connections) * 6 + 64;
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         log::warn!("descriptor limit is low limit={maximum} needed={needed} max_connections={max_connections}");
     }

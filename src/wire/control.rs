@@ -15,6 +15,17 @@
 //! | `Unsubscribe`, `Unserve` | `Done` or `Failed` |
 //! | `Status` | `Status` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
+//! | `Resumed` | none |
+//!
+//! # Resuming
+//!
+//! A client whose socket was lost without a `Bye`, and whose process lives, may connect again and say Hello with the
+//! token of its last Welcome and the nonce that it first came with. The Welcome is then one of the same connection, with
+//! a new token, **without descriptors**: segment, bells, rings and all numbers are what they were, and the client
+//! watches the new socket instead of the old one. It says `Resumed`, then sends again, in their order, the questions
+//! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
+//! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
+//! more: say Hello without a token.
 //!
 //! # Layout
 //!
@@ -45,8 +56,6 @@
 //! - A Refused is variant 1 of [`BrokerFrame`] and has the layout declared here. Codes that a client does not know are
 //!   errors to its decoder; [`RefusedCode::Version`] is and remains code 0.
 
-use std::fmt;
-
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -55,8 +64,10 @@ use super::name::{Name, Topic};
 use super::pattern::Pattern;
 
 mod status;
+mod token;
 
 pub use status::{ConnectionStatus, ServiceStatus, StatusReport};
+pub use token::Token;
 
 /// The version of the protocol that this library speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -139,6 +150,8 @@ pub enum ClientFrame {
     },
     /// Announces an orderly end; nothing follows.
     Bye,
+    /// The Welcome of a resumed session has arrived: the token before the one that it brought is void. Not answered.
+    Resumed,
 }
 
 impl ClientFrame {
@@ -170,7 +183,7 @@ impl ClientFrame {
             | Self::Serve { serial, .. }
             | Self::Unserve { serial, .. }
             | Self::Status { serial } => Some(*serial),
-            Self::Hello { .. } | Self::Bye => None,
+            Self::Hello { .. } | Self::Bye | Self::Resumed => None,
         }
     }
 
@@ -385,8 +398,10 @@ pub enum RefusedCode {
     Malformed,
     /// The broker is going to end.
     Draining,
-    /// The token resumes nothing, or somebody holds its session.
+    /// The session of this token is held by another connection, which lives.
     BadToken,
+    /// The token resumes nothing: it was never given, was used before, or its session has ended.
+    ResumeFailed,
 }
 
 /// Why a question could not be met.
@@ -453,40 +468,6 @@ pub struct Geometry {
     pub slot_size: u32,
     /// How many cells each ring can gain beyond its base window.
     pub extension_cells: u32,
-}
-
-/// The secret that resumes a session. Its bytes reach neither logs nor debug output.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub struct Token([u8; 16]);
-
-impl Token {
-    /// Takes 16 bytes from a cryptographic random source.
-    #[must_use]
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The bytes, for who stores or compares them.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-/// Takes the same time wherever the two differ, so that a token cannot be guessed byte by byte.
-impl PartialEq for Token {
-    fn eq(&self, other: &Self) -> bool {
-        let difference = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
-        difference == 0
-    }
-}
-
-impl Eq for Token {}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
 }
 
 #[cfg(test)]

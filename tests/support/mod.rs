@@ -20,7 +20,7 @@
 pub mod probe;
 pub mod role;
 
-use lapce_ipc::client::Client;
+use lapce_ipc::client::{Builder, Client};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -192,10 +192,15 @@ impl Broker {
         self.folder.path().join("ipc.sock")
     }
 
-    /// Connects this process.
+    /// How this process connects.
+    pub fn builder(&self) -> Builder {
+        Client::builder().socket(self.socket())
+    }
+
+    /// Connects this process, for tests that are about the connection's end: it does not come back.
     #[track_caller]
     pub fn client(&self) -> Client {
-        Client::builder().socket(self.socket()).connect().expect("the broker takes us")
+        self.builder().no_reconnect().connect().expect("the broker takes us")
     }
 
     /// A command of `lapce-ipc` that talks to this broker.

@@ -39,7 +39,7 @@ impl RouterState {
             ClientFrame::Unserve { service, .. } => self.unserve(key, serial, service),
             // Nothing changes by it, so it may as well be carried out twice.
             ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report() }),
-            ClientFrame::Hello { .. } | ClientFrame::Bye => return None,
+            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::Resumed => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.answered_last = Some((id, number, answer.clone()));
