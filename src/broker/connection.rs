@@ -1,4 +1,5 @@
-//! `ConnectionActor`: one for each control socket. It holds a session while its socket lasts; the rings are the router's.
+//! `ConnectionActor`: one for each control socket. It holds a session while its socket lasts; the rings are the
+//! router's.
 
 use super::holder::{Holder, Kept, SessionTable};
 use super::router::{Ask, Attach, Doom, Gone, RouterHandle, Settings};

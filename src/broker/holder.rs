@@ -93,9 +93,11 @@ impl SessionTable {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether some session waits for its peer.
+    /// Whether some session waits for its peer, or is about to: its holder has yet to read the end of its socket.
     pub(super) fn somebody_waits(&self) -> bool {
-        self.lock().sessions.waiting() > 0
+        let inner = self.lock();
+        let mut sockets = inner.sockets.values().filter_map(Weak::upgrade);
+        inner.sessions.waiting() > 0 || sockets.any(|socket| peer::has_hung_up(socket.as_fd()))
     }
 
     /// The client of the session `id` has shown that it has its newest token.

@@ -1,8 +1,8 @@
 //! `sub`: prints what is published.
 //!
-//! The subscription drops its oldest messages when we are slow, and tells of it. The thread that tells of the connection
-//! takes what arrives out of shared memory, also while stdout takes nothing: a pager that waits for a key must not hold
-//! up the broker.
+//! The subscription drops its oldest messages when we are slow, and tells of it. The thread that tells of the
+//! connection takes what arrives out of shared memory, also while stdout takes nothing: a pager that waits for a key
+//! must not hold up the broker.
 
 use super::args::WaitOption;
 use super::exit::Failure;

@@ -12,6 +12,7 @@ use crate::wire::codec::FrameDecoder;
 use crate::wire::control::{self, BrokerFrame, Limits, PROTOCOL_VERSION, RefusedCode, Token};
 use crate::wire::name::Name;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -147,9 +148,26 @@ impl Endpoint {
         Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error) }.into()
     }
 
-    /// Reaches whoever listens. Before anything is sent: it must be one whom we would send it to.
-    pub(super) fn dial(&self) -> Result<UnixStream> {
-        let socket = UnixStream::connect(&self.path).map_err(|error| self.failed(&error))?;
+    /// Reaches whoever listens.
+    fn dial(&self) -> Result<UnixStream> {
+        self.check(UnixStream::connect(&self.path).map_err(|error| self.failed(&error))?)
+    }
+
+    /// The same for who must not wait: a broker with many others at its door is an error.
+    pub(super) fn try_dial(&self) -> Result<UnixStream> {
+        let connect = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            rustix::net::connect(&socket, &SocketAddrUnix::new(&self.path)?)?;
+            let socket = UnixStream::from(socket);
+            socket.set_nonblocking(false)?;
+            io::Result::Ok(socket)
+        };
+        self.check(connect().map_err(|error| self.failed(&error))?)
+    }
+
+    /// Before anything is sent: whoever listens must be one whom we would send it to.
+    fn check(&self, socket: UnixStream) -> Result<UnixStream> {
         let broker = peer::credentials(socket.as_fd()).map_err(|error| self.failed(&error))?;
         if [peer::own_uid(), 0].contains(&broker.uid) || self.trusted_uids.contains(&broker.uid) {
             return Ok(socket);

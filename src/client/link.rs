@@ -132,7 +132,7 @@ impl Link {
     fn attempt(&mut self, inner: &Inner, now: Instant) {
         let Line::Waiting(retry) = std::mem::replace(&mut self.line, Line::Down) else { return };
         let endpoint = &inner.endpoint;
-        let dialled = endpoint.dial().and_then(|socket| {
+        let dialled = endpoint.try_dial().and_then(|socket| {
             inner.bells.watch(socket.as_fd()).map_err(|error| Kind::Disconnected(error.to_string()))?;
             endpoint.hello(&socket, Some(self.token))?;
             Ok(socket)

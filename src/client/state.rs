@@ -9,8 +9,8 @@ use std::time::Duration;
 
 /// How it stands with the connection to the broker.
 ///
-/// While it reconnects, calls that wait go on waiting, and those that do not wait succeed as long as there is room: what
-/// was handed over meanwhile is there when the session goes on.
+/// While it reconnects, calls that wait go on waiting, and those that do not wait succeed as long as there is room:
+/// what was handed over meanwhile is there when the session goes on.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionState {

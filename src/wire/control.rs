@@ -20,12 +20,12 @@
 //! # Resuming
 //!
 //! A client whose socket was lost without a `Bye`, and whose process lives, may connect again and say Hello with the
-//! token of its last Welcome and the nonce that it first came with. The Welcome is then one of the same connection, with
-//! a new token, **without descriptors**: segment, bells, rings and all numbers are what they were, and the client
+//! token of its last Welcome and the nonce that it first came with. The Welcome is then one of the same connection,
+//! with a new token, **without descriptors**: segment, bells, rings and all numbers are what they were, and the client
 //! watches the new socket instead of the old one. It says `Resumed`, then sends again, in their order, the questions
 //! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
 //! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
-//! more: say Hello without a token.
+//! more: say Hello without a token. [`RefusedCode::BadToken`] means that another connection holds it.
 //!
 //! # Layout
 //!
