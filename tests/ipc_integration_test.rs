@@ -1,10 +1,11 @@
-//! The broker as its users meet it, over real processes: circuit breakers, lost responders, cut sockets, a broker that is
-//! killed and comes back.
+//! The broker as its users meet it, over real processes: circuit breakers, lost responders, cut sockets, a broker that
+//! is killed and comes back.
 //!
 //!     cargo test --release --test ipc_integration_test -- --nocapture
 
 mod support;
 
+use lapce_ipc::client::Client;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +61,11 @@ fn the_fifth_failure_opens_the_breaker_and_two_successes_close_it() {
     responder.signal("TERM");
 }
 
+/// Connects, and comes back when the broker does.
+fn connect(broker: &Broker) -> Client {
+    broker.builder().connect().expect("the broker takes us")
+}
+
 /// What became of a request.
 fn outcome(result: Result<Vec<u8>, lapce_ipc::client::Error>) -> &'static str {
     match result {
@@ -76,7 +82,7 @@ fn outcome(result: Result<Vec<u8>, lapce_ipc::client::Error>) -> &'static str {
 fn the_ledger_accounts_for_every_message() {
     // A responder that is killed with a request is a failure, but not what this is about.
     let mut broker = Broker::start_with(&[("circuit_breaker.failure_threshold", "1000")]);
-    let (publishing, listening, asking) = (broker.client(), broker.client(), broker.client());
+    let (publishing, listening, asking) = (connect(&broker), connect(&broker), connect(&broker));
     let mut subscription = listening.subscribe("ledger.*").expect("a subscription");
     let mut responder = broker.spawn(&["reply", "echoes", "--echo"]);
     wait_until("the responder", || asking.request("echoes", "").is_ok());
@@ -121,7 +127,8 @@ fn the_ledger_accounts_for_every_message() {
                 }
                 4_000 => assert!(cut_own(&broker.socket()) >= 3),
                 6_000 => {
-                    broker.kill_and_restart();
+                    broker.kill();
+                    broker.start_again();
                     wait_until("the service to be back", || listening.request("echoes", "").is_ok());
                 }
                 n if n % 1_000 == 0 => goes_on("requests"),
@@ -148,14 +155,14 @@ fn the_ledger_accounts_for_every_message() {
 #[test]
 fn after_a_restart_messages_flow_within_a_tenth_of_a_second() {
     let mut broker = Broker::start();
-    let (publishing, listening) = (broker.client(), broker.client());
+    let (publishing, listening) = (connect(&broker), connect(&broker));
     let mut subscription = listening.subscribe("ticks").expect("a subscription");
-    let is_over = AtomicBool::new(false);
+    let (is_over, came) = (AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
     let micros = || started.elapsed().as_micros() as u64;
     let mut recoveries = Vec::new();
     std::thread::scope(|scope| {
-        let is_over = &is_over;
+        let (is_over, came) = (&is_over, &came);
         scope.spawn(move || {
             let ticks = publishing.publisher("ticks").expect("a topic");
             while !is_over.load(Ordering::Relaxed) {
@@ -163,8 +170,6 @@ fn after_a_restart_messages_flow_within_a_tenth_of_a_second() {
                 ticks_apart();
             }
         });
-        let came = AtomicU64::new(0);
-        let came = &came;
         let reader = scope.spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 if subscription.next_timeout(Duration::from_millis(100)).expect("the subscription").is_some() {

@@ -64,7 +64,7 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
 }
 
 fn echo(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
-    let mut service = place.connect("reply", args.wait.wait)?.serve(&args.service)?;
+    let mut service = place.connect_to_stay("reply", args.wait.wait)?.serve(&args.service)?;
     note(format_args!("serving"));
     service.run(|request: &mut Request| Ok::<_, std::convert::Infallible>(request.take_payload()))?;
     Ok(())
@@ -72,7 +72,7 @@ fn echo(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
 
 /// Runs the program for each request, in a thread of its own.
 fn serve(place: &Place, args: &ReplyArgs, program: &Program) -> Result<(), Failure> {
-    let client = place.connect("reply", args.wait.wait)?;
+    let client = place.connect_to_stay("reply", args.wait.wait)?;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     // The broker sends no more at a time, so there are no more threads; what we cannot take goes to others.
     let service = client.serve_up_to(&args.service, u32::try_from(cpus).unwrap_or(u32::MAX))?;

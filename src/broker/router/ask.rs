@@ -43,7 +43,9 @@ impl RouterState {
                 return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
             }
             // The last is for the actor of the breakers.
-            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::SetBreaker { .. } => return None,
+            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::Resumed | ClientFrame::SetBreaker { .. } => {
+                return None;
+            }
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.answered_last = Some((id, number, answer.clone()));

@@ -61,8 +61,8 @@ pub(crate) struct Attach {
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
-    /// Whom to tell if the connection must end.
-    pub(crate) owner: Recipient<Ended>,
+    /// Where to say if the connection must end. Whoever holds the session then sees it.
+    pub(crate) owner: watch::Sender<Option<Doom>>,
 }
 
 /// The client of a connection is gone: its socket has ended.
@@ -113,11 +113,6 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
-
-/// To a connection's actor: the router has ended the connection.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub(crate) struct Ended(pub(crate) Doom);
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
 ///
@@ -189,7 +184,7 @@ pub(crate) struct ShmRouter {
 /// borrow across an await.
 pub(crate) struct Shared {
     state: RefCell<RouterState>,
-    owners: RefCell<HashMap<u32, Recipient<Ended>>>,
+    owners: RefCell<HashMap<u32, watch::Sender<Option<Doom>>>>,
     epoch: Instant,
 }
 
@@ -203,14 +198,12 @@ impl Shared {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Tells the actors of connections that the router has ended.
+    /// Tells who holds the sessions of connections that the router has ended.
     fn tell_ended(&self) {
         loop {
             let Some((info, doom)) = self.state.borrow_mut().ended.pop() else { return };
             if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
-                // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads
-                // it.
-                let _ = owner.try_send(Ended(doom));
+                owner.send_replace(Some(doom));
             }
         }
     }
