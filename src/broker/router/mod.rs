@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `settings` | the limits, in the router's units |
 //! | `state` | what the router owns; one step of its work |
+//! | `membership` | connections come and go |
 //! | `inlet`, `outlet` | the two halves of a connection |
 //! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
+//! | `outcomes` | how calls end otherwise than by their answer |
 //! | `breakers` | who is let through to a service, and how the breakers stand |
 //! | `ask` | what comes over the control socket |
 //! | `turn` | the loop: work, spin, sleep |
@@ -22,7 +24,9 @@ mod breakers;
 mod calls;
 mod inlet;
 mod journal;
+mod membership;
 mod memory;
+mod outcomes;
 mod outlet;
 mod polling;
 mod publish;
