@@ -25,11 +25,10 @@ impl RouterState {
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
     ) -> io::Result<(u32, u32)> {
-        let ticket = Arc::downgrade(&segment);
-        if let Some((last, keys)) = &self.attached_last
-            && last.ptr_eq(&ticket)
+        if let Some(key) = self.outlets.find(&segment)
+            && let Some(inlet) = self.inlet(key)
         {
-            return Ok(*keys);
+            return Ok((key, inlet.info.id));
         }
         let (key, is_new) = match self.free_keys.last() {
             Some(key) => (*key, false),
@@ -68,6 +67,7 @@ impl RouterState {
             rings_since: self.now,
             active_at: self.now,
             is_watched: false,
+            answered: None,
             messages: 0,
             bytes: 0,
         }));
@@ -75,7 +75,6 @@ impl RouterState {
         self.schedule.add(key);
         self.counters.connections += 1;
         self.tell_connection("opened", &info, None);
-        self.attached_last = Some((ticket, (key, id)));
         Ok((key, id))
     }
 
@@ -88,8 +87,10 @@ impl RouterState {
             self.services.unserve(service, key);
         }
         let Some(outlet) = self.outlets.get_mut(key) else { return };
-        for subscription in std::mem::take(&mut outlet.subscriptions) {
-            self.topics.unsubscribe(subscription);
+        // Off the list when it is gone, so that none is left if the router dies between two.
+        while let Some(subscription) = outlet.subscriptions.last() {
+            self.topics.unsubscribe(*subscription);
+            outlet.subscriptions.pop();
         }
         self.retry_waiters(key);
         self.schedule.wake(key);
@@ -123,30 +124,37 @@ impl RouterState {
         fault::point("router.ending", 2);
         self.unpark(key);
         self.schedule.remove(key);
-        let Some(outlet) = self.outlets.remove(key) else { return };
-        let Some(inlet) = self.inlets[key as usize].take() else { return };
-        self.board.unwatch(outlet.bells());
-        for subscription in &outlet.subscriptions {
-            self.topics.unsubscribe(*subscription);
+        self.retry_waiters(key);
+        // What is given up is off its list first: a router that dies here gives nothing up twice.
+        let RouterState { inlets, outlets, topics, services, .. } = self;
+        if let Some(outlet) = outlets.get_mut(key) {
+            while let Some(subscription) = outlet.subscriptions.pop() {
+                topics.unsubscribe(subscription);
+            }
         }
-        for waiter in &outlet.waiters {
-            self.unpark(*waiter);
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
+        while let Some(serving) = inlet.serving.pop() {
+            if let Some(service) = serving {
+                services.unserve(service, key);
+                services.release(service);
+            }
         }
-        for service in inlet.serving.iter().flatten() {
-            self.services.unserve(*service, key);
-            self.services.release(*service);
+        while let Some(service) = inlet.services.pop() {
+            services.release(service);
         }
-        for service in &inlet.services {
-            self.services.release(*service);
-        }
-        for published in &inlet.topics {
+        while let Some(published) = self.inlet_mut(key).and_then(|inlet| inlet.topics.pop()) {
             self.release_topic(published.topic);
         }
-        self.outlets.memory.forget(inlet.windows() + outlet.egress.window());
+        if let Some(outlet) = self.outlets.remove(key) {
+            self.board.unwatch(outlet.bells());
+            self.outlets.memory.forget(outlet.egress.window());
+        }
+        let Some(inlet) = self.inlets[key as usize].take() else { return };
+        self.outlets.memory.forget(inlet.windows());
         self.free_keys.push(key);
         self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
+        self.ended.push((inlet.info.clone(), doom.clone()));
         self.tell_connection("closed", &inlet.info, Some(&doom.reason));
-        self.ended.push((inlet.info.clone(), doom));
         fault::point("router.ending", 3);
     }
 }

@@ -10,6 +10,7 @@
 //! | `memory` | leases of the rings' extensions, and the audit |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
+//! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
 //! | `breakers` | who is let through to a service, and how the breakers stand |
@@ -19,6 +20,7 @@
 //! The actor is a shell: its messages are carried out by [`state::RouterState`], and so is the traffic, by the loop in
 //! `turn`.
 
+mod aside;
 mod ask;
 mod breakers;
 mod calls;

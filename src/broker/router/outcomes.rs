@@ -98,6 +98,20 @@ impl RouterState {
         }
     }
 
+    /// Ends a call that the broker itself cannot bring to its end: both sides are told.
+    pub(super) fn lose_call(&mut self, call: Key) {
+        let Some(found) = self.calls.get_mut(call) else { return };
+        // It says nothing of who was to answer.
+        let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
+        self.judge(service, permit, Verdict::Neither);
+        if let Some(responder) = responder {
+            let code = Outcome::ResponderLost as u16;
+            let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
+            self.outlets.send(responder, &ended, Payload::EMPTY);
+        }
+        self.end_call(call, Outcome::ResponderLost);
+    }
+
     /// A record of the express lane was half carried out when the router died, or has killed two: its call is over, and
     /// both sides are told. So it has one outcome still.
     pub(super) fn give_up_express(&mut self, key: u32, header: &Header) {
@@ -107,19 +121,7 @@ impl RouterState {
             _ => None,
         };
         match call {
-            Some(call) => {
-                // It says nothing of who was to answer.
-                let found = self.calls.get_mut(call).map(|found| (found.service, found.permit.take()));
-                if let Some((service, permit)) = found {
-                    self.judge(service, permit, Verdict::Neither);
-                }
-                if let Some(responder) = self.calls.get(call).and_then(|call| call.responder) {
-                    let code = Outcome::ResponderLost as u16;
-                    let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
-                    self.outlets.send(responder, &ended, Payload::EMPTY);
-                }
-                self.end_call(call, Outcome::ResponderLost);
-            }
+            Some(call) => self.lose_call(call),
             None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
                 let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg as usize).copied());
                 self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);

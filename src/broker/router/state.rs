@@ -18,12 +18,10 @@ use crate::routing::topics::Topics;
 use crate::routing::wheel::Wheel;
 use crate::shm::doorbell::{BellBoard, LOOK, OwnBell};
 use crate::shm::layout::RingName;
-use crate::shm::segment::Segment;
 use crate::sync::AtomicU64;
-use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::calls::Call;
 
@@ -36,7 +34,7 @@ const QUANTUM_CELLS: u64 = 512;
 pub(super) const IDLE: u64 = 500_000_000;
 
 /// What a timer is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// The deadline of a call.
     Call(Key),
@@ -101,10 +99,6 @@ pub(crate) struct RouterState {
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
     pub(super) next_id: u32,
-    /// The connection that was taken in last, by its segment.
-    pub(super) attached_last: Option<(Weak<Segment>, (u32, u32))>,
-    /// What the last question over a control socket was answered: connection, the question's number, answer.
-    pub(super) answered_last: Option<(u32, u64, BrokerFrame)>,
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
@@ -152,8 +146,6 @@ impl RouterState {
             counters: Counters::default(),
             system_sent: 0,
             next_id: 1,
-            attached_last: None,
-            answered_last: None,
             ended: Vec::new(),
             events,
             settings,
@@ -325,7 +317,7 @@ impl RouterState {
         self.wheel.advance(now, &mut self.due);
         self.due[already..].reverse();
         while let Some(timer) = self.due.last().copied() {
-            self.journal.timer = true;
+            self.journal.timer = Some(timer);
             fault::point("router.timer", 0);
             match timer {
                 Timer::Call(call) => self.deadline(call),
@@ -334,7 +326,7 @@ impl RouterState {
                 Timer::Audit => self.audit(),
             }
             self.due.pop();
-            self.journal.timer = false;
+            self.journal.timed();
             fault::point("router.timed", 0);
         }
         self.outlets.flush();
@@ -356,7 +348,6 @@ impl RouterState {
     }
 
     fn audit(&mut self) {
-        self.wheel.set(self.now + self.settings.audit_interval, Timer::Audit);
         for key in 0..self.inlets.len() as u32 {
             let (Some(inlet), Some(outlet)) = (self.inlets[key as usize].as_deref(), self.outlets.get(key)) else {
                 continue;
@@ -365,5 +356,6 @@ impl RouterState {
                 self.outlets.doomed.push((key, doom));
             }
         }
+        self.wheel.set(self.now + self.settings.audit_interval, Timer::Audit);
     }
 }
