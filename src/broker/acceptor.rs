@@ -4,7 +4,7 @@ use super::connection::{Broker, ConnectionActor, TakenIn};
 use super::fault;
 use super::router::Gone;
 use super::stream::FrameStream;
-use super::supervisor::{self, Child, End, Exit, Outcome, Stop, supervise};
+use super::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::routing::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
@@ -128,11 +128,9 @@ async fn serve(
     };
     let id = || taken_in.get().map_or_else(|| "-".to_owned(), |(_, id)| id.to_string());
     let factory = |_| ConnectionActor::new(stream.take(), peer, taken_in.clone(), broker.clone());
-    let outcome = supervise(child, id, std::future::pending(), factory).await;
-    if outcome != Outcome::Done(End::Normal)
-        && let Some((key, id)) = taken_in.get()
-    {
-        // What the client has published is routed, and then the router forgets it.
+    supervise(child, id, std::future::pending(), factory).await;
+    if let Some((key, id)) = taken_in.take() {
+        // It panicked. What the client has published is routed, and then the router forgets it.
         let _ = broker.router.send(Gone { key, id, doom: None }).await;
     }
     // Only now there is room for another one.

@@ -5,6 +5,7 @@ use super::fault;
 use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
+use super::upstream::Dialled;
 use crate::config::Config;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::peer::Credentials;
@@ -93,8 +94,8 @@ impl Actor for ConnectionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
         let Some((stream, peer, taken_in, doomed)) = self.start.take() else { return ctx.stop() };
-        let session = session(stream, peer, taken_in, doomed, self.broker.clone(), ctx.address().recipient());
-        ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
+        let session = session(stream, peer, taken_in, None, doomed, self.broker.clone(), ctx.address().recipient());
+        ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
     }
 }
 
@@ -115,25 +116,29 @@ impl Handler<Stop> for ConnectionActor {
     }
 }
 
-/// From the first byte to the last.
-async fn session(
+/// From the first byte to the last. The error, which the log has already, is for whoever dials again.
+pub(super) async fn session(
     stream: UnixStream,
     peer: Credentials,
     taken_in: TakenIn,
+    dialled: Option<&Dialled>,
     mut doomed: mpsc::Receiver<Doom>,
     broker: Arc<Broker>,
     owner: Recipient<Ended>,
-) {
+) -> Result<(), String> {
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config.ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream, max),
-        Err(error) => return log::warn!("connection lost pid={} reason={error:?}", peer.pid),
+        Err(error) => {
+            log::warn!("connection lost pid={} reason={error:?}", peer.pid);
+            return Err(error.to_string());
+        }
     };
     let timeout = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
     let hello = match tokio::time::timeout(timeout, read_hello(&mut stream)).await {
         Ok(Some(hello)) => hello,
-        Ok(None) => return,
+        Ok(None) => return Err("it left without a hello".to_owned()),
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
     let attached = match hello {
@@ -144,8 +149,9 @@ async fn session(
         Ok(attached) => attached,
         Err((code, message)) => {
             log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
-            let refused = BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION };
-            return last_words(&mut stream, &refused).await;
+            let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
+            last_words(&mut stream, &refused).await;
+            return Err(message);
         }
     };
     let (key, id) = (attached.key, attached.id);
@@ -154,15 +160,22 @@ async fn session(
     let end = match welcome(&mut stream, &broker, attached).await {
         Ok(()) => {
             fault::point("connection.welcomed", 0);
-            serve(&mut stream, &mut doomed, &broker, key, id).await
+            if let Some(dialled) = dialled {
+                dialled.connected(id);
+            }
+            serve(&mut stream, &mut doomed, &broker, dialled, key, id).await
         }
         Err(error) => End::Lost(error.to_string()),
     };
-    let mut doom = None;
+    let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
-        End::Lost(reason) => log::warn!("connection lost connection={id} name={name} reason={reason:?}"),
+        End::Lost(reason) => {
+            log::warn!("connection lost connection={id} name={name} reason={reason:?}");
+            result = Err(reason);
+        }
         End::Closed(closed) => {
+            result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
             log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             doom = Some(closed);
@@ -174,6 +187,8 @@ async fn session(
         }
     }
     let _ = broker.router.send(Gone { key, id, doom }).await;
+    taken_in.set(None);
+    result
 }
 
 /// `None`: the peer left without a word.
@@ -278,7 +293,20 @@ enum End {
     Shutdown,
 }
 
-async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, broker: &Broker, key: u32, id: u32) -> End {
+async fn serve(
+    stream: &mut FrameStream,
+    doomed: &mut mpsc::Receiver<Doom>,
+    broker: &Broker,
+    dialled: Option<&Dialled>,
+    key: u32,
+    id: u32,
+) -> End {
+    let mut missing = std::pin::pin!(async {
+        match dialled {
+            Some(dialled) => dialled.look_for_missing(id).await,
+            None => std::future::pending().await,
+        }
+    });
     let mut phase = broker.phase.clone();
     let mut questions = 0;
     loop {
@@ -293,6 +321,7 @@ async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, brok
                     Phase::Draining(deadline_ms) => BrokerFrame::Draining { deadline_ms },
                 }
             }
+            never = &mut missing => match never {},
             read = stream.read() => match read {
                 Ok(None) => return End::Left,
                 // It closed its socket with an answer unread.
@@ -303,7 +332,7 @@ async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, brok
                     Ok(ClientFrame::Bye) => return End::Left,
                     Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
                     Err(error) => return End::Closed(violation(error)),
-                    Ok(frame) => match ask(broker, Ask { key, id, number: questions, frame }).await {
+                    Ok(frame) => match answer(broker, dialled, Ask { key, id, number: questions, frame }).await {
                         Some(answer) => {
                             questions += 1;
                             answer
@@ -331,6 +360,21 @@ async fn serve(stream: &mut FrameStream, doomed: &mut mpsc::Receiver<Doom>, brok
 
 fn violation(reason: impl ToString) -> Doom {
     Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
+}
+
+/// Asks, unless this peer may not.
+async fn answer(broker: &Broker, dialled: Option<&Dialled>, question: Ask) -> Option<BrokerFrame> {
+    let Some(dialled) = dialled else { return ask(broker, question).await };
+    if let Some(refusal) = dialled.refusal(&question.frame) {
+        return Some(refusal);
+    }
+    let offered = match &question.frame {
+        ClientFrame::Serve { service, .. } => Some(service.clone()),
+        _ => None,
+    };
+    let answer = ask(broker, question).await?;
+    dialled.answered(offered.as_ref(), &answer);
+    Some(answer)
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {

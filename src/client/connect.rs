@@ -2,7 +2,7 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::Inner;
-use super::{Client, WaitStrategy};
+use super::{Client, Listener, WaitStrategy};
 use crate::shm::doorbell::{ClientBells, ClientDescriptors};
 use crate::shm::layout::Geometry;
 use crate::shm::segment::{Nonces, Segment, fill_random};
@@ -98,9 +98,26 @@ impl Builder {
     ///
     /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses.
     pub fn connect(self) -> Result<Client> {
-        let path = self.socket.unwrap_or_else(default_socket);
+        let path = self.socket.clone().unwrap_or_else(default_socket);
         let failed = |error: io::Error| Kind::Connect { path: path.clone(), reason: explain(&path, &error) };
         let socket = UnixStream::connect(&path).map_err(failed)?;
+        self.greet(socket, &path)
+    }
+
+    /// Listens at `path` for brokers that dial: the other way round, for a program that is there before its broker, or
+    /// that several brokers use.
+    ///
+    /// # Errors
+    ///
+    /// If somebody listens there already, or the system refuses.
+    pub fn listen(self, path: impl Into<PathBuf>) -> Result<Listener> {
+        Listener::new(self, path.into())
+    }
+
+    /// Says hello over a socket, if whoever is at its other end may hear it.
+    pub(super) fn greet(&self, socket: UnixStream, path: &Path) -> Result<Client> {
+        let path = path.to_owned();
+        let failed = |error: io::Error| Kind::Connect { path: path.clone(), reason: explain(&path, &error) };
         // Before anything is sent: whoever listens there must be one whom we would send it to.
         let broker = peer::credentials(socket.as_fd()).map_err(failed)?;
         let trusted = [peer::own_uid(), 0].contains(&broker.uid) || self.trusted_uids.contains(&broker.uid);
@@ -109,7 +126,7 @@ impl Builder {
         }
         let mut nonce = [0; 8];
         fill_random(&mut nonce).map_err(failed)?;
-        let hello = ClientFrame::hello(self.name, u64::from_le_bytes(nonce), None);
+        let hello = ClientFrame::hello(self.name.clone(), u64::from_le_bytes(nonce), None);
         let hello = hello.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
         match (&socket).write_all(&hello) {
             // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be

@@ -17,6 +17,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `connect` | finding the broker, greeting it |
+//! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
 //! | `lane` | placing records in the two lanes; loans |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
@@ -31,6 +32,7 @@ mod connect;
 mod error;
 mod inner;
 mod lane;
+mod listen;
 mod publish;
 mod reader;
 mod request;
@@ -45,6 +47,7 @@ pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
 pub use lane::Loan;
+pub use listen::Listener;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use serve::{Reply, Request, Service};

@@ -172,9 +172,25 @@ impl Broker {
     /// feature takes.
     #[track_caller]
     pub fn start_faulty(faults: &str, keys: &[(&str, &str)]) -> Broker {
+        Broker::start_in(tempfile::tempdir().expect("a folder"), faults, keys)
+    }
+
+    /// The same, with a configuration file that is made out of the path of the broker's folder.
+    #[track_caller]
+    pub fn start_configured(file: impl FnOnce(&Path) -> String, faults: &str, keys: &[(&str, &str)]) -> Broker {
         let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("config.toml"), file(folder.path())).expect("a file");
+        Broker::start_in(folder, faults, keys)
+    }
+
+    #[track_caller]
+    fn start_in(folder: tempfile::TempDir, faults: &str, keys: &[(&str, &str)]) -> Broker {
         let mut command = command(IPC_SERVER_MAIN);
         command.arg("--socket").arg(folder.path().join("ipc.sock"));
+        let config = folder.path().join("config.toml");
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
         for (key, value) in keys {
             command.env(format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value);
         }

@@ -23,7 +23,7 @@ mod tests;
 mod tree;
 
 pub(super) use incarnation::{End, Exit, Stop, install_panic_hook};
-pub(super) use single::{Child, Outcome, supervise};
+pub(super) use single::{Child, supervise};
 pub(super) use tree::{Place, Tree};
 
 use crate::config;

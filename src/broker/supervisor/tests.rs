@@ -1,5 +1,6 @@
 //! Actors that end in every way there is, under both kinds of supervisor.
 
+use super::single::Outcome;
 use super::*;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
