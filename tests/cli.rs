@@ -176,7 +176,7 @@ fn names_and_options_that_make_no_sense_are_usage_errors() {
     fails_with(&broker.run(&["sub", "a", "--count", "0"]), 64, "--count");
     fails_with(&broker.run(&["request", "a", "--timeout", "2"]), 64, "500ms");
     fails_with(&broker.run(&["reply", "a"]), 64, "--echo");
-    fails_with(&broker.run(&["reply", "a", "--echo", "--listen", "/tmp/x"]), 64, "not available yet");
+    fails_with(&broker.run(&["reply", "a", "--echo", "--listen", "/nonexistent/x"]), 69, "cannot listen");
     fails_with(&broker.run(&["frobnicate"]), 64, "frobnicate");
     fails_with(&output(command(IPC_SERVER_MAIN).arg_in("--health-addr").arg_in("nonsense"), b""), 64, "HOST:PORT");
 }

@@ -8,6 +8,7 @@ use super::router::{Ask, Attach, Doom, Gone, RouterHandle, Settings};
 use super::sessions::ResumeError;
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
+use super::upstream::Dialled;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, watch_process};
@@ -108,8 +109,9 @@ impl Actor for ConnectionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
         let Some(start) = self.start.take() else { return ctx.stop() };
-        let session = session(start, self.broker.clone());
-        ctx.spawn(session.into_actor(self).map(|(), _, ctx| ctx.stop()));
+        let broker = self.broker.clone();
+        let session = async move { session(start, None, broker).await };
+        ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
     }
 }
 
@@ -121,19 +123,22 @@ impl Handler<Stop> for ConnectionActor {
     }
 }
 
-/// From the first byte to the last.
-async fn session(start: Accepted, broker: Arc<Broker>) {
+/// From the first byte to the last. The error, which the log has already, is for whoever dials again.
+pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: Arc<Broker>) -> Result<(), String> {
     let Accepted { stream, peer, admitted, named } = start;
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config.ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream, max),
-        Err(error) => return log::warn!("connection lost pid={} reason={error:?}", peer.pid),
+        Err(error) => {
+            log::warn!("connection lost pid={} reason={error:?}", peer.pid);
+            return Err(error.to_string());
+        }
     };
     let timeout = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
     let hello = match tokio::time::timeout(timeout, read_hello(&mut stream)).await {
         Ok(Some(hello)) => hello,
-        Ok(None) => return,
+        Ok(None) => return Err("it left without a hello".to_owned()),
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
     let greeted = match hello {
@@ -144,16 +149,23 @@ async fn session(start: Accepted, broker: Arc<Broker>) {
         Ok(mut holder) => {
             named.set(Some(holder.kept().id));
             fault::point("connection.welcomed", 0);
-            return hold(stream, &broker, holder).await;
+            if let Some(dialled) = dialled {
+                dialled.connected(holder.kept().id);
+                // Its peer does not come back to us: we dial it again.
+                holder.kept().process = None;
+            }
+            return hold(stream, &broker, dialled, holder).await;
         }
-        Err(None) => return,
+        Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
     };
     // Who tries tokens could fill the log: that is said there, within limits.
     if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
     }
-    last_words(&mut stream, &BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION }).await;
+    let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
+    last_words(&mut stream, &refused).await;
+    Err(message)
 }
 
 /// What a client says first.
@@ -230,19 +242,29 @@ pub(super) fn all_taken(broker: &Broker) -> String {
 }
 
 /// Serves a session until it ends or its socket is lost.
-async fn hold(mut stream: FrameStream, broker: &Broker, mut holder: Holder) {
-    let end = serve(&mut stream, broker, holder.kept()).await;
+async fn hold(
+    mut stream: FrameStream,
+    broker: &Broker,
+    dialled: Option<&Dialled>,
+    mut holder: Holder,
+) -> Result<(), String> {
+    let end = serve(&mut stream, broker, dialled, holder.kept()).await;
     let Kept { id, name, .. } = holder.kept();
-    let mut doom = None;
+    let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
         End::Lost(reason) => {
             log::warn!("connection lost connection={id} name={name} reason={reason:?}");
-            // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
-            drop(stream);
-            return drop(holder);
+            if dialled.is_none() {
+                // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
+                drop(stream);
+                drop(holder);
+                return Err(reason);
+            }
+            result = Err(reason);
         }
         End::Closed(closed) => {
+            result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
             log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             doom = Some(closed);
@@ -254,6 +276,7 @@ async fn hold(mut stream: FrameStream, broker: &Broker, mut holder: Holder) {
         }
     }
     holder.end(doom).await;
+    result
 }
 
 /// `None`: the peer left without a word.
@@ -346,7 +369,14 @@ enum End {
     Shutdown,
 }
 
-async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept) -> End {
+async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
+    let id = kept.id;
+    let mut missing = std::pin::pin!(async {
+        match dialled {
+            Some(dialled) => dialled.look_for_missing(id).await,
+            None => std::future::pending().await,
+        }
+    });
     let mut phase = broker.phase.clone();
     loop {
         let frame = tokio::select! {
@@ -360,6 +390,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept) -> En
                     Phase::Draining(deadline_ms) => BrokerFrame::Draining { deadline_ms },
                 }
             }
+            never = &mut missing => match never {},
             read = stream.read() => match read {
                 Ok(None) => return End::Lost("its socket has ended".to_owned()),
                 Err(ReadError::Io(error)) => return End::Lost(error.to_string()),
@@ -373,7 +404,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept) -> En
                         Ok(ClientFrame::Resumed) => continue,
                         Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
                         Err(error) => return End::Closed(violation(error)),
-                        Ok(frame) => match answer(broker, kept, frame).await {
+                        Ok(frame) => match answer(broker, dialled, kept, frame).await {
                             Some(answer) => answer,
                             // The router has ended the connection, and says so.
                             None => return End::Closed(ended(&mut kept.ended).await),
@@ -397,15 +428,30 @@ async fn ended(ended: &mut watch::Receiver<Option<Doom>>) -> Doom {
     }
 }
 
-/// Answers a question: as it was, if it comes again over a later socket (S6).
-async fn answer(broker: &Broker, kept: &mut Kept, frame: ClientFrame) -> Option<BrokerFrame> {
+/// Answers a question: as it was, if it comes again over a later socket (S6); not, if this peer may not ask it.
+async fn answer(
+    broker: &Broker,
+    dialled: Option<&Dialled>,
+    kept: &mut Kept,
+    frame: ClientFrame,
+) -> Option<BrokerFrame> {
     let serial = frame.serial()?;
     if let Some(answer) = kept.answers.find(serial) {
         return Some(answer.clone());
     }
+    if let Some(refusal) = dialled.and_then(|dialled| dialled.refusal(&frame)) {
+        return Some(refusal);
+    }
+    let offered = match &frame {
+        ClientFrame::Serve { service, .. } if dialled.is_some() => Some(service.clone()),
+        _ => None,
+    };
     let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
     kept.questions += 1;
     kept.answers.keep(serial, &answer);
+    if let Some(dialled) = dialled {
+        dialled.answered(offered.as_ref(), &answer);
+    }
     Some(answer)
 }
 

@@ -13,6 +13,7 @@
 //! | `fault` | faults on purpose, for tests |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
+//! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
 //!
@@ -41,6 +42,7 @@ mod sessions;
 mod socket;
 mod stream;
 mod supervisor;
+mod upstream;
 mod watchdog;
 
 pub use root::{BrokerError, run};

@@ -9,6 +9,7 @@ use super::holder::{SessionTable, watch_sessions};
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
+use super::upstream::Upstream;
 use super::watchdog::{Pulse, Watchdog, Watched};
 use crate::config::Loaded;
 use crate::routing::group::Strategy;
@@ -123,11 +124,17 @@ async fn serve(
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         started,
         connections: tree.add_many("connection", "root"),
-        tree,
+        tree: tree.clone(),
         ready: is_whole,
         late: watchdog.late(),
     });
     actix::spawn(watch_sessions(broker.clone()));
+    for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
+        let broker = broker.clone();
+        worker.spawn_fn(move || {
+            actix::spawn(upstream.keep(broker));
+        });
+    }
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {

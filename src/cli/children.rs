@@ -1,4 +1,4 @@
-//! Processes and folders that must not outlive us.
+//! Processes, folders and sockets that must not outlive us.
 //!
 //! A guard puts each away when it is dropped. A signal drops nothing, so all are listed here as well, and
 //! [`put_away`] goes through the list. Children lead a process group of their own, so that what a shell started ends
@@ -21,9 +21,11 @@ struct Listed {
     closed: bool,
     groups: Vec<Pid>,
     folders: Vec<PathBuf>,
+    files: Vec<PathBuf>,
 }
 
-static LISTED: Mutex<Listed> = Mutex::new(Listed { closed: false, groups: Vec::new(), folders: Vec::new() });
+static LISTED: Mutex<Listed> =
+    Mutex::new(Listed { closed: false, groups: Vec::new(), folders: Vec::new(), files: Vec::new() });
 
 fn listed() -> MutexGuard<'static, Listed> {
     LISTED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,6 +41,14 @@ pub(super) fn put_away() {
     for folder in listed.folders.drain(..) {
         let _ = std::fs::remove_dir_all(folder);
     }
+    for file in listed.files.drain(..) {
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// A file of ours that a signal must not leave there.
+pub(super) fn remove_with_us(file: &Path) {
+    listed().files.push(file.to_owned());
 }
 
 /// A child that is killed, with what it started, and reaped when this is dropped.

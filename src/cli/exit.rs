@@ -109,6 +109,13 @@ impl From<BrokerError> for Failure {
 /// The end of a command: tells what went wrong.
 pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
     let Err(failure) = result else { return ExitCode::SUCCESS };
+    let code = failure.code;
+    tell(failure);
+    ExitCode::from(code as u8)
+}
+
+/// Tells what went wrong, and goes on.
+pub(super) fn tell(failure: Failure) {
     // Several problems stand one on a line.
     for line in failure.message.lines() {
         note(format_args!("error: {line}"));
@@ -116,7 +123,6 @@ pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
     if let Some(hint) = failure.hint {
         note(format_args!("hint: {hint}"));
     }
-    ExitCode::from(failure.code as u8)
 }
 
 /// The end of a command line that clap did not take, or that only asked for help.

@@ -3,13 +3,13 @@
 use super::args::WaitOption;
 use super::children;
 use super::command::Program;
-use super::exit::{Code, Failure};
+use super::exit::{Code, Failure, tell};
 use super::output::note;
 use super::place::Place;
-use crate::client::Request;
+use crate::client::{self, Client, Request};
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("how").required(true).args(["echo", "exec", "command"]))]
@@ -25,7 +25,7 @@ pub(super) struct ReplyArgs {
     /// Answer with what a command prints
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Answer on a socket of our own (not available yet)
+    /// Answer brokers that dial us at this socket: `[[upstream]]` in their configuration
     #[arg(long, value_name = "PATH")]
     listen: Option<PathBuf>,
     #[command(flatten)]
@@ -37,6 +37,7 @@ Examples:
   lapce-ipc reply upper -- tr a-z A-Z
   lapce-ipc reply lines --exec 'sort | uniq -c'
   lapce-ipc reply mirror --echo
+  lapce-ipc reply mirror --echo --listen /run/user/1000/mirror.sock
 
 The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks with
 --stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and
@@ -49,30 +50,64 @@ several in a row open the service's breaker. If the request is cancelled or its 
 ///
 /// If the service cannot be offered, or the connection ends.
 pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
-    if args.listen.is_some() {
-        return Err(Failure::new(Code::Usage, "--listen: not available yet"));
-    }
     let program = match (&args.exec, &args.command[..]) {
         (Some(line), _) => Some(Program::shell(line)),
         (None, [command, args @ ..]) => Some(Program::new(command, args)),
         (None, []) => None,
     };
-    match program {
-        Some(program) => serve(place, args, &program),
-        None => echo(place, args),
+    let answer = |client: &Client| match &program {
+        Some(program) => serve(client, args, program),
+        None => echo(client, &args.service),
+    };
+    match &args.listen {
+        None => answer(&place.connect_to_stay("reply", args.wait.wait)?),
+        Some(path) => listen(path, args, answer),
     }
 }
 
-fn echo(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
-    let mut service = place.connect_to_stay("reply", args.wait.wait)?.serve(&args.service)?;
+/// Answers each broker that dials, in a thread of its own.
+fn listen(
+    path: &Path,
+    args: &ReplyArgs,
+    answer: impl Fn(&Client) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let builder = Client::builder().name("lapce-ipc-reply")?.wait(args.wait.wait.into());
+    let unavailable = |error: client::Error| Failure::new(Code::Unavailable, error.to_string());
+    let listener = builder.listen(path).map_err(unavailable)?;
+    children::remove_with_us(path);
+    note(format_args!("listening"));
+    let answer = &answer;
+    std::thread::scope(|scope| {
+        loop {
+            let client = match listener.accept() {
+                Ok(client) => client,
+                Err(error) if error.is_listen() => return Err(unavailable(error)),
+                Err(error) => {
+                    // It was no broker of ours; the next one may be.
+                    note(format_args!("error: {error}"));
+                    continue;
+                }
+            };
+            let serve = move || match answer(&client) {
+                Ok(()) => note(format_args!("a broker has left")),
+                Err(failure) => tell(failure),
+            };
+            if let Err(error) = std::thread::Builder::new().name("broker".to_owned()).spawn_scoped(scope, serve) {
+                note(format_args!("error: cannot start a thread: {error}"));
+            }
+        }
+    })
+}
+
+fn echo(client: &Client, service: &str) -> Result<(), Failure> {
+    let mut service = client.serve(service)?;
     note(format_args!("serving"));
     service.run(|request: &mut Request| Ok::<_, std::convert::Infallible>(request.take_payload()))?;
     Ok(())
 }
 
 /// Runs the program for each request, in a thread of its own.
-fn serve(place: &Place, args: &ReplyArgs, program: &Program) -> Result<(), Failure> {
-    let client = place.connect_to_stay("reply", args.wait.wait)?;
+fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Failure> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     // The broker sends no more at a time, so there are no more threads; what we cannot take goes to others.
     let service = client.serve_up_to(&args.service, u32::try_from(cpus).unwrap_or(u32::MAX))?;
@@ -95,8 +130,10 @@ fn serve(place: &Place, args: &ReplyArgs, program: &Program) -> Result<(), Failu
                 note(format_args!("error: cannot start a thread: {error}"));
             }
         };
-        // Nobody waits for what still runs.
-        children::put_away();
+        // Nobody waits for what still runs. (Of several brokers, others may.)
+        if args.listen.is_none() {
+            children::put_away();
+        }
         ended
     })
 }

@@ -24,6 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
     Connect { path: PathBuf, reason: String },
+    Listen { path: PathBuf, reason: String },
     UntrustedBroker { path: PathBuf, uid: u32 },
     Version { ours: u16, theirs: u16 },
     Refused { code: RefusedCode, message: String },
@@ -49,6 +50,12 @@ impl Error {
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
         matches!(&*self.0, Kind::Connect { .. })
+    }
+
+    /// The socket cannot be listened at, or no longer.
+    #[must_use]
+    pub fn is_listen(&self) -> bool {
+        matches!(&*self.0, Kind::Listen { .. })
     }
 
     /// The connection has ended: the broker has closed it, or is gone.
@@ -203,6 +210,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
             Kind::Connect { path, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Listen { path, reason } => write!(f, "cannot listen at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
                 write!(
                     f,

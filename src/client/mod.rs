@@ -17,6 +17,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `connect` | finding the broker, greeting it |
+//! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
 //! | `link`, `outgoing` | the two halves of the control socket, and how it is found again |
 //! | `retry`, `state` | when to try again; what the user sees of it |
@@ -34,6 +35,7 @@ mod error;
 mod inner;
 mod lane;
 mod link;
+mod listen;
 mod outgoing;
 mod publish;
 mod reader;
@@ -51,6 +53,7 @@ pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
 pub use lane::Loan;
+pub use listen::Listener;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use retry::ReconnectOptions;

@@ -44,6 +44,15 @@ pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
     }
     budget(loaded, &mut problems);
     credits(loaded, &mut problems);
+    for (index, upstream) in config.upstream.iter().enumerate() {
+        let restart = config.restart_for(&upstream.name);
+        let (first, longest) = (restart.initial_delay_ms, restart.max_delay_ms);
+        if config.upstream_restart.contains_key(&upstream.name) && first > longest {
+            let fault = unusable(first.into(), format!("is more than max_delay_ms, which is {longest}"));
+            let place = loaded.origin(&format!("upstream[{index}]")).clone();
+            problems.push(Problem { place, key: Some(format!("upstream[{index}].initial_delay_ms")), fault });
+        }
+    }
     for service in config.breaker_services.keys() {
         breaker(loaded, service, &config.breaker_for(service), &mut problems);
     }

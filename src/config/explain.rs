@@ -68,15 +68,14 @@ impl Explained<'_> {
         if upstreams.is_empty() {
             return Ok(());
         }
-        writeln!(f, "\n# [[upstream]] (not yet effective)\nupstream = [")?;
+        writeln!(f, "\n# [[upstream]]\nupstream = [")?;
         for (index, upstream) in upstreams.iter().enumerate() {
-            let pairs: Vec<_> = upstream
-                .keys()
-                .iter()
-                .filter_map(|key| Some(format!("{} = {}", key.name, upstream.get(key.name)?)))
-                .collect();
+            let own = upstream.keys().iter().filter_map(|key| Some((key.name, upstream.get(key.name)?)));
+            let restart = self.0.config.upstream_restart.get(&upstream.name).into_iter();
+            let restart = restart.flat_map(|restart| restart.values.iter().map(|(name, value)| (*name, value.clone())));
+            let pairs: Vec<_> = own.chain(restart).map(|(name, value)| format!("{name} = {value}")).collect();
             let origin = self.0.origin(&format!("upstream[{index}]"));
-            writeln!(f, "  {{ {} }},   # {origin} (not yet effective)", pairs.join(", "))?;
+            writeln!(f, "  {{ {} }},   # {origin}", pairs.join(", "))?;
         }
         writeln!(f, "]")
     }
@@ -113,6 +112,7 @@ pub fn template() -> String {
         let Some(value) = example.get(key.name) else { continue };
         pair(&mut out, key, &value, "#");
     }
+    out.push_str(UPSTREAM_RESTART);
     out
 }
 
@@ -159,6 +159,12 @@ const SERVICES_EXAMPLE: &str = "
 
 const UPSTREAM_HEAD: &str = "
 
-# Another broker that this one dials; its services are offered here. One such table for each.
-# Validated, not yet effective.
+# A program that listens, as `lapce-ipc reply SERVICE --listen PATH` does, and that the broker dials: its services are
+# offered here. One such table for each. A lost one is dialled again as [restart] says.
+";
+
+const UPSTREAM_RESTART: &str = "
+# For this one only, as the keys of the same names in [restart]: initial_delay_ms, max_delay_ms, jitter, max_restarts,
+# period_secs, stable_secs.
+#initial_delay_ms = 100
 ";

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Fault, Origin, Problem};
 use super::key::{Key, Section};
 use super::load::Loaded;
-use super::model::{BreakerOverrides, CircuitBreaker, SECTIONS, Upstream};
+use super::model::{BreakerOverrides, CircuitBreaker, RestartOverrides, SECTIONS, Upstream};
 use super::name;
 use super::value::{Value, found, shown_text};
 
@@ -181,11 +181,19 @@ impl Reader<'_> {
         for (index, item) in items.iter().enumerate() {
             let full = format!("upstream[{index}]");
             let Some(table) = self.table(&full, item) else { continue };
-            let mut upstream = Upstream::default();
+            let (mut upstream, mut restart) = (Upstream::default(), RestartOverrides::default());
             for (name, value) in table.iter() {
                 let full = format!("{full}.{}", name.get_ref());
+                if let Some(key) = RestartOverrides::key(name.get_ref()) {
+                    match checked(key, value) {
+                        Ok(value) => _ = restart.values.insert(key.name, value),
+                        Err(fault) => self.problem(value.span(), &full, fault),
+                    }
+                    continue;
+                }
                 let Some(key) = upstream.key(name.get_ref()) else {
-                    let near = name::nearest(name.get_ref(), upstream.keys().iter().map(|key| key.name));
+                    let keys = upstream.keys().iter().map(|key| key.name);
+                    let near = name::nearest(name.get_ref(), keys.chain(RestartOverrides::KEYS.iter().copied()));
                     self.problem(name.span(), &full, Fault::UnknownKey { near: near.map(str::to_owned) });
                     continue;
                 };
@@ -208,6 +216,9 @@ impl Reader<'_> {
             }
             let place = self.places.at(item.span().start);
             self.loaded.provenance.insert(full, place);
+            if !restart.values.is_empty() {
+                self.loaded.config.upstream_restart.insert(upstream.name.clone(), restart);
+            }
             self.loaded.config.upstream.push(upstream);
         }
     }

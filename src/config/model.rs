@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::key::{Rule, Section, integer, section};
+use super::key::{Key, Rule, Section, integer, section};
 use super::value::{Setting, Value};
 
 section! {
@@ -180,13 +180,13 @@ section! {
 }
 
 section! {
-    /// Another broker that this one dials; its services are offered here.
+    /// A program that listens, and that the broker dials: its services are offered here.
     Upstream {
-        /// What it is called in logs; no other has the name.
+        /// What it is called in the log and in the status; no other has the name.
         name: String = String::new(), Rule::Name;
         /// Its Unix socket.
         socket_path: PathBuf = PathBuf::new(), Rule::SocketPath;
-        /// The services that are taken from there.
+        /// The services that it may offer; it is told so if it offers another one, and the log if one is missing.
         services: Vec<String> = Vec::new(), Rule::List { of: &Rule::Name, max: 1024 };
     }
 }
@@ -239,6 +239,23 @@ pub struct BreakerOverrides {
     pub(super) values: BTreeMap<&'static str, Value>,
 }
 
+/// What the table of an upstream changes of `[restart]` for its own dialling; see [`Config::restart_for`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RestartOverrides {
+    pub(super) values: BTreeMap<&'static str, Value>,
+}
+
+impl RestartOverrides {
+    /// The keys of `[restart]` that may stand in the table of an upstream.
+    pub(super) const KEYS: &[&str] =
+        &["initial_delay_ms", "max_delay_ms", "jitter", "max_restarts", "period_secs", "stable_secs"];
+
+    /// The key of that name, if it is one of them.
+    pub(super) fn key(name: &str) -> Option<&'static Key> {
+        Restart::default().key(name).filter(|key| Self::KEYS.contains(&key.name))
+    }
+}
+
 /// Declares the configuration: its sections, by name, and whether they are in force.
 macro_rules! config {
     ($( $name:ident: $section:ident, $effective:expr; )+) => {
@@ -251,8 +268,10 @@ macro_rules! config {
             )+
             /// `[circuit_breaker.services.NAME]`: what is different for single services.
             pub breaker_services: BTreeMap<String, BreakerOverrides>,
-            /// `[[upstream]]`: other brokers to dial.
+            /// `[[upstream]]`: programs to dial.
             pub upstream: Vec<Upstream>,
+            /// What of `[restart]` is different for single upstreams, by their names.
+            pub upstream_restart: BTreeMap<String, RestartOverrides>,
         }
 
         /// A section's name, with what is known of it apart from its keys.
@@ -312,6 +331,20 @@ impl Config {
             breaker.put(name, value);
         }
         breaker
+    }
+
+    /// How an upstream is dialled again: `[restart]`, but for what its own table says.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Config;
+    /// assert_eq!(Config::default().restart_for("workspace").max_restarts, 10);
+    /// ```
+    pub fn restart_for(&self, upstream: &str) -> Restart {
+        let mut restart = self.restart.clone();
+        for (name, value) in self.upstream_restart.get(upstream).iter().flat_map(|own| &own.values) {
+            restart.put(name, value);
+        }
+        restart
     }
 
     /// The value of a key by its full name, `ipc.max_connections`.

@@ -162,6 +162,10 @@ pub struct Broker {
 fn listening(folder: &Path, variables: &[(String, String)]) -> Process {
     let mut command = command(IPC_SERVER_MAIN);
     command.arg("--socket").arg(folder.join("ipc.sock")).envs(variables.iter().map(|(name, value)| (name, value)));
+    let config = folder.join("config.toml");
+    if config.exists() {
+        command.arg("--config").arg(config);
+    }
     let mut process = Process::start(command);
     process.wait_for("hint:");
     process
@@ -184,7 +188,19 @@ impl Broker {
     /// feature takes.
     #[track_caller]
     pub fn start_faulty(faults: &str, keys: &[(&str, &str)]) -> Broker {
+        Broker::start_in(tempfile::tempdir().expect("a folder"), faults, keys)
+    }
+
+    /// The same, with a configuration file that is made out of the path of the broker's folder.
+    #[track_caller]
+    pub fn start_configured(file: impl FnOnce(&Path) -> String, faults: &str, keys: &[(&str, &str)]) -> Broker {
         let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("config.toml"), file(folder.path())).expect("a file");
+        Broker::start_in(folder, faults, keys)
+    }
+
+    #[track_caller]
+    fn start_in(folder: tempfile::TempDir, faults: &str, keys: &[(&str, &str)]) -> Broker {
         let mut variables = vec![("LAPCE_IPC_FAULTS".to_owned(), faults.to_owned())];
         for (key, value) in keys {
             variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned()));

@@ -1,0 +1,177 @@
+//! `UpstreamActor`: one for each process that the broker dials (`[[upstream]]`). It owns the outgoing socket; once that
+//! is connected it is as a connection, and the other side speaks first, as every client does.
+//!
+//! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
+//! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
+//! time.
+
+use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
+use super::fault;
+use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
+use crate::config;
+use crate::routing::restart::Restart;
+use crate::shm::peer;
+use crate::wire::control::{BrokerFrame, ClientFrame, FailedCode};
+use crate::wire::name::Name;
+use actix::prelude::*;
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// Messages that may wait: one `Ended` and one `Stop` in a life.
+const MAILBOX: usize = 4;
+/// How long its last words may take, beyond the time that all have to finish what is under way.
+const STOP: Duration = Duration::from_secs(2);
+
+/// One upstream, as it is configured.
+#[derive(Clone, Debug)]
+pub(super) struct Upstream {
+    name: String,
+    path: PathBuf,
+    services: Vec<Name>,
+    restart: config::Restart,
+    place: Place,
+}
+
+impl Upstream {
+    /// All that are configured, each with its place in the tree.
+    pub(super) fn all(config: &config::Config, tree: &supervisor::Tree) -> Vec<Upstream> {
+        let upstream = |upstream: &config::Upstream| Upstream {
+            name: upstream.name.clone(),
+            path: upstream.socket_path.clone(),
+            // The configuration lets only names through.
+            services: upstream.services.iter().filter_map(|name| Name::parse(name).ok()).collect(),
+            restart: config.restart_for(&upstream.name),
+            place: tree.add(&format!("upstream {}", upstream.name), "root"),
+        };
+        config.upstream.iter().map(upstream).collect()
+    }
+
+    /// Keeps it dialled, on this thread, until the broker ends or the limit is exceeded.
+    pub(super) async fn keep(self, broker: Arc<Broker>) {
+        let upstream = Arc::new(self);
+        let child = Child {
+            name: "upstream",
+            restart: Restart::Permanent,
+            limits: supervisor::limits(&upstream.restart),
+            mailbox: MAILBOX,
+            stop_within: Duration::from_millis(broker.config.ipc.drain_timeout_ms) + STOP,
+            tree: &broker.tree,
+            place: upstream.place,
+        };
+        let mut phase = broker.phase.clone();
+        let stop = async move {
+            // A connection that stands sees the phase by itself; what must end is the dialling.
+            let _ = phase.wait_for(Phase::is_ending).await;
+        };
+        let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), exit };
+        supervise(child, || upstream.name.clone(), stop, factory).await;
+    }
+}
+
+/// The actor of one dialled process.
+struct UpstreamActor {
+    upstream: Arc<Upstream>,
+    broker: Arc<Broker>,
+    exit: Exit,
+}
+
+impl Actor for UpstreamActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("upstream.started", 0);
+        let run = run(self.upstream.clone(), self.broker.clone());
+        ctx.spawn(run.into_actor(self).map(|reason, this, ctx| {
+            this.exit.fail(reason);
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<Stop> for UpstreamActor {
+    type Result = ();
+
+    /// Nothing: the session sees for itself that the broker ends, and finishes what is under way.
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) {}
+}
+
+/// Dials, and serves the connection to its end. Answers why it is over.
+async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
+    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
+    let path = upstream.path.display();
+    let stream = match UnixStream::connect(&upstream.path).await {
+        Ok(stream) => stream,
+        Err(error) => return format!("cannot connect to {path}: {error}"),
+    };
+    fault::point("upstream.dialled", 0);
+    // Before anything is sent: whoever listens there must be one whom we would let in.
+    let peer = match peer::credentials(stream.as_fd()) {
+        Ok(peer) => peer,
+        Err(error) => return format!("who listens at {path} is unknown: {error}"),
+    };
+    let trusted = [peer::own_uid(), 0].contains(&peer.uid) || broker.config.ipc.allowed_uids.contains(&peer.uid);
+    if !trusted {
+        return format!("user {}, who listens at {path}, is not one of ours (ipc.allowed_uids)", peer.uid);
+    }
+    let within = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
+    let dialled = Dialled { missing: RefCell::new(upstream.services.clone()), upstream, within };
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => return error.to_string(),
+    };
+    let admitted = Admitted { permit: Some(permit), _resuming: None };
+    let start = Accepted { stream, peer, admitted, named: Named::default() };
+    match connection::session(start, Some(&dialled), broker.clone()).await {
+        Ok(()) => "it left".to_owned(),
+        Err(reason) => reason,
+    }
+}
+
+/// What is different in a session that the broker has dialled: the peer offers what it was dialled for.
+pub(super) struct Dialled {
+    upstream: Arc<Upstream>,
+    /// What it has not offered yet.
+    missing: RefCell<Vec<Name>>,
+    within: Duration,
+}
+
+impl Dialled {
+    /// The connection stands.
+    pub(super) fn connected(&self, id: u32) {
+        log::info!("upstream connected upstream={} connection={id}", self.upstream.name);
+    }
+
+    /// The answer to a frame that is not for this peer to send.
+    pub(super) fn refusal(&self, frame: &ClientFrame) -> Option<BrokerFrame> {
+        let ClientFrame::Serve { serial, service, .. } = frame else { return None };
+        if self.upstream.services.contains(service) {
+            return None;
+        }
+        let name = &self.upstream.name;
+        log::warn!("upstream service refused upstream={name} service={service} reason=not_configured");
+        let message = format!("the broker dials upstream {name} for other services than {service}");
+        Some(BrokerFrame::Failed { serial: *serial, code: FailedCode::NotAllowed, message })
+    }
+
+    /// A frame was answered.
+    pub(super) fn answered(&self, offered: Option<&Name>, answer: &BrokerFrame) {
+        if let (Some(offered), BrokerFrame::Serving { .. }) = (offered, answer) {
+            self.missing.borrow_mut().retain(|missing| missing != offered);
+        }
+    }
+
+    /// Tells what is missing when the time for it is over; never ends.
+    pub(super) async fn look_for_missing(&self, id: u32) -> std::convert::Infallible {
+        tokio::time::sleep(self.within).await;
+        let missing = self.missing.borrow().iter().map(Name::to_string).collect::<Vec<_>>().join(",");
+        if !missing.is_empty() {
+            let (name, ms) = (&self.upstream.name, self.within.as_millis());
+            log::warn!("upstream incomplete upstream={name} connection={id} missing={missing} waited_ms={ms}");
+        }
+        std::future::pending().await
+    }
+}

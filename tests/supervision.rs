@@ -1,0 +1,187 @@
+//! Actors that fail in the real binary, by faults that are injected (feature `fault-injection`, see
+//! `src/broker/fault.rs`): who is started again, what the log and the status say of it, and how the process ends when
+//! nothing else helps.
+
+mod support;
+
+use lapce_ipc::client::{ActorState, ActorStatus, Client};
+use support::{Broker, DEADLINE, wait_until};
+
+fn actor(client: &Client, name: &str) -> ActorStatus {
+    let actors = client.status().unwrap().actors;
+    actors.iter().find(|actor| actor.name == name).unwrap_or_else(|| panic!("no {name} in {actors:?}")).clone()
+}
+
+/// The lines of the broker's log that have all of these words.
+fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
+    let log = broker.process().stderr();
+    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+}
+
+/// Connects, however often it takes.
+fn connect(broker: &Broker) -> Client {
+    let mut client = None;
+    wait_until("a connection", || {
+        client = Client::builder().socket(broker.socket()).connect().ok();
+        client.is_some()
+    });
+    client.unwrap()
+}
+
+#[test]
+fn an_acceptor_that_panics_is_started_again_over_the_same_socket() {
+    let keys = [("restart.initial_delay_ms", "10"), ("restart.max_delay_ms", "20"), ("restart.jitter", "0")];
+    let mut broker = Broker::start_faulty("acceptor.accepted=panic#2*3", &keys);
+    let first = broker.client();
+    let mut clients = Vec::new();
+    while lines(&mut broker, &["actor restarts"]).len() < 3 {
+        clients.push(connect(&broker));
+        assert_eq!(first.request("echo", "hi").unwrap(), b"hi", "who is connected notices nothing");
+    }
+    for (attempt, delay) in [(1, 10), (2, 20), (3, 20)] {
+        let line = "actor restarts actor=acceptor id=- \
+                    reason=\"panicked: injected at acceptor.accepted@0 at src/broker/fault.rs:";
+        let end = format!("attempt={attempt} limit=10 delay_ms={delay}");
+        assert_eq!(lines(&mut broker, &["WARN", &line, &end]).len(), 1, "{end}: {}", broker.process().stderr());
+    }
+    assert_eq!(connect(&broker).request("echo", "hi").unwrap(), b"hi");
+    let status = actor(&first, "acceptor");
+    assert_eq!((status.state, status.restarts, status.failures), (ActorState::Running, 3, 3));
+    assert_eq!((actor(&first, "router").restarts, actor(&first, "breaker").restarts), (0, 0));
+    // One line for each, and nothing of the thread that panicked.
+    assert!(!broker.process().stderr().contains("thread '"), "{}", broker.process().stderr());
+}
+
+#[test]
+fn a_breaker_that_panics_takes_router_and_acceptor_along_and_all_come_back() {
+    let keys = [("restart.initial_delay_ms", "10")];
+    let mut broker = Broker::start_faulty("breaker.started=panic*2", &keys);
+    let client = connect(&broker);
+    wait_until("all to run", || {
+        let actors = client.status().unwrap().actors;
+        actors.iter().all(|actor| actor.state == ActorState::Running)
+    });
+    let restarts = ["breaker", "router", "acceptor"].map(|name| actor(&client, name).restarts);
+    assert_eq!(restarts, [2, 0, 0], "those behind it have not failed themselves");
+    assert_eq!(lines(&mut broker, &["actor restarts"]).len(), 2);
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
+fn a_router_that_panics_is_started_again_and_its_clients_stay() {
+    let keys = [("restart.initial_delay_ms", "10"), ("restart.stable_secs", "1")];
+    let mut broker = Broker::start_faulty("router.message=panic#5*1", &keys);
+    let (client, other) = (broker.client(), broker.client());
+    let mut subscription = other.subscribe("t").unwrap();
+    while lines(&mut broker, &["actor restarts actor=router id=-"]).is_empty() {
+        client.status().unwrap();
+    }
+    client.publish("t", "after").unwrap();
+    let message = subscription.next_timeout(DEADLINE).unwrap().expect("a message");
+    assert_eq!(message.payload(), b"after");
+    broker.process().wait_for("actor holds actor=router attempt=1");
+    assert_eq!(lines(&mut broker, &["INFO", "actor holds"]).len(), 1);
+    assert_eq!(actor(&client, "router").restarts, 1);
+    assert_eq!(connect(&broker).request("echo", "hi").unwrap(), b"hi", "the acceptor came back with it");
+}
+
+#[test]
+fn an_actor_that_fails_too_often_ends_the_process_and_clients_are_told() {
+    let keys = [("restart.initial_delay_ms", "1"), ("restart.max_restarts", "3")];
+    let mut broker = Broker::start_faulty("acceptor.accepted=panic#2", &keys);
+    let client = broker.client();
+    wait_until("the end", || {
+        drop(Client::builder().socket(broker.socket()).connect());
+        broker.process().has_ended()
+    });
+    assert_eq!(broker.process().code(), 69);
+    assert!(client.closed(Some(DEADLINE)).unwrap_err().is_disconnected());
+    let log = broker.process().stderr();
+    assert_eq!(lines(&mut broker, &["actor restarts actor=acceptor"]).len(), 3, "{log}");
+    assert_eq!(lines(&mut broker, &["ERROR", "actor gives up actor=acceptor", "restarts=3 period_secs=60"]).len(), 1);
+    assert!(log.contains("error: acceptor failed 4 times within 60 s"), "{log}");
+    assert!(!broker.socket().exists());
+}
+
+#[test]
+fn two_hundred_connections_whose_actors_panic_leave_nothing() {
+    // Every second one.
+    let mut broker = Broker::start_faulty("connection.welcomed=panic#2*200", &[("ipc.max_connections", "4")]);
+    let watch = broker.client();
+    let mut subscription = watch.subscribe("t").unwrap();
+    let descriptors = broker.descriptors();
+    while actor(&watch, "connection").failures < 200 {
+        let client = connect(&broker);
+        if let Err(error) = client.publish("t", "x").and_then(|()| client.flush()) {
+            assert!(error.is_disconnected(), "{error}");
+        }
+        while subscription.next_timeout(std::time::Duration::ZERO).unwrap().is_some() {}
+    }
+    wait_until("connections to go", || watch.status().unwrap().connections.len() == 1);
+    wait_until("descriptors to go", || broker.descriptors() == descriptors);
+    let told =
+        lines(&mut broker, &["WARN", "actor fails actor=connection id=", "panicked: injected at connection.welcomed"]);
+    assert_eq!(told.len(), 200);
+    let status = actor(&watch, "connection");
+    assert_eq!((status.state, status.restarts), (ActorState::Running, 0));
+    assert_eq!(watch.status().unwrap().subscriptions, 1);
+}
+
+/// A connection that panics in `started`, before the router knows of it.
+#[test]
+fn a_connection_that_never_came_to_be_gives_its_permit_back() {
+    let mut broker = Broker::start_faulty("connection.started=panic*20", &[("ipc.max_connections", "1")]);
+    let client = connect(&broker);
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    assert_eq!(lines(&mut broker, &["actor fails actor=connection id=-"]).len(), 20);
+}
+
+#[test]
+fn an_upstream_that_panics_is_dialled_again() {
+    let file = |folder: &std::path::Path| {
+        let socket = folder.join("x");
+        format!("[[upstream]]\nname = \"x\"\nsocket_path = {socket:?}\ninitial_delay_ms = 1\nmax_restarts = 100000\n")
+    };
+    let mut broker = Broker::start_configured(file, "connection.welcomed=panic*3;upstream.dialled=panic*2", &[]);
+    let listener = lapce_ipc::client::Listener::bind(broker.folder().join("x")).unwrap();
+    let mut client = None;
+    wait_until("it to stay", || {
+        client = listener.accept().ok().filter(|client| client.request("echo", "hi").is_ok());
+        client.is_some()
+    });
+    assert_eq!(lines(&mut broker, &["actor restarts actor=upstream id=x", "injected at upstream.dialled"]).len(), 2);
+    assert_eq!(lines(&mut broker, &["actor restarts actor=upstream id=x", "injected at connection.welcomed"]).len(), 3);
+    // Those that died are forgotten by the router, too.
+    let watch = broker.client();
+    wait_until("the others to go", || watch.status().unwrap().connections.len() == 2);
+}
+
+#[test]
+fn a_thread_that_hangs_is_told_and_then_the_process_aborts() {
+    for (thread, fault) in [
+        ("worker-0", "connection.asked=stall:600000*1"),
+        ("router", "router.message=stall:600000*1"),
+        ("main", "acceptor.accepted=stall:600000*1"),
+    ] {
+        let mut broker = Broker::start_faulty(fault, &[("restart.watchdog_abort_ms", "1000")]);
+        let socket = broker.socket();
+        let client = std::thread::spawn(move || {
+            Client::builder().socket(socket).connect().and_then(|client| client.subscribe("t").map(drop))
+        });
+        assert_eq!(broker.process().code(), -6, "SIGABRT: {}", broker.process().stderr());
+        let log = broker.process().stderr();
+        assert!(log.contains(&format!("thread hangs thread={thread} late_ms=")), "{log}");
+        assert!(log.contains(&format!("thread hangs, aborting thread={thread} late_ms=")), "{log}");
+        assert!(client.join().unwrap().is_err());
+    }
+}
+
+#[test]
+fn a_thread_that_is_late_and_turns_again_is_told_and_forgiven() {
+    let mut broker = Broker::start_faulty("router.message=stall:2500*1", &[]);
+    let client = broker.client();
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    broker.process().wait_for("thread turns again thread=router");
+    assert_eq!(lines(&mut broker, &["ERROR", "thread hangs thread=router late_ms="]).len(), 1);
+    assert_eq!(actor(&client, "router").restarts, 0);
+}

@@ -1,0 +1,227 @@
+//! Processes that listen and that the broker dials: served while they are there, dialled again when they are lost, and
+//! nobody else's trouble whatever they do.
+
+mod support;
+
+use lapce_ipc::client::{ActorState, ActorStatus, Client, ClosingCode, Listener};
+use lapce_ipc::wire::control::ClientFrame;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread::JoinHandle;
+use support::{Broker, DEADLINE, Process, code, stderr, wait_until};
+
+/// The table of an upstream `name`, at a socket of its name.
+fn upstream(folder: &Path, name: &str, services: &[&str], more: &str) -> String {
+    let socket = folder.join(name);
+    format!("[[upstream]]\nname = \"{name}\"\nsocket_path = {socket:?}\nservices = {services:?}\n{more}\n")
+}
+
+/// Restarts that follow fast and for long.
+const EAGER: &str = "initial_delay_ms = 5\nmax_delay_ms = 20\nmax_restarts = 1000000";
+
+fn actor(client: &Client, name: &str) -> ActorStatus {
+    let actors = client.status().unwrap().actors;
+    actors.iter().find(|actor| actor.name == name).unwrap_or_else(|| panic!("no {name} in {actors:?}")).clone()
+}
+
+/// The lines of the broker's log that have all of these words.
+fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
+    let log = broker.process().stderr();
+    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+}
+
+/// The number behind `key=` in a line.
+fn number(line: &str, key: &str) -> u64 {
+    let at = line.find(&format!(" {key}=")).unwrap_or_else(|| panic!("no {key} in {line}"));
+    let digits: String = line[at + key.len() + 2..].chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|_| panic!("no number {key} in {line}"))
+}
+
+/// Somebody at `path` who does `what` with whoever dials, until the test ends.
+fn peer(path: &Path, what: impl Fn(UnixStream) + Send + 'static) -> JoinHandle<()> {
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(|stream| what(stream.unwrap())))
+}
+
+fn serves(broker: &Broker, service: &str) -> bool {
+    let services = broker.client().status().unwrap().services;
+    services.iter().any(|known| known.name.as_str() == service && known.responders > 0)
+}
+
+#[test]
+fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
+    let file = |folder: &Path| upstream(folder, "tools", &["upper"], EAGER);
+    let mut broker = Broker::start_configured(file, "", &[]);
+    // It is dialled before it is there, and found once it is.
+    broker.process().wait_for("actor restarts actor=upstream id=tools reason=\"cannot connect");
+    let path = broker.folder().join("tools");
+    for round in 1..=3 {
+        let listen = path.to_str().unwrap();
+        let mut reply: Process = broker.spawn(&["reply", "upper", "--listen", listen, "--", "tr", "a-z", "A-Z"]);
+        reply.wait_for("serving");
+        let told = broker.run(&["request", "upper", "hi"]);
+        assert_eq!((code(&told), &told.stdout[..]), (0, &b"HI\n"[..]), "round {round}: {}", stderr(&told));
+        assert_eq!(actor(&broker.client(), "upstream tools").state, ActorState::Running);
+        reply.signal(if round == 2 { "TERM" } else { "KILL" });
+        reply.code();
+        assert_eq!(path.exists(), round != 2, "only who is killed leaves its socket");
+        wait_until("it to be missed", || !serves(&broker, "upper"));
+        wait_until("the line", || {
+            lines(&mut broker, &["actor restarts", "id=tools", "reason=\"it left\""]).len() == round
+        });
+    }
+    assert_eq!(lines(&mut broker, &["upstream connected upstream=tools"]).len(), 3);
+    assert!(lines(&mut broker, &["upstream incomplete"]).is_empty());
+}
+
+#[test]
+fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
+    let own = "initial_delay_ms = 20\nmax_delay_ms = 160\njitter = 0.2\nmax_restarts = 6\nperiod_secs = 3600";
+    let file = |folder: &Path| {
+        let config = upstream(folder, "flap", &["svc"], own);
+        let path = folder.join("flap");
+        peer(&path, drop);
+        config
+    };
+    let mut broker = Broker::start_configured(file, "", &[]);
+    let watch = broker.client();
+    broker.process().wait_for("actor gives up");
+    let restarts = lines(&mut broker, &["WARN", "actor restarts actor=upstream id=flap reason=\"it left", "limit=6"]);
+    let plain = [20, 40, 80, 160, 160, 160];
+    assert_eq!(restarts.len(), plain.len(), "{restarts:#?}");
+    for (attempt, (line, plain)) in restarts.iter().zip(plain).enumerate() {
+        assert_eq!(number(line, "attempt"), attempt as u64 + 1);
+        let delay = number(line, "delay_ms");
+        assert!((plain * 8 / 10 - 1..=(plain * 12 / 10).min(160)).contains(&delay), "{line}");
+    }
+    let given_up =
+        lines(&mut broker, &["ERROR", "actor gives up actor=upstream id=flap", "restarts=6 period_secs=3600"]);
+    assert_eq!(given_up.len(), 1);
+    let status = actor(&watch, "upstream flap");
+    assert_eq!((status.state, status.restarts, status.failures), (ActorState::GaveUp, 6, 7));
+    let told = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    let row = told.lines().find(|line| line.contains("upstream flap")).unwrap();
+    assert!(row.contains("gave up") && row.contains("it left"), "{row}");
+    let json = String::from_utf8(broker.run(&["status", "--json"]).stdout).unwrap();
+    assert!(json.contains(r#""state": "gave_up""#), "{json}");
+    // Whoever has nothing to do with it has noticed nothing.
+    assert_eq!(watch.request("echo", "hi").unwrap(), b"hi");
+    assert_eq!(actor(&watch, "router").restarts, 0);
+}
+
+#[test]
+fn a_restart_that_holds_is_told_and_the_next_begins_with_the_first_delay() {
+    let own = "initial_delay_ms = 5\nmax_delay_ms = 1000\njitter = 0\nstable_secs = 1";
+    let mut broker = Broker::start_configured(|folder| upstream(folder, "x", &[], own), "", &[]);
+    wait_until("two attempts", || lines(&mut broker, &["actor restarts", "id=x"]).len() >= 2);
+    let listener = Listener::bind(broker.folder().join("x")).unwrap();
+    let client = listener.accept().unwrap();
+    broker.process().wait_for("actor holds actor=upstream id=x attempt=");
+    let before = lines(&mut broker, &["actor restarts", "id=x"]).len();
+    assert_eq!(number(&lines(&mut broker, &["INFO", "actor holds"])[0], "attempt"), before as u64);
+    drop(client);
+    wait_until("the next", || lines(&mut broker, &["actor restarts", "id=x"]).len() > before);
+    let next = lines(&mut broker, &["actor restarts", "id=x"]).remove(before);
+    assert_eq!((number(&next, "attempt"), number(&next, "delay_ms")), (1, 5), "{next}");
+    let again = listener.accept().unwrap();
+    assert_eq!(again.request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
+fn peers_that_are_no_clients_cost_their_own_lines_only() {
+    let once = "max_restarts = 0";
+    let file = |folder: &Path| {
+        let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_vec();
+        let mut old = ClientFrame::hello("old".parse().unwrap(), 7, None).encode().unwrap();
+        // The version follows the length, the variant and the magic word.
+        let version = old.windows(2).rposition(|two| two == 1_u16.to_le_bytes()).unwrap();
+        assert!(version >= 8, "not the length nor the variant");
+        old[version] = 99;
+        let huge = [0xff; 64].to_vec();
+        for (name, says) in [("silent", Vec::new()), ("http", http), ("old", old), ("huge", huge)] {
+            peer(&folder.join(name), move |mut stream| {
+                // It may have gone already.
+                let _ = stream.write_all(&says);
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+        }
+        let names = ["silent", "http", "old", "huge"].map(|name| upstream(folder, name, &["svc"], once));
+        names.concat() + &upstream(folder, "good", &["svc"], EAGER)
+    };
+    let mut broker = Broker::start_configured(file, "", &[("ipc.handshake_timeout_ms", "200")]);
+    let watch = broker.client();
+    let listener = Listener::bind(broker.folder().join("good")).unwrap();
+    let good = listener.accept().unwrap();
+    let mut service = good.serve("svc").unwrap();
+    std::thread::spawn(move || service.run(|request| Ok::<_, String>(request.payload().to_vec())));
+    for (name, reason) in
+        [("silent", "no hello within 200 ms"), ("http", ""), ("old", "the client speaks version"), ("huge", "")]
+    {
+        broker.process().wait_for(&format!("actor gives up actor=upstream id={name} "));
+        let told = lines(&mut broker, &["actor gives up", &format!("id={name} "), reason]);
+        assert_eq!(told.len(), 1, "{name}: {}", broker.process().stderr());
+        assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 1);
+    }
+    assert_eq!(watch.request("svc", "hi").unwrap(), b"hi");
+    assert_eq!(watch.status().unwrap().connections.len(), 2, "the good one and we");
+    assert!(lines(&mut broker, &["actor gives up actor=upstream id=good"]).is_empty());
+}
+
+#[test]
+fn an_upstream_serves_what_it_is_configured_for() {
+    let file = |folder: &Path| upstream(folder, "x", &["wanted.one", "wanted.two"], EAGER);
+    let mut broker = Broker::start_configured(file, "", &[("ipc.handshake_timeout_ms", "100")]);
+    let listener = Listener::bind(broker.folder().join("x")).unwrap();
+    let client = listener.accept().unwrap();
+    let error = client.serve("other").unwrap_err();
+    assert!(error.is_not_allowed(), "{error}");
+    assert!(error.to_string().contains("upstream x for other services than other"), "{error}");
+    let _one = client.serve("wanted.one").unwrap();
+    broker.process().wait_for("upstream incomplete upstream=x");
+    assert_eq!(lines(&mut broker, &["WARN", "upstream incomplete", "missing=wanted.two waited_ms=100"]).len(), 1);
+    assert_eq!(lines(&mut broker, &["WARN", "upstream service refused upstream=x service=other"]).len(), 1);
+    // Late is not too late.
+    let mut two = client.serve("wanted.two").unwrap();
+    let asking = broker.client();
+    let asked = asking.request_stream("wanted.two", "hi").unwrap();
+    two.next_timeout(DEADLINE).unwrap().expect("a request").reply("ho").unwrap();
+    assert_eq!(asked.last().unwrap().unwrap(), b"ho");
+    // A client of the ordinary kind may serve what it likes, as before.
+    let _other = asking.serve("other").unwrap();
+}
+
+#[test]
+fn a_broker_that_ends_tells_its_upstreams_and_does_not_dial_again() {
+    let file = |folder: &Path| upstream(folder, "x", &[], EAGER) + &upstream(folder, "nobody", &[], "");
+    let mut broker = Broker::start_configured(file, "", &[]);
+    let listener = Listener::bind(broker.folder().join("x")).unwrap();
+    let client = listener.accept().unwrap();
+    broker.process().signal("TERM");
+    let error = client.closed(Some(DEADLINE)).unwrap_err();
+    assert_eq!(error.closing_code(), Some(ClosingCode::Shutdown), "{error}");
+    assert_eq!(broker.process().code(), 0, "{}", broker.process().stderr());
+    assert!(lines(&mut broker, &["actor restarts", "id=x reason=\"it left"]).is_empty());
+}
+
+#[test]
+fn two_hundred_lost_upstreams_leave_nothing() {
+    let file = |folder: &Path| upstream(folder, "x", &["svc"], "initial_delay_ms = 0\nmax_restarts = 1000000");
+    let broker = Broker::start_configured(file, "", &[("ipc.max_connections", "4")]);
+    let watch = broker.client();
+    let listener = Listener::bind(broker.folder().join("x")).unwrap();
+    let serve = || {
+        let client = listener.accept().unwrap();
+        let service = client.serve("svc").unwrap();
+        (client, service)
+    };
+    let first = serve();
+    let descriptors = broker.descriptors();
+    drop(first);
+    for _ in 0..200 {
+        serve();
+    }
+    let _last = serve();
+    wait_until("the lost ones to go", || watch.status().unwrap().connections.len() == 2);
+    wait_until("descriptors to go", || broker.descriptors() == descriptors);
+}
