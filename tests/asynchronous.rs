@@ -8,7 +8,7 @@ use support::Broker;
 use support::cut::cut_own;
 
 async fn connect(broker: &Broker) -> AsyncClient {
-    AsyncClient::connect_with(Client::builder().socket(broker.socket())).await.unwrap()
+    AsyncClient::connect_with(broker.builder().no_reconnect()).await.unwrap()
 }
 
 #[tokio::test]

@@ -153,6 +153,7 @@ pub fn signal(pid: u32, name: &str) {
 pub struct Broker {
     process: Process,
     folder: tempfile::TempDir,
+    keys: Vec<(String, String)>,
     _watchdog: probe::Watchdog,
 }
 
@@ -167,15 +168,36 @@ impl Broker {
     #[track_caller]
     pub fn start_with(keys: &[(&str, &str)]) -> Broker {
         let folder = tempfile::tempdir().expect("a folder");
+        let keys: Vec<_> = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let process = Broker::process_in(folder.path(), &keys);
+        let watchdog = probe::Watchdog::over(process.pid());
+        Broker { process, folder, keys, _watchdog: watchdog }
+    }
+
+    #[track_caller]
+    fn process_in(folder: &Path, keys: &[(String, String)]) -> Process {
         let mut command = command(IPC_SERVER_MAIN);
-        command.arg("--socket").arg(folder.path().join("ipc.sock"));
+        command.arg("--socket").arg(folder.join("ipc.sock"));
         for (key, value) in keys {
             command.env(format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value);
         }
         let mut process = Process::start(command);
         process.wait_for("hint:");
-        let watchdog = probe::Watchdog::over(process.pid());
-        Broker { process, folder, _watchdog: watchdog }
+        process
+    }
+
+    /// Ends it by a signal and waits for its end.
+    #[track_caller]
+    pub fn end(&mut self, signal: &str) {
+        self.process.signal(signal);
+        self.process.code();
+    }
+
+    /// Starts it again on the same path, after it has ended.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.process = Broker::process_in(self.folder.path(), &self.keys);
+        self._watchdog = probe::Watchdog::over(self.process.pid());
     }
 
     /// Its process.

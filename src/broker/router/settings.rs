@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) spin_max: u64,
     pub(crate) batch_records: u32,
     pub(crate) turn_max: u64,
+    pub(crate) restart_grace: u64,
 }
 
 impl Settings {
@@ -70,6 +71,7 @@ impl Settings {
             spin_max: config.router.spin_max_us * 1000,
             batch_records: config.router.batch_records,
             turn_max: config.router.turn_max_us * 1000,
+            restart_grace: config.restart.restart_grace_ms * MS,
         })
     }
 }

@@ -19,6 +19,7 @@ use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
 use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -29,6 +30,8 @@ pub(crate) const ECHO: &str = "echo";
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
+/// Ids that are not given again so soon.
+const MOST_RECENT: usize = 1024;
 /// How long a connection must have been cold before its extensions are taken back.
 pub(super) const IDLE: u64 = 500_000_000;
 
@@ -91,7 +94,8 @@ pub(crate) struct RouterState {
     pub(super) now: u64,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
-    next_id: u32,
+    /// Ids of the connections that ended last.
+    recent: VecDeque<u32>,
     /// The connection that was taken in last, by its segment.
     attached_last: Option<(Weak<Segment>, (u32, u32))>,
     /// What the last question over a control socket was answered: connection, the question's number, answer.
@@ -140,7 +144,7 @@ impl RouterState {
             now,
             counters: Counters::default(),
             system_sent: 0,
-            next_id: 1,
+            recent: VecDeque::new(),
             attached_last: None,
             answered_last: None,
             ended: Vec::new(),
@@ -167,6 +171,7 @@ impl RouterState {
     pub(super) fn attach(
         &mut self,
         name: Name,
+        nonce: u64,
         peer: crate::shm::peer::Credentials,
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
@@ -187,8 +192,7 @@ impl RouterState {
         } else {
             self.free_keys.pop();
         }
-        let id = self.next_id;
-        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+        let id = self.free_id(nonce);
         let (bulk, express, egress) = segment.broker_ends();
         let info = Info { id, name, peer };
         let data = segment.data_signal(RingName::Bulk);
@@ -223,6 +227,21 @@ impl RouterState {
         self.tell_connection("opened", &info, None);
         self.attached_last = Some((ticket, (key, id)));
         Ok((key, id))
+    }
+
+    /// An id by the client's nonce, so that it has the same one at the next broker: what it sends again there is known
+    /// by that. (Ids are positive as `i32`, for people and other languages.)
+    fn free_id(&self, nonce: u64) -> u32 {
+        let mut id = (nonce ^ (nonce >> 32)) as u32;
+        loop {
+            id &= 0x7fff_ffff;
+            // Nor one that was given back a moment ago: what is still said about that connection is not about this one.
+            let is_taken = self.recent.contains(&id) || self.inlets.iter().flatten().any(|inlet| inlet.info.id == id);
+            if id != 0 && !is_taken {
+                return id;
+            }
+            id += 1;
+        }
     }
 
     #[inline]
@@ -288,7 +307,7 @@ impl RouterState {
         }
     }
 
-    fn unpark(&mut self, key: u32) {
+    pub(super) fn unpark(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         if let Some(parked) = inlet.parked.take() {
             self.wheel.cancel(parked.timer);
@@ -469,6 +488,10 @@ impl RouterState {
         }
         self.outlets.memory.forget(inlet.windows() + outlet.egress.window());
         self.free_keys.push(key);
+        self.recent.push_back(inlet.info.id);
+        if self.recent.len() > MOST_RECENT {
+            self.recent.pop_front();
+        }
         self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
         self.tell_connection("closed", &inlet.info, Some(&doom.reason));
         self.ended.push((inlet.info.clone(), doom));
