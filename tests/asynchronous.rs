@@ -3,12 +3,12 @@
 mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
-use lapce_ipc::client::{Client, ConnectionState, DeliveryPolicy, SubscribeOptions};
+use lapce_ipc::client::{ConnectionState, DeliveryPolicy, SubscribeOptions};
 use support::Broker;
 use support::cut::cut_own;
 
 async fn connect(broker: &Broker) -> AsyncClient {
-    AsyncClient::connect_with(Client::builder().socket(broker.socket())).await.unwrap()
+    AsyncClient::connect_with(broker.builder().no_reconnect()).await.unwrap()
 }
 
 #[tokio::test]

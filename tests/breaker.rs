@@ -198,7 +198,9 @@ fn a_result_after_the_deadline_changes_nothing() {
         failures += 1;
         let (asking, timeout) = (client.clone(), Duration::from_millis(50 * failures));
         let asked = std::thread::spawn(move || {
-            asking.request_with("fragile", "?", RequestOptions { timeout: Some(timeout) }).unwrap_err()
+            asking
+                .request_with("fragile", "?", RequestOptions { timeout: Some(timeout), ..RequestOptions::default() })
+                .unwrap_err()
         });
         let taken = responder.service.next_timeout(timeout).unwrap();
         let error = asked.join().unwrap();

@@ -72,7 +72,7 @@ fn shared_files() -> BTreeSet<OsString> {
 }
 
 fn within(ms: u64) -> RequestOptions {
-    RequestOptions { timeout: Some(Duration::from_millis(ms)) }
+    RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() }
 }
 
 fn next(subscription: &mut Subscription) -> Message {

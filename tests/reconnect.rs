@@ -209,7 +209,7 @@ fn a_session_ends_with_its_process_at_once() {
     let client = broker.client();
     let mut child = Child::ready(&broker, "serve-and-keep");
     std::thread::scope(|scope| {
-        let options = RequestOptions { timeout: Some(Duration::from_secs(300)) };
+        let options = RequestOptions { timeout: Some(Duration::from_secs(300)), ..RequestOptions::default() };
         let asked = scope.spawn({
             let client = &client;
             move || client.request_with("kept", "x", options)

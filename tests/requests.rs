@@ -21,7 +21,7 @@ fn serve<R: AsRef<[u8]>>(
 }
 
 fn within(ms: u64) -> RequestOptions {
-    RequestOptions { timeout: Some(Duration::from_millis(ms)) }
+    RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() }
 }
 
 fn text(request: &Request) -> String {

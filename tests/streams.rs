@@ -11,7 +11,7 @@ use support::role::{Child, role, tell};
 use support::{Broker, DEADLINE, wait_until};
 
 fn within(ms: u64) -> RequestOptions {
-    RequestOptions { timeout: Some(Duration::from_millis(ms)) }
+    RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() }
 }
 
 #[test]

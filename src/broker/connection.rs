@@ -213,7 +213,7 @@ async fn greet(
     let Some(permit) = admitted.permit else {
         return Err(Some((RefusedCode::TooManyConnections, all_taken(broker))));
     };
-    let attached = attach(broker, &name, peer).await.map_err(|error| refused(&error))?;
+    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&error))?;
     let Attached { key, id, nonces, segment, descriptors, ended } = attached;
     log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
     let kept = Kept::new((key, id), name, nonces, process, ended, permit);
@@ -312,14 +312,15 @@ struct Attached {
     ended: watch::Receiver<Option<Doom>>,
 }
 
-async fn attach(broker: &Broker, name: &Name, peer: Credentials) -> std::io::Result<Attached> {
+async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> std::io::Result<Attached> {
     let nonces = Nonces::random()?;
     let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
     let segment = segment.map_err(std::io::Error::other)?;
     let (bells, descriptors) = BrokerBells::new()?;
     let file = segment.as_fd().try_clone_to_owned()?;
     let (owner, ended) = watch::channel(None);
-    let attach = Attach { name: name.clone(), peer, segment: Arc::new(segment), bells: Arc::new(bells), owner };
+    let name = name.clone();
+    let attach = Attach { name, nonce, peer, segment: Arc::new(segment), bells: Arc::new(bells), owner };
     let (key, id) = broker.router.send(attach).await.map_err(std::io::Error::other)??;
     Ok(Attached { key, id, nonces, segment: file, descriptors, ended })
 }

@@ -42,13 +42,13 @@ Examples:
 The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks with
 --stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and
 several in a row open the service's breaker. If the request is cancelled or its time is over, the command is killed.
-`serving` on stderr says that requests reach us.";
+`serving` on stderr says that requests reach us. A broker that ends is waited for, and stderr says so.";
 
-/// Answers requests until the broker ends.
+/// Answers requests. A broker that ends is waited for.
 ///
 /// # Errors
 ///
-/// If the service cannot be offered, or the connection ends.
+/// If the service cannot be offered, or the broker wants no more of us.
 pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
     let program = match (&args.exec, &args.command[..]) {
         (Some(line), _) => Some(Program::shell(line)),

@@ -47,7 +47,7 @@ the service has failed so often that its breaker is open: 75.";
 pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
     let client = place.connect("request", args.wait.wait)?;
     let payload = Data::new(args.data.as_ref()).read(client.limits().max_message_size)?;
-    let options = RequestOptions { timeout: args.timeout };
+    let options = RequestOptions { timeout: args.timeout, ..RequestOptions::default() };
     let mut out = Out::new()?;
     if args.stream {
         for chunk in client.request_stream_with(&args.service, payload, options)? {

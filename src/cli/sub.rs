@@ -39,16 +39,16 @@ Examples:
   lapce-ipc sub '$sys.>' --json | jq .topic
 
 `subscribed` on stderr says that the subscription is in force. When more arrives than is printed, the oldest messages
-are dropped, and stderr says how many.";
+are dropped, and stderr says how many. A broker that ends is waited for, and stderr says so.";
 
 /// How often drops are reported while messages keep coming.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// Prints messages until there were enough, or the broker ends.
+/// Prints messages until there were enough. A broker that ends is waited for.
 ///
 /// # Errors
 ///
-/// If there is no broker any more, or stdout fails.
+/// If there is no broker, it wants no more of us, or stdout fails.
 pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
     let client = place.connect_to_stay("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };

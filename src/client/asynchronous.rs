@@ -26,6 +26,7 @@ pub use serve::{AsyncRequest, AsyncService};
 
 use super::error::Result;
 use super::inner::{Inner, lock};
+use super::lane::Parts;
 use super::link::Step;
 use super::request::{Body, ReplyStream, RequestOptions};
 use super::serve as blocking;
@@ -33,7 +34,6 @@ use super::subscription::{self, Message, SubscribeOptions, Subscription};
 use super::{Builder, Client, StatusReport, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 use crate::wire::name::Topic;
-use crate::wire::record::{Header, Kind as RecordKind};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -142,7 +142,7 @@ impl AsyncClient {
         let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
         let client = connected.map_err(|error| lost(&error))??;
         let inner = client.inner.clone();
-        let descriptor = inner.bells.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
+        let descriptor = inner.nest.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
         // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
         #[allow(deprecated)]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(|error| lost(&error))?;
@@ -153,7 +153,7 @@ impl AsyncClient {
     /// As [`Client::id`].
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.inner.connection
+        self.inner.connection()
     }
 
     /// As [`Client::publish`].
@@ -184,19 +184,9 @@ impl AsyncClient {
     }
 
     async fn publish_parts(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
-        let (inner, step) = (&self.inner, self.inner.limits.slot_size as usize);
+        let (inner, mut message) = (&self.inner, Parts::new(topic, total));
         let _turn = self.bulk.lock().await;
-        let mut at = 0;
-        loop {
-            let part = &payload[at..payload.len().min(at + step)];
-            let flags = Inner::part_flags(at, part.len(), payload.len());
-            let header = Header { flags, id: topic, total, ..Header::new(RecordKind::Publish) };
-            until(inner, || inner.try_bulk(&header, part)).await??;
-            at += part.len();
-            if at == payload.len() {
-                return Ok(());
-            }
-        }
+        until(inner, || inner.try_parts(&mut message, payload)).await?
     }
 
     /// As [`Client::flush`].
@@ -208,10 +198,11 @@ impl AsyncClient {
         let inner = &self.inner;
         let number = {
             let _turn = self.bulk.lock().await;
-            let number = inner.next_number();
-            let header = Header { seq: number, ..Header::new(RecordKind::Flush) };
-            until(inner, || inner.try_bulk(&header, &[])).await??;
-            number
+            until(inner, || match inner.bulk().claim() {
+                Ok(mut lane) => inner.try_flush(&mut lane),
+                Err(error) => Some(Err(error)),
+            })
+            .await??
         };
         until(inner, || inner.is_flushed(number).then_some(())).await
     }

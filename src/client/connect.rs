@@ -14,7 +14,7 @@ use crate::wire::name::Name;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -165,7 +165,7 @@ impl Builder {
     fn greet(&self, endpoint: Endpoint, socket: UnixStream) -> Result<Client> {
         endpoint.hello(&socket, None)?;
         let welcome = receive_welcome(&socket, Instant::now() + self.timeout)?;
-        let inner = Inner::new(socket.into(), welcome, self.wait, endpoint);
+        let inner = Inner::new(socket.into(), welcome, self.wait, endpoint)?;
         Ok(Client { inner: inner.into() })
     }
 }
@@ -231,6 +231,7 @@ fn default_socket() -> PathBuf {
 }
 
 /// What the greeting brings.
+#[derive(Debug)]
 pub(super) struct Welcome {
     pub(super) segment: Segment,
     pub(super) bells: ClientBells,
@@ -286,13 +287,26 @@ fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
         }
     };
     let (greeted, limits, geometry) = greeting(frame)?;
-    let Ok([segment, ring, wait]) = <[OwnedFd; 3]>::try_from(fds) else {
+    open(socket.as_fd(), fds, decoder, greeted, limits, geometry)
+}
+
+/// Opens what came with a Welcome.
+pub(super) fn open(
+    socket: BorrowedFd<'_>,
+    descriptors: Vec<OwnedFd>,
+    decoder: FrameDecoder,
+    greeted: Greeted,
+    limits: Limits,
+    geometry: control::Geometry,
+) -> Result<Welcome> {
+    let protocol = |error: &dyn std::fmt::Display| Error::from(Kind::Protocol(error.to_string()));
+    let Ok([segment, ring, wait]) = <[OwnedFd; 3]>::try_from(descriptors) else {
         return Err(protocol(&"the welcome came without its descriptors"));
     };
     let control::Geometry { slot_size, extension_cells, nonce_bulk, nonce_express, nonce_egress, .. } = geometry;
     let geometry = Geometry::new(slot_size, extension_cells).map_err(|error| protocol(&error))?;
     let nonces = Nonces { bulk: nonce_bulk, express: nonce_express, egress: nonce_egress };
     let segment = Segment::open(segment, geometry, nonces).map_err(|error| protocol(&error))?;
-    let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket.as_fd()).map_err(|error| protocol(&error))?;
+    let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket).map_err(|error| protocol(&error))?;
     Ok(Welcome { segment, bells, limits, greeted, decoder })
 }

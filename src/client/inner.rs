@@ -9,7 +9,7 @@
 use super::WaitStrategy;
 use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
-use super::lane::Lane;
+use super::lane::{Lane, Producing};
 use super::link::Link;
 #[cfg(feature = "tokio")]
 use super::link::Step;
@@ -17,14 +17,16 @@ use super::outgoing::Outgoing;
 use super::reader::Reader;
 use super::request::Pending;
 use super::serve::{Arrived, Inbox, Incoming};
+use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, States};
 use super::subscription::{Message, Queue};
-use crate::shm::doorbell::ClientBells;
+use crate::shm::doorbell::{ClientBells, Nest};
 use crate::shm::layout::{RingName, credit_step};
-use crate::shm::ring::Signal;
-use crate::shm::segment::{CpuWords, Segment};
+use crate::shm::ring::Consumer;
+use crate::shm::segment::Segment;
 use crate::sync::{AtomicU64, Ordering, Site, fence};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
+use crate::wire::name::Topic;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::net::UnixStream;
@@ -36,7 +38,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     match mutex.try_lock() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -108,6 +110,13 @@ pub(super) struct Table {
     pub(super) set_aside: u64,
     pub(super) topics: HashMap<String, u32>,
     pub(super) services: HashMap<String, u32>,
+    /// The names that the broker has given numbers to, by those: topics, services.
+    pub(super) named: [Vec<Topic>; 2],
+    /// How many brokers, or sessions of one, there were before the present.
+    pub(super) session: u64,
+    /// What the next broker was asked for, and what it has given.
+    pub(super) restoring: HashMap<u32, Restoring>,
+    pub(super) restored: Vec<Restored>,
     pub(super) closed: Option<Error>,
     pub(super) states: States,
     /// Why the broker is about to close the connection.
@@ -139,14 +148,12 @@ pub(super) struct RequestSlot {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(super) connection: u32,
+    connection: AtomicU64,
     pub(super) limits: Limits,
     pub(super) wait: WaitStrategy,
-    pub(super) bells: ClientBells,
-    pub(super) cpu: CpuWords,
-    pub(super) lanes: [Lane; 2],
-    /// Armed by the router while it does not poll us.
-    pub(super) router_sleeps: Signal,
+    /// For event loops of the user's own.
+    pub(super) nest: Nest,
+    lanes: [Lane; 2],
     pub(super) table: Mutex<Table>,
     pub(super) endpoint: Endpoint,
     pub(super) outgoing: Mutex<Outgoing>,
@@ -156,33 +163,58 @@ pub(crate) struct Inner {
     turns: Mutex<u64>,
     turn: Condvar,
     serial: AtomicU64,
-    _segment: Segment,
 }
 
 impl Inner {
-    pub(super) fn new(socket: Arc<UnixStream>, welcome: Welcome, wait: WaitStrategy, endpoint: Endpoint) -> Inner {
+    pub(super) fn new(
+        socket: Arc<UnixStream>,
+        welcome: Welcome,
+        wait: WaitStrategy,
+        endpoint: Endpoint,
+    ) -> Result<Inner> {
         let Welcome { segment, bells, limits, greeted, decoder } = welcome;
-        let link = Link::new(socket.clone(), decoder, greeted.token);
-        let (bulk, express, egress) = segment.client_ends();
-        let lane = |producer, name| Lane::new(producer, segment.space_signal(name), segment.data_signal(name));
-        Inner {
-            connection: greeted.connection,
+        let nest = Nest::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
+        let bells = Arc::new(bells);
+        let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
+        let (bulk, express, egress) = Inner::ends(&segment, &bells, limits.slot_size);
+        Ok(Inner {
+            connection: AtomicU64::new(u64::from(greeted.connection)),
             limits,
             wait,
-            bells,
-            cpu: segment.cpu_words(),
-            lanes: [lane(bulk, RingName::Bulk), lane(express, RingName::Express)],
-            router_sleeps: segment.data_signal(RingName::Bulk),
+            nest,
+            lanes: [Lane::new(bulk), Lane::new(express)],
             table: Mutex::default(),
             endpoint,
             outgoing: Mutex::new(Outgoing::new(socket)),
-            reader: Mutex::new(Reader::new(&segment, egress, link)),
+            reader: Mutex::new(Reader::new(segment, egress, bells, link)),
             followers: AtomicU64::new(0),
             turns: Mutex::new(0),
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
-            _segment: segment,
-        }
+        })
+    }
+
+    /// Our ends of a session's rings: bulk, express, egress.
+    pub(super) fn ends(
+        segment: &Segment,
+        bells: &Arc<ClientBells>,
+        slot_size: u32,
+    ) -> (Producing, Producing, Consumer) {
+        let (bulk, express, egress) = segment.client_ends();
+        let lane = |producer, name| {
+            let (space, data) = (segment.space_signal(name), segment.data_signal(name));
+            Producing::new(producer, space, data, bells.clone(), slot_size)
+        };
+        (lane(bulk, RingName::Bulk), lane(express, RingName::Express), egress)
+    }
+
+    /// The connection's id at the present broker.
+    pub(super) fn connection(&self) -> u32 {
+        self.connection.load(Ordering::Relaxed) as u32
+    }
+
+    pub(super) fn set_connection(&self, id: u32) {
+        self.connection.store(u64::from(id), Ordering::Relaxed);
     }
 
     pub(super) fn bulk(&self) -> &Lane {
@@ -346,9 +378,9 @@ impl Inner {
     pub(super) fn drive(&self) -> Step {
         let Some(mut reader) = try_lock(&self.reader) else { return Step::Changed };
         reader.look_at_bells(self, Some(Duration::ZERO));
-        let mut step = reader.link.step(self);
+        let mut step = reader.step(self);
         while reader.sort(self) > 0 {}
-        if !reader.arm(self) {
+        if !reader.arm() {
             step = Step::Changed;
         }
         drop(reader);
@@ -385,21 +417,19 @@ impl Inner {
             }
             table.answers.insert(serial, None);
         }
-        self.put(serial, &question(serial))?;
+        let question = question(serial);
+        lock(&self.outgoing).ask(serial, question);
         Ok(serial)
     }
 
-    /// Asks for something whose answer does not matter.
-    pub(super) fn tell(&self, question: impl FnOnce(u32) -> ClientFrame) {
+    /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put.
+    pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> ClientFrame) {
         let serial = self.next_number() as u32;
-        // Such a frame is never too long, and an end of the connection ends what it is about.
-        let _ = self.put(serial, &question(serial));
-    }
-
-    fn put(&self, serial: u32, question: &ClientFrame) -> Result<()> {
-        let bytes = question.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
-        lock(&self.outgoing).ask(serial, bytes);
-        Ok(())
+        let mut table = lock(&self.table);
+        let question = question(&mut table, serial);
+        if table.closed.is_none() {
+            lock(&self.outgoing).ask(serial, question);
+        }
     }
 
     pub(super) fn take_answer(&self, serial: u32) -> Option<BrokerFrame> {

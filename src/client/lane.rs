@@ -1,243 +1,397 @@
 //! Placing records in a lane towards the broker.
 //!
 //! Many threads of a client produce into one lane. The producer role is guarded by a mutex that lives in this process,
-//! not in shared memory, and that is held for the length of one record (of one message, in the bulk lane); what a peer
-//! does cannot make anybody wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would be,
-//! and it needs no second path for those who find it taken.
+//! not in shared memory, and that is held for the length of one record, never while a thread waits for space; what a
+//! peer does cannot make anybody wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would
+//! be, and it needs no second path for those who find it taken. Everything that belongs to one session of the client
+//! lies behind it, so that a session at another broker takes this one's place under that lock.
 
 use super::error::{Kind, Result};
-use super::inner::{Inner, lock};
+use super::inner::{Inner, lock, try_lock};
+use super::unsent::Unsents;
+use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::HEADER_WORDS;
 use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
-use crate::shm::words::write_bytes_at;
 use crate::sync::{AtomicU64, Ordering};
-use crate::wire::record::{Flags, Header, Kind as RecordKind};
-use std::sync::{Mutex, MutexGuard};
+use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug)]
 pub(super) struct Lane {
-    producer: Mutex<Producer>,
+    producing: Mutex<Producing>,
+    /// Told when a message of several records is whole or given up.
+    whole: Condvar,
+    /// The thread that holds a loan, as a number; 0: none.
+    pub(super) lender: AtomicU64,
+}
+
+/// The producer role, and what goes with it.
+#[derive(Debug)]
+pub(super) struct Producing {
+    pub(super) producer: Producer,
     /// Ours: a thread waits for space.
     space: Signal,
     /// The router's: it does not poll us.
     data: Signal,
-    /// The thread that holds a loan, as a number; 0: none.
-    lender: AtomicU64,
+    bells: Arc<ClientBells>,
+    /// Which of the client's sessions this is.
+    pub(super) session: u64,
+    /// The number of the last message, by the number of its topic.
+    sequences: Vec<u64>,
+    /// A thread waits for space in the middle of a message of several records.
+    is_taken: bool,
+    pub(super) unsents: Unsents,
+    /// The number of the last flush that was begun.
+    pub(super) flush: u64,
+    slot_size: usize,
 }
 
 /// A number for this thread, never 0.
-fn thread() -> u64 {
+pub(super) fn thread() -> u64 {
     std::thread_local!(static MARK: u8 = const { 0 });
     MARK.with(|mark| std::ptr::from_ref(mark) as u64)
 }
 
-fn broken(violation: Violation) -> Kind {
+pub(super) fn broken(violation: Violation) -> Kind {
     Kind::Protocol(violation.to_string())
 }
 
+/// The flags of the part `at..at + len` of a message of `total` bytes.
+#[inline]
+pub(super) fn part_flags(at: usize, len: usize, total: usize) -> Flags {
+    Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + len == total)
+}
+
 impl Lane {
-    pub(super) fn new(producer: Producer, space: Signal, data: Signal) -> Lane {
-        Lane { producer: Mutex::new(producer), space, data, lender: AtomicU64::new(0) }
+    pub(super) fn new(producing: Producing) -> Lane {
+        Lane { producing: Mutex::new(producing), whole: Condvar::new(), lender: AtomicU64::new(0) }
     }
 
-    /// The producer role.
-    pub(super) fn claim(&self) -> Result<MutexGuard<'_, Producer>> {
+    /// The producer role, between two messages.
+    #[inline]
+    pub(super) fn claim(&self) -> Result<MutexGuard<'_, Producing>> {
+        let mut producing = self.claim_within()?;
+        while producing.is_taken {
+            producing = self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(producing)
+    }
+
+    /// The producer role, perhaps within another's message.
+    #[inline]
+    pub(super) fn claim_within(&self) -> Result<MutexGuard<'_, Producing>> {
         if self.lender.load(Ordering::Relaxed) == thread() {
             return Err(Kind::LoanOutstanding.into());
         }
-        Ok(lock(&self.producer))
+        Ok(lock(&self.producing))
+    }
+
+    /// The producer role, if nobody has it.
+    pub(super) fn try_claim(&self) -> Option<MutexGuard<'_, Producing>> {
+        try_lock(&self.producing)
+    }
+
+    /// Goes on in another session. What lies in the last one's lane is about calls that are over.
+    pub(super) fn replace(&self, next: Producing, session: u64) {
+        *lock(&self.producing) = Producing { session, ..next };
+    }
+
+    /// The message that the lane was taken for is whole or given up.
+    fn let_go(&self) {
+        lock(&self.producing).is_taken = false;
+        self.whole.notify_all();
+    }
+}
+
+impl Producing {
+    pub(super) fn new(
+        producer: Producer,
+        space: Signal,
+        data: Signal,
+        bells: Arc<ClientBells>,
+        slot_size: u32,
+    ) -> Producing {
+        Producing {
+            producer,
+            space,
+            data,
+            bells,
+            session: 0,
+            sequences: Vec::new(),
+            is_taken: false,
+            unsents: Unsents::default(),
+            flush: 0,
+            slot_size: slot_size as usize,
+        }
+    }
+
+    /// Goes on in another session, whose lane `next` is. What the last one has not consumed is to be sent again.
+    ///
+    /// # Errors
+    ///
+    /// If the last session's lane does not hold what was placed there.
+    pub(super) fn renew(&mut self, next: Producing, session: u64) -> Result<(), Violation> {
+        let taken = self.unsents.take_from(&mut self.producer);
+        let Producing { producer, space, data, bells, .. } = next;
+        (self.producer, self.space, self.data, self.bells, self.session) = (producer, space, data, bells, session);
+        taken
     }
 
     /// Places a record if there is space.
     #[inline]
-    fn place(&self, producer: &mut Producer, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool> {
-        producer.enter();
-        let pushed = producer.push(header, payload);
-        producer.leave();
+    fn place(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool> {
+        self.producer.enter();
+        let pushed = self.producer.push(header, payload);
+        self.producer.leave();
         Ok(pushed.map_err(broken)?)
     }
 
     /// Wakes the router, if it does not poll us.
     #[inline]
-    fn announce(&self, inner: &Inner) {
+    pub(super) fn announce(&self) {
         publication_fence();
         if self.data.take() {
-            inner.bells.ring();
+            self.bells.ring();
         }
+    }
+
+    /// Whether nobody is in the middle of a message.
+    pub(super) fn is_free(&self) -> bool {
+        !self.is_taken
+    }
+
+    /// Asks to be woken when there is space.
+    pub(super) fn wait_for_space(&self) {
+        self.space.arm();
     }
 
     /// Places a record if there is space; if not, asks to be woken when there is. Never waits.
     #[inline]
-    pub(super) fn try_push(
-        &self,
-        inner: &Inner,
-        producer: &mut Producer,
-        header: &Header,
-        payload: &[u8],
-    ) -> Result<bool> {
+    pub(super) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
+        if !self.unsents.is_empty() && !self.send_again()? {
+            return Ok(false);
+        }
+        self.try_push_now(header, payload)
+    }
+
+    #[inline]
+    fn try_push_now(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
         let (words, payload) = (header.to_words(), Payload::Bytes(payload));
-        if !self.place(producer, &words, payload)? {
+        if !self.place(&words, payload)? {
             self.space.arm();
             // The flag first, then once more: space that came in between is not missed.
-            if !self.place(producer, &words, payload)? {
+            if !self.place(&words, payload)? {
                 return Ok(false);
             }
             self.space.disarm();
         }
-        self.announce(inner);
+        self.announce();
         Ok(true)
     }
 
-    /// Places a record, waiting for space if need be.
+    /// Places what is to be sent again, as far as there is space. Answers whether that is all.
+    #[cold]
+    pub(super) fn send_again(&mut self) -> Result<bool> {
+        let mut unsents = std::mem::take(&mut self.unsents);
+        let sent = loop {
+            let Some((header, part)) = unsents.next(self.slot_size) else { break Ok(true) };
+            match self.try_push_now(&header, part) {
+                Ok(true) => unsents.placed(self.slot_size, self.producer.claimed()),
+                not_now => break not_now,
+            }
+        };
+        self.unsents = unsents;
+        sent
+    }
+
+    /// Publishes a message of one record, if there is space.
     #[inline]
-    pub(super) fn push(&self, inner: &Inner, producer: &mut Producer, header: &Header, payload: &[u8]) -> Result<()> {
-        if self.try_push(inner, producer, header, payload)? {
-            return Ok(());
+    pub(super) fn try_publish(&mut self, topic: u32, total: u32, payload: &[u8]) -> Result<bool> {
+        let seq = self.sequences.get(topic as usize).map_or(1, |last| last + 1);
+        let header = Header { flags: Flags::WHOLE, id: topic, total, seq, ..Header::new(RecordKind::Publish) };
+        let pushed = self.try_push(&header, payload)?;
+        if pushed {
+            self.set_sequence(topic, seq);
         }
-        inner.wait_for_bell(|| match self.try_push(inner, producer, header, payload) {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
-        })?
+        Ok(pushed)
+    }
+
+    /// The number for the next message in a topic.
+    pub(super) fn next_sequence(&mut self, topic: u32) -> u64 {
+        let seq = self.sequences.get(topic as usize).map_or(1, |last| last + 1);
+        self.set_sequence(topic, seq);
+        seq
+    }
+
+    #[inline]
+    fn set_sequence(&mut self, topic: u32, seq: u64) {
+        match self.sequences.get_mut(topic as usize) {
+            Some(last) => *last = seq,
+            None => {
+                self.sequences.resize(topic as usize + 1, 0);
+                self.sequences[topic as usize] = seq;
+            }
+        }
+    }
+}
+
+/// A message on its way into the bulk lane, part by part.
+#[derive(Debug)]
+pub(super) struct Parts {
+    header: Header,
+    at: usize,
+    /// The session in which it was begun, if it was.
+    begun: Option<u64>,
+}
+
+impl Parts {
+    pub(super) fn new(topic: u32, total: u32) -> Parts {
+        Parts { header: Header { id: topic, total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
+    }
+
+    /// Places parts as far as there is space. Answers whether it is whole.
+    pub(super) fn place(&mut self, lane: &mut Producing, payload: &[u8], keep: bool) -> Result<bool> {
+        if self.begun.is_some_and(|session| session != lane.session) {
+            // Its broker has died within it, and so it is begun anew at the next.
+            (self.at, self.begun) = (0, Some(lane.session));
+            self.header.flags = Flags::RESENT;
+        }
+        loop {
+            let part = &payload[self.at..payload.len().min(self.at + lane.slot_size)];
+            if self.begun.is_none() {
+                self.header.seq = lane.sequences.get(self.header.id as usize).map_or(1, |last| last + 1);
+            }
+            let flags = self.header.flags.with(part_flags(self.at, part.len(), payload.len()));
+            if !lane.try_push(&Header { flags, ..self.header }, part)? {
+                return Ok(false);
+            }
+            if self.begun.is_none() {
+                lane.set_sequence(self.header.id, self.header.seq);
+                self.begun = Some(lane.session);
+            }
+            self.at += part.len();
+            if self.at == payload.len() {
+                break;
+            }
+        }
+        if keep && payload.len() > lane.slot_size {
+            let consumed = lane.producer.look().map_err(broken)?;
+            let claimed = lane.producer.claimed();
+            lane.unsents.keep(&self.header, payload, claimed, consumed);
+        }
+        Ok(true)
     }
 }
 
 impl Inner {
-    /// Places a record in the express lane if there is space. For records that are placed while waiting.
-    pub(super) fn try_express(&self, header: &Header, payload: &[u8]) -> Result<bool> {
-        let mut producer = self.express().claim()?;
-        self.express().try_push(self, &mut producer, header, payload)
-    }
-
-    /// Places a record in the bulk lane if there is space; `None`: there is none yet.
-    #[cfg(feature = "tokio")]
-    pub(super) fn try_bulk(&self, header: &Header, payload: &[u8]) -> Option<Result<()>> {
-        let mut producer = match self.bulk().claim() {
-            Ok(producer) => producer,
-            Err(error) => return Some(Err(error)),
-        };
-        match self.bulk().try_push(self, &mut producer, header, payload) {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
+    /// Places a record of a call in the express lane, if there is space. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// If the call was of another session.
+    pub(super) fn try_express(&self, session: u64, header: &Header, payload: &[u8]) -> Result<bool> {
+        let mut lane = self.express().claim()?;
+        if lane.session != session {
+            return Err(Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into());
         }
+        lane.try_push(header, payload)
     }
 
-    /// Places a record in the express lane, waiting for space if need be.
-    pub(super) fn push_express(&self, header: &Header, payload: &[u8]) -> Result<()> {
-        if self.try_express(header, payload)? {
+    /// Places a record that is about no call. Never waits.
+    pub(super) fn try_express_anyway(&self, header: &Header, payload: &[u8]) -> Result<bool> {
+        self.express().claim()?.try_push(header, payload)
+    }
+
+    /// Places a record in the express lane, waiting for space if need be. `session`: as for [`Inner::try_express`].
+    pub(super) fn push_express(&self, session: Option<u64>, header: &Header) -> Result<()> {
+        let place = || match session {
+            Some(session) => self.try_express(session, header, &[]),
+            None => self.try_express_anyway(header, &[]),
+        };
+        if place()? {
             return Ok(());
         }
         // The role is claimed for each try anew: whoever reads meanwhile may have to place records too.
-        self.wait_for_bell(|| match self.try_express(header, payload) {
+        self.wait_for_bell(|| match place() {
             Ok(false) => None,
             Ok(true) => Some(Ok(())),
             Err(error) => Some(Err(error)),
         })?
     }
 
-    /// The flags of the part `at..at + len` of a message of `total` bytes.
-    pub(super) fn part_flags(at: usize, len: usize, total: usize) -> Flags {
-        Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + len == total)
+    /// Publishes a message of any size, waiting for space if need be.
+    #[cold]
+    pub(super) fn publish_waiting(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
+        let (mut message, keep) = (Parts::new(topic, total), self.endpoint.reconnect.is_some());
+        loop {
+            let mut lane = self.bulk().claim()?;
+            if message.place(&mut lane, payload, keep)? {
+                return Ok(());
+            }
+            lane.is_taken = message.begun.is_some();
+            drop(lane);
+            let placed = self.wait_for_bell(|| {
+                let mut lane = match self.bulk().claim_within() {
+                    Ok(lane) => lane,
+                    Err(error) => return Some(Err(error)),
+                };
+                if lane.is_taken && message.begun.is_none() {
+                    // Within another's message: wait for its end, not for space.
+                    return Some(Ok(false));
+                }
+                match message.place(&mut lane, payload, keep) {
+                    Ok(false) => {
+                        lane.is_taken = message.begun.is_some();
+                        None
+                    }
+                    placed => Some(placed),
+                }
+            });
+            if message.begun.is_some() {
+                self.bulk().let_go();
+            }
+            if placed?? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Places parts of a message as far as there is space; `None`: it is not whole yet. The caller sees to it that no
+    /// other message comes in between.
+    #[cfg(feature = "tokio")]
+    pub(super) fn try_parts(&self, message: &mut Parts, payload: &[u8]) -> Option<Result<()>> {
+        let keep = self.endpoint.reconnect.is_some();
+        let placed = self.bulk().claim().and_then(|mut lane| message.place(&mut lane, payload, keep));
+        match placed {
+            Ok(false) => None,
+            placed => Some(placed.map(|_| ())),
+        }
+    }
+
+    /// Places a flush with a new number, if there is space: when it is answered, all that was placed before is routed.
+    pub(super) fn try_flush(&self, lane: &mut Producing) -> Option<Result<u64>> {
+        let number = self.next_number();
+        let header = Header { seq: number, ..Header::new(RecordKind::Flush) };
+        match lane.try_push(&header, &[]) {
+            Ok(false) => None,
+            Ok(true) => {
+                lane.flush = lane.flush.max(number);
+                Some(Ok(number))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Places what is to be sent again, if that is possible now. Answers whether that is all.
+    pub(super) fn send_again(&self) -> bool {
+        let Some(mut lane) = self.bulk().try_claim() else { return false };
+        // What is wrong with the lane is told to who publishes.
+        lane.send_again().unwrap_or(true)
     }
 
     /// A message's length, if it is not too large.
     pub(super) fn check_size(&self, len: usize) -> Result<u32> {
         let max = self.limits.max_message_size;
         u32::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| Kind::TooLarge { len, max }.into())
-    }
-}
-
-/// Space in the bulk lane, lent for a message that is written in place; see
-/// [`Publisher::loan`](super::Publisher::loan). Dropped, it leaves no trace. Other threads' publishes wait meanwhile.
-///
-/// Bytes that are not written have no particular value.
-pub struct Loan<'a> {
-    inner: &'a Inner,
-    producer: MutexGuard<'a, Producer>,
-    topic: u32,
-    len: u32,
-}
-
-impl<'a> Loan<'a> {
-    pub(super) fn new(inner: &'a Inner, topic: u32, len: usize) -> Result<Loan<'a>> {
-        let slot_size = inner.limits.slot_size;
-        let len =
-            u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
-        let lane = inner.bulk();
-        let mut producer = lane.claim()?;
-        let reserve = |producer: &mut Producer| {
-            producer.enter();
-            match producer.reserve(len) {
-                Ok(Some(_)) => return Some(Ok(())),
-                Ok(None) => {}
-                Err(violation) => return Some(Err(broken(violation).into())),
-            }
-            producer.leave();
-            None
-        };
-        if let Some(error) = reserve(&mut producer)
-            .unwrap_or_else(|| {
-                inner.wait_for_bell(|| {
-                    lane.space.arm();
-                    reserve(&mut producer)
-                })?
-            })
-            .err()
-        {
-            producer.leave();
-            return Err(error);
-        }
-        lane.lender.store(thread(), Ordering::Relaxed);
-        Ok(Loan { inner, producer, topic, len })
-    }
-
-    /// Bytes that were asked for.
-    #[must_use]
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.len as usize
-    }
-
-    /// Writes `bytes` at `offset`.
-    ///
-    /// # Panics
-    ///
-    /// If they reach behind the loan's end.
-    pub fn write_at(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(
-            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len()),
-            "{} bytes at {offset} reach behind a loan of {}",
-            bytes.len(),
-            self.len
-        );
-        // The same place each time: nothing moves before the publication.
-        if let Ok(Some(slot)) = self.producer.reserve(self.len) {
-            write_bytes_at(slot.payload(), offset, bytes);
-        }
-    }
-
-    /// Publishes what was written.
-    pub fn publish(mut self) {
-        let header =
-            Header { flags: Flags::WHOLE, id: self.topic, total: self.len, ..Header::new(RecordKind::Publish) };
-        if let Ok(Some(slot)) = self.producer.reserve(self.len) {
-            slot.publish(&header.to_words(), self.len);
-        }
-        // What remains, and waking the router, is the drop's.
-    }
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        self.producer.leave();
-        self.inner.bulk().lender.store(0, Ordering::Relaxed);
-        self.inner.bulk().announce(self.inner);
-    }
-}
-
-impl std::fmt::Debug for Loan<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Loan({} bytes)", self.len)
     }
 }

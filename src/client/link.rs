@@ -4,19 +4,24 @@
 //!            its end, no Closing before it        an attempt is due            Welcome
 //!   Up ─────────────────────────────────► Waiting ─────────────────► Greeting ─────────► Up
 //!                                            ▲            refused for now, no │
-//!                                            └──────── answer, its end again ─┘
+//!                                            ├──────── answer, its end again ─┤
+//!                                            │ lost                           │ Welcome of another broker
+//!                                            └────────────── Restoring ◄──────┘
+//!                                                                └──► Up, when all is there again
 //! ```
 //!
 //! Nothing here waits: whoever has the reader role carries out what is due, and sleeps until the next thing is due, a
 //! bell rings, a socket has something, or something appears at the socket's path.
 
-use super::connect::{Endpoint, greeting};
+use super::connect::{Endpoint, Greeted, Welcome, greeting, open};
 use super::error::{Error, Kind};
 use super::inner::{Inner, lock};
 use super::retry::Retry;
+use super::session;
 use super::state::ConnectionState;
 use crate::shm::descriptors;
-use crate::shm::segment::fill_random;
+use crate::shm::doorbell::ClientBells;
+use crate::shm::segment::{Segment, fill_random};
 use crate::wire::codec::FrameDecoder;
 use crate::wire::control::{self, BrokerFrame, ClientFrame, RefusedCode, Token};
 use rustix::fs::inotify;
@@ -26,6 +31,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A session that ends within this time has ended at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 enum Line {
     Up(Arc<UnixStream>),
@@ -33,6 +41,8 @@ enum Line {
     Waiting(Retry),
     /// Hello was said.
     Greeting(Arc<UnixStream>, Retry, Instant),
+    /// Another broker has greeted us: it is asked for what the session had at the last one.
+    Restoring(Arc<UnixStream>, Box<Welcome>),
     /// Nothing comes any more.
     Down,
 }
@@ -42,7 +52,13 @@ enum Line {
 pub(super) struct Link {
     line: Line,
     decoder: FrameDecoder,
-    token: Token,
+    /// Descriptors that came before their Welcome was whole.
+    descriptors: Vec<OwnedFd>,
+    /// `None`: there is no session to resume.
+    token: Option<Token>,
+    bells: Arc<ClientBells>,
+    /// When a session was begun anew: one that ends at once is not begun anew at once.
+    anew: Option<Instant>,
     /// Watches the folder of the socket's path while there is no connection.
     path: Option<OwnedFd>,
 }
@@ -70,37 +86,73 @@ pub(super) enum Got {
 }
 
 impl Link {
-    pub(super) fn new(socket: Arc<UnixStream>, decoder: FrameDecoder, token: Token) -> Link {
-        Link { line: Line::Up(socket), decoder, token, path: None }
+    pub(super) fn new(socket: Arc<UnixStream>, bells: Arc<ClientBells>, decoder: FrameDecoder, token: Token) -> Link {
+        let (line, descriptors) = (Line::Up(socket), Vec::new());
+        Link { line, decoder, descriptors, token: Some(token), bells, anew: None, path: None }
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        matches!(self.line, Line::Up(_))
+    /// The bells of the present session.
+    pub(super) fn bells(&self) -> Arc<ClientBells> {
+        self.bells.clone()
     }
 
-    /// The next frame of a session that stands.
+    /// Whether a broker has greeted us.
+    pub(super) fn is_greeted(&self) -> bool {
+        matches!(self.line, Line::Up(_) | Line::Restoring(..))
+    }
+
+    /// The next frame of a broker that has greeted us.
     pub(super) fn next(&mut self) -> Got {
-        let Line::Up(socket) = &self.line else { return Got::Nothing };
+        let (Line::Up(socket) | Line::Restoring(socket, _)) = &self.line else { return Got::Nothing };
         receive(socket, &mut self.decoder, &mut Vec::new())
     }
 
     /// Nothing comes any more.
-    pub(super) fn put_down(&mut self, inner: &Inner) {
-        if let Line::Up(socket) | Line::Greeting(socket, ..) = std::mem::replace(&mut self.line, Line::Down) {
-            inner.bells.unwatch(socket.as_fd());
+    pub(super) fn put_down(&mut self) {
+        match std::mem::replace(&mut self.line, Line::Down) {
+            Line::Up(socket) | Line::Greeting(socket, ..) | Line::Restoring(socket, _) => {
+                self.bells.unwatch(socket.as_fd());
+            }
+            Line::Waiting(_) | Line::Down => {}
         }
-        self.unwatch_path(inner);
+        self.unwatch_path();
     }
 
-    /// The socket was lost: the first attempt to come back is due. `false`: this client does not come back.
-    pub(super) fn lose(&mut self, inner: &Inner, now: Instant) -> bool {
+    /// The socket was lost: the first attempt to come back is due. `is_over`: there is nothing to be resumed. `false`:
+    /// this client does not come back.
+    pub(super) fn lose(&mut self, inner: &Inner, is_over: bool, now: Instant) -> bool {
         let Some(options) = &inner.endpoint.reconnect else { return false };
-        self.put_down(inner);
+        if is_over || matches!(self.line, Line::Restoring(..)) {
+            self.token = None;
+        }
+        self.put_down();
         lock(&inner.outgoing).lose();
         self.watch_path(inner);
+        let ended_at_once = self.anew.take().is_some_and(|anew| now.duration_since(anew) < AT_ONCE);
         self.line = Line::Waiting(Retry::new(options.clone(), now));
-        self.tell_waiting(inner, Duration::ZERO);
+        if ended_at_once {
+            self.failed(inner, "sessions end as soon as they begin");
+        } else {
+            self.tell_waiting(inner, Duration::ZERO);
+        }
         true
+    }
+
+    /// Whether all is there again that the session had at the last broker.
+    pub(super) fn is_restored(&self, inner: &Inner) -> bool {
+        matches!(self.line, Line::Restoring(..)) && lock(&inner.table).restoring.is_empty()
+    }
+
+    /// The session goes on at the broker that has greeted us: what it has brought.
+    pub(super) fn go_on(&mut self, bells: &dyn Fn(ClientBells) -> Arc<ClientBells>) -> Option<(Segment, Greeted)> {
+        let Line::Restoring(socket, welcome) = std::mem::replace(&mut self.line, Line::Down) else { return None };
+        self.unwatch_path();
+        self.bells.unwatch(socket.as_fd());
+        let Welcome { segment, bells: new, greeted, .. } = *welcome;
+        self.bells = bells(new);
+        (self.token, self.anew) = (Some(greeted.token), Some(Instant::now()));
+        self.line = Line::Up(socket);
+        Some((segment, greeted))
     }
 
     fn tell_waiting(&self, inner: &Inner, next_in: Duration) {
@@ -113,7 +165,7 @@ impl Link {
     /// Carries out what is due.
     pub(super) fn step(&mut self, inner: &Inner) -> Step {
         let (due, is_greeting) = match &self.line {
-            Line::Up(_) | Line::Down => return Step::Rest,
+            Line::Up(_) | Line::Restoring(..) | Line::Down => return Step::Rest,
             Line::Waiting(retry) => (retry.at(), false),
             Line::Greeting(_, _, until) => (*until, true),
         };
@@ -133,13 +185,14 @@ impl Link {
         let Line::Waiting(retry) = std::mem::replace(&mut self.line, Line::Down) else { return };
         let endpoint = &inner.endpoint;
         let dialled = endpoint.try_dial().and_then(|socket| {
-            inner.bells.watch(socket.as_fd()).map_err(|error| Kind::Disconnected(error.to_string()))?;
-            endpoint.hello(&socket, Some(self.token))?;
+            self.bells.watch(socket.as_fd()).map_err(|error| Kind::Disconnected(error.to_string()))?;
+            endpoint.hello(&socket, self.token)?;
             Ok(socket)
         });
         match dialled {
             Ok(socket) => {
                 self.decoder = FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX);
+                self.descriptors.clear();
                 self.line = Line::Greeting(socket.into(), retry, now + endpoint.timeout);
                 lock(&inner.table).set_state(ConnectionState::Connecting);
             }
@@ -153,7 +206,7 @@ impl Link {
 
     /// The attempt failed: waits for the next one, or gives up.
     fn failed(&mut self, inner: &Inner, reason: &str) {
-        let (Line::Waiting(mut retry) | Line::Greeting(_, mut retry, _)) = self.take_line(inner) else { return };
+        let (Line::Waiting(mut retry) | Line::Greeting(_, mut retry, _)) = self.take_line() else { return };
         let mut chance = [0; 4];
         // Without randomness the delay is what it is.
         let chance = fill_random(&mut chance).map_or(0.5, |()| f64::from(u32::from_le_bytes(chance)) / 2f64.powi(32));
@@ -166,32 +219,49 @@ impl Link {
         }
     }
 
-    fn take_line(&mut self, inner: &Inner) -> Line {
+    fn take_line(&mut self) -> Line {
         let line = std::mem::replace(&mut self.line, Line::Down);
         if let Line::Greeting(socket, ..) = &line {
-            inner.bells.unwatch(socket.as_fd());
+            self.bells.unwatch(socket.as_fd());
         }
         line
     }
 
     fn close(&mut self, inner: &Inner, error: Error) {
-        self.put_down(inner);
+        self.put_down();
         inner.close(error);
     }
 
     /// The socket over which Hello was said has something.
     pub(super) fn read_greeting(&mut self, inner: &Inner) {
         let Line::Greeting(socket, ..) = &self.line else { return };
-        let mut descriptors = Vec::new();
-        let frame = match receive(socket, &mut self.decoder, &mut descriptors) {
+        let frame = match receive(socket, &mut self.decoder, &mut self.descriptors) {
             Got::Nothing => return,
             Got::End(reason) => return self.failed(inner, &reason),
             Got::Nonsense(reason) => return self.close(inner, Kind::Protocol(reason).into()),
             Got::Frame(frame) => frame,
         };
+        let descriptors = std::mem::take(&mut self.descriptors);
         match greeting(frame) {
-            Ok((welcome, _, _)) if welcome.connection == inner.connection && descriptors.is_empty() => {
-                self.resumed(inner, welcome.token);
+            Ok((greeted, limits, geometry)) if self.token.is_none() => {
+                if limits != inner.limits {
+                    let reason = "the broker that is there now has other limits than the one before".to_owned();
+                    return self.close(inner, Kind::Disconnected(reason).into());
+                }
+                let decoder = std::mem::replace(&mut self.decoder, FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX));
+                // It is watched already, and will be behind the new bells by the time that they are in use.
+                match open(socket.as_fd(), descriptors, FrameDecoder::new(0), greeted, limits, geometry) {
+                    Ok(welcome) => {
+                        let line = Line::Restoring(socket.clone(), welcome.into());
+                        let Line::Greeting(socket, ..) = std::mem::replace(&mut self.line, line) else { return };
+                        self.decoder = decoder;
+                        session::restore(inner, socket);
+                    }
+                    Err(error) => self.close(inner, error),
+                }
+            }
+            Ok((greeted, ..)) if greeted.connection == inner.connection() && descriptors.is_empty() => {
+                self.resumed(inner, greeted.token);
             }
             Ok(_) => self.close(inner, Kind::Protocol("it resumed another session".to_owned()).into()),
             Err(error) => match error.refused_code() {
@@ -199,8 +269,12 @@ impl Link {
                 Some(RefusedCode::TooManyConnections | RefusedCode::Draining | RefusedCode::BadToken) => {
                     self.failed(inner, &error.to_string());
                 }
-                Some(RefusedCode::ResumeFailed) => {
-                    self.close(inner, Kind::Disconnected("the session has ended meanwhile".to_owned()).into());
+                // The broker is another, or the session waited too long: begin anew.
+                Some(RefusedCode::ResumeFailed) if self.token.take().is_some() => {
+                    if let Line::Greeting(_, mut retry, _) = self.take_line() {
+                        retry.once_more(Instant::now());
+                        self.line = Line::Waiting(retry);
+                    }
                 }
                 _ => self.close(inner, error),
             },
@@ -209,8 +283,8 @@ impl Link {
 
     fn resumed(&mut self, inner: &Inner, token: Token) {
         let Line::Greeting(socket, ..) = std::mem::replace(&mut self.line, Line::Down) else { return };
-        self.token = token;
-        self.unwatch_path(inner);
+        self.token = Some(token);
+        self.unwatch_path();
         self.line = Line::Up(socket.clone());
         let confirmed = ClientFrame::Resumed.encode().unwrap_or_default();
         lock(&inner.outgoing).resume(socket, &confirmed);
@@ -240,16 +314,16 @@ impl Link {
             let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
             let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             inotify::add_watch(&watch, folder.unwrap_or(std::path::Path::new(".")), flags)?;
-            inner.bells.watch_path(watch.as_fd())?;
+            self.bells.watch_path(watch.as_fd())?;
             std::io::Result::Ok(watch)
         };
         // Without it the delays must do.
         self.path = watch().ok();
     }
 
-    fn unwatch_path(&mut self, inner: &Inner) {
+    fn unwatch_path(&mut self) {
         if let Some(watch) = self.path.take() {
-            inner.bells.unwatch(watch.as_fd());
+            self.bells.unwatch(watch.as_fd());
         }
     }
 }

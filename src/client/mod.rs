@@ -19,9 +19,10 @@
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
-//! | `link`, `outgoing` | the two halves of the control socket, and how it is found again |
+//! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
 //! | `retry`, `state` | when to try again; what the user sees of it |
-//! | `lane` | placing records in the two lanes; loans |
+//! | `lane`, `loan` | placing records in the two lanes, and writing in place |
+//! | `session`, `unsent`, `seen` | going on at another broker: what is asked anew, sent again, left out |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
 //! | `view` | looking at a message where it lies |
@@ -32,18 +33,23 @@
 pub mod asynchronous;
 mod connect;
 mod error;
+mod frames;
 mod inner;
 mod lane;
 mod link;
 mod listen;
+mod loan;
 mod outgoing;
 mod publish;
 mod reader;
 mod request;
 mod retry;
+mod seen;
 mod serve;
+mod session;
 mod state;
 mod subscription;
+mod unsent;
 mod view;
 
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
@@ -52,8 +58,8 @@ pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
-pub use lane::Loan;
 pub use listen::Listener;
+pub use loan::Loan;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use retry::ReconnectOptions;
@@ -110,7 +116,7 @@ impl Client {
     /// The connection's id, as it stands in the broker's log and status, and with each message that we publish.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.inner.connection
+        self.inner.connection()
     }
 
     /// The limits that the broker set for this connection.
@@ -182,6 +188,6 @@ impl Client {
 /// arrived, and the calls that do not block will find it.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.bells.as_fd()
+        self.inner.nest.as_fd()
     }
 }

@@ -1,6 +1,7 @@
 //! What goes over the control socket: questions, which are kept until they are answered and asked again when the socket
 //! was lost before (S6 in `actors.md`).
 
+use crate::wire::control::ClientFrame;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::Shutdown;
@@ -16,27 +17,50 @@ pub(super) struct Outgoing {
     /// `None` while there is no connection.
     socket: Option<Arc<UnixStream>>,
     /// Questions without an answer, by their serials, in order.
-    asked: VecDeque<(u32, Vec<u8>)>,
+    asked: VecDeque<(u32, ClientFrame)>,
     /// So many of them, the first, went over this socket.
     under_way: usize,
+    /// Questions that wait until the session is what it was, at another broker. `None`: it is.
+    later: Option<VecDeque<(u32, ClientFrame)>>,
 }
 
 impl Outgoing {
     pub(super) fn new(socket: Arc<UnixStream>) -> Outgoing {
-        Outgoing { socket: Some(socket), asked: VecDeque::new(), under_way: 0 }
+        Outgoing { socket: Some(socket), asked: VecDeque::new(), under_way: 0, later: None }
     }
 
     /// Sends a question, now or in its turn.
-    pub(super) fn ask(&mut self, serial: u32, question: Vec<u8>) {
-        self.asked.push_back((serial, question));
+    pub(super) fn ask(&mut self, serial: u32, question: ClientFrame) {
+        match &mut self.later {
+            Some(later) => later.push_back((serial, question)),
+            None => self.asked.push_back((serial, question)),
+        }
         self.send_more();
     }
 
-    /// A question was answered.
-    pub(super) fn answered(&mut self, serial: u32) {
-        let Some(at) = self.asked.iter().position(|(known, _)| *known == serial) else { return };
-        self.asked.remove(at);
+    /// A question was answered: this one.
+    pub(super) fn answered(&mut self, serial: u32) -> Option<ClientFrame> {
+        let at = self.asked.iter().position(|(known, _)| *known == serial)?;
+        let question = self.asked.remove(at);
         self.under_way -= usize::from(at < self.under_way);
+        self.send_more();
+        question.map(|(_, question)| question)
+    }
+
+    /// Another broker is there: these questions come first, and others when the session is what it was.
+    pub(super) fn begin_anew(&mut self, socket: Arc<UnixStream>, first: VecDeque<(u32, ClientFrame)>) {
+        let asked = std::mem::replace(&mut self.asked, first);
+        // If there is something in it already, the last attempt did not come to its end, and `asked` was its own.
+        self.later.get_or_insert(asked);
+        (self.socket, self.under_way) = (Some(socket), 0);
+        self.send_more();
+    }
+
+    /// The session is what it was. What was to be ended at the broker before has ended with it.
+    pub(super) fn go_on(&mut self) {
+        let ends = |frame: &ClientFrame| matches!(frame, ClientFrame::Unsubscribe { .. } | ClientFrame::Unserve { .. });
+        let later = self.later.take().unwrap_or_default();
+        self.asked.extend(later.into_iter().filter(|(_, question)| !ends(question)));
         self.send_more();
     }
 
@@ -66,7 +90,9 @@ impl Outgoing {
     fn send_more(&mut self) {
         while self.under_way < MOST_UNDER_WAY.min(self.asked.len()) {
             let Some(socket) = &self.socket else { return };
-            if (&**socket).write_all(&self.asked[self.under_way].1).is_err() {
+            // Questions have names and patterns in them that are not too long.
+            let question = self.asked[self.under_way].1.encode().unwrap_or_default();
+            if (&**socket).write_all(&question).is_err() {
                 return self.lose();
             }
             self.under_way += 1;
@@ -77,6 +103,8 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::codec::FrameDecoder;
+    use crate::wire::control::CLIENT_FRAME_BYTES_MAX;
     use std::io::Read;
 
     fn pair() -> (Arc<UnixStream>, UnixStream) {
@@ -85,36 +113,47 @@ mod tests {
         (ours.into(), theirs)
     }
 
-    fn read(socket: &mut UnixStream) -> Vec<u8> {
-        let mut bytes = [0; 256];
+    /// The serials of what came.
+    fn read(socket: &mut UnixStream) -> Vec<u32> {
+        let mut bytes = [0; 4096];
         let read = socket.read(&mut bytes).unwrap_or(0);
-        bytes[..read].to_vec()
+        let mut decoder = FrameDecoder::new(CLIENT_FRAME_BYTES_MAX);
+        decoder.push(&bytes[..read]);
+        let mut serials = Vec::new();
+        while let Some(body) = decoder.next_frame().unwrap() {
+            serials.push(ClientFrame::decode(body).unwrap().serial().unwrap_or(0));
+        }
+        serials
+    }
+
+    fn status(serial: u32) -> ClientFrame {
+        ClientFrame::Status { serial }
     }
 
     #[test]
     fn unanswered_questions_are_asked_again_in_their_order() {
         let (ours, mut theirs) = pair();
         let mut outgoing = Outgoing::new(ours);
-        (1..=4).for_each(|serial| outgoing.ask(serial, vec![serial as u8]));
+        (1..=4).for_each(|serial| outgoing.ask(serial, status(serial)));
         assert_eq!(read(&mut theirs), [1, 2, 3, 4]);
-        outgoing.answered(2);
+        assert_eq!(outgoing.answered(2), Some(status(2)));
         outgoing.lose();
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "the other side sees the end");
-        outgoing.ask(5, vec![5]);
+        outgoing.ask(5, status(5));
         outgoing.say(b"x");
         let (ours, mut theirs) = pair();
-        outgoing.resume(ours, b"!");
-        assert_eq!(read(&mut theirs), [b'!', 1, 3, 4, 5]);
+        outgoing.resume(ours, &ClientFrame::Resumed.encode().unwrap());
+        assert_eq!(read(&mut theirs), [0, 1, 3, 4, 5]);
     }
 
     #[test]
     fn no_more_are_under_way_than_the_broker_keeps_answers() {
         let (ours, mut theirs) = pair();
         let mut outgoing = Outgoing::new(ours);
-        (0..100).for_each(|serial| outgoing.ask(serial, vec![serial as u8]));
+        (0..100).for_each(|serial| outgoing.ask(serial, status(serial)));
         assert_eq!(read(&mut theirs).len(), MOST_UNDER_WAY);
         outgoing.answered(70);
-        assert_eq!(read(&mut theirs), [] as [u8; 0], "one that had not been sent");
+        assert_eq!(read(&mut theirs), [] as [u32; 0], "one that had not been sent");
         outgoing.answered(0);
         assert_eq!(read(&mut theirs), [64]);
     }
@@ -124,9 +163,32 @@ mod tests {
         let (ours, theirs) = pair();
         drop(theirs);
         let mut outgoing = Outgoing::new(ours);
-        outgoing.ask(1, vec![1]);
+        outgoing.ask(1, status(1));
         let (ours, mut theirs) = pair();
         outgoing.resume(ours, b"");
         assert_eq!(read(&mut theirs), [1]);
+    }
+
+    #[test]
+    fn at_another_broker_the_session_comes_first() {
+        let (ours, _theirs) = pair();
+        let mut outgoing = Outgoing::new(ours);
+        outgoing.ask(1, status(1));
+        outgoing.ask(2, ClientFrame::Unsubscribe { serial: 2, subscription: 7 });
+        outgoing.lose();
+        for _ in 0..2 {
+            let (ours, mut theirs) = pair();
+            outgoing.begin_anew(ours, VecDeque::from([(10, status(10)), (11, status(11))]));
+            assert_eq!(read(&mut theirs), [10, 11]);
+            outgoing.ask(3, status(3));
+            outgoing.answered(10);
+            assert_eq!(read(&mut theirs), [] as [u32; 0]);
+            outgoing.lose();
+        }
+        let (ours, mut theirs) = pair();
+        outgoing.begin_anew(ours, VecDeque::from([(10, status(10))]));
+        outgoing.answered(10);
+        outgoing.go_on();
+        assert_eq!(read(&mut theirs), [10, 1, 3, 3], "what was to be ended there has ended");
     }
 }

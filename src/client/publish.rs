@@ -2,12 +2,10 @@
 
 use super::error::Result;
 use super::inner::{Inner, lock, unexpected};
-use super::lane::Loan;
+use super::loan::Loan;
 use super::{Client, Topic};
-use crate::shm::ring::Producer;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
-use crate::wire::record::{Header, Kind};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 impl Client {
     /// Publishes `payload` on `topic`. It returns when the message is on its way; see [`Client::flush`].
@@ -121,38 +119,32 @@ impl Inner {
     #[inline]
     pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
         let total = self.check_size(payload.len())?;
-        let mut producer = self.bulk().claim()?;
-        self.publish_parts(&mut producer, topic, total, payload)
-    }
-
-    #[inline]
-    fn publish_parts(
-        &self,
-        producer: &mut MutexGuard<'_, Producer>,
-        topic: u32,
-        total: u32,
-        payload: &[u8],
-    ) -> Result<()> {
-        let (mut at, step) = (0, self.limits.slot_size as usize);
-        loop {
-            let part = &payload[at..payload.len().min(at + step)];
-            let flags = Inner::part_flags(at, part.len(), payload.len());
-            let header = Header { flags, id: topic, total, ..Header::new(Kind::Publish) };
-            self.bulk().push(self, producer, &header, part)?;
-            at += part.len();
-            if at == payload.len() {
+        if total <= self.limits.slot_size {
+            let mut lane = self.bulk().claim()?;
+            if lane.try_publish(topic, total, payload)? {
                 return Ok(());
             }
         }
+        self.publish_waiting(topic, total, payload)
     }
 
-    pub(super) fn start_flush(&self) -> Result<u64> {
-        let mut producer = self.bulk().claim()?;
-        // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
-        let number = self.next_number();
-        let header = Header { seq: number, ..Header::new(Kind::Flush) };
-        self.bulk().push(self, &mut producer, &header, &[])?;
-        Ok(number)
+    fn start_flush(&self) -> Result<u64> {
+        loop {
+            // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
+            let placed = self.try_flush(&mut *self.bulk().claim()?);
+            if let Some(number) = placed {
+                return number;
+            }
+            let placed = self.wait_for_bell(|| match self.bulk().claim_within() {
+                Ok(mut lane) if lane.is_free() => self.try_flush(&mut lane).map(|placed| placed.map(Some)),
+                // Within another's message: wait for its end, not for space.
+                Ok(_) => Some(Ok(None)),
+                Err(error) => Some(Err(error)),
+            })??;
+            if let Some(number) = placed {
+                return Ok(number);
+            }
+        }
     }
 
     pub(super) fn is_flushed(&self, number: u64) -> bool {

@@ -5,16 +5,20 @@
 
 use super::WaitStrategy;
 use super::error::{Kind, Result};
+use super::frames;
 use super::inner::{ById, Inner, Table, What, lock};
 use super::link::{Got, Link, Step};
 use super::request::Failure;
+use super::seen::Seen;
 use super::serve::{Arrived, Incoming};
+use super::session;
 use super::subscription::{End, Message};
+use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;
 use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
-use crate::shm::segment::Segment;
-use crate::wire::control::BrokerFrame;
+use crate::shm::segment::{CpuWords, Segment};
+use crate::wire::control::ClosingCode;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::HashMap;
@@ -29,33 +33,78 @@ const SPIN_MIN: Duration = Duration::from_micros(2);
 /// Looks at the ring between two looks at the clock while spinning.
 const POLLS: u32 = 32;
 
+/// A topic that the broker has a number for.
+#[derive(Debug)]
+struct Named {
+    topic: Topic,
+    seen: Seen,
+}
+
 #[derive(Debug)]
 pub(super) struct Reader {
+    pub(super) bells: Arc<ClientBells>,
     egress: Consumer,
     /// Ours: we sleep.
     data: Signal,
     /// The router's: it waits for space.
     space: Signal,
+    /// Armed by the router while it does not poll us.
+    router_sleeps: Signal,
+    cpu: CpuWords,
     base: u32,
     pub(super) link: Link,
-    names: HashMap<u32, Topic, ById>,
+    names: HashMap<u32, Named, ById>,
+    /// What came last in topics that the last broker had named.
+    seen: HashMap<Topic, Seen>,
     /// Messages of several records that are under way, by subscription and publisher.
     partials: HashMap<(u32, u32), Vec<u8>>,
     spin: Duration,
+    /// Messages of the last session may have to be sent again.
+    has_unsent: bool,
 }
 
 impl Reader {
-    pub(super) fn new(segment: &Segment, egress: Consumer, link: Link) -> Reader {
+    pub(super) fn new(segment: Segment, egress: Consumer, bells: Arc<ClientBells>, link: Link) -> Reader {
         Reader {
+            bells,
             egress,
             data: segment.data_signal(RingName::Egress),
             space: segment.space_signal(RingName::Egress),
+            router_sleeps: segment.data_signal(RingName::Bulk),
+            cpu: segment.cpu_words(),
             base: segment.geometry().base_cells(),
             link,
             names: HashMap::default(),
+            seen: HashMap::new(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
+            has_unsent: false,
         }
+    }
+
+    /// Reads from another session's ring from now on. What had begun in the last one is begun anew by its senders.
+    pub(super) fn renew(&mut self, segment: Segment, egress: Consumer) {
+        self.has_unsent = true;
+        self.egress = egress;
+        self.data = segment.data_signal(RingName::Egress);
+        self.space = segment.space_signal(RingName::Egress);
+        self.router_sleeps = segment.data_signal(RingName::Bulk);
+        self.cpu = segment.cpu_words();
+        self.base = segment.geometry().base_cells();
+        self.partials.clear();
+        self.seen.extend(self.names.drain().map(|(_, named)| (named.topic, named.seen)));
+    }
+
+    /// Carries out what is due about the connection.
+    pub(super) fn step(&mut self, inner: &Inner) -> Step {
+        if self.has_unsent {
+            // If there is no space now, a bell says when there is.
+            self.has_unsent = !inner.send_again();
+        }
+        if self.link.is_restored(inner) {
+            return session::go_on(self, inner);
+        }
+        self.link.step(inner)
     }
 
     /// Sorts what is in the ring, up to a batch. Answers how many records.
@@ -84,38 +133,40 @@ impl Reader {
             if let Some(mut table) = table {
                 table.wakers.drain(..).for_each(std::task::Waker::wake);
             }
-            self.give_back(inner);
+            self.give_back();
         }
         sorted
     }
 
     /// Gives consumed cells back, and tells the router if it waits for them (R9).
-    fn give_back(&mut self, inner: &Inner) {
+    fn give_back(&mut self) {
         self.egress.publish();
         publication_fence();
         if self.space.take() {
-            inner.bells.ring();
+            self.bells.ring();
         }
     }
 
     /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed.
     pub(super) fn take_in_place<T>(
         &mut self,
-        inner: &Inner,
         subscription: u32,
+        own: u32,
         read: impl FnOnce(&Topic, &Header, &Consumer, &Record) -> T,
     ) -> Option<T> {
         let record = self.egress.peek().ok()??;
         let header = Header::from_words(&record.header).ok()?;
         let whole = header.kind == RecordKind::Deliver && header.flags.has(Flags::WHOLE);
-        if !whole || header.id != subscription {
+        // One that is sent again may have been seen: that is looked into where it is sorted.
+        if !whole || header.id != subscription || header.flags.has(Flags::RESENT) {
             return None;
         }
-        let topic = self.names.get(&header.id2)?.clone();
-        let result = read(&topic, &header, &self.egress, &record);
+        let named = self.names.get_mut(&header.id2)?;
+        named.seen.note(own, header.origin, header.seq, false);
+        let result = read(&named.topic, &header, &self.egress, &record);
         self.egress.advance(&record);
         if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
-            self.give_back(inner);
+            self.give_back();
         }
         Some(result)
     }
@@ -143,7 +194,8 @@ impl Reader {
             RecordKind::TopicName => {
                 let name = String::from_utf8_lossy(&self.bytes(record)).into_owned();
                 let topic = Topic::parse_system(&name).map_err(|error| Kind::Protocol(error.to_string()))?;
-                self.names.insert(header.id, topic);
+                let seen = self.seen.remove(&topic).unwrap_or_default();
+                self.names.insert(header.id, Named { topic, seen });
             }
             RecordKind::TopicGone => {
                 self.names.remove(&header.id);
@@ -205,10 +257,17 @@ impl Reader {
             }
             self.partials.remove(&place).unwrap_or_default()
         };
-        let Some(topic) = self.names.get(&header.id2) else {
+        let Some(named) = self.names.get_mut(&header.id2) else {
             return Err(Kind::Protocol(format!("message on topic number {}, which was never named", header.id2)).into());
         };
-        let message = Message::new(topic.clone(), payload, header);
+        let is_resent = header.flags.has(Flags::RESENT);
+        if let Some(queue) = queue
+            && named.seen.note(queue.own, header.origin, header.seq, is_resent)
+        {
+            queue.leave_out(header.origin, payload.len() as u32, inner.limits.slot_size);
+            return Ok(());
+        }
+        let message = Message::new(named.topic.clone(), payload, header);
         match queue {
             Some(queue) => {
                 if header.dropped > 0 {
@@ -251,13 +310,13 @@ impl Reader {
         let (first, last) = (header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         if first {
             let credit = inner.limits.stream_credit_cells;
-            table.calls.insert(header.seq, Arc::new(Incoming::new(header, credit)));
+            table.calls.insert(header.seq, Arc::new(Incoming::new(header, table.session, credit)));
         }
         let Some(call) = table.calls.get(&header.seq).cloned() else { return };
         let grant = call.append(cells_for(record.len), last, inner.stream_step(), |to| {
             self.egress.append_payload(record, to);
         });
-        let arrived = if last { Arrived::Request(call) } else { Arrived::Grant(header.seq, grant) };
+        let arrived = if last { Arrived::Request(call) } else { Arrived::Grant(call, grant) };
         if matches!(arrived, Arrived::Grant(_, 0)) {
             return;
         }
@@ -272,7 +331,7 @@ impl Reader {
     /// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Answers whether
     /// it slept or may have missed a bell, so that the others should look too.
     pub(super) fn wait(&mut self, inner: &Inner, what: What, deadline: Option<Instant>) -> bool {
-        let due = match self.link.step(inner) {
+        let due = match self.step(inner) {
             Step::Rest => None,
             Step::At(time) => Some(time),
             Step::Changed => return true,
@@ -281,7 +340,7 @@ impl Reader {
             WaitStrategy::Busy => {
                 if !self.spin() {
                     if self.egress.unpublished() > 0 {
-                        self.give_back(inner);
+                        self.give_back();
                     }
                     self.look_at_bells(inner, Some(Duration::ZERO));
                 }
@@ -289,10 +348,10 @@ impl Reader {
             }
             WaitStrategy::Adaptive if what == What::Record => {
                 let cpu = current_cpu();
-                inner.cpu.set_client(cpu);
+                self.cpu.set_client(cpu);
                 let started = Instant::now();
                 // Decided once: a router that goes to sleep meanwhile does so to let run whom it has woken for us.
-                let can_pay = !inner.router_sleeps.is_armed() && inner.cpu.broker() != Some(cpu);
+                let can_pay = !self.router_sleeps.is_armed() && self.cpu.broker() != Some(cpu);
                 while can_pay && started.elapsed() < self.spin {
                     if self.spin() {
                         return false;
@@ -301,7 +360,7 @@ impl Reader {
             }
             WaitStrategy::Adaptive | WaitStrategy::Block => {}
         }
-        if !self.arm(inner) {
+        if !self.arm() {
             return false;
         }
         let slept = Instant::now();
@@ -329,9 +388,9 @@ impl Reader {
     }
 
     /// Asks to be woken, and looks once more (R8). `false`: something is there.
-    pub(super) fn arm(&mut self, inner: &Inner) -> bool {
+    pub(super) fn arm(&mut self) -> bool {
         if self.egress.unpublished() > 0 {
-            self.give_back(inner);
+            self.give_back();
         }
         self.data.arm();
         if matches!(self.egress.peek(), Ok(None)) {
@@ -342,7 +401,7 @@ impl Reader {
     }
 
     pub(super) fn look_at_bells(&mut self, inner: &Inner, timeout: Option<Duration>) {
-        match inner.bells.wait(timeout) {
+        match self.bells.wait(timeout) {
             Ok(woken) => {
                 if woken.socket {
                     self.read_socket(inner);
@@ -357,124 +416,30 @@ impl Reader {
 
     /// Reads what the control socket has.
     fn read_socket(&mut self, inner: &Inner) {
-        if !self.link.is_up() {
+        if !self.link.is_greeted() {
             self.link.read_greeting(inner);
         }
-        while self.link.is_up() {
+        while self.link.is_greeted() {
             match self.link.next() {
-                Got::Frame(frame) => {
-                    let answered = handle_frame(&mut lock(&inner.table), inner.limits.slot_size, frame);
-                    if let Some(serial) = answered {
-                        lock(&inner.outgoing).answered(serial);
-                    }
-                }
+                Got::Frame(frame) => frames::handle_frame(inner, frame),
                 Got::Nothing => return,
                 Got::Nonsense(reason) => {
-                    self.link.put_down(inner);
+                    self.link.put_down();
                     inner.close(Kind::Protocol(reason).into());
                 }
                 Got::End(reason) => {
                     // What the broker delivered before it went is still in the ring.
                     while self.sort(inner) > 0 {}
                     let said = lock(&inner.table).closing.take();
-                    if said.is_some() || !self.link.lose(inner, Instant::now()) {
-                        self.link.put_down(inner);
+                    // A broker that ends is followed by another, perhaps; any other reason is about us.
+                    let is_for_us =
+                        said.as_ref().is_some_and(|said| said.closing_code() != Some(ClosingCode::Shutdown));
+                    if is_for_us || !self.link.lose(inner, said.is_some(), Instant::now()) {
+                        self.link.put_down();
                         inner.close(said.unwrap_or_else(|| Kind::Disconnected(reason).into()));
                     }
                 }
             }
         }
-    }
-}
-
-/// Carries out what the broker says. Answers the serial of the question that it answers.
-fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) -> Option<u32> {
-    let serial = match &frame {
-        BrokerFrame::Subscribed { serial, subscription } => {
-            if let Some(queue) = table.subscribing.remove(serial) {
-                for (_, message) in table.orphans.extract_if(.., |(id, _)| id == subscription) {
-                    queue.push(message, slot_size);
-                }
-                table.subscriptions.insert(*subscription, queue);
-            }
-            *serial
-        }
-        BrokerFrame::Serving { serial, service } => {
-            if let Some(inbox) = table.serving.remove(serial) {
-                for (_, arrived) in table.orphan_calls.extract_if(.., |(id, _)| id == service) {
-                    inbox.push(arrived);
-                }
-                table.inboxes.insert(*service, inbox);
-            }
-            *serial
-        }
-        BrokerFrame::Failed { serial, .. } => {
-            table.subscribing.remove(serial);
-            table.serving.remove(serial);
-            *serial
-        }
-        BrokerFrame::Interned { serial, .. }
-        | BrokerFrame::Done { serial }
-        | BrokerFrame::Status { serial, .. }
-        | BrokerFrame::Breakers { serial, .. } => *serial,
-        BrokerFrame::Closing { code, message } => {
-            // In force at the end of file, when what was delivered before is sorted.
-            table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
-            return None;
-        }
-        // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
-        BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
-    };
-    // What still waits for a number is nobody's, once every number has been told.
-    if table.subscribing.is_empty() {
-        table.orphans.clear();
-    }
-    if table.serving.is_empty() {
-        table.orphan_calls.clear();
-    }
-    if let Some(answer) = table.answers.get_mut(&serial) {
-        *answer = Some(frame);
-    }
-    table.wakers.drain(..).for_each(std::task::Waker::wake);
-    Some(serial)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::serve::Inbox;
-    use super::*;
-    use crate::wire::control::FailedCode;
-
-    const SLOT_SIZE: u32 = 1024;
-
-    fn serving(serials: &[u32]) -> Table {
-        let mut table = Table::default();
-        table.serving.extend(serials.iter().map(|serial| (*serial, Arc::new(Inbox::default()))));
-        table
-    }
-
-    fn orphans(table: &Table) -> Vec<u32> {
-        table.orphan_calls.iter().map(|(service, _)| *service).collect()
-    }
-
-    #[test]
-    fn calls_that_wait_for_a_service_number_go_once_every_number_is_told() {
-        let mut table = serving(&[1, 2]);
-        let inboxes = [table.serving[&1].clone(), table.serving[&2].clone()];
-        table.orphan_calls.extend([7, 8, 9].map(|service| (service, Arrived::Grant(u64::from(service), 1))));
-        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Serving { serial: 1, service: 7 });
-        // The other's number is not known yet: it may be either of these.
-        assert_eq!((inboxes[0].len(), orphans(&table)), (1, vec![8, 9]));
-        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Serving { serial: 2, service: 9 });
-        assert_eq!((inboxes[1].len(), orphans(&table)), (1, Vec::new()));
-    }
-
-    #[test]
-    fn calls_that_wait_for_a_service_number_go_when_the_broker_gives_none() {
-        let mut table = serving(&[1]);
-        table.orphan_calls.push((7, Arrived::Grant(7, 1)));
-        let (code, message) = (FailedCode::Limit, String::new());
-        handle_frame(&mut table, SLOT_SIZE, BrokerFrame::Failed { serial: 1, code, message });
-        assert_eq!(orphans(&table), [0; 0]);
     }
 }

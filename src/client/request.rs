@@ -2,6 +2,7 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
+use super::lane::part_flags;
 use super::{Client, Topic};
 use crate::shm::layout::cells_for;
 use crate::wire::control::InternKind;
@@ -15,6 +16,9 @@ use std::time::Duration;
 pub struct RequestOptions {
     /// How long the whole call may take; `None`: what the broker says. The broker keeps the time.
     pub timeout: Option<Duration>,
+    /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
+    /// of ending as disconnected. (A stream is not: a part of it may have been taken.)
+    pub idempotent: bool,
 }
 
 /// How a call failed.
@@ -165,6 +169,8 @@ pub struct ReplyStream {
     pending: Arc<Pending>,
     slot: u32,
     generation: u32,
+    /// In which of the client's sessions it was asked.
+    session: u64,
     done: bool,
 }
 
@@ -196,12 +202,21 @@ impl Client {
     /// use std::time::Duration;
     ///
     /// # let client = lapce_ipc::client::Client::connect()?;
-    /// let options = RequestOptions { timeout: Some(Duration::from_secs(2)) };
+    /// let options = RequestOptions { timeout: Some(Duration::from_secs(2)), ..RequestOptions::default() };
     /// let reply = client.request_with("complete", "fn ma", options)?;
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
-        let mut stream = self.start(service, payload.as_ref(), options, false)?;
+        loop {
+            match self.ask_once(service, payload.as_ref(), options) {
+                Err(error) if options.idempotent && error.is_disconnected() && self.inner.closed().is_none() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload, options, false)?;
         let mut reply = stream.receive()?.unwrap_or_default();
         // A responder may answer a plain request in several chunks: they are one reply.
         while let Some(more) = stream.receive()? {
@@ -276,7 +291,7 @@ impl Body {
         stream: bool,
     ) -> Result<(ReplyStream, Body)> {
         let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells));
-        let (slot, generation) = inner.request_slot(pending.clone())?;
+        let (slot, generation, session) = inner.request_slot(pending.clone())?;
         let header = Header {
             flags: Flags::default().with_if(Flags::STREAM, stream),
             id: slot,
@@ -286,7 +301,7 @@ impl Body {
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             ..Header::new(RecordKind::Request)
         };
-        let stream = ReplyStream { inner: inner.clone(), pending, slot, generation, done: false };
+        let stream = ReplyStream { inner: inner.clone(), pending, slot, generation, session, done: false };
         let part = inner.limits.slot_size as usize;
         Ok((stream, Body { header, total, at: 0, part, spent: false }))
     }
@@ -308,9 +323,9 @@ impl Body {
                 return Ok(true);
             }
         }
-        let flags = Inner::part_flags(self.at, part.len(), self.total);
+        let flags = part_flags(self.at, part.len(), self.total);
         let header = Header { flags: self.header.flags.with(flags), ..self.header };
-        if !stream.inner.try_express(&header, part)? {
+        if !stream.inner.try_express(stream.session, &header, part)? {
             return Ok(false);
         }
         self.at += part.len();
@@ -340,7 +355,7 @@ impl Inner {
         Ok(id)
     }
 
-    fn request_slot(&self, pending: Arc<Pending>) -> Result<(u32, u32)> {
+    fn request_slot(&self, pending: Arc<Pending>) -> Result<(u32, u32, u64)> {
         let mut table = lock(&self.table);
         if let Some(closed) = &table.closed {
             return Err(closed.clone());
@@ -355,10 +370,11 @@ impl Inner {
                 table.requests.len() as u32 - 1
             }
         };
+        let session = table.session;
         let place = &mut table.requests[slot as usize];
         place.generation = place.generation.wrapping_add(1);
         place.pending = Some(pending);
-        Ok((slot, place.generation))
+        Ok((slot, place.generation, session))
     }
 }
 
@@ -425,7 +441,7 @@ impl ReplyStream {
         }
         let credit =
             Header { id: self.slot, id2: self.generation, arg: cells, ..Header::new(RecordKind::ResponseCredit) };
-        if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
+        if !self.inner.try_express(self.session, &credit, &[]).unwrap_or(true) {
             self.pending.owe_again(cells);
         }
     }
@@ -450,7 +466,7 @@ impl Drop for ReplyStream {
             return;
         }
         let cancel = Header { id: self.slot, id2: self.generation, ..Header::new(RecordKind::Cancel) };
-        // An error says that the connection has ended, and every call with it.
-        let _ = self.inner.push_express(&cancel, &[]);
+        // An error says that the session has ended, and every call with it.
+        let _ = self.inner.push_express(Some(self.session), &cancel);
     }
 }

@@ -84,6 +84,11 @@ impl Retry {
         Some(delay)
     }
 
+    /// The attempt brought something: the next one is due, as a part of it.
+    pub(super) fn once_more(&mut self, now: Instant) {
+        self.at = now;
+    }
+
     /// Something appeared at the path: the next attempt is due, and the delay begins anew.
     pub(super) fn path_appeared(&mut self, now: Instant) {
         (self.doublings, self.is_free, self.at) = (0, true, now);

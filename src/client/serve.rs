@@ -2,8 +2,10 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
+use super::lane::part_flags;
 use super::{Client, Name};
 use crate::shm::layout::cells_for;
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::VecDeque;
@@ -19,6 +21,8 @@ pub(super) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILU
 #[derive(Debug)]
 pub(super) struct Incoming {
     call: u64,
+    /// In which of the client's sessions it came.
+    session: u64,
     requester: u32,
     deadline: Option<Instant>,
     stream: bool,
@@ -35,9 +39,10 @@ struct State {
 }
 
 impl Incoming {
-    pub(super) fn new(header: &Header, credit: u32) -> Incoming {
+    pub(super) fn new(header: &Header, session: u64, credit: u32) -> Incoming {
         Incoming {
             call: header.seq,
+            session,
             requester: header.origin,
             deadline: deadline(Some(Duration::from_nanos(header.nanos))),
             stream: header.flags.has(Flags::STREAM),
@@ -68,21 +73,43 @@ impl Incoming {
 pub(super) enum Arrived {
     Request(Arc<Incoming>),
     /// So much credit is to be given back for the body of this call.
-    Grant(u64, u32),
+    Grant(Arc<Incoming>, u32),
 }
 
 /// What waits for whoever serves.
-#[derive(Debug, Default)]
-pub(super) struct Inbox(Mutex<VecDeque<Arrived>>);
+#[derive(Debug)]
+pub(super) struct Inbox {
+    arrived: Mutex<VecDeque<Arrived>>,
+    pub(super) offer: Offer,
+    /// The broker's number for it, in the present session.
+    pub(super) number: AtomicU64,
+    /// Nobody serves any more.
+    pub(super) is_dropped: AtomicU64,
+}
+
+/// What a service is offered as: again, if the broker is another.
+#[derive(Debug, Clone)]
+pub(super) struct Offer {
+    pub(super) service: Name,
+    pub(super) max_in_flight: u32,
+}
 
 impl Inbox {
+    pub(super) fn new(offer: Offer) -> Inbox {
+        Inbox { arrived: Mutex::default(), offer, number: AtomicU64::new(0), is_dropped: AtomicU64::new(0) }
+    }
+
     pub(super) fn push(&self, arrived: Arrived) {
-        lock(&self.0).push_back(arrived);
+        lock(&self.arrived).push_back(arrived);
+    }
+
+    fn number(&self) -> u32 {
+        self.number.load(Ordering::Relaxed) as u32
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.arrived).len()
     }
 }
 
@@ -92,7 +119,6 @@ impl Inbox {
 pub struct Service {
     inner: Arc<Inner>,
     inbox: Arc<Inbox>,
-    number: u32,
     failed: bool,
 }
 
@@ -132,7 +158,7 @@ impl Client {
 
 pub(super) fn start(inner: &Inner, service: &str, max_in_flight: u32) -> Result<(u32, Arc<Inbox>)> {
     let service = Name::parse(service)?;
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(Offer { service: service.clone(), max_in_flight }));
     let serial = inner.start_ask(|serial| {
         lock(&inner.table).serving.insert(serial, inbox.clone());
         ClientFrame::Serve { serial, service, max_in_flight }
@@ -141,8 +167,8 @@ pub(super) fn start(inner: &Inner, service: &str, max_in_flight: u32) -> Result<
 }
 
 pub(super) fn finish(inner: &Arc<Inner>, inbox: Arc<Inbox>, answer: &BrokerFrame) -> Result<Service> {
-    let BrokerFrame::Serving { service: number, .. } = answer else { return Err(unexpected(answer)) };
-    Ok(Service { inner: inner.clone(), inbox, number: *number, failed: false })
+    let BrokerFrame::Serving { .. } = answer else { return Err(unexpected(answer)) };
+    Ok(Service { inner: inner.clone(), inbox, failed: false })
 }
 
 impl Service {
@@ -203,7 +229,7 @@ impl Service {
     /// The next request if it is there; on the way it gives credit back for bodies that are coming in.
     pub(super) fn poll(&mut self) -> Option<Request> {
         loop {
-            let arrived = lock(&self.inbox.0).pop_front()?;
+            let arrived = lock(&self.inbox.arrived).pop_front()?;
             match arrived {
                 Arrived::Request(call) => {
                     let payload = std::mem::take(&mut lock(&call.state).body);
@@ -213,9 +239,9 @@ impl Service {
                     }
                 }
                 Arrived::Grant(call, cells) => {
-                    let credit = Header { seq: call, arg: cells, ..Header::new(RecordKind::BodyCredit) };
-                    if !self.inner.try_express(&credit, &[]).unwrap_or(true) {
-                        lock(&self.inbox.0).push_front(Arrived::Grant(call, cells));
+                    let credit = Header { seq: call.call, arg: cells, ..Header::new(RecordKind::BodyCredit) };
+                    if !self.inner.try_express(call.session, &credit, &[]).unwrap_or(true) {
+                        lock(&self.inbox.arrived).push_front(Arrived::Grant(call, cells));
                         return None;
                     }
                 }
@@ -239,11 +265,15 @@ impl Iterator for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        lock(&self.inner.table).inboxes.remove(&self.number);
-        let service = self.number;
-        self.inner.tell(|serial| ClientFrame::Unserve { serial, service });
+        self.inbox.is_dropped.store(1, Ordering::Relaxed);
+        self.inner.tell(|table, serial| {
+            // Under one lock, for the number is another in the next session.
+            let service = self.inbox.number();
+            table.inboxes.remove(&service);
+            ClientFrame::Unserve { serial, service }
+        });
         // Requests that nobody will look at are answered, not left to their deadline.
-        let waiting = std::mem::take(&mut *lock(&self.inbox.0));
+        let waiting = std::mem::take(&mut *lock(&self.inbox.arrived));
         for arrived in waiting {
             if let Arrived::Request(call) = arrived {
                 drop(Request { inner: self.inner.clone(), call, payload: Vec::new(), is_answered: false });
@@ -444,9 +474,9 @@ impl Answer {
                 self.spent = true;
             }
         }
-        let flags = self.header.flags.with(Inner::part_flags(self.at, part.len(), self.total));
+        let flags = self.header.flags.with(part_flags(self.at, part.len(), self.total));
         let header = Header { flags, ..self.header };
-        match request.inner.try_express(&header, part) {
+        match request.inner.try_express(request.call.session, &header, part) {
             Ok(true) => {
                 self.at += part.len();
                 (self.is_first, self.spent) = (false, false);

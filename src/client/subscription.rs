@@ -5,6 +5,7 @@ use super::inner::{Inner, deadline, lock, unexpected};
 use super::view::View;
 use super::{Client, DeliveryPolicy, Pattern, Topic};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
 use std::collections::{HashMap, VecDeque};
@@ -80,9 +81,16 @@ pub(super) enum End {
 /// Messages that wait for their subscription's owner.
 #[derive(Debug)]
 pub(super) struct Queue {
-    policy: DeliveryPolicy,
+    /// Our own number, which outlives a session.
+    pub(super) own: u32,
+    pub(super) pattern: Pattern,
+    pub(super) policy: DeliveryPolicy,
     /// Cells of credit that the broker gave.
-    capacity: u32,
+    pub(super) capacity: u32,
+    /// The broker's number, in the present session.
+    pub(super) id: AtomicU64,
+    /// Nobody takes its messages any more.
+    pub(super) is_dropped: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -94,7 +102,11 @@ struct State {
     /// Messages of several records that are being put together, by publisher.
     partials: HashMap<u32, Partial>,
     dropped_by_broker: u64,
+    /// What the brokers before this one had dropped.
+    dropped_before: u64,
     dropped_here: u64,
+    /// Cells of messages that were left out, because they had been seen: their room is to be given back.
+    unused: u32,
     end: Option<End>,
 }
 
@@ -107,8 +119,30 @@ struct Partial {
 }
 
 impl Queue {
-    fn new(policy: DeliveryPolicy, capacity: u32) -> Queue {
-        Queue { policy, capacity, state: Mutex::default() }
+    fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, capacity: u32) -> Queue {
+        let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
+        Queue { own, pattern, policy, capacity, id, is_dropped, state: Mutex::default() }
+    }
+
+    fn id(&self) -> u32 {
+        self.id.load(Ordering::Relaxed) as u32
+    }
+
+    /// Another broker serves it, under the number `id`.
+    pub(super) fn renew(&self, id: u32) {
+        self.id.store(u64::from(id), Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        state.partials.clear();
+        state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
+    }
+
+    /// A message of `len` bytes came again, and is left out.
+    pub(super) fn leave_out(&self, publisher: u32, len: u32, slot_size: u32) {
+        let mut state = lock(&self.state);
+        let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
+        if !is_paid && self.policy != DeliveryPolicy::DropOldest {
+            state.unused += message_cost(len, slot_size, self.capacity);
+        }
     }
 
     fn cost(&self, message: &Message, slot_size: u32) -> u32 {
@@ -158,7 +192,6 @@ impl Queue {
 pub struct Subscription {
     inner: Arc<Inner>,
     queue: Arc<Queue>,
-    id: u32,
     /// Taken out of the queue at once, to lock it once.
     batch: VecDeque<Message>,
     owed: u32,
@@ -213,7 +246,8 @@ pub(super) fn start(inner: &Inner, pattern: &str, options: SubscribeOptions) -> 
         0 => most,
         bytes => (bytes / CELL_BYTES as u32).clamp(least, most),
     };
-    let queue = Arc::new(Queue::new(options.policy, capacity));
+    let own = inner.next_number() as u32;
+    let queue = Arc::new(Queue::new(own, pattern.clone(), options.policy, capacity));
     let serial = inner.start_ask(|serial| {
         lock(&inner.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
@@ -222,10 +256,10 @@ pub(super) fn start(inner: &Inner, pattern: &str, options: SubscribeOptions) -> 
 }
 
 pub(super) fn finish(inner: &Arc<Inner>, queue: Arc<Queue>, answer: &BrokerFrame) -> Result<Subscription> {
-    let BrokerFrame::Subscribed { subscription: id, .. } = answer else { return Err(unexpected(answer)) };
+    let BrokerFrame::Subscribed { .. } = answer else { return Err(unexpected(answer)) };
     let step = credit_step(queue.capacity, inner.limits.slot_size);
     let (inner, batch) = (inner.clone(), VecDeque::new());
-    Ok(Subscription { inner, queue, id: *id, batch, owed: 0, step, failed: false })
+    Ok(Subscription { inner, queue, batch, owed: 0, step, failed: false })
 }
 
 impl Subscription {
@@ -274,7 +308,7 @@ impl Subscription {
             self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
             return Ok(read(&message.view()));
         }
-        let (inner, queue, id) = (self.inner.clone(), self.queue.clone(), self.id);
+        let (inner, queue) = (self.inner.clone(), self.queue.clone());
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size;
         let (result, cost) = inner.wait_reading(|reader| {
@@ -286,7 +320,7 @@ impl Subscription {
             if let Some(end) = self.end() {
                 return Some(Err(end));
             }
-            reader?.take_in_place(&inner, id, |topic, header, ring, record| {
+            reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
                 if header.dropped > 0 {
                     self.queue.set_dropped(header.dropped);
                 }
@@ -303,7 +337,7 @@ impl Subscription {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let state = lock(&self.queue.state);
-        state.dropped_by_broker + state.dropped_here
+        state.dropped_before + state.dropped_by_broker + state.dropped_here
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
@@ -352,7 +386,7 @@ impl Subscription {
     fn end(&self) -> Option<Error> {
         let state = lock(&self.queue.state);
         match state.end? {
-            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_by_broker }.into()),
+            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_before + state.dropped_by_broker }.into()),
         }
     }
 
@@ -364,14 +398,14 @@ impl Subscription {
         }
         let mut state = lock(&self.queue.state);
         let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
-        let cells: u32 = unpaid().map(|partial| partial.cost).sum();
+        let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
         if cells == 0 {
             return;
         }
-        let credit = Header { id: self.id, arg: self.owed + cells, ..Header::new(RecordKind::Credit) };
+        let credit = Header { id: self.queue.id(), arg: self.owed + cells, ..Header::new(RecordKind::Credit) };
         // If there is no space now: this is called until there is something to take.
-        if self.inner.try_express(&credit, &[]).is_ok_and(|placed| placed) {
-            self.owed = 0;
+        if self.inner.try_express_anyway(&credit, &[]).is_ok_and(|placed| placed) {
+            (self.owed, state.unused) = (0, 0);
             state.partials.values_mut().for_each(|partial| partial.is_paid = true);
         }
     }
@@ -385,9 +419,10 @@ impl Subscription {
         if self.owed < self.step {
             return Ok(());
         }
-        let credit = Header { id: self.id, arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
+        let credit =
+            Header { id: self.queue.id(), arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
         // A connection that ended meanwhile is reported when there is nothing left to read.
-        match self.inner.push_express(&credit, &[]) {
+        match self.inner.push_express(None, &credit) {
             Err(error) if !error.is_disconnected() => Err(error),
             _ => Ok(()),
         }
@@ -409,8 +444,12 @@ impl Iterator for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        lock(&self.inner.table).subscriptions.remove(&self.id);
-        let subscription = self.id;
-        self.inner.tell(|serial| ClientFrame::Unsubscribe { serial, subscription });
+        self.queue.is_dropped.store(1, Ordering::Relaxed);
+        self.inner.tell(|table, serial| {
+            // Under one lock, for the number is another in the next session.
+            let subscription = self.queue.id();
+            table.subscriptions.remove(&subscription);
+            ClientFrame::Unsubscribe { serial, subscription }
+        });
     }
 }

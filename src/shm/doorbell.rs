@@ -250,10 +250,40 @@ impl ClientBells {
     }
 }
 
-/// The one descriptor on which a client waits, for event loops of its own: readable when there may be something to do.
-impl AsFd for ClientBells {
+/// A descriptor that stays the same while the bells behind it change: readable when there may be something to do.
+#[derive(Debug)]
+pub(crate) struct Nest(OwnedFd);
+
+impl Nest {
+    /// Over these bells.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn new(bells: &ClientBells) -> io::Result<Nest> {
+        let nest = Nest(epoll::create(CreateFlags::CLOEXEC)?);
+        nest.put(bells)?;
+        Ok(nest)
+    }
+
+    /// Over these bells, too.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn put(&self, bells: &ClientBells) -> io::Result<()> {
+        Ok(epoll::add(&self.0, &bells.wait, EventData::new_u64(BELL), EventFlags::IN)?)
+    }
+
+    /// No longer over these.
+    pub(crate) fn take(&self, bells: &ClientBells) {
+        let _ = epoll::delete(&self.0, &bells.wait);
+    }
+}
+
+impl AsFd for Nest {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wait.as_fd()
+        self.0.as_fd()
     }
 }
 

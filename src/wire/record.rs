@@ -44,7 +44,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Bulk. `id` topic (the connection's own number).
+    /// Bulk. `id` topic (the connection's own number), `seq` the client's number in this topic, which only rises;
+    /// [`Flags::RESENT`] if it is sent again.
     Publish = 1,
     /// Bulk. `seq` chosen by the client; answered by [`Kind::Flushed`] when all before it is routed.
     Flush = 2,
@@ -67,7 +68,7 @@ kinds! {
     /// `id` topic: its number is free and may be given to another name.
     TopicGone = 33,
     /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` publisher, `dropped` so
-    /// far.
+    /// far; [`Flags::RESENT`] as it was published.
     Deliver = 34,
     /// `id` subscription, `origin` publisher, `dropped` so far: the message that had begun will not be completed.
     Aborted = 35,
@@ -114,6 +115,9 @@ impl Flags {
     /// Along with `ERROR`: the responder has failed, and its breaker counts it. Without this an error reply is an
     /// answer like any other: the question was at fault.
     pub const FAILURE: Flags = Flags(32);
+    /// A publish that is sent again because another broker had not consumed it. It may have been delivered all the
+    /// same.
+    pub const RESENT: Flags = Flags(64);
 
     /// Whether all of `other` are set.
     #[must_use]

@@ -54,8 +54,11 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// A command in an environment in which nothing points to another broker or configuration.
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
-    let ours =
-        |name: &str| ["LAPCE_IPC", "XDG_", "RUST_LOG", "JOURNAL_STREAM", "CARGO"].iter().any(|p| name.starts_with(p));
+    let ours = |name: &str| {
+        ["LAPCE_IPC", "XDG_", "RUST_LOG", "RUST_BACKTRACE", "JOURNAL_STREAM", "CARGO"]
+            .iter()
+            .any(|p| name.starts_with(p))
+    };
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_none_or(ours) {
             command.env_remove(name);
@@ -210,11 +213,17 @@ impl Broker {
         Broker { process, folder, variables, _watchdog: watchdog }
     }
 
+    /// Ends it by a signal and waits for its end.
+    #[track_caller]
+    pub fn end(&mut self, signal: &str) {
+        self.process.signal(signal);
+        self.process.code();
+    }
+
     /// Kills it; nothing is removed.
     #[track_caller]
     pub fn kill(&mut self) {
-        self.process.signal("KILL");
-        self.process.code();
+        self.end("KILL");
     }
 
     /// Starts it again where it was, after its end. It listens when this returns.

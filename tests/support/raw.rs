@@ -188,6 +188,7 @@ pub(crate) struct Raw {
     taken: u64,
     egress_at: u64,
     serial: u32,
+    sequence: u64,
 }
 
 impl Raw {
@@ -222,6 +223,7 @@ impl Raw {
             taken: 0,
             egress_at: 0,
             serial: 0,
+            sequence: 0,
         }
     }
 
@@ -359,6 +361,13 @@ impl Raw {
     /// Sends a record as it should be: with the payload's length in its header.
     #[track_caller]
     pub(crate) fn push(&mut self, lane: Lane, header: &Header, payload: &[u8]) -> bool {
+        let mut header = *header;
+        if header.kind == Kind::Publish && header.seq == 0 {
+            // A message takes the next number with its first record.
+            self.sequence += u64::from(header.flags.has(Flags::FIRST));
+            header.seq = self.sequence;
+        }
+        let header = &header;
         self.place(lane, &words(header, payload.len()), payload)
     }
 

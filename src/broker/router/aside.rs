@@ -67,7 +67,7 @@ impl RouterState {
                 let Some(inlet) = self.inlet_mut(key).filter(|inlet| inlet.partial.is_none()) else { return };
                 inlet.partial_targets.clear();
                 let Some(published) = inlet.topics.get(header.id as usize) else { return };
-                let (topic, seq, origin) = (published.topic, published.sent + 1, inlet.info.id);
+                let (topic, seq, origin) = (published.topic, header.seq.max(published.sent), inlet.info.id);
                 let (total, len, flags) = (header.total, record.len, header.flags);
                 self.skip_rest(key, header.id, &Message { topic, origin, seq, total, len, flags });
             }

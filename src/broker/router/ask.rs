@@ -92,6 +92,7 @@ impl RouterState {
         if let Some(outlet) = self.outlets.get_mut(key) {
             outlet.subscriptions.push(subscription);
         }
+        self.retry_resent();
         Ok(BrokerFrame::Subscribed { serial, subscription: subscription.to_u32() })
     }
 

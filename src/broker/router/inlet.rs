@@ -22,7 +22,7 @@ pub(crate) struct Info {
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) topic: TopicId,
-    /// Messages of this client in this topic so far.
+    /// The client's number of its last message in this topic.
     pub(super) sent: u64,
 }
 
@@ -44,6 +44,9 @@ pub(super) struct RequestSlot {
     pub(super) generation: u32,
     pub(super) call: Option<Key>,
 }
+
+/// Instead of a connection: a message that was sent again waits for some subscription (`restart.restart_grace_ms`).
+pub(super) const ANYBODY: u32 = u32::MAX;
 
 /// The bulk lane waits for credit or space of the connection `on`.
 #[derive(Clone, Copy, Debug)]

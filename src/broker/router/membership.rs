@@ -11,6 +11,9 @@ use crate::wire::name::Name;
 use std::io;
 use std::sync::Arc;
 
+/// Ids that are not given again so soon.
+const MOST_RECENT: usize = 1024;
+
 impl RouterState {
     /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
     /// answered, it takes it in once.)
@@ -21,6 +24,7 @@ impl RouterState {
     pub(super) fn attach(
         &mut self,
         name: Name,
+        nonce: u64,
         peer: crate::shm::peer::Credentials,
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
@@ -40,8 +44,7 @@ impl RouterState {
         } else {
             self.free_keys.pop();
         }
-        let id = self.next_id;
-        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+        let id = self.free_id(nonce);
         let (bulk, express, egress) = segment.broker_ends();
         let info = Info { id, name, peer };
         let data = segment.data_signal(RingName::Bulk);
@@ -76,6 +79,21 @@ impl RouterState {
         self.counters.connections += 1;
         self.tell_connection("opened", &info, None);
         Ok((key, id))
+    }
+
+    /// An id by the client's nonce, so that it has the same one at the next broker: what it sends again there is known
+    /// by that. (Ids are positive as `i32`, for people and other languages.)
+    fn free_id(&self, nonce: u64) -> u32 {
+        let mut id = (nonce ^ (nonce >> 32)) as u32;
+        loop {
+            id &= 0x7fff_ffff;
+            // Nor one that was given back a moment ago: what is still said about that connection is not about this one.
+            let is_taken = self.recent.contains(&id) || self.inlets.iter().flatten().any(|inlet| inlet.info.id == id);
+            if id != 0 && !is_taken {
+                return id;
+            }
+            id += 1;
+        }
     }
 
     /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
@@ -152,6 +170,10 @@ impl RouterState {
         let Some(inlet) = self.inlets[key as usize].take() else { return };
         self.outlets.memory.forget(inlet.windows());
         self.free_keys.push(key);
+        self.recent.push_back(inlet.info.id);
+        if self.recent.len() > MOST_RECENT {
+            self.recent.pop_front();
+        }
         self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
         self.ended.push((inlet.info.clone(), doom.clone()));
         self.tell_connection("closed", &inlet.info, Some(&doom.reason));

@@ -64,6 +64,7 @@ use tokio::sync::watch;
 #[rtype(result = "io::Result<(u32, u32)>")]
 pub(crate) struct Attach {
     pub(crate) name: Name,
+    pub(crate) nonce: u64,
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
@@ -260,8 +261,8 @@ impl Handler<Attach> for ShmRouter {
     type Result = io::Result<(u32, u32)>;
 
     fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
-        let Attach { name, peer, segment, bells, owner } = message;
-        let attached = self.with(|state| state.attach(name, peer, segment, bells))?;
+        let Attach { name, nonce, peer, segment, bells, owner } = message;
+        let attached = self.with(|state| state.attach(name, nonce, peer, segment, bells))?;
         self.shared.owners.borrow_mut().insert(attached.1, owner);
         Ok(attached)
     }

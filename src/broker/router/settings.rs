@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) batch_records: u32,
     pub(crate) turn_max: u64,
     pub(crate) breakers: RuleBook,
+    pub(crate) restart_grace: u64,
 }
 
 impl Settings {
@@ -80,6 +81,7 @@ impl Settings {
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
             },
+            restart_grace: config.restart.restart_grace_ms * MS,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::shm::doorbell::{BellBoard, LOOK, OwnBell};
 use crate::shm::layout::RingName;
 use crate::sync::AtomicU64;
 use crate::wire::name::Name;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -98,7 +99,8 @@ pub(crate) struct RouterState {
     pub(super) turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
-    pub(super) next_id: u32,
+    /// Ids of the connections that ended last.
+    pub(super) recent: VecDeque<u32>,
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
@@ -145,7 +147,7 @@ impl RouterState {
             turns: Arc::default(),
             counters: Counters::default(),
             system_sent: 0,
-            next_id: 1,
+            recent: VecDeque::new(),
             ended: Vec::new(),
             events,
             settings,

@@ -2,6 +2,7 @@
 //! thread.
 
 mod breaker;
+mod resent;
 
 use super::settings::Settings;
 use super::state::RouterState;
@@ -36,6 +37,7 @@ struct Peer {
     bulk: Producer,
     express: Producer,
     egress: Consumer,
+    sequence: u64,
     bells: ClientBells,
     segment: Segment,
     _socket: (UnixStream, UnixStream),
@@ -58,11 +60,14 @@ impl Router {
         let (bells, descriptors) = BrokerBells::new().unwrap();
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned().unwrap(), geometry, nonces).unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        let (key, id) = self.state.attach("peer".parse().unwrap(), peer, segment.into(), bells.into()).unwrap();
+        let (name, segment) = ("peer".parse().unwrap(), segment.into());
+        // Their ids are small numbers in the order in which they come.
+        let nonce = self.state.counters.connections + 1;
+        let (key, id) = self.state.attach(name, nonce, peer, segment, bells.into()).unwrap();
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair().unwrap();
         let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
-        Peer { key, id, bulk, express, egress, bells, segment: theirs, _socket: socket }
+        Peer { key, id, bulk, express, egress, sequence: 0, bells, segment: theirs, _socket: socket }
     }
 
     fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
@@ -150,7 +155,9 @@ impl Router {
 impl Peer {
     fn publish(&mut self, topic: u32, payload: &[u8]) -> bool {
         let total = payload.len() as u32;
-        self.push(false, Header { flags: Flags::WHOLE, id: topic, total, ..Header::new(Kind::Publish) }, payload)
+        self.sequence += 1;
+        let (flags, seq) = (Flags::WHOLE, self.sequence);
+        self.push(false, Header { flags, id: topic, total, seq, ..Header::new(Kind::Publish) }, payload)
     }
 
     fn request(&mut self, slot: u32, generation: u32, service: u32, payload: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 use super::position::{Bank, Plan};
 use super::{Channel, Violation};
 use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
-use crate::shm::words::{copy_words, write_bytes};
+use crate::shm::words::{copy_words, read_bytes, write_bytes};
 use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 
 /// What a record carries.
@@ -83,6 +83,55 @@ impl Producer {
     pub(crate) fn look(&mut self) -> Result<u64, Violation> {
         self.refresh()?;
         Ok(self.consumed)
+    }
+
+    /// Reads back what was placed and is not consumed, in order: for a producer whose consumer has died. `each` gets a
+    /// record's header and payload. The consumer could write here, so everything is validated.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible, or a record is not there as it was placed; those before it were given to
+    /// `each`.
+    pub(crate) fn unconsumed(&mut self, mut each: impl FnMut(&[u64; HEADER_WORDS], Vec<u8>)) -> Result<(), Violation> {
+        self.refresh()?;
+        let mut count = self.consumed;
+        let mut place = (Bank::Base, 0);
+        while count < self.plan.claimed() {
+            // As a consumer finds it, but for the first one, which may be anywhere.
+            let starts = [place, (Bank::Base, 0), (Bank::Extension, 0)];
+            let mut found = starts.into_iter().find(|(bank, at)| self.is_at(*bank, *at, count));
+            if found.is_none() && count == self.consumed {
+                let cells = |bank: Bank| (0..self.size(bank)).map(move |at| (bank, at));
+                let mut all = cells(Bank::Base).chain(cells(Bank::Extension));
+                found = all.find(|(bank, at)| self.is_at(*bank, *at, count));
+            }
+            let (bank, at) = found.ok_or(Violation::Outside { at: place.1, cells: 0, window: self.size(place.0) })?;
+            let record = &self.ring.bank(bank).all()[at as usize * CELL_WORDS..];
+            let header: [u64; HEADER_WORDS] = std::array::from_fn(|n| record[n + 1].load(Ordering::Relaxed));
+            let (len, max) = (header[0] as u32, self.ring.max_payload);
+            if len > max {
+                return Err(Violation::Length { len, max });
+            }
+            let (cells, window) = (cells_for(len), self.size(bank));
+            if cells > window.saturating_sub(at) {
+                return Err(Violation::Outside { at, cells, window });
+            }
+            let mut bytes = vec![0; len as usize];
+            read_bytes(&record[1 + HEADER_WORDS..][..(len as usize).div_ceil(8)], &mut bytes);
+            each(&header, bytes);
+            count += u64::from(cells);
+            place = (bank, at + cells);
+        }
+        Ok(())
+    }
+
+    fn size(&self, bank: Bank) -> u32 {
+        if bank == Bank::Base { self.base_cells() } else { self.window }
+    }
+
+    fn is_at(&self, bank: Bank, at: u32, count: u64) -> bool {
+        at < self.size(bank)
+            && self.ring.bank(bank).all()[at as usize * CELL_WORDS].load(Ordering::Relaxed) == self.ring.tag(count)
     }
 
     /// Cells of the extension in use by this ring.

@@ -226,6 +226,18 @@ impl Checked {
         }
     }
 
+    /// What the producer finds when its consumer has died is what the consumer has not given back.
+    fn read_back(&mut self) {
+        let mut read = Vec::new();
+        self.ring.producer.unconsumed(|header, payload| read.push((header[0] >> 32, payload))).unwrap();
+        assert_eq!(read.len(), self.taken + self.waiting.len());
+        let taken = (self.pushed - read.len() as u64)..;
+        assert!(read.iter().map(|(id, _)| *id).eq(taken.take(read.len())), "in order");
+        assert!(read.iter().all(|(id, payload)| *payload == bytes(*id, payload.len() as u32)));
+        let lens = read[self.taken..].iter().map(|(id, payload)| (*id, payload.len() as u32));
+        assert!(lens.eq(self.waiting.iter().copied()));
+    }
+
     fn audit(&mut self) {
         let cells = u64::from(self.ring.window());
         let base = self.ring.segment.geometry().base_bytes() as u64 / 4096;
@@ -353,6 +365,7 @@ proptest! {
             checked.step(step);
             checked.audit();
         }
+        checked.read_back();
         while checked.take() {}
         checked.publish();
         prop_assert!(checked.push(slot_size), "a drained ring has room for the largest record");

@@ -75,7 +75,9 @@ fn publish(
     let parts: Vec<_> = if payload.is_empty() { vec![payload] } else { payload.chunks(1024).collect() };
     for (at, part) in parts.iter().enumerate().take(most_parts) {
         let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + 1 == parts.len());
-        let header = Header { flags, id: topic, total: payload.len() as u32, ..Header::new(Kind::Publish) };
+        peer.sequence += u64::from(at == 0);
+        let (total, seq) = (payload.len() as u32, peer.sequence);
+        let header = Header { flags, id: topic, total, seq, ..Header::new(Kind::Publish) };
         let mut tries = 0;
         while !peer.push(false, header, part) {
             // It waits for space, so its lane grows.
@@ -355,7 +357,8 @@ fn who_has_got_a_message_that_is_set_aside_keeps_it() {
     router.run();
     fault::armed::arm("router.target", 2);
     router.again = Some(("router.delivered", 1));
-    let last = Header { flags: Flags::LAST, id: topic, total: 1500, ..Header::new(Kind::Publish) };
+    let seq = publisher.sequence;
+    let last = Header { flags: Flags::LAST, id: topic, total: 1500, seq, ..Header::new(Kind::Publish) };
     assert!(publisher.push(false, last, &[1; 476]));
     router.run();
     assert!(spent(&router));

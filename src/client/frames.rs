@@ -1,0 +1,129 @@
+//! What comes over the control socket.
+
+use super::error::Kind;
+use super::inner::{Inner, Table, lock};
+use super::session;
+use crate::sync::Ordering;
+use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
+
+/// Gives a frame to whom it is for.
+pub(super) fn handle_frame(inner: &Inner, frame: BrokerFrame) {
+    let mut table = lock(&inner.table);
+    let table = &mut *table;
+    let Some(serial) = note(table, inner.limits.slot_size, &frame) else { return };
+    let question = lock(&inner.outgoing).answered(serial);
+    if let Some(what) = table.restoring.remove(&serial) {
+        if let Err(error) = session::restored(table, what, &frame) {
+            table.close(error);
+        }
+        return;
+    }
+    if let (BrokerFrame::Interned { .. }, Some(ClientFrame::Intern { kind, name, .. })) = (&frame, question) {
+        // The broker numbers them from 0 on: that is how the next one can be asked for the same numbers.
+        table.named[usize::from(kind == InternKind::Service)].push(name);
+    }
+    if let Some(answer) = table.answers.get_mut(&serial) {
+        *answer = Some(frame);
+    }
+    table.wakers.drain(..).for_each(std::task::Waker::wake);
+}
+
+/// Takes note of a frame. Answers the serial of the question that it answers.
+fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
+    let serial = match frame {
+        BrokerFrame::Subscribed { serial, subscription } => {
+            if let Some(queue) = table.subscribing.remove(serial) {
+                for (_, message) in table.orphans.extract_if(.., |(id, _)| id == subscription) {
+                    queue.push(message, slot_size);
+                }
+                queue.id.store(u64::from(*subscription), Ordering::Relaxed);
+                table.subscriptions.insert(*subscription, queue);
+            }
+            *serial
+        }
+        BrokerFrame::Serving { serial, service } => {
+            if let Some(inbox) = table.serving.remove(serial) {
+                for (_, arrived) in table.orphan_calls.extract_if(.., |(id, _)| id == service) {
+                    inbox.push(arrived);
+                }
+                inbox.number.store(u64::from(*service), Ordering::Relaxed);
+                table.inboxes.insert(*service, inbox);
+            }
+            *serial
+        }
+        BrokerFrame::Failed { serial, .. } => {
+            table.subscribing.remove(serial);
+            table.serving.remove(serial);
+            *serial
+        }
+        BrokerFrame::Interned { serial, .. }
+        | BrokerFrame::Done { serial }
+        | BrokerFrame::Status { serial, .. }
+        | BrokerFrame::Breakers { serial, .. } => *serial,
+        BrokerFrame::Closing { code, message } => {
+            // In force at the end of file, when what was delivered before is sorted.
+            table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
+            return None;
+        }
+        // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
+        BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
+    };
+    // What still waits for a number is nobody's, once every number has been told.
+    if table.subscribing.is_empty() {
+        table.orphans.clear();
+    }
+    if table.serving.is_empty() {
+        table.orphan_calls.clear();
+    }
+    Some(serial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::serve::{Arrived, Inbox, Incoming, Offer};
+    use super::*;
+    use crate::wire::control::FailedCode;
+    use crate::wire::record::{Header, Kind as RecordKind};
+    use std::sync::Arc;
+
+    const SLOT_SIZE: u32 = 1024;
+
+    fn inbox() -> Arc<Inbox> {
+        Arc::new(Inbox::new(Offer { service: "s".parse().unwrap(), max_in_flight: 0 }))
+    }
+
+    fn grant() -> Arrived {
+        Arrived::Grant(Arc::new(Incoming::new(&Header::new(RecordKind::Call), 0, 1)), 1)
+    }
+
+    fn serving(serials: &[u32]) -> Table {
+        let mut table = Table::default();
+        table.serving.extend(serials.iter().map(|serial| (*serial, inbox())));
+        table
+    }
+
+    fn orphans(table: &Table) -> Vec<u32> {
+        table.orphan_calls.iter().map(|(service, _)| *service).collect()
+    }
+
+    #[test]
+    fn calls_that_wait_for_a_service_number_go_once_every_number_is_told() {
+        let mut table = serving(&[1, 2]);
+        let inboxes = [table.serving[&1].clone(), table.serving[&2].clone()];
+        table.orphan_calls.extend([7, 8, 9].map(|service| (service, grant())));
+        note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 1, service: 7 });
+        // The other's number is not known yet: it may be either of these.
+        assert_eq!((inboxes[0].len(), orphans(&table)), (1, vec![8, 9]));
+        note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 2, service: 9 });
+        assert_eq!((inboxes[1].len(), orphans(&table)), (1, Vec::new()));
+    }
+
+    #[test]
+    fn calls_that_wait_for_a_service_number_go_when_the_broker_gives_none() {
+        let mut table = serving(&[1]);
+        table.orphan_calls.push((7, grant()));
+        let (code, message) = (FailedCode::Limit, String::new());
+        note(&mut table, SLOT_SIZE, &BrokerFrame::Failed { serial: 1, code, message });
+        assert_eq!(orphans(&table), [0; 0]);
+    }
+}

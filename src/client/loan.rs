@@ -1,0 +1,115 @@
+//! Messages that are written in place.
+
+use super::error::{Kind, Result};
+use super::inner::Inner;
+use super::lane::{Producing, broken, thread};
+use crate::shm::words::write_bytes_at;
+use crate::sync::Ordering;
+use crate::wire::record::{Flags, Header, Kind as RecordKind};
+use std::sync::MutexGuard;
+
+/// Space in the bulk lane, lent for a message that is written in place; see
+/// [`Publisher::loan`](super::Publisher::loan). Dropped, it leaves no trace. Other threads' publishes wait meanwhile,
+/// and so does a session at a restarted broker: do not wait for messages while you hold one.
+///
+/// Bytes that are not written have no particular value.
+pub struct Loan<'a> {
+    inner: &'a Inner,
+    lane: MutexGuard<'a, Producing>,
+    topic: u32,
+    len: u32,
+}
+
+/// Finds the space, and stays inside the lane with it.
+fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
+    if !lane.unsents.is_empty() && !lane.send_again()? {
+        return Ok(false);
+    }
+    lane.producer.enter();
+    let found = lane.producer.reserve(len).map(|slot| slot.is_some());
+    if found != Ok(true) {
+        lane.producer.leave();
+    }
+    Ok(found.map_err(broken)?)
+}
+
+impl<'a> Loan<'a> {
+    pub(super) fn new(inner: &'a Inner, topic: u32, len: usize) -> Result<Loan<'a>> {
+        let slot_size = inner.limits.slot_size;
+        let len =
+            u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
+        loop {
+            let mut lane = inner.bulk().claim()?;
+            if reserve(&mut lane, len)? {
+                inner.bulk().lender.store(thread(), Ordering::Relaxed);
+                return Ok(Loan { inner, lane, topic, len });
+            }
+            drop(lane);
+            // Looks whether there is space, and lets go of it; then it is claimed as above.
+            inner.wait_for_bell(|| {
+                let fits = inner.bulk().claim_within().and_then(|mut lane| {
+                    lane.wait_for_space();
+                    let fits = reserve(&mut lane, len)?;
+                    if fits {
+                        lane.producer.leave();
+                    }
+                    Ok(fits)
+                });
+                match fits {
+                    Ok(false) => None,
+                    Ok(true) => Some(Ok(())),
+                    Err(error) => Some(Err(error)),
+                }
+            })??;
+        }
+    }
+
+    /// Bytes that were asked for.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Writes `bytes` at `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If they reach behind the loan's end.
+    pub fn write_at(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(
+            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len()),
+            "{} bytes at {offset} reach behind a loan of {}",
+            bytes.len(),
+            self.len
+        );
+        // The same place each time: nothing moves before the publication.
+        if let Ok(Some(slot)) = self.lane.producer.reserve(self.len) {
+            write_bytes_at(slot.payload(), offset, bytes);
+        }
+    }
+
+    /// Publishes what was written.
+    pub fn publish(mut self) {
+        let (flags, id, total, seq) = (Flags::WHOLE, self.topic, self.len, self.lane.next_sequence(self.topic));
+        let header = Header { flags, id, total, seq, ..Header::new(RecordKind::Publish) };
+        if let Ok(Some(slot)) = self.lane.producer.reserve(self.len) {
+            slot.publish(&header.to_words(), self.len);
+        }
+        // What remains, and waking the router, is the drop's.
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        self.lane.producer.leave();
+        self.inner.bulk().lender.store(0, Ordering::Relaxed);
+        self.lane.announce();
+    }
+}
+
+impl std::fmt::Debug for Loan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Loan({} bytes)", self.len)
+    }
+}
