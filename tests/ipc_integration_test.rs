@@ -33,7 +33,7 @@ fn the_fifth_failure_opens_the_breaker_and_two_successes_close_it() {
     let calls = broker.folder().join("calls");
     let line = format!("echo >> '{}'; test -e '{}' && cat", calls.display(), switch.display());
     let mut responder = broker.spawn(&["reply", "engine", "--exec", &line]);
-    responder.wait_for("engine");
+    responder.wait_for("serving");
     let ask = || broker.run(&["request", "engine", "hi"]);
     let called = || std::fs::read_to_string(&calls).map_or(0, |calls| calls.lines().count());
     for _ in 0..5 {

@@ -163,6 +163,8 @@ pub(crate) struct Inner {
     turns: Mutex<u64>,
     turn: Condvar,
     serial: AtomicU64,
+    /// Not 0 while a publisher has to look after the connection.
+    down: AtomicU64,
 }
 
 impl Inner {
@@ -191,6 +193,7 @@ impl Inner {
             turns: Mutex::new(0),
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
+            down: AtomicU64::new(0),
         })
     }
 
@@ -389,6 +392,24 @@ impl Inner {
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.pass_on();
         step
+    }
+
+    /// Whether the connection was lost when a publisher last looked.
+    #[inline]
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed) > 0
+    }
+
+    /// For who does not wait: notices that the broker has gone, and goes on looking for it. Another thread that waits
+    /// does so anyway.
+    #[cold]
+    pub(super) fn look_after_link(&self) {
+        let Some(mut reader) = try_lock(&self.reader) else { return };
+        reader.look_at_bells(self, Some(Duration::ZERO));
+        let _ = reader.step(self);
+        self.down.store(u64::from(reader.is_away()), Ordering::Relaxed);
+        drop(reader);
+        self.pass_on();
     }
 
     /// A number that has not been used before.

@@ -25,6 +25,9 @@ pub(super) struct Lane {
     pub(super) lender: AtomicU64,
 }
 
+/// Messages between two looks of a publisher that never waits at the control socket: a look is a system call.
+const LOOK_EVERY: u32 = 64;
+
 /// The producer role, and what goes with it.
 #[derive(Debug)]
 pub(super) struct Producing {
@@ -40,6 +43,8 @@ pub(super) struct Producing {
     sequences: Vec<u64>,
     /// A thread waits for space in the middle of a message of several records.
     is_taken: bool,
+    /// Messages since the publisher looked at the control socket.
+    unlooked: u32,
     pub(super) unsents: Unsents,
     /// The number of the last flush that was begun.
     pub(super) flush: u64,
@@ -119,6 +124,7 @@ impl Producing {
             session: 0,
             sequences: Vec::new(),
             is_taken: false,
+            unlooked: 0,
             unsents: Unsents::default(),
             flush: 0,
             slot_size: slot_size as usize,
@@ -148,11 +154,24 @@ impl Producing {
 
     /// Wakes the router, if it does not poll us.
     #[inline]
-    pub(super) fn announce(&self) {
+    pub(super) fn announce(&mut self) {
         publication_fence();
         if self.data.take() {
             self.bells.ring();
+            self.unlooked = LOOK_EVERY;
         }
+    }
+
+    /// A message was published, and nobody has waited. Now and then the publisher must look itself whether the broker is
+    /// there still: always when it has rung, for that is dearer.
+    #[inline]
+    pub(super) fn should_look(&mut self) -> bool {
+        self.unlooked += 1;
+        if self.unlooked < LOOK_EVERY {
+            return false;
+        }
+        self.unlooked = 0;
+        true
     }
 
     /// Whether nobody is in the middle of a message.

@@ -96,6 +96,11 @@ impl Link {
         self.bells.clone()
     }
 
+    /// Whether it is lost, and looked for.
+    pub(super) fn is_away(&self) -> bool {
+        !matches!(self.line, Line::Up(_) | Line::Down)
+    }
+
     /// Whether a broker has greeted us.
     pub(super) fn is_greeted(&self) -> bool {
         matches!(self.line, Line::Up(_) | Line::Restoring(..))

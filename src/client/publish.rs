@@ -122,6 +122,10 @@ impl Inner {
         if total <= self.limits.slot_size {
             let mut lane = self.bulk().claim()?;
             if lane.try_publish(topic, total, payload)? {
+                if lane.should_look() || self.is_down() {
+                    drop(lane);
+                    self.look_after_link();
+                }
                 return Ok(());
             }
         }

@@ -376,6 +376,11 @@ impl Reader {
         true
     }
 
+    /// Whether the broker is being looked for.
+    pub(super) fn is_away(&self) -> bool {
+        self.link.is_away()
+    }
+
     /// Polls for a while. Answers whether something is there.
     fn spin(&mut self) -> bool {
         for _ in 0..POLLS {

@@ -38,6 +38,9 @@ impl Default for ReconnectOptions {
     }
 }
 
+/// Attempts in quick succession when the path has reappeared, after 1 ms, 2 ms, 4 ms …
+const SOON: u32 = 6;
+
 /// The attempts since a socket was lost.
 #[derive(Clone, Debug)]
 pub(super) struct Retry {
@@ -48,13 +51,15 @@ pub(super) struct Retry {
     doublings: u32,
     /// The next attempt is for the path's sake.
     is_free: bool,
+    /// Attempts since the path appeared: who binds a socket there listens only a moment later.
+    soon: u32,
     at: Instant,
 }
 
 impl Retry {
     /// The socket was lost `now`: the first attempt is due.
     pub(super) fn new(options: ReconnectOptions, now: Instant) -> Retry {
-        Retry { options, failed: 0, doublings: 0, is_free: false, at: now }
+        Retry { options, failed: 0, doublings: 0, is_free: false, soon: 0, at: now }
     }
 
     /// When the next attempt is due.
@@ -69,6 +74,12 @@ impl Retry {
 
     /// The attempt failed. Answers the delay until the next, by a `chance` in 0..1; `None`: that was the last.
     pub(super) fn failed(&mut self, now: Instant, chance: f64) -> Option<Duration> {
+        if self.soon > 0 {
+            let delay = Duration::from_millis(1 << (SOON - self.soon));
+            self.soon -= 1;
+            self.at = now + delay;
+            return Some(delay);
+        }
         if !std::mem::take(&mut self.is_free) {
             self.failed = self.failed.saturating_add(1);
         }
@@ -91,7 +102,7 @@ impl Retry {
 
     /// Something appeared at the path: the next attempt is due, and the delay begins anew.
     pub(super) fn path_appeared(&mut self, now: Instant) {
-        (self.doublings, self.is_free, self.at) = (0, true, now);
+        (self.doublings, self.is_free, self.soon, self.at) = (0, true, SOON, now);
     }
 }
 
@@ -137,6 +148,8 @@ mod tests {
         for _ in 0..10 {
             retry.path_appeared(now);
             assert_eq!((retry.at(), retry.attempt()), (now, 3));
+            let soon: Vec<_> = (0..SOON).filter_map(|_| retry.failed(now, 0.5)).collect();
+            assert_eq!(soon, [1, 2, 4, 8, 16, 32].map(ms));
             assert_eq!(retry.failed(now, 0.5), Some(ms(100)), "the delay begins anew");
         }
         assert_eq!(retry.failed(now, 0.5), None);

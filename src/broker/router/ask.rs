@@ -10,6 +10,9 @@ use crate::wire::name::{Name, Topic};
 use crate::wire::pattern::Pattern;
 use crate::wire::record::Outcome;
 
+/// How many offers to serve a connection may make in its life, as a multiple of those that it may have at a time.
+const OFFERS: usize = 1024;
+
 type Answer = Result<BrokerFrame, (FailedCode, String)>;
 
 impl RouterState {
@@ -113,11 +116,14 @@ impl RouterState {
             return Err((FailedCode::NotAllowed, format!("the broker itself serves {ECHO}")));
         }
         let most = self.settings.max_subscriptions_per_connection;
-        if self.inlet(key).is_some_and(|inlet| inlet.serving.len() >= most) {
-            return Err((
-                FailedCode::Limit,
-                format!("this connection has offered {most} services, which is the limit"),
-            ));
+        let serving = self.inlet(key).map_or(&[][..], |inlet| &inlet.serving);
+        if serving.iter().flatten().count() >= most {
+            return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
+        }
+        // A number is not given twice, for a call may be under way that has it.
+        if serving.len() >= most * OFFERS {
+            let offered = most * OFFERS;
+            return Err((FailedCode::Limit, format!("this connection has made {offered} offers, which is the limit")));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
         let most = self.settings.max_requests_per_responder;
