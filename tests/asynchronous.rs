@@ -3,8 +3,9 @@
 mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
-use lapce_ipc::client::{Client, DeliveryPolicy, SubscribeOptions};
+use lapce_ipc::client::{Client, ConnectionState, DeliveryPolicy, SubscribeOptions};
 use support::Broker;
+use support::cut::cut_own;
 
 async fn connect(broker: &Broker) -> AsyncClient {
     AsyncClient::connect_with(Client::builder().socket(broker.socket())).await.unwrap()
@@ -121,4 +122,23 @@ async fn what_arrived_before_the_end_is_read_and_then_the_end_is_told() {
     assert!(subscription.next().await.unwrap().unwrap_err().is_disconnected());
     assert!(subscription.next().await.is_none());
     assert!(publisher.request("echo", "x").await.unwrap_err().is_disconnected());
+}
+
+#[tokio::test]
+async fn an_async_client_comes_back_too() {
+    let broker = Broker::start();
+    let client = AsyncClient::connect_with(broker.builder()).await.unwrap();
+    let mut events = client.events();
+    let mut messages = client.subscribe("t").await.unwrap();
+    for round in 0..10u32 {
+        assert!(events.next().await.unwrap().is_connected());
+        assert_eq!(cut_own(&broker.socket()), 1);
+        client.publish("t", round.to_le_bytes()).await.unwrap();
+        let topic = format!("new.{round}");
+        client.publish(&topic, "an answer over the new socket").await.unwrap();
+        assert_eq!(messages.next().await.unwrap().unwrap().payload(), round.to_le_bytes());
+        assert_eq!(client.request("echo", "hi").await.unwrap(), b"hi");
+        while !matches!(events.next().await.unwrap(), ConnectionState::Connecting) {}
+    }
+    assert!(events.next().await.unwrap().is_connected() && client.state().is_connected());
 }

@@ -141,7 +141,7 @@ fn a_publisher_that_stops_in_mid_message_holds_nobody_up() {
 
 #[test]
 fn a_subscriber_that_stops_in_mid_message_is_evicted_and_told_when_it_goes_on() {
-    let scene = Scene::new("200");
+    let scene = Scene::new("2000");
     let (client, other) = (scene.broker.client(), scene.broker.client());
     let mut subscription = client.subscribe("t").unwrap();
     let mut child = Child::ready(&scene.broker, "subscribe");

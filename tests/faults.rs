@@ -4,7 +4,7 @@
 
 mod support;
 
-use lapce_ipc::client::Error;
+use lapce_ipc::client::{BreakerOrder, Client, Error};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::probe::{counter, pattern};
@@ -26,6 +26,16 @@ fn restarts(broker: &mut Broker, actor: &str) -> usize {
     broker.process().stderr().matches(&format!("actor restarts actor={actor} ")).count()
 }
 
+/// Connects, again if the acceptor has died with our socket in its hands.
+fn connect(broker: &Broker) -> Client {
+    let mut client = None;
+    wait_until("a connection", || {
+        client = Client::builder().socket(broker.socket()).connect().ok();
+        client.is_some()
+    });
+    client.unwrap()
+}
+
 /// The message with this number: of one to four records.
 fn message(number: u64) -> Vec<u8> {
     let mut message = number.to_le_bytes().to_vec();
@@ -35,9 +45,9 @@ fn message(number: u64) -> Vec<u8> {
 
 /// Publishes, asks and streams until `enough`, then holds everybody's ledger against what was sent.
 fn keep_ledger(broker: &mut Broker, what: &str, may_lose_responder: bool, mut enough: impl FnMut(&mut Broker) -> bool) {
-    let clients: Vec<_> = (0..SUBSCRIBERS).map(|_| broker.client()).collect();
+    let clients: Vec<_> = (0..SUBSCRIBERS).map(|_| connect(broker)).collect();
     let subscriptions: Vec<_> = clients.iter().map(|client| client.subscribe("ledger.>").unwrap()).collect();
-    let (publishing, asking, answering) = (broker.client(), broker.client(), broker.client());
+    let (publishing, asking, answering) = (connect(broker), connect(broker), connect(broker));
     let mut service = answering.serve("ledger").unwrap();
     let is_over = AtomicBool::new(false);
     let (asked, lost) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -117,7 +127,7 @@ fn keep_ledger(broker: &mut Broker, what: &str, may_lose_responder: bool, mut en
         requester.join().unwrap();
         number
     });
-    let status = broker.client().status().unwrap();
+    let status = connect(broker).status().unwrap();
     assert_eq!(counter(&status, "published"), published + 1, "{what}");
     assert_eq!(counter(&status, "set_aside"), 0, "{what}");
     support::probe::note(&format!("{what}: {published} messages, {} requests", asked.load(Ordering::Relaxed)));
@@ -184,4 +194,60 @@ fn a_message_that_always_kills_is_set_aside_and_the_others_pass() {
     wait_until("both are in the log", || {
         broker.process().stderr().matches("record set aside connection=").count() == 2
     });
+}
+
+#[test]
+fn the_acceptor_dies_and_all_others_go_on() {
+    let mut broker = Broker::start_faulty("acceptor.started=panic#2*20;acceptor.accepted=panic#5*20", KEYS);
+    keep_ledger(&mut broker, "acceptor", false, |broker| {
+        // A socket that it had just accepted is closed with it.
+        let _ = Client::builder().socket(broker.socket()).connect();
+        restarts(broker, "acceptor") >= 20
+    });
+}
+
+#[test]
+fn the_breakers_actor_dies_and_takes_along_who_depends_on_it() {
+    let mut broker = Broker::start_faulty("breaker.started=panic#3*10;breaker.event=panic#2*20", KEYS);
+    let (other, control) = (broker.client(), broker.client());
+    let _service = other.serve("other").unwrap();
+    let mut opens = false;
+    keep_ledger(&mut broker, "breaker", false, |broker| {
+        opens = !opens;
+        let order = if opens { BreakerOrder::Open } else { BreakerOrder::Close };
+        let _ = control.set_breaker("other", order, None);
+        restarts(broker, "breaker") >= 20
+    });
+    assert_eq!(restarts(&mut broker, "router"), 0, "it was stopped and started, and did not fail");
+}
+
+#[test]
+fn a_router_that_hangs_is_told_of_and_then_the_process_aborts() {
+    let mut broker = Broker::start_faulty("router.found@777=stall:60000", &[("restart.watchdog_abort_ms", "600")]);
+    let client = broker.client();
+    client.publish("a.b", [0; 777]).unwrap();
+    assert_eq!(broker.process().code(), -6, "SIGABRT");
+    let log = broker.process().stderr();
+    let (late, hangs) = (log.find("thread hangs thread=router"), log.find("thread hangs, aborting thread=router"));
+    assert!(late.is_some() && late < hangs, "{log}");
+}
+
+#[test]
+fn an_actor_that_never_runs_is_given_up_with_growing_delays_and_the_process_ends() {
+    let keys = [
+        ("restart.initial_delay_ms", "20"),
+        ("restart.max_delay_ms", "100"),
+        ("restart.max_restarts", "4"),
+        ("restart.jitter", "0"),
+    ];
+    let mut broker = Broker::start_faulty("router.started=panic", &keys);
+    assert_eq!(broker.process().code(), 69);
+    let log = broker.process().stderr();
+    let restarts: Vec<_> = log.lines().filter(|line| line.contains("actor restarts actor=router id=-")).collect();
+    assert_eq!(restarts.len(), 4, "{log}");
+    for (attempt, (line, delay)) in restarts.iter().zip([20, 40, 80, 100]).enumerate() {
+        assert!(line.contains(&format!("attempt={} limit=4 delay_ms={delay}", attempt + 1)), "{line}");
+    }
+    assert!(log.contains("actor gives up actor=router"), "{log}");
+    assert!(!broker.socket().exists(), "its socket goes with it");
 }

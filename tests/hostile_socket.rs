@@ -206,7 +206,7 @@ fn a_peer_that_is_slow_to_say_hello_is_refused_and_one_that_is_only_odd_is_not()
         } else {
             assert_eq!(half.control.frame(), None, "the broker closes its half, too");
         }
-        scene.logged(&["connection closed", &format!("name={name}")]);
+        scene.logged(&["connection lost", &format!("name={name}")]);
     }
     drop((bytewise, listener));
     scene.finish();

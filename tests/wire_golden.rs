@@ -35,9 +35,10 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Bye => 7,
         ClientFrame::Breakers { .. } => 8,
         ClientFrame::SetBreaker { .. } => 9,
+        ClientFrame::Resumed => 10,
     }
 }
-const CLIENT_VARIANTS: u32 = 10;
+const CLIENT_VARIANTS: u32 = 11;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -168,6 +169,7 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
             set_breaker(BreakerOrder::Auto, 0),
             "1d000000 09000000 09000000 0100000000000000 73 02000000 0000000000000000",
         ),
+        (ClientFrame::Resumed, "04000000 0a000000"),
     ]
 }
 
@@ -267,6 +269,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (refused(RefusedCode::Malformed), "13000000 01000000 03000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::Draining), "13000000 01000000 04000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::BadToken), "13000000 01000000 05000000 0100000000000000 6d 0100"),
+        (refused(RefusedCode::ResumeFailed), "13000000 01000000 06000000 0100000000000000 6d 0100"),
         (BrokerFrame::Interned { serial: 1, id: 2 }, "0c000000 02000000 01000000 02000000"),
         (BrokerFrame::Subscribed { serial: 2, subscription: 3 }, "0c000000 03000000 02000000 03000000"),
         (BrokerFrame::Serving { serial: 3, service: 4 }, "0c000000 04000000 03000000 04000000"),

@@ -1,8 +1,7 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
-use super::connection::{Broker, ConnectionActor, TakenIn};
+use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Named, all_taken};
 use super::fault;
-use super::router::Gone;
 use super::stream::FrameStream;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::routing::restart::Restart;
@@ -14,7 +13,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// How long to wait when the system has no descriptor for the next connection.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
@@ -22,6 +20,8 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 const REFUSAL: Duration = Duration::from_secs(1);
 /// The most refused clients that are being told at a time; further ones are closed without a word.
 const MOST_REFUSALS: usize = 16;
+/// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
+const MOST_RESUMING: usize = 16;
 
 /// Messages that may wait for a connection's actor: it gets one `Ended` and one `Stop` in its life.
 const CONNECTION_MAILBOX: usize = 4;
@@ -77,6 +77,7 @@ async fn accept(
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener?)?;
     let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
+    let resuming = Arc::new(tokio::sync::Semaphore::new(MOST_RESUMING));
     let mut next = workers.iter().cycle();
     loop {
         let stream = match listener.accept().await {
@@ -88,12 +89,13 @@ async fn accept(
             }
         };
         fault::point("acceptor.accepted", 0);
-        let refused = match admit(&stream, &broker) {
-            Ok((peer, permit)) => {
+        let refused = match admit(&stream, &broker, &resuming) {
+            Ok((peer, admitted)) => {
                 let Some(worker) = next.next() else { return Ok(()) };
                 let (stream, broker) = (stream.into_std()?, broker.clone());
                 worker.spawn_fn(move || {
-                    actix::spawn(serve(stream, peer, permit, broker));
+                    let named = Named::default();
+                    actix::spawn(serve(Accepted { stream, peer, admitted, named }, broker));
                 });
                 continue;
             }
@@ -109,16 +111,13 @@ async fn accept(
     }
 }
 
-/// One connection, from its first byte until nothing of it is left, also if its actor panics.
-async fn serve(
-    stream: std::os::unix::net::UnixStream,
-    peer: Credentials,
-    permit: OwnedSemaphorePermit,
-    broker: Arc<Broker>,
-) {
-    let (taken_in, mut stream) = (TakenIn::default(), Some(stream));
+/// One control socket, from its first byte to its last.
+async fn serve(accepted: Accepted, broker: Arc<Broker>) {
+    let named = accepted.named.clone();
+    let mut start = Some(accepted);
     let child = Child {
         name: "connection",
+        // What follows one that fails is the session that waits for its peer.
         restart: Restart::Temporary,
         limits: supervisor::limits(&broker.config.restart),
         mailbox: CONNECTION_MAILBOX,
@@ -126,28 +125,30 @@ async fn serve(
         tree: &broker.tree,
         place: broker.connections,
     };
-    let id = || taken_in.get().map_or_else(|| "-".to_owned(), |(_, id)| id.to_string());
-    let factory = |_| ConnectionActor::new(stream.take(), peer, taken_in.clone(), broker.clone());
+    let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let factory = |_| ConnectionActor::new(start.take(), broker.clone());
     supervise(child, id, std::future::pending(), factory).await;
-    if let Some((key, id)) = taken_in.take() {
-        // It panicked. What the client has published is routed, and then the router forgets it.
-        let _ = broker.router.send(Gone { key, id, doom: None }).await;
-    }
-    // Only now there is room for another one.
-    drop(permit);
 }
 
 /// Whether a connection may come in.
-fn admit(stream: &UnixStream, broker: &Broker) -> Result<(Credentials, OwnedSemaphorePermit), (RefusedCode, String)> {
+fn admit(
+    stream: &UnixStream,
+    broker: &Broker,
+    resuming: &Arc<tokio::sync::Semaphore>,
+) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
     if peer.uid != peer::own_uid() && !broker.config.ipc.allowed_uids.contains(&peer.uid) {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
     }
-    let permit = broker.permits.clone().try_acquire_owned().map_err(|_| {
-        let most = broker.config.ipc.max_connections;
-        (RefusedCode::TooManyConnections, format!("all {most} connections are taken (ipc.max_connections)"))
-    })?;
-    Ok((peer, permit))
+    if let Ok(permit) = broker.permits.clone().try_acquire_owned() {
+        return Ok((peer, Admitted { permit: Some(permit), _resuming: None }));
+    }
+    if broker.sessions.somebody_waits()
+        && let Ok(resuming) = resuming.clone().try_acquire_owned()
+    {
+        return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));
+    }
+    Err((RefusedCode::TooManyConnections, all_taken(broker)))
 }
 
 async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {

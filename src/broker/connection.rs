@@ -1,15 +1,18 @@
-//! `ConnectionActor`: one for each connection. It owns the control socket; the rings are the router's.
+//! `ConnectionActor`: one for each control socket. It holds a session while its socket lasts; the rings are the
+//! router's.
 
 use super::breaker::{self, BreakerActor};
 use super::fault;
-use super::router::{Ask, Attach, Doom, Ended, Gone, RouterHandle, Settings};
+use super::holder::{Holder, Kept, SessionTable};
+use super::router::{Ask, Attach, Doom, Gone, RouterHandle, Settings};
+use super::sessions::ResumeError;
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
 use super::upstream::Dialled;
 use crate::config::Config;
-use crate::shm::doorbell::BrokerBells;
-use crate::shm::peer::Credentials;
-use crate::shm::segment::{Nonces, Segment, fill_random};
+use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
+use crate::shm::peer::{Credentials, watch_process};
+use crate::shm::segment::{Nonces, Segment};
 use crate::sync::AtomicU64;
 use crate::wire::control::{
     self, BrokerFrame, ClientFrame, ClosingCode, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token,
@@ -17,13 +20,13 @@ use crate::wire::control::{
 use crate::wire::name::Name;
 use actix::prelude::*;
 use std::cell::Cell;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How long a client may take to read the last frame.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -54,6 +57,7 @@ pub(super) struct Broker {
     pub(super) breaker: watch::Receiver<Option<Addr<BreakerActor>>>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
+    pub(super) sessions: SessionTable,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     /// Where all connections are in the tree.
@@ -66,25 +70,36 @@ pub(super) struct Broker {
     pub(super) late: Arc<AtomicU64>,
 }
 
-/// What the router knows a connection by, once it has taken it in: key and id.
-pub(super) type TakenIn = Rc<Cell<Option<(u32, u32)>>>;
+/// What a connection was let in with.
+pub(super) struct Admitted {
+    /// One of `max_connections`. `None`: all are taken, but some session waits for its peer: the connection may resume
+    /// that, and nothing else (S8).
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// One of those who may try, then.
+    pub(super) _resuming: Option<OwnedSemaphorePermit>,
+}
 
-/// The actor of one connection.
+/// What a connection is called in the log once the router has taken it in: its id.
+pub(super) type Named = Rc<Cell<Option<u32>>>;
+
+/// What a connection's actor begins with.
+pub(super) struct Accepted {
+    pub(super) stream: UnixStream,
+    pub(super) peer: Credentials,
+    pub(super) admitted: Admitted,
+    pub(super) named: Named,
+}
+
+/// The actor of one control socket. If it panics, its session waits for the peer, as if the socket had been lost: the
+/// guard that it holds sees to that.
 pub(super) struct ConnectionActor {
-    start: Option<(UnixStream, Credentials, TakenIn, mpsc::Receiver<Doom>)>,
-    doom: mpsc::Sender<Doom>,
+    start: Option<Accepted>,
     broker: Arc<Broker>,
 }
 
 impl ConnectionActor {
-    pub(super) fn new(
-        stream: Option<UnixStream>,
-        peer: Credentials,
-        taken_in: TakenIn,
-        broker: Arc<Broker>,
-    ) -> ConnectionActor {
-        let (doom, doomed) = mpsc::channel(1);
-        ConnectionActor { start: stream.map(|stream| (stream, peer, taken_in, doomed)), doom, broker }
+    pub(super) fn new(start: Option<Accepted>, broker: Arc<Broker>) -> ConnectionActor {
+        ConnectionActor { start, broker }
     }
 }
 
@@ -93,18 +108,9 @@ impl Actor for ConnectionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
-        let Some((stream, peer, taken_in, doomed)) = self.start.take() else { return ctx.stop() };
-        let session = session(stream, peer, taken_in, None, doomed, self.broker.clone(), ctx.address().recipient());
+        let Some(start) = self.start.take() else { return ctx.stop() };
+        let session = session(start, self.broker.clone(), None);
         ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
-    }
-}
-
-impl Handler<Ended> for ConnectionActor {
-    type Result = ();
-
-    fn handle(&mut self, Ended(doom): Ended, _: &mut Self::Context) {
-        // The router says so once.
-        let _ = self.doom.try_send(doom);
     }
 }
 
@@ -117,15 +123,8 @@ impl Handler<Stop> for ConnectionActor {
 }
 
 /// From the first byte to the last. The error, which the log has already, is for whoever dials again.
-pub(super) async fn session(
-    stream: UnixStream,
-    peer: Credentials,
-    taken_in: TakenIn,
-    dialled: Option<&Dialled>,
-    mut doomed: mpsc::Receiver<Doom>,
-    broker: Arc<Broker>,
-    owner: Recipient<Ended>,
-) -> Result<(), String> {
+pub(super) async fn session(start: Accepted, broker: Arc<Broker>, dialled: Option<&Dialled>) -> Result<(), String> {
+    let Accepted { stream, peer, admitted, named } = start;
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config.ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
@@ -141,42 +140,138 @@ pub(super) async fn session(
         Ok(None) => return Err("it left without a hello".to_owned()),
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
-    let attached = match hello {
-        Ok(name) => attach(&broker, &name, peer, owner).await.map(|attached| (name, attached)),
-        Err(refused) => Err(refused),
-    };
-    let (name, attached) = match attached {
-        Ok(attached) => attached,
-        Err((code, message)) => {
-            log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
-            let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
-            last_words(&mut stream, &refused).await;
-            return Err(message);
+    let greeted = match hello {
+        Ok(hello) => {
+            // A process that the broker dials does not come back by itself: its session waits for nobody.
+            let hello = if dialled.is_some() { Hello { resume: None, ..hello } } else { hello };
+            greet(&mut stream, &broker, peer, admitted, hello, timeout, dialled.is_none()).await
         }
+        Err(refused) => Err(Some(refused)),
     };
-    let (key, id) = (attached.key, attached.id);
-    taken_in.set(Some((key, id)));
-    log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
-    let end = match welcome(&mut stream, &broker, attached).await {
-        Ok(()) => {
+    let (code, message) = match greeted {
+        Ok(mut holder) => {
+            named.set(Some(holder.kept().id));
             fault::point("connection.welcomed", 0);
             if let Some(dialled) = dialled {
-                dialled.connected(id);
+                dialled.connected(holder.kept().id);
             }
-            serve(&mut stream, &mut doomed, &broker, dialled, key, id).await
+            return hold(stream, &broker, holder, dialled).await;
         }
-        Err(error) => End::Lost(error.to_string()),
+        Err(None) => return Err("it left before it was welcome".to_owned()),
+        Err(Some(refused)) => refused,
     };
+    // Who tries tokens could fill the log: that is said there, within limits.
+    if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) {
+        log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
+    }
+    let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
+    last_words(&mut stream, &refused).await;
+    Err(message)
+}
+
+/// What a client says first.
+struct Hello {
+    name: Name,
+    nonce: u64,
+    resume: Option<Token>,
+}
+
+/// Answers a Hello: a new session, or one that is resumed. `Err(None)`: the client is gone again.
+async fn greet(
+    stream: &mut FrameStream,
+    broker: &Arc<Broker>,
+    peer: Credentials,
+    admitted: Admitted,
+    hello: Hello,
+    limit: Duration,
+    may_wait: bool,
+) -> Result<Holder, Option<(RefusedCode, String)>> {
+    let refused = |error: &dyn std::fmt::Display| {
+        (RefusedCode::TooManyConnections, format!("no memory or descriptors for another connection: {error}"))
+    };
+    if broker.phase.borrow().is_ending() {
+        return Err(Some((RefusedCode::Draining, "the broker ends".to_owned())));
+    }
+    // Without a process to watch a session does not wait for its peer (S2).
+    let process = if may_wait { watch_process(peer.pid) } else { None };
+    let Hello { name, nonce, resume } = hello;
+    if let Some(token) = resume {
+        let resumed = Holder::resume(broker, token, peer.uid, nonce, stream.socket(), limit).await;
+        let (mut holder, token) = resumed.map_err(|error| {
+            broker.sessions.tell_refusal(peer, error);
+            Some(match error {
+                ResumeError::Held(_) => (RefusedCode::BadToken, "another connection holds this session".to_owned()),
+                // The same for all, so that a guess learns nothing.
+                _ => (RefusedCode::ResumeFailed, "no session waits for this token".to_owned()),
+            })
+        })?;
+        let kept = holder.kept();
+        kept.process = process;
+        log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
+        let frame = welcome(broker, kept, token);
+        // Lost again before it was welcome: the session waits further, with the token before good still (S4).
+        send(stream, &frame, &[]).await.map_err(|_| None)?;
+        return Ok(holder);
+    }
+    let Some(permit) = admitted.permit else {
+        return Err(Some((RefusedCode::TooManyConnections, all_taken(broker))));
+    };
+    let attached = attach(broker, &name, peer).await.map_err(|error| refused(&error))?;
+    let Attached { key, id, nonces, segment, descriptors, ended } = attached;
+    log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    let kept = Kept::new((key, id), name, nonces, process, ended, permit);
+    let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let _ = broker.router.send(Gone { key, id, doom: None }).await;
+            return Err(Some(refused(&error)));
+        }
+    };
+    let frame = welcome(broker, holder.kept(), token);
+    let ClientDescriptors { ring, wait } = &descriptors;
+    // In this order; ours are closed when this returns.
+    if let Err(error) = send(stream, &frame, &[segment.as_fd(), ring.as_fd(), wait.as_fd()]).await {
+        log::warn!("connection lost connection={id} reason={:?}", error.to_string());
+        // Nobody has its token.
+        holder.end(None).await;
+        return Err(None);
+    }
+    Ok(holder)
+}
+
+/// Why nobody else is let in.
+pub(super) fn all_taken(broker: &Broker) -> String {
+    format!("all {} connections are taken (ipc.max_connections)", broker.config.ipc.max_connections)
+}
+
+/// Serves a session until it ends or its socket is lost.
+async fn hold(
+    mut stream: FrameStream,
+    broker: &Broker,
+    mut holder: Holder,
+    dialled: Option<&Dialled>,
+) -> Result<(), String> {
+    let end = serve(&mut stream, broker, holder.kept(), dialled).await;
+    let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
         End::Lost(reason) => {
             log::warn!("connection lost connection={id} name={name} reason={reason:?}");
             result = Err(reason);
+            // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
+            drop(stream);
+            if dialled.is_none() {
+                drop(holder);
+                return result;
+            }
+            // The next socket is another session.
+            holder.end(None).await;
+            return result;
         }
         End::Closed(closed) => {
-            result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
+            result = Err(reason.clone());
             log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             doom = Some(closed);
             last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
@@ -186,13 +281,12 @@ pub(super) async fn session(
             last_words(&mut stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
         }
     }
-    let _ = broker.router.send(Gone { key, id, doom }).await;
-    taken_in.set(None);
+    holder.end(doom).await;
     result
 }
 
 /// `None`: the peer left without a word.
-async fn read_hello(stream: &mut FrameStream) -> Option<Result<Name, (RefusedCode, String)>> {
+async fn read_hello(stream: &mut FrameStream) -> Option<Result<Hello, (RefusedCode, String)>> {
     let malformed = |error: &dyn std::fmt::Display| Some(Err((RefusedCode::Malformed, error.to_string())));
     let body = match stream.read().await {
         Ok(Some(body)) => body,
@@ -208,7 +302,7 @@ async fn read_hello(stream: &mut FrameStream) -> Option<Result<Name, (RefusedCod
         Err(error) => return malformed(&error),
     }
     match ClientFrame::decode(&body) {
-        Ok(ClientFrame::Hello { name, .. }) => Some(Ok(name)),
+        Ok(ClientFrame::Hello { name, nonce, resume, .. }) => Some(Ok(Hello { name, nonce, resume })),
         Ok(_) => malformed(&"the first frame is no hello"),
         Err(error) => malformed(&error),
     }
@@ -219,43 +313,31 @@ struct Attached {
     key: u32,
     id: u32,
     nonces: Nonces,
-    segment: std::os::fd::OwnedFd,
-    descriptors: crate::shm::doorbell::ClientDescriptors,
+    segment: OwnedFd,
+    descriptors: ClientDescriptors,
+    ended: watch::Receiver<Option<Doom>>,
 }
 
-async fn attach(
-    broker: &Broker,
-    name: &Name,
-    peer: Credentials,
-    owner: Recipient<Ended>,
-) -> Result<Attached, (RefusedCode, String)> {
-    let refused = |error: &dyn std::fmt::Display| {
-        (RefusedCode::TooManyConnections, format!("no memory or descriptors for another connection: {error}"))
-    };
-    if broker.phase.borrow().is_ending() {
-        return Err((RefusedCode::Draining, "the broker ends".to_owned()));
-    }
-    let nonces = Nonces::random().map_err(|error| refused(&error))?;
+async fn attach(broker: &Broker, name: &Name, peer: Credentials) -> std::io::Result<Attached> {
+    let nonces = Nonces::random()?;
     let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
-    let segment = segment.map_err(|error| refused(&error))?;
-    let (bells, descriptors) = BrokerBells::new().map_err(|error| refused(&error))?;
-    let file = segment.as_fd().try_clone_to_owned().map_err(|error| refused(&error))?;
+    let segment = segment.map_err(std::io::Error::other)?;
+    let (bells, descriptors) = BrokerBells::new()?;
+    let file = segment.as_fd().try_clone_to_owned()?;
+    let (owner, ended) = watch::channel(None);
     let attach = Attach { name: name.clone(), peer, segment: Arc::new(segment), bells: Arc::new(bells), owner };
-    let (key, id) =
-        broker.router.send(attach).await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
-    Ok(Attached { key, id, nonces, segment: file, descriptors })
+    let (key, id) = broker.router.send(attach).await.map_err(std::io::Error::other)??;
+    Ok(Attached { key, id, nonces, segment: file, descriptors, ended })
 }
 
-async fn welcome(stream: &mut FrameStream, broker: &Broker, attached: Attached) -> std::io::Result<()> {
+fn welcome(broker: &Broker, kept: &Kept, token: Token) -> BrokerFrame {
     let (config, settings) = (&broker.config, &broker.settings);
-    let mut token = [0; 16];
-    fill_random(&mut token)?;
     let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
-    let Nonces { bulk, express, egress } = attached.nonces;
-    let frame = BrokerFrame::Welcome {
+    let Nonces { bulk, express, egress } = kept.nonces;
+    BrokerFrame::Welcome {
         version: PROTOCOL_VERSION,
-        connection: attached.id,
-        token: Token::from_bytes(token),
+        connection: kept.id,
+        token,
         broker: concat!("lapce-ipc ", env!("CARGO_PKG_VERSION")).to_owned(),
         limits: Limits {
             max_message_size: config.ipc.max_message_size,
@@ -274,33 +356,27 @@ async fn welcome(stream: &mut FrameStream, broker: &Broker, attached: Attached) 
             slot_size: settings.geometry.slot_size(),
             extension_cells: settings.geometry.extension_cells(),
         },
-    };
-    let bytes = frame.encode().map_err(std::io::Error::other)?;
-    let crate::shm::doorbell::ClientDescriptors { ring, wait } = &attached.descriptors;
-    // In this order; ours are closed when `attached` goes.
-    stream.write(&bytes, &[attached.segment.as_fd(), ring.as_fd(), wait.as_fd()]).await
+    }
 }
 
-/// How a session ended.
+async fn send(stream: &mut FrameStream, frame: &BrokerFrame, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    stream.write(&frame.encode().map_err(std::io::Error::other)?, fds).await
+}
+
+/// How it came that a socket is served no more.
 enum End {
-    /// The client said goodbye, or closed its socket.
+    /// The client said goodbye.
     Left,
-    /// The socket failed, or what came over it made no sense.
+    /// The socket ended or failed.
     Lost(String),
-    /// The router ended it.
+    /// The router ended it, or what came over the socket made no sense.
     Closed(Doom),
     /// The broker ends.
     Shutdown,
 }
 
-async fn serve(
-    stream: &mut FrameStream,
-    doomed: &mut mpsc::Receiver<Doom>,
-    broker: &Broker,
-    dialled: Option<&Dialled>,
-    key: u32,
-    id: u32,
-) -> End {
+async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept, dialled: Option<&Dialled>) -> End {
+    let id = kept.id;
     let mut missing = std::pin::pin!(async {
         match dialled {
             Some(dialled) => dialled.look_for_missing(id).await,
@@ -308,11 +384,10 @@ async fn serve(
         }
     });
     let mut phase = broker.phase.clone();
-    let mut questions = 0;
     loop {
         let frame = tokio::select! {
             biased;
-            Some(doom) = doomed.recv() => return End::Closed(doom),
+            doom = ended(&mut kept.ended) => return End::Closed(doom),
             Ok(()) = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 match now {
@@ -323,58 +398,71 @@ async fn serve(
             }
             never = &mut missing => match never {},
             read = stream.read() => match read {
-                Ok(None) => return End::Left,
-                // It closed its socket with an answer unread.
-                Err(ReadError::Io(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => return End::Left,
+                Ok(None) => return End::Lost("its socket has ended".to_owned()),
                 Err(ReadError::Io(error)) => return End::Lost(error.to_string()),
                 Err(ReadError::Codec(error)) => return End::Closed(violation(error)),
-                Ok(Some(body)) => match ClientFrame::decode(&body) {
-                    Ok(ClientFrame::Bye) => return End::Left,
-                    Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
-                    Err(error) => return End::Closed(violation(error)),
-                    Ok(frame) => match answer(broker, dialled, Ask { key, id, number: questions, frame }).await {
-                        Some(answer) => {
-                            questions += 1;
-                            answer
-                        }
-                        None => match doomed.recv().await {
-                            Some(doom) => return End::Closed(doom),
-                            None => return End::Left,
+                Ok(Some(body)) => {
+                    if !std::mem::replace(&mut kept.confirmed, true) {
+                        broker.sessions.confirm(kept.id);
+                    }
+                    match ClientFrame::decode(&body) {
+                        Ok(ClientFrame::Bye) => return End::Left,
+                        Ok(ClientFrame::Resumed) => continue,
+                        Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
+                        Err(error) => return End::Closed(violation(error)),
+                        Ok(frame) => match answer(broker, kept, frame, dialled).await {
+                            Some(answer) => answer,
+                            // The router has ended the connection, and says so.
+                            None => return End::Closed(ended(&mut kept.ended).await),
                         },
-                    },
-                },
+                    }
+                }
             },
         };
-        let sent = match frame.encode() {
-            Ok(bytes) => stream.write(&bytes, &[]).await,
-            Err(error) => Err(std::io::Error::other(error)),
-        };
-        match sent {
-            Ok(()) => {}
-            // It left while we answered.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return End::Left,
-            Err(error) => return End::Lost(error.to_string()),
+        if let Err(error) = send(stream, &frame, &[]).await {
+            return End::Lost(error.to_string());
         }
     }
 }
 
-fn violation(reason: impl ToString) -> Doom {
-    Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
+/// Why the router has ended the connection, when it has.
+async fn ended(ended: &mut watch::Receiver<Option<Doom>>) -> Doom {
+    match ended.wait_for(Option::is_some).await.map(|doom| doom.clone()) {
+        Ok(Some(doom)) => doom,
+        // Neither the connection nor the router exists any more.
+        _ => Doom { code: ClosingCode::Shutdown, reason: "the connection has ended".to_owned() },
+    }
 }
 
-/// Asks, unless this peer may not.
-async fn answer(broker: &Broker, dialled: Option<&Dialled>, question: Ask) -> Option<BrokerFrame> {
-    let Some(dialled) = dialled else { return ask(broker, question).await };
-    if let Some(refusal) = dialled.refusal(&question.frame) {
+/// Answers a question: as it was, if it comes again over a later socket (S6).
+async fn answer(
+    broker: &Broker,
+    kept: &mut Kept,
+    frame: ClientFrame,
+    dialled: Option<&Dialled>,
+) -> Option<BrokerFrame> {
+    let serial = frame.serial()?;
+    if let Some(answer) = kept.answers.find(serial) {
+        return Some(answer.clone());
+    }
+    if let Some(refusal) = dialled.and_then(|dialled| dialled.refusal(&frame)) {
         return Some(refusal);
     }
-    let offered = match &question.frame {
-        ClientFrame::Serve { service, .. } => Some(service.clone()),
+    let offered = match &frame {
+        ClientFrame::Serve { service, .. } if dialled.is_some() => Some(service.clone()),
         _ => None,
     };
-    let answer = ask(broker, question).await?;
-    dialled.answered(offered.as_ref(), &answer);
+    let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
+    if let Some(dialled) = dialled {
+        dialled.answered(offered.as_ref(), &answer);
+    }
+    kept.questions += 1;
+    kept.answers.keep(serial, &answer);
     Some(answer)
+}
+
+fn violation(reason: impl ToString) -> Doom {
+    Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {

@@ -25,6 +25,7 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.advanced", "the record's kind; its batch has not ended"),
     ("router.flush", "connections that are to be woken"),
     ("router.ring", "the connection that is to be woken"),
+    ("router.bell", "the connection that has rung; nothing was done about it"),
     ("router.park", "the connection that is waited for; its lane is not parked yet"),
     ("router.timer", "nothing; a timer is due"),
     ("router.timed", "nothing; a timer's work is done"),

@@ -5,8 +5,10 @@
 //! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
-//! | `connection` | one actor for each connection: hello, questions, the end |
+//! | `connection` | one actor for each control socket: hello, questions, the end |
 //! | `breaker` | the breakers' times, their news, and orders given to them by hand |
+//! | `sessions` | who may take a session up that has lost its socket: a pure registry |
+//! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
 //! | `stream` | frames over a Unix stream |
@@ -25,7 +27,7 @@
 //!          │ (own       │  │ (main)    │                   │ (workers)         │
 //!          │  arbiter)  │◄─┼───────────┼───────────────────┤ Attach, Ask, Gone │
 //!          └─────┬──────┘  └───────────┘                   └────────▲──────────┘
-//!                └───────────────────── Ended ──────────────────────┘
+//!                └───────────── how it ended (watch) ───────────────┘
 //! ```
 
 mod acceptor;
@@ -33,8 +35,10 @@ mod breaker;
 mod connection;
 mod events;
 mod fault;
+mod holder;
 mod root;
 mod router;
+mod sessions;
 mod socket;
 mod stream;
 mod supervisor;

@@ -5,6 +5,7 @@ use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
 use super::fault;
+use super::holder::{SessionTable, watch_sessions};
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
@@ -120,6 +121,7 @@ async fn serve(
         breaker,
         phase: phase_seen,
         permits: permits.clone(),
+        sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         started,
         connections: tree.add_many("connection", "root"),
         tree: tree.clone(),
@@ -132,6 +134,7 @@ async fn serve(
             actix::spawn(upstream.keep(broker));
         });
     }
+    actix::spawn(watch_sessions(broker.clone()));
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {
@@ -209,14 +212,14 @@ async fn quiescence(router: &RouterHandle) {
     }
 }
 
-/// Each connection takes five descriptors; a process gets 1,024 unless it asks for more.
+/// Each connection takes six descriptors; a process gets 1,024 unless it asks for more.
 fn raise_descriptor_limit(max_connections: u32) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         log::warn!("descriptor limit not raised reason={error:?}");
     }
-    let needed = u64::from(max_connections) * 5 + 64;
+    let needed = u64::from(max_connections) * 6 + 64;
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         log::warn!("descriptor limit is low limit={maximum} needed={needed} max_connections={max_connections}");
     }

@@ -4,13 +4,14 @@ use crate::shm::descriptors;
 use crate::wire::codec::{CodecError, FrameDecoder};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 /// The control socket of one connection. A cancelled read loses nothing.
 #[derive(Debug)]
 pub(super) struct FrameStream {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     decoder: FrameDecoder,
 }
 
@@ -25,7 +26,12 @@ pub(super) enum ReadError {
 
 impl FrameStream {
     pub(super) fn new(stream: UnixStream, max_frame_bytes: usize) -> FrameStream {
-        FrameStream { stream, decoder: FrameDecoder::new(max_frame_bytes) }
+        FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes) }
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> &Arc<UnixStream> {
+        &self.stream
     }
 
     /// The body of the next frame; `None` at an end between two frames.

@@ -4,9 +4,8 @@
 //! When the connection is over, for whatever reason, the actor ends with that reason, and its supervisor dials again by
 //! the restart policy. Bad peers cost their own log lines and one dial at a time.
 
-use super::connection::{self, Broker, Phase, TakenIn};
+use super::connection::{Accepted, Admitted, Broker, Named, Phase, all_taken, session};
 use super::fault;
-use super::router::{Doom, Ended, Gone};
 use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
 use crate::config;
 use crate::routing::restart::Restart;
@@ -20,9 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 
-/// Messages that may wait: one `Ended` and one `Stop` in a life.
+/// Messages that may wait: it gets one `Stop` in its life.
 const MAILBOX: usize = 4;
 /// How long its last words may take, beyond the time that all have to finish what is under way.
 const STOP: Duration = Duration::from_secs(2);
@@ -68,22 +66,8 @@ impl Upstream {
             // A connection that stands sees the phase by itself; what must end is the dialling.
             let _ = phase.wait_for(Phase::is_ending).await;
         };
-        let taken_in = TakenIn::default();
-        let forget = || {
-            // It panicked: the router is told here, and need not be waited for.
-            if let Some((key, id)) = taken_in.take() {
-                let router = broker.router.clone();
-                actix::spawn(async move { router.send(Gone { key, id, doom: None }).await });
-            }
-        };
-        let factory = |exit| {
-            forget();
-            let (doom, doomed) = mpsc::channel(1);
-            let (upstream, broker, taken_in) = (upstream.clone(), broker.clone(), taken_in.clone());
-            UpstreamActor { upstream, broker, taken_in, doom, doomed: Some(doomed), exit }
-        };
+        let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), exit };
         supervise(child, || upstream.name.clone(), stop, factory).await;
-        forget();
     }
 }
 
@@ -91,9 +75,6 @@ impl Upstream {
 struct UpstreamActor {
     upstream: Arc<Upstream>,
     broker: Arc<Broker>,
-    taken_in: TakenIn,
-    doom: mpsc::Sender<Doom>,
-    doomed: Option<mpsc::Receiver<Doom>>,
     exit: Exit,
 }
 
@@ -102,22 +83,11 @@ impl Actor for UpstreamActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("upstream.started", 0);
-        let Some(doomed) = self.doomed.take() else { return ctx.stop() };
-        let owner = ctx.address().recipient();
-        let run = run(self.upstream.clone(), self.broker.clone(), self.taken_in.clone(), doomed, owner);
+        let run = run(self.upstream.clone(), self.broker.clone());
         ctx.spawn(run.into_actor(self).map(|reason, this, ctx| {
             this.exit.fail(reason);
             ctx.stop();
         }));
-    }
-}
-
-impl Handler<Ended> for UpstreamActor {
-    type Result = ();
-
-    fn handle(&mut self, Ended(doom): Ended, _: &mut Self::Context) {
-        // The router says so once.
-        let _ = self.doom.try_send(doom);
     }
 }
 
@@ -129,16 +99,8 @@ impl Handler<Stop> for UpstreamActor {
 }
 
 /// Dials, and serves the connection to its end. Answers why it is over.
-async fn run(
-    upstream: Arc<Upstream>,
-    broker: Arc<Broker>,
-    taken_in: TakenIn,
-    doomed: mpsc::Receiver<Doom>,
-    owner: Recipient<Ended>,
-) -> String {
-    let Ok(_permit) = broker.permits.clone().try_acquire_owned() else {
-        return format!("all {} connections are taken (ipc.max_connections)", broker.config.ipc.max_connections);
-    };
+async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
+    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
     let path = upstream.path.display();
     let stream = match UnixStream::connect(&upstream.path).await {
         Ok(stream) => stream,
@@ -160,7 +122,9 @@ async fn run(
         Ok(stream) => stream,
         Err(error) => return error.to_string(),
     };
-    match connection::session(stream, peer, taken_in, Some(&dialled), doomed, broker.clone(), owner).await {
+    let admitted = Admitted { permit: Some(permit), _resuming: None };
+    let accepted = Accepted { stream, peer, admitted, named: Named::default() };
+    match session(accepted, broker.clone(), Some(&dialled)).await {
         Ok(()) => "it left".to_owned(),
         Err(reason) => reason,
     }

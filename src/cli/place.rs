@@ -1,7 +1,8 @@
 //! Which broker is meant, and what its configuration says.
 
 use super::exit::Failure;
-use crate::client::{Client, WaitStrategy};
+use super::output::note;
+use crate::client::{Builder, Client, ConnectionState, Events, ReconnectOptions, WaitStrategy};
 use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
 use std::path::PathBuf;
@@ -49,22 +50,58 @@ impl Place {
         Ok(is_set.then_some(loaded.config.ipc.socket_path))
     }
 
-    /// Connects as `lapce-ipc-COMMAND`.
+    /// Connects as `lapce-ipc-COMMAND`, for one thing: a connection that is lost is an error.
     ///
     /// # Errors
     ///
     /// If there is no broker, or it does not want us.
     pub(super) fn connect(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
+        self.connect_by(self.builder(command, wait)?.no_reconnect())
+    }
+
+    /// Connects as `lapce-ipc-COMMAND`, to stay: a connection that is lost comes back, and stderr tells of it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no broker, or it does not want us.
+    pub(super) fn connect_to_stay(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
+        let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
+        let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
+        let events = client.events();
+        // Whoever waits brings the connection back. Without the thread it does so in silence.
+        let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || tell(events));
+        Ok(client)
+    }
+
+    fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
         let builder = Client::builder().name(&format!("lapce-ipc-{command}"))?.wait(wait.into());
-        let builder = match self.socket()? {
+        Ok(match self.socket()? {
             Some(path) => builder.socket(path),
             None => builder,
-        };
+        })
+    }
+
+    fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
         builder.connect().map_err(|error| match &self.socket {
             Some(path) if error.is_no_broker() => {
                 Failure::from(error).hint(format!("start one: lapce-ipc serve --socket {}", path.display()))
             }
             _ => error.into(),
         })
+    }
+}
+
+/// Tells of a connection that is lost, once, and that it is there again.
+fn tell(events: Events) {
+    let mut is_lost = false;
+    for state in events {
+        match state {
+            ConnectionState::Reconnecting { .. } if !is_lost => {
+                is_lost = true;
+                note(format_args!("connection lost; reconnecting"));
+            }
+            ConnectionState::Connected if std::mem::take(&mut is_lost) => note(format_args!("connected again")),
+            _ => {}
+        }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
         None => echo(client, &args.service),
     };
     match &args.listen {
-        None => answer(&place.connect("reply", args.wait.wait)?),
+        None => answer(&place.connect_to_stay("reply", args.wait.wait)?),
         Some(path) => listen(path, args, answer),
     }
 }

@@ -1,7 +1,8 @@
 //! `sub`: prints what is published.
 //!
-//! The subscription drops its oldest messages when we are slow, and tells of it. A thread of its own takes what arrives
-//! out of shared memory, also while stdout takes nothing: a pager that waits for a key must not hold up the broker.
+//! The subscription drops its oldest messages when we are slow, and tells of it. The thread that tells of the
+//! connection takes what arrives out of shared memory, also while stdout takes nothing: a pager that waits for a key
+//! must not hold up the broker.
 
 use super::args::WaitOption;
 use super::exit::Failure;
@@ -49,15 +50,9 @@ const REPORT: Duration = Duration::from_secs(1);
 ///
 /// If there is no broker any more, or stdout fails.
 pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
-    let client = place.connect("sub", args.wait.wait)?;
+    let client = place.connect_to_stay("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;
-    let reader = client.clone();
-    let take = move || {
-        let _ = reader.closed(None);
-    };
-    // Without the thread, we take it ourselves between messages.
-    let _ = std::thread::Builder::new().name("take".to_owned()).spawn(take);
     leave_with_reader();
     let mut out = Out::new()?;
     note(format_args!("subscribed"));

@@ -16,8 +16,13 @@
 //! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
 //! woken and looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
 
+mod events;
+
+pub use events::AsyncEvents;
+
 use super::error::Result;
 use super::inner::{Inner, lock};
+use super::link::Step;
 use super::request::{Body, ReplyStream, RequestOptions};
 use super::serve::{self, Answer, FAILED, Request, Service};
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
@@ -59,19 +64,32 @@ async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result
 /// Sorts what arrives for as long as anybody holds the connection.
 async fn drive(inner: Weak<Inner>, descriptor: AsyncFd<OwnedFd>) {
     loop {
-        {
+        let due = {
             let Some(inner) = inner.upgrade() else { return };
-            let may_sleep = inner.drive();
+            let step = inner.drive();
             if inner.closed().is_some() {
                 return;
             }
-            if !may_sleep {
-                drop(inner);
-                tokio::task::yield_now().await;
-                continue;
+            match step {
+                Step::Rest => None,
+                Step::At(time) => Some(time),
+                Step::Changed => {
+                    drop(inner);
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             }
-        }
-        match descriptor.readable().await {
+        };
+        let readable = descriptor.readable();
+        let ready = match due {
+            None => readable.await,
+            Some(due) => match tokio::time::timeout_at(due.into(), readable).await {
+                Ok(ready) => ready,
+                // Time for the next attempt to reconnect.
+                Err(_) => continue,
+            },
+        };
+        match ready {
             Ok(mut ready) => ready.clear_ready(),
             Err(_) => return,
         }

@@ -2,16 +2,18 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::Inner;
+use super::retry::ReconnectOptions;
 use super::{Client, Listener, WaitStrategy};
 use crate::shm::doorbell::{ClientBells, ClientDescriptors};
 use crate::shm::layout::Geometry;
 use crate::shm::segment::{Nonces, Segment, fill_random};
 use crate::shm::{descriptors, peer};
 use crate::wire::codec::FrameDecoder;
-use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, PROTOCOL_VERSION, RefusedCode};
+use crate::wire::control::{self, BrokerFrame, Limits, PROTOCOL_VERSION, RefusedCode, Token};
 use crate::wire::name::Name;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, Write};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,20 @@ pub struct Builder {
     wait: WaitStrategy,
     trusted_uids: Vec<u32>,
     timeout: Duration,
+    reconnect: Option<ReconnectOptions>,
+}
+
+/// The broker that a client talks to, and as whom.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) path: PathBuf,
+    pub(super) name: Name,
+    /// Tells this instance from another run of the program (S3).
+    pub(super) nonce: u64,
+    trusted_uids: Vec<u32>,
+    pub(super) timeout: Duration,
+    /// `None`: a connection that is lost stays lost.
+    pub(super) reconnect: Option<ReconnectOptions>,
 }
 
 impl Builder {
@@ -50,6 +66,7 @@ impl Builder {
             wait: WaitStrategy::Adaptive,
             trusted_uids: Vec::new(),
             timeout: Duration::from_secs(5),
+            reconnect: Some(ReconnectOptions::default()),
         }
     }
 
@@ -92,16 +109,29 @@ impl Builder {
         self
     }
 
+    /// How to come back when the connection was lost; see there for what it does unless set.
+    #[must_use]
+    pub fn reconnect(mut self, options: ReconnectOptions) -> Builder {
+        self.reconnect = Some(options);
+        self
+    }
+
+    /// A connection that is lost stays lost: everybody who waits gets [`Error::is_disconnected`].
+    #[must_use]
+    pub fn no_reconnect(mut self) -> Builder {
+        self.reconnect = None;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
     ///
     /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses.
     pub fn connect(self) -> Result<Client> {
-        let path = self.socket.clone().unwrap_or_else(default_socket);
-        let failed = |error: io::Error| Kind::Connect { path: path.clone(), reason: explain(&path, &error) };
-        let socket = UnixStream::connect(&path).map_err(failed)?;
-        self.greet(socket, &path)
+        let (endpoint, wait) = self.endpoint()?;
+        let socket = endpoint.dial()?;
+        greet(socket, endpoint, wait)
     }
 
     /// Listens at `path` for brokers that dial: the other way round, for a program that is there before its broker, or
@@ -111,34 +141,67 @@ impl Builder {
     ///
     /// If somebody listens there already, or the system refuses.
     pub fn listen(self, path: impl Into<PathBuf>) -> Result<Listener> {
-        Listener::new(self, path.into())
+        let path = path.into();
+        // It is the broker that dials again.
+        Listener::new(self.socket(&path).no_reconnect(), path)
     }
 
-    /// Says hello over a socket, if whoever is at its other end may hear it.
-    pub(super) fn greet(&self, socket: UnixStream, path: &Path) -> Result<Client> {
-        let path = path.to_owned();
-        let failed = |error: io::Error| Kind::Connect { path: path.clone(), reason: explain(&path, &error) };
-        // Before anything is sent: whoever listens there must be one whom we would send it to.
-        let broker = peer::credentials(socket.as_fd()).map_err(failed)?;
-        let trusted = [peer::own_uid(), 0].contains(&broker.uid) || self.trusted_uids.contains(&broker.uid);
-        if !trusted {
-            return Err(Kind::UntrustedBroker { path, uid: broker.uid }.into());
-        }
+    /// Greets a broker that has dialled.
+    pub(super) fn accepted(self, socket: UnixStream) -> Result<Client> {
+        let (endpoint, wait) = self.endpoint()?;
+        let socket = endpoint.check(socket)?;
+        greet(socket, endpoint, wait)
+    }
+
+    fn endpoint(self) -> Result<(Endpoint, WaitStrategy)> {
+        let Builder { name, socket, wait, trusted_uids, timeout, reconnect } = self;
+        let path = socket.unwrap_or_else(default_socket);
+        let mut endpoint = Endpoint { path, name, nonce: 0, trusted_uids, timeout, reconnect };
         let mut nonce = [0; 8];
-        fill_random(&mut nonce).map_err(failed)?;
-        let hello = ClientFrame::hello(self.name.clone(), u64::from_le_bytes(nonce), None);
-        let hello = hello.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
-        match (&socket).write_all(&hello) {
-            // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be
-            // read.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-                return Err(failed(error).into());
-            }
-            _ => {}
+        fill_random(&mut nonce).map_err(|error| endpoint.failed(&error))?;
+        endpoint.nonce = u64::from_le_bytes(nonce);
+        Ok((endpoint, wait))
+    }
+}
+
+/// Says hello and hears the answer.
+fn greet(socket: UnixStream, endpoint: Endpoint, wait: WaitStrategy) -> Result<Client> {
+    endpoint.hello(&socket, None)?;
+    let welcome = receive_welcome(&socket, Instant::now() + endpoint.timeout)?;
+    let inner = Inner::new(socket.into(), welcome, wait, endpoint);
+    Ok(Client { inner: inner.into() })
+}
+
+impl Endpoint {
+    pub(super) fn failed(&self, error: &io::Error) -> Error {
+        Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error) }.into()
+    }
+
+    /// Reaches whoever listens.
+    fn dial(&self) -> Result<UnixStream> {
+        self.check(UnixStream::connect(&self.path).map_err(|error| self.failed(&error))?)
+    }
+
+    /// The same for who must not wait: a broker with many others at its door is an error.
+    pub(super) fn try_dial(&self) -> Result<UnixStream> {
+        let connect = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            rustix::net::connect(&socket, &SocketAddrUnix::new(&self.path)?)?;
+            let socket = UnixStream::from(socket);
+            socket.set_nonblocking(false)?;
+            io::Result::Ok(socket)
+        };
+        self.check(connect().map_err(|error| self.failed(&error))?)
+    }
+
+    /// Before anything is sent: whoever listens must be one whom we would send it to.
+    fn check(&self, socket: UnixStream) -> Result<UnixStream> {
+        let broker = peer::credentials(socket.as_fd()).map_err(|error| self.failed(&error))?;
+        if [peer::own_uid(), 0].contains(&broker.uid) || self.trusted_uids.contains(&broker.uid) {
+            return Ok(socket);
         }
-        let welcome = receive_welcome(&socket, Instant::now() + self.timeout)?;
-        let inner = Inner::new(socket, welcome, self.wait);
-        Ok(Client { inner: inner.into() })
+        Err(Kind::UntrustedBroker { path: self.path.clone(), uid: broker.uid }.into())
     }
 }
 
@@ -174,9 +237,30 @@ pub(super) struct Welcome {
     pub(super) segment: Segment,
     pub(super) bells: ClientBells,
     pub(super) limits: Limits,
-    pub(super) connection: u32,
+    pub(super) greeted: Greeted,
     /// It may hold frames that came behind the Welcome.
     pub(super) decoder: FrameDecoder,
+}
+
+/// Which session a Welcome is of.
+#[derive(Debug)]
+pub(super) struct Greeted {
+    pub(super) connection: u32,
+    pub(super) token: Token,
+}
+
+/// What the broker answers to a Hello.
+pub(super) fn greeting(frame: BrokerFrame) -> Result<(Greeted, Limits, control::Geometry)> {
+    match frame {
+        BrokerFrame::Welcome { version: PROTOCOL_VERSION, connection, token, limits, geometry, .. } => {
+            Ok((Greeted { connection, token }, limits, geometry))
+        }
+        BrokerFrame::Welcome { version, .. } | BrokerFrame::Refused { code: RefusedCode::Version, version, .. } => {
+            Err(Kind::Version { ours: PROTOCOL_VERSION, theirs: version }.into())
+        }
+        BrokerFrame::Refused { code, message, .. } => Err(Kind::Refused { code, message }.into()),
+        other => Err(Kind::Protocol(format!("no welcome but {other:?}")).into()),
+    }
 }
 
 fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
@@ -203,16 +287,7 @@ fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
             Err(error) => return Err(lost(&error)),
         }
     };
-    let (connection, limits, geometry) = match frame {
-        BrokerFrame::Welcome { version: PROTOCOL_VERSION, connection, limits, geometry, .. } => {
-            (connection, limits, geometry)
-        }
-        BrokerFrame::Welcome { version, .. } | BrokerFrame::Refused { code: RefusedCode::Version, version, .. } => {
-            return Err(Kind::Version { ours: PROTOCOL_VERSION, theirs: version }.into());
-        }
-        BrokerFrame::Refused { code, message, .. } => return Err(Kind::Refused { code, message }.into()),
-        other => return Err(protocol(&format_args!("no welcome but {other:?}"))),
-    };
+    let (greeted, limits, geometry) = greeting(frame)?;
     let Ok([segment, ring, wait]) = <[OwnedFd; 3]>::try_from(fds) else {
         return Err(protocol(&"the welcome came without its descriptors"));
     };
@@ -221,5 +296,5 @@ fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
     let nonces = Nonces { bulk: nonce_bulk, express: nonce_express, egress: nonce_egress };
     let segment = Segment::open(segment, geometry, nonces).map_err(|error| protocol(&error))?;
     let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket.as_fd()).map_err(|error| protocol(&error))?;
-    Ok(Welcome { segment, bells, limits, connection, decoder })
+    Ok(Welcome { segment, bells, limits, greeted, decoder })
 }

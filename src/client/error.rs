@@ -168,6 +168,14 @@ impl Error {
         }
     }
 
+    /// Why the broker refused the connection, if it did.
+    pub(super) fn refused_code(&self) -> Option<RefusedCode> {
+        match &*self.0 {
+            Kind::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// When to try again, if the breaker said so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

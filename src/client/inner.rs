@@ -7,12 +7,17 @@
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
 use super::WaitStrategy;
-use super::connect::Welcome;
+use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::Lane;
+use super::link::Link;
+#[cfg(feature = "tokio")]
+use super::link::Step;
+use super::outgoing::Outgoing;
 use super::reader::Reader;
 use super::request::Pending;
 use super::serve::{Arrived, Inbox, Incoming};
+use super::state::{ConnectionState, States};
 use super::subscription::{Message, Queue};
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, credit_step};
@@ -22,7 +27,6 @@ use crate::sync::{AtomicU64, Ordering, Site, fence};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -105,9 +109,26 @@ pub(super) struct Table {
     pub(super) topics: HashMap<String, u32>,
     pub(super) services: HashMap<String, u32>,
     pub(super) closed: Option<Error>,
+    pub(super) states: States,
     /// Why the broker is about to close the connection.
     pub(super) closing: Option<Error>,
     pub(super) wakers: Vec<std::task::Waker>,
+}
+
+impl Table {
+    /// The connection is in another state: who waits for that looks.
+    pub(super) fn set_state(&mut self, state: ConnectionState) {
+        self.states.set(state);
+        self.wakers.drain(..).for_each(std::task::Waker::wake);
+    }
+
+    /// The connection has ended, for the first reason that is told.
+    pub(super) fn close(&mut self, error: Error) {
+        if self.closed.is_none() {
+            self.set_state(ConnectionState::Closed { reason: error.clone() });
+            self.closed = Some(error);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -127,8 +148,8 @@ pub(crate) struct Inner {
     /// Armed by the router while it does not poll us.
     pub(super) router_sleeps: Signal,
     pub(super) table: Mutex<Table>,
-    pub(super) socket: UnixStream,
-    writer: Mutex<()>,
+    pub(super) endpoint: Endpoint,
+    pub(super) outgoing: Mutex<Outgoing>,
     reader: Mutex<Reader>,
     /// How many sleep on `turn`, and what tells them that it is time to look again.
     followers: AtomicU64,
@@ -139,12 +160,13 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn new(socket: UnixStream, welcome: Welcome, wait: WaitStrategy) -> Inner {
-        let Welcome { segment, bells, limits, connection, decoder } = welcome;
+    pub(super) fn new(socket: Arc<UnixStream>, welcome: Welcome, wait: WaitStrategy, endpoint: Endpoint) -> Inner {
+        let Welcome { segment, bells, limits, greeted, decoder } = welcome;
+        let link = Link::new(socket.clone(), decoder, greeted.token);
         let (bulk, express, egress) = segment.client_ends();
         let lane = |producer, name| Lane::new(producer, segment.space_signal(name), segment.data_signal(name));
         Inner {
-            connection,
+            connection: greeted.connection,
             limits,
             wait,
             bells,
@@ -152,9 +174,9 @@ impl Inner {
             lanes: [lane(bulk, RingName::Bulk), lane(express, RingName::Express)],
             router_sleeps: segment.data_signal(RingName::Bulk),
             table: Mutex::default(),
-            socket,
-            writer: Mutex::default(),
-            reader: Mutex::new(Reader::new(&segment, egress, decoder)),
+            endpoint,
+            outgoing: Mutex::new(Outgoing::new(socket)),
+            reader: Mutex::new(Reader::new(&segment, egress, link)),
             followers: AtomicU64::new(0),
             turns: Mutex::new(0),
             turn: Condvar::new(),
@@ -251,6 +273,7 @@ impl Inner {
         deadline: Option<Instant>,
         ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
+        let mut last_look = false;
         loop {
             // Its own thing may be in the ring: taken there, it need not pass through a queue.
             if let Some(found) = ready(Some(reader)) {
@@ -267,7 +290,12 @@ impl Inner {
                 return Err(closed);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Kind::Timeout.into());
+                if std::mem::replace(&mut last_look, true) {
+                    return Err(Kind::Timeout.into());
+                }
+                // Who never waits long enough to sleep must learn of the socket, too.
+                reader.look_at_bells(self, Some(Duration::ZERO));
+                continue;
             }
             if reader.wait(self, what, deadline) {
                 // Whom the bell was for is not known: a lane may have space.
@@ -313,19 +341,22 @@ impl Inner {
     }
 
     /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once
-    /// more. `false`: there is more to do before it may sleep.
+    /// more.
     #[cfg(feature = "tokio")]
-    pub(super) fn drive(&self) -> bool {
-        let Some(mut reader) = try_lock(&self.reader) else { return false };
+    pub(super) fn drive(&self) -> Step {
+        let Some(mut reader) = try_lock(&self.reader) else { return Step::Changed };
         reader.look_at_bells(self, Some(Duration::ZERO));
+        let mut step = reader.link.step(self);
         while reader.sort(self) > 0 {}
-        let may_sleep = reader.arm(self);
+        if !reader.arm(self) {
+            step = Step::Changed;
+        }
         drop(reader);
         // Whom the bell was for is not known: a lane may have space.
         let wakers = std::mem::take(&mut lock(&self.table).wakers);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.pass_on();
-        may_sleep
+        step
     }
 
     /// A number that has not been used before.
@@ -333,14 +364,10 @@ impl Inner {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends a frame over the control socket.
-    pub(super) fn send(&self, frame: &ClientFrame) -> Result<()> {
-        let bytes = frame.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
-        let _writer = lock(&self.writer);
-        (&self.socket).write_all(&bytes).map_err(|error| match self.closed() {
-            Some(closed) => closed,
-            None => Kind::Disconnected(error.to_string()).into(),
-        })
+    /// The connection has ended.
+    pub(super) fn close(&self, error: Error) {
+        lock(&self.table).close(error);
+        lock(&self.outgoing).lose();
     }
 
     /// Asks a question over the control socket and waits for the answer.
@@ -351,11 +378,28 @@ impl Inner {
 
     pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {
         let serial = self.next_number() as u32;
-        lock(&self.table).answers.insert(serial, None);
-        self.send(&question(serial)).inspect_err(|_| {
-            lock(&self.table).answers.remove(&serial);
-        })?;
+        {
+            let mut table = lock(&self.table);
+            if let Some(closed) = &table.closed {
+                return Err(closed.clone());
+            }
+            table.answers.insert(serial, None);
+        }
+        self.put(serial, &question(serial))?;
         Ok(serial)
+    }
+
+    /// Asks for something whose answer does not matter.
+    pub(super) fn tell(&self, question: impl FnOnce(u32) -> ClientFrame) {
+        let serial = self.next_number() as u32;
+        // Such a frame is never too long, and an end of the connection ends what it is about.
+        let _ = self.put(serial, &question(serial));
+    }
+
+    fn put(&self, serial: u32, question: &ClientFrame) -> Result<()> {
+        let bytes = question.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
+        lock(&self.outgoing).ask(serial, bytes);
+        Ok(())
     }
 
     pub(super) fn take_answer(&self, serial: u32) -> Option<BrokerFrame> {
@@ -368,6 +412,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // The broker routes what is in the lanes before it lets the connection go.
-        let _ = self.send(&ClientFrame::Bye);
+        let bye = ClientFrame::Bye.encode().unwrap_or_default();
+        lock(&self.outgoing).say(&bye);
     }
 }

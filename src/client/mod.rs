@@ -19,6 +19,8 @@
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
+//! | `link`, `outgoing` | the two halves of the control socket, and how it is found again |
+//! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane` | placing records in the two lanes; loans |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
@@ -32,11 +34,15 @@ mod connect;
 mod error;
 mod inner;
 mod lane;
+mod link;
 mod listen;
+mod outgoing;
 mod publish;
 mod reader;
 mod request;
+mod retry;
 mod serve;
+mod state;
 mod subscription;
 mod view;
 
@@ -50,7 +56,9 @@ pub use lane::Loan;
 pub use listen::Listener;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
+pub use retry::ReconnectOptions;
 pub use serve::{Reply, Request, Service};
+pub use state::{ConnectionState, Events};
 pub use subscription::{Message, SubscribeOptions, Subscription};
 pub use view::View;
 

@@ -4,22 +4,20 @@
 //! queues may hold is bounded by the credit that their owners gave.
 
 use super::WaitStrategy;
-use super::error::{Error, Kind, Result};
+use super::error::{Kind, Result};
 use super::inner::{ById, Inner, Table, What, lock};
+use super::link::{Got, Link, Step};
 use super::request::Failure;
 use super::serve::{Arrived, Incoming};
 use super::subscription::{End, Message};
-use crate::shm::descriptors;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;
 use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
 use crate::shm::segment::Segment;
-use crate::wire::codec::FrameDecoder;
 use crate::wire::control::BrokerFrame;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +37,7 @@ pub(super) struct Reader {
     /// The router's: it waits for space.
     space: Signal,
     base: u32,
-    decoder: FrameDecoder,
+    pub(super) link: Link,
     names: HashMap<u32, Topic, ById>,
     /// Messages of several records that are under way, by subscription and publisher.
     partials: HashMap<(u32, u32), Vec<u8>>,
@@ -47,13 +45,13 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(segment: &Segment, egress: Consumer, decoder: FrameDecoder) -> Reader {
+    pub(super) fn new(segment: &Segment, egress: Consumer, link: Link) -> Reader {
         Reader {
             egress,
             data: segment.data_signal(RingName::Egress),
             space: segment.space_signal(RingName::Egress),
             base: segment.geometry().base_cells(),
-            decoder,
+            link,
             names: HashMap::default(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
@@ -70,13 +68,13 @@ impl Reader {
                 Ok(None) => break,
                 Err(violation) => {
                     drop(table.take());
-                    close(inner, Kind::Protocol(violation.to_string()).into());
+                    inner.close(Kind::Protocol(violation.to_string()).into());
                     break;
                 }
             };
             let table = table.get_or_insert_with(|| lock(&inner.table));
             if let Err(error) = self.dispatch(inner, table, &record) {
-                table.closed.get_or_insert(error);
+                table.close(error);
                 break;
             }
             self.egress.advance(&record);
@@ -274,6 +272,11 @@ impl Reader {
     /// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Answers whether
     /// it slept or may have missed a bell, so that the others should look too.
     pub(super) fn wait(&mut self, inner: &Inner, what: What, deadline: Option<Instant>) -> bool {
+        let due = match self.link.step(inner) {
+            Step::Rest => None,
+            Step::At(time) => Some(time),
+            Step::Changed => return true,
+        };
         match inner.wait {
             WaitStrategy::Busy => {
                 if !self.spin() {
@@ -302,7 +305,8 @@ impl Reader {
             return false;
         }
         let slept = Instant::now();
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(slept));
+        let until = deadline.into_iter().chain(due).min();
+        let left = until.map(|until| until.saturating_duration_since(slept));
         self.look_at_bells(inner, left);
         self.data.disarm();
         if what == What::Record {
@@ -339,44 +343,52 @@ impl Reader {
 
     pub(super) fn look_at_bells(&mut self, inner: &Inner, timeout: Option<Duration>) {
         match inner.bells.wait(timeout) {
-            Ok(woken) if woken.socket => self.read_socket(inner),
-            Ok(_) => {}
-            Err(error) => close(inner, Kind::Disconnected(error.to_string()).into()),
+            Ok(woken) => {
+                if woken.socket {
+                    self.read_socket(inner);
+                }
+                if woken.path {
+                    self.link.path_changed(inner);
+                }
+            }
+            Err(error) => inner.close(Kind::Disconnected(error.to_string()).into()),
         }
     }
 
     /// Reads what the control socket has.
-    pub(super) fn read_socket(&mut self, inner: &Inner) {
-        let mut buffer = [0; 4096];
-        let lost = |reason: &dyn std::fmt::Display| Error::from(Kind::Disconnected(reason.to_string()));
-        loop {
-            match descriptors::receive(inner.socket.as_fd(), &mut buffer, &mut Vec::new()) {
-                Ok(0) => {
+    fn read_socket(&mut self, inner: &Inner) {
+        if !self.link.is_up() {
+            self.link.read_greeting(inner);
+        }
+        while self.link.is_up() {
+            match self.link.next() {
+                Got::Frame(frame) => {
+                    let answered = handle_frame(&mut lock(&inner.table), inner.limits.slot_size, frame);
+                    if let Some(serial) = answered {
+                        lock(&inner.outgoing).answered(serial);
+                    }
+                }
+                Got::Nothing => return,
+                Got::Nonsense(reason) => {
+                    self.link.put_down(inner);
+                    inner.close(Kind::Protocol(reason).into());
+                }
+                Got::End(reason) => {
                     // What the broker delivered before it went is still in the ring.
                     while self.sort(inner) > 0 {}
                     let said = lock(&inner.table).closing.take();
-                    return close(inner, said.unwrap_or_else(|| lost(&"the broker is gone")));
-                }
-                Ok(n) => self.decoder.push(&buffer[..n]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(error) => return close(inner, lost(&error)),
-            }
-            loop {
-                let frame = match self.decoder.next_frame() {
-                    Ok(None) => break,
-                    Ok(Some(body)) => BrokerFrame::decode(body),
-                    Err(error) => Err(error),
-                };
-                match frame {
-                    Ok(frame) => handle_frame(&mut lock(&inner.table), inner.limits.slot_size, frame),
-                    Err(error) => return close(inner, Kind::Protocol(error.to_string()).into()),
+                    if said.is_some() || !self.link.lose(inner, Instant::now()) {
+                        self.link.put_down(inner);
+                        inner.close(said.unwrap_or_else(|| Kind::Disconnected(reason).into()));
+                    }
                 }
             }
         }
     }
 }
 
-fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) {
+/// Carries out what the broker says. Answers the serial of the question that it answers.
+fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) -> Option<u32> {
     let serial = match &frame {
         BrokerFrame::Subscribed { serial, subscription } => {
             if let Some(queue) = table.subscribing.remove(serial) {
@@ -408,10 +420,10 @@ fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) {
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
-            return;
+            return None;
         }
         // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
-        BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return,
+        BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
     };
     // What still waits for a number is nobody's, once every number has been told.
     if table.subscribing.is_empty() {
@@ -424,12 +436,7 @@ fn handle_frame(table: &mut Table, slot_size: u32, frame: BrokerFrame) {
         *answer = Some(frame);
     }
     table.wakers.drain(..).for_each(std::task::Waker::wake);
-}
-
-fn close(inner: &Inner, error: Error) {
-    let mut table = lock(&inner.table);
-    table.closed.get_or_insert(error);
-    table.wakers.drain(..).for_each(std::task::Waker::wake);
+    Some(serial)
 }
 
 #[cfg(test)]

@@ -240,8 +240,8 @@ impl Iterator for Service {
 impl Drop for Service {
     fn drop(&mut self) {
         lock(&self.inner.table).inboxes.remove(&self.number);
-        let serial = self.inner.next_number() as u32;
-        let _ = self.inner.send(&ClientFrame::Unserve { serial, service: self.number });
+        let service = self.number;
+        self.inner.tell(|serial| ClientFrame::Unserve { serial, service });
         // Requests that nobody will look at are answered, not left to their deadline.
         let waiting = std::mem::take(&mut *lock(&self.inbox.0));
         for arrived in waiting {

@@ -410,7 +410,7 @@ impl Iterator for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         lock(&self.inner.table).subscriptions.remove(&self.id);
-        let serial = self.inner.next_number() as u32;
-        let _ = self.inner.send(&ClientFrame::Unsubscribe { serial, subscription: self.id });
+        let subscription = self.id;
+        self.inner.tell(|serial| ClientFrame::Unsubscribe { serial, subscription });
     }
 }

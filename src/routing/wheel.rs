@@ -6,9 +6,13 @@ const SPOKES: u64 = 1024;
 const TICK_NS: u64 = 1_000_000;
 const NONE: u32 = u32::MAX;
 
-/// A timer that is set. It is worth nothing after it has fired or was cancelled.
+/// A timer that is set. It names nothing after it has fired or was cancelled: its node may be another's then, so it says
+/// which of the node's timers it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TimerId(u32);
+pub(crate) struct TimerId {
+    node: u32,
+    generation: u32,
+}
 
 /// Timers that carry a `T`. Times are nanoseconds since any fixed moment.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub(crate) struct Wheel<T> {
 #[derive(Debug)]
 struct Node<T> {
     item: Option<T>,
+    generation: u32,
     tick: u64,
     before: u32,
     behind: u32,
@@ -38,14 +43,16 @@ impl<T: Copy> Wheel<T> {
     pub(crate) fn set(&mut self, at: u64, item: T) -> TimerId {
         let tick = at.div_ceil(TICK_NS).max(self.tick + 1);
         let head = self.heads[(tick % SPOKES) as usize];
-        let node = Node { item: Some(item), tick, before: NONE, behind: head };
+        let mut node = Node { item: Some(item), generation: 0, tick, before: NONE, behind: head };
         let id = if self.free == NONE {
             self.nodes.push(node);
             (self.nodes.len() - 1) as u32
         } else {
             let id = self.free;
-            self.free = self.nodes[id as usize].behind;
-            self.nodes[id as usize] = node;
+            let was = &mut self.nodes[id as usize];
+            self.free = was.behind;
+            node.generation = was.generation.wrapping_add(1);
+            *was = node;
             id
         };
         if head != NONE {
@@ -53,13 +60,15 @@ impl<T: Copy> Wheel<T> {
         }
         self.heads[(tick % SPOKES) as usize] = id;
         self.set += 1;
-        TimerId(id)
+        TimerId { node: id, generation: self.nodes[id as usize].generation }
     }
 
-    /// Cancels a timer that has not fired yet.
-    pub(crate) fn cancel(&mut self, TimerId(id): TimerId) {
+    /// Cancels a timer. One that has fired, or was cancelled, is none any more, and nothing happens.
+    pub(crate) fn cancel(&mut self, TimerId { node: id, generation }: TimerId) {
         let node = &mut self.nodes[id as usize];
-        debug_assert!(node.item.is_some(), "timer {id} is not set");
+        if node.item.is_none() || node.generation != generation {
+            return;
+        }
         let (tick, before, behind) = (node.tick, node.before, node.behind);
         node.item = None;
         match before {
@@ -90,12 +99,12 @@ impl<T: Copy> Wheel<T> {
         for spoke in from + 1..=target {
             let mut id = self.heads[(spoke % SPOKES) as usize];
             while id != NONE {
-                let Node { item, tick, behind, .. } = self.nodes[id as usize];
+                let Node { item, generation, tick, behind, .. } = self.nodes[id as usize];
                 if tick <= target
                     && let Some(item) = item
                 {
                     due.push(item);
-                    self.cancel(TimerId(id));
+                    self.cancel(TimerId { node: id, generation });
                 }
                 id = behind;
             }
@@ -131,6 +140,21 @@ mod tests {
         wheel.advance(5000 * MS, &mut due);
         assert_eq!(due, ['a']);
         assert_eq!(wheel.next(), None);
+    }
+
+    #[test]
+    fn a_timer_that_has_fired_cannot_be_cancelled_nor_can_another_in_its_place() {
+        let mut wheel = Wheel::new(0);
+        let (first, mut due) = (wheel.set(TICK_NS, 1), Vec::new());
+        wheel.advance(TICK_NS, &mut due);
+        wheel.cancel(first);
+        let ids: Vec<_> = (2..5).map(|item| wheel.set(2 * TICK_NS, item)).collect();
+        wheel.cancel(first);
+        wheel.cancel(ids[1]);
+        wheel.cancel(ids[1]);
+        wheel.advance(2 * TICK_NS, &mut due);
+        due[1..].sort_unstable();
+        assert_eq!((due, wheel.next()), (vec![1, 2, 4], None));
     }
 
     proptest! {

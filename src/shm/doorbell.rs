@@ -168,6 +168,8 @@ pub(crate) struct Woken {
     pub(crate) bell: bool,
     /// The control socket has something to read, or has ended.
     pub(crate) socket: bool,
+    /// Something happened in the folder that is watched.
+    pub(crate) path: bool,
 }
 
 /// The client's end of both bells, and its control socket, behind one descriptor.
@@ -178,6 +180,7 @@ pub(crate) struct ClientBells {
 }
 
 const SOCKET: u64 = 1;
+const PATH: u64 = 2;
 
 impl ClientBells {
     /// Takes what came with Welcome, and watches the control socket too.
@@ -187,8 +190,32 @@ impl ClientBells {
     /// If `wait` is no epoll descriptor, or the system refuses.
     pub(crate) fn new(descriptors: ClientDescriptors, socket: BorrowedFd<'_>) -> io::Result<ClientBells> {
         let ClientDescriptors { ring, wait } = descriptors;
-        epoll::add(&wait, socket, EventData::new_u64(SOCKET), EventFlags::IN | EventFlags::RDHUP)?;
-        Ok(ClientBells { ring, wait })
+        let bells = ClientBells { ring, wait };
+        bells.watch(socket)?;
+        Ok(bells)
+    }
+
+    /// Watches another control socket.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn watch(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.wait, socket, EventData::new_u64(SOCKET), EventFlags::IN | EventFlags::RDHUP)?)
+    }
+
+    /// Watches an inotify descriptor.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn watch_path(&self, inotify: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.wait, inotify, EventData::new_u64(PATH), EventFlags::IN)?)
+    }
+
+    /// No longer watches a socket or an inotify descriptor. One that is not watched is no matter.
+    pub(crate) fn unwatch(&self, descriptor: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.wait, descriptor);
     }
 
     /// Wakes the broker.
@@ -205,7 +232,7 @@ impl ClientBells {
     /// If the system refuses.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
         let timeout = timeout.map(timespec);
-        let mut events = [std::mem::MaybeUninit::uninit(); 2];
+        let mut events = [std::mem::MaybeUninit::uninit(); 4];
         let (events, _) = match epoll::wait(&self.wait, &mut events, timeout.as_ref()) {
             Ok(events) => events,
             Err(Errno::INTR) => return Ok(Woken::default()),
@@ -215,6 +242,7 @@ impl ClientBells {
         for event in events.iter() {
             match event.data.u64() {
                 SOCKET => woken.socket = true,
+                PATH => woken.path = true,
                 _ => woken.bell = true,
             }
         }

@@ -16,6 +16,17 @@
 //! | `Status` | `Status` or `Failed` |
 //! | `Breakers`, `SetBreaker` | `Breakers` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
+//! | `Resumed` | none |
+//!
+//! # Resuming
+//!
+//! A client whose socket was lost without a `Bye`, and whose process lives, may connect again and say Hello with the
+//! token of its last Welcome and the nonce that it first came with. The Welcome is then one of the same connection,
+//! with a new token, **without descriptors**: segment, bells, rings and all numbers are what they were, and the client
+//! watches the new socket instead of the old one. It says `Resumed`, then sends again, in their order, the questions
+//! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
+//! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
+//! more: say Hello without a token. [`RefusedCode::BadToken`] means that another connection holds it.
 //!
 //! # Layout
 //!
@@ -158,6 +169,8 @@ pub enum ClientFrame {
         /// For how many milliseconds; 0 is until somebody says otherwise. Always 0 with [`BreakerOrder::Auto`].
         for_ms: u64,
     },
+    /// The Welcome of a resumed session has arrived: the token before the one that it brought is void. Not answered.
+    Resumed,
 }
 
 impl ClientFrame {
@@ -191,7 +204,7 @@ impl ClientFrame {
             | Self::Status { serial }
             | Self::Breakers { serial }
             | Self::SetBreaker { serial, .. } => Some(*serial),
-            Self::Hello { .. } | Self::Bye => None,
+            Self::Hello { .. } | Self::Bye | Self::Resumed => None,
         }
     }
 
@@ -413,8 +426,10 @@ pub enum RefusedCode {
     Malformed,
     /// The broker is going to end.
     Draining,
-    /// The token resumes nothing, or somebody holds its session.
+    /// The session of this token is held by another connection, which lives.
     BadToken,
+    /// The token resumes nothing: it was never given, was used before, or its session has ended.
+    ResumeFailed,
 }
 
 /// Why a question could not be met.

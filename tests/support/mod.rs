@@ -17,10 +17,11 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
+pub mod cut;
 pub mod probe;
 pub mod role;
 
-use lapce_ipc::client::Client;
+use lapce_ipc::client::{Builder, Client};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -152,7 +153,18 @@ pub fn signal(pid: u32, name: &str) {
 pub struct Broker {
     process: Process,
     folder: tempfile::TempDir,
+    variables: Vec<(String, String)>,
     _watchdog: probe::Watchdog,
+}
+
+/// A broker's process, when it listens.
+#[track_caller]
+fn listening(folder: &Path, variables: &[(String, String)]) -> Process {
+    let mut command = command(IPC_SERVER_MAIN);
+    command.arg("--socket").arg(folder.join("ipc.sock")).envs(variables.iter().map(|(name, value)| (name, value)));
+    let mut process = Process::start(command);
+    process.wait_for("hint:");
+    process
 }
 
 impl Broker {
@@ -185,20 +197,31 @@ impl Broker {
 
     #[track_caller]
     fn start_in(folder: tempfile::TempDir, faults: &str, keys: &[(&str, &str)]) -> Broker {
-        let mut command = command(IPC_SERVER_MAIN);
-        command.arg("--socket").arg(folder.path().join("ipc.sock"));
-        let config = folder.path().join("config.toml");
-        if config.exists() {
-            command.arg("--config").arg(config);
+        let mut variables = vec![("LAPCE_IPC_FAULTS".to_owned(), faults.to_owned())];
+        if folder.path().join("config.toml").exists() {
+            let file = folder.path().join("config.toml").to_str().expect("a path").to_owned();
+            variables.push(("LAPCE_IPC_CONFIG".to_owned(), file));
         }
         for (key, value) in keys {
-            command.env(format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value);
+            variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned()));
         }
-        command.env("LAPCE_IPC_FAULTS", faults);
-        let mut process = Process::start(command);
-        process.wait_for("hint:");
+        let process = listening(folder.path(), &variables);
         let watchdog = probe::Watchdog::over(process.pid());
-        Broker { process, folder, _watchdog: watchdog }
+        Broker { process, folder, variables, _watchdog: watchdog }
+    }
+
+    /// Kills it; nothing is removed.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.code();
+    }
+
+    /// Starts it again where it was, after its end. It listens when this returns.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.process = listening(self.folder.path(), &self.variables);
+        self._watchdog = probe::Watchdog::over(self.process.pid());
     }
 
     /// Its process.
@@ -216,10 +239,15 @@ impl Broker {
         self.folder.path().join("ipc.sock")
     }
 
-    /// Connects this process.
+    /// How this process connects.
+    pub fn builder(&self) -> Builder {
+        Client::builder().socket(self.socket())
+    }
+
+    /// Connects this process, for tests that are about the connection's end: it does not come back.
     #[track_caller]
     pub fn client(&self) -> Client {
-        Client::builder().socket(self.socket()).connect().expect("the broker takes us")
+        self.builder().no_reconnect().connect().expect("the broker takes us")
     }
 
     /// A command of `lapce-ipc` that talks to this broker.

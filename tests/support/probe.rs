@@ -41,8 +41,7 @@ impl Broker {
     /// Connects this process by a name of its own.
     #[track_caller]
     pub fn client_named(&self, name: &str) -> Client {
-        let builder = Client::builder().name(name).expect("a name");
-        builder.socket(self.socket()).connect().expect("the broker takes us")
+        self.builder().name(name).expect("a name").no_reconnect().connect().expect("the broker takes us")
     }
 
     /// Sends it a signal.

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use super::support::DEADLINE;
-use lapce_ipc::wire::control::{ClosingCode, Geometry, Limits, RefusedCode};
+use lapce_ipc::wire::control::{ClosingCode, Geometry, Limits, RefusedCode, Token};
 use lapce_ipc::wire::record::{Flags, HEADER_WORDS, Header, Kind};
 use lapce_ipc::wire::{BrokerFrame, ClientFrame, FrameDecoder, Name, control};
 use rustix::net::{
@@ -163,12 +163,19 @@ pub(crate) fn hello(name: &str) -> ClientFrame {
     ClientFrame::hello(Name::parse(name).expect("a name"), 0x5eed, None)
 }
 
+/// A Hello of the same instance that takes up a session.
+pub(crate) fn resume(token: Token) -> ClientFrame {
+    ClientFrame::hello(Name::parse("resumes").expect("a name"), 0x5eed, Some(token))
+}
+
 /// A connection that stands.
 #[derive(Debug)]
 pub(crate) struct Raw {
     pub(crate) control: Control,
     /// Its number.
     pub(crate) connection: u32,
+    /// What resumes its session.
+    pub(crate) token: Token,
     pub(crate) limits: Limits,
     pub(crate) geometry: Geometry,
     pub(crate) segment: File,
@@ -196,7 +203,7 @@ impl Raw {
     #[track_caller]
     pub(crate) fn welcomed(mut control: Control) -> Raw {
         let frame = control.frame();
-        let Some(BrokerFrame::Welcome { connection, limits, geometry, .. }) = frame else {
+        let Some(BrokerFrame::Welcome { connection, token, limits, geometry, .. }) = frame else {
             panic!("no welcome but {frame:?}")
         };
         let [segment, bell, wait] =
@@ -204,6 +211,7 @@ impl Raw {
         Raw {
             control,
             connection,
+            token,
             limits,
             geometry,
             segment: segment.into(),
@@ -215,6 +223,26 @@ impl Raw {
             egress_at: 0,
             serial: 0,
         }
+    }
+
+    /// Takes the session up over a new socket, with its token.
+    #[track_caller]
+    pub(crate) fn resume(&mut self, path: &Path) {
+        let mut control = Control::connect(path);
+        control.say(&resume(self.token));
+        let frame = control.frame();
+        let Some(BrokerFrame::Welcome { connection, token, geometry, .. }) = frame else {
+            panic!("no welcome but {frame:?}")
+        };
+        assert_eq!((connection, geometry), (self.connection, self.geometry), "the same session");
+        assert_eq!(control.descriptors.len(), 0, "nothing that it has already");
+        assert_ne!(token, self.token, "rotated");
+        (self.control, self.token) = (control, token);
+    }
+
+    /// Loses its socket without a word.
+    pub(crate) fn cut(&self) {
+        self.control.socket.shutdown(std::net::Shutdown::Both).expect("a shutdown");
     }
 
     /// Asks something and waits for the answer.

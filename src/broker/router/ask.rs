@@ -16,14 +16,11 @@ impl RouterState {
     /// Carries out what the connection asks for. `None`: the connection is gone, or the frame is no question.
     ///
     /// Asked again with the same `number`, because the router died before it had answered, it answers again and carries
-    /// out nothing. Only one question can be in that state: each of the others was answered, or still waits to be taken
-    /// up.
+    /// out nothing. A connection has one question under way, so one answer is enough to remember.
     pub(super) fn ask(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.inlet_of(key, id)?;
         let serial = frame.serial()?;
-        if let Some((who, what, answer)) = &self.answered_last
-            && (*who, *what) == (id, number)
-        {
+        if let Some((_, answer)) = self.inlet(key)?.answered.as_deref().filter(|(answered, _)| *answered == number) {
             return Some(answer.clone());
         }
         let answer = match frame {
@@ -43,10 +40,12 @@ impl RouterState {
                 return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
             }
             // The last is for the actor of the breakers.
-            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::SetBreaker { .. } => return None,
+            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::Resumed | ClientFrame::SetBreaker { .. } => {
+                return None;
+            }
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
-        self.answered_last = Some((id, number, answer.clone()));
+        self.inlet_mut(key)?.answered = Some(Box::new((number, answer.clone())));
         Some(answer)
     }
 

@@ -4,8 +4,7 @@
 //! into a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What
 //! bounds the backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
 //!
-//! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
-//! whatever comes later finds no call.
+//! How a call ends is in `outcomes`.
 
 use super::journal::Work;
 use super::outlet::Doom;
@@ -25,28 +24,28 @@ const ANSWER_FLAGS: Flags = Flags::WHOLE.with(Flags::END).with(Flags::ERROR).wit
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Call {
-    requester: u32,
-    slot: u32,
-    generation: u32,
+    pub(super) requester: u32,
+    pub(super) slot: u32,
+    pub(super) generation: u32,
     /// `None`: the broker itself, which echoes.
-    responder: Option<u32>,
-    service: ServiceId,
+    pub(super) responder: Option<u32>,
+    pub(super) service: ServiceId,
     /// The breaker's leave; `None`: the echo has no breaker.
-    permit: Option<Permit>,
+    pub(super) permit: Option<Permit>,
     /// The responder's own number of the service.
-    number: u32,
+    pub(super) number: u32,
     /// `None` once it has fired.
-    timer: Option<TimerId>,
-    stream: bool,
-    total: u32,
+    pub(super) timer: Option<TimerId>,
+    pub(super) stream: bool,
+    pub(super) total: u32,
     /// Bytes of the body still to come.
-    body_left: u32,
+    pub(super) body_left: u32,
     /// Cells of the body that the requester may send.
-    body_credit: u32,
+    pub(super) body_credit: u32,
     /// Bytes still to come of the answer's message under way.
-    answer_left: u32,
+    pub(super) answer_left: u32,
     /// Cells of answer that the responder may send.
-    answer_credit: u32,
+    pub(super) answer_credit: u32,
 }
 
 impl Call {
@@ -86,36 +85,6 @@ impl RouterState {
     fn decided(&mut self, record: &Record, header: &Header) {
         fault::point("router.decided", u64::from(record.len));
         self.journal.work = Work::Express(*record, *header);
-    }
-
-    /// A record of the express lane was half carried out when the router died, or has killed two: its call is over, and
-    /// both sides are told. So it has one outcome still.
-    pub(super) fn give_up_express(&mut self, key: u32, header: &Header) {
-        let call = match header.kind {
-            Kind::Request | Kind::Cancel | Kind::ResponseCredit => self.call_in(key, header),
-            Kind::Response | Kind::BodyCredit => self.call_of(key, header),
-            _ => None,
-        };
-        match call {
-            Some(call) => {
-                // It says nothing of who was to answer.
-                let found = self.calls.get_mut(call).map(|found| (found.service, found.permit.take()));
-                if let Some((service, permit)) = found {
-                    self.judge(service, permit, Verdict::Neither);
-                }
-                if let Some(responder) = self.calls.get(call).and_then(|call| call.responder) {
-                    let code = Outcome::ResponderLost as u16;
-                    let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
-                    self.outlets.send(responder, &ended, Payload::EMPTY);
-                }
-                self.end_call(call, Outcome::ResponderLost);
-            }
-            None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
-                let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg as usize).copied());
-                self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
-            }
-            None => {}
-        }
     }
 
     #[inline]
@@ -433,100 +402,14 @@ impl RouterState {
     }
 
     /// The call that `header` names, if `key` is to answer it.
-    fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
+    pub(super) fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
         let call = Key::from_u64(header.seq);
         self.calls.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
     }
 
     /// The call of the request that `header` names, if it is still under way.
-    fn call_in(&self, key: u32, header: &Header) -> Option<Key> {
+    pub(super) fn call_in(&self, key: u32, header: &Header) -> Option<Key> {
         self.inlet(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
-    }
-
-    /// The deadline of a call has passed.
-    pub(super) fn deadline(&mut self, call: Key) {
-        let Some(found) = self.calls.get_mut(call) else { return };
-        found.timer = None;
-        self.end_call(call, Outcome::DeadlineExceeded);
-    }
-
-    /// What an outcome that is no answer says of the responder.
-    fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
-        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
-        let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
-        match outcome {
-            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
-            Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
-            _ => Verdict::Neither,
-        }
-    }
-
-    /// Ends a call otherwise than by its answer: tells both sides.
-    fn end_call(&mut self, key: Key, outcome: Outcome) {
-        let Some(call) = self.finish(key) else { return };
-        self.judge(call.service, call.permit, self.verdict(&call, outcome));
-        if outcome != Outcome::ResponderLost
-            && let Some(responder) = call.responder
-        {
-            let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
-            self.outlets.send(responder, &ended, Payload::EMPTY);
-        }
-        if outcome != Outcome::Disconnected {
-            self.fail(call.requester, call.slot, call.generation, call.service, outcome);
-        }
-    }
-
-    /// Sends a request's outcome other than an answer.
-    fn fail(&mut self, requester: u32, slot: u32, generation: u32, service: ServiceId, outcome: Outcome) {
-        self.fail_until(requester, slot, generation, service, outcome, 0);
-    }
-
-    /// The same, with the time after which to try again, or 0.
-    fn fail_until(
-        &mut self,
-        requester: u32,
-        slot: u32,
-        generation: u32,
-        service: ServiceId,
-        outcome: Outcome,
-        nanos: u64,
-    ) {
-        self.counters.failed[outcome as usize - 1] += 1;
-        if let Some(service) = self.services.get_mut(service).filter(|_| outcome != Outcome::Cancelled) {
-            service.failures += 1;
-        }
-        let failed = Header { id: slot, id2: generation, code: outcome as u16, nanos, ..Header::new(Kind::Failed) };
-        self.outlets.send(requester, &failed, Payload::EMPTY);
-    }
-
-    /// Removes a call, wherever it is known.
-    fn finish(&mut self, key: Key) -> Option<Call> {
-        let call = self.calls.remove(key)?;
-        if let Some(timer) = call.timer {
-            self.wheel.cancel(timer);
-        }
-        if let Some(responder) = call.responder {
-            self.services.end(call.service, responder);
-        }
-        if let Some(inlet) = self.inlet_mut(call.requester) {
-            inlet.outstanding -= 1;
-            inlet.requests[call.slot as usize].call = None;
-        }
-        Some(call)
-    }
-
-    /// A connection ends: its requests are over, and those that it was to answer are lost.
-    pub(super) fn end_calls_of(&mut self, key: u32) {
-        let Some(inlet) = self.inlet(key) else { return };
-        let mut calls: Vec<_> =
-            inlet.requests.iter().filter_map(|slot| slot.call).map(|call| (call, Outcome::Disconnected)).collect();
-        if !inlet.serving.is_empty() {
-            let answered_here = self.calls.iter().filter(|(_, call)| call.responder == Some(key));
-            calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
-        }
-        for (call, outcome) in calls {
-            self.end_call(call, outcome);
-        }
     }
 }
 

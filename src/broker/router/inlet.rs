@@ -6,6 +6,7 @@ use crate::routing::topics::TopicId;
 use crate::routing::wheel::TimerId;
 use crate::shm::peer::Credentials;
 use crate::shm::ring::{Consumer, Signal};
+use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 
 /// Who a connection is.
@@ -84,6 +85,8 @@ pub(super) struct Inlet {
     pub(super) active_at: u64,
     /// A timer waits to see whether the connection is idle.
     pub(super) is_watched: bool,
+    /// What the last question over the control socket was answered, by its number.
+    pub(super) answered: Option<Box<(u64, BrokerFrame)>>,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }

@@ -9,7 +9,7 @@
 //! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
 
 use super::publish::Message;
-use super::state::RouterState;
+use super::state::{RouterState, Timer};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::shm::layout::RingName;
@@ -35,6 +35,14 @@ pub(super) enum Work {
     Done(Record),
 }
 
+/// What a router died of, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Killer {
+    /// The record at a position of a connection's lane. It never comes again once it is consumed.
+    Record(u32, RingName, u64),
+    Timer(Timer),
+}
+
 /// What is under way.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
@@ -45,10 +53,10 @@ pub(super) struct Journal {
     pub(super) step: usize,
     /// Where the ring of the next receiver stood before it got the record.
     pub(super) before: Option<u64>,
-    /// A timer is being carried out.
-    pub(super) timer: bool,
-    /// What was under way when a router died last (connection, lane, position; 0 for a timer), and how often in a row.
-    killer: Option<(u32, Option<RingName>, u64)>,
+    /// A timer that is being carried out.
+    pub(super) timer: Option<Timer>,
+    /// What was under way when a router died last, and how often it died of that.
+    killer: Option<Killer>,
     deaths: u32,
 }
 
@@ -57,6 +65,13 @@ impl Journal {
     #[inline]
     pub(super) fn is_to_push(&self, claimed: u64) -> bool {
         self.before.is_none_or(|before| before == claimed)
+    }
+
+    /// A timer was carried out: if routers have died of it before, it is another one that comes next.
+    pub(super) fn timed(&mut self) {
+        if self.timer.take().map(Killer::Timer) == self.killer {
+            self.deaths = 0;
+        }
     }
 
     /// One receiver more has the record.
@@ -84,12 +99,13 @@ impl RouterState {
         fault::point("router.started", 0);
         self.count_deaths();
         let is_killer = self.journal.deaths >= MOST_DEATHS;
-        if self.journal.timer && is_killer {
-            // Whatever it was for, it is not tried a third time.
-            self.due.pop();
+        if let Some(timer) = self.journal.timer.take()
+            && is_killer
+        {
             self.counters.set_aside += 1;
+            self.due.pop();
+            self.set_timer_aside(timer);
         }
-        self.journal.timer = false;
         if let Some((key, lane)) = self.journal.source {
             if is_killer {
                 self.set_aside(key, lane);
@@ -99,33 +115,61 @@ impl RouterState {
         if is_killer {
             (self.journal.killer, self.journal.deaths) = (None, 0);
         }
+        // Before anything else is heard: their keys may be others' soon.
+        self.end_doomed();
         self.has_mail = true;
-        for key in 0..self.inlets.len() as u32 {
-            if self.inlet(key).is_some() {
-                self.schedule.cools(key);
-                self.schedule.wake(key);
-                self.outlets.touch(key);
+        let keys: Vec<_> = (0..self.inlets.len() as u32).filter(|key| self.inlet(*key).is_some()).collect();
+        for key in &keys {
+            self.schedule.cools(*key);
+            self.schedule.wake(*key);
+            self.outlets.touch(*key);
+            self.unpark(*key);
+            if let Some(inlet) = self.inlet_mut(*key) {
+                // Nobody could take anything meanwhile: that is not held against those whom it waits for.
+                inlet.waits = None;
+            }
+            if self.outlets.pump(*key) {
+                self.retry_waiters(*key);
             }
         }
         self.outlets.flush();
+        // What came in time lies in the lanes, and is taken before any deadline is looked at.
+        for _ in keys {
+            self.step();
+        }
     }
 
     fn count_deaths(&mut self) {
-        let journal = &self.journal;
-        let now = match journal.source {
+        let killer = match self.journal.source {
             Some((key, lane)) => self.inlet(key).map(|inlet| {
                 let consumer = if lane == RingName::Bulk { &inlet.bulk } else { &inlet.express };
-                (inlet.info.id, Some(lane), consumer.consumed())
+                Killer::Record(inlet.info.id, lane, consumer.consumed())
             }),
-            None if journal.timer => Some((0, None, 0)),
-            None => None,
+            None => self.journal.timer.map(Killer::Timer),
         };
-        let journal = &mut self.journal;
-        journal.deaths = if now.is_some() && now == journal.killer { journal.deaths + 1 } else { 1 };
-        if now.is_none() {
-            journal.deaths = 0;
+        // If it died of something else, that says nothing of what killed the one before.
+        if killer.is_none() {
+            return;
         }
-        journal.killer = now;
+        let journal = &mut self.journal;
+        journal.deaths = if killer == journal.killer { journal.deaths + 1 } else { 1 };
+        journal.killer = killer;
+    }
+
+    /// A timer has killed two routers. Whatever it was for, nobody must wait for ever because of it.
+    fn set_timer_aside(&mut self, timer: Timer) {
+        match timer {
+            Timer::Call(call) => self.lose_call(call),
+            Timer::Parked(key) => self.unpark(key),
+            Timer::Idle(key, id) => {
+                if let Some(inlet) = self.inlet_of(key, id) {
+                    inlet.is_watched = false;
+                }
+            }
+            Timer::Audit => {
+                self.wheel.set(self.now + self.settings.audit_interval, Timer::Audit);
+            }
+        }
     }
 
     /// Brings the record under way to its end, if it was begun.
@@ -137,6 +181,7 @@ impl RouterState {
             Work::Express(record, header) => {
                 // Half done, which no code that is there can leave. Its call is over for both sides.
                 self.give_up_express(key, &header);
+                self.journal.work = Work::Done(record);
                 self.advance_source(key, lane, &record);
             }
             Work::Done(record) => self.advance_source(key, lane, &record),

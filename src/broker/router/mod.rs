@@ -4,12 +4,15 @@
 //! |---|---|
 //! | `settings` | the limits, in the router's units |
 //! | `state` | what the router owns; one step of its work |
+//! | `membership` | connections come and go |
 //! | `inlet`, `outlet` | the two halves of a connection |
 //! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
+//! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
+//! | `outcomes` | how calls end otherwise than by their answer |
 //! | `breakers` | who is let through to a service, and how the breakers stand |
 //! | `ask` | what comes over the control socket |
 //! | `turn` | the loop: work, spin, sleep |
@@ -17,12 +20,15 @@
 //! The actor is a shell: its messages are carried out by [`state::RouterState`], and so is the traffic, by the loop in
 //! `turn`.
 
+mod aside;
 mod ask;
 mod breakers;
 mod calls;
 mod inlet;
 mod journal;
+mod membership;
 mod memory;
+mod outcomes;
 mod outlet;
 mod polling;
 mod publish;
@@ -61,8 +67,8 @@ pub(crate) struct Attach {
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
-    /// Whom to tell if the connection must end.
-    pub(crate) owner: Recipient<Ended>,
+    /// Where to say if the connection must end. Whoever holds the session then sees it.
+    pub(crate) owner: watch::Sender<Option<Doom>>,
 }
 
 /// The client of a connection is gone: its socket has ended.
@@ -113,11 +119,6 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
-
-/// To a connection's actor: the router has ended the connection.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub(crate) struct Ended(pub(crate) Doom);
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
 ///
@@ -189,7 +190,7 @@ pub(crate) struct ShmRouter {
 /// borrow across an await.
 pub(crate) struct Shared {
     state: RefCell<RouterState>,
-    owners: RefCell<HashMap<u32, Recipient<Ended>>>,
+    owners: RefCell<HashMap<u32, watch::Sender<Option<Doom>>>>,
     epoch: Instant,
 }
 
@@ -203,14 +204,12 @@ impl Shared {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Tells the actors of connections that the router has ended.
+    /// Tells who holds the sessions of connections that the router has ended.
     fn tell_ended(&self) {
         loop {
             let Some((info, doom)) = self.state.borrow_mut().ended.pop() else { return };
             if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
-                // It gets one such message in its life, and its mailbox holds several: it is full only if nobody reads
-                // it.
-                let _ = owner.try_send(Ended(doom));
+                owner.send_replace(Some(doom));
             }
         }
     }

@@ -203,6 +203,12 @@ impl Outlets {
         self.table.get_mut(key as usize)?.take()
     }
 
+    /// Whose segment this is, if it is here.
+    pub(super) fn find(&self, segment: &Arc<Segment>) -> Option<u32> {
+        let is_it = |outlet: &Option<Box<Outlet>>| outlet.as_ref().is_some_and(|o| Arc::ptr_eq(&o.segment, segment));
+        self.table.iter().position(is_it).map(|key| key as u32)
+    }
+
     #[inline]
     pub(super) fn get(&self, key: u32) -> Option<&Outlet> {
         self.table.get(key as usize)?.as_deref()

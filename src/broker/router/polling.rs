@@ -5,6 +5,7 @@
 
 use super::outlet::{Doom, MOST_WOKEN};
 use super::state::{IDLE, RouterState, Timer};
+use crate::broker::fault;
 use crate::wire::control::ClosingCode;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ impl RouterState {
         });
         for at in 0..self.rang.len() {
             let key = self.rang[at];
+            fault::point("router.bell", u64::from(key));
             self.rang_by(key);
         }
         looked.unwrap_or(0)

@@ -6,12 +6,12 @@
 
 use super::inlet::{Info, Partial};
 use super::journal::Work;
-use super::outlet::Doom;
+use super::outlet::{Doom, Outlets};
 use super::state::{Lane, RouterState};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
-use crate::routing::topics::TopicId;
+use crate::routing::topics::{TopicId, Topics};
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -21,23 +21,36 @@ use crate::wire::record::{Flags, Header, Kind};
 /// What was decided for one subscription.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chosen {
-    subscription: Key,
+    pub(super) subscription: Key,
     /// Its place among the topic's targets.
     target: usize,
-    gets_it: bool,
+    pub(super) gets_it: bool,
     announce: bool,
-    cost: u32,
+    pub(super) cost: u32,
 }
 
 /// One message, as it is routed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Message {
-    topic: TopicId,
-    origin: u32,
-    seq: u64,
-    total: u32,
-    len: u32,
-    flags: Flags,
+    pub(super) topic: TopicId,
+    pub(super) origin: u32,
+    pub(super) seq: u64,
+    pub(super) total: u32,
+    pub(super) len: u32,
+    pub(super) flags: Flags,
+}
+
+impl Chosen {
+    /// The subscription has got the message: it pays with its credit.
+    #[inline]
+    pub(super) fn charge(&self, topics: &mut Topics, outlets: &mut Outlets) {
+        let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
+        subscription.credit = subscription.credit.saturating_sub(self.cost);
+        subscription.dropped_told = subscription.dropped;
+        if let Some(outlet) = outlets.get_mut(subscription.owner) {
+            outlet.messages += 1;
+        }
+    }
 }
 
 impl Message {
@@ -167,13 +180,7 @@ impl RouterState {
                         outlets.push_planned(owner, &deliver, payload);
                         fault::point("router.delivered", journal.step as u64);
                     }
-                    if let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription) {
-                        subscription.credit = subscription.credit.saturating_sub(chosen.cost);
-                        subscription.dropped_told = dropped;
-                    }
-                    if let Some(outlet) = outlets.get_mut(owner) {
-                        outlet.messages += 1;
-                    }
+                    chosen.charge(topics, outlets);
                     counters.delivered += 1;
                     if !message.flags.has(Flags::LAST) {
                         inlet.partial_targets.push(chosen.subscription);
@@ -252,6 +259,7 @@ impl RouterState {
         partial.left -= record.len;
         if partial.left == 0 {
             inlet.partial = None;
+            inlet.partial_targets.clear();
         }
         self.done(key, RingName::Bulk, record, Kind::Publish);
     }
@@ -268,6 +276,11 @@ impl RouterState {
     /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted.
     pub(super) fn waited_too_long(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        let timeout = self.settings.slow_consumer_timeout;
+        if inlet.waits.is_some_and(|(_, since)| self.now < since + timeout) {
+            // It was parked anew since this timer was due.
+            return;
+        }
         let Some(parked) = inlet.parked.take() else { return };
         inlet.waits = None;
         if let Some(outlet) = self.outlets.get_mut(parked.on) {
@@ -329,93 +342,6 @@ impl RouterState {
             pattern: subscription.pattern,
             dropped: subscription.dropped,
         });
-    }
-
-    /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
-    pub(super) fn abort_partial(&mut self, key: u32) {
-        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        if inlet.partial.is_none() {
-            return;
-        }
-        self.counters.aborted += u64::from(!inlet.partial_targets.is_empty());
-        self.abort_targets(key);
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.partial = None;
-        }
-    }
-
-    /// Tells the receivers of the message under way that the rest of it will not come.
-    fn abort_targets(&mut self, key: u32) {
-        let slot_size = self.settings.geometry.slot_size();
-        loop {
-            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-            let (Some(partial), Some(subscription)) = (&inlet.partial, inlet.partial_targets.pop()) else { return };
-            let (total, origin) = (partial.total, inlet.info.id);
-            let Some(found) = self.topics.subscriptions.get_mut(subscription) else { continue };
-            found.dropped = found.dropped.saturating_add(1);
-            found.dropped_told = found.dropped;
-            // Its owner cannot take what never becomes whole, and so would never give its room back.
-            let cost = message_cost(total, slot_size, found.capacity);
-            found.credit = found.credit.saturating_add(cost).min(found.capacity);
-            let (owner, dropped) = (found.owner, found.dropped);
-            let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
-            self.outlets.send(owner, &notice, Payload::EMPTY);
-            self.retry_waiters(owner);
-        }
-    }
-
-    /// A record of a publish is taken out: who has not got it by now sees a gap, and the publisher is told. What is
-    /// still to come of the message goes to nobody.
-    pub(super) fn set_publish_aside(&mut self, key: u32, record: &Record) {
-        let Ok(header) = Header::from_words(&record.header) else { return };
-        let step = self.journal.step;
-        match self.journal.work {
-            Work::First(_, id, message) => {
-                for at in step..self.chosen.len() {
-                    let subscription = self.chosen[at].subscription;
-                    if let Some(found) = self.topics.subscriptions.get_mut(subscription) {
-                        found.dropped = found.dropped.saturating_add(1);
-                        self.counters.dropped += 1;
-                    }
-                }
-                self.skip_rest(key, id, &message);
-            }
-            Work::Undecided if header.kind == Kind::Publish && header.flags.has(Flags::FIRST) => {
-                let Some(published) = self.inlet(key).and_then(|inlet| inlet.topics.get(header.id as usize)) else {
-                    return;
-                };
-                let (topic, seq) = (published.topic, published.sent + 1);
-                let (total, len, flags) = (header.total, record.len, header.flags);
-                self.skip_rest(key, header.id, &Message { topic, origin: 0, seq, total, len, flags });
-            }
-            Work::Undecided | Work::Further(..) => {
-                if let Some(partial) = self.inlets[key as usize].as_deref_mut().and_then(|i| i.partial.as_mut()) {
-                    partial.left = partial.left.saturating_sub(record.len);
-                }
-                self.abort_targets(key);
-                if let Some(inlet) = self.inlet_mut(key)
-                    && inlet.partial.as_ref().is_some_and(|partial| partial.left == 0)
-                {
-                    inlet.partial = None;
-                }
-            }
-            Work::Express(..) | Work::Done(_) => return,
-        }
-        let notice = Header { id: header.id, ..Header::new(Kind::SetAside) };
-        self.outlets.send(key, &notice, Payload::EMPTY);
-    }
-
-    /// The first record of a message is taken out; so its further ones have no receivers.
-    fn skip_rest(&mut self, key: u32, id: u32, message: &Message) {
-        let Some(inlet) = self.inlet_mut(key) else { return };
-        if let Some(published) = inlet.topics.get_mut(id as usize) {
-            published.sent = message.seq;
-        }
-        if message.total > message.len {
-            let (topic, seq, total) = (message.topic, message.seq, message.total);
-            inlet.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
-            self.abort_targets(key);
-        }
     }
 
     /// The owner of a subscription can take more; publishers that wait for it try again.

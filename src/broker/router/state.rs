@@ -6,7 +6,7 @@
 use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
 use super::memory::{self, Memory};
-use super::outlet::{Doom, Outlet, Outlets};
+use super::outlet::{Doom, Outlets};
 use super::publish::Chosen;
 use super::settings::Settings;
 use crate::broker::events::Events;
@@ -16,14 +16,12 @@ use crate::routing::schedule::Schedule;
 use crate::routing::services::{ServiceId, Services};
 use crate::routing::topics::Topics;
 use crate::routing::wheel::Wheel;
-use crate::shm::doorbell::{BellBoard, BrokerBells, LOOK, OwnBell};
+use crate::shm::doorbell::{BellBoard, LOOK, OwnBell};
 use crate::shm::layout::RingName;
-use crate::shm::segment::Segment;
 use crate::sync::AtomicU64;
-use crate::wire::control::BrokerFrame;
 use crate::wire::name::Name;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::calls::Call;
 
@@ -36,7 +34,7 @@ const QUANTUM_CELLS: u64 = 512;
 pub(super) const IDLE: u64 = 500_000_000;
 
 /// What a timer is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// The deadline of a call.
     Call(Key),
@@ -79,7 +77,7 @@ pub(crate) struct Counters {
 pub(crate) struct RouterState {
     pub(super) settings: Settings,
     pub(super) inlets: Vec<Option<Box<Inlet>>>,
-    free_keys: Vec<u32>,
+    pub(super) free_keys: Vec<u32>,
     pub(super) outlets: Outlets,
     pub(super) topics: Topics,
     pub(super) services: Services,
@@ -100,11 +98,7 @@ pub(crate) struct RouterState {
     pub(super) turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
     pub(super) system_sent: u64,
-    next_id: u32,
-    /// The connection that was taken in last, by its segment.
-    attached_last: Option<(Weak<Segment>, (u32, u32))>,
-    /// What the last question over a control socket was answered: connection, the question's number, answer.
-    pub(super) answered_last: Option<(u32, u64, BrokerFrame)>,
+    pub(super) next_id: u32,
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
@@ -152,8 +146,6 @@ impl RouterState {
             counters: Counters::default(),
             system_sent: 0,
             next_id: 1,
-            attached_last: None,
-            answered_last: None,
             ended: Vec::new(),
             events,
             settings,
@@ -169,73 +161,6 @@ impl RouterState {
         self.board.own_bell()
     }
 
-    /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
-    /// answered, it takes it in once.)
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses to watch its bell.
-    pub(super) fn attach(
-        &mut self,
-        name: Name,
-        peer: crate::shm::peer::Credentials,
-        segment: Arc<Segment>,
-        bells: Arc<BrokerBells>,
-    ) -> io::Result<(u32, u32)> {
-        let ticket = Arc::downgrade(&segment);
-        if let Some((last, keys)) = &self.attached_last
-            && last.ptr_eq(&ticket)
-        {
-            return Ok(*keys);
-        }
-        let (key, is_new) = match self.free_keys.last() {
-            Some(key) => (*key, false),
-            None => (self.inlets.len() as u32, true),
-        };
-        self.board.watch(&bells, key)?;
-        if is_new {
-            self.inlets.push(None);
-        } else {
-            self.free_keys.pop();
-        }
-        let id = self.next_id;
-        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
-        let (bulk, express, egress) = segment.broker_ends();
-        let info = Info { id, name, peer };
-        let data = segment.data_signal(RingName::Bulk);
-        data.arm();
-        self.inlets[key as usize] = Some(Box::new(Inlet {
-            info: info.clone(),
-            opened: self.now,
-            bulk,
-            express,
-            data,
-            topics: Vec::new(),
-            services: Vec::new(),
-            serving: Vec::new(),
-            requests: Vec::new(),
-            outstanding: 0,
-            partial: None,
-            partial_targets: Vec::new(),
-            parked: None,
-            waits: None,
-            ended: false,
-            since_space: 0,
-            rings: 0,
-            rings_since: self.now,
-            active_at: self.now,
-            is_watched: false,
-            messages: 0,
-            bytes: 0,
-        }));
-        self.outlets.insert(key, Outlet::new(segment, egress, bells));
-        self.schedule.add(key);
-        self.counters.connections += 1;
-        self.tell_connection("opened", &info, None);
-        self.attached_last = Some((ticket, (key, id)));
-        Ok((key, id))
-    }
-
     #[inline]
     pub(super) fn inlet(&self, key: u32) -> Option<&Inlet> {
         self.inlets.get(key as usize)?.as_deref()
@@ -249,29 +174,6 @@ impl RouterState {
     /// The connection `key`, if it is still the one with this id.
     pub(super) fn inlet_of(&mut self, key: u32, id: u32) -> Option<&mut Inlet> {
         self.inlet_mut(key).filter(|inlet| inlet.info.id == id)
-    }
-
-    /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
-    pub(super) fn client_gone(&mut self, key: u32, id: u32) {
-        let Some(inlet) = self.inlet_of(key, id) else { return };
-        inlet.ended = true;
-        let serving: Vec<_> = inlet.serving.iter().flatten().copied().collect();
-        for service in serving {
-            self.services.unserve(service, key);
-        }
-        let Some(outlet) = self.outlets.get_mut(key) else { return };
-        for subscription in std::mem::take(&mut outlet.subscriptions) {
-            self.topics.unsubscribe(subscription);
-        }
-        self.retry_waiters(key);
-        self.schedule.wake(key);
-    }
-
-    /// The connection `key` broke the protocol over its control socket.
-    pub(super) fn doom(&mut self, key: u32, id: u32, doom: Doom) {
-        if self.inlet_of(key, id).is_some() {
-            self.outlets.doomed.push((key, doom));
-        }
     }
 
     /// Whether nothing is under way.
@@ -299,7 +201,7 @@ impl RouterState {
         }
     }
 
-    fn unpark(&mut self, key: u32) {
+    pub(super) fn unpark(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         if let Some(parked) = inlet.parked.take() {
             self.wheel.cancel(parked.timer);
@@ -415,7 +317,7 @@ impl RouterState {
         self.wheel.advance(now, &mut self.due);
         self.due[already..].reverse();
         while let Some(timer) = self.due.last().copied() {
-            self.journal.timer = true;
+            self.journal.timer = Some(timer);
             fault::point("router.timer", 0);
             match timer {
                 Timer::Call(call) => self.deadline(call),
@@ -424,7 +326,7 @@ impl RouterState {
                 Timer::Audit => self.audit(),
             }
             self.due.pop();
-            self.journal.timer = false;
+            self.journal.timed();
             fault::point("router.timed", 0);
         }
         self.outlets.flush();
@@ -446,7 +348,6 @@ impl RouterState {
     }
 
     fn audit(&mut self) {
-        self.wheel.set(self.now + self.settings.audit_interval, Timer::Audit);
         for key in 0..self.inlets.len() as u32 {
             let (Some(inlet), Some(outlet)) = (self.inlets[key as usize].as_deref(), self.outlets.get(key)) else {
                 continue;
@@ -455,53 +356,6 @@ impl RouterState {
                 self.outlets.doomed.push((key, doom));
             }
         }
-    }
-
-    /// Ends the connections that must end: those that broke the protocol, and those whose client left.
-    pub(super) fn end_doomed(&mut self) {
-        // Each stays until it is done: a router that dies leaves it to the next.
-        while let Some((key, doom)) = self.outlets.doomed.first().cloned() {
-            self.end(key, doom);
-            self.outlets.doomed.remove(0);
-        }
-    }
-
-    /// Ends a connection now: its calls get their outcome, its subscriptions and topics go, its memory is given back.
-    pub(super) fn end(&mut self, key: u32, doom: Doom) {
-        if self.inlet(key).is_none() {
-            return;
-        }
-        fault::point("router.ending", 0);
-        self.end_calls_of(key);
-        fault::point("router.ending", 1);
-        self.abort_partial(key);
-        fault::point("router.ending", 2);
-        self.unpark(key);
-        self.schedule.remove(key);
-        let Some(outlet) = self.outlets.remove(key) else { return };
-        let Some(inlet) = self.inlets[key as usize].take() else { return };
-        self.board.unwatch(outlet.bells());
-        for subscription in &outlet.subscriptions {
-            self.topics.unsubscribe(*subscription);
-        }
-        for waiter in &outlet.waiters {
-            self.unpark(*waiter);
-        }
-        for service in inlet.serving.iter().flatten() {
-            self.services.unserve(*service, key);
-            self.services.release(*service);
-        }
-        for service in &inlet.services {
-            self.services.release(*service);
-        }
-        for published in &inlet.topics {
-            self.release_topic(published.topic);
-        }
-        self.outlets.memory.forget(inlet.windows() + outlet.egress.window());
-        self.free_keys.push(key);
-        self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
-        self.tell_connection("closed", &inlet.info, Some(&doom.reason));
-        self.ended.push((inlet.info.clone(), doom));
-        fault::point("router.ending", 3);
+        self.wheel.set(self.now + self.settings.audit_interval, Timer::Audit);
     }
 }

@@ -155,7 +155,8 @@ fn breaker() -> impl Strategy<Value = BreakerStatus> {
 
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     use {ClosingCode as C, FailedCode as F, RefusedCode as R};
-    let refused = vec![R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken];
+    let refused =
+        vec![R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken, R::ResumeFailed];
     let failed = vec![F::Limit, F::Invalid, F::Unknown, F::NotAllowed];
     let closing = vec![C::Shutdown, C::ProtocolViolation, C::SlowConsumer, C::Overuse, C::Replaced];
     let limits = any::<[u32; 7]>().prop_map(|n| Limits {

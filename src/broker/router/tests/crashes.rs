@@ -235,7 +235,7 @@ fn a_router_that_dies_at_any_point_loses_and_doubles_nothing() {
     assert_eq!(sound.outcomes.values().map(|o| o.iter().filter(|o| !o.starts_with("part")).count()).max(), Some(1));
     assert_eq!(sound.outcomes.len(), 8);
     let points = ["found", "decided", "target", "delivered", "committed", "advanced", "flush", "ring", "park"];
-    for point in points.into_iter().chain(["timer", "timed", "answering", "ending"]) {
+    for point in points.into_iter().chain(["bell", "timer", "timed", "answering", "ending"]) {
         let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
         let mut n = 0;
         loop {
@@ -323,5 +323,112 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
     let failed = publisher.take_all(&mut router);
     assert_eq!((failed.len(), failed[0].0.code), (1, Outcome::ResponderLost as u16));
     assert_eq!(subscribers[0].take(), None, "it never saw the request");
+    assert!(router.state.is_quiescent());
+}
+
+/// Arms a fault that kills the router twice, the first time at the `n`th time that it comes there, then at once again.
+fn kill_twice(router: &mut Router, point: &'static str, n: u32) {
+    fault::armed::arm(point, n);
+    router.again = Some((point, 1));
+}
+
+fn spent(router: &Router) -> bool {
+    !fault::armed::disarm() && router.again.is_none()
+}
+
+#[test]
+fn who_has_got_a_message_that_is_set_aside_keeps_it() {
+    let mut router = Router::new(|_| {});
+    let mut subscribers: Vec<_> = (0..3).map(|_| router.connect()).collect();
+    for subscriber in &subscribers {
+        router.subscribe(subscriber, "a.b", DeliveryPolicy::Block, 0);
+    }
+    let mut publisher = router.connect();
+    let topic = router.topic(&publisher, "a.b");
+    // Killed behind the push to the second and then to the third: so all have it.
+    kill_twice(&mut router, "router.delivered", 2);
+    publish(&mut router, &mut publisher, topic, b"whole", 1, Router::run);
+    router.run();
+    assert!(spent(&router));
+    // Killed before and in the last record of a long one: the first has all of it, the second, too, the third does not.
+    publish(&mut router, &mut publisher, topic, &[1; 1500], 1, Router::run);
+    router.run();
+    fault::armed::arm("router.target", 2);
+    router.again = Some(("router.delivered", 1));
+    let last = Header { flags: Flags::LAST, id: topic, total: 1500, ..Header::new(Kind::Publish) };
+    assert!(publisher.push(false, last, &[1; 476]));
+    router.run();
+    assert!(spent(&router));
+    // Not of the message before.
+    kill_twice(&mut router, "router.decided", 1);
+    publish(&mut router, &mut publisher, topic, &[2; 1500], 2, Router::run);
+    router.run();
+    assert!(spent(&router));
+    publish(&mut router, &mut publisher, topic, b"last", 1, Router::run);
+    router.run();
+    let whole = [(Kind::Deliver, 1), (Kind::Deliver, 2), (Kind::Deliver, 2), (Kind::Deliver, 4)];
+    let cut = [(Kind::Deliver, 1), (Kind::Deliver, 2), (Kind::Aborted, 0), (Kind::Deliver, 4)];
+    for (at, subscriber) in subscribers.iter_mut().enumerate() {
+        let taken = subscriber.take_all(&mut router);
+        let taken: Vec<_> =
+            taken.iter().filter(|(h, _)| h.kind != Kind::TopicName).map(|(h, _)| (h.kind, h.seq)).collect();
+        assert_eq!(taken, if at < 2 { whole } else { cut }, "subscriber {at}");
+    }
+    assert_eq!(kinds(&publisher.take_all(&mut router)), [Kind::SetAside; 3]);
+
+    kill_twice(&mut router, "router.decided", 1);
+    assert!(publisher.push(false, Header { seq: 77, ..Header::new(Kind::Flush) }, b""));
+    router.run();
+    assert!(spent(&router));
+    let flushed = publisher.take_all(&mut router);
+    assert_eq!((kinds(&flushed), flushed[0].0.seq), (vec![Kind::Flushed], 77), "nothing of a flush can be lost");
+}
+
+#[test]
+fn a_timer_that_kills_two_routers_leaves_nobody_waiting() {
+    let mut router = Router::new(|config| config.limits.default_request_timeout_ms = 100);
+    let (mut requester, responder) = (router.connect(), router.connect());
+    router.serve(&responder, "s", 8);
+    let service = router.service(&requester, "s");
+    for slot in 0..2 {
+        assert!(requester.request(slot, 1, service, b""));
+        router.run();
+    }
+    kill_twice(&mut router, "router.timer", 1);
+    router.pass(101);
+    assert!(spent(&router));
+    let failed = requester.take_all(&mut router);
+    let outcomes: Vec<_> = failed.iter().map(|(header, _)| Outcome::from_u16(header.code).unwrap()).collect();
+    assert_eq!(outcomes, [Outcome::ResponderLost, Outcome::DeadlineExceeded]);
+    // One death, long after, in another timer is not the second of these.
+    for slot in 0..2 {
+        fault::armed::arm("router.timer", 1);
+        assert!(requester.request(slot, 2 + slot, service, b""));
+        router.run();
+        router.pass(101);
+        assert!(spent(&router));
+        let failed = requester.take_all(&mut router);
+        assert_eq!((failed.len(), failed[0].0.code), (1, Outcome::DeadlineExceeded as u16));
+    }
+    assert!(router.state.is_quiescent());
+}
+
+#[test]
+fn a_reply_that_lies_in_its_lane_is_in_time_however_long_there_was_no_router() {
+    let mut router = Router::new(|config| config.limits.default_request_timeout_ms = 100);
+    let (mut requester, mut responder) = (router.connect(), router.connect());
+    router.serve(&responder, "s", 8);
+    let service = router.service(&requester, "s");
+    assert!(requester.request(0, 1, service, b""));
+    router.run();
+    let call = responder.take().unwrap().0.seq;
+    let flags = Flags::WHOLE.with(Flags::END);
+    assert!(responder.push(true, Header { flags, seq: call, total: 2, ..Header::new(Kind::Response) }, b"ok"));
+    fault::armed::arm("router.timer", 1);
+    router.pass(5_000);
+    assert!(spent(&router));
+    let answers = requester.take_all(&mut router);
+    assert_eq!(kinds(&answers), [Kind::Answer]);
+    router.pass(5_000);
     assert!(router.state.is_quiescent());
 }

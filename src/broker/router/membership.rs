@@ -1,0 +1,160 @@
+//! Connections come and go.
+
+use super::inlet::{Info, Inlet};
+use super::outlet::{Doom, Outlet};
+use super::state::RouterState;
+use crate::broker::fault;
+use crate::shm::doorbell::BrokerBells;
+use crate::shm::layout::RingName;
+use crate::shm::segment::Segment;
+use crate::wire::name::Name;
+use std::io;
+use std::sync::Arc;
+
+impl RouterState {
+    /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
+    /// answered, it takes it in once.)
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses to watch its bell.
+    pub(super) fn attach(
+        &mut self,
+        name: Name,
+        peer: crate::shm::peer::Credentials,
+        segment: Arc<Segment>,
+        bells: Arc<BrokerBells>,
+    ) -> io::Result<(u32, u32)> {
+        if let Some(key) = self.outlets.find(&segment)
+            && let Some(inlet) = self.inlet(key)
+        {
+            return Ok((key, inlet.info.id));
+        }
+        let (key, is_new) = match self.free_keys.last() {
+            Some(key) => (*key, false),
+            None => (self.inlets.len() as u32, true),
+        };
+        self.board.watch(&bells, key)?;
+        if is_new {
+            self.inlets.push(None);
+        } else {
+            self.free_keys.pop();
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+        let (bulk, express, egress) = segment.broker_ends();
+        let info = Info { id, name, peer };
+        let data = segment.data_signal(RingName::Bulk);
+        data.arm();
+        self.inlets[key as usize] = Some(Box::new(Inlet {
+            info: info.clone(),
+            opened: self.now,
+            bulk,
+            express,
+            data,
+            topics: Vec::new(),
+            services: Vec::new(),
+            serving: Vec::new(),
+            requests: Vec::new(),
+            outstanding: 0,
+            partial: None,
+            partial_targets: Vec::new(),
+            parked: None,
+            waits: None,
+            ended: false,
+            since_space: 0,
+            rings: 0,
+            rings_since: self.now,
+            active_at: self.now,
+            is_watched: false,
+            answered: None,
+            messages: 0,
+            bytes: 0,
+        }));
+        self.outlets.insert(key, Outlet::new(segment, egress, bells));
+        self.schedule.add(key);
+        self.counters.connections += 1;
+        self.tell_connection("opened", &info, None);
+        Ok((key, id))
+    }
+
+    /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
+    pub(super) fn client_gone(&mut self, key: u32, id: u32) {
+        let Some(inlet) = self.inlet_of(key, id) else { return };
+        inlet.ended = true;
+        let serving: Vec<_> = inlet.serving.iter().flatten().copied().collect();
+        for service in serving {
+            self.services.unserve(service, key);
+        }
+        let Some(outlet) = self.outlets.get_mut(key) else { return };
+        // Off the list when it is gone, so that none is left if the router dies between two.
+        while let Some(subscription) = outlet.subscriptions.last() {
+            self.topics.unsubscribe(*subscription);
+            outlet.subscriptions.pop();
+        }
+        self.retry_waiters(key);
+        self.schedule.wake(key);
+    }
+
+    /// The connection `key` broke the protocol over its control socket.
+    pub(super) fn doom(&mut self, key: u32, id: u32, doom: Doom) {
+        if self.inlet_of(key, id).is_some() {
+            self.outlets.doomed.push((key, doom));
+        }
+    }
+
+    /// Ends the connections that must end: those that broke the protocol, and those whose client left.
+    pub(super) fn end_doomed(&mut self) {
+        // Each stays until it is done: a router that dies leaves it to the next.
+        while let Some((key, doom)) = self.outlets.doomed.first().cloned() {
+            self.end(key, doom);
+            self.outlets.doomed.remove(0);
+        }
+    }
+
+    /// Ends a connection now: its calls get their outcome, its subscriptions and topics go, its memory is given back.
+    pub(super) fn end(&mut self, key: u32, doom: Doom) {
+        if self.inlet(key).is_none() {
+            return;
+        }
+        fault::point("router.ending", 0);
+        self.end_calls_of(key);
+        fault::point("router.ending", 1);
+        self.abort_partial(key);
+        fault::point("router.ending", 2);
+        self.unpark(key);
+        self.schedule.remove(key);
+        self.retry_waiters(key);
+        // What is given up is off its list first: a router that dies here gives nothing up twice.
+        let RouterState { inlets, outlets, topics, services, .. } = self;
+        if let Some(outlet) = outlets.get_mut(key) {
+            while let Some(subscription) = outlet.subscriptions.pop() {
+                topics.unsubscribe(subscription);
+            }
+        }
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
+        while let Some(serving) = inlet.serving.pop() {
+            if let Some(service) = serving {
+                services.unserve(service, key);
+                services.release(service);
+            }
+        }
+        while let Some(service) = inlet.services.pop() {
+            services.release(service);
+        }
+        while let Some(published) = self.inlet_mut(key).and_then(|inlet| inlet.topics.pop()) {
+            self.release_topic(published.topic);
+        }
+        if let Some(outlet) = self.outlets.remove(key) {
+            self.board.unwatch(outlet.bells());
+            self.outlets.memory.forget(outlet.egress.window());
+        }
+        let Some(inlet) = self.inlets[key as usize].take() else { return };
+        self.outlets.memory.forget(inlet.windows());
+        self.free_keys.push(key);
+        self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
+        self.ended.push((inlet.info.clone(), doom.clone()));
+        self.tell_connection("closed", &inlet.info, Some(&doom.reason));
+        fault::point("router.ending", 3);
+    }
+}

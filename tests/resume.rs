@@ -1,0 +1,183 @@
+//! Resuming, byte by byte: tokens that are forged, stale, replayed or held, and what a client hears of it. Nobody else
+//! notices.
+
+#[path = "support/raw.rs"]
+mod raw;
+mod support;
+
+use lapce_ipc::client::Client;
+use lapce_ipc::wire::control::{DeliveryPolicy, InternKind, RefusedCode, Token};
+use lapce_ipc::wire::record::Flags;
+use lapce_ipc::wire::{BrokerFrame, ClientFrame, Name, Topic};
+use raw::{Control, Lane, Raw, publish, resume};
+use support::{Broker, wait_until};
+
+/// A window that no test waits for.
+const LONG: (&str, &str) = ("restart.resume_window_ms", "600000");
+
+/// What the broker says to a token.
+#[track_caller]
+fn refusal(broker: &Broker, token: Token) -> (RefusedCode, String) {
+    let mut control = Control::connect(&broker.socket());
+    control.say(&resume(token));
+    control.refused()
+}
+
+#[track_caller]
+fn sessions(watch: &Client) -> usize {
+    watch.status().unwrap().connections.len() - 1
+}
+
+fn status(raw: &mut Raw) {
+    assert!(matches!(raw.ask(|serial| ClientFrame::Status { serial }), BrokerFrame::Status { .. }));
+}
+
+#[test]
+fn a_forged_token_resumes_nothing_and_the_log_is_not_flooded() {
+    let mut broker = Broker::start_with(&[LONG]);
+    let mut raw = Raw::connect(&broker.socket(), "victim");
+    for guess in 0..60u8 {
+        let (code, message) = refusal(&broker, Token::from_bytes([guess; 16]));
+        assert_eq!((code, &*message), (RefusedCode::ResumeFailed, "no session waits for this token"));
+    }
+    status(&mut raw);
+    raw.flush(1);
+    let log = broker.process().stderr();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("session not resumed")).collect();
+    assert!(lines[0].contains("reason=\"no session has this token"), "{}", lines[0]);
+    assert!(lines.len() < 60, "every guess has its line");
+}
+
+#[test]
+fn a_live_holder_refuses_a_second_claimant_and_a_token_is_good_once() {
+    let mut broker = Broker::start_with(&[LONG]);
+    let mut raw = Raw::connect(&broker.socket(), "holder");
+    let first = raw.token;
+    assert_eq!(refusal(&broker, first).0, RefusedCode::BadToken, "held");
+    raw.flush(1);
+    raw.cut();
+    raw.resume(&broker.socket());
+    assert_eq!(refusal(&broker, first).0, RefusedCode::BadToken, "two claimants: the second one");
+    // It shows that it has the new token: the old one is void.
+    status(&mut raw);
+    assert_eq!(refusal(&broker, first).0, RefusedCode::ResumeFailed, "replayed");
+    raw.cut();
+    assert_eq!(refusal(&broker, first).0, RefusedCode::ResumeFailed, "stale");
+    raw.resume(&broker.socket());
+    raw.flush(2);
+    // No token is ever written, in whatever form.
+    let log = broker.process().stderr();
+    for token in [first, raw.token] {
+        let hex: String = token.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!log.contains(&hex) && !log.contains(&format!("{:?}", token.as_bytes())));
+    }
+    assert!(log.contains("session awaits its peer") && log.contains("session resumed"), "{log}");
+}
+
+#[test]
+fn a_token_that_got_lost_on_its_way_leaves_the_one_before_good() {
+    let broker = Broker::start_with(&[LONG]);
+    let mut raw = Raw::connect(&broker.socket(), "unlucky");
+    let token = raw.token;
+    raw.cut();
+    for _ in 0..5 {
+        raw.resume(&broker.socket());
+        raw.cut();
+        raw.token = token;
+    }
+    raw.resume(&broker.socket());
+    raw.control.say(&ClientFrame::Resumed);
+    raw.flush(1);
+    status(&mut raw);
+    assert_eq!(refusal(&broker, token).0, RefusedCode::ResumeFailed);
+}
+
+#[test]
+fn a_session_is_another_users_and_another_instances_business() {
+    let broker = Broker::start_with(&[LONG]);
+    let mut raw = Raw::connect(&broker.socket(), "mine");
+    raw.cut();
+    let mut other = Control::connect(&broker.socket());
+    other.say(&ClientFrame::hello(Name::parse("mine").unwrap(), 1, Some(raw.token)));
+    assert_eq!(other.refused().0, RefusedCode::ResumeFailed);
+    raw.resume(&broker.socket());
+    raw.flush(1);
+}
+
+#[test]
+fn the_window_ends_a_session_whose_peer_does_not_come_back() {
+    let mut broker = Broker::start_with(&[("restart.resume_window_ms", "200")]);
+    let watch = broker.client();
+    let mut subscription = watch.subscribe("last.words").unwrap();
+    let mut raw = Raw::connect(&broker.socket(), "late");
+    let topic = Topic::parse("last.words").unwrap();
+    let answer = raw.ask(|serial| ClientFrame::Intern { serial, kind: InternKind::Topic, name: topic });
+    assert!(matches!(answer, BrokerFrame::Interned { id: 0, .. }), "{answer:?}");
+    raw.push(Lane::Bulk, &publish(0, 3, Flags::WHOLE), b"bye");
+    raw.cut();
+    assert_eq!(subscription.next().unwrap().unwrap().payload(), b"bye");
+    wait_until("the session to end", || sessions(&watch) == 0);
+    assert_eq!(refusal(&broker, raw.token).0, RefusedCode::ResumeFailed);
+    broker.process().wait_for("reason=\"its peer did not come back\"");
+    assert_eq!(watch.request("echo", "still here").unwrap(), b"still here");
+}
+
+#[test]
+fn without_a_window_a_session_ends_with_its_socket() {
+    let broker = Broker::start_with(&[("restart.resume_window_ms", "0")]);
+    let watch = broker.client();
+    let raw = Raw::connect(&broker.socket(), "brief");
+    assert_eq!(sessions(&watch), 1);
+    raw.cut();
+    wait_until("the session to end", || sessions(&watch) == 0);
+    assert_eq!(refusal(&broker, raw.token).0, RefusedCode::ResumeFailed);
+}
+
+#[test]
+fn a_session_that_waits_counts_and_can_be_resumed_when_all_are_taken() {
+    let broker = Broker::start_with(&[LONG, ("ipc.max_connections", "2")]);
+    let watch = broker.client();
+    let mut raw = Raw::connect(&broker.socket(), "waits");
+    raw.cut();
+    wait_until("the socket's end to be noticed", || {
+        let error = broker.builder().connect().unwrap_err();
+        error.to_string().contains("all 2 connections are taken (ipc.max_connections)")
+    });
+    raw.resume(&broker.socket());
+    raw.flush(1);
+    assert_eq!(sessions(&watch), 1);
+    raw.control.say(&ClientFrame::Bye);
+    wait_until("room for another", || broker.builder().connect().is_ok());
+}
+
+#[test]
+fn a_question_that_comes_again_is_answered_as_it_was() {
+    let broker = Broker::start_with(&[LONG]);
+    let watch = broker.client();
+    let mut raw = Raw::connect(&broker.socket(), "asks-again");
+    let name = |text: &str| Topic::parse(text).unwrap();
+    let questions: Vec<_> = (0..20u32)
+        .flat_map(|n| {
+            let (pattern, policy) = (format!("t.{n}").parse().unwrap(), DeliveryPolicy::DropNewest);
+            [
+                ClientFrame::Subscribe { serial: 10 * n, pattern, policy, credit: 0 },
+                ClientFrame::Intern { serial: 10 * n + 1, kind: InternKind::Topic, name: name(&format!("t.{n}")) },
+                ClientFrame::Serve { serial: 10 * n + 2, service: Name::parse("twice").unwrap(), max_in_flight: 0 },
+            ]
+        })
+        .collect();
+    let ask_all = |raw: &mut Raw| {
+        questions.iter().for_each(|question| raw.control.say(question));
+        questions.iter().map(|_| raw.control.frame().expect("an answer")).collect::<Vec<_>>()
+    };
+    let first = ask_all(&mut raw);
+    assert!(matches!(first[2], BrokerFrame::Serving { service: 0, .. }), "{:?}", first[2]);
+    assert!(matches!(first[5], BrokerFrame::Failed { .. }), "it serves it already: {:?}", first[5]);
+    for _ in 0..3 {
+        raw.cut();
+        raw.resume(&broker.socket());
+        assert_eq!(ask_all(&mut raw), first);
+    }
+    let status = watch.status().unwrap();
+    assert_eq!((status.subscriptions, status.topics), (20, 20));
+}

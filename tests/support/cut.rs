@@ -1,0 +1,30 @@
+//! Cuts the control sockets of a process from outside, as a kernel or a proxy in between could: the process lives.
+
+use super::probe::process;
+use rustix::net::{Shutdown, SocketAddrUnix, getpeername, shutdown};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Cuts every connection of the process `pid` to the broker at `socket`. Answers how many there were.
+pub fn cut(pid: u32, socket: &Path) -> usize {
+    let owner = pidfd_open(process(pid), PidfdFlags::empty()).expect("it runs");
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut cut = 0;
+    for number in numbers {
+        // It may have closed it meanwhile, or it is no socket.
+        let Ok(descriptor) = pidfd_getfd(&owner, number, PidfdGetfdFlags::empty()) else { continue };
+        let Some(peer) = getpeername(&descriptor).ok().flatten() else { continue };
+        let Ok(peer) = SocketAddrUnix::try_from(peer) else { continue };
+        if peer.path_bytes() == Some(socket.as_os_str().as_bytes()) {
+            cut += usize::from(shutdown(&descriptor, Shutdown::Both).is_ok());
+        }
+    }
+    cut
+}
+
+/// Cuts the connections of this process.
+pub fn cut_own(socket: &Path) -> usize {
+    cut(std::process::id(), socket)
+}
