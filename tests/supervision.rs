@@ -39,9 +39,10 @@ fn an_acceptor_that_panics_is_started_again_over_the_same_socket() {
         assert_eq!(first.request("echo", "hi").unwrap(), b"hi", "who is connected notices nothing");
     }
     for (attempt, delay) in [(1, 10), (2, 20), (3, 20)] {
-        let line = "actor restarts actor=acceptor id=- reason=\"panicked: injected at acceptor.accepted@0 at src/";
+        let line = "actor restarts actor=acceptor id=- \
+                    reason=\"panicked: injected at acceptor.accepted@0 at src/broker/fault.rs:";
         let end = format!("attempt={attempt} limit=10 delay_ms={delay}");
-        assert_eq!(lines(&mut broker, &["WARN", line, &end]).len(), 1, "{end}: {}", broker.process().stderr());
+        assert_eq!(lines(&mut broker, &["WARN", &line, &end]).len(), 1, "{end}: {}", broker.process().stderr());
     }
     assert_eq!(connect(&broker).request("echo", "hi").unwrap(), b"hi");
     let status = actor(&first, "acceptor");

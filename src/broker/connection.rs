@@ -109,7 +109,8 @@ impl Actor for ConnectionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
         let Some(start) = self.start.take() else { return ctx.stop() };
-        let session = session(start, self.broker.clone(), None);
+        let broker = self.broker.clone();
+        let session = async move { session(start, None, broker).await };
         ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
     }
 }
@@ -123,7 +124,7 @@ impl Handler<Stop> for ConnectionActor {
 }
 
 /// From the first byte to the last. The error, which the log has already, is for whoever dials again.
-pub(super) async fn session(start: Accepted, broker: Arc<Broker>, dialled: Option<&Dialled>) -> Result<(), String> {
+pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: Arc<Broker>) -> Result<(), String> {
     let Accepted { stream, peer, admitted, named } = start;
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config.ipc.max_control_frame_bytes as usize;
@@ -141,11 +142,7 @@ pub(super) async fn session(start: Accepted, broker: Arc<Broker>, dialled: Optio
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
     let greeted = match hello {
-        Ok(hello) => {
-            // A process that the broker dials does not come back by itself: its session waits for nobody.
-            let hello = if dialled.is_some() { Hello { resume: None, ..hello } } else { hello };
-            greet(&mut stream, &broker, peer, admitted, hello, timeout, dialled.is_none()).await
-        }
+        Ok(hello) => greet(&mut stream, &broker, peer, admitted, hello, timeout).await,
         Err(refused) => Err(Some(refused)),
     };
     let (code, message) = match greeted {
@@ -154,8 +151,10 @@ pub(super) async fn session(start: Accepted, broker: Arc<Broker>, dialled: Optio
             fault::point("connection.welcomed", 0);
             if let Some(dialled) = dialled {
                 dialled.connected(holder.kept().id);
+                // Its peer does not come back to us: we dial it again.
+                holder.kept().process = None;
             }
-            return hold(stream, &broker, holder, dialled).await;
+            return hold(stream, &broker, dialled, holder).await;
         }
         Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
@@ -184,7 +183,6 @@ async fn greet(
     admitted: Admitted,
     hello: Hello,
     limit: Duration,
-    may_wait: bool,
 ) -> Result<Holder, Option<(RefusedCode, String)>> {
     let refused = |error: &dyn std::fmt::Display| {
         (RefusedCode::TooManyConnections, format!("no memory or descriptors for another connection: {error}"))
@@ -192,8 +190,7 @@ async fn greet(
     if broker.phase.borrow().is_ending() {
         return Err(Some((RefusedCode::Draining, "the broker ends".to_owned())));
     }
-    // Without a process to watch a session does not wait for its peer (S2).
-    let process = if may_wait { watch_process(peer.pid) } else { None };
+    let process = watch_process(peer.pid);
     let Hello { name, nonce, resume } = hello;
     if let Some(token) = resume {
         let resumed = Holder::resume(broker, token, peer.uid, nonce, stream.socket(), limit).await;
@@ -248,30 +245,27 @@ pub(super) fn all_taken(broker: &Broker) -> String {
 async fn hold(
     mut stream: FrameStream,
     broker: &Broker,
-    mut holder: Holder,
     dialled: Option<&Dialled>,
+    mut holder: Holder,
 ) -> Result<(), String> {
-    let end = serve(&mut stream, broker, holder.kept(), dialled).await;
+    let end = serve(&mut stream, broker, dialled, holder.kept()).await;
     let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
         End::Lost(reason) => {
             log::warn!("connection lost connection={id} name={name} reason={reason:?}");
-            result = Err(reason);
-            // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
-            drop(stream);
             if dialled.is_none() {
+                // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
+                drop(stream);
                 drop(holder);
-                return result;
+                return Err(reason);
             }
-            // The next socket is another session.
-            holder.end(None).await;
-            return result;
+            result = Err(reason);
         }
         End::Closed(closed) => {
+            result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
-            result = Err(reason.clone());
             log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             doom = Some(closed);
             last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
@@ -375,7 +369,7 @@ enum End {
     Shutdown,
 }
 
-async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept, dialled: Option<&Dialled>) -> End {
+async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
     let id = kept.id;
     let mut missing = std::pin::pin!(async {
         match dialled {
@@ -410,7 +404,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, kept: &mut Kept, diall
                         Ok(ClientFrame::Resumed) => continue,
                         Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
                         Err(error) => return End::Closed(violation(error)),
-                        Ok(frame) => match answer(broker, kept, frame, dialled).await {
+                        Ok(frame) => match answer(broker, dialled, kept, frame).await {
                             Some(answer) => answer,
                             // The router has ended the connection, and says so.
                             None => return End::Closed(ended(&mut kept.ended).await),
@@ -434,12 +428,12 @@ async fn ended(ended: &mut watch::Receiver<Option<Doom>>) -> Doom {
     }
 }
 
-/// Answers a question: as it was, if it comes again over a later socket (S6).
+/// Answers a question: as it was, if it comes again over a later socket (S6); not, if this peer may not ask it.
 async fn answer(
     broker: &Broker,
+    dialled: Option<&Dialled>,
     kept: &mut Kept,
     frame: ClientFrame,
-    dialled: Option<&Dialled>,
 ) -> Option<BrokerFrame> {
     let serial = frame.serial()?;
     if let Some(answer) = kept.answers.find(serial) {
@@ -453,11 +447,11 @@ async fn answer(
         _ => None,
     };
     let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
+    kept.questions += 1;
+    kept.answers.keep(serial, &answer);
     if let Some(dialled) = dialled {
         dialled.answered(offered.as_ref(), &answer);
     }
-    kept.questions += 1;
-    kept.answers.keep(serial, &answer);
     Some(answer)
 }
 

@@ -128,13 +128,13 @@ async fn serve(
         ready: is_whole,
         late: watchdog.late(),
     });
+    actix::spawn(watch_sessions(broker.clone()));
     for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
             actix::spawn(upstream.keep(broker));
         });
     }
-    actix::spawn(watch_sessions(broker.clone()));
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {

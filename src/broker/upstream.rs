@@ -1,10 +1,11 @@
 //! `UpstreamActor`: one for each process that the broker dials (`[[upstream]]`). It owns the outgoing socket; once that
 //! is connected it is as a connection, and the other side speaks first, as every client does.
 //!
-//! When the connection is over, for whatever reason, the actor ends with that reason, and its supervisor dials again by
-//! the restart policy. Bad peers cost their own log lines and one dial at a time.
+//! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
+//! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
+//! time.
 
-use super::connection::{Accepted, Admitted, Broker, Named, Phase, all_taken, session};
+use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
 use super::fault;
 use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
 use crate::config;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
-/// Messages that may wait: it gets one `Stop` in its life.
+/// Messages that may wait: one `Ended` and one `Stop` in a life.
 const MAILBOX: usize = 4;
 /// How long its last words may take, beyond the time that all have to finish what is under way.
 const STOP: Duration = Duration::from_secs(2);
@@ -123,8 +124,8 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
         Err(error) => return error.to_string(),
     };
     let admitted = Admitted { permit: Some(permit), _resuming: None };
-    let accepted = Accepted { stream, peer, admitted, named: Named::default() };
-    match session(accepted, broker.clone(), Some(&dialled)).await {
+    let start = Accepted { stream, peer, admitted, named: Named::default() };
+    match connection::session(start, Some(&dialled), broker.clone()).await {
         Ok(()) => "it left".to_owned(),
         Err(reason) => reason,
     }

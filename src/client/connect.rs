@@ -129,47 +129,45 @@ impl Builder {
     ///
     /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses.
     pub fn connect(self) -> Result<Client> {
-        let (endpoint, wait) = self.endpoint()?;
+        let endpoint = self.endpoint(self.socket.clone().unwrap_or_else(default_socket))?;
         let socket = endpoint.dial()?;
-        greet(socket, endpoint, wait)
+        self.greet(endpoint, socket)
     }
 
     /// Listens at `path` for brokers that dial: the other way round, for a program that is there before its broker, or
-    /// that several brokers use.
+    /// that several brokers use. Its clients do not reconnect: it is the broker that dials again.
     ///
     /// # Errors
     ///
     /// If somebody listens there already, or the system refuses.
     pub fn listen(self, path: impl Into<PathBuf>) -> Result<Listener> {
-        let path = path.into();
-        // It is the broker that dials again.
-        Listener::new(self.socket(&path).no_reconnect(), path)
+        Listener::new(self, path.into())
     }
 
-    /// Greets a broker that has dialled.
-    pub(super) fn accepted(self, socket: UnixStream) -> Result<Client> {
-        let (endpoint, wait) = self.endpoint()?;
+    /// Greets a broker that has dialled, if it may hear it.
+    pub(super) fn accept(&self, socket: UnixStream, path: &Path) -> Result<Client> {
+        let mut endpoint = self.endpoint(path.to_owned())?;
+        endpoint.reconnect = None;
         let socket = endpoint.check(socket)?;
-        greet(socket, endpoint, wait)
+        self.greet(endpoint, socket)
     }
 
-    fn endpoint(self) -> Result<(Endpoint, WaitStrategy)> {
-        let Builder { name, socket, wait, trusted_uids, timeout, reconnect } = self;
-        let path = socket.unwrap_or_else(default_socket);
+    fn endpoint(&self, path: PathBuf) -> Result<Endpoint> {
+        let (name, trusted_uids) = (self.name.clone(), self.trusted_uids.clone());
+        let (timeout, reconnect) = (self.timeout, self.reconnect.clone());
         let mut endpoint = Endpoint { path, name, nonce: 0, trusted_uids, timeout, reconnect };
         let mut nonce = [0; 8];
         fill_random(&mut nonce).map_err(|error| endpoint.failed(&error))?;
         endpoint.nonce = u64::from_le_bytes(nonce);
-        Ok((endpoint, wait))
+        Ok(endpoint)
     }
-}
 
-/// Says hello and hears the answer.
-fn greet(socket: UnixStream, endpoint: Endpoint, wait: WaitStrategy) -> Result<Client> {
-    endpoint.hello(&socket, None)?;
-    let welcome = receive_welcome(&socket, Instant::now() + endpoint.timeout)?;
-    let inner = Inner::new(socket.into(), welcome, wait, endpoint);
-    Ok(Client { inner: inner.into() })
+    fn greet(&self, endpoint: Endpoint, socket: UnixStream) -> Result<Client> {
+        endpoint.hello(&socket, None)?;
+        let welcome = receive_welcome(&socket, Instant::now() + self.timeout)?;
+        let inner = Inner::new(socket.into(), welcome, self.wait, endpoint);
+        Ok(Client { inner: inner.into() })
+    }
 }
 
 impl Endpoint {

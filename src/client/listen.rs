@@ -65,7 +65,7 @@ impl Listener {
             }
         };
         match accepted {
-            Ok((socket, _)) => self.builder.clone().accepted(socket),
+            Ok((socket, _)) => self.builder.accept(socket, &self.path),
             Err(error) => Err(Kind::Listen { path: self.path.clone(), reason: error.to_string() }.into()),
         }
     }

@@ -6,8 +6,8 @@ const SPOKES: u64 = 1024;
 const TICK_NS: u64 = 1_000_000;
 const NONE: u32 = u32::MAX;
 
-/// A timer that is set. It names nothing after it has fired or was cancelled: its node may be another's then, so it says
-/// which of the node's timers it is.
+/// A timer that is set. It names nothing after it has fired or was cancelled: its node may be another's then, so it
+/// says which of the node's timers it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimerId {
     node: u32,

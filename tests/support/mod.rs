@@ -162,6 +162,10 @@ pub struct Broker {
 fn listening(folder: &Path, variables: &[(String, String)]) -> Process {
     let mut command = command(IPC_SERVER_MAIN);
     command.arg("--socket").arg(folder.join("ipc.sock")).envs(variables.iter().map(|(name, value)| (name, value)));
+    let config = folder.join("config.toml");
+    if config.exists() {
+        command.arg("--config").arg(config);
+    }
     let mut process = Process::start(command);
     process.wait_for("hint:");
     process
@@ -198,10 +202,6 @@ impl Broker {
     #[track_caller]
     fn start_in(folder: tempfile::TempDir, faults: &str, keys: &[(&str, &str)]) -> Broker {
         let mut variables = vec![("LAPCE_IPC_FAULTS".to_owned(), faults.to_owned())];
-        if folder.path().join("config.toml").exists() {
-            let file = folder.path().join("config.toml").to_str().expect("a path").to_owned();
-            variables.push(("LAPCE_IPC_CONFIG".to_owned(), file));
-        }
         for (key, value) in keys {
             variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), (*value).to_owned()));
         }
