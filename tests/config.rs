@@ -358,6 +358,38 @@ fn upstreams() {
 }
 
 #[test]
+fn an_upstream_may_have_restart_keys_of_its_own() {
+    let loaded = accepted(
+        "[restart]\nmax_restarts = 3\n[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\ninitial_delay_ms = 7\n\
+         max_delay_ms = 8\njitter = 0\nperiod_secs = 9\nstable_secs = 1\n\
+         [[upstream]]\nname = \"b\"\nsocket_path = \"/b\"\n",
+    );
+    let own = loaded.config.restart_for("a");
+    assert_eq!(
+        (own.initial_delay_ms, own.max_delay_ms, own.jitter, own.period_secs, own.stable_secs),
+        (7, 8, 0.0, 9, 1)
+    );
+    assert_eq!(own.max_restarts, 3, "what it does not say is as for all");
+    assert_eq!(loaded.config.restart_for("b"), loaded.config.restart);
+    let told = explain(&loaded).to_string();
+    assert!(told.contains("initial_delay_ms = 7"), "{told}");
+    assert_eq!(Fixture::new().load(&told, &Env::default()).expect("it loads again").config, loaded.config);
+    refused(
+        "[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\nwatchdog_abort_ms = 100\nmax_restart = 1\n",
+        "config.toml:4:1: upstream[0].watchdog_abort_ms: unknown key\n\
+         config.toml:5:1: upstream[0].max_restart: unknown key (did you mean max_restarts?)",
+    );
+    refused(
+        "[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\ninitial_delay_ms = 6000\n",
+        "config.toml:1:1: upstream[0].initial_delay_ms: 6000 is more than max_delay_ms, which is 5000",
+    );
+    refused(
+        "[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\njitter = 2\n",
+        "config.toml:4:10: upstream[0].jitter: 2 is out of range 0..=1",
+    );
+}
+
+#[test]
 fn upstreams_without_a_name_are_not_namesakes() {
     refused(
         "[[upstream]]\nsocket_path = \"/a\"\n[[upstream]]\nsocket_path = \"/b\"\n",
@@ -702,7 +734,8 @@ proptest! {
         let all: Vec<_> = keys().collect();
         let mut loaded = accepted(&format!(
             "[circuit_breaker.services.\"{service}\"]\nfailure_threshold = {tries}\n[circuit_breaker.services.other]\n\
-             [[upstream]]\nname = \"{service}\"\nsocket_path = '/\"x\\'\nservices = [\"{service}\"]\n"
+             [[upstream]]\nname = \"{service}\"\nsocket_path = '/\"x\\'\n\
+             services = [\"{service}\"]\nmax_restarts = {tries}\n"
         ));
         let mut set = 0;
         for (index, text) in settings {

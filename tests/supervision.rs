@@ -22,7 +22,7 @@ fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
 fn connect(broker: &Broker) -> Client {
     let mut client = None;
     wait_until("a connection", || {
-        client = Client::builder().socket(broker.socket()).connect().ok();
+        client = Client::builder().socket(broker.socket()).no_reconnect().connect().ok();
         client.is_some()
     });
     client.unwrap()
@@ -91,7 +91,7 @@ fn an_actor_that_fails_too_often_ends_the_process_and_clients_are_told() {
     let mut broker = Broker::start_faulty("acceptor.accepted=panic#2", &keys);
     let client = broker.client();
     wait_until("the end", || {
-        drop(Client::builder().socket(broker.socket()).connect());
+        drop(Client::builder().socket(broker.socket()).no_reconnect().connect());
         broker.process().has_ended()
     });
     assert_eq!(broker.process().code(), 69);
@@ -105,8 +105,9 @@ fn an_actor_that_fails_too_often_ends_the_process_and_clients_are_told() {
 
 #[test]
 fn two_hundred_connections_whose_actors_panic_leave_nothing() {
-    // Every second one.
-    let mut broker = Broker::start_faulty("connection.welcomed=panic#2*200", &[("ipc.max_connections", "4")]);
+    // Every second one. Nobody comes back for a session, so none is kept.
+    let keys = [("ipc.max_connections", "4"), ("restart.resume_window_ms", "0")];
+    let mut broker = Broker::start_faulty("connection.welcomed=panic#2*200", &keys);
     let watch = broker.client();
     let mut subscription = watch.subscribe("t").unwrap();
     let descriptors = broker.descriptors();
@@ -166,7 +167,7 @@ fn a_thread_that_hangs_is_told_and_then_the_process_aborts() {
         let mut broker = Broker::start_faulty(fault, &[("restart.watchdog_abort_ms", "1000")]);
         let socket = broker.socket();
         let client = std::thread::spawn(move || {
-            Client::builder().socket(socket).connect().and_then(|client| client.subscribe("t").map(drop))
+            Client::builder().socket(socket).no_reconnect().connect().and_then(|client| client.subscribe("t").map(drop))
         });
         assert_eq!(broker.process().code(), -6, "SIGABRT: {}", broker.process().stderr());
         let log = broker.process().stderr();

@@ -50,16 +50,18 @@ where
             Err(end) => end,
             Ok(mut life) => loop {
                 tokio::select! {
+                    // An end that follows from the stop is none to restart after.
+                    biased;
+                    () = &mut stop => {
+                        life.stop(child.stop_within).await;
+                        child.tree.stopped(child.place);
+                        return Outcome::Stopped;
+                    }
                     end = life.ended() => break end,
                     () = sleep_until(clock, restarts.holds_at()) => {
                         if let Some(attempt) = restarts.held(elapsed(clock)) {
                             log::info!("actor holds actor={} id={} attempt={attempt}", child.name, id());
                         }
-                    }
-                    () = &mut stop => {
-                        life.stop(child.stop_within).await;
-                        child.tree.stopped(child.place);
-                        return Outcome::Stopped;
                     }
                 }
             },

@@ -215,6 +215,27 @@ fn who_fails_too_often_is_given_up() {
     });
 }
 
+/// A connection that ends because the broker does was restarted now and then, as chance would have it.
+#[test]
+fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
+    System::new().block_on(async {
+        for round in 0..30 {
+            let (record, tree) = (Record::default(), Tree::default());
+            let place = tree.add("test", "root");
+            let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
+            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, place };
+            // Comes with the end itself: both are there when the supervisor looks.
+            let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
+                true => std::task::Poll::Pending,
+                false => std::task::Poll::Ready(()),
+            });
+            let factory = |exit| Actor_::new("test", Fate::End, exit, &record);
+            assert_eq!(supervise(child, String::new, stop, factory).await, Outcome::Stopped, "round {round}");
+            assert_eq!((record.started.borrow().len(), tree.report()[0].restarts), (1, 0), "round {round}");
+        }
+    });
+}
+
 #[test]
 fn who_does_not_stop_in_time_is_dropped() {
     System::new().block_on(async {
