@@ -3,7 +3,7 @@
 mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
-use lapce_ipc::client::{Client, ConnectionState, DeliveryPolicy, SubscribeOptions};
+use lapce_ipc::client::{ConnectionState, DeliveryPolicy, SubscribeOptions};
 use support::Broker;
 use support::cut::cut_own;
 

@@ -25,6 +25,15 @@ fn numbered(number: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// Tells the publishers that it is over, also when something went wrong.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Checks a ledger to its end: every number once and in order. Answers how many.
 #[track_caller]
 fn whole(messages: &mut Subscription, progress: &AtomicU64) -> u64 {
@@ -65,6 +74,7 @@ fn killing_the_broker_loses_no_publish_and_doubles_none() {
         let sent_large = scope.spawn(|| publish(&large, "ledger.large", &[8, 5_000, 300_000, 1025]));
         let got_small = scope.spawn(|| whole(&mut smalls, &progress[0]));
         let got_large = scope.spawn(|| whole(&mut larges, &progress[1]));
+        let ends = Ends(&done);
         for _ in 0..8 {
             let before = progress.each_ref().map(|progress| progress.load(Ordering::SeqCst));
             wait_until("both ledgers to go on", || {
@@ -74,7 +84,7 @@ fn killing_the_broker_loses_no_publish_and_doubles_none() {
             broker.end("KILL");
             broker.start_again();
         }
-        done.store(true, Ordering::SeqCst);
+        drop(ends);
         assert_eq!(got_small.join().unwrap(), sent_small.join().unwrap());
         assert_eq!(got_large.join().unwrap(), sent_large.join().unwrap());
     });

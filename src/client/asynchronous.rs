@@ -20,6 +20,7 @@ mod events;
 
 pub use events::AsyncEvents;
 
+use super::again::Again;
 use super::error::Result;
 use super::inner::{Inner, lock};
 use super::lane::Parts;
@@ -269,7 +270,18 @@ impl AsyncClient {
         payload: impl AsRef<[u8]>,
         options: RequestOptions,
     ) -> Result<Vec<u8>> {
-        let mut stream = self.start(service, payload.as_ref(), options, false).await?;
+        let mut again = Again::new(options);
+        loop {
+            let outcome = self.ask_once(service, payload.as_ref(), options).await;
+            match again.pause(&self.inner, &outcome) {
+                None => return outcome,
+                Some(pause) => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+
+    async fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload, options, false).await?;
         let mut reply = stream.next().await.transpose()?.unwrap_or_default();
         while let Some(more) = stream.next().await.transpose()? {
             reply.extend_from_slice(&more);
