@@ -171,6 +171,25 @@ fn each_request_under_way_ends_once_and_one_that_may_is_asked_again() {
 }
 
 #[test]
+fn a_request_does_not_wait_for_a_broker_that_does_not_come() {
+    let mut broker = Broker::start();
+    let (asks, serves) = (connect(&broker), connect(&broker));
+    let mut service = serves.serve("work").unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| asks.request_with("work", "x", long()));
+        let _request = service.next_timeout(DEADLINE).unwrap().expect("a request in time");
+        broker.end("KILL");
+        let error = asked.join().unwrap().unwrap_err();
+        assert!(error.is_disconnected(), "{error}");
+        assert!(!asks.state().is_closed(), "it goes on looking for one");
+    });
+    // Into a ring that nobody reads, until the next look at the socket.
+    assert!(asks.request_with("work", "y", long()).unwrap_err().is_disconnected());
+    broker.start_again();
+    assert_eq!(asks.request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
 fn topics_services_subscriptions_and_offers_are_what_they_were() {
     let mut broker = Broker::start();
     let (here, there) = (connect(&broker), connect(&broker));

@@ -167,8 +167,8 @@ impl AsyncClient {
             Some(id) => id,
             None => {
                 let id = self.intern(InternKind::Topic, Topic::parse(topic)?).await?;
-                lock(&inner.table).topics.insert(topic.to_owned(), id);
-                id
+                // One number for all tasks, as there.
+                *lock(&inner.table).topics.entry(topic.to_owned()).or_insert(id)
             }
         };
         let step = inner.limits.slot_size as usize;
