@@ -25,6 +25,15 @@ fn numbered(number: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// Tells the publishers that it is over, also when something went wrong.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Checks a ledger to its end: every number once and in order. Answers how many.
 #[track_caller]
 fn whole(messages: &mut Subscription, progress: &AtomicU64) -> u64 {
@@ -65,6 +74,7 @@ fn killing_the_broker_loses_no_publish_and_doubles_none() {
         let sent_large = scope.spawn(|| publish(&large, "ledger.large", &[8, 5_000, 300_000, 1025]));
         let got_small = scope.spawn(|| whole(&mut smalls, &progress[0]));
         let got_large = scope.spawn(|| whole(&mut larges, &progress[1]));
+        let ends = Ends(&done);
         for _ in 0..8 {
             let before = progress.each_ref().map(|progress| progress.load(Ordering::SeqCst));
             wait_until("both ledgers to go on", || {
@@ -74,7 +84,7 @@ fn killing_the_broker_loses_no_publish_and_doubles_none() {
             broker.end("KILL");
             broker.start_again();
         }
-        done.store(true, Ordering::SeqCst);
+        drop(ends);
         assert_eq!(got_small.join().unwrap(), sent_small.join().unwrap());
         assert_eq!(got_large.join().unwrap(), sent_large.join().unwrap());
     });
@@ -158,6 +168,25 @@ fn each_request_under_way_ends_once_and_one_that_may_is_asked_again() {
     });
     assert_eq!(broker.counter("violations"), 0);
     assert_eq!(broker.counter("late"), 0);
+}
+
+#[test]
+fn a_request_does_not_wait_for_a_broker_that_does_not_come() {
+    let mut broker = Broker::start();
+    let (asks, serves) = (connect(&broker), connect(&broker));
+    let mut service = serves.serve("work").unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| asks.request_with("work", "x", long()));
+        let _request = service.next_timeout(DEADLINE).unwrap().expect("a request in time");
+        broker.end("KILL");
+        let error = asked.join().unwrap().unwrap_err();
+        assert!(error.is_disconnected(), "{error}");
+        assert!(!asks.state().is_closed(), "it goes on looking for one");
+    });
+    // Into a ring that nobody reads, until the next look at the socket.
+    assert!(asks.request_with("work", "y", long()).unwrap_err().is_disconnected());
+    broker.start_again();
+    assert_eq!(asks.request("echo", "hi").unwrap(), b"hi");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod serve;
 
 pub use serve::{AsyncRequest, AsyncService};
 
+use super::again::Again;
 use super::error::Result;
 use super::inner::{Inner, lock};
 use super::lane::Parts;
@@ -169,8 +170,8 @@ impl AsyncClient {
             Some(id) => id,
             None => {
                 let id = self.intern(InternKind::Topic, Topic::parse(topic)?).await?;
-                lock(&inner.table).topics.insert(topic.to_owned(), id);
-                id
+                // One number for all tasks, as there.
+                *lock(&inner.table).topics.entry(topic.to_owned()).or_insert(id)
             }
         };
         let step = inner.limits.slot_size as usize;
@@ -272,7 +273,18 @@ impl AsyncClient {
         payload: impl AsRef<[u8]>,
         options: RequestOptions,
     ) -> Result<Vec<u8>> {
-        let mut stream = self.start(service, payload.as_ref(), options, false).await?;
+        let mut again = Again::new(options);
+        loop {
+            let outcome = self.ask_once(service, payload.as_ref(), options).await;
+            match again.pause(&self.inner, &outcome) {
+                None => return outcome,
+                Some(pause) => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+
+    async fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload, options, false).await?;
         let mut reply = stream.next().await.transpose()?.unwrap_or_default();
         while let Some(more) = stream.next().await.transpose()? {
             reply.extend_from_slice(&more);

@@ -330,6 +330,7 @@ impl Inner {
                 }
                 // Who never waits long enough to sleep must learn of the socket, too.
                 reader.look_at_bells(self, Some(Duration::ZERO));
+                reader.step(self);
                 continue;
             }
             if reader.wait(self, what, deadline) {

@@ -203,6 +203,9 @@ impl Link {
             }
             Err(error) if error.is_not_allowed() => self.close(inner, error),
             Err(error) => {
+                if error.is_no_broker() {
+                    session::end_requests(inner);
+                }
                 self.line = Line::Waiting(retry);
                 self.failed(inner, &error.to_string());
             }

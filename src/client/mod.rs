@@ -22,13 +22,14 @@
 //! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
 //! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane`, `loan` | placing records in the two lanes, and writing in place |
-//! | `session`, `unsent`, `seen` | going on at another broker: what is asked anew, sent again, left out |
+//! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
 //! | `error` | what can go wrong |
 
+mod again;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
 mod connect;

@@ -105,8 +105,8 @@ impl Inner {
             return Ok(*id);
         }
         let id = self.intern(InternKind::Topic, Topic::parse(name)?)?;
-        lock(&self.table).topics.insert(name.to_owned(), id);
-        Ok(id)
+        // One number for all threads, if two have asked at the same time: messages are counted by it.
+        Ok(*lock(&self.table).topics.entry(name.to_owned()).or_insert(id))
     }
 
     pub(super) fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {

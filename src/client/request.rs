@@ -1,5 +1,6 @@
 //! Requests: one reply, or a stream of chunks.
 
+use super::again::Again;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
@@ -17,7 +18,8 @@ pub struct RequestOptions {
     /// How long the whole call may take; `None`: what the broker says. The broker keeps the time.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
-    /// of ending as disconnected. (A stream is not: a part of it may have been taken.)
+    /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
+    /// anew: a part of it may have been taken.)
     pub idempotent: bool,
 }
 
@@ -207,10 +209,13 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
+        let mut again = Again::new(options);
         loop {
-            match self.ask_once(service, payload.as_ref(), options) {
-                Err(error) if options.idempotent && error.is_disconnected() && self.inner.closed().is_none() => {}
-                outcome => return outcome,
+            let outcome = self.ask_once(service, payload.as_ref(), options);
+            match again.pause(&self.inner, &outcome) {
+                None => return outcome,
+                // What arrives is sorted meanwhile, and the end of the connection is told by the next try.
+                Some(pause) => _ = self.closed(Some(pause)),
             }
         }
     }

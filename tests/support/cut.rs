@@ -5,9 +5,13 @@ use rustix::net::{Shutdown, SocketAddrUnix, getpeername, shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Cuts every connection of the process `pid` to the broker at `socket`. Answers how many there were.
 pub fn cut(pid: u32, socket: &Path) -> usize {
+    // It holds further descriptors of the same sockets for a moment, which another of us would find, too.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let owner = pidfd_open(process(pid), PidfdFlags::empty()).expect("it runs");
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -1,0 +1,35 @@
+//! Asking again what may be carried out twice.
+
+use super::error::Result;
+use super::inner::Inner;
+use super::request::RequestOptions;
+use std::time::{Duration, Instant};
+
+/// How long an idempotent request waits for responders that come back to a restarted broker, and how often it looks.
+const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether a request is asked again.
+pub(super) struct Again {
+    idempotent: bool,
+    /// When its session was lost.
+    lost: Option<Instant>,
+}
+
+impl Again {
+    pub(super) fn new(options: RequestOptions) -> Again {
+        Again { idempotent: options.idempotent, lost: None }
+    }
+
+    /// After such an outcome: how long to wait before it is asked again; `None`: it is not.
+    pub(super) fn pause<T>(&mut self, inner: &Inner, outcome: &Result<T>) -> Option<Duration> {
+        let error = outcome.as_ref().err().filter(|_| self.idempotent)?;
+        if error.is_disconnected() && inner.closed().is_none() {
+            self.lost = Some(Instant::now());
+            return Some(Duration::ZERO);
+        }
+        // Those who served it may take as long to come back as we did.
+        let may_come = error.is_no_responders() && self.lost.is_some_and(|lost| lost.elapsed() < AGAIN);
+        may_come.then_some(AGAIN_PAUSE)
+    }
+}
