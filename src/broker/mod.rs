@@ -9,6 +9,8 @@
 //! | `breaker` | the breakers' times, their news, and orders given to them by hand |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
+//! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
+//! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `watchdog` | ends the process when a thread hangs |
@@ -32,6 +34,8 @@ mod breaker;
 mod connection;
 mod events;
 mod fault;
+mod health;
+mod report;
 mod root;
 mod router;
 mod socket;
@@ -39,6 +43,8 @@ mod stream;
 mod supervisor;
 mod watchdog;
 
+pub use health::HealthError;
+pub(crate) use report::status_json;
 pub use root::{BrokerError, run};
 pub use socket::SocketError;
 pub use supervisor::GaveUp;
