@@ -120,6 +120,24 @@ mod tests {
     }
 
     #[test]
+    fn dashboard_and_alerts_ask_for_families_that_there_are() {
+        for text in [include_str!("../../dashboards/ipc_metrics.json"), include_str!("../../dashboards/alerts.yml")] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let named: BTreeSet<_> =
+                words.filter(|word| word.starts_with("lapce_ipc_") || word.starts_with("process_")).collect();
+            assert!(named.len() >= 10, "{named:?}");
+            for name in named {
+                assert!(families::ALL.iter().any(|family| family.name == name), "{name}");
+            }
+        }
+        let dashboard: serde_json::Value =
+            serde_json::from_str(include_str!("../../dashboards/ipc_metrics.json")).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
+        }
+    }
+
+    #[test]
     fn figures_are_written_once_each_and_labels_are_escaped() {
         let mut figures = Figures::default();
         figures.add(&families::SERVICE_REQUESTS, &["a\"b\\c\nd"], 2.0);

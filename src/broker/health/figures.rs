@@ -141,3 +141,44 @@ pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, be
     before.clone_from(&line);
     (!is_idle).then_some(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::health::survey::tests::surveyed;
+
+    #[test]
+    fn the_log_is_told_only_when_something_has_happened() {
+        let (mut report, mut before) = (surveyed().report, String::new());
+        report.counters = vec![("published".to_owned(), 0), ("looks".to_owned(), 7)];
+        assert_eq!(summary(&report, 0, 0, &mut before), None, "nothing since the start");
+        report.counters[0].1 = 5;
+        let line = summary(&report, 2, 0, &mut before).unwrap();
+        assert!(line.starts_with("connections=2 published=5 delivered=0 "), "{line}");
+        report.counters[1].1 = 900;
+        assert_eq!(summary(&report, 2, 0, &mut before), None, "only what moves by itself has moved");
+        assert!(summary(&report, 2, 1, &mut before).unwrap().contains(" restarts=1 "));
+    }
+
+    #[test]
+    fn services_beyond_the_cap_share_a_label_and_nothing_is_lost() {
+        let mut surveyed = surveyed();
+        for n in 0..SERVICES_MAX as u64 + 5 {
+            surveyed.report.services.push(crate::wire::control::ServiceStatus {
+                name: format!("service-{n}").parse().unwrap(),
+                responders: 1,
+                outstanding: 0,
+                pending: 0,
+                requests: n,
+                failures: 0,
+            });
+        }
+        let mut figures = Figures::default();
+        services(&mut figures, &Seen { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
+        let text = figures.render().unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("lapce_ipc_service_requests_total{")).collect();
+        assert_eq!(lines.len(), SERVICES_MAX + 1);
+        let rest = format!("lapce_ipc_service_requests_total{{service=\"other\"}} {}", (100..105).sum::<u64>());
+        assert!(lines.contains(&rest.as_str()), "{text}");
+    }
+}

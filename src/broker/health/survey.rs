@@ -74,11 +74,11 @@ fn over<F: Future<Output = Option<Surveyed>>>(ask: impl Fn() -> F) -> (Surveyor,
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::cell::Cell;
 
-    fn surveyed() -> Surveyed {
+    pub(in crate::broker::health) fn surveyed() -> Surveyed {
         let report = crate::wire::control::StatusReport {
             uptime_ms: 0,
             version: String::new(),
