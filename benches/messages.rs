@@ -25,6 +25,7 @@ impl Broker {
             .arg("--socket")
             .arg(&socket)
             .env("RUST_LOG", "error")
+            .args(["--health-addr", "127.0.0.1:0"])
             .spawn()
             .expect("a broker");
         let broker = Broker { process, socket, _folder: folder };

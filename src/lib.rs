@@ -22,6 +22,7 @@
 //! | `shm` | segments, rings, doorbells; all unsafe code | 1 |
 //! | [`wire`] | names, patterns, frames, record headers, typed messages: pure bytes | 1 |
 //! | [`config`] | the configuration: load, validate, explain | 1 |
+//! | `metrics` | what is counted for Prometheus: names, and how it is written | 1 |
 //! | [`client`] | the client library | 2 |
 //! | `routing` | pure state machines: subscriptions, services, timers, fairness, budget | 2 |
 //! | [`broker`] | the actors | 3 |
@@ -43,6 +44,8 @@ pub mod cli;
 pub mod client;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod config;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+mod metrics;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 mod routing;
 // The broker's half of a ring is of no use to a program that is only a client.

@@ -672,7 +672,7 @@ fn explain_tells_where_values_come_from() {
         format!("ipc.max_connections = 5   # {}:2", path.display()),
         format!("restart.jitter = 0.0   # {}:4", path.display()),
         "router.wait = \"block\"   # env LAPCE_IPC__ROUTER__WAIT".to_owned(),
-        "health_server.port = 1   # command line (not yet effective)".to_owned(),
+        "health_server.port = 1   # command line".to_owned(),
         "ipc.worker_threads = 1   # default".to_owned(),
     ] {
         assert!(told.lines().any(|told| told == line), "{line}\nis not in\n{told}");

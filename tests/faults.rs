@@ -233,6 +233,73 @@ fn a_router_that_hangs_is_told_of_and_then_the_process_aborts() {
 }
 
 #[test]
+fn the_endpoints_tell_of_a_router_that_hangs_and_do_not_hang_with_it() {
+    let mut broker = Broker::start_faulty("router.found@777=stall:60000", &[("restart.watchdog_abort_ms", "600000")]);
+    wait_until("the broker to be ready", || broker.get("/ready").code == 200);
+    assert_eq!(broker.get("/live").code, 200);
+    let client = broker.client();
+    client.publish("a.b", [0; 777]).unwrap();
+    wait_until("the broker not to live", || broker.get("/live").code == 503);
+    let log = broker.process().stderr();
+    assert!(log.contains("thread hangs thread=router late_ms=1"), "found within two seconds: {log}");
+    let ready = broker.get("/ready");
+    assert_eq!(ready.code, 503);
+    assert_eq!(ready.json()["reasons"], serde_json::json!(["1 threads do not turn", "the router does not answer"]));
+    let health = broker.get("/health");
+    assert_eq!((health.code, &health.json()["status"]), (503, &"unhealthy".into()));
+    assert_eq!(health.json()["components"]["router"]["status"], "unhealthy");
+    assert_eq!(broker.get("/api/status").code, 503);
+    let metrics = broker.get("/metrics");
+    assert_eq!(metrics.sample("lapce_ipc_threads_late"), 1.0);
+    assert_eq!(metrics.sample("lapce_ipc_messages_published_total"), 0.0, "what was known is told still");
+}
+
+#[test]
+fn the_endpoints_tell_of_a_router_that_waits_for_its_restart() {
+    let keys = [("restart.initial_delay_ms", "600000"), ("restart.max_delay_ms", "600000")];
+    let mut broker = Broker::start_faulty("router.found@777=panic", &keys);
+    wait_until("the broker to be ready", || broker.get("/ready").code == 200);
+    broker.client().publish("a.b", [0; 777]).unwrap();
+    wait_until("the broker not to be ready", || broker.get("/ready").code == 503);
+    assert_eq!(broker.get("/live").code, 200, "to start the process anew would help nobody");
+    let reasons = broker.get("/ready").json()["reasons"].to_string();
+    assert!(reasons.contains("router does not run"), "{reasons}");
+    let health = broker.get("/health").json();
+    assert_eq!(health["status"], "unhealthy", "{health}");
+    assert!(health["components"]["actors"]["not_running"]["router"].to_string().contains("panicked"), "{health}");
+    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_up{actor="router"}"#), 0.0);
+}
+
+#[test]
+fn a_restart_limit_that_is_near_is_told_before_it_is_reached() {
+    let keys = [("restart.initial_delay_ms", "0"), ("restart.max_delay_ms", "0"), ("restart.period_secs", "3600")];
+    let mut broker = Broker::start_faulty("acceptor.accepted=panic*8", &keys);
+    for n in 1..=8 {
+        wait_until("the broker to be ready", || broker.get("/ready").code == 200);
+        let _ = Client::builder().socket(broker.socket()).connect();
+        wait_until("a restart", || restarts(&mut broker, "acceptor") == n);
+    }
+    wait_until("the broker not to be ready", || broker.get("/ready").code == 503);
+    let ready = broker.get("/ready").json();
+    assert_eq!(ready["reasons"], serde_json::json!(["acceptor will soon be given up"]));
+    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="acceptor"}"#), 8.0);
+    // It still works.
+    assert_eq!(broker.client().request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
+fn the_health_actor_dies_and_its_socket_stays() {
+    let mut broker = Broker::start_faulty("health.started=panic*3", &[("restart.initial_delay_ms", "1")]);
+    let address = broker.health();
+    wait_until("the broker to be ready", || broker.get("/ready").code == 200);
+    assert_eq!(restarts(&mut broker, "health"), 3);
+    assert_eq!(broker.health(), address);
+    assert_eq!(broker.process().stderr().matches("health listens").count(), 1);
+    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="health"}"#), 3.0);
+    assert_eq!(restarts(&mut broker, "router"), 0);
+}
+
+#[test]
 fn an_actor_that_never_runs_is_given_up_with_growing_delays_and_the_process_ends() {
     let keys = [
         ("restart.initial_delay_ms", "20"),

@@ -4,6 +4,7 @@
 use super::breaker::{self, BreakerActor};
 use super::fault;
 use super::holder::{Holder, Kept, SessionTable};
+use super::report;
 use super::router::{Ask, Attach, Doom, Gone, RouterHandle, Settings};
 use super::sessions::ResumeError;
 use super::stream::{FrameStream, ReadError};
@@ -63,10 +64,8 @@ pub(super) struct Broker {
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
-    #[allow(dead_code, reason = "the health endpoints read it")]
     pub(super) ready: watch::Receiver<bool>,
     /// How many threads do not turn: what `/live` is about.
-    #[allow(dead_code, reason = "the health endpoints read it")]
     pub(super) late: Arc<AtomicU64>,
 }
 
@@ -471,13 +470,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     let mut answer = broker.router.send(question).await.ok()??;
     fault::point("connection.answered", 0);
     if let BrokerFrame::Status { report, .. } = &mut answer {
-        report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        report.version = env!("CARGO_PKG_VERSION").to_owned();
-        report.pid = std::process::id();
-        report.socket = broker.config.ipc.socket_path.display().to_string();
-        report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
-        report.draining = broker.phase.borrow().is_ending();
-        report.actors = broker.tree.report();
+        report::complete(report, broker);
     }
     Some(answer)
 }

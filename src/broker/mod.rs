@@ -11,6 +11,8 @@
 //! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
+//! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
+//! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `upstream` | one actor for each process that the broker dials |
@@ -35,7 +37,9 @@ mod breaker;
 mod connection;
 mod events;
 mod fault;
+mod health;
 mod holder;
+mod report;
 mod root;
 mod router;
 mod sessions;
@@ -45,6 +49,8 @@ mod supervisor;
 mod upstream;
 mod watchdog;
 
+pub use health::HealthError;
+pub(crate) use report::status_json;
 pub use root::{BrokerError, run};
 pub use socket::SocketError;
 pub use supervisor::GaveUp;

@@ -5,6 +5,7 @@ use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
 use super::fault;
+use super::health::{Endpoints, Health, HealthError};
 use super::holder::{SessionTable, watch_sessions};
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
@@ -29,6 +30,9 @@ pub enum BrokerError {
     /// It could not listen.
     #[error("{0}")]
     Socket(#[from] SocketError),
+    /// There can be no health endpoints.
+    #[error("{0}")]
+    Health(#[from] HealthError),
     /// The sizes in the configuration do not go together.
     #[error("{0}")]
     Geometry(String),
@@ -63,7 +67,8 @@ pub fn run(loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerErro
     raise_descriptor_limit(loaded.config.ipc.max_connections);
     // Before there are threads: it sets the umask for a moment.
     let (bound, listener) = socket::bind(&loaded.config.ipc.socket_path, loaded.config.shared_memory.permissions)?;
-    System::new().block_on(serve(loaded, settings, bound, listener, ready))
+    let endpoints = Endpoints::new(&loaded.config.health_server)?;
+    System::new().block_on(serve(loaded, settings, bound, listener, endpoints, ready))
 }
 
 async fn serve(
@@ -71,6 +76,7 @@ async fn serve(
     settings: Settings,
     bound: Bound,
     listener: UnixListener,
+    endpoints: Endpoints,
     ready: impl FnOnce(&Loaded),
 ) -> Result<(), BrokerError> {
     let started = Instant::now();
@@ -135,6 +141,7 @@ async fn serve(
             actix::spawn(upstream.keep(broker));
         });
     }
+    let health = Health::start(endpoints, broker.clone());
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {
@@ -167,6 +174,7 @@ async fn serve(
     router_arbiter.stop();
     router.wake();
     drop(bound);
+    health.stop().await;
     log::info!("broker ended");
     ended.map(|_| ())
 }

@@ -5,7 +5,7 @@
 
 use super::children;
 use super::output::note;
-use crate::broker::{BrokerError, SocketError};
+use crate::broker::{BrokerError, HealthError, SocketError};
 use crate::client;
 use crate::config::ConfigError;
 use std::io;
@@ -100,7 +100,12 @@ impl From<BrokerError> for Failure {
         match error {
             BrokerError::Socket(SocketError::InUse(_)) => Failure::new(Code::Unavailable, message)
                 .hint("use that one, stop it, or listen elsewhere with --socket"),
-            BrokerError::Socket(_) | BrokerError::Geometry(_) => Failure::new(Code::Config, message),
+            BrokerError::Socket(_) | BrokerError::Geometry(_) | BrokerError::Health(HealthError::Token(_)) => {
+                Failure::new(Code::Config, message)
+            }
+            BrokerError::Health(HealthError::Listen { .. }) => {
+                Failure::new(Code::Unavailable, message).hint("listen elsewhere with --health-addr")
+            }
             _ => Failure::new(Code::Unavailable, message),
         }
     }

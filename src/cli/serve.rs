@@ -10,7 +10,7 @@ use std::path::Path;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// Where the health endpoints listen, instead of what the configuration says (not yet effective)
+    /// Where the health endpoints listen, instead of what the configuration says
     #[arg(long, value_name = "HOST:PORT", value_parser = HealthAddr::parse)]
     health_addr: Option<HealthAddr>,
     /// Show every setting and where it comes from, or what is wrong, and end
@@ -72,6 +72,8 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
 ///
 /// If somebody else took the log.
 pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
+    // What the HTTP library calls an error is one in somebody's request, which is no news of ours.
+    let level = format!("{level},actix_http=off,actix_server=warn");
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
     match std::env::var_os("JOURNAL_STREAM") {
         // The journal knows the time.

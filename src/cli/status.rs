@@ -3,6 +3,7 @@
 use super::exit::Failure;
 use super::output::{Out, plain};
 use super::place::Place;
+use crate::broker;
 use crate::client::WaitStrategy;
 use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
 use clap::Args;
@@ -31,7 +32,7 @@ pub(super) fn run(place: &Place, args: &StatusArgs) -> Result<(), Failure> {
     let mut out = Out::new()?;
     if args.json {
         // Strings and numbers always serialise.
-        out.write(&serde_json::to_vec_pretty(&as_json(&report, &breakers)).unwrap_or_default())?;
+        out.write(&serde_json::to_vec_pretty(&broker::status_json(&report, &breakers)).unwrap_or_default())?;
         out.write(b"\n")?;
     } else {
         out.write(for_people(&report, &breakers).as_bytes())?;
@@ -42,16 +43,6 @@ pub(super) fn run(place: &Place, args: &StatusArgs) -> Result<(), Failure> {
 /// The breaker's state of a service; the broker's own have none.
 fn breaker_of(service: &ServiceStatus, breakers: &[BreakerStatus]) -> Option<&'static str> {
     Some(breakers.iter().find(|breaker| breaker.service == service.name)?.state.as_str())
-}
-
-/// The report, with the state of each service's breaker beside its numbers.
-fn as_json(report: &StatusReport, breakers: &[BreakerStatus]) -> serde_json::Value {
-    let mut json = serde_json::to_value(report).unwrap_or_default();
-    let services = json.get_mut("services").and_then(|services| services.as_array_mut());
-    for (service, shown) in report.services.iter().zip(services.into_iter().flatten()) {
-        shown["breaker"] = breaker_of(service, breakers).into();
-    }
-    json
 }
 
 fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {

@@ -162,8 +162,8 @@ impl Producing {
         }
     }
 
-    /// A message was published, and nobody has waited. Now and then the publisher must look itself whether the broker is
-    /// there still: always when it has rung, for that is dearer.
+    /// A message was published, and nobody has waited. Now and then the publisher must look itself whether the broker
+    /// is there still: always when it has rung, for that is dearer.
     #[inline]
     pub(super) fn should_look(&mut self) -> bool {
         self.unlooked += 1;

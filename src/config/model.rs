@@ -172,9 +172,9 @@ section! {
 section! {
     /// What is counted for Prometheus.
     Metrics {
-        /// Whether metrics are collected and shown.
+        /// Whether metrics are shown, at `/metrics` and in the log.
         enable: bool = true, Rule::Flag;
-        /// How often figures that cost something to find are found anew.
+        /// How often the figures go to the log, in one line, if anything has happened.
         export_interval_secs: u64 = 10, integer(1, 3600, "s");
     }
 }
@@ -314,8 +314,8 @@ config! {
     router: Router, true;
     restart: Restart, true;
     circuit_breaker: CircuitBreaker, true;
-    health_server: HealthServer, false;
-    metrics: Metrics, false;
+    health_server: HealthServer, true;
+    metrics: Metrics, true;
 }
 
 impl Config {

@@ -18,6 +18,7 @@
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
 pub mod cut;
+pub mod http;
 pub mod probe;
 pub mod role;
 
@@ -66,6 +67,8 @@ pub fn command(program: &str) -> Command {
     }
     // Where no configuration is.
     command.env("HOME", "/nonexistent").env("XDG_CONFIG_HOME", "/nonexistent");
+    // Brokers run side by side here: each takes the port that the system gives it.
+    command.env("LAPCE_IPC__HEALTH_SERVER__PORT", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

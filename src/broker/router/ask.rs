@@ -147,8 +147,8 @@ impl RouterState {
         Ok(BrokerFrame::Done { serial })
     }
 
-    /// What the router knows of the broker; the connection's actor fills in the rest.
-    fn report(&self) -> StatusReport {
+    /// What the router knows of the broker; whoever tells it fills in the rest.
+    pub(super) fn report(&self) -> StatusReport {
         let mut connections = Vec::new();
         for (key, inlet) in self.inlets.iter().enumerate() {
             let (Some(inlet), Some(outlet)) = (inlet.as_deref(), self.outlets.get(key as u32)) else { continue };

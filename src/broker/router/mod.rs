@@ -48,7 +48,7 @@ use crate::broker::supervisor::Stop;
 use crate::shm::doorbell::{BrokerBells, OwnBell};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
-use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame};
+use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
 use crate::wire::name::Name;
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -120,6 +120,19 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
+
+/// Asks how the broker is, for the health endpoints.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "Surveyed")]
+pub(crate) struct Survey;
+
+/// What the router knows of the broker at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Surveyed {
+    /// As for `status`, with only what the router knows.
+    pub(crate) report: StatusReport,
+    pub(crate) breakers: Vec<BreakerStatus>,
+}
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
 ///
@@ -309,6 +322,14 @@ impl Handler<Announce> for ShmRouter {
 
     fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
         self.with(|state| news.iter().for_each(|(topic, text)| state.publish_system(topic, text)));
+    }
+}
+
+impl Handler<Survey> for ShmRouter {
+    type Result = MessageResult<Survey>;
+
+    fn handle(&mut self, _: Survey, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.with(|state| Surveyed { report: state.report(), breakers: state.breakers() }))
     }
 }
 

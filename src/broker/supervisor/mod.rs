@@ -24,7 +24,7 @@ mod tree;
 
 pub(super) use incarnation::{End, Exit, Stop, install_panic_hook};
 pub(super) use single::{Child, supervise};
-pub(super) use tree::{Place, Tree};
+pub(super) use tree::{Place, Restarted, Tree};
 
 use crate::config;
 use crate::routing::group::{Action, Group, Strategy};
@@ -324,7 +324,7 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
     }
 }
 
-fn elapsed(clock: Instant) -> u64 {
+pub(super) fn elapsed(clock: Instant) -> u64 {
     u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -337,7 +337,7 @@ async fn sleep_until(clock: Instant, at: Option<u64>) {
 }
 
 /// Uniform in `0.0..1.0`.
-fn random() -> f64 {
+pub(super) fn random() -> f64 {
     let mut bytes = [0; 4];
     match fill_random(&mut bytes) {
         Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),

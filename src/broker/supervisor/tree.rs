@@ -1,8 +1,12 @@
 //! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
 
 use crate::wire::control::{ActorState, ActorStatus};
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// The most restarts of an actor whose times are kept.
+const RECENT: usize = 1024;
 
 /// A place in the tree, taken for the life of the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,14 @@ enum State {
     Stopped,
 }
 
+/// An actor that was started again lately.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::broker) struct Restarted {
+    pub(in crate::broker) name: String,
+    pub(in crate::broker) supervisor: String,
+    pub(in crate::broker) times: usize,
+}
+
 #[derive(Debug)]
 struct Node {
     name: String,
@@ -27,6 +39,8 @@ struct Node {
     restarts: u64,
     failures: u64,
     reason: Option<String>,
+    /// When it was started again, the last times.
+    recent: VecDeque<Instant>,
 }
 
 /// The tree. Only supervisors write, and nobody holds the lock for long; the router knows nothing of it.
@@ -48,7 +62,16 @@ impl Tree {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
         let state = if many { State::Running } else { State::Stopped };
         let mut nodes = self.nodes();
-        nodes.push(Node { name, supervisor, many, state, restarts: 0, failures: 0, reason: None });
+        nodes.push(Node {
+            name,
+            supervisor,
+            many,
+            state,
+            restarts: 0,
+            failures: 0,
+            reason: None,
+            recent: VecDeque::new(),
+        });
         Place(nodes.len() - 1)
     }
 
@@ -70,6 +93,8 @@ impl Tree {
         let at = Instant::now() + delay;
         self.change(place, |node| {
             node.restarts += 1;
+            node.recent.truncate(RECENT - 1);
+            node.recent.push_front(Instant::now());
             node.reason = Some(reason.to_owned());
             node.state = State::RestartsAt(at);
         });
@@ -116,6 +141,18 @@ impl Tree {
         self.nodes().iter().map(status).collect()
     }
 
+    /// How often each actor was started again within so long, of those that were, and up to what is kept; and who has
+    /// started it.
+    pub(in crate::broker) fn restarted_within(&self, time: Duration) -> Vec<Restarted> {
+        let now = Instant::now();
+        let nodes = self.nodes();
+        let restarted = nodes.iter().map(|node| {
+            let times = node.recent.iter().take_while(|at| now.saturating_duration_since(**at) < time).count();
+            Restarted { name: node.name.clone(), supervisor: node.supervisor.clone(), times }
+        });
+        restarted.filter(|restarted| restarted.times > 0).collect()
+    }
+
     fn change(&self, place: Place, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes().get_mut(place.0) {
             let state = node.state;
@@ -155,5 +192,18 @@ mod tests {
         let report = tree.report();
         assert_eq!((report[0].restarts, report[0].failures, report[1].failures), (1, 1, 1));
         assert_eq!(report[0].last_reason.as_deref(), Some("panicked: y"));
+    }
+
+    #[test]
+    fn the_latest_restarts_are_counted_up_to_what_is_kept() {
+        let tree = Tree::default();
+        let (router, _) = (tree.add("router", "root"), tree.add("acceptor", "root"));
+        assert_eq!(tree.restarted_within(Duration::from_secs(3600)), []);
+        for _ in 0..RECENT + 3 {
+            tree.restarts(router, "panicked: x", Duration::ZERO);
+        }
+        let restarted = Restarted { name: "router".to_owned(), supervisor: "root".to_owned(), times: RECENT };
+        assert_eq!(tree.restarted_within(Duration::from_secs(3600)), [restarted]);
+        assert_eq!(tree.restarted_within(Duration::ZERO), []);
     }
 }

@@ -90,6 +90,8 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
                 place.socket.as_ref().map(|path| path.as_os_str()),
                 &[("", ""); 0].into_iter().collect(),
             )?;
+            // Beside a broker that has the default one.
+            loaded.set_from_command_line("health_server.port", "0")?;
             loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
             if let Some(max) = args.max_connections {
                 loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;

@@ -1,0 +1,212 @@
+//! Who may read the endpoints. Pure: it looks at what a request says of itself.
+//!
+//! The host that a request names must be ours. A page that somebody lured a browser to may have its own name resolve to
+//! this machine's address (DNS rebinding), and would then read what is told here as its own; but the name that it has
+//! stands in the request. An address is nobody's name, so probes that know only an address pass.
+
+use crate::config::HealthServer;
+use std::hint::black_box;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+/// The longest token, and the shortest.
+const TOKEN: std::ops::RangeInclusive<usize> = 8..=512;
+/// Paths that everybody may read: probes have no token, and are told nothing but yes or no.
+const OPEN: [&str; 2] = ["/live", "/ready"];
+
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It names no host, or several.
+    NoHost,
+    /// It names a host that we are not.
+    ForeignHost,
+    /// It has no token, or a wrong one.
+    NoToken,
+}
+
+/// Who may read.
+#[derive(Debug)]
+pub(super) struct Access {
+    hosts: Vec<String>,
+    token: Option<Vec<u8>>,
+}
+
+impl Access {
+    /// As the configuration says.
+    ///
+    /// # Errors
+    ///
+    /// If there is a token file and no token in it. To go on without would open what was to be closed.
+    pub(super) fn new(config: &HealthServer) -> Result<Access, String> {
+        let hosts = config.allowed_hosts.iter().chain([&config.host]).map(|host| host.to_ascii_lowercase()).collect();
+        let token = match config.token_file.as_str() {
+            "" => None,
+            file => {
+                let token = read_token(Path::new(file));
+                Some(token.map_err(|why| format!("health_server.token_file: {file:?}: {why}"))?)
+            }
+        };
+        Ok(Access { hosts, token })
+    }
+
+    /// Whether a token is asked for.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Whether a request may be answered, by its hosts, its `Authorization` and its path.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(super) fn check(&self, hosts: &[&str], authorization: Option<&[u8]>, path: &str) -> Result<(), Refusal> {
+        if hosts.is_empty() {
+            return Err(Refusal::NoHost);
+        }
+        if !hosts.iter().all(|host| self.is_ours(host)) {
+            return Err(Refusal::ForeignHost);
+        }
+        let Some(token) = self.token.as_deref().filter(|_| !OPEN.contains(&path)) else { return Ok(()) };
+        let given = authorization.and_then(bearer).unwrap_or_default();
+        if is_same(token, given) { Ok(()) } else { Err(Refusal::NoToken) }
+    }
+
+    /// Whether a host, with or without a port, is an address, or a name of ours.
+    fn is_ours(&self, host: &str) -> bool {
+        let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+        if let Some(rest) = host.strip_prefix('[') {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            return address.parse::<Ipv6Addr>().is_ok() && is_port(port.strip_prefix(':').unwrap_or(port));
+        }
+        let (name, port) = host.split_once(':').unwrap_or((host, ""));
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        is_port(port) && (name.parse::<Ipv4Addr>().is_ok() || name == "localhost" || self.hosts.contains(&name))
+    }
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// Whether the token is the one that was given, in a time that depends on the length of what was given only.
+fn is_same(token: &[u8], given: &[u8]) -> bool {
+    let mut differs = u8::from(token.len() != given.len());
+    for (at, byte) in given.iter().enumerate() {
+        differs |= black_box(byte ^ token[at % token.len()]);
+    }
+    black_box(differs) == 0
+}
+
+/// The first line of a file.
+fn read_token(file: &Path) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(file).map_err(|error| error.to_string())?;
+    let mut line = Vec::new();
+    // No more than the longest token and the end of its line.
+    let mut file = BufReader::new(file.take(*TOKEN.end() as u64 + 2));
+    file.read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
+    let token = line.trim_ascii_end();
+    if !TOKEN.contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
+        let (least, most) = (TOKEN.start(), TOKEN.end());
+        return Err(format!("its first line is no token: {least} to {most} printable characters without spaces"));
+    }
+    Ok(token.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(token: Option<&str>) -> Access {
+        let hosts = vec!["Broker.example".to_owned(), "127.0.0.1".to_owned()];
+        let hosts = hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect();
+        Access { hosts, token: token.map(|token| token.as_bytes().to_vec()) }
+    }
+
+    #[test]
+    fn addresses_and_our_names_pass_and_no_others() {
+        let access = access(None);
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9090",
+            "10.1.2.3:80",
+            "[::1]",
+            "[::1]:9090",
+            "[fe80::1]:1",
+            "localhost",
+            "LocalHost:9090",
+            "localhost.",
+            "broker.example",
+            "BROKER.example:9090",
+        ] {
+            assert_eq!(access.check(&[host], None, "/health"), Ok(()), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "evil.example:9090",
+            "[::1",
+            "[::1].evil.example",
+            "[localhost]",
+            "localhost:9090:evil",
+            "localhost:evil",
+            "sub.broker.example",
+            "127.1",
+        ] {
+            assert_eq!(access.check(&[host], None, "/live"), Err(Refusal::ForeignHost), "{host}");
+        }
+        assert_eq!(access.check(&[], None, "/live"), Err(Refusal::NoHost));
+        assert_eq!(access.check(&["localhost", "evil.example"], None, "/live"), Err(Refusal::ForeignHost));
+    }
+
+    #[test]
+    fn the_token_is_asked_for_everywhere_but_by_probes() {
+        let access = access(Some("0123456789"));
+        let check = |authorization: Option<&str>, path| {
+            access.check(&["localhost"], authorization.map(str::as_bytes), path).is_ok()
+        };
+        for path in ["/live", "/ready"] {
+            assert!(check(None, path) && check(Some("Bearer wrong"), path), "{path}");
+        }
+        for path in ["/", "/health", "/metrics", "/api/status", "/nothing", "/live/", "/ready/x"] {
+            assert!(check(Some("Bearer 0123456789"), path) && check(Some("bearer 0123456789"), path), "{path}");
+            for wrong in [
+                "",
+                "Bearer",
+                "Bearer ",
+                "Bearer 012345678",
+                "Bearer 01234567890",
+                "Bearer 01234567890123456789",
+                "Bearer 1123456789",
+                "Basic 0123456789",
+                "0123456789",
+            ] {
+                assert!(!check(Some(wrong), path), "{path} {wrong:?}");
+            }
+            assert!(!check(None, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_token_file_without_a_token_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let read = |text: &[u8]| {
+            std::fs::write(&file, text).unwrap();
+            read_token(&file)
+        };
+        assert_eq!(read(b"secret-token\nmore\n"), Ok(b"secret-token".to_vec()));
+        assert_eq!(read(b"secret-token\r\n"), Ok(b"secret-token".to_vec()));
+        assert_eq!(read(&[b'x'; 512]), Ok(vec![b'x'; 512]));
+        for text in [&b""[..], b"\nsecret-token\n", b"short\n", b"with a space\n", &[b'x'; 513], b"secret\xfftoken\n"] {
+            assert!(read(text).unwrap_err().contains("no token"), "{text:?}");
+        }
+        assert!(read_token(&folder.path().join("none")).is_err());
+    }
+}

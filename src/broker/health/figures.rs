@@ -1,0 +1,184 @@
+//! The broker's figures, as metrics: what the router counts, what the supervisors count, what the kernel knows.
+
+use super::judge::Facts;
+use super::process::Usage;
+use super::survey::Seen;
+use crate::metrics::families::*;
+use crate::metrics::{Family, Figures};
+use crate::wire::control::{ActorState, BreakerState, StatusReport};
+use crate::wire::record::Outcome;
+use std::collections::BTreeSet;
+
+/// Services that have labels of their own; the others share one.
+const SERVICES_MAX: usize = 100;
+const OTHER: &str = "other";
+
+/// The router's counters, by the names that they have in the status.
+const COUNTERS: &[(&str, &Family)] = &[
+    ("connections", &CONNECTIONS_OPENED),
+    ("records", &RECORDS),
+    ("bytes", &BYTES),
+    ("published", &PUBLISHED),
+    ("delivered", &DELIVERED),
+    ("unmatched", &UNMATCHED),
+    ("dropped", &DROPPED),
+    ("aborted", &ABORTED),
+    ("evicted", &EVICTED),
+    ("requests", &REQUESTS),
+    ("replies", &REPLIES),
+    ("chunks", &CHUNKS),
+    ("cancels", &CANCELS),
+    ("late", &REPLIES_LATE),
+    ("parked", &PARKED),
+    ("violations", &VIOLATIONS),
+    ("set_aside", &SET_ASIDE),
+    ("rings", &RUNG),
+    ("looks", &LOOKS),
+    ("sleeps", &SLEEPS),
+    ("leases_refused", &LEASES_REFUSED),
+];
+
+const BREAKER_STATES: [BreakerState; 5] = [
+    BreakerState::Closed,
+    BreakerState::Open,
+    BreakerState::HalfOpen,
+    BreakerState::ForcedOpen,
+    BreakerState::ForcedClosed,
+];
+
+/// Everything that is told. What the router knows is as of its last answer, if there was one.
+pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, started: f64) -> Figures {
+    let mut figures = Figures::default();
+    let flag = |is: bool| f64::from(u8::from(is));
+    figures.add(&BUILD_INFO, &[facts.version], 1.0);
+    figures.add(&UPTIME, &[], facts.uptime_ms as f64 / 1000.0);
+    figures.add(&READY, &[], flag(facts.unready().is_empty()));
+    figures.add(&THREADS_LATE, &[], facts.late as f64);
+    figures.add(&CONNECTIONS, &[], facts.connections as f64);
+    figures.add(&CONNECTIONS_LIMIT, &[], facts.max_connections as f64);
+    for actor in &facts.actors {
+        let labels = [actor.name.as_str()];
+        figures.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
+        figures.add(&ACTOR_RESTARTS, &labels, actor.restarts as f64);
+        figures.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
+    }
+    if let Some(seen) = seen {
+        figures.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
+        routed(&mut figures, &seen.surveyed.report);
+        services(&mut figures, seen);
+    }
+    if let Some(usage) = usage {
+        figures.add(&PROCESS_CPU, &[], usage.cpu_seconds);
+        figures.add(&PROCESS_MEMORY, &[], usage.resident_bytes);
+        figures.add(&PROCESS_VIRTUAL, &[], usage.virtual_bytes);
+        figures.add(&PROCESS_THREADS, &[], usage.threads);
+        figures.add(&PROCESS_FDS, &[], usage.descriptors);
+        figures.add(&PROCESS_FDS_LIMIT, &[], usage.descriptors_limit);
+        figures.add(&PROCESS_STARTED, &[], started);
+    }
+    figures
+}
+
+fn routed(figures: &mut Figures, report: &StatusReport) {
+    for (name, value) in &report.counters {
+        let outcome = name.strip_prefix("failed_");
+        if let Some(outcome) = outcome.filter(|outcome| Outcome::ALL.iter().any(|known| known.as_str() == *outcome)) {
+            figures.add(&REQUESTS_FAILED, &[outcome], *value as f64);
+        } else if let Some((_, family)) = COUNTERS.iter().find(|(known, _)| known == name) {
+            figures.add(family, &[], *value as f64);
+        }
+    }
+    figures.add(&SLOTS_USED, &[], report.slots_used.into());
+    figures.add(&SLOTS_LIMIT, &[], report.slots_total.into());
+    figures.add(&TOPICS, &[], report.topics.into());
+    figures.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
+}
+
+fn services(figures: &mut Figures, seen: &Seen) {
+    let (services, breakers) = (&seen.surveyed.report.services, &seen.surveyed.breakers);
+    let names = services.iter().map(|service| &service.name).chain(breakers.iter().map(|breaker| &breaker.service));
+    let mut labelled = BTreeSet::new();
+    for name in names {
+        if labelled.len() < SERVICES_MAX {
+            labelled.insert(name.as_str());
+        }
+    }
+    let label = |name| if labelled.contains(name) { name } else { OTHER };
+    for service in services {
+        let labels = [label(service.name.as_str())];
+        figures.add(&SERVICE_RESPONDERS, &labels, service.responders.into());
+        figures.add(&SERVICE_OUTSTANDING, &labels, service.outstanding.into());
+        figures.add(&SERVICE_REQUESTS, &labels, service.requests as f64);
+        figures.add(&SERVICE_FAILURES, &labels, service.failures as f64);
+    }
+    for breaker in breakers {
+        let service = label(breaker.service.as_str());
+        for state in BREAKER_STATES {
+            let is_in = f64::from(u8::from(state == breaker.state));
+            figures.add(&BREAKER_STATE, &[service, state.as_str()], is_in);
+        }
+        figures.add(&BREAKER_OPENED, &[service], breaker.opened as f64);
+        figures.add(&BREAKER_REJECTED, &[service], breaker.rejected as f64);
+    }
+}
+
+/// Whether the counter moves by itself, or has not moved.
+fn is_quiet((name, value): &(String, u64)) -> bool {
+    *value == 0 || ["looks", "sleeps", "rings"].contains(&name.as_str())
+}
+
+/// What the log says of the figures now and then: `None` if nothing that people wait for has happened since `before`.
+pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, before: &mut String) -> Option<String> {
+    let mut line = format!("connections={connections}");
+    for name in ["published", "delivered", "requests", "replies", "dropped", "evicted"] {
+        let value = report.counters.iter().find(|(known, _)| known == name).map_or(0, |(_, value)| *value);
+        line += &format!(" {name}={value}");
+    }
+    let failed: u64 = report.counters.iter().filter(|(n, _)| n.starts_with("failed_")).map(|(_, value)| value).sum();
+    line += &format!(" failed={failed} restarts={restarts} slots_used={}", report.slots_used);
+    // Of the first one nothing is known but that all of it has happened since the start.
+    let is_idle = if before.is_empty() { report.counters.iter().all(is_quiet) } else { line == *before };
+    before.clone_from(&line);
+    (!is_idle).then_some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::health::survey::tests::surveyed;
+
+    #[test]
+    fn the_log_is_told_only_when_something_has_happened() {
+        let (mut report, mut before) = (surveyed().report, String::new());
+        report.counters = vec![("published".to_owned(), 0), ("looks".to_owned(), 7)];
+        assert_eq!(summary(&report, 0, 0, &mut before), None, "nothing since the start");
+        report.counters[0].1 = 5;
+        let line = summary(&report, 2, 0, &mut before).unwrap();
+        assert!(line.starts_with("connections=2 published=5 delivered=0 "), "{line}");
+        report.counters[1].1 = 900;
+        assert_eq!(summary(&report, 2, 0, &mut before), None, "only what moves by itself has moved");
+        assert!(summary(&report, 2, 1, &mut before).unwrap().contains(" restarts=1 "));
+    }
+
+    #[test]
+    fn services_beyond_the_cap_share_a_label_and_nothing_is_lost() {
+        let mut surveyed = surveyed();
+        for n in 0..SERVICES_MAX as u64 + 5 {
+            surveyed.report.services.push(crate::wire::control::ServiceStatus {
+                name: format!("service-{n}").parse().unwrap(),
+                responders: 1,
+                outstanding: 0,
+                pending: 0,
+                requests: n,
+                failures: 0,
+            });
+        }
+        let mut figures = Figures::default();
+        services(&mut figures, &Seen { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
+        let text = figures.render().unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("lapce_ipc_service_requests_total{")).collect();
+        assert_eq!(lines.len(), SERVICES_MAX + 1);
+        let rest = format!("lapce_ipc_service_requests_total{{service=\"other\"}} {}", (100..105).sum::<u64>());
+        assert!(lines.contains(&rest.as_str()), "{text}");
+    }
+}

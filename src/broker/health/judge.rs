@@ -1,0 +1,294 @@
+//! What is made of the facts: whether the broker lives, is ready, and how its parts are. Pure.
+//!
+//! | question | no, when |
+//! |---|---|
+//! | does it live? | a thread does not turn: whoever can should end the process and start it anew |
+//! | is it ready? | it does not live; no answer of the router; a root actor is down or near its limit; it ends |
+//! | is it healthy? | `unhealthy`: not ready though it is not ending; `degraded`: it works, and yet look at it |
+
+use super::super::supervisor::Restarted;
+use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// How the broker, or a part of it, is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Condition {
+    /// All is well.
+    Healthy,
+    /// It works, but not all of it, or not for long.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+}
+
+/// What is known.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) version: &'static str,
+    pub(super) uptime_ms: u64,
+    /// Threads that do not turn.
+    pub(super) late: u64,
+    pub(super) draining: bool,
+    /// Whether all actors of the root run.
+    pub(super) whole: bool,
+    pub(super) actors: Vec<ActorStatus>,
+    /// Who was started again within the period in which restarts are counted.
+    pub(super) restarted: Vec<Restarted>,
+    pub(super) period_secs: u64,
+    pub(super) max_restarts: u32,
+    /// Permits taken, by connections and those that would be some.
+    pub(super) connections: u64,
+    pub(super) max_connections: u64,
+    /// Whether the router has answered just now.
+    pub(super) answers: bool,
+    /// When it did the last time, in milliseconds before now.
+    pub(super) answered_ms_ago: Option<u64>,
+    pub(super) slots: Option<(u32, u32)>,
+    pub(super) breakers: Vec<BreakerStatus>,
+}
+
+/// The answer of `/health`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Health {
+    pub(super) status: Condition,
+    pub(super) version: &'static str,
+    pub(super) uptime_ms: u64,
+    pub(super) live: bool,
+    pub(super) ready: bool,
+    /// Why it is not ready.
+    pub(super) reasons: Vec<String>,
+    pub(super) components: BTreeMap<&'static str, Component>,
+}
+
+/// A part of the broker.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Component {
+    pub(super) status: Condition,
+    #[serde(flatten)]
+    pub(super) details: Value,
+}
+
+impl Facts {
+    /// Whether the process should go on.
+    pub(super) fn is_live(&self) -> bool {
+        self.late == 0
+    }
+
+    /// Why the broker is not ready; nothing if it is.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.is_live() {
+            reasons.push(format!("{} threads do not turn", self.late));
+        }
+        if !self.answers {
+            reasons.push("the router does not answer".to_owned());
+        }
+        if self.draining {
+            reasons.push("the broker is going to end".to_owned());
+        }
+        let mut down = self.root_actors().filter(|actor| actor.state != ActorState::Running).peekable();
+        if down.peek().is_none() && !self.whole {
+            reasons.push("the broker is starting".to_owned());
+        }
+        // While it ends, its actors are stopped on purpose.
+        reasons.extend(down.filter(|_| !self.draining).map(|actor| format!("{} does not run", actor.name)));
+        reasons.extend(self.near_the_limit().map(|actor| format!("{} will soon be given up", actor.name)));
+        reasons
+    }
+
+    fn root_actors(&self) -> impl Iterator<Item = &ActorStatus> {
+        self.actors.iter().filter(|actor| actor.supervisor == "root")
+    }
+
+    /// Actors of the root that have used up four fifths of their restarts.
+    fn near_the_limit(&self) -> impl Iterator<Item = &Restarted> {
+        let many = (self.max_restarts as usize * 4).div_ceil(5).max(1);
+        self.restarted.iter().filter(move |actor| actor.supervisor == "root" && actor.times >= many)
+    }
+
+    /// The whole picture.
+    pub(super) fn judge(&self) -> Health {
+        let components = self.components();
+        let worst = components.values().map(|component| component.status).max().unwrap_or(Condition::Healthy);
+        let reasons = self.unready();
+        let status = match (reasons.is_empty(), self.draining) {
+            (true, _) => worst,
+            (false, true) => worst.max(Condition::Degraded),
+            (false, false) => Condition::Unhealthy,
+        };
+        Health {
+            status,
+            version: self.version,
+            uptime_ms: self.uptime_ms,
+            live: self.is_live(),
+            ready: reasons.is_empty(),
+            reasons,
+            components,
+        }
+    }
+
+    fn components(&self) -> BTreeMap<&'static str, Component> {
+        use Condition::{Degraded, Healthy, Unhealthy};
+        let component = |status, details| Component { status, details };
+        let if_not = |good, bad| if good { Healthy } else { bad };
+        let mut components = BTreeMap::new();
+        let threads = component(if_not(self.is_live(), Unhealthy), json!({ "late": self.late }));
+        components.insert("threads", threads);
+        let heartbeat = json!({ "heartbeat_age_ms": self.answered_ms_ago });
+        components.insert("router", component(if_not(self.answers, Unhealthy), heartbeat));
+        let acceptor = self.root_actors().find(|actor| actor.name == "acceptor");
+        let accepts = acceptor.is_some_and(|actor| actor.state == ActorState::Running);
+        let accepting = component(
+            if_not(accepts, if self.draining { Degraded } else { Unhealthy }),
+            json!({ "listening": accepts }),
+        );
+        components.insert("acceptor", accepting);
+        let (used, limit) = (self.connections, self.max_connections);
+        let connections = if_not(used.saturating_mul(10) < limit.saturating_mul(9), Degraded);
+        components.insert("connections", component(connections, json!({ "now": used, "limit": limit })));
+        if let Some((used, total)) = self.slots {
+            // All lent out is what it is there for: rings stay smaller then, and nothing fails.
+            components.insert("slots", component(Healthy, json!({ "used": used, "limit": total })));
+        }
+        components.insert("breakers", self.breakers());
+        components.insert("actors", self.actors());
+        components
+    }
+
+    fn breakers(&self) -> Component {
+        // Somebody who closes a breaker by hand wants it so.
+        let is_shut = |state| matches!(state, BreakerState::Closed | BreakerState::ForcedClosed);
+        let not_closed = self.breakers.iter().filter(|breaker| !is_shut(breaker.state));
+        let not_closed: BTreeMap<_, _> =
+            not_closed.map(|breaker| (breaker.service.as_str(), breaker.state.as_str())).collect();
+        let status = if not_closed.is_empty() { Condition::Healthy } else { Condition::Degraded };
+        Component { status, details: json!({ "services": self.breakers.len(), "not_closed": not_closed }) }
+    }
+
+    fn actors(&self) -> Component {
+        let restarts: BTreeMap<_, _> = self.restarted.iter().map(|actor| (actor.name.as_str(), actor.times)).collect();
+        let down = self.actors.iter().filter(|actor| actor.state != ActorState::Running);
+        let down: BTreeMap<_, _> =
+            down.map(|actor| (actor.name.as_str(), actor.last_reason.as_deref().unwrap_or("stopped"))).collect();
+        let is_bad = self.root_actors().any(|actor| actor.state != ActorState::Running) && !self.draining;
+        let status = match (is_bad, self.near_the_limit().next().is_some() || !down.is_empty()) {
+            (true, _) => Condition::Unhealthy,
+            (false, true) => Condition::Degraded,
+            (false, false) => Condition::Healthy,
+        };
+        let details = json!({
+            "not_running": down,
+            "restarts": restarts,
+            "within_secs": self.period_secs,
+            "restarts_limit": self.max_restarts,
+        });
+        Component { status, details }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actor(name: &str, supervisor: &str, state: ActorState) -> ActorStatus {
+        let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
+        ActorStatus { name, supervisor, state, restarts: 0, failures: 0, last_reason: None }
+    }
+
+    fn facts() -> Facts {
+        let running = |name| actor(name, "root", ActorState::Running);
+        Facts {
+            version: "1",
+            uptime_ms: 5,
+            late: 0,
+            draining: false,
+            whole: true,
+            actors: vec![running("breaker"), running("router"), running("acceptor")],
+            restarted: Vec::new(),
+            period_secs: 60,
+            max_restarts: 10,
+            connections: 1,
+            max_connections: 10,
+            answers: true,
+            answered_ms_ago: Some(3),
+            slots: Some((5, 100)),
+            breakers: Vec::new(),
+        }
+    }
+
+    fn breaker(state: BreakerState) -> BreakerStatus {
+        BreakerStatus {
+            service: "a.b".parse().unwrap(),
+            state,
+            failures: 0,
+            failed_trials: 0,
+            probes: 0,
+            successes: 0,
+            ends_in_ms: None,
+            opened: 0,
+            rejected: 0,
+            failure_threshold: 5,
+            success_threshold: 2,
+            half_open_max_requests: 3,
+        }
+    }
+
+    /// Live, ready, and how it is, with this changed.
+    fn told(change: impl FnOnce(&mut Facts)) -> (bool, bool, Condition) {
+        let mut facts = facts();
+        change(&mut facts);
+        let health = facts.judge();
+        (health.live, health.ready, health.status)
+    }
+
+    #[test]
+    fn each_fact_has_its_consequence() {
+        use Condition::{Degraded, Healthy, Unhealthy};
+        let restarted = |supervisor: &str, times| {
+            vec![Restarted { name: "router".to_owned(), supervisor: supervisor.to_owned(), times }]
+        };
+        assert_eq!(told(|_| {}), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.late = 1), (false, false, Unhealthy));
+        assert_eq!(told(|facts| facts.answers = false), (true, false, Unhealthy));
+        assert_eq!(told(|facts| facts.whole = false), (true, false, Unhealthy));
+        assert_eq!(told(|facts| facts.draining = true), (true, false, Degraded));
+        assert_eq!(told(|facts| facts.restarted = restarted("root", 7)), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("root", 8)), (true, false, Unhealthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("acceptor", 8)), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.connections = 9), (true, true, Degraded));
+        assert_eq!(told(|facts| facts.slots = Some((100, 100))), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.actors.push(actor("x", "y", ActorState::GaveUp))), (true, true, Degraded));
+        let waits = ActorState::Restarting { next_in_ms: 5 };
+        assert_eq!(told(|facts| facts.actors[1].state = waits), (true, false, Unhealthy));
+        for (state, condition) in [
+            (BreakerState::Closed, Healthy),
+            (BreakerState::ForcedClosed, Healthy),
+            (BreakerState::HalfOpen, Degraded),
+            (BreakerState::Open, Degraded),
+            (BreakerState::ForcedOpen, Degraded),
+        ] {
+            assert_eq!(told(|facts| facts.breakers = vec![breaker(state)]), (true, true, condition), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let mut facts = facts();
+        facts.actors[2].state = ActorState::GaveUp;
+        facts.answers = false;
+        assert_eq!(facts.unready(), ["the router does not answer", "acceptor does not run"]);
+        facts.draining = true;
+        facts.late = 2;
+        let reasons = ["2 threads do not turn", "the router does not answer", "the broker is going to end"];
+        assert_eq!(facts.unready(), reasons);
+        facts.breakers = vec![breaker(BreakerState::Open)];
+        let health = serde_json::to_value(facts.judge()).unwrap();
+        assert_eq!(health["components"]["breakers"]["not_closed"]["a.b"], "open");
+        assert_eq!(health["components"]["router"]["heartbeat_age_ms"], 3);
+        assert_eq!(health["components"]["connections"], json!({ "status": "healthy", "now": 1, "limit": 10 }));
+        assert_eq!(health["status"], "unhealthy");
+    }
+}

@@ -1,0 +1,129 @@
+//! The address of the endpoints. It is bound before the broker starts, so that a broker that needs it can refuse to; if
+//! it is taken, one warning says so, and it is tried again by the supervisors' rules. Once bound it stays bound: an
+//! actor that follows another has the same socket.
+
+use super::access::Access;
+use crate::broker::supervisor::{Place, Tree, elapsed, random};
+use crate::config::HealthServer;
+use crate::routing::restart::{Decision, Limits, Restart, Restarts};
+use std::cell::RefCell;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Why there can be no endpoints, and so no broker.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// There is to be a token, and there is none.
+    #[error("{0}")]
+    Token(String),
+    /// The address cannot be bound, and `health_server.required` is set.
+    #[error("health endpoints cannot listen on {address}: {source} (health_server.required)")]
+    Listen {
+        /// Host and port.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// What is known of the endpoints before they run.
+pub(in crate::broker) struct Endpoints {
+    pub(super) config: HealthServer,
+    pub(super) access: Access,
+    pub(super) listener: io::Result<TcpListener>,
+}
+
+impl Endpoints {
+    /// Reads the token and binds the address.
+    ///
+    /// # Errors
+    ///
+    /// If there is no token and should be; if the address is taken, and the endpoints are required.
+    pub(in crate::broker) fn new(config: &HealthServer) -> Result<Endpoints, HealthError> {
+        let access = Access::new(config).map_err(HealthError::Token)?;
+        let listener = match bind(config, access.has_token()) {
+            Err(source) if config.required => {
+                return Err(HealthError::Listen { address: address(config), source });
+            }
+            Err(error) => {
+                log::warn!(
+                    "health does not listen address={} reason={:?} retries=true",
+                    address(config),
+                    error.to_string()
+                );
+                Err(error)
+            }
+            Ok(listener) => Ok(listener),
+        };
+        Ok(Endpoints { config: config.clone(), access, listener })
+    }
+}
+
+fn address(config: &HealthServer) -> String {
+    let HealthServer { host, port, .. } = config;
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Binds the address, and says so.
+fn bind(config: &HealthServer, has_token: bool) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind((config.host.as_str(), config.port))?;
+    let address = listener.local_addr()?;
+    log::info!("health listens address={address}");
+    if !address.ip().is_loopback() && !has_token {
+        log::warn!("health is open to the network address={address} reason=no_token hint=health_server.token_file");
+    }
+    Ok(listener)
+}
+
+/// The socket of all actors that follow each other, on their thread.
+pub(super) struct Socket {
+    config: HealthServer,
+    listener: RefCell<io::Result<TcpListener>>,
+    back_off: RefCell<Restarts>,
+    clock: Instant,
+    tree: Arc<Tree>,
+    place: Place,
+}
+
+impl Socket {
+    /// A socket that is bound, or was tried to be.
+    pub(super) fn new(
+        config: HealthServer,
+        listener: io::Result<TcpListener>,
+        limits: Limits,
+        tree: Arc<Tree>,
+        place: Place,
+    ) -> Socket {
+        let back_off = RefCell::new(Restarts::new(Restart::Permanent, limits));
+        Socket { config, listener: RefCell::new(listener), back_off, clock: Instant::now(), tree, place }
+    }
+
+    /// The listening socket, as soon as there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no descriptor for it.
+    pub(super) async fn listener(&self) -> io::Result<TcpListener> {
+        loop {
+            let reason = match &*self.listener.borrow() {
+                Ok(listener) => return listener.try_clone(),
+                Err(error) => error.to_string(),
+            };
+            self.tree.failed(self.place, &format!("cannot listen on {}: {reason}", address(&self.config)));
+            let decision = self.back_off.borrow_mut().ended(true, elapsed(self.clock), random());
+            // It is never given up.
+            let Decision::Restart { attempt, delay, .. } = decision else { return Err(io::Error::other(reason)) };
+            let delay = Duration::from_nanos(delay);
+            log::debug!("health does not listen reason={reason:?} attempt={attempt} delay_ms={}", delay.as_millis());
+            self.tree.waits(self.place, delay);
+            tokio::time::sleep(delay).await;
+            let bound = bind(&self.config, !self.config.token_file.is_empty());
+            if bound.is_ok() {
+                self.tree.runs(self.place);
+            }
+            *self.listener.borrow_mut() = bound;
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What is answered to which path.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/live` | 503 when a thread does not turn; asks nobody |
+//! | `/ready` | 503 with the reasons while work should not be sent here |
+//! | `/health` | how each part is; 503 if the broker is unhealthy |
+//! | `/api/status` | the report of `lapce-ipc status --json` |
+//! | `/metrics` | for Prometheus |
+//!
+//! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
+
+use super::access::{Access, Refusal};
+use super::figures;
+use super::judge::{Condition, Facts};
+use super::process::Usage;
+use super::survey::{Seen, Surveyor};
+use crate::broker::connection::Broker;
+use crate::broker::report;
+use crate::config::Metrics;
+use crate::metrics;
+use crate::sync::Ordering;
+use actix_web::body::BoxBody;
+use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{KeepAlive, StatusCode};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{App, Error, FromRequest, Handler, HttpMessage, HttpResponse, HttpServer, Resource, Responder, web};
+use serde::Serialize;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The most connections at a time; more wait until one is closed.
+const CONNECTIONS_MAX: usize = 128;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
+/// How long a client may take to send a request's head (of at most 128 KiB and 96 headers, which the library says).
+const REQUEST: Duration = Duration::from_secs(3);
+/// How long a connection may be idle.
+const IDLE: Duration = Duration::from_secs(15);
+/// How long a client may take to close.
+const DISCONNECT: Duration = Duration::from_secs(1);
+/// How long a client may leave its answer unread, when that does not fit into the kernel's buffers.
+const UNREAD: Duration = Duration::from_secs(10);
+/// How long a reader waits for the router; a probe's own patience is often a second.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the pages tell of.
+pub(super) struct Pages {
+    broker: Arc<Broker>,
+    access: Access,
+    surveyor: Surveyor,
+    /// When the broker started, in seconds since the epoch.
+    started: f64,
+}
+
+impl Pages {
+    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor) -> Pages {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
+        Pages { broker, access, surveyor, started }
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.broker.config.metrics
+    }
+
+    /// Whether the process should go on.
+    fn is_live(&self) -> bool {
+        self.broker.late.load(Ordering::Relaxed) == 0
+    }
+
+    /// What is known now; the router is waited for so long.
+    pub(super) async fn facts(&self, patience: Duration) -> (Facts, Option<Seen>) {
+        // Who hangs is not asked.
+        let (seen, answers) =
+            if self.is_live() { self.surveyor.look(patience).await } else { (self.surveyor.last(), false) };
+        let broker = &self.broker;
+        let (restart, ms) =
+            (&broker.config.restart, |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let max_connections = u64::from(broker.config.ipc.max_connections);
+        let surveyed = seen.as_ref().map(|seen| &seen.surveyed);
+        let facts = Facts {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_ms: ms(broker.started.elapsed()),
+            late: broker.late.load(Ordering::Relaxed),
+            draining: broker.phase.borrow().is_ending(),
+            whole: *broker.ready.borrow(),
+            actors: broker.tree.report(),
+            restarted: broker.tree.restarted_within(Duration::from_secs(restart.period_secs)),
+            period_secs: restart.period_secs,
+            max_restarts: restart.max_restarts,
+            connections: max_connections.saturating_sub(broker.permits.available_permits() as u64),
+            max_connections,
+            answers,
+            answered_ms_ago: seen.as_ref().map(|seen| ms(seen.at.elapsed())),
+            slots: surveyed.map(|surveyed| (surveyed.report.slots_used, surveyed.report.slots_total)),
+            breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
+        };
+        (facts, seen)
+    }
+}
+
+/// The server over a socket; it runs when it is awaited.
+pub(super) fn server(listener: TcpListener, pages: Arc<Pages>) -> io::Result<Server> {
+    let pages = web::Data::from(pages);
+    let app = move || {
+        App::new()
+            .app_data(pages.clone())
+            .wrap(from_fn(guard))
+            .service(page("/live", live))
+            .service(page("/ready", ready))
+            .service(page("/health", health))
+            .service(page("/api/status", status))
+            .service(page("/metrics", exposition))
+            .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "there is nothing here\n") }))
+    };
+    let server = HttpServer::new(app)
+        .workers(1)
+        .worker_max_blocking_threads(1)
+        .max_connections(CONNECTIONS_MAX)
+        .backlog(BACKLOG)
+        .client_request_timeout(REQUEST)
+        .keep_alive(KeepAlive::Timeout(IDLE))
+        .client_disconnect_timeout(DISCONNECT)
+        .on_connect(|connection, _| {
+            // A client that does not read its answer is the kernel's to end; the library would wait for ever.
+            if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+                let ms = u32::try_from(UNREAD.as_millis()).unwrap_or(u32::MAX);
+                if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, ms) {
+                    log::debug!("health connection has no time limit reason={error:?}");
+                }
+            }
+        })
+        .shutdown_timeout(1)
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
+
+fn page<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args, Output: Responder + 'static>,
+    Args: FromRequest + 'static,
+{
+    let other = || async {
+        HttpResponse::MethodNotAllowed()
+            .insert_header((header::ALLOW, "GET, HEAD"))
+            .content_type(header::ContentType::plaintext())
+            .body("only GET and HEAD are taken here\n")
+    };
+    // `App::route` would answer 404 to HEAD.
+    web::resource(path).get(handler.clone()).route(web::head().to(handler)).default_service(web::to(other))
+}
+
+/// Before and after every answer: who may read, and what whoever shows it may do with it.
+async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
+    let mut response = match refusal(&request) {
+        Some(refusal) => {
+            // As long as somebody has the body, the library closes the connection after the answer; otherwise it would
+            // wait for the end of a chunked one, for ever.
+            let body = request.take_payload();
+            actix_web::rt::spawn(async move {
+                tokio::time::sleep(DISCONNECT).await;
+                drop(body);
+            });
+            request.into_response(refusal)
+        }
+        None => next.call(request).await?,
+    };
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+/// The answer to a request that is not to be answered.
+fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
+    let headers = request.headers();
+    let has_body = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if has_body || headers.contains_key(header::TRANSFER_ENCODING) {
+        // Nobody reads it, so what follows on this connection could not be told from it.
+        return Some(
+            HttpResponse::PayloadTooLarge()
+                .force_close()
+                .content_type(header::ContentType::plaintext())
+                .body("no body is taken here\n"),
+        );
+    }
+    // What is no text is no host of ours.
+    let named = headers.get_all(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    let hosts: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
+    let pages = request.app_data::<web::Data<Pages>>()?;
+    let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    match pages.access.check(&hosts, authorization, request.path()) {
+        Ok(()) => None,
+        Err(Refusal::NoHost) => Some(text(StatusCode::BAD_REQUEST, "the request names no host\n")),
+        Err(Refusal::ForeignHost) => Some(text(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this host is not ours; other names than localhost must be in health_server.allowed_hosts\n",
+        )),
+        Err(Refusal::NoToken) => Some(
+            HttpResponse::Unauthorized()
+                .insert_header((header::WWW_AUTHENTICATE, "Bearer"))
+                .content_type(header::ContentType::plaintext())
+                .body("this needs the token of health_server.token_file\n"),
+        ),
+    }
+}
+
+fn text(status: StatusCode, text: &'static str) -> HttpResponse {
+    HttpResponse::build(status).content_type(header::ContentType::plaintext()).body(text)
+}
+
+fn json(is_good: bool, body: &impl Serialize) -> HttpResponse {
+    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    HttpResponse::build(status).json(body)
+}
+
+async fn live(pages: web::Data<Pages>) -> HttpResponse {
+    let live = pages.is_live();
+    json(live, &serde_json::json!({ "live": live }))
+}
+
+async fn ready(pages: web::Data<Pages>) -> HttpResponse {
+    let reasons = pages.facts(PATIENCE).await.0.unready();
+    json(reasons.is_empty(), &serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons }))
+}
+
+async fn health(pages: web::Data<Pages>) -> HttpResponse {
+    let health = pages.facts(PATIENCE).await.0.judge();
+    json(health.status != Condition::Unhealthy, &health)
+}
+
+async fn status(pages: web::Data<Pages>) -> HttpResponse {
+    let (facts, seen) = pages.facts(PATIENCE).await;
+    let Some(seen) = seen.filter(|_| facts.answers) else {
+        return json(false, &serde_json::json!({ "error": "the router does not answer" }));
+    };
+    let mut told = seen.surveyed.report.clone();
+    report::complete(&mut told, &pages.broker);
+    json(true, &report::status_json(&told, &seen.surveyed.breakers))
+}
+
+async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
+    if !pages.metrics().enable {
+        return text(StatusCode::NOT_FOUND, "metrics are not enabled (metrics.enable)\n");
+    }
+    // A router that does not answer is told of with its last figures: that is when people look.
+    let (facts, seen) = pages.facts(PATIENCE).await;
+    match figures::figures(&facts, seen.as_ref(), Usage::read(), pages.started).render() {
+        Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
+        Err(error) => {
+            log::error!("metrics cannot be written reason={:?}", error.to_string());
+            text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n")
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What the kernel knows of this process, as far as it is cheap to read.
+
+use rustix::param::{clock_ticks_per_second, page_size};
+use rustix::process::{Resource, getrlimit};
+use std::fs;
+
+/// The figures of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Usage {
+    pub(super) cpu_seconds: f64,
+    pub(super) resident_bytes: f64,
+    pub(super) virtual_bytes: f64,
+    pub(super) threads: f64,
+    pub(super) descriptors: f64,
+    pub(super) descriptors_limit: f64,
+}
+
+impl Usage {
+    /// Of this process; `None` where there is no `/proc`.
+    pub(super) fn read() -> Option<Usage> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        let usage = parse(&stat, clock_ticks_per_second() as f64, page_size() as f64)?;
+        // The one that reads the folder is among them.
+        let descriptors = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Some(Usage { descriptors: descriptors as f64, descriptors_limit: limit as f64, ..usage })
+    }
+}
+
+/// Reads `/proc/PID/stat`. The name in parentheses may hold anything, so it is counted from the last parenthesis.
+fn parse(stat: &str, ticks_per_second: f64, page: f64) -> Option<Usage> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    // proc(5) counts the state, which is first here, as 3.
+    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+    Some(Usage {
+        cpu_seconds: (field(14)? + field(15)?) / ticks_per_second,
+        threads: field(20)?,
+        virtual_bytes: field(23)?,
+        resident_bytes: field(24)? * page,
+        ..Usage::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_are_the_right_ones() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 5 0 12345 1048576 256 184467 1 1 0";
+        let usage = parse(stat, 100.0, 4096.0).unwrap();
+        assert_eq!((usage.cpu_seconds, usage.threads), (3.0, 5.0));
+        assert_eq!((usage.virtual_bytes, usage.resident_bytes), (1_048_576.0, 256.0 * 4096.0));
+        assert_eq!(parse("7 (a) S 1", 100.0, 4096.0), None);
+        let own = Usage::read().unwrap();
+        assert!(own.resident_bytes > 100_000.0 && own.resident_bytes < own.virtual_bytes, "{own:?}");
+        assert!(own.threads >= 1.0 && own.descriptors >= 3.0 && own.descriptors <= own.descriptors_limit, "{own:?}");
+    }
+}

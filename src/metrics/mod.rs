@@ -1,0 +1,161 @@
+//! What is counted for Prometheus: the families by name, and how they are written down. Layer 1: it knows numbers and
+//! names, and not where they come from.
+//!
+//! Nobody counts twice: the router has plain counters that only it writes, and whoever is asked for metrics reads them,
+//! puts them into [`Figures`], and has those collected. So metrics cost nothing while nobody looks.
+
+pub(crate) mod families;
+
+pub(crate) use families::{Family, Kind};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, Registry, TextEncoder};
+use std::collections::BTreeMap;
+
+/// The content type of what [`Figures::render`] writes.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The figures of one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, f64>)>);
+
+impl Figures {
+    /// Adds to the figure of these labels, which begins with 0. The labels are in the family's order.
+    pub(crate) fn add(&mut self, family: &'static Family, labels: &[&str], value: f64) {
+        debug_assert_eq!(family.labels.len(), labels.len(), "{}", family.name);
+        let (_, samples) = self.0.entry(family.name).or_insert_with(|| (family, BTreeMap::new()));
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        *samples.entry(labels).or_insert(0.0) += value;
+    }
+
+    /// The figures in the text format of Prometheus.
+    ///
+    /// # Errors
+    ///
+    /// If two families have one name, or a name is none, which a test excludes.
+    pub(crate) fn render(self) -> Result<String, prometheus::Error> {
+        let registry = Registry::new();
+        registry.register(Box::new(self))?;
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+impl Collector for Figures {
+    fn desc(&self) -> Vec<&Desc> {
+        // The registry tells collectors apart by them. There is one collector, and its families are its own affair.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.values().map(|(family, samples)| collected(family, samples)).collect()
+    }
+}
+
+fn collected(family: &Family, samples: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
+    let metric = |(labels, value): (&Vec<String>, &f64)| {
+        let mut metric = Metric::from_label(
+            family
+                .labels
+                .iter()
+                .zip(labels)
+                .map(|(name, value)| {
+                    let mut pair = LabelPair::default();
+                    pair.set_name((*name).to_owned());
+                    pair.set_value(value.clone());
+                    pair
+                })
+                .collect(),
+        );
+        match family.kind {
+            Kind::Counter => {
+                let mut counter = Counter::default();
+                counter.set_value(*value);
+                metric.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(*value);
+                metric.set_gauge(gauge);
+            }
+        }
+        metric
+    };
+    let mut collected = MetricFamily::default();
+    collected.set_name(family.name.to_owned());
+    collected.set_help(family.help.to_owned());
+    collected.set_field_type(match family.kind {
+        Kind::Counter => MetricType::COUNTER,
+        Kind::Gauge => MetricType::GAUGE,
+    });
+    collected.set_metric(samples.iter().map(metric).collect());
+    collected
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeSet, HashMap};
+
+    /// A family by the library's own rules of names.
+    fn checked(family: &Family) -> Result<Desc, prometheus::Error> {
+        let labels = family.labels.iter().map(|label| (*label).to_owned()).collect();
+        Desc::new(family.name.to_owned(), family.help.to_owned(), labels, HashMap::new())
+    }
+
+    #[test]
+    fn families_are_named_as_prometheus_wants_them() {
+        let mut names = BTreeSet::new();
+        for family in families::ALL {
+            let name = family.name;
+            assert!(checked(family).is_ok(), "{name}");
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(name.starts_with("lapce_ipc_") || name.starts_with("process_"), "{name}");
+            assert_eq!(name.ends_with("_total"), family.kind == Kind::Counter, "{name}");
+            assert!(family.help.ends_with('.') && family.help.len() > 10, "{name}: {:?}", family.help);
+            assert!(!["_ms", "_ns", "_us", "_kib", "_mb"].iter().any(|unit| name.ends_with(unit)), "{name}");
+        }
+    }
+
+    #[test]
+    fn dashboard_and_alerts_ask_for_families_that_there_are() {
+        for text in [include_str!("../../dashboards/ipc_metrics.json"), include_str!("../../dashboards/alerts.yml")] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let named: BTreeSet<_> =
+                words.filter(|word| word.starts_with("lapce_ipc_") || word.starts_with("process_")).collect();
+            assert!(named.len() >= 10, "{named:?}");
+            for name in named {
+                assert!(families::ALL.iter().any(|family| family.name == name), "{name}");
+            }
+        }
+        let dashboard: serde_json::Value =
+            serde_json::from_str(include_str!("../../dashboards/ipc_metrics.json")).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
+        }
+    }
+
+    #[test]
+    fn figures_are_written_once_each_and_labels_are_escaped() {
+        let mut figures = Figures::default();
+        figures.add(&families::SERVICE_REQUESTS, &["a\"b\\c\nd"], 2.0);
+        figures.add(&families::SERVICE_REQUESTS, &["other"], 3.0);
+        figures.add(&families::SERVICE_REQUESTS, &["other"], 4.0);
+        figures.add(&families::CONNECTIONS, &[], 0.0);
+        let text = figures.render().unwrap();
+        let samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            samples,
+            [
+                "lapce_ipc_connections 0",
+                r#"lapce_ipc_service_requests_total{service="a\"b\\c\nd"} 2"#,
+                r#"lapce_ipc_service_requests_total{service="other"} 7"#,
+            ]
+        );
+        assert!(text.contains("# TYPE lapce_ipc_connections gauge\n"), "{text}");
+        assert!(text.contains("# TYPE lapce_ipc_service_requests_total counter\n"), "{text}");
+        assert!(text.contains("# HELP lapce_ipc_connections "), "{text}");
+    }
+}
