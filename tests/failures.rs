@@ -367,3 +367,27 @@ fn child() {
         role => tell(&format!("no role {role}")),
     }
 }
+
+#[test]
+fn two_hundred_processes_that_connect_and_are_killed_leave_nothing() {
+    let mut broker = Broker::start();
+    let watch = broker.client();
+    let cycles = |broker: &Broker, count: usize| {
+        for _ in 0..count {
+            Child::ready(broker, "subscribe").kill();
+        }
+        // Far within the time for which a session would wait for a process that lives.
+        wait_until("connections to go", || watch.status().unwrap().connections.len() == 1);
+    };
+    cycles(&broker, 20);
+    let pid = broker.process().pid();
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let mappings = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
+    let before = (count("fd"), count("task"), mappings(), broker.memory_kib());
+    cycles(&broker, 200);
+    wait_until("descriptors to be closed", || count("fd") == before.0);
+    assert_eq!(count("task"), before.1);
+    assert!(mappings() <= before.2 + 2, "{} mappings, {} before", mappings(), before.2);
+    let grown = broker.memory_kib().saturating_sub(before.3);
+    assert!(grown < 1024, "grown by {grown} KiB");
+}
