@@ -22,7 +22,7 @@ fn a_thousand_connections_with_a_request_each_are_all_answered() {
     let (watch, other) = (broker.client(), broker.client());
     let mut service = other.serve("svc").unwrap();
     watch.request("echo", "").unwrap();
-    let (descriptors, mut memory) = (broker.descriptors(), broker.memory_kib());
+    let (descriptors, mut memory) = (broker.descriptors_at_rest(), broker.memory_kib());
     // The second round may cost nothing that the first has not: what is kept is kept for the next.
     for round in 0..3 {
         let clients: Vec<Client> = (0..CONNECTIONS).map(|_| broker.client()).collect();
@@ -75,7 +75,7 @@ fn connections_that_come_and_go_leave_nothing() {
     let broker = Broker::start();
     let watch = broker.client();
     watch.status().unwrap();
-    let descriptors = broker.descriptors();
+    let descriptors = broker.descriptors_at_rest();
     for number in 0..200 {
         let client = broker.client();
         let subscription = client.subscribe("t.*").unwrap();

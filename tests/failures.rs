@@ -29,7 +29,7 @@ impl Scene {
         let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", slow_consumer_timeout_ms)]);
         let watch = broker.client_named("watch");
         watch.status().unwrap();
-        Scene { descriptors: broker.descriptors(), files: shared_files(), broker, watch }
+        Scene { descriptors: broker.descriptors_at_rest(), files: shared_files(), broker, watch }
     }
 
     fn count(&self, counter_name: &str) -> u64 {

@@ -110,7 +110,7 @@ fn two_hundred_connections_whose_actors_panic_leave_nothing() {
     let mut broker = Broker::start_faulty("connection.welcomed=panic#2*200", &keys);
     let watch = broker.client();
     let mut subscription = watch.subscribe("t").unwrap();
-    let descriptors = broker.descriptors();
+    let descriptors = broker.descriptors_at_rest();
     while actor(&watch, "connection").failures < 200 {
         let client = connect(&broker);
         if let Err(error) = client.publish("t", "x").and_then(|()| client.flush()) {

@@ -61,6 +61,18 @@ impl Broker {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.pid())).expect("it runs").count()
     }
 
+    /// How many it has open when it has started in every respect: its endpoints begin by themselves, after it listens.
+    pub fn descriptors_at_rest(&self) -> usize {
+        let (mut last, mut times) = (0, 0);
+        super::wait_until("descriptors to stay as they are", || {
+            let now = self.descriptors();
+            times = if now == last { times + 1 } else { 0 };
+            last = now;
+            times == 40
+        });
+        last
+    }
+
     /// Its resident memory in KiB, with what it shares with its clients.
     pub fn memory_kib(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("it runs");
