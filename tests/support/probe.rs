@@ -64,7 +64,7 @@ impl Broker {
     /// How many it has open when it has started in every respect: its endpoints begin by themselves, after it listens.
     pub fn descriptors_at_rest(&self) -> usize {
         let (mut last, mut times) = (0, 0);
-        super::wait_until("descriptors to stay as they are", || {
+        wait_until("descriptors to stay as they are", || {
             let now = self.descriptors();
             times = if now == last { times + 1 } else { 0 };
             last = now;
