@@ -44,7 +44,7 @@ fn resumed(events: &mut Events) {
 #[test]
 fn cutting_the_socket_loses_nothing_and_doubles_nothing() {
     let broker = Broker::start();
-    let (here, there) = (connect(&broker), connect(&broker));
+    let (here, there, third) = (connect(&broker), connect(&broker), connect(&broker));
     let (done, ready) = (AtomicBool::new(false), AtomicU32::new(0));
     let under_way = |work: &mut dyn FnMut()| {
         work();
@@ -56,7 +56,7 @@ fn cutting_the_socket_loses_nothing_and_doubles_nothing() {
     let mut messages = there.subscribe("ledger").unwrap();
     let mut service = there.serve("double").unwrap();
     std::thread::scope(|scope| {
-        let (here, there, under_way) = (&here, &there, &under_way);
+        let (here, there, third, under_way) = (&here, &there, &third, &under_way);
         let published = scope.spawn(move || {
             let (publisher, mut number) = (here.publisher("ledger").unwrap(), 0u64);
             under_way(&mut || {
@@ -111,26 +111,25 @@ fn cutting_the_socket_loses_nothing_and_doubles_nothing() {
             let (mut number, mut served) = (0, 0);
             under_way(&mut || {
                 let topic = format!("asked.{number}");
-                let mut heard = there.subscribe(&topic).unwrap();
+                let mut heard = third.subscribe(&topic).unwrap();
                 if number < 100 && served < 500 {
                     // A connection may offer 1024 services in its life.
                     served += 1;
-                    there.serve(&format!("asked-{number}")).unwrap();
+                    third.serve(&format!("asked-{number}")).unwrap();
                 }
-                there.publish(&topic, topic.as_bytes()).unwrap();
+                third.publish(&topic, topic.as_bytes()).unwrap();
                 let message = heard.next_timeout(DEADLINE).unwrap().expect("a message in time");
                 assert_eq!(message.payload(), topic.as_bytes());
                 number = (number + 1) % 200;
             });
         });
         wait_until("everybody to be at work", || ready.load(Ordering::SeqCst) == 4);
-        let (mut first, mut second) = (here.events(), there.events());
+        let mut events = [here.events(), there.events(), third.events()];
         let ends = Ends(&done);
-        assert!(next(&mut first).is_connected() && next(&mut second).is_connected());
+        assert!(events.iter_mut().all(|events| next(events).is_connected()));
         for _ in 0..30 {
-            assert_eq!(cut_own(&broker.socket()), 2);
-            resumed(&mut first);
-            resumed(&mut second);
+            assert_eq!(cut_own(&broker.socket()), 3);
+            events.iter_mut().for_each(resumed);
         }
         drop(ends);
         assert_eq!(received.join().unwrap(), published.join().unwrap());
@@ -141,7 +140,7 @@ fn cutting_the_socket_loses_nothing_and_doubles_nothing() {
     wait_until("what was given back to be gone", || watch.status().unwrap().subscriptions == 0);
     let status = watch.status().unwrap();
     assert!(status.services.iter().all(|service| service.responders == 0 && service.outstanding == 0));
-    assert_eq!(status.connections.len(), 3);
+    assert_eq!(status.connections.len(), 4);
     assert_eq!(broker.counter("violations"), 0);
 }
 
@@ -176,9 +175,13 @@ fn a_path_that_reappears_is_noticed_at_once() {
     wait_until("the first attempt to fail", || {
         matches!(next(&mut events), ConnectionState::Reconnecting { attempt: 2, .. })
     });
-    // It goes on through shared memory meanwhile.
+    // It goes on through shared memory meanwhile, and what it asks is asked when it can be.
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
-    std::fs::rename(&away, broker.socket()).unwrap();
+    std::thread::scope(|scope| {
+        let asks = scope.spawn(|| client.subscribe("asked.meanwhile").map(|_| ()));
+        std::fs::rename(&away, broker.socket()).unwrap();
+        asks.join().unwrap().unwrap();
+    });
     wait_until("the connection to stand again", || next(&mut events).is_connected());
 }
 

@@ -5,12 +5,12 @@
 mod raw;
 mod support;
 
-use lapce_ipc::client::Client;
+use lapce_ipc::client::{Client, SubscribeOptions, Subscription};
 use lapce_ipc::wire::control::{DeliveryPolicy, InternKind, RefusedCode, Token};
-use lapce_ipc::wire::record::Flags;
+use lapce_ipc::wire::record::{Flags, Header};
 use lapce_ipc::wire::{BrokerFrame, ClientFrame, Name, Topic};
 use raw::{Control, Lane, Raw, publish, resume};
-use support::{Broker, wait_until};
+use support::{Broker, DEADLINE, wait_until};
 
 /// A window that no test waits for.
 const LONG: (&str, &str) = ("restart.resume_window_ms", "600000");
@@ -180,4 +180,59 @@ fn a_question_that_comes_again_is_answered_as_it_was() {
     }
     let status = watch.status().unwrap();
     assert_eq!((status.subscriptions, status.topics), (20, 20));
+}
+
+#[test]
+fn what_comes_again_at_another_broker_is_seen_once_and_costs_no_room() {
+    const LARGE: usize = 3000;
+    let mut broker = Broker::start();
+    let client = broker.builder().connect().unwrap();
+    let options = SubscribeOptions { capacity_bytes: 8192, ..SubscribeOptions::default() };
+    let mut messages = client.subscribe_with("ledger", options).unwrap();
+    let mut others = client.subscribe("other").unwrap();
+    // The library's subscriber, and a publisher whose broker had routed more than it had consumed.
+    let publish_from = |broker: &Broker, numbers: std::ops::RangeInclusive<u64>, resent: Flags| {
+        let mut raw = Raw::connect(&broker.socket(), "publisher");
+        for name in ["ledger", "other"] {
+            let name = Topic::parse(name).unwrap();
+            raw.ask(|serial| ClientFrame::Intern { serial, kind: InternKind::Topic, name });
+        }
+        for seq in numbers {
+            let len = if seq % 3 == 0 { LARGE } else { 8 };
+            let payload = vec![seq as u8; len];
+            for (at, part) in payload.chunks(1024).enumerate() {
+                let flags = resent.with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at * 1024 + part.len() == len);
+                raw.push(Lane::Bulk, &Header { seq, ..publish(0, len as u32, flags) }, part);
+            }
+        }
+        raw.push(Lane::Bulk, &Header { seq: 1, ..publish(1, 1, Flags::WHOLE.with(resent)) }, b"x");
+        raw
+    };
+    let mut received = |messages: &mut Subscription, numbers: std::ops::RangeInclusive<u64>, publisher: u32| {
+        for seq in numbers {
+            let message = messages.next_timeout(DEADLINE).unwrap().expect("a message in time");
+            assert_eq!((message.sequence(), message.publisher()), (seq, publisher));
+            let len = if seq % 3 == 0 { LARGE } else { 8 };
+            assert!(message.payload() == vec![seq as u8; len], "message {seq} is whole");
+        }
+    };
+    let id = std::thread::scope(|scope| {
+        let raw = scope.spawn(|| publish_from(&broker, 1..=100, Flags::default()));
+        received(&mut messages, 1..=100, 0x5eed);
+        raw.join().unwrap().connection
+    });
+    assert_eq!(id, 0x5eed, "by its nonce");
+    assert_eq!(others.next_timeout(DEADLINE).unwrap().expect("a message in time").sequence(), 1);
+    broker.end("KILL");
+    broker.start_again();
+    std::thread::scope(|scope| {
+        // Far more than the subscription has room for, if what is left out were to keep any.
+        let raw = scope.spawn(|| publish_from(&broker, 2..=120, Flags::RESENT));
+        received(&mut messages, 101..=120, 0x5eed);
+        let mut raw = raw.join().unwrap();
+        assert_eq!(raw.connection, id, "the same at every broker");
+        raw.flush(1);
+    });
+    assert!(messages.try_next().unwrap().is_none() && others.try_next().unwrap().is_none());
+    assert_eq!((messages.dropped(), broker.counter("evicted"), broker.counter("violations")), (0, 0, 0));
 }
