@@ -208,7 +208,7 @@ fn what_comes_again_at_another_broker_is_seen_once_and_costs_no_room() {
         raw.push(Lane::Bulk, &Header { seq: 1, ..publish(1, 1, Flags::WHOLE.with(resent)) }, b"x");
         raw
     };
-    let mut received = |messages: &mut Subscription, numbers: std::ops::RangeInclusive<u64>, publisher: u32| {
+    let received = |messages: &mut Subscription, numbers: std::ops::RangeInclusive<u64>, publisher: u32| {
         for seq in numbers {
             let message = messages.next_timeout(DEADLINE).unwrap().expect("a message in time");
             assert_eq!((message.sequence(), message.publisher()), (seq, publisher));
