@@ -147,7 +147,7 @@ fn the_ledger_accounts_for_every_message() {
         assert_eq!(got.len() as u64 + gaps, MESSAGES, "each is delivered once, or in a stated gap");
         assert_eq!(gaps, 0, "this subscriber was there all the time");
         assert_eq!(outcomes.values().sum::<u64>(), asked.load(Ordering::Relaxed), "one outcome each");
-        assert!(outcomes.get("disconnected").is_some_and(|n| *n <= 2), "one for the broker's death: {outcomes:?}");
+        assert!(outcomes.contains_key("disconnected"), "those that the broker's death met: {outcomes:?}");
         assert!(outcomes["reply"] > 500, "{outcomes:?}");
     });
 }
