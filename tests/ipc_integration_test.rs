@@ -179,7 +179,8 @@ fn after_each_of_twenty_restarts_messages_flow_again() {
         });
         for _ in 0..RECOVERIES {
             let before = came.load(Ordering::Relaxed);
-            wait_until("ticks", || came.load(Ordering::Relaxed) > before + 20);
+            // More than a second's: a client whose sessions end as soon as they begin waits before it tries again.
+            wait_until("ticks", || came.load(Ordering::Relaxed) > before + 1_200);
             broker.kill();
             let stalled = came.load(Ordering::Relaxed);
             broker.start_again();
@@ -196,8 +197,8 @@ fn after_each_of_twenty_restarts_messages_flow_again() {
     recoveries.sort_by(f64::total_cmp);
     let median = recoveries[RECOVERIES / 2];
     note(&format!("recovery in ms: median {median:.1}, longest {:.1}", recoveries[RECOVERIES - 1]));
-    // How long is a figure that is printed; that it comes through each time is what is asserted here.
-    assert_eq!(recoveries.len(), RECOVERIES);
+    // The criterion is for a build as people run it; a debug build on a busy machine only has to come back each time.
+    assert!(median < 100.0 || cfg!(debug_assertions), "{recoveries:?}");
 }
 
 /// A pause between two messages, so that they are a trickle.
