@@ -208,3 +208,16 @@ fn ticks_apart() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn the_health_endpoints_tell_of_a_broker_and_of_one_that_is_back() {
+    let mut broker = Broker::start();
+    for _ in 0..2 {
+        wait_until("it to be ready", || broker.get("/ready").code == 200);
+        assert_eq!(broker.get("/live").code, 200);
+        assert_eq!(broker.get("/health").json()["status"], "healthy");
+        assert_eq!(broker.get("/metrics").code, 200);
+        broker.kill();
+        broker.start_again();
+    }
+}
