@@ -4,19 +4,9 @@
 
 mod support;
 
-use lapce_ipc::client::{ActorState, ActorStatus, Client};
+use lapce_ipc::client::{ActorState, Client};
+use support::probe::{actor, lines};
 use support::{Broker, DEADLINE, wait_until};
-
-fn actor(client: &Client, name: &str) -> ActorStatus {
-    let actors = client.status().unwrap().actors;
-    actors.iter().find(|actor| actor.name == name).unwrap_or_else(|| panic!("no {name} in {actors:?}")).clone()
-}
-
-/// The lines of the broker's log that have all of these words.
-fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
-    let log = broker.process().stderr();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
-}
 
 /// Connects, however often it takes.
 fn connect(broker: &Broker) -> Client {

@@ -3,12 +3,13 @@
 
 mod support;
 
-use lapce_ipc::client::{ActorState, ActorStatus, Client, ClosingCode, Listener};
+use lapce_ipc::client::{ActorState, ClosingCode, Listener};
 use lapce_ipc::wire::control::ClientFrame;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
+use support::probe::{actor, lines};
 use support::{Broker, DEADLINE, Process, code, stderr, wait_until};
 
 /// The table of an upstream `name`, at a socket of its name.
@@ -19,17 +20,6 @@ fn upstream(folder: &Path, name: &str, services: &[&str], more: &str) -> String 
 
 /// Restarts that follow fast and for long.
 const EAGER: &str = "initial_delay_ms = 5\nmax_delay_ms = 20\nmax_restarts = 1000000";
-
-fn actor(client: &Client, name: &str) -> ActorStatus {
-    let actors = client.status().unwrap().actors;
-    actors.iter().find(|actor| actor.name == name).unwrap_or_else(|| panic!("no {name} in {actors:?}")).clone()
-}
-
-/// The lines of the broker's log that have all of these words.
-fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
-    let log = broker.process().stderr();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
-}
 
 /// The number behind `key=` in a line.
 fn number(line: &str, key: &str) -> u64 {

@@ -23,7 +23,7 @@ const MOST_REFUSALS: usize = 16;
 /// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
 const MOST_RESUMING: usize = 16;
 
-/// Messages that may wait for a connection's actor: it gets one `Ended` and one `Stop` in its life.
+/// Messages that may wait for a connection's actor: it gets one `Stop` in its life.
 const CONNECTION_MAILBOX: usize = 4;
 
 /// The acceptor. It has the listening socket in common with the one that follows it, should it fail.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
-/// Messages that may wait: one `Ended` and one `Stop` in a life.
+/// Messages that may wait: one `Stop` in a life.
 const MAILBOX: usize = 4;
 /// How long its last words may take, beyond the time that all have to finish what is under way.
 const STOP: Duration = Duration::from_secs(2);

@@ -33,16 +33,15 @@ impl fmt::Display for Explained<'_> {
         }
         for about in SECTIONS {
             let Some(section) = loaded.config.section(about.name) else { continue };
-            let mark = if about.effective { "" } else { " (not yet effective)" };
-            writeln!(f, "\n# [{}]{mark}", about.name)?;
+            writeln!(f, "\n# [{}]", about.name)?;
             for key in section.keys() {
                 let full = format!("{}.{}", about.name, key.name);
                 let (Some(doc), Some(value)) = (key.doc_lines().next(), section.get(key.name)) else { continue };
                 writeln!(f, "# {doc}")?;
-                writeln!(f, "{full} = {value}   # {}{mark}", loaded.origin(&full))?;
+                writeln!(f, "{full} = {value}   # {}", loaded.origin(&full))?;
             }
             if about.name == "circuit_breaker" {
-                self.breaker_services(f, mark)?;
+                self.breaker_services(f)?;
             }
         }
         self.upstreams(f)
@@ -50,11 +49,11 @@ impl fmt::Display for Explained<'_> {
 }
 
 impl Explained<'_> {
-    fn breaker_services(&self, f: &mut fmt::Formatter<'_>, mark: &str) -> fmt::Result {
+    fn breaker_services(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (service, overrides) in &self.0.config.breaker_services {
             for (name, value) in &overrides.values {
                 let full = format!("circuit_breaker.services.{}.{name}", quoted_if_dotted(service));
-                writeln!(f, "{full} = {value}   # {}{mark}", self.0.origin(&full))?;
+                writeln!(f, "{full} = {value}   # {}", self.0.origin(&full))?;
             }
             if overrides.values.is_empty() {
                 writeln!(f, "circuit_breaker.services.{} = {{}}", quoted_if_dotted(service))?;
@@ -119,9 +118,6 @@ pub fn template() -> String {
 fn head(out: &mut String, about: &About) {
     out.push_str("\n\n");
     comment(out, doc_lines(about.doc));
-    if !about.effective {
-        comment(out, ["Validated, not yet effective."].into_iter());
-    }
     out.push_str(&format!("[{}]\n", about.name));
 }
 

@@ -256,9 +256,9 @@ impl RestartOverrides {
     }
 }
 
-/// Declares the configuration: its sections, by name, and whether they are in force.
+/// Declares the configuration: its sections, by name.
 macro_rules! config {
-    ($( $name:ident: $section:ident, $effective:expr; )+) => {
+    ($( $name:ident: $section:ident; )+) => {
         /// The whole configuration: a struct for each table of the file, a field for each key.
         #[derive(Debug, Clone, PartialEq, Default)]
         pub struct Config {
@@ -279,13 +279,11 @@ macro_rules! config {
         pub(super) struct About {
             pub(super) name: &'static str,
             pub(super) doc: &'static str,
-            /// Whether the broker acts on it. If not, it is validated all the same.
-            pub(super) effective: bool,
         }
 
         /// Every section, in the order of the file.
         pub(super) const SECTIONS: &[About] = &[
-            $( About { name: stringify!($name), doc: $section::ABOUT, effective: $effective } ),+
+            $( About { name: stringify!($name), doc: $section::ABOUT } ),+
         ];
 
         impl Config {
@@ -307,15 +305,15 @@ macro_rules! config {
 }
 
 config! {
-    ipc: Ipc, true;
-    shared_memory: SharedMemory, true;
-    delivery: Delivery, true;
-    limits: Limits, true;
-    router: Router, true;
-    restart: Restart, true;
-    circuit_breaker: CircuitBreaker, true;
-    health_server: HealthServer, true;
-    metrics: Metrics, true;
+    ipc: Ipc;
+    shared_memory: SharedMemory;
+    delivery: Delivery;
+    limits: Limits;
+    router: Router;
+    restart: Restart;
+    circuit_breaker: CircuitBreaker;
+    health_server: HealthServer;
+    metrics: Metrics;
 }
 
 impl Config {

@@ -2,7 +2,7 @@
 //! message from another.
 
 use super::{Broker, wait_until};
-use lapce_ipc::client::{Client, ServiceStatus, StatusReport};
+use lapce_ipc::client::{ActorStatus, Client, ServiceStatus, StatusReport};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::process::ExitStatus;
@@ -30,6 +30,19 @@ impl Watchdog {
         });
         Watchdog { _ends_it: ends_it }
     }
+}
+
+/// An actor of the supervision tree, by its name.
+#[track_caller]
+pub fn actor(client: &Client, name: &str) -> ActorStatus {
+    let actors = client.status().unwrap().actors;
+    actors.iter().find(|actor| actor.name == name).unwrap_or_else(|| panic!("no {name} in {actors:?}")).clone()
+}
+
+/// The lines of the broker's log that have all of these words.
+pub fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
+    let log = broker.process().stderr();
+    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
 }
 
 /// A process by its number.

@@ -79,23 +79,7 @@ pub(super) mod tests {
     use std::cell::Cell;
 
     pub(in crate::broker::health) fn surveyed() -> Surveyed {
-        let report = crate::wire::control::StatusReport {
-            uptime_ms: 0,
-            version: String::new(),
-            pid: 0,
-            socket: String::new(),
-            config_file: None,
-            draining: false,
-            connections: Vec::new(),
-            services: Vec::new(),
-            counters: Vec::new(),
-            slots_used: 0,
-            slots_total: 0,
-            topics: 0,
-            subscriptions: 0,
-            actors: Vec::new(),
-        };
-        Surveyed { report, breakers: Vec::new() }
+        Surveyed { report: crate::wire::control::StatusReport::default(), breakers: Vec::new() }
     }
 
     #[actix::test]

@@ -174,12 +174,6 @@ impl RouterState {
         let slot_cells = u64::from(self.settings.geometry.slot_size()) / CELL_BYTES as u64;
         let slots = |cells: u64| u32::try_from(cells / slot_cells.max(1)).unwrap_or(u32::MAX);
         StatusReport {
-            uptime_ms: 0,
-            version: String::new(),
-            pid: 0,
-            socket: String::new(),
-            config_file: None,
-            draining: false,
             connections,
             services: services
                 .map(|service| ServiceStatus {
@@ -196,7 +190,7 @@ impl RouterState {
             slots_total: slots(self.outlets.memory.budget().total()),
             topics: self.topics.len() as u32,
             subscriptions: self.topics.subscriptions.len() as u32,
-            actors: Vec::new(),
+            ..StatusReport::default()
         }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::wire::name::Name;
 
 /// The state of the broker, for `status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
     /// How long the broker has been running, in milliseconds.
     pub uptime_ms: u64,

@@ -275,24 +275,39 @@ fn a_call_that_was_half_begun_has_one_outcome() {
     }
 }
 
-#[test]
-fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
+/// Three who have subscribed to what a fourth publishes: the router, the three, the fourth, its number of the topic.
+fn three_subscribers() -> (Router, Vec<Peer>, Peer, u32) {
     let mut router = Router::new(|_| {});
-    let mut subscribers: Vec<_> = (0..3).map(|_| router.connect()).collect();
+    let subscribers: Vec<_> = (0..3).map(|_| router.connect()).collect();
     for subscriber in &subscribers {
         router.subscribe(subscriber, "a.b", DeliveryPolicy::Block, 0);
     }
-    let mut publisher = router.connect();
+    let publisher = router.connect();
     let topic = router.topic(&publisher, "a.b");
+    (router, subscribers, publisher, topic)
+}
+
+/// Arms a fault that kills the router twice, the first time at the `n`th time that it comes there, then at once again.
+fn kill_twice(router: &mut Router, point: &'static str, n: u32) {
+    fault::armed::arm(point, n);
+    router.again = Some((point, 1));
+}
+
+fn spent(router: &Router) -> bool {
+    !fault::armed::disarm() && router.again.is_none()
+}
+
+#[test]
+fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
+    let (mut router, mut subscribers, mut publisher, topic) = three_subscribers();
     for (n, len, parts) in [(0, 10, 1), (1, 3000, 3), (2, 10, 1)] {
         // Twice in its own first record, when one subscriber has it; the last message is as before.
         if n < 2 {
-            fault::armed::arm("router.target", 2);
-            router.again = Some(("router.target", 1));
+            kill_twice(&mut router, "router.target", 2);
         }
         publish(&mut router, &mut publisher, topic, &vec![n; len], parts, Router::run);
         router.run();
-        assert!(!fault::armed::disarm() && router.again.is_none());
+        assert!(spent(&router));
     }
     assert_eq!((router.deaths, router.state.counters.set_aside), (4, 2));
     let got: Vec<_> = subscribers
@@ -318,8 +333,7 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
 
     router.serve(&subscribers[0], "s", 8);
     let service = router.service(&publisher, "s");
-    fault::armed::arm("router.found", 1);
-    router.again = Some(("router.found", 1));
+    kill_twice(&mut router, "router.found", 1);
     publisher.request(0, 1, service, b"poison");
     router.run();
     let failed = publisher.take_all(&mut router);
@@ -328,25 +342,9 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
     assert!(router.state.is_quiescent());
 }
 
-/// Arms a fault that kills the router twice, the first time at the `n`th time that it comes there, then at once again.
-fn kill_twice(router: &mut Router, point: &'static str, n: u32) {
-    fault::armed::arm(point, n);
-    router.again = Some((point, 1));
-}
-
-fn spent(router: &Router) -> bool {
-    !fault::armed::disarm() && router.again.is_none()
-}
-
 #[test]
 fn who_has_got_a_message_that_is_set_aside_keeps_it() {
-    let mut router = Router::new(|_| {});
-    let mut subscribers: Vec<_> = (0..3).map(|_| router.connect()).collect();
-    for subscriber in &subscribers {
-        router.subscribe(subscriber, "a.b", DeliveryPolicy::Block, 0);
-    }
-    let mut publisher = router.connect();
-    let topic = router.topic(&publisher, "a.b");
+    let (mut router, mut subscribers, mut publisher, topic) = three_subscribers();
     // Killed behind the push to the second and then to the third: so all have it.
     kill_twice(&mut router, "router.delivered", 2);
     publish(&mut router, &mut publisher, topic, b"whole", 1, Router::run);
