@@ -23,7 +23,7 @@
 //!                 ┌──────────────┐ phase (watch)
 //!   signals ────► │ root (main)  ├───────────────────────────────────┐
 //!                 └──┬────────┬──┘                                   │
-//!             starts │        │ starts                               ▼
+//!             starts │        │ starts (BreakerActor first)          ▼
 //!          ┌─────────▼──┐  ┌──▼────────┐  starts one each  ┌───────────────────┐
 //!          │ ShmRouter  │  │ Acceptor  ├──────────────────►│ ConnectionActor   │
 //!          │ (own       │  │ (main)    │                   │ (workers)         │
