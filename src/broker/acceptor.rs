@@ -127,7 +127,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
     };
     let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());
     let factory = |_| ConnectionActor::new(start.take(), broker.clone());
-    supervise(child, id, std::future::pending(), factory).await;
+    supervise(&child, id, std::future::pending(), factory).await;
 }
 
 /// Whether a connection may come in.

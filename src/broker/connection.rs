@@ -108,8 +108,7 @@ impl Actor for ConnectionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
         let Some(start) = self.start.take() else { return ctx.stop() };
-        let broker = self.broker.clone();
-        let session = async move { session(start, None, broker).await };
+        let session = session(start, None, self.broker.clone());
         ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
     }
 }
@@ -123,7 +122,21 @@ impl Handler<Stop> for ConnectionActor {
 }
 
 /// From the first byte to the last. The error, which the log has already, is for whoever dials again.
+///
+/// Most connections rest most of the time, in `serve`. What the way in, the way out and a question need besides is on the
+/// heap as long as they last, so that nobody pays for it at rest.
 pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: Arc<Broker>) -> Result<(), String> {
+    let (mut stream, mut holder) = Box::pin(let_in(start, dialled, &broker)).await?;
+    let end = serve(&mut stream, &broker, dialled, holder.kept()).await;
+    Box::pin(leave(stream, holder, end, dialled.is_some())).await
+}
+
+/// Hears a Hello and answers it. The error, if its client is there still, has been told to it.
+async fn let_in(
+    start: Accepted,
+    dialled: Option<&Dialled>,
+    broker: &Arc<Broker>,
+) -> Result<(FrameStream, Holder), String> {
     let Accepted { stream, peer, admitted, named } = start;
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config.ipc.max_control_frame_bytes as usize;
@@ -141,7 +154,7 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
     let greeted = match hello {
-        Ok(hello) => greet(&mut stream, &broker, peer, admitted, hello, timeout).await,
+        Ok(hello) => greet(&mut stream, broker, peer, admitted, hello, timeout).await,
         Err(refused) => Err(Some(refused)),
     };
     let (code, message) = match greeted {
@@ -153,7 +166,7 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
                 // Its peer does not come back to us: we dial it again.
                 holder.kept().process = None;
             }
-            return hold(stream, &broker, dialled, holder).await;
+            return Ok((stream, holder));
         }
         Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
@@ -240,21 +253,15 @@ pub(super) fn all_taken(broker: &Broker) -> String {
     format!("all {} connections are taken (ipc.max_connections)", broker.config.ipc.max_connections)
 }
 
-/// Serves a session until it ends or its socket is lost.
-async fn hold(
-    mut stream: FrameStream,
-    broker: &Broker,
-    dialled: Option<&Dialled>,
-    mut holder: Holder,
-) -> Result<(), String> {
-    let end = serve(&mut stream, broker, dialled, holder.kept()).await;
+/// Ends a session, or lets it wait for its peer if only its socket is lost and it was not we who dialled.
+async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled: bool) -> Result<(), String> {
     let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => log::info!("connection closed connection={id} name={name}"),
         End::Lost(reason) => {
             log::warn!("connection lost connection={id} name={name} reason={reason:?}");
-            if dialled.is_none() {
+            if !is_dialled {
                 // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
                 drop(stream);
                 drop(holder);
@@ -369,54 +376,71 @@ enum End {
     Shutdown,
 }
 
+/// Serves a session until it ends or its socket is lost.
 async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
-    let id = kept.id;
-    let mut missing = std::pin::pin!(async {
-        match dialled {
-            Some(dialled) => dialled.look_for_missing(id).await,
-            None => std::future::pending().await,
-        }
-    });
+    let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(kept.id)));
     let mut phase = broker.phase.clone();
     loop {
-        let frame = tokio::select! {
+        let missing = async {
+            match &mut missing {
+                Some(missing) => missing.await,
+                None => std::future::pending().await,
+            }
+        };
+        let body = tokio::select! {
             biased;
             doom = ended(&mut kept.ended) => return End::Closed(doom),
             Ok(()) = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 match now {
-                    Phase::Running => continue,
+                    Phase::Running => {}
                     Phase::Closing => return End::Shutdown,
-                    Phase::Draining(deadline_ms) => BrokerFrame::Draining { deadline_ms },
+                    Phase::Draining(deadline_ms) => {
+                        let told = Box::pin(send(stream, &BrokerFrame::Draining { deadline_ms }, &[])).await;
+                        if let Err(error) = told {
+                            return End::Lost(error.to_string());
+                        }
+                    }
                 }
+                continue;
             }
-            never = &mut missing => match never {},
+            never = missing => match never {},
             read = stream.read() => match read {
                 Ok(None) => return End::Lost("its socket has ended".to_owned()),
                 Err(ReadError::Io(error)) => return End::Lost(error.to_string()),
                 Err(ReadError::Codec(error)) => return End::Closed(violation(error)),
-                Ok(Some(body)) => {
-                    if !std::mem::replace(&mut kept.confirmed, true) {
-                        broker.sessions.confirm(kept.id);
-                    }
-                    match ClientFrame::decode(&body) {
-                        Ok(ClientFrame::Bye) => return End::Left,
-                        Ok(ClientFrame::Resumed) => continue,
-                        Ok(ClientFrame::Hello { .. }) => return End::Closed(violation("a second hello")),
-                        Err(error) => return End::Closed(violation(error)),
-                        Ok(frame) => match answer(broker, dialled, kept, frame).await {
-                            Some(answer) => answer,
-                            // The router has ended the connection, and says so.
-                            None => return End::Closed(ended(&mut kept.ended).await),
-                        },
-                    }
-                }
+                Ok(Some(body)) => body,
             },
         };
-        if let Err(error) = send(stream, &frame, &[]).await {
-            return End::Lost(error.to_string());
+        if !std::mem::replace(&mut kept.confirmed, true) {
+            broker.sessions.confirm(kept.id);
+        }
+        if let Some(end) = Box::pin(heed(stream, broker, dialled, kept, body)).await {
+            return end;
         }
     }
+}
+
+/// Does what a frame asks for. Answers how it comes that there is nothing more to serve, if so.
+async fn heed(
+    stream: &mut FrameStream,
+    broker: &Broker,
+    dialled: Option<&Dialled>,
+    kept: &mut Kept,
+    body: Vec<u8>,
+) -> Option<End> {
+    let frame = match ClientFrame::decode(&body) {
+        Ok(ClientFrame::Bye) => return Some(End::Left),
+        Ok(ClientFrame::Resumed) => return None,
+        Ok(ClientFrame::Hello { .. }) => return Some(End::Closed(violation("a second hello"))),
+        Err(error) => return Some(End::Closed(violation(error))),
+        Ok(frame) => frame,
+    };
+    let Some(answer) = answer(broker, dialled, kept, frame).await else {
+        // The router has ended the connection, and says so.
+        return Some(End::Closed(ended(&mut kept.ended).await));
+    };
+    send(stream, &answer, &[]).await.err().map(|error| End::Lost(error.to_string()))
 }
 
 /// Why the router has ended the connection, when it has.
@@ -437,7 +461,7 @@ async fn answer(
 ) -> Option<BrokerFrame> {
     let serial = frame.serial()?;
     if let Some(answer) = kept.answers.find(serial) {
-        return Some(answer.clone());
+        return Some(answer);
     }
     if let Some(refusal) = dialled.and_then(|dialled| dialled.refusal(&frame)) {
         return Some(refusal);

@@ -3,6 +3,7 @@
 //! What is kept of a session while nobody holds it is not this module's business: it is a value `S` that goes in with
 //! [`Sessions::let_go`] and comes out again once, to who resumes the session or to who ends it.
 
+use crate::wire::codec;
 use crate::wire::control::{BrokerFrame, Token};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -29,8 +30,8 @@ struct Session<S> {
     nonce: u64,
     /// How often nobody held it.
     turn: u64,
-    /// `None` while somebody holds it.
-    waits: Option<Waits<S>>,
+    /// `None` while somebody holds it, which is most of the time.
+    waits: Option<Box<Waits<S>>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl<S> Sessions<S> {
         let until = if may_wait { now + self.window } else { now };
         session.turn += 1;
         self.waiting += usize::from(session.waits.is_none());
-        session.waits = Some(Waits { until, kept });
+        session.waits = Some(Box::new(Waits { until, kept }));
         Ok((session.turn, until))
     }
 
@@ -148,17 +149,20 @@ impl<S> Sessions<S> {
 }
 
 /// The last answers of a session, for questions that come again over a later socket (S6).
+///
+/// Encoded: a frame takes ten times the memory, in every connection.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    kept: VecDeque<(u32, BrokerFrame)>,
+    kept: VecDeque<(u32, Box<[u8]>)>,
     /// So many of them, the oldest, went over an earlier socket.
     earlier: usize,
 }
 
 impl Answers {
     /// What the question was answered over an earlier socket.
-    pub(super) fn find(&self, serial: u32) -> Option<&BrokerFrame> {
-        self.kept.iter().take(self.earlier).find(|(known, _)| *known == serial).map(|(_, answer)| answer)
+    pub(super) fn find(&self, serial: u32) -> Option<BrokerFrame> {
+        let (_, answer) = self.kept.iter().take(self.earlier).find(|(known, _)| *known == serial)?;
+        codec::decode(answer).ok()
     }
 
     /// Keeps an answer, if it matters that its question is not carried out twice.
@@ -173,11 +177,13 @@ impl Answers {
         if !made {
             return;
         }
+        // It is about to be sent, which fails in the same way if it is too long.
+        let Ok(encoded) = codec::encode(answer) else { return };
         if self.kept.len() == MOST_ANSWERS {
             self.kept.pop_front();
             self.earlier = self.earlier.saturating_sub(1);
         }
-        self.kept.push_back((serial, answer.clone()));
+        self.kept.push_back((serial, encoded.into()));
     }
 
     /// What comes now comes over another socket.
@@ -300,13 +306,13 @@ mod tests {
         answers.keep(2, &BrokerFrame::Done { serial: 2 });
         assert_eq!(answers.find(1), None, "the same socket: another question with the number of an old one");
         answers.next_socket();
-        assert_eq!((answers.find(1), answers.find(2)), (Some(&answer(1)), None));
+        assert_eq!((answers.find(1), answers.find(2)), (Some(answer(1)), None));
         for serial in 10..10 + MOST_ANSWERS as u32 {
             answers.keep(serial, &answer(serial));
         }
         assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MOST_ANSWERS));
         answers.next_socket();
-        assert_eq!(answers.find(10), Some(&answer(10)));
+        assert_eq!(answers.find(10), Some(answer(10)));
     }
 
     #[test]

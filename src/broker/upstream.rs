@@ -68,7 +68,7 @@ impl Upstream {
             let _ = phase.wait_for(Phase::is_ending).await;
         };
         let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), exit };
-        supervise(child, || upstream.name.clone(), stop, factory).await;
+        supervise(&child, || upstream.name.clone(), stop, factory).await;
     }
 }
 

@@ -178,7 +178,7 @@ impl Health {
                 let until = async move {
                     let _ = stopped.await;
                 };
-                supervise(child, || "-".to_owned(), until, factory).await;
+                supervise(&child, || "-".to_owned(), until, factory).await;
                 // Whoever waits may have given up.
                 let _ = ends.send(());
             });

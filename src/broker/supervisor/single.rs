@@ -32,7 +32,7 @@ pub(in crate::broker) enum Outcome {
 /// Keeps a child running on this thread until its policy does not want it back, or it fails too often, or `stop`
 /// comes. `id` names it in the log, as far as it has a name by then.
 pub(in crate::broker) async fn supervise<A>(
-    child: Child<'_>,
+    child: &Child<'_>,
     id: impl Fn() -> String,
     stop: impl Future<Output = ()>,
     mut factory: impl FnMut(Exit) -> A,
@@ -53,7 +53,8 @@ where
                     // An end that follows from the stop is none to restart after.
                     biased;
                     () = &mut stop => {
-                        life.stop(child.stop_within).await;
+                        // On the heap: what never stops does not pay for it.
+                        Box::pin(life.stop(child.stop_within)).await;
                         child.tree.stopped(child.place);
                         return Outcome::Stopped;
                     }

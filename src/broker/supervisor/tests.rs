@@ -133,7 +133,7 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
         ran.set(life >= fates.len());
         Actor_::new("test", fate, exit, record)
     };
-    let supervised = supervise(child, || "7".to_owned(), stop.notified(), factory);
+    let supervised = supervise(&child, || "7".to_owned(), stop.notified(), factory);
     let stopper = async {
         until("the last life", || ran.get()).await;
         stop.notify_one();
@@ -185,7 +185,8 @@ fn a_factory_that_panics_is_a_failed_start() {
             tree: &tree,
             place,
         };
-        let outcome = supervise(child, String::new, std::future::pending(), |_| -> Actor_ { panic!("no actor") }).await;
+        let outcome =
+            supervise(&child, String::new, std::future::pending(), |_| -> Actor_ { panic!("no actor") }).await;
         assert!(matches!(outcome, Outcome::GaveUp(End::Panicked(message)) if message.starts_with("no actor")));
         assert_eq!(tree.report()[0].failures, 4);
     });
@@ -230,7 +231,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
                 false => std::task::Poll::Ready(()),
             });
             let factory = |exit| Actor_::new("test", Fate::End, exit, &record);
-            assert_eq!(supervise(child, String::new, stop, factory).await, Outcome::Stopped, "round {round}");
+            assert_eq!(supervise(&child, String::new, stop, factory).await, Outcome::Stopped, "round {round}");
             assert_eq!((record.started.borrow().len(), tree.report()[0].restarts), (1, 0), "round {round}");
         }
     });
@@ -381,7 +382,7 @@ fn two_hundred_children_that_panic_leave_nothing() {
                     place,
                 };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);
-                supervise(child, || number.to_string(), std::future::pending(), factory).await;
+                supervise(&child, || number.to_string(), std::future::pending(), factory).await;
                 over.set(over.get() + 1);
             });
         }
