@@ -123,6 +123,21 @@ fn the_window_ends_a_session_whose_peer_does_not_come_back() {
 }
 
 #[test]
+fn a_goodbye_is_heard_behind_questions_whose_answers_nobody_waits_for() {
+    let mut broker = Broker::start_with(&[LONG]);
+    let watch = broker.client();
+    for n in 0..20 {
+        let mut raw = Raw::connect(&broker.socket(), &format!("leaves-{n}"));
+        let mut words: Vec<_> = (0..50).flat_map(|serial| ClientFrame::Status { serial }.encode().unwrap()).collect();
+        words.extend(ClientFrame::Bye.encode().unwrap());
+        raw.control.send(&words);
+        raw.cut();
+    }
+    wait_until("the sessions to end", || sessions(&watch) == 0);
+    assert!(!broker.process().stderr().contains("connection lost"));
+}
+
+#[test]
 fn without_a_window_a_session_ends_with_its_socket() {
     let broker = Broker::start_with(&[("restart.resume_window_ms", "0")]);
     let watch = broker.client();

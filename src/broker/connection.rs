@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// How long a client may take to read the last frame.
+/// How long a client may take to read the last frame, or to send its own.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Where the broker is in its life.
@@ -440,7 +440,23 @@ async fn heed(
         // The router has ended the connection, and says so.
         return Some(End::Closed(ended(&mut kept.ended).await));
     };
-    send(stream, &answer, &[]).await.err().map(|error| End::Lost(error.to_string()))
+    match send(stream, &answer, &[]).await {
+        Ok(()) => None,
+        Err(error) => Some(unheard(stream, error).await),
+    }
+}
+
+/// The peer does not hear us any more. Whether it has said goodbye stands in what it sent before.
+async fn unheard(stream: &mut FrameStream, error: std::io::Error) -> End {
+    let goodbye = async {
+        while let Ok(Some(body)) = stream.read().await {
+            if let Ok(ClientFrame::Bye) = ClientFrame::decode(&body) {
+                return End::Left;
+            }
+        }
+        End::Lost(error.to_string())
+    };
+    tokio::time::timeout(LAST_WORDS, goodbye).await.unwrap_or_else(|_| End::Lost(error.to_string()))
 }
 
 /// Why the router has ended the connection, when it has.
