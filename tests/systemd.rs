@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Instant;
 use support::http::{Answer, talk};
 use support::manager::{Manager, inheriting, program, scripted};
-use support::{Broker, DEADLINE, LAPCE_IPC, Process, command, output, stderr, wait_until};
+use support::{LAPCE_IPC, Process, command, output, stderr, wait_until};
 
 /// A folder, and a socket in it that listens.
 fn listening() -> (tempfile::TempDir, PathBuf, UnixListener) {
@@ -378,7 +378,7 @@ fn no_message_is_a_line_of_the_log() {
     publishing.publish("a.b", "first").unwrap();
     subscription.next().unwrap().unwrap();
     publishing.request("b", "first").unwrap();
-    broker.wait_for("connection opened connection=2");
+    wait_until("both to be in the log", || broker.stderr().matches("connection opened").count() == 2);
     let before = broker.stderr().lines().count();
     for _ in 0..10_000 {
         publishing.publish("a.b", "hi").unwrap();

@@ -18,9 +18,16 @@ use std::io::{self, Write};
 ///
 /// If somebody else took the log.
 pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
-    // What the HTTP library calls an error is one in somebody's request, which is no news of ours.
-    let level = format!("{level},actix_http=off,actix_server=warn");
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
+    let mut builder = env_logger::Builder::new();
+    // What the HTTP library calls an error is one in somebody's request, which is no news of ours. Who wants it anyhow
+    // names it.
+    builder.parse_filters(&format!("{level},actix_http=off,actix_server=warn"));
+    if let Ok(filters) = std::env::var("RUST_LOG") {
+        builder.parse_filters(&filters);
+    }
+    if let Ok(style) = std::env::var("RUST_LOG_STYLE") {
+        builder.parse_write_style(&style);
+    }
     if is_journal() {
         builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), told(record)));
     } else {
