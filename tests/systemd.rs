@@ -433,7 +433,7 @@ fn the_units_go_with_the_brokers_own_limits() {
         assert!(seconds(setting(&service, "WatchdogSec")) * 1000 > abort_ms + 5000, "its own comes first");
         let needed = u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) * 2;
         assert!(setting(&service, "LimitNOFILE").parse::<u64>().unwrap() > needed + 64);
-        for breaks in ["PrivateUsers=", "PrivatePIDs=", "ProtectProc=", "PrivateNetwork=", "DynamicUser="] {
+        for breaks in ["PrivateUsers=", "PrivatePIDs=", "PrivateNetwork=", "DynamicUser="] {
             assert!(!service.lines().any(|line| line.starts_with(breaks)), "{breaks} hides who connects");
         }
     }
