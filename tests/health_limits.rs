@@ -95,7 +95,8 @@ fn who_does_not_read_its_answers_gives_way_too() {
     let mut broker = patient(&[("health_server.max_connections", "4")]);
     let address = broker.health();
     let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50);
-    let silent: Vec<_> = (0..4)
+    // More than there is room for while some are being put away.
+    let silent: Vec<_> = (0..24)
         .map(|_| {
             let mut stream = connect(address);
             stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
