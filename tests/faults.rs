@@ -7,8 +7,10 @@ mod support;
 use lapce_ipc::client::{BreakerOrder, Client, Error};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::http::{Answer, talk};
+use support::manager::Manager;
 use support::probe::{counter, pattern};
-use support::{Broker, wait_until};
+use support::{Broker, Process, wait_until};
 
 const SUBSCRIBERS: usize = 8;
 /// How often each fault is to happen.
@@ -318,4 +320,66 @@ fn an_actor_that_never_runs_is_given_up_with_growing_delays_and_the_process_ends
     }
     assert!(log.contains("actor gives up actor=router"), "{log}");
     assert!(!broker.socket().exists(), "its socket goes with it");
+}
+
+#[test]
+fn a_manager_hears_that_the_broker_is_ready_when_the_router_answers() {
+    let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
+    let mut broker = support::command(support::IPC_SERVER_MAIN);
+    broker.arg("--socket").arg(folder.path().join("ipc.sock")).env("NOTIFY_SOCKET", manager.path());
+    broker.env("LAPCE_IPC_FAULTS", "router.started=stall:4000*1");
+    let mut broker = Process::start(broker);
+    broker.wait_for("health listens");
+    broker.wait_for("hint:");
+    assert_eq!(manager.rest(), Vec::<Vec<String>>::new(), "it listens, and the router does not answer yet");
+    assert_eq!(manager.next()[0], "READY=1");
+}
+
+#[test]
+fn a_managers_watchdog_hears_nothing_of_a_router_that_hangs() {
+    let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
+    let socket = folder.path().join("ipc.sock");
+    let mut broker = support::command(support::IPC_SERVER_MAIN);
+    broker.arg("--socket").arg(&socket).env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "100000");
+    broker.env("LAPCE_IPC__RESTART__WATCHDOG_ABORT_MS", "5000").env("LAPCE_IPC_FAULTS", "router.found@777=stall:60000");
+    let mut broker = Process::start(broker);
+    manager.until("READY=1");
+    manager.until("WATCHDOG=1");
+    Client::builder().socket(&socket).connect().unwrap().publish("a.b", [0; 777]).unwrap();
+    let told = manager.until("STATUS=1 threads do not turn");
+    assert!(told.iter().flatten().any(|line| line == "WATCHDOG=1"), "{told:?}");
+    // Its own watchdog ends it; until then, three seconds and more, no sign of life.
+    assert_eq!(broker.code(), -6, "SIGABRT");
+    let rest = manager.rest();
+    assert!(!rest.iter().flatten().any(|line| line == "WATCHDOG=1"), "{rest:?}");
+}
+
+#[test]
+fn endpoints_that_hang_are_told_of_and_the_broker_goes_on() {
+    let manager = Manager::new();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("ipc.sock");
+    let mut broker = support::command(support::IPC_SERVER_MAIN);
+    broker.arg("--socket").arg(&socket).env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "100000");
+    broker.env("LAPCE_IPC__RESTART__WATCHDOG_ABORT_MS", "2000").env("LAPCE_IPC_FAULTS", "health.asked=stall:5000*1");
+    let mut broker = Process::start(broker);
+    broker.wait_for("hint:");
+    let address = support::http::address_in(&broker.stderr()).unwrap();
+    let ask = |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        Answer::parse(&talk(address, request.as_bytes())).unwrap()
+    };
+    let hangs = std::thread::spawn({
+        let request = "GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        move || talk(address, request.as_bytes())
+    });
+    broker.wait_for("thread hangs thread=http");
+    manager.until("STATUS=the health endpoints hang");
+    let client = Client::builder().socket(&socket).connect().unwrap();
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    manager.until("WATCHDOG=1");
+    broker.wait_for("thread turns again thread=http");
+    assert_eq!(Answer::parse(&hangs.join().unwrap()).unwrap().code, 200);
+    assert_eq!(ask("/health").json()["components"]["threads"]["late"], 0);
+    assert!(!broker.has_ended() && !broker.stderr().contains("aborting"), "{}", broker.stderr());
 }

@@ -39,12 +39,14 @@ const CRATES: &[(&str, &[&str])] = &[
     ("crossbeam_queue", &["client", "broker"]),
     ("env_logger", &["broker", "cli", "bin"]),
     ("hdrhistogram", &["cli"]),
+    ("listenfd", &["broker"]),
     ("log", ALL),
     // The tests build the models.
     ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
     ("memmap2", &["shm"]),
     ("prometheus", &["metrics", "broker"]),
     ("rustix", &["sync", "shm", "config", "metrics", "client", "broker", "cli", "bin"]), // wire and routing are pure
+    ("sd_notify", &["broker"]),
     ("serde", ALL),
     ("serde_json", ALL), // also a development dependency: unit tests anywhere may read JSON
     ("thiserror", ALL),

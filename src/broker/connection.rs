@@ -67,6 +67,8 @@ pub(super) struct Broker {
     pub(super) ready: watch::Receiver<bool>,
     /// How many threads do not turn: what `/live` is about.
     pub(super) late: Arc<AtomicU64>,
+    /// How many threads of the endpoints do not turn.
+    pub(super) late_beside: Arc<AtomicU64>,
 }
 
 /// What a connection was let in with.

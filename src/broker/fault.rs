@@ -43,6 +43,7 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("upstream.started", "nothing"),
     ("upstream.dialled", "nothing; the socket is connected"),
     ("health.started", "nothing"),
+    ("health.asked", "nothing; a request has come, on the thread that serves"),
 ];
 
 /// A point that may panic or stall.

@@ -12,6 +12,8 @@
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
+//! | `inherited` | sockets that whoever started the broker listens on already |
+//! | `notify` | what the service manager is told |
 //! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
@@ -39,6 +41,8 @@ mod events;
 mod fault;
 mod health;
 mod holder;
+mod inherited;
+mod notify;
 mod report;
 mod root;
 mod router;

@@ -5,20 +5,23 @@ use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
 use super::events::Events;
 use super::fault;
-use super::health::{Endpoints, Health, HealthError};
+use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::holder::{SessionTable, watch_sessions};
+use super::inherited::Inherited;
+use super::notify::Notify;
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::upstream::Upstream;
-use super::watchdog::{Pulse, Watchdog, Watched};
-use crate::config::Loaded;
+use super::watchdog::{Alive, Pulse, Watchdog, Watched};
+use crate::config::{Config, Loaded};
 use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
 use crate::sync::{AtomicU64, Ordering};
 use actix::prelude::*;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,15 +63,36 @@ const STOP: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// If it cannot listen, or the system refuses what it needs, or an actor fails too often.
-pub fn run(loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
+pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
-    raise_descriptor_limit(loaded.config.ipc.max_connections);
-    // Before there are threads: it sets the umask for a moment.
-    let (bound, listener) = socket::bind(&loaded.config.ipc.socket_path, loaded.config.shared_memory.permissions)?;
-    let endpoints = Endpoints::new(&loaded.config.health_server)?;
-    System::new().block_on(serve(loaded, settings, bound, listener, endpoints, ready))
+    raise_descriptor_limit(&loaded.config);
+    let Inherited { ipc, health } = Inherited::take()?;
+    let (bound, listener) = listen(ipc, &mut loaded)?;
+    let endpoints = Endpoints::new(&loaded.config.health_server, health)?;
+    let notify = Notify::from_env()?;
+    System::new().block_on(serve(loaded, settings, bound, listener, endpoints, notify, ready))
+}
+
+/// The socket that was inherited, or one of our own. Call it before there are threads: it sets the umask for a moment.
+fn listen(
+    inherited: Option<(UnixListener, PathBuf)>,
+    loaded: &mut Loaded,
+) -> Result<(Bound, UnixListener), SocketError> {
+    let Some((listener, path)) = inherited else {
+        return socket::bind(&loaded.config.ipc.socket_path, loaded.config.shared_memory.permissions);
+    };
+    let bound = socket::adopt(&path, &listener)?;
+    match loaded.inherit_socket(&path) {
+        Some(configured) => log::warn!(
+            "inherited socket is not where the configuration says listens={:?} configured={:?}",
+            path.display().to_string(),
+            configured.display().to_string()
+        ),
+        None => log::info!("socket inherited path={:?}", path.display().to_string()),
+    }
+    Ok((bound, listener))
 }
 
 async fn serve(
@@ -77,6 +101,7 @@ async fn serve(
     bound: Bound,
     listener: UnixListener,
     endpoints: Endpoints,
+    notify: Notify,
     ready: impl FnOnce(&Loaded),
 ) -> Result<(), BrokerError> {
     let started = Instant::now();
@@ -84,7 +109,7 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
-    let tree = Arc::new(Tree::default());
+    let tree = Arc::new(Tree::new(loaded.config.restart.max_restarts));
     let (whole, is_whole) = watch::channel(false);
     let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
     let limits = supervisor::limits(&loaded.config.restart);
@@ -117,8 +142,14 @@ async fn serve(
     let permits = Arc::new(Semaphore::new(most as usize));
     let acceptor = children.add(permanent("acceptor", 16), || {});
     let acceptor_number = acceptor.number();
-    let watched = watched(&router, turns, &workers);
-    let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), abort)?;
+    let mut watched = watched(&router, turns, &workers);
+    let pulses = Pulses::default();
+    watched.extend(pulses.watched());
+    let alive = notify.alive_every().map(|every| {
+        let notify = notify.clone();
+        Alive { every, tell: Box::new(move || notify.alive()) }
+    });
+    let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort)?;
     let broker = Arc::new(Broker {
         config,
         config_file: loaded.source.clone(),
@@ -133,15 +164,17 @@ async fn serve(
         tree: tree.clone(),
         ready: is_whole,
         late: watchdog.late(),
+        late_beside: watchdog.late_beside(),
     });
     actix::spawn(watch_sessions(broker.clone()));
+    actix::spawn(notify.clone().follow(broker.clone()));
     for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
             actix::spawn(upstream.keep(broker));
         });
     }
-    let health = Health::start(endpoints, broker.clone());
+    let health = Health::start(endpoints, broker.clone(), pulses);
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {
@@ -156,14 +189,18 @@ async fn serve(
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
     if let Ok(signal) = ended {
-        children.retire(acceptor_number).await;
         let ms = loaded.config.ipc.drain_timeout_ms;
+        notify.stopping(signal, Duration::from_millis(ms));
+        children.retire(acceptor_number).await;
         log::info!("broker drains reason={signal} limit_ms={ms}");
         let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
         let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
         if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
             log::warn!("broker ends with work under way limit_ms={ms}");
         }
+    }
+    if ended.is_err() {
+        notify.stopping("an actor was given up", Duration::ZERO);
     }
     let _ = phase.send(Phase::Closing);
     let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
@@ -199,6 +236,7 @@ fn watched(router: &RouterHandle, turns: Arc<AtomicU64>, workers: &[Arbiter]) ->
             // While there is none, it waits for its restart.
             count: Box::new(move || (!absent.is_absent()).then(|| turns.load(Ordering::Relaxed))),
             ask: Box::new(move || bell.wake()),
+            is_vital: true,
         },
     ];
     for (number, worker) in workers.iter().enumerate() {
@@ -220,14 +258,15 @@ async fn quiescence(router: &RouterHandle) {
     }
 }
 
-/// Each connection takes six descriptors; a process gets 1,024 unless it asks for more.
-fn raise_descriptor_limit(max_connections: u32) {
+/// Each connection takes six descriptors, one of the endpoints two; a process gets 1,024 unless it asks for more.
+fn raise_descriptor_limit(config: &Config) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         log::warn!("descriptor limit not raised reason={error:?}");
     }
-    let needed = u64::from(max_connections) * 6 + 64;
+    let max_connections = config.ipc.max_connections;
+    let needed = u64::from(max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64;
     if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
         log::warn!("descriptor limit is low limit={maximum} needed={needed} max_connections={max_connections}");
     }

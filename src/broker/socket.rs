@@ -30,6 +30,19 @@ pub enum SocketError {
         /// The most bytes.
         max: usize,
     },
+    /// Whoever started us left something that is not as it should be.
+    #[error("inherited descriptor {fd} ({name}): {why}")]
+    Inherited {
+        /// The descriptor's number.
+        fd: i32,
+        /// What it was called, escaped.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The variables by which descriptors are inherited make no sense.
+    #[error("LISTEN_FDS: {0}")]
+    Listen(io::Error),
     /// The system refused.
     #[error("{}: {error}", .path.display())]
     Io {
@@ -43,11 +56,13 @@ pub enum SocketError {
 /// Bytes in the address of a Unix socket, without the final 0.
 const MAX_PATH: usize = 107;
 
-/// A listening socket that goes when this is dropped, and its lock.
+/// The path of a listening socket, with its lock. Both go when this is dropped; an inherited socket's path stays, for it
+/// is not ours to remove.
 #[derive(Debug)]
 pub(super) struct Bound {
     path: PathBuf,
-    inode: u64,
+    /// The socket's file, if it is ours.
+    inode: Option<u64>,
     lock_path: PathBuf,
     _lock: OwnedFd,
 }
@@ -59,10 +74,6 @@ pub(super) struct Bound {
 ///
 /// If another broker listens there, something else stands there, or the system refuses.
 pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener), SocketError> {
-    let io_at = |path: &Path| {
-        let path = path.to_owned();
-        move |error: io::Error| SocketError::Io { path, error }
-    };
     if path.as_os_str().len() > MAX_PATH {
         return Err(SocketError::TooLong { path: path.to_owned(), max: MAX_PATH });
     }
@@ -80,8 +91,26 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
     rustix::process::umask(umask);
     let listener = listener.map_err(io_at(path))?;
     listener.set_nonblocking(true).map_err(io_at(path))?;
-    let inode = std::fs::symlink_metadata(path).map_err(io_at(path))?.ino();
+    let inode = Some(std::fs::symlink_metadata(path).map_err(io_at(path))?.ino());
     Ok((Bound { path: path.to_owned(), inode, lock_path, _lock: lock }, listener))
+}
+
+/// Takes the lock of the path of a socket that somebody else has bound, so that no other broker takes its place. Who
+/// holds the listening socket is not asked: a socket unit listens while no broker runs.
+///
+/// # Errors
+///
+/// If another broker listens there, or the system refuses.
+pub(super) fn adopt(path: &Path, listener: &UnixListener) -> Result<Bound, SocketError> {
+    let lock_path = lock_path(path);
+    let lock = lock(&lock_path, path)?;
+    listener.set_nonblocking(true).map_err(io_at(path))?;
+    Ok(Bound { path: path.to_owned(), inode: None, lock_path, _lock: lock })
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |error| SocketError::Io { path, error }
 }
 
 fn lock_path(path: &Path) -> PathBuf {
@@ -123,7 +152,7 @@ fn lock(lock_path: &Path, path: &Path) -> Result<OwnedFd, SocketError> {
 impl Drop for Bound {
     fn drop(&mut self) {
         // Under the lock, and only if it is still ours.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(found.ino()) == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
         let _ = std::fs::remove_file(&self.lock_path);
@@ -154,6 +183,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(second);
         assert!(!path.exists() && !lock_path(&path).exists());
+    }
+
+    #[test]
+    fn an_inherited_socket_is_locked_and_stays() {
+        let (_folder, path) = folder();
+        let listener = UnixListener::bind(&path).unwrap();
+        let bound = adopt(&path, &listener).unwrap();
+        assert!(matches!(bind(&path, 0o600), Err(SocketError::InUse(p)) if p == path));
+        assert!(matches!(adopt(&path, &listener), Err(SocketError::InUse(p)) if p == path));
+        drop(bound);
+        assert!(path.exists() && !lock_path(&path).exists());
+        drop(adopt(&path, &listener).unwrap());
     }
 
     #[test]

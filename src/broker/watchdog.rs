@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 const WARN: Duration = Duration::from_secs(1);
 /// The longest between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// The shortest, whatever others want to hear.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// A thread that is watched.
 pub(super) struct Watched {
@@ -24,6 +26,14 @@ pub(super) struct Watched {
     pub(super) count: Box<dyn Fn() -> Option<u64> + Send>,
     /// Asks it to count once more.
     pub(super) ask: Box<dyn Fn() + Send>,
+    /// Whether the process ends when it hangs.
+    pub(super) is_vital: bool,
+}
+
+/// Who else wants to know that nothing hangs, and how often.
+pub(super) struct Alive {
+    pub(super) every: Duration,
+    pub(super) tell: Box<dyn Fn() + Send>,
 }
 
 /// The sign of life of a thread that sleeps in its runtime.
@@ -31,11 +41,24 @@ pub(super) struct Watched {
 pub(super) struct Pulse {
     count: AtomicU64,
     asked: Notify,
+    /// How many beat at the moment.
+    beating: AtomicU64,
+}
+
+/// One who beats.
+struct Beats<'a>(&'a Pulse);
+
+impl Drop for Beats<'_> {
+    fn drop(&mut self) {
+        self.0.beating.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pulse {
     /// Answers when asked. To be spawned on the thread that is watched.
     pub(super) async fn beat(self: Arc<Pulse>) {
+        self.beating.fetch_add(1, Ordering::Relaxed);
+        let _beats = Beats(&self);
         loop {
             self.asked.notified().await;
             self.count.fetch_add(1, Ordering::Relaxed);
@@ -49,7 +72,15 @@ impl Pulse {
             name,
             count: Box::new(move || Some(self.count.load(Ordering::Relaxed))),
             ask: Box::new(move || asked.asked.notify_one()),
+            is_vital: true,
         }
+    }
+
+    /// The watch over a thread that may be there or not, and that the process can do without.
+    pub(super) fn watched_beside(self: Arc<Pulse>, name: &str) -> Watched {
+        let pulse = self.clone();
+        let count = move || (pulse.beating.load(Ordering::Relaxed) > 0).then(|| pulse.count.load(Ordering::Relaxed));
+        Watched { count: Box::new(count), is_vital: false, ..self.watched(name.to_owned()) }
     }
 }
 
@@ -57,11 +88,13 @@ impl Pulse {
 #[derive(Debug)]
 pub(super) struct Watchdog {
     late: Arc<AtomicU64>,
+    late_beside: Arc<AtomicU64>,
     _ends_it: SyncSender<()>,
 }
 
 impl Watchdog {
-    /// Watches from now on. Calls `hangs` when a thread has not turned for `abort_after`; the real one does not return.
+    /// Watches from now on. Calls `hangs` when a vital thread has not turned for `abort_after`; the real one does not
+    /// return.
     ///
     /// # Errors
     ///
@@ -69,31 +102,55 @@ impl Watchdog {
     pub(super) fn start(
         watched: Vec<Watched>,
         abort_after: Duration,
+        alive: Option<Alive>,
         hangs: impl Fn() + Send + 'static,
     ) -> io::Result<Watchdog> {
         let (ends_it, ended) = sync_channel::<()>(0);
-        let late = Arc::new(AtomicU64::new(0));
-        let every = (abort_after / 8).min(LOOK);
+        let (late, late_beside) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let most = alive.as_ref().map_or(LOOK, |alive| alive.every / 2);
+        let every = (abort_after / 8).min(LOOK).min(most).max(SHORTEST);
         let warn = WARN.min(abort_after / 2);
-        let (clock, told) = (Instant::now(), late.clone());
+        let (clock, told, told_beside) = (Instant::now(), late.clone(), late_beside.clone());
         let watch = move || {
             let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            let watch = || Watch::new(nanos(warn), nanos(abort_after), nanos(every), nanos(clock.elapsed()));
-            let mut watched: Vec<_> = watched.into_iter().map(|watched| (watched, watch())).collect();
+            let watch = |is_vital: bool| {
+                let abort = if is_vital { nanos(abort_after) } else { u64::MAX };
+                Watch::new(nanos(warn), abort, nanos(every), nanos(clock.elapsed()))
+            };
+            let mut watched: Vec<_> = watched.into_iter().map(|it| (watch(it.is_vital), it)).collect();
+            let mut told_alive = None;
             while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                for (watched, watch) in &mut watched {
+                for (watch, watched) in &mut watched {
                     look(watched, watch, nanos(clock.elapsed()), &hangs);
                 }
-                told.store(watched.iter().filter(|(_, watch)| watch.is_late()).count() as u64, Ordering::Relaxed);
+                let late = |is_vital| {
+                    watched.iter().filter(|(watch, it)| it.is_vital == is_vital && watch.is_late()).count() as u64
+                };
+                let vital = late(true);
+                told.store(vital, Ordering::Relaxed);
+                told_beside.store(late(false), Ordering::Relaxed);
+                if let Some(alive) = alive.as_ref().filter(|_| vital == 0) {
+                    // The next look may be too late, so half of one early.
+                    let is_due = |at: Instant| at.elapsed() + every / 2 >= alive.every;
+                    if told_alive.is_none_or(is_due) {
+                        (alive.tell)();
+                        told_alive = Some(Instant::now());
+                    }
+                }
             }
         };
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch)?;
-        Ok(Watchdog { late, _ends_it: ends_it })
+        Ok(Watchdog { late, late_beside, _ends_it: ends_it })
     }
 
     /// How many threads are late: the count that `/live` is about.
     pub(super) fn late(&self) -> Arc<AtomicU64> {
         self.late.clone()
+    }
+
+    /// How many threads of the endpoints are late.
+    pub(super) fn late_beside(&self) -> Arc<AtomicU64> {
+        self.late_beside.clone()
     }
 }
 
@@ -145,11 +202,61 @@ mod tests {
         let on_hang = move || {
             let _ = found.try_send(());
         };
-        let alive = Watchdog::start(vec![sleeping], Duration::from_secs(3600), || {}).unwrap();
+        let alive = Watchdog::start(vec![sleeping], Duration::from_secs(3600), None, || {}).unwrap();
         assert_eq!(runtime.join().unwrap(), 3);
-        let dead = Watchdog::start(vec![hanging], Duration::from_millis(40), on_hang).unwrap();
+        let dead = Watchdog::start(vec![hanging], Duration::from_millis(40), None, on_hang).unwrap();
         hangs.recv_timeout(Duration::from_secs(30)).unwrap();
         assert_eq!(alive.late().load(Ordering::Relaxed), 0);
         drop(dead);
+    }
+
+    #[test]
+    fn a_thread_beside_is_told_of_and_ends_nothing() {
+        let (gone, hanging) = (Arc::new(Pulse::default()), Arc::new(Pulse::default()));
+        hanging.beating.fetch_add(1, Ordering::Relaxed);
+        let (pings, told) = sync_channel(1);
+        let tell = Box::new(move || {
+            let _ = pings.try_send(());
+        });
+        let watched = vec![gone.watched_beside("gone"), hanging.clone().watched_beside("hanging")];
+        let alive = Alive { every: Duration::from_millis(1), tell };
+        let hangs = || panic!("it is not vital");
+        let watchdog = Watchdog::start(watched, Duration::from_millis(10), Some(alive), hangs).unwrap();
+        while watchdog.late_beside().load(Ordering::Relaxed) < 1 {
+            told.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        // It is late for good, and it goes on telling that we live.
+        for _ in 0..20 {
+            told.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        assert_eq!((watchdog.late_beside().load(Ordering::Relaxed), watchdog.late().load(Ordering::Relaxed)), (1, 0));
+        // It answers again.
+        hanging.count.fetch_add(1, Ordering::Relaxed);
+        while watchdog.late_beside().load(Ordering::Relaxed) > 0 {
+            hanging.count.fetch_add(1, Ordering::Relaxed);
+            told.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+    }
+
+    #[test]
+    fn nobody_hears_that_we_live_while_a_vital_thread_hangs() {
+        let (_hangs, hanging) = pulse();
+        let (pings, told) = sync_channel(1000);
+        let tell = Box::new(move || {
+            let _ = pings.try_send(());
+        });
+        let alive = Alive { every: Duration::from_millis(1), tell };
+        let (found, hangs) = sync_channel(1000);
+        let on_hang = move || {
+            let _ = found.try_send(());
+        };
+        let watchdog = Watchdog::start(vec![hanging], Duration::from_millis(40), Some(alive), on_hang).unwrap();
+        hangs.recv_timeout(Duration::from_secs(30)).unwrap();
+        let _ = told.try_iter().count();
+        for _ in 0..3 {
+            hangs.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        assert_eq!(told.try_iter().count(), 0);
+        assert_eq!(watchdog.late().load(Ordering::Relaxed), 1);
     }
 }

@@ -12,6 +12,7 @@
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
+//! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
 //! | `children` | processes and folders that must not outlive us |
@@ -24,6 +25,7 @@ mod children;
 mod command;
 mod data;
 mod exit;
+mod logging;
 mod output;
 mod place;
 mod publish;

@@ -1,11 +1,13 @@
 //! `serve`: the broker.
 
-use super::exit::{Code, Failure};
+use super::exit::Failure;
+use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::place::Place;
 use crate::broker;
 use crate::config::{self, Config, Loaded};
 use clap::Args;
+use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 
 #[derive(Debug, Args)]
@@ -20,7 +22,12 @@ pub(super) struct ServeArgs {
 
 pub(super) const NOTES: &str = "\
 It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
-RUST_LOG sets what is logged (default: info).";
+
+RUST_LOG sets what is logged, for all or for single modules: error, warn, info (the default), debug, trace, off.
+  RUST_LOG=warn                                   less
+  RUST_LOG=info,lapce_ipc::broker::connection=off all but connections that come and go
+  RUST_LOG=warn,lapce_ipc::broker::events=info    of routing more than of the rest
+No line is written for each message, whatever the level.";
 
 /// An address as it is written; IPv6 in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,39 +73,32 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
     Ok(broker::run(loaded, |loaded| banner(loaded, socket_option.as_deref()))?)
 }
 
-/// Logs to stderr what RUST_LOG says, or what is at least of `level`.
-///
-/// # Errors
-///
-/// If somebody else took the log.
-pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
-    // What the HTTP library calls an error is one in somebody's request, which is no news of ours.
-    let level = format!("{level},actix_http=off,actix_server=warn");
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
-    match std::env::var_os("JOURNAL_STREAM") {
-        // The journal knows the time.
-        Some(_) => builder.format_timestamp(None),
-        None => builder.format_timestamp_millis(),
-    };
-    builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
-}
-
 fn banner(loaded: &Loaded, socket_option: Option<&Path>) {
-    let Config { ipc, shared_memory, router, .. } = &loaded.config;
-    let path = |path: &Path| plain(&path.to_string_lossy());
-    let config = loaded.source.as_deref().map_or_else(|| "built-in defaults".to_owned(), path);
+    let Config { ipc, shared_memory, router, restart, health_server, .. } = &loaded.config;
+    let path = |path: &Path| value(path.to_string_lossy());
+    let config = loaded.source.as_deref().map_or_else(|| value("built-in defaults"), path);
     log::info!("lapce-ipc {} listens socket={} config={config}", env!("CARGO_PKG_VERSION"), path(&ipc.socket_path));
     log::info!(
-        "limits max_connections={} max_message_size={} slot_size={} num_slots={} permissions={:04o} router_wait={}",
+        "limits max_connections={} max_message_size={} slot_size={} num_slots={} permissions={:04o} allowed_uids={} \
+         router_wait={} drain_timeout_ms={} max_restarts={} period_secs={} watchdog_abort_ms={} http_connections={} \
+         descriptors={}",
         ipc.max_connections,
         ipc.max_message_size,
         shared_memory.slot_size,
         shared_memory.num_slots,
         shared_memory.permissions,
+        value(ipc.allowed_uids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")),
         router.wait.as_str(),
+        ipc.drain_timeout_ms,
+        restart.max_restarts,
+        restart.period_secs,
+        restart.watchdog_abort_ms,
+        health_server.max_connections,
+        getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string()),
     );
-    if std::env::var_os("JOURNAL_STREAM").is_none() {
-        let socket = socket_option.map(|option| format!("--socket {} ", path(option))).unwrap_or_default();
+    if !is_journal() {
+        let socket = socket_option.map(|option| format!("--socket {} ", plain(&option.to_string_lossy())));
+        let socket = socket.unwrap_or_default();
         note(format_args!("hint: in another terminal: {} {socket}request echo hi", client_command()));
     }
 }

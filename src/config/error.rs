@@ -59,6 +59,7 @@ impl fmt::Display for Problem {
             Origin::File { path, line, column } => write!(f, "{}:{line}:{column}: ", Origin::shown_path(path))?,
             Origin::Environment(name) => write!(f, "{}: ", shown(name))?,
             Origin::CommandLine => f.write_str("command line: ")?,
+            Origin::Inherited => f.write_str("inherited socket: ")?,
         }
         if let Some(key) = &self.key {
             write!(f, "{}: ", shown_key(key))?;
@@ -85,6 +86,8 @@ pub enum Origin {
     Environment(String),
     /// An option of the command.
     CommandLine,
+    /// A socket that whoever started the broker listens on.
+    Inherited,
 }
 
 impl Origin {
@@ -106,6 +109,7 @@ impl fmt::Display for Origin {
             Self::File { path, line, .. } => write!(f, "{}:{line}", Self::shown_path(path)),
             Self::Environment(name) => write!(f, "env {}", shown(name)),
             Self::CommandLine => f.write_str("command line"),
+            Self::Inherited => f.write_str("inherited socket"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::env::{self, Env};
 use super::error::{ConfigError, Fault, Origin, Problem};
@@ -121,6 +121,23 @@ impl Loaded {
         let absolute = std::path::absolute(text).map_err(unusable)?;
         let absolute = absolute.to_str().ok_or_else(|| problem(Fault::NotUtf8))?.to_owned();
         self.set(KEY, &absolute, origin)
+    }
+
+    /// The broker listens at `path`, by a socket that it has inherited. Answers what was configured, if somebody had
+    /// said that it listens elsewhere.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Loaded;
+    /// let mut loaded = Loaded::default();
+    /// assert_eq!(loaded.inherit_socket("/run/a.sock".as_ref()), None);
+    /// assert_eq!(loaded.config.ipc.socket_path.to_str(), Some("/run/a.sock"));
+    /// ```
+    pub fn inherit_socket(&mut self, path: &Path) -> Option<PathBuf> {
+        const KEY: &str = "ipc.socket_path";
+        let was_set = *self.origin(KEY) != Origin::Default;
+        let configured = std::mem::replace(&mut self.config.ipc.socket_path, path.to_owned());
+        self.provenance.insert(KEY.to_owned(), Origin::Inherited);
+        (was_set && configured != path).then_some(configured)
     }
 
     fn set(&mut self, full: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {

@@ -166,6 +166,16 @@ section! {
         allowed_hosts: Vec<String> = Vec::new(), Rule::List { of: &Rule::Host, max: 64 };
         /// A file whose first line is a token that readers must send; empty for none.
         token_file: String = String::new(), Rule::FileOrNone;
+        /// Connections at a time; when they are all taken, the next takes the place of the one that is quiet longest.
+        /// So nobody keeps `/live` from being answered by holding connections open, whatever they are used for.
+        max_connections: u32 = 128, integer(4, 10_000, "connections");
+        /// How long a client may take to send the head of a request; 408 is the answer to one who takes longer.
+        /// The head may have 96 headers and 128 KiB, which the library sets; a larger one is refused.
+        request_timeout_ms: u64 = 3000, integer(100, 600_000, "ms");
+        /// How long a connection is kept after an answer, for a next request.
+        idle_timeout_secs: u64 = 15, integer(1, 3600, "s");
+        /// How long a client may leave an answer unread before its connection is closed.
+        unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
     }
 }
 

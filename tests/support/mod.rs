@@ -19,6 +19,7 @@
 
 pub mod cut;
 pub mod http;
+pub mod manager;
 pub mod probe;
 pub mod role;
 
@@ -56,8 +57,9 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     let ours = |name: &str| {
-        ["LAPCE_IPC", "XDG_", "RUST_LOG", "RUST_BACKTRACE", "JOURNAL_STREAM", "CARGO"]
+        ["LAPCE_IPC", "XDG_", "RUST_LOG", "RUST_BACKTRACE", "JOURNAL_STREAM", "CARGO", "NOTIFY_SOCKET", "LISTEN_"]
             .iter()
+            .chain(&["WATCHDOG_"])
             .any(|p| name.starts_with(p))
     };
     for (name, _) in std::env::vars_os() {
@@ -84,10 +86,19 @@ pub struct Process {
 impl Process {
     /// Starts it.
     #[track_caller]
-    pub fn start(mut command: Command) -> Process {
+    pub fn start(command: Command) -> Process {
+        Process::start_with(command, None)
+    }
+
+    /// Starts it with something else as its stdout.
+    #[track_caller]
+    pub fn start_with(mut command: Command, stdout: Option<Stdio>) -> Process {
         let folder = tempfile::tempdir().expect("a folder");
         let file = |name: &str| fs::File::create(folder.path().join(name)).expect("a file");
-        let child = command.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("the program starts");
+        command.stdout(stdout.unwrap_or_else(|| file("stdout").into())).stderr(file("stderr"));
+        let child = command.spawn().expect("the program starts");
+        // The command would keep what it passes on.
+        drop(command);
         Process { child, folder, status: None }
     }
 

@@ -26,11 +26,13 @@ pub(super) enum Condition {
 
 /// What is known.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
+pub(in crate::broker) struct Facts {
     pub(super) version: &'static str,
     pub(super) uptime_ms: u64,
-    /// Threads that do not turn.
+    /// Threads that do not turn, and for which the process should be ended.
     pub(super) late: u64,
+    /// Threads of the health endpoints that do not turn: no reason to end a broker that works.
+    pub(super) late_beside: u64,
     pub(super) draining: bool,
     /// Whether all actors of the root run.
     pub(super) whole: bool,
@@ -40,7 +42,7 @@ pub(super) struct Facts {
     pub(super) period_secs: u64,
     pub(super) max_restarts: u32,
     /// Permits taken, by connections and those that would be some.
-    pub(super) connections: u64,
+    pub(in crate::broker) connections: u64,
     pub(super) max_connections: u64,
     /// Whether the router has answered just now.
     pub(super) answers: bool,
@@ -78,7 +80,7 @@ impl Facts {
     }
 
     /// Why the broker is not ready; nothing if it is.
-    pub(super) fn unready(&self) -> Vec<String> {
+    pub(in crate::broker) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.is_live() {
             reasons.push(format!("{} threads do not turn", self.late));
@@ -135,7 +137,8 @@ impl Facts {
         let component = |status, details| Component { status, details };
         let if_not = |good, bad| if good { Healthy } else { bad };
         let mut components = BTreeMap::new();
-        let threads = component(if_not(self.is_live(), Unhealthy), json!({ "late": self.late }));
+        let turn = if self.is_live() { if_not(self.late_beside == 0, Degraded) } else { Unhealthy };
+        let threads = component(turn, json!({ "late": self.late, "late_beside": self.late_beside }));
         components.insert("threads", threads);
         let heartbeat = json!({ "heartbeat_age_ms": self.answered_ms_ago });
         components.insert("router", component(if_not(self.answers, Unhealthy), heartbeat));
@@ -204,6 +207,7 @@ mod tests {
             version: "1",
             uptime_ms: 5,
             late: 0,
+            late_beside: 0,
             draining: false,
             whole: true,
             actors: vec![running("breaker"), running("router"), running("acceptor")],
@@ -252,6 +256,7 @@ mod tests {
         };
         assert_eq!(told(|_| {}), (true, true, Healthy));
         assert_eq!(told(|facts| facts.late = 1), (false, false, Unhealthy));
+        assert_eq!(told(|facts| facts.late_beside = 1), (true, true, Degraded));
         assert_eq!(told(|facts| facts.answers = false), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.whole = false), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.draining = true), (true, false, Degraded));

@@ -36,14 +36,18 @@ pub(in crate::broker) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Reads the token and binds the address.
+    /// Reads the token and binds the address, unless there is an inherited socket.
     ///
     /// # Errors
     ///
     /// If there is no token and should be; if the address is taken, and the endpoints are required.
-    pub(in crate::broker) fn new(config: &HealthServer) -> Result<Endpoints, HealthError> {
+    pub(in crate::broker) fn new(
+        config: &HealthServer,
+        inherited: Option<TcpListener>,
+    ) -> Result<Endpoints, HealthError> {
         let access = Access::new(config).map_err(HealthError::Token)?;
-        let listener = match bind(config, access.has_token()) {
+        let bound = inherited.map_or_else(|| bind(config), Ok).and_then(|listener| tell(listener, access.has_token()));
+        let listener = match bound {
             Err(source) if config.required => {
                 return Err(HealthError::Listen { address: address(config), source });
             }
@@ -66,9 +70,12 @@ fn address(config: &HealthServer) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Binds the address, and says so.
-fn bind(config: &HealthServer, has_token: bool) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind((config.host.as_str(), config.port))?;
+fn bind(config: &HealthServer) -> io::Result<TcpListener> {
+    TcpListener::bind((config.host.as_str(), config.port))
+}
+
+/// Says where it listens.
+fn tell(listener: TcpListener, has_token: bool) -> io::Result<TcpListener> {
     let address = listener.local_addr()?;
     log::info!("health listens address={address}");
     if !address.ip().is_loopback() && !has_token {
@@ -119,7 +126,8 @@ impl Socket {
             log::debug!("health does not listen reason={reason:?} attempt={attempt} delay_ms={}", delay.as_millis());
             self.tree.waits(self.place, delay);
             tokio::time::sleep(delay).await;
-            let bound = bind(&self.config, !self.config.token_file.is_empty());
+            let has_token = !self.config.token_file.is_empty();
+            let bound = bind(&self.config).and_then(|listener| tell(listener, has_token));
             if bound.is_ok() {
                 self.tree.runs(self.place);
             }

@@ -10,11 +10,15 @@
 //! | `access` | who may read |
 //! | `pages` | what is answered to which path |
 //! | `survey` | what is known of the router, without a burden on it |
+//! | `connections` | who gives way when too many are connected |
+//! | `facts` | where the facts come from |
 //! | `judge` | live, ready, healthy: what is made of the facts |
 //! | `figures` | the facts as metrics |
 //! | `process` | what the kernel knows of this process |
 
 mod access;
+mod connections;
+mod facts;
 mod figures;
 mod judge;
 mod listen;
@@ -22,12 +26,14 @@ mod pages;
 mod process;
 mod survey;
 
+pub(super) use judge::Facts;
 pub(super) use listen::Endpoints;
 pub use listen::HealthError;
 
 use super::connection::Broker;
 use super::fault;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
+use super::watchdog::{Pulse, Watched};
 use crate::routing::restart::{Limits, Restart};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
@@ -49,10 +55,25 @@ const FIRST_DELAY: u64 = 100_000_000;
 /// How long the summary in the log waits for the router.
 const SUMMARY: Duration = Duration::from_secs(1);
 
+/// The signs of life of the endpoints' two threads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulses {
+    actor: Arc<Pulse>,
+    http: Arc<Pulse>,
+}
+
+impl Pulses {
+    /// The watch over both.
+    pub(super) fn watched(&self) -> [Watched; 2] {
+        [self.actor.clone().watched_beside("health"), self.http.clone().watched_beside("http")]
+    }
+}
+
 /// The endpoints' actor.
 struct HealthActor {
     pages: Arc<Pages>,
     socket: Rc<Socket>,
+    pulse: Arc<Pulse>,
     server: Option<ServerHandle>,
     /// The last summary.
     summary: String,
@@ -61,7 +82,8 @@ struct HealthActor {
 
 impl HealthActor {
     fn serve(&mut self, listener: io::Result<TcpListener>, ctx: &mut Context<Self>) {
-        let server = match listener.and_then(|listener| pages::server(listener, self.pages.clone())) {
+        let server = match listener.and_then(|listener| pages::server(listener, self.pages.clone(), self.pulse.clone()))
+        {
             Ok(server) => server,
             Err(error) => {
                 self.exit.fail(error);
@@ -137,7 +159,7 @@ pub(super) struct Health {
 
 impl Health {
     /// Starts them, on a thread of their own.
-    pub(super) fn start(endpoints: Endpoints, broker: Arc<Broker>) -> Health {
+    pub(super) fn start(endpoints: Endpoints, broker: Arc<Broker>, pulses: Pulses) -> Health {
         let arbiter = Arbiter::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
@@ -158,6 +180,7 @@ impl Health {
             let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), place));
             let pages = Arc::new(Pages::new(broker.clone(), access, surveyor));
             actix::spawn(asks);
+            actix::spawn(pulses.actor.beat());
             actix::spawn(async move {
                 let child = Child {
                     name: "health",
@@ -171,6 +194,7 @@ impl Health {
                 let factory = |exit| HealthActor {
                     pages: pages.clone(),
                     socket: socket.clone(),
+                    pulse: pulses.http.clone(),
                     server: None,
                     summary: String::new(),
                     exit,

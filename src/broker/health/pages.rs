@@ -11,13 +11,16 @@
 //! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
 
 use super::access::{Access, Refusal};
+use super::connections::{Connection, Connections};
 use super::figures;
 use super::judge::{Condition, Facts};
 use super::process::Usage;
 use super::survey::{Seen, Surveyor};
 use crate::broker::connection::Broker;
+use crate::broker::fault;
 use crate::broker::report;
-use crate::config::Metrics;
+use crate::broker::watchdog::Pulse;
+use crate::config::{HealthServer, Metrics};
 use crate::metrics;
 use crate::sync::Ordering;
 use actix_web::body::BoxBody;
@@ -29,21 +32,16 @@ use actix_web::{App, Error, FromRequest, Handler, HttpMessage, HttpResponse, Htt
 use serde::Serialize;
 use std::io;
 use std::net::TcpListener;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// The most connections at a time; more wait until one is closed.
-const CONNECTIONS_MAX: usize = 128;
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// How long a client may take to send a request's head (of at most 128 KiB and 96 headers, which the library says).
-const REQUEST: Duration = Duration::from_secs(3);
-/// How long a connection may be idle.
-const IDLE: Duration = Duration::from_secs(15);
+/// Connections beyond the most, while those that give way are being put away.
+const GIVING_WAY: usize = 16;
 /// How long a client may take to close.
 const DISCONNECT: Duration = Duration::from_secs(1);
-/// How long a client may leave its answer unread, when that does not fit into the kernel's buffers.
-const UNREAD: Duration = Duration::from_secs(10);
 /// How long a reader waits for the router; a probe's own patience is often a second.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -77,36 +75,21 @@ impl Pages {
         // Who hangs is not asked.
         let (seen, answers) =
             if self.is_live() { self.surveyor.look(patience).await } else { (self.surveyor.last(), false) };
-        let broker = &self.broker;
-        let (restart, ms) =
-            (&broker.config.restart, |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let max_connections = u64::from(broker.config.ipc.max_connections);
-        let surveyed = seen.as_ref().map(|seen| &seen.surveyed);
-        let facts = Facts {
-            version: env!("CARGO_PKG_VERSION"),
-            uptime_ms: ms(broker.started.elapsed()),
-            late: broker.late.load(Ordering::Relaxed),
-            draining: broker.phase.borrow().is_ending(),
-            whole: *broker.ready.borrow(),
-            actors: broker.tree.report(),
-            restarted: broker.tree.restarted_within(Duration::from_secs(restart.period_secs)),
-            period_secs: restart.period_secs,
-            max_restarts: restart.max_restarts,
-            connections: max_connections.saturating_sub(broker.permits.available_permits() as u64),
-            max_connections,
-            answers,
-            answered_ms_ago: seen.as_ref().map(|seen| ms(seen.at.elapsed())),
-            slots: surveyed.map(|surveyed| (surveyed.report.slots_used, surveyed.report.slots_total)),
-            breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
-        };
+        let facts = Facts::of(&self.broker, seen.as_ref(), answers);
         (facts, seen)
     }
 }
 
 /// The server over a socket; it runs when it is awaited.
-pub(super) fn server(listener: TcpListener, pages: Arc<Pages>) -> io::Result<Server> {
+pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>) -> io::Result<Server> {
+    let HealthServer { max_connections, request_timeout_ms, idle_timeout_secs, unread_timeout_secs, .. } =
+        pages.broker.config.health_server;
+    let unread_ms = u32::try_from(unread_timeout_secs * 1000).unwrap_or(u32::MAX);
+    let connections = Connections::new(max_connections as usize);
     let pages = web::Data::from(pages);
     let app = move || {
+        // On the thread that serves.
+        actix_web::rt::spawn(pulse.clone().beat());
         App::new()
             .app_data(pages.clone())
             .wrap(from_fn(guard))
@@ -120,18 +103,20 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>) -> io::Result<Ser
     let server = HttpServer::new(app)
         .workers(1)
         .worker_max_blocking_threads(1)
-        .max_connections(CONNECTIONS_MAX)
+        .max_connections(max_connections as usize + GIVING_WAY)
         .backlog(BACKLOG)
-        .client_request_timeout(REQUEST)
-        .keep_alive(KeepAlive::Timeout(IDLE))
+        .client_request_timeout(Duration::from_millis(request_timeout_ms))
+        .keep_alive(KeepAlive::Timeout(Duration::from_secs(idle_timeout_secs)))
         .client_disconnect_timeout(DISCONNECT)
-        .on_connect(|connection, _| {
+        .on_connect(move |connection, data| {
+            let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() else { return };
             // A client that does not read its answer is the kernel's to end; the library would wait for ever.
-            if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
-                let ms = u32::try_from(UNREAD.as_millis()).unwrap_or(u32::MAX);
-                if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, ms) {
-                    log::debug!("health connection has no time limit reason={error:?}");
-                }
+            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
+                log::debug!("health connection has no time limit reason={error:?}");
+            }
+            match connections.enter(stream) {
+                Ok(connection) => drop(data.insert(connection)),
+                Err(error) => log::debug!("health connection gives way to nobody reason={error:?}"),
             }
         })
         .shutdown_timeout(1)
@@ -157,6 +142,8 @@ where
 
 /// Before and after every answer: who may read, and what whoever shows it may do with it.
 async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
+    fault::point("health.asked", 0);
+    let _serves = request.conn_data::<Rc<Connection>>().cloned().and_then(Connection::serves);
     let mut response = match refusal(&request) {
         Some(refusal) => {
             // As long as somebody has the body, the library closes the connection after the answer; otherwise it would

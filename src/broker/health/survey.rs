@@ -12,7 +12,7 @@ const FRESH: Duration = Duration::from_millis(100);
 
 /// What the router said, and when.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(in crate::broker) struct Seen {
     pub(super) at: Instant,
     pub(super) surveyed: Arc<Surveyed>,
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most restarts of an actor whose times are kept.
+/// The most restarts of an actor whose times are kept, unless a limit of restarts is higher.
 const RECENT: usize = 1024;
 
 /// A place in the tree, taken for the life of the broker.
@@ -44,10 +44,25 @@ struct Node {
 }
 
 /// The tree. Only supervisors write, and nobody holds the lock for long; the router knows nothing of it.
-#[derive(Debug, Default)]
-pub(in crate::broker) struct Tree(Mutex<Vec<Node>>);
+#[derive(Debug)]
+pub(in crate::broker) struct Tree {
+    nodes: Mutex<Vec<Node>>,
+    /// The most restarts of each whose times are kept.
+    recent: usize,
+}
+
+impl Default for Tree {
+    fn default() -> Tree {
+        Tree::new(0)
+    }
+}
 
 impl Tree {
+    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen.
+    pub(in crate::broker) fn new(max_restarts: u32) -> Tree {
+        Tree { nodes: Mutex::default(), recent: RECENT.max(max_restarts as usize) }
+    }
+
     /// A place for one actor. All places are taken when the broker starts, so the tree does not grow.
     pub(in crate::broker) fn add(&self, name: &str, supervisor: &str) -> Place {
         self.take(name, supervisor, false)
@@ -93,7 +108,7 @@ impl Tree {
         let at = Instant::now() + delay;
         self.change(place, |node| {
             node.restarts += 1;
-            node.recent.truncate(RECENT - 1);
+            node.recent.truncate(self.recent - 1);
             node.recent.push_front(Instant::now());
             node.reason = Some(reason.to_owned());
             node.state = State::RestartsAt(at);
@@ -165,7 +180,7 @@ impl Tree {
 
     fn nodes(&self) -> std::sync::MutexGuard<'_, Vec<Node>> {
         // Nobody panics half way through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -205,5 +220,15 @@ mod tests {
         let restarted = Restarted { name: "router".to_owned(), supervisor: "root".to_owned(), times: RECENT };
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), [restarted]);
         assert_eq!(tree.restarted_within(Duration::ZERO), []);
+    }
+
+    #[test]
+    fn a_high_limit_of_restarts_is_seen_to_be_near() {
+        let tree = Tree::new(2000);
+        let router = tree.add("router", "root");
+        for _ in 0..1600 {
+            tree.restarts(router, "panicked: x", Duration::ZERO);
+        }
+        assert_eq!(tree.restarted_within(Duration::from_secs(3600))[0].times, 1600);
     }
 }

@@ -1,0 +1,92 @@
+//! Sockets that whoever started the broker listens on already (socket activation): `LISTEN_PID`, `LISTEN_FDS` and
+//! `LISTEN_FDNAMES`, as `sd_listen_fds(3)` describes them. One may be the control socket, named `ipc`, and one that of
+//! the health endpoints, named `health`; one with another name is what its kind says.
+//!
+//! The variables are left as they are (to change them is unsafe where there may be threads); what they name is marked
+//! close-on-exec, and is for our process number only.
+
+use super::socket::SocketError;
+use listenfd::ListenFd;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+/// What the control socket is called.
+const IPC: &str = "ipc";
+/// What the socket of the health endpoints is called.
+const HEALTH: &str = "health";
+
+/// What was inherited.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    /// The control socket, and its path.
+    pub(super) ipc: Option<(UnixListener, PathBuf)>,
+    /// The socket of the health endpoints.
+    pub(super) health: Option<TcpListener>,
+}
+
+impl Inherited {
+    /// Takes what was inherited. To be called once, before there are other threads.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor that is no listening socket, that there is one too many of, or that is not what its name says.
+    pub(super) fn take() -> Result<Inherited, SocketError> {
+        let named: Vec<_> = sd_notify::listen_fds_with_names().map_err(SocketError::Listen)?.collect();
+        let mut inherited = Inherited::default();
+        if named.is_empty() {
+            return Ok(inherited);
+        }
+        let mut descriptors = ListenFd::from_env();
+        for (index, (fd, name)) in named.into_iter().enumerate() {
+            inherited.put(&mut descriptors, index, fd, &name).map_err(|why| SocketError::Inherited {
+                fd,
+                name: name.escape_default().to_string(),
+                why,
+            })?;
+        }
+        Ok(inherited)
+    }
+
+    fn put(&mut self, descriptors: &mut ListenFd, index: usize, fd: i32, name: &str) -> Result<(), String> {
+        // What is of the wrong kind is left in its place.
+        if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
+            if name == HEALTH {
+                return Err("is a Unix socket, and health takes TCP".to_owned());
+            }
+            check(listener.as_fd(), fd)?;
+            let address = listener.local_addr().map_err(|error| error.to_string())?;
+            let path = address.as_pathname().ok_or("has no path, by which clients would find it")?;
+            if !path.is_absolute() {
+                return Err(format!("has the path {:?}, which is not absolute", path.display().to_string()));
+            }
+            if self.ipc.replace((listener, path.to_owned())).is_some() {
+                return Err("is one control socket too many".to_owned());
+            }
+            return Ok(());
+        }
+        if let Ok(Some(listener)) = descriptors.take_tcp_listener(index) {
+            if name == IPC {
+                return Err("is a TCP socket, and clients come through a Unix socket".to_owned());
+            }
+            check(listener.as_fd(), fd)?;
+            if self.health.replace(listener).is_some() {
+                return Err("is one socket for the health endpoints too many".to_owned());
+            }
+            return Ok(());
+        }
+        Err("is neither a Unix nor a TCP stream socket".to_owned())
+    }
+}
+
+fn check(socket: BorrowedFd<'_>, fd: i32) -> Result<(), String> {
+    if socket.as_raw_fd() != fd {
+        return Err(format!("came as {}", socket.as_raw_fd()));
+    }
+    match rustix::net::sockopt::socket_acceptconn(socket) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("is a stream socket that does not listen".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,160 @@
+//! What the service manager is told, if one started us and wants to hear (`NOTIFY_SOCKET`, as `sd_notify(3)` describes).
+//!
+//! | message | when |
+//! |---|---|
+//! | `READY=1` | `/ready` would say yes for the first time |
+//! | `STATUS=` | in words, when it changes |
+//! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is late that the process would be aborted for |
+//! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is going to end, and how long that may take |
+//!
+//! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
+
+use super::connection::{Broker, Phase};
+use super::health::Facts;
+use super::router::Survey;
+use crate::sync::Ordering;
+use sd_notify::NotifyState;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Messages that may wait to be sent.
+const QUEUE: usize = 16;
+/// How often it is looked whether the broker is ready, until it is.
+const READY_LOOK: Duration = Duration::from_millis(20);
+/// How often it is looked whether there is something new to tell.
+const STATUS_LOOK: Duration = Duration::from_secs(1);
+/// What an end may take beyond its drain: connections and actors are waited for.
+const BEYOND_DRAIN: Duration = Duration::from_secs(10);
+
+/// One datagram.
+#[derive(Debug)]
+enum Message {
+    Ready(String),
+    Status(String),
+    Alive,
+    Stopping { status: String, within: Duration },
+}
+
+/// The way to the service manager; nothing is sent if there is none. Clones go to the same.
+#[derive(Clone, Debug)]
+pub(super) struct Notify {
+    queue: Option<SyncSender<Message>>,
+    /// How often it wants to hear that we live.
+    alive_every: Option<Duration>,
+}
+
+impl Notify {
+    /// As the environment says.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread.
+    pub(super) fn from_env() -> io::Result<Notify> {
+        if std::env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
+            return Ok(Notify { queue: None, alive_every: None });
+        }
+        let (queue, messages) = sync_channel(QUEUE);
+        let send = move || {
+            let mut failed = false;
+            for message in messages {
+                let sent = send(&message);
+                if let (Err(error), false) = (&sent, failed) {
+                    log::warn!("service manager not told reason={:?}", error.to_string());
+                }
+                // Once is enough, until it works again.
+                failed = sent.is_err();
+            }
+        };
+        std::thread::Builder::new().name("notify".to_owned()).spawn(send)?;
+        let within = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
+        Ok(Notify { queue: Some(queue), alive_every: within.map(|within| within / 2) })
+    }
+
+    /// How often [`Notify::alive`] is to be called, if at all.
+    pub(super) fn alive_every(&self) -> Option<Duration> {
+        self.alive_every
+    }
+
+    /// Nothing hangs.
+    pub(super) fn alive(&self) {
+        self.tell(Message::Alive);
+    }
+
+    /// The end begins, and may take so long beyond what all ends take.
+    pub(super) fn stopping(&self, why: &str, drain: Duration) {
+        let status = format!("{why}: finishes what is under way, within {} ms", drain.as_millis());
+        self.tell(Message::Stopping { status, within: drain + BEYOND_DRAIN });
+    }
+
+    fn tell(&self, message: Message) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.try_send(message);
+        }
+    }
+
+    /// Tells that the broker is ready, as soon as it is, and then how it is, until it is going to end.
+    pub(super) async fn follow(self, broker: Arc<Broker>) {
+        if self.queue.is_none() {
+            return;
+        }
+        let mut phase = broker.phase.clone();
+        tokio::select! {
+            () = self.tell_of(&broker) => {}
+            _ = phase.wait_for(Phase::is_ending) => {}
+        }
+    }
+
+    async fn tell_of(&self, broker: &Broker) {
+        loop {
+            let surveyed = broker.router.send(Survey).await;
+            if Facts::of(broker, None, surveyed.is_ok()).unready().is_empty() {
+                break;
+            }
+            tokio::time::sleep(READY_LOOK).await;
+        }
+        let mut told = status(broker);
+        self.tell(Message::Ready(told.clone()));
+        loop {
+            tokio::time::sleep(STATUS_LOOK).await;
+            let status = status(broker);
+            if status != told {
+                self.tell(Message::Status(status.clone()));
+                told = status;
+            }
+        }
+    }
+}
+
+/// How the broker is, in words. Nobody is asked for it: the watchdog has asked the router whether it lives.
+fn status(broker: &Broker) -> String {
+    let facts = Facts::of(broker, None, true);
+    let mut parts = facts.unready();
+    if broker.late_beside.load(Ordering::Relaxed) > 0 {
+        parts.push("the health endpoints hang".to_owned());
+    }
+    match parts.is_empty() {
+        true => format!("{} connections on {}", facts.connections, broker.config.ipc.socket_path.display()),
+        false => parts.join("; "),
+    }
+}
+
+fn send(message: &Message) -> io::Result<()> {
+    match message {
+        Message::Ready(status) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&line(status))]),
+        Message::Status(status) => sd_notify::notify(&[NotifyState::Status(&line(status))]),
+        Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+        Message::Stopping { status, within } => {
+            let within = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+            let states =
+                [NotifyState::Stopping, NotifyState::Status(&line(status)), NotifyState::ExtendTimeoutUsec(within)];
+            sd_notify::notify(&states)
+        }
+    }
+}
+
+/// A line ends a message's field.
+fn line(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}

@@ -1,0 +1,117 @@
+//! The log on stderr: one line for each thing that happens, `words key=value …`.
+//!
+//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); everybody else is told
+//! the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and inode
+//! of a stream, and whoever inherits the variable, but writes elsewhere, does not write to the journal.
+
+use super::exit::{Code, Failure};
+use super::output::plain;
+use env_logger::fmt::Formatter;
+use log::{Level, Record};
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Write};
+
+/// Logs to stderr what RUST_LOG says, or what is at least of `level`.
+///
+/// # Errors
+///
+/// If somebody else took the log.
+pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
+    let mut builder = env_logger::Builder::new();
+    // What the HTTP library calls an error is one in somebody's request, which is no news of ours. Who wants it anyhow
+    // names it.
+    builder.parse_filters(&format!("{level},actix_http=off,actix_server=warn"));
+    if let Ok(filters) = std::env::var("RUST_LOG") {
+        builder.parse_filters(&filters);
+    }
+    if let Ok(style) = std::env::var("RUST_LOG_STYLE") {
+        builder.parse_write_style(&style);
+    }
+    if is_journal() {
+        builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), told(record)));
+    } else {
+        builder.format(timed);
+    }
+    builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
+}
+
+/// Whether stderr goes to the journal.
+pub(super) fn is_journal() -> bool {
+    let Ok(stat) = rustix::fs::fstat(io::stderr()) else { return false };
+    std::env::var_os("JOURNAL_STREAM").is_some_and(|stream| names(&stream, stat.st_dev, stat.st_ino))
+}
+
+/// Whether `DEVICE:INODE` is this stream.
+fn names(stream: &OsStr, device: u64, inode: u64) -> bool {
+    let numbers = stream.to_str().and_then(|text| text.split_once(':'));
+    let numbers = numbers.and_then(|(device, inode)| Some((device.parse::<u64>().ok()?, inode.parse::<u64>().ok()?)));
+    numbers == Some((device, inode))
+}
+
+/// As `syslog(3)` counts.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+fn timed(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let (time, style) = (out.timestamp_millis(), out.default_level_style(record.level()));
+    writeln!(out, "[{time} {style}{:<5}{style:#} {}", record.level(), told(record).replacen(' ', "] ", 1))
+}
+
+/// Module and message, on one line: values are escaped where they are logged, and here is made sure of it.
+fn told(record: &Record<'_>) -> String {
+    plain(&format!("{} {}", record.target(), record.args()))
+}
+
+/// A value after `key=`: as it is if it is one word, else quoted and escaped.
+pub(super) fn value(text: impl fmt::Display) -> String {
+    let text = text.to_string();
+    let is_word =
+        !text.is_empty() && !text.contains(|c: char| c.is_control() || c.is_whitespace() || "\"'\\=".contains(c));
+    if is_word { text } else { format!("{text:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stream_that_is_named_is_the_journal() {
+        assert!(names("8:12345".as_ref(), 8, 12_345));
+        for other in ["8:12346", "9:12345", "", ":", "8", "8:", "8:12345:1", "a:b"] {
+            assert!(!names(other.as_ref(), 8, 12_345), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_foreign_makes_no_line_of_its_own() {
+        let told = |args: fmt::Arguments<'_>| told(&Record::builder().target("module").args(args).build());
+        assert_eq!(
+            told(format_args!("lost reason={}", "a\n<3>forged\u{1b}[2J")),
+            "module lost reason=a\\n<3>forged\\u{1b}[2J"
+        );
+        assert_eq!(told(format_args!("path=\"/tmp/ä b\"")), "module path=\"/tmp/ä b\"");
+    }
+
+    #[test]
+    fn values_are_one_word_or_quoted() {
+        assert_eq!(value("/run/a.sock"), "/run/a.sock");
+        for (text, told) in
+            [("a b", r#""a b""#), ("", r#""""#), ("a\nb", r#""a\nb""#), ("a=b", r#""a=b""#), ("\"", r#""\"""#)]
+        {
+            assert_eq!(value(text), told);
+        }
+    }
+
+    #[test]
+    fn levels_are_those_of_syslog() {
+        let all = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+        assert_eq!(all.map(priority), [3, 4, 6, 7, 7]);
+    }
+}
