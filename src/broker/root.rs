@@ -84,6 +84,8 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
+    actix::spawn(events.clone().spread());
+    let newsroom = events.newsroom();
     let tree = Arc::new(Tree::default());
     let (whole, is_whole) = watch::channel(false);
     let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
@@ -141,7 +143,7 @@ async fn serve(
             actix::spawn(upstream.keep(broker));
         });
     }
-    let health = Health::start(endpoints, broker.clone());
+    let health = Health::start(endpoints, broker.clone(), newsroom);
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {

@@ -166,6 +166,8 @@ section! {
         allowed_hosts: Vec<String> = Vec::new(), Rule::List { of: &Rule::Host, max: 64 };
         /// A file whose first line is a token that readers must send; empty for none.
         token_file: String = String::new(), Rule::FileOrNone;
+        /// How many may follow `/events` at a time, as the status page does; more are refused.
+        max_streams: u32 = 16, integer(0, 64, "");
     }
 }
 

@@ -7,15 +7,19 @@
 //! | `/health` | how each part is; 503 if the broker is unhealthy |
 //! | `/api/status` | the report of `lapce-ipc status --json` |
 //! | `/metrics` | for Prometheus |
+//! | `/events` | a stream of what happens, and of the status (`stream`) |
+//! | `/` | the page that shows it (`page`) |
 //!
 //! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
 
 use super::access::{Access, Refusal};
 use super::figures;
 use super::judge::{Condition, Facts};
+use super::page;
 use super::process::Usage;
+use super::stream::{self, Streams};
 use super::survey::{Seen, Surveyor};
-use crate::broker::connection::Broker;
+use crate::broker::connection::{Broker, Phase};
 use crate::broker::report;
 use crate::config::Metrics;
 use crate::metrics;
@@ -31,6 +35,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
 /// The most connections at a time; more wait until one is closed.
 const CONNECTIONS_MAX: usize = 128;
@@ -45,22 +50,23 @@ const DISCONNECT: Duration = Duration::from_secs(1);
 /// How long a client may leave its answer unread, when that does not fit into the kernel's buffers.
 const UNREAD: Duration = Duration::from_secs(10);
 /// How long a reader waits for the router; a probe's own patience is often a second.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the pages tell of.
 pub(super) struct Pages {
     broker: Arc<Broker>,
     access: Access,
     surveyor: Surveyor,
+    pub(super) streams: Streams,
     /// When the broker started, in seconds since the epoch.
     started: f64,
 }
 
 impl Pages {
-    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor) -> Pages {
+    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor, streams: Streams) -> Pages {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
-        Pages { broker, access, surveyor, started }
+        Pages { broker, access, surveyor, streams, started }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -101,6 +107,18 @@ impl Pages {
         };
         (facts, seen)
     }
+
+    /// The broker's status, with what the router said last.
+    pub(super) fn status(&self, seen: &Seen) -> serde_json::Value {
+        let mut told = seen.surveyed.report.clone();
+        report::complete(&mut told, &self.broker);
+        report::status_json(&told, &seen.surveyed.breakers)
+    }
+
+    /// Where the broker is in its life.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.broker.phase.clone()
+    }
 }
 
 /// The server over a socket; it runs when it is awaited.
@@ -115,6 +133,10 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>) -> io::Result<Ser
             .service(page("/health", health))
             .service(page("/api/status", status))
             .service(page("/metrics", exposition))
+            .service(page("/events", stream::events))
+            .service(page("/", page::index))
+            .service(page("/style.css", page::style))
+            .service(page("/script.js", page::script))
             .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "there is nothing here\n") }))
     };
     let server = HttpServer::new(app)
@@ -170,12 +192,14 @@ async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<Servi
         }
         None => next.call(request).await?,
     };
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+    // The page says itself what it needs.
+    let has_policy = response.headers().contains_key(header::CONTENT_SECURITY_POLICY);
+    let policy = (!has_policy).then_some((header::CONTENT_SECURITY_POLICY, "default-src 'none'"));
+    for (name, value) in policy.into_iter().chain([
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CACHE_CONTROL, "no-store"),
         (header::REFERRER_POLICY, "no-referrer"),
-    ] {
+    ]) {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     Ok(response)
@@ -215,7 +239,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> HttpResponse {
+pub(super) fn text(status: StatusCode, text: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type(header::ContentType::plaintext()).body(text)
 }
 
@@ -244,9 +268,7 @@ async fn status(pages: web::Data<Pages>) -> HttpResponse {
     let Some(seen) = seen.filter(|_| facts.answers) else {
         return json(false, &serde_json::json!({ "error": "the router does not answer" }));
     };
-    let mut told = seen.surveyed.report.clone();
-    report::complete(&mut told, &pages.broker);
-    json(true, &report::status_json(&told, &seen.surveyed.breakers))
+    json(true, &pages.status(&seen))
 }
 
 async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
