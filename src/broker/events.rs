@@ -18,11 +18,11 @@ const CAPACITY: usize = 1024;
 /// News that somebody who follows them may be behind.
 const BEHIND: usize = 256;
 
-/// What was published on one of the broker's own topics.
+/// Something on one of the broker's own topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct News {
     pub(crate) topic: String,
-    /// JSON, as it was published.
+    /// JSON.
     pub(crate) text: String,
 }
 
@@ -153,12 +153,25 @@ pub(crate) struct Events {
     log: Queue<Event>,
     breakers: Queue<BreakerChange>,
     news: Queue<News>,
+    /// Of actors; not yet published.
+    actors: Queue<News>,
     newsroom: Newsroom,
 }
 
 impl Events {
     pub(crate) fn new() -> Events {
-        Events { log: Queue::new(), breakers: Queue::new(), news: Queue::new(), newsroom: Newsroom::new() }
+        let (log, breakers, news, actors) = (Queue::new(), Queue::new(), Queue::new(), Queue::new());
+        Events { log, breakers, news, actors, newsroom: Newsroom::new() }
+    }
+
+    /// Leaves word of an actor, to be published. Never blocks.
+    pub(crate) fn actor(&self, news: News) {
+        self.actors.push(news);
+    }
+
+    /// What is said of actors, for the one who has it published.
+    pub(crate) fn actors(&self) -> Queue<News> {
+        self.actors.clone()
     }
 
     /// Leaves word of what is published on a topic of the broker's, if anybody wants to hear it. Never blocks.

@@ -1,5 +1,6 @@
 //! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
 
+use crate::broker::events::{Events, News};
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -45,9 +46,25 @@ struct Node {
 
 /// The tree. Only supervisors write, and nobody holds the lock for long; the router knows nothing of it.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Tree(Mutex<Vec<Node>>);
+pub(in crate::broker) struct Tree {
+    nodes: Mutex<Vec<Node>>,
+    /// Where restarts are told as they happen.
+    events: Option<Events>,
+}
 
 impl Tree {
+    /// A tree whose restarts are told as events.
+    pub(in crate::broker) fn telling(events: Events) -> Tree {
+        Tree { events: Some(events), ..Tree::default() }
+    }
+
+    /// Tells that an actor is started again, or not any more; `details` is a JSON object.
+    pub(in crate::broker) fn tell(&self, what: &str, details: &serde_json::Value) {
+        if let Some(events) = &self.events {
+            events.actor(News { topic: format!("$sys.actor.{what}"), text: details.to_string() });
+        }
+    }
+
     /// A place for one actor. All places are taken when the broker starts, so the tree does not grow.
     pub(in crate::broker) fn add(&self, name: &str, supervisor: &str) -> Place {
         self.take(name, supervisor, false)
@@ -165,7 +182,7 @@ impl Tree {
 
     fn nodes(&self) -> std::sync::MutexGuard<'_, Vec<Node>> {
         // Nobody panics half way through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
