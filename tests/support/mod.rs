@@ -18,6 +18,7 @@
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
 pub mod cut;
+pub mod follow;
 pub mod http;
 pub mod probe;
 pub mod role;
