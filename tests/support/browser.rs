@@ -164,12 +164,12 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().expect("data")).expect("base64")
     }
 
-    /// Writes a picture into the folder that `LAPCE_IPC_SCREENSHOTS` names, if it does.
+    /// Writes a picture into the folder that `LAPCE_IPC_SCREENSHOTS` names, if it does: of the window or the whole page.
     #[track_caller]
-    pub(crate) fn keep_picture(&mut self, name: &str) {
+    pub(crate) fn keep_picture(&mut self, name: &str, whole: bool) {
         let Some(folder) = std::env::var_os("LAPCE_IPC_SCREENSHOTS") else { return };
         std::fs::create_dir_all(&folder).expect("a folder");
-        let picture = self.picture(true);
+        let picture = self.picture(whole);
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("a file");
     }
 

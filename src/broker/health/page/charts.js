@@ -5,9 +5,10 @@ const SVG = 'http:' + '//www.w3.org/2000/svg';
 const PLACES = 121;
 
 class Chart {
-  /** `series`: names. `format`: how a value is written. `logarithmic`: for values over several decades. */
-  constructor(figure, title, series, format, logarithmic = false) {
-    Object.assign(this, { figure, title, format, logarithmic, at: null, width: 600, height: 150 });
+  /** `series`: names. `format`: how a value is written. `scale`: `decimal`, `binary`, or `decades` for wide ranges. */
+  constructor(figure, title, series, format, scale = 'decimal') {
+    const [logarithmic, base] = [scale === 'decades', scale === 'binary' ? 1024 : 10];
+    Object.assign(this, { figure, title, format, logarithmic, base, at: null, width: 600, height: 150 });
     this.series = series.map((name, index) => ({ name, index, values: new Array(PLACES).fill(null) }));
     const caption = make('figcaption');
     this.when = make('span', 'when');
@@ -80,8 +81,9 @@ class Chart {
       return { marks, y, bottom };
     }
     const most = Math.max(...known, 1e-9);
-    const power = 10 ** Math.floor(Math.log10(most));
-    const limit = [1, 2, 3, 4, 5, 6, 8, 10].map((n) => n * power).find((n) => n >= most) ?? most;
+    const power = this.base ** Math.floor(Math.log(most) / Math.log(this.base));
+    const steps = this.base === 10 ? [1, 2, 3, 4, 5, 6, 8, 10] : [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024];
+    const limit = steps.map((n) => n * power).find((n) => n >= most) ?? most;
     const y = (value) => bottom - Math.min(1, value / limit) * (bottom - top);
     return { marks: known.some((value) => value > 0) ? [0, limit / 2, limit] : [0], y, bottom };
   }

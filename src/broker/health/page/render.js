@@ -8,8 +8,8 @@ const shown = { snapshot: null, before: null };
 const charts = {
   traffic: new Chart(element('chart-traffic'), 'Throughput', ['published', 'delivered', 'requests'], perSecond),
   latency: new Chart(element('chart-latency'), 'Latency',
-    ['in the broker, median', 'in the broker, 99 %', 'round trip, median', 'round trip, 99 %'], seconds, true),
-  data: new Chart(element('chart-data'), 'Payload', ['received'], bytesPerSecond),
+    ['in the broker, median', 'in the broker, 99 %', 'round trip, median', 'round trip, 99 %'], seconds, 'decades'),
+  data: new Chart(element('chart-data'), 'Payload', ['received'], bytesPerSecond, 'binary'),
   process: new Chart(element('chart-process'), 'Processor time of the broker', ['of one core'], percent),
 };
 
@@ -50,6 +50,7 @@ function render(snapshot, now = performance.now()) {
   charts.process.push([rates.cpu]);
   const latency = latencyOf(snapshot);
   element('chart-latency').hidden = !latency;
+  mark(element('charts'), 'data-four', latency ? '' : null);
   const of = (kind, point) => latency?.[kind]?.count ? latency[kind][point] : null;
   charts.latency.push([of('in_broker', 'p50'), of('in_broker', 'p99'), of('round_trip', 'p50'), of('round_trip', 'p99')]);
   const status = snapshot.status;
@@ -104,7 +105,6 @@ function showTiles(snapshot, rates) {
   const connections = health.components?.connections ?? {};
   const memory = status?.memory_bytes ?? process?.memory_bytes;
   const restarts = (status?.actors ?? []).reduce((sum, actor) => sum + actor.restarts, 0);
-  const lost = (counters.dropped ?? 0) + (counters.evicted ?? 0);
   const late = snapshot.threads_late;
   const tiles = [
     { name: 'Connections', value: count(connections.now), note: `of ${count(connections.limit)}`,
@@ -112,9 +112,9 @@ function showTiles(snapshot, rates) {
     { name: 'Published', value: perSecond(rates.published), note: `${count(counters.published)} in all` },
     { name: 'Delivered', value: perSecond(rates.delivered), note: `${count(counters.delivered)} in all` },
     { name: 'Requests', value: perSecond(rates.requests), note: `${count(counters.requests)} in all` },
-    { name: 'Failed requests', value: perSecond(failing), note: `${count(failures)} in all`,
+    { name: 'Unanswered', value: perSecond(failing), note: `${count(failures)} in all`,
       tone: failing > 0 ? 'warn' : null },
-    { name: 'Lost messages', value: count(lost), note: `${plural(counters.evicted ?? 0, 'eviction', 'evictions')}`,
+    { name: 'Dropped', value: count(counters.dropped), note: `${plural(counters.evicted ?? 0, 'eviction', 'evictions')}`,
       tone: (rates.dropped ?? 0) + (rates.evicted ?? 0) > 0 ? 'warn' : null },
     { name: 'Slots lent out', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
       meter: [status?.slots_used, status?.slots_total] },
@@ -148,8 +148,21 @@ function showTile(tile, { value, note, tone, meter }) {
 function toneOf(topic, data) {
   if (topic.startsWith('$sys.breaker.')) return { open: 'bad', forced_open: 'bad', half_open: 'warn', closed: 'good' }[data?.to];
   if (topic === '$sys.actor.gave_up') return 'bad';
-  if (topic.startsWith('$sys.actor.') || topic.startsWith('$sys.subscription.') || data?.reason) return 'warn';
+  if (topic.startsWith('$sys.actor.') || topic.startsWith('$sys.subscription.') || topic === 'lost') return 'warn';
+  if (data?.reason && data.reason !== 'client left') return 'warn';
   return null;
+}
+
+/** What people look for first. */
+const FIRST = ['name', 'actor', 'service', 'from', 'to', 'reason', 'pattern'];
+
+/** The members of an event in a line. */
+function detailOf(data) {
+  if (data === null || typeof data !== 'object') return String(data ?? '');
+  const place = ([key]) => (FIRST.indexOf(key) + FIRST.length + 1) % (FIRST.length + 1);
+  const members = Object.entries(data).sort((one, other) => place(one) - place(other));
+  const text = (value) => typeof value === 'object' ? JSON.stringify(value) : String(value);
+  return members.map(([key, value]) => `${words(key)} ${text(value)}`).join(' · ');
 }
 
 /** Puts an event at the top of the list. */
@@ -158,10 +171,7 @@ function renderNews(topic, data, at = new Date()) {
   const entry = make('li');
   const when = make('time', '', clock(at));
   when.dateTime = at.toISOString();
-  const detail = data !== null && typeof data === 'object'
-    ? Object.entries(data).map(([key, value]) => `${key} ${typeof value === 'object' ? JSON.stringify(value) : value}`).join(' · ')
-    : String(data ?? '');
-  entry.append(when, make('span', 'topic', topic.replace(/^\$sys\./, '')), make('span', 'detail', detail));
+  entry.append(when, make('span', 'topic', topic.replace(/^\$sys\./, '')), make('span', 'detail', detailOf(data)));
   mark(entry, 'data-tone', toneOf(topic, data));
   list.prepend(entry);
   while (list.children.length > EVENTS_MAX) list.lastElementChild.remove();
