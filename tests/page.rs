@@ -30,7 +30,7 @@ const CREW: [&str; 11] = [
     "serve rust-analyzer lsp.rust.hover",
     "serve plugin-spellcheck text.spelling",
     "read session-recorder lapce.>",
-    "read plugin-git lapce.saved",
+    "read plugin-git lapce.editor.>",
     "edit lapce-editor lapce.editor.changed",
     "ask lapce-editor-ui ai.complete",
     "ask lapce-hover lsp.rust.hover",
@@ -205,7 +205,7 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
 #[test]
 #[ignore = "needs Chromium: .ci/run observe"]
 fn the_page_fits_and_is_seen_in_light_and_dark() {
-    let mut broker = Broker::start_with(KEYS);
+    let mut broker = Broker::start_faulty("router.found@777=panic*1", KEYS);
     let _crew = crew(&broker);
     let mut browser = page_of(&mut broker);
     browser.wait("the crew to be shown", "document.querySelectorAll('#connections tbody tr').length === 11");
@@ -214,6 +214,8 @@ fn the_page_fits_and_is_seen_in_light_and_dark() {
     for _ in 0..5 {
         client.request("text.spelling", "fail").unwrap_err();
     }
+    client.publish("lapce.saved", [0; 777]).unwrap();
+    client.flush().unwrap();
     drop(client);
     browser.wait("a breaker", "document.querySelector('#services').textContent.includes('open')");
     if let Some(wanted) = std::env::var_os("LAPCE_IPC_SCREENSHOTS") {

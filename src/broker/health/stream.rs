@@ -13,6 +13,7 @@
 
 use super::pages::{PATIENCE, Pages, text};
 use super::process::Usage;
+use super::survey::Seen;
 use crate::broker::connection::Phase;
 use crate::broker::events::{Follower, News, Newsroom, Told};
 use actix_web::body::{BodySize, MessageBody};
@@ -74,24 +75,30 @@ impl Streams {
 /// Takes a snapshot a second for as long as anybody follows.
 pub(super) async fn take_snapshots(pages: Arc<Pages>) {
     let streams = &pages.streams;
+    let mut last = None;
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while streams.snapshot.receiver_count() == 0 {
             // It would be an old one to whoever comes next.
             streams.snapshot.send_replace(None);
+            last = None;
             streams.wanted.notified().await;
             tick.reset_immediately();
         }
         tick.tick().await;
-        let snapshot = event("snapshot", &take(&pages).await);
+        let snapshot = event("snapshot", &take(&pages, &mut last).await);
         streams.snapshot.send_replace(Some(snapshot));
     }
 }
 
-/// Everything that is known now.
-async fn take(pages: &Pages) -> Value {
+/// Everything that is known now. If the router does not answer, with the `last` that it said to such a question.
+async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
     let (facts, seen) = pages.facts(PATIENCE).await;
+    if facts.answers || last.is_none() {
+        last.clone_from(&seen);
+    }
+    let answered_ms_ago = last.as_ref().map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX));
     let process = Usage::read().map(|usage| {
         json!({
             "memory_bytes": usage.resident_bytes,
@@ -103,12 +110,12 @@ async fn take(pages: &Pages) -> Value {
     });
     json!({
         "answers": facts.answers,
-        "answered_ms_ago": facts.answered_ms_ago,
+        "answered_ms_ago": answered_ms_ago,
         // When the router counted, by the broker's clock: rates are differences of counters over differences of this.
-        "counted_at_ms": facts.answered_ms_ago.map(|ago| facts.uptime_ms.saturating_sub(ago)),
+        "counted_at_ms": answered_ms_ago.map(|ago| facts.uptime_ms.saturating_sub(ago)),
         "threads_late": facts.late,
         "health": facts.judge(),
-        "status": seen.as_ref().map(|seen| pages.status(seen)),
+        "status": last.as_ref().map(|seen| pages.status(seen)),
         "process": process,
         "streams": { "now": pages.streams.now(), "limit": pages.streams.max },
     })
