@@ -7,6 +7,7 @@ mod support;
 use lapce_ipc::client::{BreakerOrder, Client, Error};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::follow::Follower;
 use support::http::{Answer, talk};
 use support::manager::Manager;
 use support::probe::{counter, pattern};
@@ -255,6 +256,39 @@ fn the_endpoints_tell_of_a_router_that_hangs_and_do_not_hang_with_it() {
     let metrics = broker.get("/metrics");
     assert_eq!(metrics.sample("lapce_ipc_threads_late"), 1.0);
     assert_eq!(metrics.sample("lapce_ipc_messages_published_total"), 0.0, "what was known is told still");
+}
+
+#[test]
+fn followers_are_told_of_a_router_that_hangs_with_its_last_figures() {
+    let mut broker = Broker::start_faulty("router.found@777=stall:60000", &[("restart.watchdog_abort_ms", "600000")]);
+    let client = broker.client();
+    let mut follower = Follower::of(&mut broker);
+    let first = follower.until("snapshot", |told| told["status"]["connections"][0]["id"] == client.id());
+    assert_eq!(first["answers"], true);
+    client.publish("a.b", [0; 777]).unwrap();
+    let hangs = follower.until("snapshot", |told| told["answers"] == false && told["threads_late"] == 1);
+    assert_eq!(hangs["health"]["status"], "unhealthy");
+    assert_eq!(hangs["status"]["connections"][0]["id"], client.id(), "what was known is told still");
+    let later = follower.snapshot();
+    // The age is rounded down, so the time is right to a millisecond.
+    let counted = |told: &serde_json::Value| told["counted_at_ms"].as_u64().unwrap();
+    assert!(counted(&later).abs_diff(counted(&hangs)) <= 1, "{later}");
+    assert!(later["answered_ms_ago"].as_u64() > hangs["answered_ms_ago"].as_u64(), "{later}");
+}
+
+#[test]
+fn restarts_are_told_to_subscribers_and_followers() {
+    let mut broker = Broker::start_faulty("router.found@777=panic*1", KEYS);
+    let (client, other) = (broker.client(), broker.client());
+    let mut subscription = other.subscribe("$sys.actor.>").unwrap();
+    let mut follower = Follower::of(&mut broker);
+    client.publish("a.b", [0; 777]).unwrap();
+    let message = subscription.next().unwrap().unwrap();
+    assert_eq!(message.topic(), "$sys.actor.restarted");
+    let told: serde_json::Value = serde_json::from_slice(message.payload()).unwrap();
+    assert_eq!((&told["actor"], &told["attempt"]), (&"router".into(), &1.into()), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("injected at router.found"), "{told}");
+    assert_eq!(follower.news("$sys.actor.restarted", |_| true), told);
 }
 
 #[test]

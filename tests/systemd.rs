@@ -402,8 +402,8 @@ fn unit(path: &str) -> String {
 
 /// The value of a setting of a unit, of the last line that has it.
 fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
-    let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    lines.last().unwrap_or_else(|| panic!("no {name} in {unit}"))
+    let mut lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    lines.next_back().unwrap_or_else(|| panic!("no {name} in {unit}"))
 }
 
 #[test]

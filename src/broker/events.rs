@@ -1,6 +1,7 @@
 //! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it.
 //! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
-//! full are counted, and the count is told.
+//! full are counted, and the count is told. What it publishes on its own topics goes the same way to those who follow it
+//! over HTTP, if there are any.
 
 use crate::routing::breaker::Transition;
 use crate::shm::layout::RingName;
@@ -9,10 +10,79 @@ use crate::wire::name::Name;
 use crate::wire::pattern::Pattern;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 /// Events that may wait.
 const CAPACITY: usize = 1024;
+
+/// News that somebody who follows them may be behind.
+const BEHIND: usize = 256;
+
+/// Something on one of the broker's own topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) topic: String,
+    /// JSON.
+    pub(crate) text: String,
+}
+
+/// What those hear who follow the news.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    News(Arc<News>),
+    /// So many found no room on their way.
+    Lost(u64),
+}
+
+/// Where the news can be followed. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Newsroom {
+    told: broadcast::Sender<Told>,
+    followers: Arc<AtomicU64>,
+}
+
+impl Newsroom {
+    fn new() -> Newsroom {
+        Newsroom { told: broadcast::Sender::new(BEHIND), followers: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Follows the news from now on. Who is too slow loses some, and disturbs nobody.
+    pub(crate) fn follow(&self) -> Follower {
+        let told = self.told.subscribe();
+        self.followers.fetch_add(1, Ordering::Relaxed);
+        Follower { told, followers: self.followers.clone() }
+    }
+
+    /// Whether anybody follows: what the router asks, for which it needs no lock.
+    fn is_followed(&self) -> bool {
+        self.followers.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// Somebody who follows the news.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    told: broadcast::Receiver<Told>,
+    followers: Arc<AtomicU64>,
+}
+
+impl Follower {
+    /// What comes next, or how much was lost since the last; `None` when there will be no more. Nothing is lost if this
+    /// is given up.
+    pub(crate) async fn next(&mut self) -> Option<Told> {
+        match self.told.recv().await {
+            Ok(told) => Some(told),
+            Err(broadcast::error::RecvError::Lagged(count)) => Some(Told::Lost(count)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Something that people may want to know.
 #[derive(Debug)]
@@ -82,11 +152,53 @@ impl<T> Queue<T> {
 pub(crate) struct Events {
     log: Queue<Event>,
     breakers: Queue<BreakerChange>,
+    news: Queue<News>,
+    /// Of actors; not yet published.
+    actors: Queue<News>,
+    newsroom: Newsroom,
 }
 
 impl Events {
     pub(crate) fn new() -> Events {
-        Events { log: Queue::new(), breakers: Queue::new() }
+        let (log, breakers, news, actors) = (Queue::new(), Queue::new(), Queue::new(), Queue::new());
+        Events { log, breakers, news, actors, newsroom: Newsroom::new() }
+    }
+
+    /// Leaves word of an actor, to be published. Never blocks.
+    pub(crate) fn actor(&self, news: News) {
+        self.actors.push(news);
+    }
+
+    /// What is said of actors, for the one who has it published.
+    pub(crate) fn actors(&self) -> Queue<News> {
+        self.actors.clone()
+    }
+
+    /// Leaves word of what is published on a topic of the broker's, if anybody wants to hear it. Never blocks.
+    pub(crate) fn published(&self, topic: &str, text: &str) {
+        if self.newsroom.is_followed() {
+            self.news.push(News { topic: topic.to_owned(), text: text.to_owned() });
+        }
+    }
+
+    /// Where to follow that.
+    pub(crate) fn newsroom(&self) -> Newsroom {
+        self.newsroom.clone()
+    }
+
+    /// Passes news on to those who follow them.
+    pub(crate) async fn spread(self) {
+        loop {
+            self.news.came().await;
+            // Whoever followed may be gone.
+            while let Some(news) = self.news.pop() {
+                let _ = self.newsroom.told.send(Told::News(Arc::new(news)));
+            }
+            let missed = self.news.take_missed();
+            if missed > 0 {
+                let _ = self.newsroom.told.send(Told::Lost(missed));
+            }
+        }
     }
 
     /// Leaves an event. Never blocks.
@@ -140,5 +252,37 @@ mod tests {
         }
         assert_eq!((events.log.take_missed(), events.log.take_missed()), (5, 0));
         assert_eq!(events.log.0.queue.len(), CAPACITY);
+    }
+
+    #[actix::test]
+    async fn news_are_told_to_followers_and_who_is_slow_hears_how_many_were_lost() {
+        let events = Events::new();
+        events.published("$sys.a", "before anybody followed");
+        assert_eq!(events.news.0.queue.len(), 0);
+        let (mut quick, mut slow) = (events.newsroom().follow(), events.newsroom().follow());
+        actix::spawn(events.clone().spread());
+        let news = |n: usize| Told::News(Arc::new(News { topic: "$sys.a".to_owned(), text: n.to_string() }));
+        for n in 0..BEHIND + 7 {
+            events.published("$sys.a", &n.to_string());
+            assert_eq!(quick.next().await, Some(news(n)));
+        }
+        assert_eq!(slow.next().await, Some(Told::Lost(7)));
+        assert_eq!(slow.next().await, Some(news(7)), "and it goes on with the oldest that there is");
+        // All at once: what does not fit into the queue is told, too.
+        drop(slow);
+        for n in 0..CAPACITY + 5 {
+            events.published("$sys.a", &n.to_string());
+        }
+        let (mut lost, mut heard) = (0, 0);
+        while lost + heard < CAPACITY as u64 + 5 {
+            match quick.next().await {
+                Some(Told::Lost(count)) => lost += count,
+                Some(Told::News(_)) => heard += 1,
+                None => unreachable!(),
+            }
+        }
+        assert_eq!(heard, BEHIND as u64 - 1, "the last is that five found no room");
+        drop(quick);
+        assert!(!events.newsroom.is_followed());
     }
 }

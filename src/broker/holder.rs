@@ -7,6 +7,7 @@ use crate::shm::peer;
 use crate::shm::segment::{Nonces, fill_random};
 use crate::wire::control::Token;
 use crate::wire::name::Name;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -98,6 +99,11 @@ impl SessionTable {
         let inner = self.lock();
         let mut sockets = inner.sockets.values().filter_map(Weak::upgrade);
         inner.sessions.waiting() > 0 || sockets.any(|socket| peer::has_hung_up(socket.as_fd()))
+    }
+
+    /// The sessions that wait for their peer, by their ids.
+    pub(super) fn waiting(&self) -> HashSet<u32> {
+        self.lock().sessions.waiting_ids().collect()
     }
 
     /// The client of the session `id` has shown that it has its newest token.

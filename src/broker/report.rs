@@ -1,7 +1,7 @@
 //! The status of the broker, as the control socket and the health endpoints tell it: one struct, one JSON.
 
 use super::connection::Broker;
-use crate::wire::control::{BreakerStatus, StatusReport};
+use crate::wire::control::{BreakerStatus, SessionState, StatusReport};
 
 /// Fills in what the router does not know.
 pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
@@ -12,6 +12,10 @@ pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
     report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
     report.draining = broker.phase.borrow().is_ending();
     report.actors = broker.tree.report();
+    let waiting = broker.sessions.waiting();
+    for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
+        connection.state = SessionState::AwaitingPeer;
+    }
 }
 
 /// The report as JSON, with the state of each service's breaker beside its numbers; the broker's own have none.

@@ -3,13 +3,13 @@
 use super::acceptor::Acceptor;
 use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
-use super::events::Events;
+use super::events::{Events, News, Queue};
 use super::fault;
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
 use super::notify::Notify;
-use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
+use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::upstream::Upstream;
@@ -109,7 +109,10 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
-    let tree = Arc::new(Tree::new(loaded.config.restart.max_restarts));
+    actix::spawn(events.clone().spread());
+    let newsroom = events.newsroom();
+    let actor_news = events.actors();
+    let tree = Arc::new(Tree::new(loaded.config.restart.max_restarts, Some(events.clone())));
     let (whole, is_whole) = watch::channel(false);
     let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
     let limits = supervisor::limits(&loaded.config.restart);
@@ -124,7 +127,8 @@ async fn serve(
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
-    // Each connection has one message under way at most, the root one, the breakers' actor three for itself: so the
+    actix::spawn(publish(actor_news, router.clone()));
+    // Each connection has one message under way at most, the root two, the breakers' actor three for itself: so the
     // mailbox is never full.
     let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
     router_arbiter.spawn_fn(move || {
@@ -174,7 +178,7 @@ async fn serve(
             actix::spawn(upstream.keep(broker));
         });
     }
-    let health = Health::start(endpoints, broker.clone(), pulses);
+    let health = Health::start(endpoints, broker.clone(), pulses, newsroom);
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(
         acceptor.host(watch::Sender::new(None), move |exit| {
@@ -214,6 +218,25 @@ async fn serve(
     health.stop().await;
     log::info!("broker ended");
     ended.map(|_| ())
+}
+
+/// Has the router publish what is said of actors, until there will be no router any more. What was said while there was
+/// none comes when there is one again.
+async fn publish(said: Queue<News>, router: RouterHandle) {
+    loop {
+        said.came().await;
+        let mut news = Vec::new();
+        while let Some(News { topic, text }) = said.pop() {
+            news.push((topic, text));
+        }
+        if !news.is_empty() && router.send(Announce(news)).await.is_err() {
+            return;
+        }
+        let missed = said.take_missed();
+        if missed > 0 {
+            log::warn!("actor events lost count={missed} reason=queue_full");
+        }
+    }
 }
 
 /// Waits for something while the children are kept running. `None` if one of them was given up before.

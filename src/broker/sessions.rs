@@ -142,6 +142,12 @@ impl<S> Sessions<S> {
         session.waits.map(|waits| waits.kept)
     }
 
+    /// Who waits for its peer.
+    pub(super) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let waiting = self.sessions.iter().filter(|(_, session)| session.waits.is_some());
+        waiting.map(|(id, _)| *id)
+    }
+
     /// How many wait for their peer.
     pub(super) fn waiting(&self) -> usize {
         self.waiting

@@ -176,6 +176,8 @@ section! {
         idle_timeout_secs: u64 = 15, integer(1, 3600, "s");
         /// How long a client may leave an answer unread before its connection is closed.
         unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
+        /// How many may follow `/events` at a time, as the status page does; more are refused.
+        max_streams: u32 = 16, integer(0, 64, "");
     }
 }
 

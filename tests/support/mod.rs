@@ -18,6 +18,7 @@
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
 pub mod cut;
+pub mod follow;
 pub mod http;
 pub mod manager;
 pub mod probe;
@@ -171,7 +172,7 @@ pub struct Broker {
     process: Process,
     folder: tempfile::TempDir,
     variables: Vec<(String, String)>,
-    _watchdog: probe::Watchdog,
+    watchdog: Option<probe::Watchdog>,
 }
 
 /// A broker's process, when it listens.
@@ -224,7 +225,7 @@ impl Broker {
         }
         let process = listening(folder.path(), &variables);
         let watchdog = probe::Watchdog::over(process.pid());
-        Broker { process, folder, variables, _watchdog: watchdog }
+        Broker { process, folder, variables, watchdog: Some(watchdog) }
     }
 
     /// Ends it by a signal and waits for its end.
@@ -244,7 +245,12 @@ impl Broker {
     #[track_caller]
     pub fn start_again(&mut self) {
         self.process = listening(self.folder.path(), &self.variables);
-        self._watchdog = probe::Watchdog::over(self.process.pid());
+        self.watchdog = Some(probe::Watchdog::over(self.process.pid()));
+    }
+
+    /// Lets it live for longer than a test may take.
+    pub fn without_limit(&mut self) {
+        self.watchdog = None;
     }
 
     /// Its process.

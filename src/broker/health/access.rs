@@ -12,8 +12,9 @@ use std::path::Path;
 
 /// The longest token, and the shortest.
 const TOKEN: std::ops::RangeInclusive<usize> = 8..=512;
-/// Paths that everybody may read: probes have no token, and are told nothing but yes or no.
-const OPEN: [&str; 2] = ["/live", "/ready"];
+/// Paths that everybody may read: probes have no token, and are told nothing but yes or no; the page is the same
+/// everywhere, and asks for all that it shows with the token.
+const OPEN: [&str; 5] = ["/live", "/ready", "/", "/style.css", "/script.js"];
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,10 +172,10 @@ mod tests {
         let check = |authorization: Option<&str>, path| {
             access.check(&["localhost"], authorization.map(str::as_bytes), path).is_ok()
         };
-        for path in ["/live", "/ready"] {
+        for path in OPEN {
             assert!(check(None, path) && check(Some("Bearer wrong"), path), "{path}");
         }
-        for path in ["/", "/health", "/metrics", "/api/status", "/nothing", "/live/", "/ready/x"] {
+        for path in ["/health", "/metrics", "/api/status", "/events", "/nothing", "/live/", "/ready/x", "//"] {
             assert!(check(Some("Bearer 0123456789"), path) && check(Some("bearer 0123456789"), path), "{path}");
             for wrong in [
                 "",

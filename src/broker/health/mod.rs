@@ -9,6 +9,8 @@
 //! | `listen` | the address: bound before the broker starts, and tried again if it is taken |
 //! | `access` | who may read |
 //! | `pages` | what is answered to which path |
+//! | `page` | the status page, which a browser shows |
+//! | `stream` | what happens, as it happens, and a snapshot a second |
 //! | `survey` | what is known of the router, without a burden on it |
 //! | `connections` | who gives way when too many are connected |
 //! | `facts` | where the facts come from |
@@ -22,8 +24,10 @@ mod facts;
 mod figures;
 mod judge;
 mod listen;
+mod page;
 mod pages;
 mod process;
+mod stream;
 mod survey;
 
 pub(super) use judge::Facts;
@@ -31,6 +35,7 @@ pub(super) use listen::Endpoints;
 pub use listen::HealthError;
 
 use super::connection::Broker;
+use super::events::Newsroom;
 use super::fault;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
 use super::watchdog::{Pulse, Watched};
@@ -44,6 +49,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use stream::Streams;
 use tokio::sync::oneshot;
 
 /// Nothing is sent to it but `Stop`.
@@ -52,6 +58,8 @@ const MAILBOX: usize = 4;
 const STOP: Duration = Duration::from_secs(1);
 /// The shortest first delay: a port that is taken stays so for a while.
 const FIRST_DELAY: u64 = 100_000_000;
+/// How long streams may take to send their last words.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long the summary in the log waits for the router.
 const SUMMARY: Duration = Duration::from_secs(1);
 
@@ -155,16 +163,19 @@ pub(super) struct Health {
     arbiter: Arbiter,
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
+    streams: Streams,
 }
 
 impl Health {
     /// Starts them, on a thread of their own.
-    pub(super) fn start(endpoints: Endpoints, broker: Arc<Broker>, pulses: Pulses) -> Health {
+    pub(super) fn start(endpoints: Endpoints, broker: Arc<Broker>, pulses: Pulses, newsroom: Newsroom) -> Health {
         let arbiter = Arbiter::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
         // Supervised by nobody else.
         let place = broker.tree.add("health", "health");
+        let streams = Streams::new(newsroom, broker.config.health_server.max_streams);
+        let streamed = streams.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config.restart);
             // It is never given up: nobody stands above it, and the broker works without it.
@@ -178,9 +189,10 @@ impl Health {
             let Endpoints { access, listener, config } = endpoints;
             let (surveyor, asks) = survey::surveyor(broker.router.clone());
             let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), place));
-            let pages = Arc::new(Pages::new(broker.clone(), access, surveyor));
+            let pages = Arc::new(Pages::new(broker.clone(), access, surveyor, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
+            actix::spawn(stream::take_snapshots(pages.clone()));
             actix::spawn(async move {
                 let child = Child {
                     name: "health",
@@ -207,11 +219,13 @@ impl Health {
                 let _ = ends.send(());
             });
         });
-        Health { arbiter, stop, ended }
+        Health { arbiter, stop, ended, streams }
     }
 
     /// Stops them, the last of all.
     pub(super) async fn stop(self) {
+        // They were told to end when the broker began to; who reads is not to miss the last word.
+        let _ = tokio::time::timeout(LAST_WORDS, self.streams.ended()).await;
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(STOP, self.ended).await;
         self.arbiter.stop();

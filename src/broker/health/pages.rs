@@ -7,6 +7,8 @@
 //! | `/health` | how each part is; 503 if the broker is unhealthy |
 //! | `/api/status` | the report of `lapce-ipc status --json` |
 //! | `/metrics` | for Prometheus |
+//! | `/events` | a stream of what happens, and of the status (`stream`) |
+//! | `/` | the page that shows it (`page`) |
 //!
 //! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
 
@@ -14,9 +16,11 @@ use super::access::{Access, Refusal};
 use super::connections::{Connection, Connections};
 use super::figures;
 use super::judge::{Condition, Facts};
+use super::page;
 use super::process::Usage;
+use super::stream::{self, Streams};
 use super::survey::{Seen, Surveyor};
-use crate::broker::connection::Broker;
+use crate::broker::connection::{Broker, Phase};
 use crate::broker::fault;
 use crate::broker::report;
 use crate::broker::watchdog::Pulse;
@@ -35,6 +39,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -43,22 +48,23 @@ const GIVING_WAY: usize = 16;
 /// How long a client may take to close.
 const DISCONNECT: Duration = Duration::from_secs(1);
 /// How long a reader waits for the router; a probe's own patience is often a second.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the pages tell of.
 pub(super) struct Pages {
     broker: Arc<Broker>,
     access: Access,
     surveyor: Surveyor,
+    pub(super) streams: Streams,
     /// When the broker started, in seconds since the epoch.
     started: f64,
 }
 
 impl Pages {
-    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor) -> Pages {
+    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor, streams: Streams) -> Pages {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
-        Pages { broker, access, surveyor, started }
+        Pages { broker, access, surveyor, streams, started }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -77,6 +83,18 @@ impl Pages {
             if self.is_live() { self.surveyor.look(patience).await } else { (self.surveyor.last(), false) };
         let facts = Facts::of(&self.broker, seen.as_ref(), answers);
         (facts, seen)
+    }
+
+    /// The broker's status, with what the router said last.
+    pub(super) fn status(&self, seen: &Seen) -> serde_json::Value {
+        let mut told = seen.surveyed.report.clone();
+        report::complete(&mut told, &self.broker);
+        report::status_json(&told, &seen.surveyed.breakers)
+    }
+
+    /// Where the broker is in its life.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.broker.phase.clone()
     }
 }
 
@@ -98,6 +116,10 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>
             .service(page("/health", health))
             .service(page("/api/status", status))
             .service(page("/metrics", exposition))
+            .service(page("/events", stream::events))
+            .service(page("/", page::index))
+            .service(page("/style.css", page::style))
+            .service(page("/script.js", page::script))
             .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "there is nothing here\n") }))
     };
     let server = HttpServer::new(app)
@@ -157,12 +179,14 @@ async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<Servi
         }
         None => next.call(request).await?,
     };
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'"),
+    // The page says itself what it needs.
+    let has_policy = response.headers().contains_key(header::CONTENT_SECURITY_POLICY);
+    let policy = (!has_policy).then_some((header::CONTENT_SECURITY_POLICY, "default-src 'none'"));
+    for (name, value) in policy.into_iter().chain([
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CACHE_CONTROL, "no-store"),
         (header::REFERRER_POLICY, "no-referrer"),
-    ] {
+    ]) {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     Ok(response)
@@ -202,7 +226,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> HttpResponse {
+pub(super) fn text(status: StatusCode, text: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type(header::ContentType::plaintext()).body(text)
 }
 
@@ -231,9 +255,7 @@ async fn status(pages: web::Data<Pages>) -> HttpResponse {
     let Some(seen) = seen.filter(|_| facts.answers) else {
         return json(false, &serde_json::json!({ "error": "the router does not answer" }));
     };
-    let mut told = seen.surveyed.report.clone();
-    report::complete(&mut told, &pages.broker);
-    json(true, &report::status_json(&told, &seen.surveyed.breakers))
+    json(true, &pages.status(&seen))
 }
 
 async fn exposition(pages: web::Data<Pages>) -> HttpResponse {

@@ -4,7 +4,8 @@ use super::inlet::Published;
 use super::state::{ECHO, RouterState};
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
-    BrokerFrame, ClientFrame, ConnectionStatus, DeliveryPolicy, FailedCode, InternKind, ServiceStatus, StatusReport,
+    BrokerFrame, ClientFrame, ConnectionStatus, DeliveryPolicy, FailedCode, InternKind, ServiceStatus, SessionState,
+    StatusReport,
 };
 use crate::wire::name::{Name, Topic};
 use crate::wire::pattern::Pattern;
@@ -153,6 +154,10 @@ impl RouterState {
         for (key, inlet) in self.inlets.iter().enumerate() {
             let (Some(inlet), Some(outlet)) = (inlet.as_deref(), self.outlets.get(key as u32)) else { continue };
             let services = inlet.serving.iter().flatten().filter_map(|s| self.services.get(*s));
+            let subscriptions = outlet.subscriptions.iter().filter_map(|s| self.topics.subscriptions.get(*s));
+            let (used, credit) = subscriptions.fold((0, 0), |(used, all), s| {
+                (used + u64::from(s.capacity.saturating_sub(s.credit)), all + u64::from(s.capacity))
+            });
             connections.push(ConnectionStatus {
                 id: inlet.info.id,
                 name: inlet.info.name.clone(),
@@ -168,6 +173,14 @@ impl RouterState {
                 dropped: outlet.dropped,
                 backlog_bytes: outlet.backlog_bytes as u64,
                 requests_outstanding: u64::from(inlet.outstanding),
+                state: match (inlet.ended, inlet.parked.is_some()) {
+                    (true, _) => SessionState::Ending,
+                    (false, true) => SessionState::Waiting,
+                    // Whether somebody holds the session is not known here.
+                    (false, false) => SessionState::Connected,
+                },
+                credit_used_bytes: used * CELL_BYTES as u64,
+                credit_bytes: credit * CELL_BYTES as u64,
             });
         }
         let services = self.services.iter().filter(|s| !s.responders.is_empty() || s.requests > 0);

@@ -415,6 +415,7 @@ impl RouterState {
 
     /// Publishes on one of the broker's own topics. It never waits: who cannot take it now, drops it.
     pub(super) fn publish_system(&mut self, topic: &str, text: &str) {
+        self.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };
         let Some(id) = self.topics.intern(&topic) else { return };
         self.system_sent += 1;

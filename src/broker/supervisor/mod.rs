@@ -36,6 +36,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
+/// The longest reason in an event, in characters.
+const REASON_MAX: usize = 200;
+
 /// What a supervisor knows of a child.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spec {
@@ -306,6 +309,10 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
             let delay = Duration::from_nanos(delay);
             tree.restarts(place, &reason, delay);
             let ms = delay.as_millis();
+            let details = serde_json::json!({
+                "actor": name, "id": id, "reason": short(&reason), "attempt": attempt, "limit": limit, "delay_ms": ms,
+            });
+            tree.tell("restarted", &details);
             log::warn!(
                 "actor restarts actor={name} id={id} reason={reason:?} attempt={attempt} limit={limit} delay_ms={ms}"
             );
@@ -313,6 +320,10 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
         Decision::GiveUp { restarts } => {
             tree.gave_up(place, &reason);
             let secs = period / 1_000_000_000;
+            let details = serde_json::json!({
+                "actor": name, "id": id, "reason": short(&reason), "restarts": restarts, "period_secs": secs,
+            });
+            tree.tell("gave_up", &details);
             log::error!("actor gives up actor={name} id={id} reason={reason:?} restarts={restarts} period_secs={secs}");
         }
         Decision::Done => {
@@ -322,6 +333,11 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
             }
         }
     }
+}
+
+/// As much of a reason as an event has room for.
+fn short(reason: &str) -> String {
+    reason.chars().take(REASON_MAX).collect()
 }
 
 pub(super) fn elapsed(clock: Instant) -> u64 {

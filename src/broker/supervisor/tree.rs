@@ -1,5 +1,6 @@
 //! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
 
+use crate::broker::events::{Events, News};
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -49,18 +50,28 @@ pub(in crate::broker) struct Tree {
     nodes: Mutex<Vec<Node>>,
     /// The most restarts of each whose times are kept.
     recent: usize,
+    /// Where restarts are told as they happen.
+    events: Option<Events>,
 }
 
 impl Default for Tree {
     fn default() -> Tree {
-        Tree::new(0)
+        Tree::new(0, None)
     }
 }
 
 impl Tree {
-    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen.
-    pub(in crate::broker) fn new(max_restarts: u32) -> Tree {
-        Tree { nodes: Mutex::default(), recent: RECENT.max(max_restarts as usize) }
+    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen. Their
+    /// restarts are told as events.
+    pub(in crate::broker) fn new(max_restarts: u32, events: Option<Events>) -> Tree {
+        Tree { nodes: Mutex::default(), recent: RECENT.max(max_restarts as usize), events }
+    }
+
+    /// Tells that an actor is started again, or not any more; `details` is a JSON object.
+    pub(in crate::broker) fn tell(&self, what: &str, details: &serde_json::Value) {
+        if let Some(events) = &self.events {
+            events.actor(News { topic: format!("$sys.actor.{what}"), text: details.to_string() });
+        }
     }
 
     /// A place for one actor. All places are taken when the broker starts, so the tree does not grow.
@@ -224,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_high_limit_of_restarts_is_seen_to_be_near() {
-        let tree = Tree::new(2000);
+        let tree = Tree::new(2000, None);
         let router = tree.add("router", "root");
         for _ in 0..1600 {
             tree.restarts(router, "panicked: x", Duration::ZERO);

@@ -71,6 +71,27 @@ pub struct ConnectionStatus {
     pub backlog_bytes: u64,
     /// Requests of the client without an outcome yet.
     pub requests_outstanding: u64,
+    /// Where it is.
+    pub state: SessionState,
+    /// What was sent to its subscriptions and not yet taken out of them, in bytes.
+    pub credit_used_bytes: u64,
+    /// What its subscriptions take in all before their publishers wait or messages are dropped, in bytes.
+    pub credit_bytes: u64,
+}
+
+/// Where a connection is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Its client is there.
+    #[default]
+    Connected,
+    /// Its client is there; what it publishes waits for room at a subscriber.
+    Waiting,
+    /// Its socket was lost, and its client may come back.
+    AwaitingPeer,
+    /// Its client is gone; what it had sent is still routed.
+    Ending,
 }
 
 /// One service in a [`StatusReport`].

@@ -47,9 +47,14 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
     ]
 }
 
+fn session_state() -> impl Strategy<Value = SessionState> {
+    use SessionState::{AwaitingPeer, Connected, Ending, Waiting};
+    prop::sample::select(vec![Connected, Waiting, AwaitingPeer, Ending])
+}
+
 fn connection() -> impl Strategy<Value = ConnectionStatus> {
-    (name(), prop::collection::vec(name(), 0..3), any::<[u32; 4]>(), any::<[u64; 8]>()).prop_map(
-        |(name, services, [id, pid, uid, subscriptions], n)| ConnectionStatus {
+    (name(), prop::collection::vec(name(), 0..3), any::<[u32; 4]>(), any::<[u64; 10]>(), session_state()).prop_map(
+        |(name, services, [id, pid, uid, subscriptions], n, state)| ConnectionStatus {
             id,
             name,
             pid,
@@ -64,6 +69,9 @@ fn connection() -> impl Strategy<Value = ConnectionStatus> {
             dropped: n[5],
             backlog_bytes: n[6],
             requests_outstanding: n[7],
+            state,
+            credit_used_bytes: n[8],
+            credit_bytes: n[9],
         },
     )
 }

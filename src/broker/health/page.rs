@@ -1,0 +1,65 @@
+//! `/`: the status page. It is three texts that are part of the program, and the same for everybody: what it shows it
+//! gets from `/events`, with the token that stands behind `#` in its address, which browsers send to nobody.
+//!
+//! It may load its own style and script and ask its own origin; nothing else, and it may not be embedded.
+
+use actix_web::HttpResponse;
+use actix_web::http::header;
+
+const INDEX: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+/// One idea a file, in the order in which they need each other.
+const SCRIPT: &str = concat!(
+    include_str!("page/text.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/tables.js"),
+    include_str!("page/render.js"),
+    include_str!("page/stream.js"),
+);
+
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page.
+pub(super) async fn index() -> HttpResponse {
+    answer("text/html; charset=utf-8", INDEX)
+}
+
+/// How it looks.
+pub(super) async fn style() -> HttpResponse {
+    answer("text/css; charset=utf-8", STYLE)
+}
+
+/// What it does.
+pub(super) async fn script() -> HttpResponse {
+    answer("text/javascript; charset=utf-8", SCRIPT)
+}
+
+fn answer(kind: &'static str, text: &'static str) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, kind))
+        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
+        .body(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_needs_nothing_that_its_policy_forbids() {
+        for forbidden in ["<style", " style=", "//cdn", "javascript:", "<img", "<iframe", "<form", "://"] {
+            assert!(!INDEX.contains(forbidden), "{forbidden} in the page");
+        }
+        assert!(INDEX.contains(r#"<link rel="stylesheet" href="style.css">"#));
+        assert!(INDEX.contains(r#"<script src="script.js" defer></script>"#) && INDEX.matches("<script").count() == 1);
+        assert!(!INDEX.split('<').any(|tag| tag.contains(" on")), "a handler in the page");
+        // Foreign text is text, and nothing is compiled.
+        for forbidden in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", ".style"]
+        {
+            assert!(!SCRIPT.contains(forbidden), "{forbidden} in the script");
+        }
+        assert!(!STYLE.contains("url(") && !STYLE.contains("@import"));
+    }
+}
