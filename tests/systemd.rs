@@ -165,10 +165,10 @@ fn a_client_outlives_a_broker_that_is_killed_and_started_again() {
     let mut broker = start();
     let client = Client::builder().socket(&path).connect().unwrap();
     let mut subscription = client.subscribe("a").unwrap();
+    let publisher = client.publisher("a").unwrap();
     broker.signal("KILL");
     broker.code();
     // Nobody serves the socket, and yet it can be connected to.
-    let publisher = client.publisher("a").unwrap();
     publisher.publish("meanwhile").unwrap();
     let _broker = start();
     assert_eq!(subscription.next().unwrap().unwrap().payload(), b"meanwhile");
