@@ -494,7 +494,7 @@ fn the_broker_says_what_it_is_and_what_to_try() {
     let socket = broker.socket();
     for expected in [
         format!("socket={}", socket.display()),
-        "config=built-in defaults".to_owned(),
+        "config=\"built-in defaults\"".to_owned(),
         "max_connections=17".to_owned(),
         concat!("lapce-ipc ", env!("CARGO_PKG_VERSION")).to_owned(),
         format!("lapce-ipc --socket {} request echo hi", socket.display()),

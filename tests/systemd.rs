@@ -132,11 +132,10 @@ fn a_socket_that_systemd_listens_on_is_used_and_left() {
     // Who comes before the broker waits in the socket.
     let mut early = command(LAPCE_IPC);
     early.arg("--socket").arg(&path).args(["request", "echo", "early"]);
-    let early = Process::start(early);
+    let mut early = Process::start(early);
     let mut broker = inheriting(program(), "ipc", listener.try_clone().unwrap().into(), None).start();
     broker.wait_for("hint:");
-    let (code, said) = (ended(early), b"early\n");
-    assert_eq!(code.0, 0, "{}", code.1);
+    assert_eq!((early.code(), &early.stdout()[..]), (0, &b"early\n"[..]), "{}", early.stderr());
     let client = client(&path);
     assert_eq!(client.status().unwrap().socket, path.display().to_string());
     assert!(broker.stderr().contains("socket inherited path="), "{}", broker.stderr());
@@ -150,9 +149,30 @@ fn a_socket_that_systemd_listens_on_is_used_and_left() {
     // The next one goes on with it.
     let mut broker = inheriting(program(), "ipc", listener.into(), None).start();
     broker.wait_for("hint:");
-    assert_eq!(self::client(&path).request("echo", said).unwrap(), said);
+    assert_eq!(self::client(&path).request("echo", "hi").unwrap(), b"hi");
     broker.signal("TERM");
     assert_eq!(ended(broker).0, 0);
+}
+
+#[test]
+fn a_client_outlives_a_broker_that_is_killed_and_started_again() {
+    let (_folder, path, listener) = listening();
+    let start = || {
+        let mut broker = inheriting(program(), "ipc", listener.try_clone().unwrap().into(), None).start();
+        broker.wait_for("hint:");
+        broker
+    };
+    let mut broker = start();
+    let client = Client::builder().socket(&path).connect().unwrap();
+    let mut subscription = client.subscribe("a").unwrap();
+    let publisher = client.publisher("a").unwrap();
+    broker.signal("KILL");
+    broker.code();
+    // Nobody serves the socket, and yet it can be connected to.
+    publisher.publish("meanwhile").unwrap();
+    let _broker = start();
+    assert_eq!(subscription.next().unwrap().unwrap().payload(), b"meanwhile");
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
 }
 
 #[test]
@@ -210,8 +230,6 @@ fn what_is_inherited_and_is_no_such_socket_is_named() {
         assert!(code == 78 && log.contains(why), "{why}: {code} {log}");
     }
     // One that is not there.
-    let mut none = inheriting(program(), "ipc", unix("e"), None);
-    none.command.env_remove("LISTEN_FDNAMES");
     let mut none = scripted("LISTEN_PID=$$ LISTEN_FDS=7", program());
     none.arg("--socket").arg(folder.path().join("f"));
     let (code, log) = ended(Process::start(none));

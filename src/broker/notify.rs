@@ -9,7 +9,7 @@
 //!
 //! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
 
-use super::connection::{Broker, Phase};
+use super::connection::Broker;
 use super::health::Facts;
 use super::router::Survey;
 use crate::sync::Ordering;
@@ -94,31 +94,23 @@ impl Notify {
         }
     }
 
-    /// Tells that the broker is ready, as soon as it is, and then how it is, until it is going to end.
+    /// Tells that the broker is ready, as soon as it is, and then how it is.
     pub(super) async fn follow(self, broker: Arc<Broker>) {
         if self.queue.is_none() {
             return;
         }
-        let mut phase = broker.phase.clone();
-        tokio::select! {
-            () = self.tell_of(&broker) => {}
-            _ = phase.wait_for(Phase::is_ending) => {}
-        }
-    }
-
-    async fn tell_of(&self, broker: &Broker) {
         loop {
             let surveyed = broker.router.send(Survey).await;
-            if Facts::of(broker, None, surveyed.is_ok()).unready().is_empty() {
+            if Facts::of(&broker, None, surveyed.is_ok()).unready().is_empty() {
                 break;
             }
             tokio::time::sleep(READY_LOOK).await;
         }
-        let mut told = status(broker);
+        let mut told = status(&broker);
         self.tell(Message::Ready(told.clone()));
         loop {
             tokio::time::sleep(STATUS_LOOK).await;
-            let status = status(broker);
+            let status = status(&broker);
             if status != told {
                 self.tell(Message::Status(status.clone()));
                 told = status;

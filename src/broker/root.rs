@@ -171,7 +171,7 @@ async fn serve(
         late_beside: watchdog.late_beside(),
     });
     actix::spawn(watch_sessions(broker.clone()));
-    actix::spawn(notify.clone().follow(broker.clone()));
+    let follows = actix::spawn(notify.clone().follow(broker.clone()));
     for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
@@ -192,6 +192,8 @@ async fn serve(
         _ = int.recv() => Ok("SIGINT"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
+    // What is told of the end is the last.
+    follows.abort();
     if let Ok(signal) = ended {
         let ms = loaded.config.ipc.drain_timeout_ms;
         notify.stopping(signal, Duration::from_millis(ms));
