@@ -119,7 +119,7 @@ function showTiles(snapshot, rates) {
     { name: 'Slots lent out', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
       meter: [status?.slots_used, status?.slots_total] },
     { name: 'Memory', value: bytes(memory), note: process ? `${count(process.threads)} threads` : '' },
-    { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no thread hangs',
+    { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no hangs',
       tone: late ? 'bad' : null },
   ];
   keep(element('tiles'), tiles, (tile) => tile.name, buildTile, showTile);
