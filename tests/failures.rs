@@ -317,10 +317,36 @@ fn requests_shared_with_a_stopped_responder_have_one_outcome_each() {
 }
 
 #[test]
+fn the_status_tells_where_a_connection_is() {
+    let keys = [("delivery.slow_consumer_timeout_ms", "60000"), ("restart.resume_window_ms", "60000")];
+    let mut broker = Broker::start_with(&keys);
+    let reader = broker.client();
+    let _unread = reader.subscribe("t").unwrap();
+    let is_in = |broker: &mut Broker, pid: u32, state: &str| {
+        wait_until(state, || {
+            let told = broker.get("/api/status").json();
+            told["connections"].as_array().unwrap().iter().any(|c| c["pid"] == pid && c["state"] == state)
+        });
+    };
+    is_in(&mut broker, std::process::id(), "connected");
+    let mut flood = Child::ready(&broker, "flood");
+    is_in(&mut broker, flood.pid(), "waiting");
+    // What it had published still waits for room.
+    flood.kill();
+    is_in(&mut broker, flood.pid(), "ending");
+    assert_eq!(support::cut::cut_own(&broker.socket()), 1);
+    is_in(&mut broker, std::process::id(), "awaiting_peer");
+}
+
+#[test]
 fn child() {
     let Some(role) = role() else { return };
     let client = Client::connect().unwrap();
     match role.as_str() {
+        "flood" => {
+            tell("ready");
+            while client.publish("t", [7; 1000]).is_ok() {}
+        }
         "publish-large" => {
             tell("ready");
             client.publish("t", "before").unwrap();

@@ -59,7 +59,7 @@ const EXEMPT: &[(&str, &str, &str)] = &[("atomics", "src/sync.rs", "the switch i
 
 /// Lines that a file under `src/` may have.
 const LINES_MAX: usize = 500;
-/// Columns that a line of Rust may have.
+/// Columns that a line of code may have.
 const COLUMNS_MAX: usize = 120;
 
 const RULES: &[Rule] = &[
@@ -169,7 +169,8 @@ fn text(file: &File) -> Vec<Finding> {
             found.push((index + 1, "white space at the end of the line".to_owned()));
         }
         let columns = line.chars().count();
-        if file.is_rust() && columns > COLUMNS_MAX {
+        let is_code = file.is_rust() || [".html", ".css", ".js"].iter().any(|kind| file.path.ends_with(kind));
+        if is_code && columns > COLUMNS_MAX {
             found.push((index + 1, format!("{columns} columns are more than {COLUMNS_MAX}")));
         }
     }
@@ -274,7 +275,7 @@ fn repository() -> Vec<File> {
 }
 
 fn is_text(name: &str) -> bool {
-    let known = ["rs", "toml", "md", "sh", "yml", "yaml", "json"];
+    let known = ["rs", "toml", "md", "sh", "yml", "yaml", "json", "html", "css", "js"];
     name == "run" || name.rsplit_once('.').is_some_and(|(_, extension)| known.contains(&extension))
 }
 
@@ -767,7 +768,9 @@ fn files_and_lines_out_of_shape_are_caught() {
     assert_eq!(complaints("text", "README.md", "a \nb\n"), [1]);
     assert_eq!(complaints("text", "src/a.rs", "a\nb"), [2]);
     assert_eq!(complaints("text", "src/a.rs", "a\n\n"), [2]);
-    assert_eq!(complaints("text", "src/a.rs", &format!("{}\n", "é".repeat(COLUMNS_MAX + 1))), [1]);
+    for path in ["src/a.rs", "src/a.js", "src/a.css"] {
+        assert_eq!(complaints("text", path, &format!("{}\n", "é".repeat(COLUMNS_MAX + 1))), [1], "{path}");
+    }
     assert!(complaints("text", "src/a.rs", &format!("{}\n", "é".repeat(COLUMNS_MAX))).is_empty());
     assert!(complaints("text", "README.md", &format!("{}\n", "x".repeat(COLUMNS_MAX + 1))).is_empty());
 }

@@ -485,6 +485,9 @@ fn a_status_report_is_plain_json() {
     assert_eq!(json["counters"][0][1], 20);
     assert_eq!(json["actors"][0]["state"]["restarting"]["next_in_ms"], 25);
     assert_eq!(json["actors"][2]["state"], "gave_up");
+    for state in [SessionState::Connected, SessionState::Waiting, SessionState::AwaitingPeer, SessionState::Ending] {
+        assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+    }
     assert_eq!(serde_json::from_value::<StatusReport>(json).unwrap(), report());
     assert_eq!(serde_json::to_string(&DeliveryPolicy::DropOldest).unwrap(), r#""drop_oldest""#);
 }

@@ -1,7 +1,7 @@
 //! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it.
 //! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
-//! full are counted, and the count is told. What it publishes on its own topics goes the same way to those who follow it
-//! over HTTP, if there are any.
+//! full are counted, and the count is told. What it publishes on its own topics goes the same way to those who follow
+//! it over HTTP, if there are any.
 
 use crate::routing::breaker::Transition;
 use crate::shm::layout::RingName;

@@ -92,7 +92,8 @@ fn actor(a: &ActorStatus) -> Vec<String> {
     ]
 }
 
-const CONNECTION: [&str; 10] = ["id", "name", "pid", "age", "subs", "services", "in", "out", "dropped", "backlog"];
+const CONNECTION: [&str; 11] =
+    ["id", "name", "pid", "age", "state", "subs", "services", "in", "out", "dropped", "backlog"];
 
 fn connection(c: &ConnectionStatus) -> Vec<String> {
     let services: Vec<&str> = c.services.iter().map(|name| name.as_str()).collect();
@@ -101,6 +102,7 @@ fn connection(c: &ConnectionStatus) -> Vec<String> {
         c.name.as_str().to_owned(),
         c.pid.to_string(),
         age(c.age_ms),
+        c.state.as_str().to_owned(),
         c.subscriptions.to_string(),
         if services.is_empty() { "-".to_owned() } else { services.join(",") },
         c.messages_in.to_string(),

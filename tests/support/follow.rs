@@ -1,10 +1,11 @@
 //! Somebody who follows `/events`, chunk by chunk.
 
-use super::Broker;
 use super::http::{Answer, connect};
+use super::{Broker, DEADLINE};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 /// Somebody who follows.
 pub struct Follower {
@@ -65,7 +66,10 @@ impl Follower {
     /// The data of the next event with this name that is as wanted; others are passed over.
     #[track_caller]
     pub fn until(&mut self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + DEADLINE;
         loop {
+            // Snapshots come for ever.
+            assert!(Instant::now() < until, "waited {DEADLINE:?} for {name}");
             let (found, data) = self.next().unwrap_or_else(|| panic!("the stream ended without {name}"));
             if found == name && is_wanted(&data) {
                 return data;

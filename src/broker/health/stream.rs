@@ -2,7 +2,7 @@
 //!
 //! | event | data |
 //! |---|---|
-//! | `snapshot` | once a second: health, status with all counters, the process; with the router's last figures if it hangs |
+//! | `snapshot` | once a second: health, status, the process; with the router's last figures if it hangs |
 //! | `news` | what the broker publishes below `$sys.`, as it happens: `topic`, `data` |
 //! | `lost` | `count` news did not reach this reader: it is too slow, or too much happened at once |
 //! | `end` | the last one: the broker is going to end |

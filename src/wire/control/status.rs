@@ -94,6 +94,18 @@ pub enum SessionState {
     Ending,
 }
 
+impl SessionState {
+    /// As it is written in JSON and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SessionState::Connected => "connected",
+            SessionState::Waiting => "waiting",
+            SessionState::AwaitingPeer => "awaiting_peer",
+            SessionState::Ending => "ending",
+        }
+    }
+}
+
 /// One service in a [`StatusReport`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {

@@ -82,7 +82,8 @@ class Chart {
     }
     const most = Math.max(...known, 1e-9);
     const power = this.base ** Math.floor(Math.log(most) / Math.log(this.base));
-    const steps = this.base === 10 ? [1, 2, 3, 4, 5, 6, 8, 10] : [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024];
+    const binary = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
+    const steps = this.base === 10 ? [1, 2, 3, 4, 5, 6, 8, 10] : binary;
     const limit = steps.map((n) => n * power).find((n) => n >= most) ?? most;
     const y = (value) => bottom - Math.min(1, value / limit) * (bottom - top);
     return { marks: known.some((value) => value > 0) ? [0, limit / 2, limit] : [0], y, bottom };

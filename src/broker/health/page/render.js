@@ -13,7 +13,7 @@ const charts = {
   process: new Chart(element('chart-process'), 'Processor time of the broker', ['of one core'], percent),
 };
 
-/** Latencies, if the broker tells them: `in_broker`, `round_trip` and `first_chunk`, each with a count and p50 to p99. */
+/** Latencies, if the broker tells them: `in_broker`, `round_trip`, `first_chunk`, each with a count and p50 to p99. */
 function latencyOf(snapshot) {
   return snapshot.status?.latency ?? snapshot.latency ?? null;
 }
@@ -52,7 +52,7 @@ function render(snapshot, now = performance.now()) {
   element('chart-latency').hidden = !latency;
   mark(element('charts'), 'data-four', latency ? '' : null);
   const of = (kind, point) => latency?.[kind]?.count ? latency[kind][point] : null;
-  charts.latency.push([of('in_broker', 'p50'), of('in_broker', 'p99'), of('round_trip', 'p50'), of('round_trip', 'p99')]);
+  charts.latency.push(['in_broker', 'round_trip'].flatMap((kind) => [of(kind, 'p50'), of(kind, 'p99')]));
   const status = snapshot.status;
   if (!status) return;
   showServices(status.services);
@@ -77,7 +77,8 @@ function showHead(snapshot) {
   say(element('socket'), status?.socket ?? '–');
   say(element('config'), status?.config_file ?? 'built-in defaults');
   const ago = snapshot.answered_ms_ago;
-  say(element('link'), snapshot.answers ? '' : `the figures are ${ago === null ? 'not known' : `${duration(ago)} old`}`);
+  const age = ago === null ? 'not known' : `${duration(ago)} old`;
+  say(element('link'), snapshot.answers ? '' : `the figures are ${age}`);
   document.title = `${health.status} · lapce-ipc`;
 }
 
@@ -114,12 +115,12 @@ function showTiles(snapshot, rates) {
     { name: 'Requests', value: perSecond(rates.requests), note: `${count(counters.requests)} in all` },
     { name: 'Unanswered', value: perSecond(failing), note: `${count(failures)} in all`,
       tone: failing > 0 ? 'warn' : null },
-    { name: 'Dropped', value: count(counters.dropped), note: `${plural(counters.evicted ?? 0, 'eviction', 'evictions')}`,
+    { name: 'Dropped', value: count(counters.dropped), note: plural(counters.evicted ?? 0, 'eviction', 'evictions'),
       tone: (rates.dropped ?? 0) + (rates.evicted ?? 0) > 0 ? 'warn' : null },
     { name: 'Slots lent out', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
       meter: [status?.slots_used, status?.slots_total] },
     { name: 'Memory', value: bytes(memory), note: process ? `${count(process.threads)} threads` : '' },
-    { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no thread hangs',
+    { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no hangs',
       tone: late ? 'bad' : null },
   ];
   keep(element('tiles'), tiles, (tile) => tile.name, buildTile, showTile);
@@ -146,7 +147,7 @@ function showTile(tile, { value, note, tone, meter }) {
 
 /** How much attention an event wants. */
 function toneOf(topic, data) {
-  if (topic.startsWith('$sys.breaker.')) return { open: 'bad', forced_open: 'bad', half_open: 'warn', closed: 'good' }[data?.to];
+  if (topic.startsWith('$sys.breaker.')) return BREAKERS[data?.to];
   if (topic === '$sys.actor.gave_up') return 'bad';
   if (topic.startsWith('$sys.actor.') || topic.startsWith('$sys.subscription.') || topic === 'lost') return 'warn';
   if (data?.reason && data.reason !== 'client left') return 'warn';

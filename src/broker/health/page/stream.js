@@ -49,7 +49,8 @@ function showLink(link, notice) {
   say(where, notice ?? '');
   where.hidden = !notice;
   if (link === 'live') return;
-  const [word, tone] = { gone: ['gone', 'bad'], refused: ['not allowed', 'bad'], busy: ['waiting', 'warn'] }[link] ?? ['connecting', 'quiet'];
+  const stands = { gone: ['gone', 'bad'], refused: ['not allowed', 'bad'], busy: ['waiting', 'warn'] };
+  const [word, tone] = stands[link] ?? ['connecting', 'quiet'];
   say(element('state'), word);
   mark(element('state'), 'data-tone', tone);
   say(element('link'), '');
@@ -119,8 +120,8 @@ async function followForEver() {
     if (refused) {
       showLink('refused', token
         ? 'The token in the address is wrong. Put the right one behind #token= and press Enter.'
-        : 'This broker asks for a token. Put it behind the address, as in /#token=TOKEN; it is the first line of the file '
-          + 'in health_server.token_file.');
+        : 'This broker asks for a token. Put it behind the address, as in /#token=TOKEN; it is the first line of '
+          + 'health_server.token_file.');
       await pause(null);
       delay = RETRY_FIRST;
       continue;

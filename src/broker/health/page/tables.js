@@ -100,7 +100,8 @@ function showConnections(connections, wanted) {
   element('connections').hidden = shown.length === 0;
   say(element('connections-count'), connections.length || '');
   const rest = found.length - shown.length;
-  const more = rest > 0 ? `The first ${ROWS_MAX} are shown, and ${count(rest)} more are there: filter to find one.` : '';
+  const limit = `The first ${ROWS_MAX} are shown, and ${count(rest)} more are there: filter to find one.`;
+  const more = rest > 0 ? limit : '';
   const none = connections.length === 0 ? 'Nobody is connected.' : 'No connection has that in it.';
   say(element('connections-rest'), shown.length === 0 ? none : more);
 }
