@@ -177,6 +177,10 @@ fn actor(state: ActorState) -> ActorStatus {
     ActorStatus { name: String::new(), supervisor: String::new(), state, restarts: 0, failures: 0, last_reason: None }
 }
 
+fn quantiles(n: u64) -> QuantileStatus {
+    QuantileStatus { count: n, p50_ns: n + 1, p95_ns: n + 2, p99_ns: n + 3 }
+}
+
 fn report() -> StatusReport {
     StatusReport {
         uptime_ms: 1,
@@ -227,6 +231,7 @@ fn report() -> StatusReport {
             actor(ActorState::GaveUp),
             actor(ActorState::Stopped),
         ],
+        latency: LatencyStatus { in_broker: quantiles(28), round_trip: quantiles(32), first_chunk: quantiles(36) },
     }
 }
 

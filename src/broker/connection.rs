@@ -9,6 +9,7 @@ use super::router::{Ask, Attach, Doom, Gone, RouterHandle, Settings};
 use super::sessions::ResumeError;
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
+use super::tally::Tally;
 use super::upstream::Dialled;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
@@ -61,6 +62,7 @@ pub(super) struct Broker {
     pub(super) sessions: SessionTable,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
+    pub(super) tally: Tally,
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
@@ -158,6 +160,7 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
         Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
     };
+    broker.tally.refused(code);
     // Who tries tokens could fill the log: that is said there, within limits.
     if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
@@ -203,6 +206,7 @@ async fn greet(
         })?;
         let kept = holder.kept();
         kept.process = process;
+        broker.tally.resumed();
         log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
         let frame = welcome(broker, kept, token);
         // Lost again before it was welcome: the session waits further, with the token before good still (S4).

@@ -10,6 +10,7 @@ use super::holder::{SessionTable, watch_sessions};
 use super::router::{IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
+use super::tally::Tally;
 use super::upstream::Upstream;
 use super::watchdog::{Pulse, Watchdog, Watched};
 use crate::config::Loaded;
@@ -131,6 +132,7 @@ async fn serve(
         started,
         connections: tree.add_many("connection", "root"),
         tree: tree.clone(),
+        tally: Tally::default(),
         ready: is_whole,
         late: watchdog.late(),
     });

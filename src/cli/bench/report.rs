@@ -202,8 +202,8 @@ fn time(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connections::Memory;
     use super::*;
+    use crate::metrics::memory::Memory;
 
     fn report(figures: Figures) -> Report {
         Report { mode: "m", wait: "busy", size: 64, seconds: 1, processes: 2, floor_ns: 100, figures }
