@@ -195,7 +195,8 @@ mod tests {
         }
         let dashboard: serde_json::Value =
             serde_json::from_str(include_str!("../../dashboards/ipc_metrics.json")).unwrap();
-        for panel in dashboard["panels"].as_array().unwrap() {
+        let panels = dashboard["panels"].as_array().unwrap();
+        for panel in panels.iter().filter(|panel| panel["type"] != "row") {
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
         }
     }
