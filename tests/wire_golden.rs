@@ -231,7 +231,11 @@ fn report() -> StatusReport {
             actor(ActorState::GaveUp),
             actor(ActorState::Stopped),
         ],
-        latency: LatencyStatus { in_broker: quantiles(28), round_trip: quantiles(32), first_chunk: quantiles(36) },
+        latency: Box::new(LatencyStatus {
+            in_broker: quantiles(28),
+            round_trip: quantiles(32),
+            first_chunk: quantiles(36),
+        }),
     }
 }
 

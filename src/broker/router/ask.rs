@@ -192,7 +192,7 @@ impl RouterState {
             slots_total: slots(self.outlets.memory.budget().total()),
             topics: self.topics.len() as u32,
             subscriptions: self.topics.subscriptions.len() as u32,
-            latency: self.latency(),
+            latency: Box::new(self.latency()),
             ..StatusReport::default()
         }
     }

@@ -45,7 +45,7 @@ fn look<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Re
 }
 
 /// A connection with a subscription.
-struct Used {
+pub(super) struct Used {
     // In this order, so that each goes before what it stands on.
     subscription: Subscription,
     publisher: Publisher,
@@ -53,7 +53,8 @@ struct Used {
 }
 
 impl Used {
-    fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
+    /// The connection of this number.
+    pub(super) fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
         let client = crew.connect()?;
         let topic = format!("bench.connections.{number}");
         Ok(Used { subscription: client.subscribe(&topic)?, publisher: client.publisher(&topic)?, client })
@@ -110,7 +111,7 @@ pub(super) fn run(crew: &Crew, count: u32, work: Work) -> Result<Cost, Failure> 
 }
 
 /// Each connection takes some descriptors here too. Whether so many are enough shows when they are opened.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

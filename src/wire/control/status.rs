@@ -38,8 +38,8 @@ pub struct StatusReport {
     pub subscriptions: u32,
     /// The supervision tree.
     pub actors: Vec<ActorStatus>,
-    /// How long things take.
-    pub latency: LatencyStatus,
+    /// How long things take. (Apart, so that frames stay small.)
+    pub latency: Box<LatencyStatus>,
 }
 
 /// How long things take, since the broker started. (In the JSON of `status --json` times are in seconds.)

@@ -133,7 +133,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
             topics,
             subscriptions,
             actors,
-            latency: LatencyStatus { in_broker, round_trip, first_chunk },
+            latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
         },
     )
 }
