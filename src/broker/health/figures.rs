@@ -229,7 +229,12 @@ mod tests {
                 requests: n,
                 failures: 0,
             });
+            let mut times = CallTimes::default();
+            times.round_trip.observe(150, n);
+            let (name, transitions) = (format!("service-{n}").parse().unwrap(), [0, n, 0, 0, 0]);
+            surveyed.figures.services.push(ServiceFigures { name, times, transitions });
         }
+        surveyed.figures.forgotten.round_trip.observe(150, 7);
         let mut figures = Figures::default();
         services(&mut figures, &Seen { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
         let text = figures.render().unwrap();
@@ -237,5 +242,17 @@ mod tests {
         assert_eq!(lines.len(), SERVICES_MAX + 1);
         let rest = format!("lapce_ipc_service_requests_total{{service=\"other\"}} {}", (100..105).sum::<u64>());
         assert!(lines.contains(&rest.as_str()), "{text}");
+        let rest: u64 = (100..105).sum();
+        for (name, labels, value) in [
+            ("request_duration_seconds_count", r#"service="other""#, rest + 7),
+            ("request_duration_seconds_bucket", r#"service="other",le="0.0000002""#, rest + 7),
+            ("request_duration_seconds_bucket", r#"service="other",le="0.0000001""#, 0),
+            ("breaker_transitions_total", r#"service="other",state="open""#, rest),
+            ("request_duration_seconds_count", r#"service="service-99""#, 99),
+        ] {
+            let line = format!("lapce_ipc_{name}{{{labels}}} {value}");
+            assert!(text.lines().any(|told| told == line), "no {line} in {text}");
+        }
+        assert!(!text.contains(r#"request_duration_seconds_count{service="service-0"}"#), "nobody has asked it");
     }
 }

@@ -23,11 +23,20 @@ impl Usage {
     pub(super) fn read() -> Option<Usage> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let usage = parse(&stat, clock_ticks_per_second() as f64, page_size() as f64)?;
-        // The one that reads the folder is among them.
-        let descriptors = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+        let descriptors = descriptors()?;
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let memory = fs::read_to_string("/proc/self/status").ok().and_then(|status| Memory::parse(&status));
         Some(Usage { descriptors: descriptors as f64, descriptors_limit: limit as f64, memory, ..usage })
+    }
+}
+
+/// Descriptors that are open. Since Linux 6.2 they are the folder's size; to list it takes some milliseconds for
+/// thousands.
+fn descriptors() -> Option<u64> {
+    match fs::metadata("/proc/self/fd").ok()?.len() {
+        // The one that reads the folder is among them.
+        0 => Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64),
+        counted => Some(counted),
     }
 }
 

@@ -148,4 +148,27 @@ pub(super) mod tests {
             () = asks => unreachable!(),
         }
     }
+
+    #[actix::test]
+    async fn the_list_of_connections_is_asked_for_when_somebody_wants_it() {
+        let asked = std::cell::RefCell::new(Vec::new());
+        let (surveyor, asks) = over(|has_connections| {
+            asked.borrow_mut().push(has_connections);
+            async move { Some(Surveyed { has_connections, ..surveyed() }) }
+        });
+        let reads = async {
+            let patience = Duration::from_secs(60);
+            assert!(surveyor.glance(patience).await.1);
+            assert!(asked.borrow().iter().all(|connections| !connections), "{asked:?}");
+            // What is known is fresh, but not enough.
+            let (seen, fresh) = surveyor.look(patience).await;
+            assert!(fresh && seen.is_some_and(|seen| seen.surveyed.has_connections));
+            assert!(surveyor.glance(patience).await.1, "more than enough");
+            assert_eq!(asked.borrow().iter().filter(|connections| **connections).count(), 1, "{asked:?}");
+        };
+        tokio::select! {
+            () = reads => {}
+            () = asks => unreachable!(),
+        }
+    }
 }

@@ -72,8 +72,8 @@ round trip of one word between two cores, measured in the same run.
 bench connections always has a broker of its own. Each connection gets a subscription, some messages and some replies;
 then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.
 
-bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The broker's
-router says itself how much CPU time it has spent on that.";
+bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The
+broker's router says itself how much CPU time it has spent on that.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {

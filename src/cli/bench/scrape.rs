@@ -77,12 +77,12 @@ fn scrape_until(port: u16, is_over: &Receiver<()>) -> io::Result<Scraped> {
     while is_over.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
         let asked = Instant::now();
         let text = get(port)?;
-        took.saturating_record(nanos(asked.elapsed()));
+        took.record(nanos(asked.elapsed())).map_err(io::Error::other)?;
         bytes = text.len() as u64;
         let now = surveys(&text)?;
         if now.0 > before.0 {
-            router_cpu
-                .saturating_record(nanos(Duration::from_secs_f64((now.1 - before.1).max(0.0))) / (now.0 - before.0));
+            let spent = nanos(Duration::from_secs_f64((now.1 - before.1).max(0.0)));
+            router_cpu.record(spent / (now.0 - before.0)).map_err(io::Error::other)?;
         }
         before = now;
     }
