@@ -319,7 +319,10 @@ fn a_restart_limit_that_is_near_is_told_before_it_is_reached() {
     wait_until("the broker not to be ready", || broker.get("/ready").code == 503);
     let ready = broker.get("/ready").json();
     assert_eq!(ready["reasons"], serde_json::json!(["acceptor will soon be given up"]));
-    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="acceptor"}"#), 8.0);
+    assert_eq!(
+        broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="acceptor",reason="panic"}"#),
+        8.0
+    );
     // It still works.
     assert_eq!(broker.client().request("echo", "hi").unwrap(), b"hi");
 }
@@ -332,7 +335,7 @@ fn the_health_actor_dies_and_its_socket_stays() {
     assert_eq!(restarts(&mut broker, "health"), 3);
     assert_eq!(broker.health(), address);
     assert_eq!(broker.process().stderr().matches("health listens").count(), 1);
-    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="health"}"#), 3.0);
+    assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="health",reason="panic"}"#), 3.0);
     assert_eq!(restarts(&mut broker, "router"), 0);
 }
 

@@ -102,6 +102,7 @@ async fn accept(
             }
             Err(refused) => refused,
         };
+        broker.tally.refused(refused.0);
         log::warn!("connection refused reason={:?}", refused.1);
         if let Ok(permit) = refusals.clone().try_acquire_owned() {
             actix::spawn(async move {

@@ -9,6 +9,7 @@ use super::report;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
+use super::tally::Tally;
 use super::upstream::Dialled;
 use crate::config::Config;
 use crate::shm::peer::Credentials;
@@ -56,6 +57,7 @@ pub(super) struct Broker {
     pub(super) sessions: SessionTable,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
+    pub(super) tally: Tally,
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
@@ -120,8 +122,8 @@ impl Handler<Stop> for ConnectionActor {
 
 /// From the first byte to the last. The error, which the log has already, is for whoever dials again.
 ///
-/// Most connections rest most of the time, in `serve`. What the way in, the way out and a question need besides is on the
-/// heap as long as they last, so that nobody pays for it at rest.
+/// Most connections rest most of the time, in `serve`. What the way in, the way out and a question need besides is on
+/// the heap as long as they last, so that nobody pays for it at rest.
 pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: Arc<Broker>) -> Result<(), String> {
     let (mut stream, mut holder) = Box::pin(let_in(start, dialled, &broker)).await?;
     let end = serve(&mut stream, &broker, dialled, holder.kept()).await;

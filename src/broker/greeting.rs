@@ -57,6 +57,7 @@ pub(super) async fn let_in(
         Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
     };
+    broker.tally.refused(code);
     // Who tries tokens could fill the log: that is said there, within limits.
     if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
@@ -125,6 +126,7 @@ async fn greet(
         })?;
         let kept = holder.kept();
         kept.process = process;
+        broker.tally.resumed();
         log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
         let frame = welcome(broker, kept, token);
         // Lost again before it was welcome: the session waits further, with the token before good still (S4).

@@ -3,6 +3,7 @@
 use super::connection::{Broker, Phase};
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, LogLimit, ResumeError, Sessions};
+use super::tally::Loss;
 use crate::shm::peer;
 use crate::shm::segment::{Nonces, fill_random};
 use crate::wire::control::Token;
@@ -257,16 +258,17 @@ pub(super) async fn watch_sessions(broker: Arc<Broker>) {
 async fn watch_session(broker: Arc<Broker>, watch: Watch) {
     let Watch { id, turn, until, process, mut ended, taken_up } = watch;
     let mut phase = broker.phase.clone();
-    let reason = tokio::select! {
+    let loss = tokio::select! {
         biased;
         _ = taken_up => return,
-        _ = ended.wait_for(Option::is_some) => "the router has ended it",
-        () = process_end(process) => "its process has ended",
-        _ = phase.wait_for(Phase::is_ending) => "the broker ends",
-        () = tokio::time::sleep_until(until.into()) => "its peer did not come back",
+        _ = ended.wait_for(Option::is_some) => Loss::RouterEnded,
+        () = process_end(process) => Loss::ProcessEnded,
+        _ = phase.wait_for(Phase::is_ending) => Loss::BrokerEnds,
+        () = tokio::time::sleep_until(until.into()) => Loss::Expired,
     };
     let Some(kept) = broker.sessions.lock().sessions.end_waiting(id, turn) else { return };
-    log::info!("session ended connection={id} name={} reason={reason:?}", kept.name);
+    broker.tally.lost(loss);
+    log::info!("session ended connection={id} name={} reason={:?}", kept.name, loss.reason());
     let _ = broker.router.send(Gone { key: kept.key, id, doom: None }).await;
     drop(kept);
 }

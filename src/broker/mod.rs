@@ -18,6 +18,7 @@
 //! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
+//! | `tally` | what is counted outside the router |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -52,6 +53,7 @@ mod sessions;
 mod socket;
 mod stream;
 mod supervisor;
+mod tally;
 mod upstream;
 mod watchdog;
 

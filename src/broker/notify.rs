@@ -1,4 +1,4 @@
-//! What the service manager is told, if one started us and wants to hear (`NOTIFY_SOCKET`, as `sd_notify(3)` describes).
+//! What the service manager is told, if one started us and wants to hear (`NOTIFY_SOCKET`, see `sd_notify(3)`).
 //!
 //! | message | when |
 //! |---|---|
@@ -100,7 +100,7 @@ impl Notify {
             return;
         }
         loop {
-            let surveyed = broker.router.send(Survey).await;
+            let surveyed = broker.router.send(Survey { connections: false }).await;
             if Facts::of(&broker, None, surveyed.is_ok()).unready().is_empty() {
                 break;
             }

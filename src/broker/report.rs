@@ -1,7 +1,7 @@
 //! The status of the broker, as the control socket and the health endpoints tell it: one struct, one JSON.
 
 use super::connection::Broker;
-use crate::wire::control::{BreakerStatus, SessionState, StatusReport};
+use crate::wire::control::{BreakerStatus, QuantileStatus, SessionState, StatusReport};
 
 /// Fills in what the router does not know.
 pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
@@ -18,7 +18,8 @@ pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
     }
 }
 
-/// The report as JSON, with the state of each service's breaker beside its numbers; the broker's own have none.
+/// The report as JSON: with the state of each service's breaker beside its numbers (the broker's own have none), and
+/// times in seconds.
 pub(crate) fn status_json(report: &StatusReport, breakers: &[BreakerStatus]) -> serde_json::Value {
     // Strings and numbers always serialise.
     let mut json = serde_json::to_value(report).unwrap_or_default();
@@ -27,5 +28,21 @@ pub(crate) fn status_json(report: &StatusReport, breakers: &[BreakerStatus]) -> 
         let breaker = breakers.iter().find(|breaker| breaker.service == service.name);
         shown["breaker"] = breaker.map(|breaker| breaker.state.as_str()).into();
     }
+    let latency = &report.latency;
+    json["latency"] = serde_json::json!({
+        "in_broker": in_seconds(&latency.in_broker),
+        "round_trip": in_seconds(&latency.round_trip),
+        "first_chunk": in_seconds(&latency.first_chunk),
+    });
     json
+}
+
+fn in_seconds(times: &QuantileStatus) -> serde_json::Value {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    serde_json::json!({
+        "count": times.count,
+        "p50": seconds(times.p50_ns),
+        "p95": seconds(times.p95_ns),
+        "p99": seconds(times.p99_ns),
+    })
 }

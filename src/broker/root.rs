@@ -12,6 +12,7 @@ use super::notify::Notify;
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
+use super::tally::Tally;
 use super::upstream::Upstream;
 use super::watchdog::{Alive, Pulse, Watchdog, Watched};
 use crate::config::{Config, Loaded};
@@ -166,6 +167,7 @@ async fn serve(
         started,
         connections: tree.add_many("connection", "root"),
         tree: tree.clone(),
+        tally: Tally::default(),
         ready: is_whole,
         late: watchdog.late(),
         late_beside: watchdog.late_beside(),

@@ -1,8 +1,8 @@
 //! The log on stderr: one line for each thing that happens, `words key=value …`.
 //!
-//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); everybody else is told
-//! the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and inode
-//! of a stream, and whoever inherits the variable, but writes elsewhere, does not write to the journal.
+//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); everybody else is
+//! told the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and
+//! inode of a stream, and whoever inherits the variable, but writes elsewhere, does not write to the journal.
 
 use super::exit::{Code, Failure};
 use super::output::plain;

@@ -54,8 +54,8 @@ mod unsent;
 mod view;
 
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
-pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, Limits};
-pub use crate::wire::control::{ServiceStatus, SessionState, StatusReport};
+pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
+pub use crate::wire::control::{QuantileStatus, ServiceStatus, SessionState, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};

@@ -5,11 +5,12 @@
 //! puts them into [`Figures`], and has those collected. So metrics cost nothing while nobody looks.
 
 pub(crate) mod families;
+pub(crate) mod memory;
 
 pub(crate) use families::{Family, Kind};
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::collections::BTreeMap;
 
@@ -18,15 +19,51 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 
 /// The figures of one moment.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Figures(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, f64>)>);
+pub(crate) struct Figures(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, Sample>)>);
+
+/// One figure of a family.
+#[derive(Clone, Debug)]
+enum Sample {
+    Value(f64),
+    Distribution(Distribution),
+}
+
+/// How often what was observed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Distribution {
+    /// Upper bounds of the buckets, rising, and how many observations are in each, those before it not included.
+    pub(crate) buckets: Vec<(f64, u64)>,
+    /// All observations, with those beyond the last bound.
+    pub(crate) count: u64,
+    pub(crate) sum: f64,
+}
 
 impl Figures {
     /// Adds to the figure of these labels, which begins with 0. The labels are in the family's order.
     pub(crate) fn add(&mut self, family: &'static Family, labels: &[&str], value: f64) {
+        debug_assert!(family.kind != Kind::Histogram, "{}", family.name);
+        if let Sample::Value(sum) = self.sample(family, labels, Sample::Value(0.0)) {
+            *sum += value;
+        }
+    }
+
+    /// Adds to the histogram of these labels, which begins empty. All of one family have the same bounds.
+    pub(crate) fn distribute(&mut self, family: &'static Family, labels: &[&str], more: Distribution) {
+        debug_assert!(family.kind == Kind::Histogram, "{}", family.name);
+        let buckets = more.buckets.iter().map(|(bound, _)| (*bound, 0)).collect();
+        let empty = Sample::Distribution(Distribution { buckets, ..Distribution::default() });
+        if let Sample::Distribution(sum) = self.sample(family, labels, empty) {
+            sum.buckets.iter_mut().zip(more.buckets).for_each(|((_, count), (_, more))| *count += more);
+            sum.count += more.count;
+            sum.sum += more.sum;
+        }
+    }
+
+    fn sample(&mut self, family: &'static Family, labels: &[&str], first: Sample) -> &mut Sample {
         debug_assert_eq!(family.labels.len(), labels.len(), "{}", family.name);
         let (_, samples) = self.0.entry(family.name).or_insert_with(|| (family, BTreeMap::new()));
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        *samples.entry(labels).or_insert(0.0) += value;
+        samples.entry(labels).or_insert(first)
     }
 
     /// The figures in the text format of Prometheus.
@@ -54,8 +91,8 @@ impl Collector for Figures {
     }
 }
 
-fn collected(family: &Family, samples: &BTreeMap<Vec<String>, f64>) -> MetricFamily {
-    let metric = |(labels, value): (&Vec<String>, &f64)| {
+fn collected(family: &Family, samples: &BTreeMap<Vec<String>, Sample>) -> MetricFamily {
+    let metric = |(labels, sample): (&Vec<String>, &Sample)| {
         let mut metric = Metric::from_label(
             family
                 .labels
@@ -69,17 +106,18 @@ fn collected(family: &Family, samples: &BTreeMap<Vec<String>, f64>) -> MetricFam
                 })
                 .collect(),
         );
-        match family.kind {
-            Kind::Counter => {
+        match sample {
+            Sample::Value(value) if family.kind == Kind::Counter => {
                 let mut counter = Counter::default();
                 counter.set_value(*value);
                 metric.set_counter(counter);
             }
-            Kind::Gauge => {
+            Sample::Value(value) => {
                 let mut gauge = Gauge::default();
                 gauge.set_value(*value);
                 metric.set_gauge(gauge);
             }
+            Sample::Distribution(distribution) => metric.set_histogram(histogram(distribution)),
         }
         metric
     };
@@ -89,9 +127,27 @@ fn collected(family: &Family, samples: &BTreeMap<Vec<String>, f64>) -> MetricFam
     collected.set_field_type(match family.kind {
         Kind::Counter => MetricType::COUNTER,
         Kind::Gauge => MetricType::GAUGE,
+        Kind::Histogram => MetricType::HISTOGRAM,
     });
     collected.set_metric(samples.iter().map(metric).collect());
     collected
+}
+
+/// In Prometheus' form: each bucket counts those before it, too. (The one without a bound is written by the encoder.)
+fn histogram(distribution: &Distribution) -> Histogram {
+    let mut below = 0;
+    let bucket = |(bound, count): &(f64, u64)| {
+        below += count;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(*bound);
+        bucket.set_cumulative_count(below);
+        bucket
+    };
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(distribution.buckets.iter().map(bucket).collect());
+    histogram.set_sample_count(distribution.count);
+    histogram.set_sample_sum(distribution.sum);
+    histogram
 }
 
 #[cfg(test)]
@@ -127,14 +183,45 @@ mod tests {
                 words.filter(|word| word.starts_with("lapce_ipc_") || word.starts_with("process_")).collect();
             assert!(named.len() >= 10, "{named:?}");
             for name in named {
-                assert!(families::ALL.iter().any(|family| family.name == name), "{name}");
+                let is_there = families::ALL.iter().any(|family| match family.kind {
+                    // Only the parts of one can be asked for.
+                    Kind::Histogram => {
+                        ["_bucket", "_sum", "_count"].iter().any(|part| name == family.name.to_owned() + part)
+                    }
+                    Kind::Counter | Kind::Gauge => family.name == name,
+                });
+                assert!(is_there, "{name}");
             }
         }
         let dashboard: serde_json::Value =
             serde_json::from_str(include_str!("../../dashboards/ipc_metrics.json")).unwrap();
-        for panel in dashboard["panels"].as_array().unwrap() {
+        let panels = dashboard["panels"].as_array().unwrap();
+        for panel in panels.iter().filter(|panel| panel["type"] != "row") {
             assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
         }
+    }
+
+    #[test]
+    fn histograms_are_written_with_what_is_below_each_bound_and_add_up() {
+        let mut figures = Figures::default();
+        let half = || Distribution { buckets: vec![(1e-7, 2), (2e-7, 0), (0.5, 1)], count: 4, sum: 3.5 };
+        figures.distribute(&families::ROUND_TRIP, &["other"], half());
+        figures.distribute(&families::ROUND_TRIP, &["other"], half());
+        let text = figures.render().unwrap();
+        let name = families::ROUND_TRIP.name;
+        let samples: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(name)).collect();
+        assert_eq!(
+            samples,
+            [
+                r#"_bucket{service="other",le="0.0000001"} 4"#,
+                r#"_bucket{service="other",le="0.0000002"} 4"#,
+                r#"_bucket{service="other",le="0.5"} 6"#,
+                r#"_bucket{service="other",le="+Inf"} 8"#,
+                r#"_sum{service="other"} 7"#,
+                r#"_count{service="other"} 8"#,
+            ]
+        );
+        assert!(text.contains(&format!("# TYPE {name} histogram\n")), "{text}");
     }
 
     #[test]

@@ -79,6 +79,12 @@ pub(crate) enum Stand {
     ForcedClosed,
 }
 
+impl Stand {
+    /// All, in the order of their numbers.
+    pub(crate) const ALL: [Stand; 5] =
+        [Stand::Closed, Stand::Open, Stand::HalfOpen, Stand::ForcedOpen, Stand::ForcedClosed];
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// All pass; so many failures in a row so far.
@@ -176,13 +182,15 @@ pub(crate) struct Breaker {
     pub(crate) opened: u64,
     /// Requests that were not let through.
     pub(crate) rejected: u64,
+    /// How often it has come to stand where, in the order of [`Stand::ALL`].
+    pub(crate) transitions: [u64; Stand::ALL.len()],
 }
 
 impl Breaker {
     /// A closed one.
     pub(crate) fn new(rules: Rules) -> Breaker {
         let state = State::Closed { failures: 0 };
-        Breaker { rules, state, generation: 0, failed_trials: 0, opened: 0, rejected: 0 }
+        Breaker { rules, state, generation: 0, failed_trials: 0, opened: 0, rejected: 0, transitions: [0; 5] }
     }
 
     /// Whether a request may pass. A time that is over is noticed here too, so that no timer has to be exact.
@@ -270,6 +278,7 @@ impl Breaker {
         let from = self.stand();
         (self.state, self.generation) = (state, self.generation.wrapping_add(1));
         let to = self.stand();
+        self.transitions[to as usize] += 1;
         self.opened += u64::from(matches!(to, Stand::Open | Stand::ForcedOpen));
         if !matches!(to, Stand::Open | Stand::HalfOpen) {
             self.failed_trials = 0;

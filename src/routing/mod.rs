@@ -9,6 +9,7 @@
 //! | `services` | services, their responders, and which of them gets the next call |
 //! | `budget` | who may use how much of the memory for extensions |
 //! | `breaker` | which requests a service is spared, because it fails |
+//! | `histogram` | how often what was observed |
 //! | `restart` | whether and when an actor that has ended is started again |
 //! | `group` | which children of a supervisor are stopped and started with it |
 //! | `watch` | whether a thread still turns |
@@ -17,6 +18,7 @@ pub(crate) mod arena;
 pub(crate) mod breaker;
 pub(crate) mod budget;
 pub(crate) mod group;
+pub(crate) mod histogram;
 pub(crate) mod restart;
 pub(crate) mod schedule;
 pub(crate) mod services;

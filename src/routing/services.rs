@@ -1,6 +1,7 @@
 //! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
 
 use super::breaker::{Breaker, RuleBook, Stand};
+use super::histogram::Durations;
 use crate::wire::name::Name;
 use std::collections::HashMap;
 
@@ -34,8 +35,27 @@ pub(crate) struct Service {
     pub(crate) requests: u64,
     /// Those that ended otherwise than by a reply.
     pub(crate) failures: u64,
+    /// How long its responders took; kept since somebody first served it.
+    pub(crate) times: Option<Box<CallTimes>>,
     users: u32,
     next: usize,
+}
+
+/// How long calls took, from when the router has taken the request in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CallTimes {
+    /// Until the whole reply was on its way to the requester.
+    pub(crate) round_trip: Durations,
+    /// Until the first chunk of a streamed reply was.
+    pub(crate) first_chunk: Durations,
+}
+
+impl CallTimes {
+    /// Adds those of another service.
+    pub(crate) fn merge(&mut self, other: &CallTimes) {
+        self.round_trip.merge(&other.round_trip);
+        self.first_chunk.merge(&other.first_chunk);
+    }
 }
 
 /// Why a request finds no responder.
@@ -55,11 +75,20 @@ pub(crate) struct Services {
     free: Vec<ServiceId>,
     most: usize,
     rules: RuleBook,
+    /// Of services that were forgotten.
+    pub(crate) forgotten: CallTimes,
 }
 
 impl Services {
     pub(crate) fn new(most: usize, rules: RuleBook) -> Services {
-        Services { by_name: HashMap::new(), table: Vec::new(), free: Vec::new(), most, rules }
+        Services {
+            by_name: HashMap::new(),
+            table: Vec::new(),
+            free: Vec::new(),
+            most,
+            rules,
+            forgotten: CallTimes::default(),
+        }
     }
 
     /// One more user of the service `name`; `None` if there are too many services.
@@ -75,6 +104,7 @@ impl Services {
                     was_served: false,
                     requests: 0,
                     failures: 0,
+                    times: None,
                     users: 0,
                     next: 0,
                 };
@@ -126,6 +156,9 @@ impl Services {
         if let Some(service) = self.table.get_mut(id as usize).and_then(Option::take) {
             self.by_name.remove(&service.name);
             self.free.push(id);
+            if let Some(times) = service.times {
+                self.forgotten.merge(&times);
+            }
         }
     }
 
@@ -155,6 +188,7 @@ impl Services {
     pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
         let Some(service) = self.get_mut(id) else { return false };
         service.was_served = true;
+        service.times.get_or_insert_default();
         match service.responders.iter_mut().find(|r| r.connection == connection) {
             Some(responder) if responder.accepts => false,
             Some(responder) => {

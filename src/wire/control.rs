@@ -71,7 +71,8 @@ mod token;
 
 pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
-pub use status::{ActorState, ActorStatus, ConnectionStatus, ServiceStatus, SessionState, StatusReport};
+pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
+pub use status::{ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
 
 /// The version of the protocol that this library speaks.

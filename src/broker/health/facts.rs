@@ -30,6 +30,8 @@ impl Facts {
             answered_ms_ago: seen.map(|seen| ms(seen.at.elapsed())),
             slots: surveyed.map(|surveyed| (surveyed.report.slots_used, surveyed.report.slots_total)),
             breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
+            restarts: broker.tree.restarts_by_cause(),
+            counts: broker.tally.counts(),
         }
     }
 }

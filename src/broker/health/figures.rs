@@ -3,8 +3,13 @@
 use super::judge::Facts;
 use super::process::Usage;
 use super::survey::Seen;
+use crate::broker::router::{RouterFigures, ServiceFigures, breaker_state};
 use crate::metrics::families::*;
-use crate::metrics::{Family, Figures};
+use crate::metrics::memory::Memory;
+use crate::metrics::{Distribution, Family, Figures};
+use crate::routing::breaker::Stand;
+use crate::routing::histogram::Histogram;
+use crate::routing::services::CallTimes;
 use crate::wire::control::{ActorState, BreakerState, StatusReport};
 use crate::wire::record::Outcome;
 use std::collections::BTreeSet;
@@ -12,16 +17,18 @@ use std::collections::BTreeSet;
 /// Services that have labels of their own; the others share one.
 const SERVICES_MAX: usize = 100;
 const OTHER: &str = "other";
+/// Nanoseconds of a second.
+const NANOS: f64 = 1e9;
 
 /// The router's counters, by the names that they have in the status.
 const COUNTERS: &[(&str, &Family)] = &[
     ("connections", &CONNECTIONS_OPENED),
     ("records", &RECORDS),
+    ("fragments", &FRAGMENTS),
     ("bytes", &BYTES),
     ("published", &PUBLISHED),
     ("delivered", &DELIVERED),
     ("unmatched", &UNMATCHED),
-    ("dropped", &DROPPED),
     ("aborted", &ABORTED),
     ("evicted", &EVICTED),
     ("requests", &REQUESTS),
@@ -46,6 +53,9 @@ const BREAKER_STATES: [BreakerState; 5] = [
     BreakerState::ForcedClosed,
 ];
 
+/// The policies of subscriptions, in their order.
+const POLICIES: [&str; 3] = ["block", "drop_newest", "drop_oldest"];
+
 /// Everything that is told. What the router knows is as of its last answer, if there was one.
 pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, started: f64) -> Figures {
     let mut figures = Figures::default();
@@ -59,12 +69,18 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
     for actor in &facts.actors {
         let labels = [actor.name.as_str()];
         figures.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
-        figures.add(&ACTOR_RESTARTS, &labels, actor.restarts as f64);
         figures.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
     }
+    for (actor, causes) in &facts.restarts {
+        causes.iter().for_each(|(cause, times)| figures.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
+    }
+    facts.counts.refused.iter().for_each(|(reason, times)| figures.add(&REFUSED, &[reason], *times as f64));
+    figures.add(&RESUMED, &[], facts.counts.resumed as f64);
+    facts.counts.lost.iter().for_each(|(reason, times)| figures.add(&LOST, &[reason], *times as f64));
     if let Some(seen) = seen {
         figures.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
         routed(&mut figures, &seen.surveyed.report);
+        timed(&mut figures, &seen.surveyed.figures);
         services(&mut figures, seen);
     }
     if let Some(usage) = usage {
@@ -75,6 +91,10 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
         figures.add(&PROCESS_FDS, &[], usage.descriptors);
         figures.add(&PROCESS_FDS_LIMIT, &[], usage.descriptors_limit);
         figures.add(&PROCESS_STARTED, &[], started);
+        if let Some(Memory { rss, page_tables }) = usage.memory {
+            figures.add(&MEMORY, &["resident"], rss as f64);
+            figures.add(&MEMORY, &["page_tables"], page_tables as f64);
+        }
     }
     figures
 }
@@ -94,7 +114,27 @@ fn routed(figures: &mut Figures, report: &StatusReport) {
     figures.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
 }
 
+fn timed(figures: &mut Figures, router: &RouterFigures) {
+    figures.distribute(&IN_BROKER, &[], distribution(&router.in_broker, NANOS));
+    figures.distribute(&BATCHES, &[], distribution(&router.batches, 1.0));
+    POLICIES.iter().zip(router.dropped).for_each(|(policy, times)| figures.add(&DROPPED, &[policy], times as f64));
+    let (surveys, cpu) = router.surveys;
+    figures.add(&SURVEYS, &[], surveys as f64);
+    figures.add(&SURVEY_CPU, &[], cpu as f64 / NANOS);
+}
+
+/// A histogram in units of which there are `per` to one of ours.
+fn distribution<const BASE: u64, const BUCKETS: usize>(histogram: &Histogram<BASE, BUCKETS>, per: f64) -> Distribution {
+    let bounds = Histogram::<BASE, BUCKETS>::bounds().map(|bound| bound as f64 / per);
+    Distribution {
+        buckets: bounds.zip(histogram.counts().iter().copied()).collect(),
+        count: histogram.count(),
+        sum: histogram.sum() as f64 / per,
+    }
+}
+
 fn services(figures: &mut Figures, seen: &Seen) {
+    let router = &seen.surveyed.figures;
     let (services, breakers) = (&seen.surveyed.report.services, &seen.surveyed.breakers);
     let names = services.iter().map(|service| &service.name).chain(breakers.iter().map(|breaker| &breaker.service));
     let mut labelled = BTreeSet::new();
@@ -119,6 +159,23 @@ fn services(figures: &mut Figures, seen: &Seen) {
         }
         figures.add(&BREAKER_OPENED, &[service], breaker.opened as f64);
         figures.add(&BREAKER_REJECTED, &[service], breaker.rejected as f64);
+    }
+    for ServiceFigures { name, times, transitions } in &router.services {
+        let service = label(name.as_str());
+        for (stand, times) in Stand::ALL.into_iter().zip(transitions) {
+            figures.add(&BREAKER_TRANSITIONS, &[service, breaker_state(stand).as_str()], *times as f64);
+        }
+        durations(figures, service, times);
+    }
+    durations(figures, OTHER, &router.forgotten);
+}
+
+/// What nobody has asked for has no lines: they are many.
+fn durations(figures: &mut Figures, service: &str, times: &CallTimes) {
+    for (family, histogram) in [(&ROUND_TRIP, &times.round_trip), (&FIRST_CHUNK, &times.first_chunk)] {
+        if histogram.count() > 0 {
+            figures.distribute(family, &[service], distribution(histogram, NANOS));
+        }
     }
 }
 
@@ -172,7 +229,12 @@ mod tests {
                 requests: n,
                 failures: 0,
             });
+            let mut times = CallTimes::default();
+            times.round_trip.observe(150, n);
+            let (name, transitions) = (format!("service-{n}").parse().unwrap(), [0, n, 0, 0, 0]);
+            surveyed.figures.services.push(ServiceFigures { name, times, transitions });
         }
+        surveyed.figures.forgotten.round_trip.observe(150, 7);
         let mut figures = Figures::default();
         services(&mut figures, &Seen { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
         let text = figures.render().unwrap();
@@ -180,5 +242,17 @@ mod tests {
         assert_eq!(lines.len(), SERVICES_MAX + 1);
         let rest = format!("lapce_ipc_service_requests_total{{service=\"other\"}} {}", (100..105).sum::<u64>());
         assert!(lines.contains(&rest.as_str()), "{text}");
+        let rest: u64 = (100..105).sum();
+        for (name, labels, value) in [
+            ("request_duration_seconds_count", r#"service="other""#, rest + 7),
+            ("request_duration_seconds_bucket", r#"service="other",le="0.0000002""#, rest + 7),
+            ("request_duration_seconds_bucket", r#"service="other",le="0.0000001""#, 0),
+            ("breaker_transitions_total", r#"service="other",state="open""#, rest),
+            ("request_duration_seconds_count", r#"service="service-99""#, 99),
+        ] {
+            let line = format!("lapce_ipc_{name}{{{labels}}} {value}");
+            assert!(text.lines().any(|told| told == line), "no {line} in {text}");
+        }
+        assert!(!text.contains(r#"request_duration_seconds_count{service="service-0"}"#), "nobody has asked it");
     }
 }

@@ -7,6 +7,7 @@
 //! | is it healthy? | `unhealthy`: not ready though it is not ending; `degraded`: it works, and yet look at it |
 
 use super::super::supervisor::Restarted;
+use super::super::tally::Counts;
 use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -50,6 +51,10 @@ pub(in crate::broker) struct Facts {
     pub(super) answered_ms_ago: Option<u64>,
     pub(super) slots: Option<(u32, u32)>,
     pub(super) breakers: Vec<BreakerStatus>,
+    /// How often each actor was started again, by reason.
+    pub(super) restarts: Vec<(String, Vec<(&'static str, u64)>)>,
+    /// What is counted outside the router.
+    pub(super) counts: Counts,
 }
 
 /// The answer of `/health`.
@@ -220,6 +225,8 @@ mod tests {
             answered_ms_ago: Some(3),
             slots: Some((5, 100)),
             breakers: Vec::new(),
+            restarts: Vec::new(),
+            counts: Counts::default(),
         }
     }
 

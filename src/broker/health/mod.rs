@@ -114,7 +114,7 @@ impl HealthActor {
 
     fn summarize(&mut self, ctx: &mut Context<Self>) {
         let pages = self.pages.clone();
-        let look = async move { pages.facts(SUMMARY).await };
+        let look = async move { pages.glance(SUMMARY).await };
         ctx.spawn(look.into_actor(self).map(|(facts, seen), this, _| {
             let Some(seen) = seen.filter(|_| facts.answers) else { return };
             let restarts = facts.actors.iter().map(|actor| actor.restarts).sum();

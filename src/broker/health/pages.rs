@@ -79,8 +79,21 @@ impl Pages {
     /// What is known now; the router is waited for so long.
     pub(super) async fn facts(&self, patience: Duration) -> (Facts, Option<Seen>) {
         // Who hangs is not asked.
-        let (seen, answers) =
-            if self.is_live() { self.surveyor.look(patience).await } else { (self.surveyor.last(), false) };
+        if !self.is_live() {
+            return self.facts_of((self.surveyor.last(), false));
+        }
+        self.facts_of(self.surveyor.look(patience).await)
+    }
+
+    /// The same, perhaps without the list of connections.
+    pub(super) async fn glance(&self, patience: Duration) -> (Facts, Option<Seen>) {
+        if !self.is_live() {
+            return self.facts_of((self.surveyor.last(), false));
+        }
+        self.facts_of(self.surveyor.glance(patience).await)
+    }
+
+    fn facts_of(&self, (seen, answers): (Option<Seen>, bool)) -> (Facts, Option<Seen>) {
         let facts = Facts::of(&self.broker, seen.as_ref(), answers);
         (facts, seen)
     }
@@ -241,12 +254,12 @@ async fn live(pages: web::Data<Pages>) -> HttpResponse {
 }
 
 async fn ready(pages: web::Data<Pages>) -> HttpResponse {
-    let reasons = pages.facts(PATIENCE).await.0.unready();
+    let reasons = pages.glance(PATIENCE).await.0.unready();
     json(reasons.is_empty(), &serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons }))
 }
 
 async fn health(pages: web::Data<Pages>) -> HttpResponse {
-    let health = pages.facts(PATIENCE).await.0.judge();
+    let health = pages.glance(PATIENCE).await.0.judge();
     json(health.status != Condition::Unhealthy, &health)
 }
 
@@ -263,7 +276,7 @@ async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
         return text(StatusCode::NOT_FOUND, "metrics are not enabled (metrics.enable)\n");
     }
     // A router that does not answer is told of with its last figures: that is when people look.
-    let (facts, seen) = pages.facts(PATIENCE).await;
+    let (facts, seen) = pages.glance(PATIENCE).await;
     match figures::figures(&facts, seen.as_ref(), Usage::read(), pages.started).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {

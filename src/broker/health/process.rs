@@ -1,5 +1,6 @@
 //! What the kernel knows of this process, as far as it is cheap to read.
 
+use crate::metrics::memory::Memory;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 use std::fs;
@@ -13,6 +14,8 @@ pub(super) struct Usage {
     pub(super) threads: f64,
     pub(super) descriptors: f64,
     pub(super) descriptors_limit: f64,
+    /// By the project's definition, if the kernel says all of it.
+    pub(super) memory: Option<Memory>,
 }
 
 impl Usage {
@@ -20,10 +23,20 @@ impl Usage {
     pub(super) fn read() -> Option<Usage> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let usage = parse(&stat, clock_ticks_per_second() as f64, page_size() as f64)?;
-        // The one that reads the folder is among them.
-        let descriptors = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+        let descriptors = descriptors()?;
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Some(Usage { descriptors: descriptors as f64, descriptors_limit: limit as f64, ..usage })
+        let memory = fs::read_to_string("/proc/self/status").ok().and_then(|status| Memory::parse(&status));
+        Some(Usage { descriptors: descriptors as f64, descriptors_limit: limit as f64, memory, ..usage })
+    }
+}
+
+/// Descriptors that are open. Since Linux 6.2 they are the folder's size; to list it takes some milliseconds for
+/// thousands.
+fn descriptors() -> Option<u64> {
+    match fs::metadata("/proc/self/fd").ok()?.len() {
+        // The one that reads the folder is among them.
+        0 => Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64),
+        counted => Some(counted),
     }
 }
 
@@ -54,6 +67,7 @@ mod tests {
         assert_eq!(parse("7 (a) S 1", 100.0, 4096.0), None);
         let own = Usage::read().unwrap();
         assert!(own.resident_bytes > 100_000.0 && own.resident_bytes < own.virtual_bytes, "{own:?}");
+        assert!(own.memory.is_some_and(|memory| memory.rss > 100_000 && memory.page_tables > 0), "{own:?}");
         assert!(own.threads >= 1.0 && own.descriptors >= 3.0 && own.descriptors <= own.descriptors_limit, "{own:?}");
     }
 }

@@ -58,7 +58,7 @@ impl RouterState {
                     let subscription = self.chosen[at].subscription;
                     if let Some(found) = self.topics.subscriptions.get_mut(subscription) {
                         found.dropped = found.dropped.saturating_add(1);
-                        self.counters.dropped += 1;
+                        self.counters.dropped[found.policy as usize] += 1;
                     }
                 }
                 self.skip_rest(key, id, &message);

@@ -39,7 +39,7 @@ impl RouterState {
             }
             ClientFrame::Unserve { service, .. } => self.unserve(key, serial, service),
             // Nothing changes by these, so they may as well be carried out twice.
-            ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report() }),
+            ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report(true) }),
             ClientFrame::Breakers { serial } => {
                 return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
             }
@@ -148,10 +148,12 @@ impl RouterState {
         Ok(BrokerFrame::Done { serial })
     }
 
-    /// What the router knows of the broker; whoever tells it fills in the rest.
-    pub(super) fn report(&self) -> StatusReport {
+    /// What the router knows of the broker, without the list of connections if that is not wanted: it is the one part
+    /// that grows with them. Whoever tells it fills in the rest.
+    pub(super) fn report(&self, with_connections: bool) -> StatusReport {
         let mut connections = Vec::new();
-        for (key, inlet) in self.inlets.iter().enumerate() {
+        let listed = if with_connections { self.inlets.as_slice() } else { &[] };
+        for (key, inlet) in listed.iter().enumerate() {
             let (Some(inlet), Some(outlet)) = (inlet.as_deref(), self.outlets.get(key as u32)) else { continue };
             let services = inlet.serving.iter().flatten().filter_map(|s| self.services.get(*s));
             let subscriptions = outlet.subscriptions.iter().filter_map(|s| self.topics.subscriptions.get(*s));
@@ -203,6 +205,7 @@ impl RouterState {
             slots_total: slots(self.outlets.memory.budget().total()),
             topics: self.topics.len() as u32,
             subscriptions: self.topics.subscriptions.len() as u32,
+            latency: Box::new(self.latency()),
             ..StatusReport::default()
         }
     }
@@ -212,11 +215,12 @@ impl RouterState {
         let mut named = vec![
             ("connections", c.connections),
             ("records", c.records),
+            ("fragments", c.fragments),
             ("bytes", c.bytes),
             ("published", c.published),
             ("delivered", c.delivered),
             ("unmatched", c.unmatched),
-            ("dropped", c.dropped),
+            ("dropped", c.dropped.iter().sum()),
             ("aborted", c.aborted),
             ("evicted", c.evicted),
             ("requests", c.requests),

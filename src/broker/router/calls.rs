@@ -37,6 +37,10 @@ pub(super) struct Call {
     /// `None` once it has fired.
     pub(super) timer: Option<TimerId>,
     pub(super) stream: bool,
+    /// A chunk of its stream has gone to the requester.
+    pub(super) has_chunk: bool,
+    /// When the router took the request in.
+    pub(super) began: u64,
     pub(super) total: u32,
     /// Bytes of the body still to come.
     pub(super) body_left: u32,
@@ -115,6 +119,7 @@ impl RouterState {
         inlet.requests[header.id as usize].generation = header.id2;
         inlet.messages += 1;
         self.counters.requests += 1;
+        self.counters.fragments += u64::from(!is_whole);
         if let Some(service) = self.services.get_mut(service) {
             service.requests += 1;
         }
@@ -198,6 +203,8 @@ impl RouterState {
             number,
             timer: None,
             stream: header.flags.has(Flags::STREAM),
+            has_chunk: false,
+            began: self.now,
             total: header.total,
             body_left: header.total - record.len,
             body_credit: credit.saturating_sub(cells_for(record.len)),
@@ -282,6 +289,7 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
+        self.counters.fragments += 1;
         // Many bodies, each within its credit, can be more together than is held for a responder that is busy.
         if found.responder.is_some_and(|responder| !self.outlets.takes_calls(responder)) {
             self.end_call(call, Outcome::Overloaded);
@@ -323,6 +331,10 @@ impl RouterState {
             ..Header::new(Kind::Answer)
         };
         let (requester, service) = (found.requester, found.service);
+        let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
+        found.has_chunk |= is_first_chunk;
+        let took = self.now.saturating_sub(found.began);
+        self.counters.fragments += u64::from(!(first && last));
         // Many answers, each within its credit, can be more together than is held for a requester that does not read
         // now. It loses this call, not its connection.
         if !self.outlets.takes_calls(requester) {
@@ -338,12 +350,16 @@ impl RouterState {
                 outlet.messages += 1;
             }
         }
+        if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
+            times.first_chunk.observe(took, 1);
+        }
         if ends {
             self.counters.replies += 1;
-            if header.flags.has(Flags::ERROR)
-                && let Some(service) = self.services.get_mut(service)
-            {
-                service.failures += 1;
+            if let Some(service) = self.services.get_mut(service) {
+                service.failures += u64::from(header.flags.has(Flags::ERROR));
+                if let Some(times) = service.times.as_deref_mut() {
+                    times.round_trip.observe(took, 1);
+                }
             }
             let has_failed = header.flags.has(Flags::ERROR.with(Flags::FAILURE));
             let verdict = if has_failed { Verdict::Failure(Failure::Reply) } else { Verdict::Success };

@@ -97,6 +97,7 @@ impl RouterState {
     /// bell may have been heard and not acted upon.
     pub(in crate::broker) fn recover(&mut self) {
         fault::point("router.started", 0);
+        self.timings.forget();
         self.count_deaths();
         let is_killer = self.journal.deaths >= MOST_DEATHS;
         if let Some(timer) = self.journal.timer.take()

@@ -15,6 +15,7 @@
 //! | `outcomes` | how calls end otherwise than by their answer |
 //! | `breakers` | who is let through to a service, and how the breakers stand |
 //! | `ask` | what comes over the control socket |
+//! | `timings` | how long visits and calls take |
 //! | `turn` | the loop: work, spin, sleep |
 //!
 //! The actor is a shell: its messages are carried out by [`state::RouterState`], and so is the traffic, by the loop in
@@ -36,12 +37,14 @@ mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod timings;
 mod turn;
 
 pub(crate) use self::breakers::state as breaker_state;
 pub(crate) use self::state::RouterState;
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
+pub(crate) use timings::{RouterFigures, ServiceFigures};
 
 use crate::broker::fault;
 use crate::broker::supervisor::Stop;
@@ -51,6 +54,7 @@ use crate::shm::segment::Segment;
 use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
 use crate::wire::name::Name;
 use actix::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -124,7 +128,10 @@ pub(crate) struct IsQuiescent;
 /// Asks how the broker is, for the health endpoints.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "Surveyed")]
-pub(crate) struct Survey;
+pub(crate) struct Survey {
+    /// With the list of connections.
+    pub(crate) connections: bool,
+}
 
 /// What the router knows of the broker at one moment.
 #[derive(Clone, Debug)]
@@ -132,6 +139,9 @@ pub(crate) struct Surveyed {
     /// As for `status`, with only what the router knows.
     pub(crate) report: StatusReport,
     pub(crate) breakers: Vec<BreakerStatus>,
+    pub(crate) figures: RouterFigures,
+    /// Whether the list of connections is there.
+    pub(crate) has_connections: bool,
 }
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
@@ -328,8 +338,20 @@ impl Handler<Announce> for ShmRouter {
 impl Handler<Survey> for ShmRouter {
     type Result = MessageResult<Survey>;
 
-    fn handle(&mut self, _: Survey, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| Surveyed { report: state.report(), breakers: state.breakers() }))
+    fn handle(&mut self, message: Survey, _: &mut Self::Context) -> Self::Result {
+        let began = cpu_time();
+        let Survey { connections: has_connections } = message;
+        let mut surveyed = self.with(|state| Surveyed {
+            report: state.report(has_connections),
+            breakers: state.breakers(),
+            figures: state.figures(),
+            has_connections,
+        });
+        let surveys = &mut self.shared.state.borrow_mut().timings.surveys;
+        *surveys = (surveys.0 + 1, surveys.1 + cpu_time().saturating_sub(began));
+        // This one is among them.
+        surveyed.figures.surveys = *surveys;
+        MessageResult(surveyed)
     }
 }
 
@@ -339,4 +361,10 @@ impl Handler<IsQuiescent> for ShmRouter {
     fn handle(&mut self, _: IsQuiescent, _: &mut Self::Context) -> bool {
         self.with(RouterState::is_quiescent)
     }
+}
+
+/// How long this thread has run, in nanoseconds.
+fn cpu_time() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    u64::try_from(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)).unwrap_or(0)
 }

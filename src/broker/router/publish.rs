@@ -218,7 +218,7 @@ impl RouterState {
                 } else {
                     subscription.dropped = subscription.dropped.saturating_add(1);
                     outlet.dropped += 1;
-                    counters.dropped += 1;
+                    counters.dropped[subscription.policy as usize] += 1;
                 }
             }
             journal.stepped();
@@ -229,6 +229,7 @@ impl RouterState {
         inlet.topics[id as usize].sent = message.seq;
         if !message.flags.has(Flags::LAST) {
             let (topic, seq, total) = (message.topic, message.seq, message.total);
+            counters.fragments += 1;
             inlet.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
         }
         self.done(key, RingName::Bulk, record, Kind::Publish);
@@ -262,7 +263,7 @@ impl RouterState {
 
     /// Gives a further record of a message to those who have its first; carries on where the journal stands.
     pub(super) fn commit_further(&mut self, key: u32, record: &Record, header: &Header) {
-        let RouterState { inlets, outlets, topics, journal, .. } = self;
+        let RouterState { inlets, outlets, topics, journal, counters, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         let Some(partial) = &mut inlet.partial else { return };
@@ -286,6 +287,7 @@ impl RouterState {
             }
             journal.stepped();
         }
+        counters.fragments += 1;
         partial.left -= record.len;
         if partial.left == 0 {
             inlet.partial = None;
@@ -429,7 +431,7 @@ impl RouterState {
                 let owner = subscription.owner;
                 if !chosen.gets_it {
                     subscription.dropped = subscription.dropped.saturating_add(1);
-                    self.counters.dropped += 1;
+                    self.counters.dropped[subscription.policy as usize] += 1;
                     continue;
                 }
                 subscription.credit = subscription.credit.saturating_sub(chosen.cost);

@@ -9,6 +9,7 @@ use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
 use super::publish::Chosen;
 use super::settings::Settings;
+use super::timings::Timings;
 use crate::broker::events::Events;
 use crate::broker::fault;
 use crate::routing::arena::{Arena, Key};
@@ -53,7 +54,8 @@ pub(crate) struct Counters {
     pub(crate) published: u64,
     pub(crate) delivered: u64,
     pub(crate) unmatched: u64,
-    pub(crate) dropped: u64,
+    /// By the subscription's policy, in the order of `DeliveryPolicy`.
+    pub(crate) dropped: [u64; 3],
     pub(crate) aborted: u64,
     pub(crate) evicted: u64,
     pub(crate) requests: u64,
@@ -64,6 +66,8 @@ pub(crate) struct Counters {
     /// By outcome, in the order of `Outcome::ALL`.
     pub(crate) failed: [u64; 8],
     pub(crate) records: u64,
+    /// Those that are a part of a message of several.
+    pub(crate) fragments: u64,
     pub(crate) bytes: u64,
     pub(crate) looks: u64,
     pub(crate) sleeps: u64,
@@ -98,6 +102,7 @@ pub(crate) struct RouterState {
     /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
     pub(super) turns: Arc<AtomicU64>,
     pub(super) counters: Counters,
+    pub(super) timings: Timings,
     pub(super) system_sent: u64,
     /// Ids of the connections that ended last.
     pub(super) recent: VecDeque<u32>,
@@ -146,6 +151,7 @@ impl RouterState {
             now,
             turns: Arc::default(),
             counters: Counters::default(),
+            timings: Timings::default(),
             system_sent: 0,
             recent: VecDeque::new(),
             ended: Vec::new(),
@@ -227,8 +233,10 @@ impl RouterState {
     /// Serves one connection, or answers that nobody waits to be served.
     pub(super) fn step(&mut self) -> bool {
         let Some(key) = self.schedule.next() else { return false };
+        let before = self.counters.records;
         self.serve(key);
         self.outlets.flush();
+        self.timings.visited(self.counters.records - before);
         self.end_doomed();
         true
     }
@@ -306,7 +314,9 @@ impl RouterState {
     }
 
     /// The time, read once for a batch.
+    #[inline]
     pub(super) fn set_now(&mut self, now: u64) {
+        self.timings.clock_read(now - self.now);
         self.now = now;
         self.outlets.now = now;
     }

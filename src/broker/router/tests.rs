@@ -2,7 +2,9 @@
 //! thread.
 
 mod breaker;
+mod crashes;
 mod resent;
+mod timings;
 
 use super::settings::Settings;
 use super::state::RouterState;
@@ -19,8 +21,6 @@ use crate::wire::record::{Flags, Header, Kind, Outcome};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
-mod crashes;
 
 struct Router {
     state: RouterState,

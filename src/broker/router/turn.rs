@@ -78,18 +78,28 @@ pub(super) async fn run(shared: Rc<Shared>) {
     }
 }
 
+/// One step, before which the clock is read if it is to be timed.
+#[inline]
+fn step(shared: &Shared, state: &mut RouterState) -> bool {
+    if state.timings.wants_clock() && !state.schedule.is_idle() {
+        state.set_now(shared.now());
+        state.timings.begins();
+    }
+    state.step()
+}
+
 /// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     state.turned();
     let (started, turn_max) = (state.now, state.settings.turn_max);
     // What was found comes first, the clock after it.
-    let mut worked = state.step();
+    let mut worked = step(shared, &mut state);
     let now = shared.now();
     state.advance(now);
     look_if_due(&mut state, looked);
     loop {
-        worked |= state.step();
+        worked |= step(shared, &mut state);
         let found = state.poll_quiet();
         if !worked && !found {
             return false;

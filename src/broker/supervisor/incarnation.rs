@@ -4,6 +4,7 @@
 //! the actor is dropped only after the unwinding is over: so `stopped()`, which actix calls then, may panic too without
 //! aborting the process.
 
+use super::tree::Cause;
 use actix::prelude::*;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -42,6 +43,15 @@ impl End {
     /// Whether something went wrong.
     pub(in crate::broker) fn is_failure(&self) -> bool {
         matches!(self, End::Failed(_) | End::Panicked(_))
+    }
+
+    /// What it is to be called that follows from it.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            End::Panicked(_) => Cause::Panic,
+            End::Failed(_) => Cause::Failure,
+            End::Normal | End::Stopped | End::Dropped => Cause::Ended,
+        }
     }
 
     /// The end as it stands in logs and in the status.

@@ -212,7 +212,10 @@ impl Supervisor {
                     log::warn!("actor stops badly actor={name} id=- reason={:?}", end.reason());
                 }
                 match self.group.due(child) {
-                    Some(due) => self.tree.waits(place, Duration::from_nanos(due.saturating_sub(now))),
+                    Some(due) => {
+                        let delay = Duration::from_nanos(due.saturating_sub(now));
+                        self.tree.restarts_with_sibling(place, delay);
+                    }
                     None => self.tree.stopped(place),
                 }
             }
@@ -307,7 +310,7 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
     match decision {
         Decision::Restart { attempt, limit, delay } => {
             let delay = Duration::from_nanos(delay);
-            tree.restarts(place, &reason, delay);
+            tree.restarts(place, end.cause(), &reason, delay);
             let ms = delay.as_millis();
             let details = serde_json::json!({
                 "actor": name, "id": id, "reason": short(&reason), "attempt": attempt, "limit": limit, "delay_ms": ms,

@@ -30,6 +30,31 @@ pub(in crate::broker) struct Restarted {
     pub(in crate::broker) times: usize,
 }
 
+/// Why an actor was started again, as metrics name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::broker) enum Cause {
+    Panic,
+    /// It left an error.
+    Failure,
+    /// It ended without one, though it should run.
+    Ended,
+    /// It was stopped because another one had ended (rest-for-one).
+    Sibling,
+}
+
+impl Cause {
+    const ALL: [Cause; 4] = [Cause::Panic, Cause::Failure, Cause::Ended, Cause::Sibling];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Cause::Panic => "panic",
+            Cause::Failure => "failure",
+            Cause::Ended => "ended",
+            Cause::Sibling => "sibling",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     name: String,
@@ -38,6 +63,8 @@ struct Node {
     many: bool,
     state: State,
     restarts: u64,
+    /// In the order of `Cause::ALL`. Those because of a sibling are in none of the other numbers.
+    causes: [u64; Cause::ALL.len()],
     failures: u64,
     reason: Option<String>,
     /// When it was started again, the last times.
@@ -61,8 +88,8 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen. Their
-    /// restarts are told as events.
+    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen.
+    /// Their restarts are told as events.
     pub(in crate::broker) fn new(max_restarts: u32, events: Option<Events>) -> Tree {
         Tree { nodes: Mutex::default(), recent: RECENT.max(max_restarts as usize), events }
     }
@@ -94,6 +121,7 @@ impl Tree {
             many,
             state,
             restarts: 0,
+            causes: [0; Cause::ALL.len()],
             failures: 0,
             reason: None,
             recent: VecDeque::new(),
@@ -115,10 +143,11 @@ impl Tree {
     }
 
     /// It will be started again after `delay`.
-    pub(in crate::broker) fn restarts(&self, place: Place, reason: &str, delay: Duration) {
+    pub(in crate::broker) fn restarts(&self, place: Place, cause: Cause, reason: &str, delay: Duration) {
         let at = Instant::now() + delay;
         self.change(place, |node| {
             node.restarts += 1;
+            node.causes[cause as usize] += 1;
             node.recent.truncate(self.recent - 1);
             node.recent.push_front(Instant::now());
             node.reason = Some(reason.to_owned());
@@ -127,6 +156,12 @@ impl Tree {
     }
 
     /// It was stopped because of another, and will be started after `delay`.
+    pub(in crate::broker) fn restarts_with_sibling(&self, place: Place, delay: Duration) {
+        self.change(place, |node| node.causes[Cause::Sibling as usize] += 1);
+        self.waits(place, delay);
+    }
+
+    /// It does not run, and will be started after `delay`.
     pub(in crate::broker) fn waits(&self, place: Place, delay: Duration) {
         let at = Instant::now() + delay;
         self.change(place, |node| node.state = State::RestartsAt(at));
@@ -179,6 +214,13 @@ impl Tree {
         restarted.filter(|restarted| restarted.times > 0).collect()
     }
 
+    /// How often each actor was started again, for each reason that there is.
+    pub(in crate::broker) fn restarts_by_cause(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
+        let by_cause =
+            |node: &Node| Cause::ALL.iter().map(|cause| (cause.as_str(), node.causes[*cause as usize])).collect();
+        self.nodes().iter().map(|node| (node.name.clone(), by_cause(node))).collect()
+    }
+
     fn change(&self, place: Place, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes().get_mut(place.0) {
             let state = node.state;
@@ -208,7 +250,7 @@ mod tests {
         tree.runs(router);
         assert_eq!(state(0), ActorState::Running);
         tree.failed(router, "panicked: x");
-        tree.restarts(router, "panicked: x", Duration::from_secs(3600));
+        tree.restarts(router, Cause::Panic, "panicked: x", Duration::from_secs(3600));
         assert!(matches!(state(0), ActorState::Restarting { next_in_ms: 3_590_000.. }));
         tree.gave_up(router, "panicked: y");
         assert_eq!(state(0), ActorState::GaveUp);
@@ -221,12 +263,28 @@ mod tests {
     }
 
     #[test]
+    fn restarts_are_told_by_their_cause() {
+        let tree = Tree::default();
+        let (router, acceptor) = (tree.add("router", "root"), tree.add("acceptor", "root"));
+        tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
+        tree.restarts(router, Cause::Failure, "y", Duration::ZERO);
+        tree.restarts(router, Cause::Failure, "z", Duration::ZERO);
+        tree.restarts_with_sibling(acceptor, Duration::ZERO);
+        let told = |panic, failure, ended, sibling| {
+            vec![("panic", panic), ("failure", failure), ("ended", ended), ("sibling", sibling)]
+        };
+        let expected = [("router".to_owned(), told(1, 2, 0, 0)), ("acceptor".to_owned(), told(0, 0, 0, 1))];
+        assert_eq!(tree.restarts_by_cause(), expected);
+        assert_eq!(tree.report()[1].restarts, 0, "what a sibling is to blame for is none of its own");
+    }
+
+    #[test]
     fn the_latest_restarts_are_counted_up_to_what_is_kept() {
         let tree = Tree::default();
         let (router, _) = (tree.add("router", "root"), tree.add("acceptor", "root"));
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), []);
         for _ in 0..RECENT + 3 {
-            tree.restarts(router, "panicked: x", Duration::ZERO);
+            tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
         }
         let restarted = Restarted { name: "router".to_owned(), supervisor: "root".to_owned(), times: RECENT };
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), [restarted]);
@@ -238,7 +296,7 @@ mod tests {
         let tree = Tree::new(2000, None);
         let router = tree.add("router", "root");
         for _ in 0..1600 {
-            tree.restarts(router, "panicked: x", Duration::ZERO);
+            tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
         }
         assert_eq!(tree.restarted_within(Duration::from_secs(3600))[0].times, 1600);
     }

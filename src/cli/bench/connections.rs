@@ -7,6 +7,7 @@ use super::Work;
 use super::crew::Crew;
 use crate::cli::exit::{Code, Failure};
 use crate::client::{Client, Publisher, Subscription};
+use crate::metrics::memory::Memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::time::Duration;
 
@@ -15,7 +16,6 @@ const ROUNDS: usize = 4;
 /// How long the broker may take to have back what it lent for them: an idle connection's windows go after half a
 /// second.
 const SETTLING: Duration = Duration::from_secs(1);
-const KIB: u64 = 1024;
 
 /// What was found.
 #[derive(Debug)]
@@ -25,33 +25,6 @@ pub(super) struct Cost {
     pub(super) grown: Memory,
     pub(super) idle_cpu_ticks: u64,
     pub(super) idle: Duration,
-}
-
-/// Memory of a process, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Memory {
-    /// Resident, what it shares with others included.
-    pub(super) rss: u64,
-    pub(super) page_tables: u64,
-}
-
-impl Memory {
-    /// Out of `/proc/PID/status`.
-    fn parse(status: &str) -> Option<Memory> {
-        let bytes = |name: &str| {
-            let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * KIB)
-        };
-        Some(Memory { rss: bytes("VmRSS")?, page_tables: bytes("VmPTE")? })
-    }
-
-    /// How much more it is than `before`.
-    fn since(self, before: Memory) -> Memory {
-        Memory {
-            rss: self.rss.saturating_sub(before.rss),
-            page_tables: self.page_tables.saturating_sub(before.page_tables),
-        }
-    }
 }
 
 /// Clock ticks that a process has run, in user and kernel mode, out of `/proc/PID/stat`.
@@ -72,7 +45,7 @@ fn look<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Re
 }
 
 /// A connection with a subscription.
-struct Used {
+pub(super) struct Used {
     // In this order, so that each goes before what it stands on.
     subscription: Subscription,
     publisher: Publisher,
@@ -80,7 +53,8 @@ struct Used {
 }
 
 impl Used {
-    fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
+    /// The connection of this number.
+    pub(super) fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
         let client = crew.connect()?;
         let topic = format!("bench.connections.{number}");
         Ok(Used { subscription: client.subscribe(&topic)?, publisher: client.publisher(&topic)?, client })
@@ -137,7 +111,7 @@ pub(super) fn run(crew: &Crew, count: u32, work: Work) -> Result<Cost, Failure> 
 }
 
 /// Each connection takes some descriptors here too. Whether so many are enough shows when they are opened.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
@@ -145,19 +119,6 @@ fn raise_descriptor_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_read() {
-        let status = "Name:\tVmRSS: 7 kB\nVmHWM:\t   9000 kB\nVmRSS:\t    5120 kB\nVmPTE:\t      64 kB\nThreads:\t5\n";
-        let memory = Memory::parse(status).unwrap();
-        assert_eq!(memory, Memory { rss: 5120 * 1024, page_tables: 64 * 1024 });
-        assert_eq!(
-            memory.since(Memory { rss: 1024, page_tables: 65 * 1024 }),
-            Memory { rss: 5119 * 1024, page_tables: 0 }
-        );
-        assert_eq!(Memory::parse("VmRSS:\t 5120 kB\n"), None);
-        assert_eq!(Memory::parse("VmRSS:\t 5120 MB\nVmPTE:\t 1 kB\n"), None);
-    }
 
     #[test]
     fn cpu_ticks_are_read_behind_any_name() {

@@ -18,6 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a process may take to start, or to answer when all is done.
 const ANSWER: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
+/// What a broker of our own is told besides the defaults, unless a file says it all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Limits {
+    /// It takes so many connections.
+    pub(super) connections: Option<u32>,
+    /// Its endpoints are there.
+    pub(super) health_port: Option<u16>,
+}
+
 /// One of the other processes. It ends with its stdin, so also when we are killed; when this is dropped, and waited
 /// for.
 pub(super) struct Member {
@@ -27,7 +36,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn start(role: Role, place: &Place, wait: Wait, max_connections: Option<u32>) -> Result<Member, Failure> {
+    fn start(role: Role, place: &Place, wait: Wait, limits: Limits) -> Result<Member, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -37,8 +46,11 @@ impl Member {
                 command.arg(option).arg(path);
             }
         }
-        if let Some(max) = max_connections {
+        if let Some(max) = limits.connections {
             command.args(["--max-connections", &max.to_string()]);
+        }
+        if let Some(port) = limits.health_port {
+            command.args(["--health-port", &port.to_string()]);
         }
         let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).map_err(failed)?;
         let pipes = (running.child.stdin.take(), running.child.stdout.take());
@@ -88,12 +100,12 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts a broker, unless a socket names one. It takes at least `connections`, unless a file says what it takes.
+    /// Starts a broker, unless a socket names one.
     ///
     /// # Errors
     ///
     /// If it does not start.
-    pub(super) fn new(place: &Place, wait: Wait, connections: Option<u32>) -> Result<Crew, Failure> {
+    pub(super) fn new(place: &Place, wait: Wait, limits: Limits) -> Result<Crew, Failure> {
         let members = Vec::new();
         if place.socket.is_some() {
             return Ok(Crew { place: place.clone(), wait, members, broker: None, _folder: None });
@@ -102,7 +114,7 @@ impl Crew {
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
         let place = Place { socket: Some(socket), config: place.config.clone() };
-        let broker = Member::start(Role::Broker, &place, wait, connections)?;
+        let broker = Member::start(Role::Broker, &place, wait, limits)?;
         let place = Place { config: None, ..place };
         Ok(Crew { place, wait, members, broker: Some(broker), _folder: Some(folder) })
     }
@@ -113,7 +125,7 @@ impl Crew {
     ///
     /// If it does not start.
     pub(super) fn start(&mut self, role: Role) -> Result<(), Failure> {
-        self.members.push(Member::start(role, &self.place, self.wait, None)?);
+        self.members.push(Member::start(role, &self.place, self.wait, Limits::default())?);
         Ok(())
     }
 

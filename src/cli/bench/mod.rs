@@ -11,6 +11,7 @@
 //! | `pipelined` | `requests`: many requests outstanding |
 //! | `deliveries` | `pubsub`, `fanout`: one publisher, one or eight subscribers |
 //! | `connections` | many connections: memory, and CPU while they are idle |
+//! | `scrape` | what it costs the router to be asked for metrics |
 //! | `part` | the other processes |
 //! | `crew` | starting them, and their end |
 //! | `floor` | the floor |
@@ -24,13 +25,14 @@ pub(super) mod part;
 mod pipelined;
 mod report;
 mod round_trips;
+mod scrape;
 
 use super::args::WaitOption;
 use super::exit::{Code, Failure};
 use super::output::{Out, note};
 use super::place::Place;
 use clap::{Args, ValueEnum};
-use crew::Crew;
+use crew::{Crew, Limits};
 use report::{Figures, Report};
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -43,7 +45,7 @@ pub(super) struct BenchArgs {
     /// Bytes of a message
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     size: u32,
-    /// How many connections to open; for `connections` only [default: 1000]
+    /// How many connections to open; for `connections` and `scrape` only [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: Option<u32>,
     /// How long to measure, in seconds; the warm-up comes on top
@@ -68,7 +70,10 @@ processes that it needs; all end with it. With --socket it measures the broker t
 round trip of one word between two cores, measured in the same run.
 
 bench connections always has a broker of its own. Each connection gets a subscription, some messages and some replies;
-then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.";
+then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.
+
+bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The
+broker's router says itself how much CPU time it has spent on that.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -84,6 +89,8 @@ enum Mode {
     Fanout,
     /// A broker's memory per connection, and its CPU while all are idle
     Connections,
+    /// What it costs the router to be asked for metrics, under load and with many connections
+    Scrape,
 }
 
 impl Mode {
@@ -95,11 +102,12 @@ impl Mode {
             Mode::Pubsub => "pubsub",
             Mode::Fanout => "fanout",
             Mode::Connections => "connections",
+            Mode::Scrape => "scrape",
         }
     }
 }
 
-/// Connections that `connections` opens, if nobody says.
+/// Connections that `connections` and `scrape` open, if nobody says.
 const CONNECTIONS: u32 = 1000;
 
 /// How much to measure.
@@ -117,9 +125,9 @@ struct Work {
 /// If a process cannot be started or fails, or the broker does not answer.
 pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
     let connections = match (args.mode, args.count) {
-        (Mode::Connections, count) => Some(count.unwrap_or(CONNECTIONS)),
+        (Mode::Connections | Mode::Scrape, count) => Some(count.unwrap_or(CONNECTIONS)),
         (mode, Some(_)) => {
-            let message = format!("--count is for bench connections, not for bench {}", mode.as_str());
+            let message = format!("--count is for bench connections and scrape, not for bench {}", mode.as_str());
             return Err(Failure::new(Code::Usage, message));
         }
         (_, None) => None,
@@ -135,7 +143,15 @@ pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
     }
     let mut floor = floor::Floor::new();
     floor.measure();
-    let mut crew = Crew::new(place, args.wait.wait, connections)?;
+    let port = match args.mode {
+        Mode::Scrape => scrape::free_port().map_err(|error| Failure::new(Code::Unavailable, error.to_string()))?,
+        _ => 0,
+    };
+    let count = connections.unwrap_or(CONNECTIONS);
+    // Besides those that are counted, some that do the work.
+    let connections = connections.map(|count| if args.mode == Mode::Scrape { count.saturating_add(8) } else { count });
+    let limits = Limits { connections, health_port: (port > 0).then_some(port) };
+    let mut crew = Crew::new(place, args.wait.wait, limits)?;
     let figures = match args.mode {
         Mode::Latency => Figures::RoundTrips(round_trips::run(&crew, "echo", work)?),
         Mode::Routed => {
@@ -145,7 +161,8 @@ pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
         Mode::Requests => Figures::Throughput(pipelined::run(&crew, work)?),
         Mode::Pubsub => Figures::Throughput(deliveries::run(&mut crew, 1, work)?),
         Mode::Fanout => Figures::Throughput(deliveries::run(&mut crew, 8, work)?),
-        Mode::Connections => Figures::Cost(connections::run(&crew, connections.unwrap_or(CONNECTIONS), work)?),
+        Mode::Connections => Figures::Cost(connections::run(&crew, count, work)?),
+        Mode::Scrape => Figures::Scrapes(scrape::run(&mut crew, count, port, work)?),
     };
     let processes = crew.processes();
     drop(crew);

@@ -24,6 +24,9 @@ pub(in crate::cli) struct PartArgs {
     /// For a broker with the built-in defaults, which takes this many connections instead
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
+    /// For a broker with the built-in defaults, whose endpoints are there instead
+    #[arg(long, value_name = "N")]
+    health_port: Option<u16>,
 }
 
 /// What a process does.
@@ -91,7 +94,8 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
                 &[("", ""); 0].into_iter().collect(),
             )?;
             // Beside a broker that has the default one.
-            loaded.set_from_command_line("health_server.port", "0")?;
+            let port = args.health_port.unwrap_or_default();
+            loaded.set_from_command_line("health_server.port", &port.to_string())?;
             loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
             if let Some(max) = args.max_connections {
                 loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;

@@ -1,6 +1,7 @@
 //! The figures, for people and as JSON.
 
 use super::connections::Cost;
+use super::scrape::Scrapes;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
@@ -16,7 +17,7 @@ pub(super) struct Throughput {
 }
 
 impl Throughput {
-    fn msgs_per_s(&self) -> f64 {
+    pub(super) fn msgs_per_s(&self) -> f64 {
         self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
@@ -28,6 +29,7 @@ pub(super) enum Figures {
     RoundTrips(Histogram<u64>),
     Throughput(Throughput),
     Cost(Cost),
+    Scrapes(Scrapes),
 }
 
 /// One measurement.
@@ -58,6 +60,8 @@ struct Json {
     throughput: Option<JsonThroughput>,
     #[serde(flatten)]
     cost: Option<JsonCost>,
+    #[serde(flatten)]
+    scrapes: Option<JsonScrapes>,
 }
 
 #[derive(Serialize)]
@@ -90,6 +94,18 @@ struct JsonCost {
     bytes_per_connection: u64,
     idle_cpu_ticks: u64,
     idle_seconds: u64,
+}
+
+#[derive(Serialize)]
+struct JsonScrapes {
+    connections: u32,
+    /// Of the router's thread, for each scrape.
+    router_cpu_p50_ns: u64,
+    router_cpu_max_ns: u64,
+    scrape_p50_ns: u64,
+    scrape_max_ns: u64,
+    scrape_bytes: u64,
+    msgs_per_s: u64,
 }
 
 impl JsonCost {
@@ -144,6 +160,18 @@ impl Report {
                 json.samples = u64::from(cost.connections);
                 json.cost = Some(JsonCost::new(cost));
             }
+            Figures::Scrapes(scrapes) => {
+                json.samples = scrapes.took.len();
+                json.scrapes = Some(JsonScrapes {
+                    connections: scrapes.connections,
+                    router_cpu_p50_ns: scrapes.router_cpu.value_at_quantile(0.5),
+                    router_cpu_max_ns: scrapes.router_cpu.max(),
+                    scrape_p50_ns: scrapes.took.value_at_quantile(0.5),
+                    scrape_max_ns: scrapes.took.max(),
+                    scrape_bytes: scrapes.bytes,
+                    msgs_per_s: scrapes.msgs_per_s,
+                });
+            }
         }
         // Strings and numbers always serialise.
         serde_json::to_string(&json).unwrap_or_default() + "\n"
@@ -183,6 +211,15 @@ impl Report {
                 lines.push(("together", format!("{} each", kib(each.bytes_per_connection))));
                 lines.push(("idle CPU", format!("{} ticks in {} s", each.idle_cpu_ticks, each.idle_seconds)));
             }
+            Figures::Scrapes(scrapes) => {
+                let both =
+                    |h: &Histogram<u64>| format!("{} (at most {})", time(h.value_at_quantile(0.5)), time(h.max()));
+                lines.push(("connections", scrapes.connections.to_string()));
+                lines.push(("router CPU", both(&scrapes.router_cpu)));
+                lines.push(("scrape", format!("{}, {} bytes", both(&scrapes.took), scrapes.bytes)));
+                lines.push(("scrapes", scrapes.took.len().to_string()));
+                lines.push(("messages/s", format!("{:.3} M", scrapes.msgs_per_s as f64 / 1e6)));
+            }
         }
         lines.into_iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
     }
@@ -202,8 +239,8 @@ fn time(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connections::Memory;
     use super::*;
+    use crate::metrics::memory::Memory;
 
     fn report(figures: Figures) -> Report {
         Report { mode: "m", wait: "busy", size: 64, seconds: 1, processes: 2, floor_ns: 100, figures }

@@ -38,6 +38,32 @@ pub struct StatusReport {
     pub subscriptions: u32,
     /// The supervision tree.
     pub actors: Vec<ActorStatus>,
+    /// How long things take. (Apart, so that frames stay small.)
+    pub latency: Box<LatencyStatus>,
+}
+
+/// How long things take, since the broker started. (In the JSON of `status --json` times are in seconds.)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// What a message spends in the broker; of a sample of all messages.
+    pub in_broker: QuantileStatus,
+    /// From a request to its reply, as the broker sees it. The broker's own echo is no part of it.
+    pub round_trip: QuantileStatus,
+    /// From a request to the first chunk of its reply.
+    pub first_chunk: QuantileStatus,
+}
+
+/// A distribution of times, estimated from buckets whose bounds double.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantileStatus {
+    /// How many times it is of.
+    pub count: u64,
+    /// The median, in nanoseconds.
+    pub p50_ns: u64,
+    /// What 95 % stay below, in nanoseconds.
+    pub p95_ns: u64,
+    /// What 99 % stay below, in nanoseconds.
+    pub p99_ns: u64,
 }
 
 /// One connection in a [`StatusReport`].

@@ -108,6 +108,10 @@ fn actor() -> impl Strategy<Value = ActorStatus> {
     )
 }
 
+fn quantiles() -> impl Strategy<Value = QuantileStatus> {
+    any::<[u64; 4]>().prop_map(|[count, p50_ns, p95_ns, p99_ns]| QuantileStatus { count, p50_ns, p95_ns, p99_ns })
+}
+
 fn report() -> impl Strategy<Value = StatusReport> {
     let parts = (
         prop::collection::vec(connection(), 0..3),
@@ -115,12 +119,13 @@ fn report() -> impl Strategy<Value = StatusReport> {
         prop::collection::vec(actor(), 0..3),
     );
     let texts = (".{0,9}", ".{0,9}", option::of(".{0,9}"), prop::collection::vec((".{0,9}", any::<u64>()), 0..3));
-    (parts, texts, any::<(u64, u32, bool)>(), any::<[u32; 4]>()).prop_map(
+    (parts, texts, any::<(u64, u32, bool)>(), any::<[u32; 4]>(), [quantiles(), quantiles(), quantiles()]).prop_map(
         |(
             (connections, services, actors),
             (version, socket, config_file, counters),
             (uptime_ms, pid, draining),
             [slots_used, slots_total, topics, subscriptions],
+            [in_broker, round_trip, first_chunk],
         )| StatusReport {
             uptime_ms,
             version,
@@ -136,6 +141,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
             topics,
             subscriptions,
             actors,
+            latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
         },
     )
 }

@@ -219,7 +219,7 @@ fn scenario() -> (Ledger, u32) {
     ledger.counters = vec![
         ("published", c.published),
         ("delivered", c.delivered),
-        ("dropped", c.dropped),
+        ("dropped", c.dropped.iter().sum()),
         ("aborted", c.aborted),
         ("set_aside", c.set_aside),
         ("late", c.late),

@@ -1,0 +1,124 @@
+//! `scrape`: what it costs the router's thread to be asked for metrics, under full load and with many connections.
+//!
+//! The broker itself says how much CPU time its router has spent on it, in the metrics that are scraped.
+
+use super::Work;
+use super::connections::{Used, raise_descriptor_limit};
+use super::crew::Crew;
+use super::deliveries;
+use crate::cli::exit::{Code, Failure};
+use hdrhistogram::Histogram;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Between two scrapes.
+const EVERY: Duration = Duration::from_millis(100);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Scrapes {
+    pub(super) connections: u32,
+    /// CPU time of the router's thread for each, in nanoseconds.
+    pub(super) router_cpu: Histogram<u64>,
+    /// Until the answer was there, in nanoseconds.
+    pub(super) took: Histogram<u64>,
+    /// Bytes of the last answer.
+    pub(super) bytes: u64,
+    /// Messages a second meanwhile.
+    pub(super) msgs_per_s: u64,
+}
+
+/// A port that is free now, for a broker that must say nothing.
+///
+/// # Errors
+///
+/// If there is none.
+pub(super) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Opens connections that stay idle, publishes as fast as it goes, and scrapes meanwhile.
+///
+/// # Errors
+///
+/// If a process fails, or the broker does not answer.
+pub(super) fn run(crew: &mut Crew, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
+    if crew.broker().is_none() {
+        let message = "bench scrape measures a broker of its own, not one that others use";
+        return Err(Failure::new(Code::Usage, message).hint("leave --socket away"));
+    }
+    raise_descriptor_limit();
+    let idle = (0..count).map(|number| Used::open(crew, number)).collect::<Result<Vec<_>, _>>()?;
+    let (over, is_over) = sync_channel::<()>(0);
+    let (load, scraped) = std::thread::scope(|scope| {
+        let scraper = scope.spawn(move || scrape_until(port, &is_over));
+        let load = deliveries::run(crew, 1, work);
+        drop(over);
+        (load, scraper.join())
+    });
+    drop(idle);
+    let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot scrape port {port}: {why}"));
+    let scraped = scraped.map_err(|_| failed("the thread that does has ended".to_owned()))?;
+    let (router_cpu, took, bytes) = scraped.map_err(|error| failed(error.to_string()))?;
+    Ok(Scrapes { connections: count, router_cpu, took, bytes, msgs_per_s: load?.msgs_per_s() as u64 })
+}
+
+type Scraped = (Histogram<u64>, Histogram<u64>, u64);
+
+fn scrape_until(port: u16, is_over: &Receiver<()>) -> io::Result<Scraped> {
+    let new = || Histogram::new(3).map_err(io::Error::other);
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let (mut router_cpu, mut took, mut bytes) = (new()?, new()?, 0);
+    let mut before = surveys(&get(port)?)?;
+    while is_over.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+        let asked = Instant::now();
+        let text = get(port)?;
+        took.record(nanos(asked.elapsed())).map_err(io::Error::other)?;
+        bytes = text.len() as u64;
+        let now = surveys(&text)?;
+        if now.0 > before.0 {
+            let spent = nanos(Duration::from_secs_f64((now.1 - before.1).max(0.0)));
+            router_cpu.record(spent / (now.0 - before.0)).map_err(io::Error::other)?;
+        }
+        before = now;
+    }
+    Ok((router_cpu, took, bytes))
+}
+
+fn get(port: u16) -> io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// How often the router was asked, and the seconds of CPU that took.
+fn surveys(text: &str) -> io::Result<(u64, f64)> {
+    let value = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse::<f64>().ok())
+    };
+    match (value("lapce_ipc_router_surveys_total"), value("lapce_ipc_router_survey_cpu_seconds_total")) {
+        (Some(surveys), Some(seconds)) => Ok((surveys as u64, seconds)),
+        _ => Err(io::Error::other(format!("no figures of surveys: {}", text.lines().next().unwrap_or_default()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surveys_are_read() {
+        let text = "HTTP/1.1 200 OK\r\n\r\n# HELP lapce_ipc_router_surveys_total x\nlapce_ipc_router_surveys_total 7\n\
+                    lapce_ipc_router_survey_cpu_seconds_total 0.000125\n";
+        assert_eq!(surveys(text).unwrap(), (7, 0.000_125));
+        assert!(surveys("HTTP/1.1 404 Not Found\r\n\r\n").is_err());
+    }
+}
