@@ -412,7 +412,7 @@ fn no_message_is_a_line_of_the_log() {
     assert_eq!(log.lines().count(), before, "{log}");
 }
 
-// ------------------------------------------------------------------------------------------------------------ the units
+// ----------------------------------------------------------------------------------------------------------- the units
 
 fn unit(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(path)).unwrap()

@@ -1,4 +1,4 @@
-//! What the service manager is told, if one started us and wants to hear (`NOTIFY_SOCKET`, as `sd_notify(3)` describes).
+//! What the service manager is told, if one started us and asks for it (`NOTIFY_SOCKET`, as `sd_notify(3)` describes).
 //!
 //! | message | when |
 //! |---|---|

@@ -56,8 +56,8 @@ pub enum SocketError {
 /// Bytes in the address of a Unix socket, without the final 0.
 const MAX_PATH: usize = 107;
 
-/// The path of a listening socket, with its lock. Both go when this is dropped; an inherited socket's path stays, for it
-/// is not ours to remove.
+/// The path of a listening socket, with its lock. Both go when this is dropped; but the path of an inherited socket
+/// stays, for it is not ours to remove.
 #[derive(Debug)]
 pub(super) struct Bound {
     path: PathBuf,

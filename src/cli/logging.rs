@@ -1,6 +1,6 @@
 //! The log on stderr: one line for each thing that happens, `words key=value …`.
 //!
-//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); everybody else is told
+//! The journal knows the time, and takes the level from `<N>` at the start of a line (`sd-daemon(3)`). Others are told
 //! the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and inode
 //! of a stream, and whoever inherits the variable, but writes elsewhere, does not write to the journal.
 
