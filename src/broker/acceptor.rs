@@ -1,8 +1,7 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
-use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Named};
+use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Named, all_taken};
 use super::fault;
-use super::greeting::all_taken;
 use super::stream::FrameStream;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::routing::restart::Restart;

@@ -5,8 +5,7 @@
 //! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
-//! | `connection` | one actor for each control socket: questions, the end |
-//! | `greeting` | how a connection begins: a hello, and what is answered to it |
+//! | `connection/` | one actor for each control socket: the greeting, questions, the end |
 //! | `breaker` | the breakers' times, their news, and orders given to them by hand |
 //! | `sessions` | who may take a session up that has lost its socket: a pure registry |
 //! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
@@ -41,7 +40,6 @@ mod breaker;
 mod connection;
 mod events;
 mod fault;
-mod greeting;
 mod health;
 mod holder;
 mod inherited;
@@ -58,6 +56,7 @@ mod upstream;
 mod watchdog;
 
 pub use health::HealthError;
+#[cfg(feature = "cli")]
 pub(crate) use report::status_json;
 pub use root::{BrokerError, run};
 pub use socket::SocketError;

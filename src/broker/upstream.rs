@@ -5,9 +5,8 @@
 //! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
 //! time.
 
-use super::connection::{self, Accepted, Admitted, Broker, Named, Phase};
+use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
 use super::fault;
-use super::greeting::all_taken;
 use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
 use crate::config;
 use crate::routing::restart::Restart;

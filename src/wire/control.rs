@@ -32,7 +32,8 @@
 //!
 //! Frames and primitives are laid out as in [`codec`]: a `u32` length, then the number of the variant as a `u32`, then
 //! the fields in the order in which they are declared here. Variants are numbered from 0 in the order of declaration;
-//! new ones are only ever appended, and a field is only added along with a new [`PROTOCOL_VERSION`].
+//! new ones are only ever appended, and a field is only added along with a new [`PROTOCOL_VERSION`]. (Version 1 is that
+//! of the first release, which is still to come; until then it grows.)
 //!
 //! This is a client named `editor` that says hello, all 45 bytes of it:
 //!

@@ -1,12 +1,12 @@
 //! How a connection begins: a Hello is heard, and answered with a session, new or resumed, or with the reason why not.
 
-use super::connection::{Accepted, Admitted, Broker, last_words, send};
-use super::fault;
-use super::holder::{Holder, Kept};
-use super::router::{Attach, Doom, Gone};
-use super::sessions::ResumeError;
-use super::stream::{FrameStream, ReadError};
-use super::upstream::Dialled;
+use super::{Accepted, Admitted, Broker, last_words, send};
+use crate::broker::fault;
+use crate::broker::holder::{Holder, Kept};
+use crate::broker::router::{Attach, Doom, Gone};
+use crate::broker::sessions::ResumeError;
+use crate::broker::stream::{FrameStream, ReadError};
+use crate::broker::upstream::Dialled;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, watch_process};
 use crate::shm::segment::{Nonces, Segment};
@@ -160,7 +160,7 @@ async fn greet(
 }
 
 /// Why nobody else is let in.
-pub(super) fn all_taken(broker: &Broker) -> String {
+pub(in crate::broker) fn all_taken(broker: &Broker) -> String {
     format!("all {} connections are taken (ipc.max_connections)", broker.config.ipc.max_connections)
 }
 

@@ -1,9 +1,12 @@
 //! `ConnectionActor`: one for each control socket. It holds a session while its socket lasts; the rings are the
 //! router's.
 
+mod greeting;
+
+pub(super) use greeting::all_taken;
+
 use super::breaker::{self, BreakerActor};
 use super::fault;
-use super::greeting::let_in;
 use super::holder::{Holder, Kept, SessionTable};
 use super::report;
 use super::router::{Ask, Doom, RouterHandle, Settings};
@@ -16,6 +19,7 @@ use crate::shm::peer::Credentials;
 use crate::sync::AtomicU64;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode};
 use actix::prelude::*;
+use greeting::let_in;
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -162,7 +166,7 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
     result
 }
 
-pub(super) async fn send(stream: &mut FrameStream, frame: &BrokerFrame, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+async fn send(stream: &mut FrameStream, frame: &BrokerFrame, fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     stream.write(&frame.encode().map_err(std::io::Error::other)?, fds).await
 }
 
@@ -317,7 +321,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     Some(answer)
 }
 
-pub(super) async fn last_words(stream: &mut FrameStream, frame: &BrokerFrame) {
+async fn last_words(stream: &mut FrameStream, frame: &BrokerFrame) {
     let Ok(bytes) = frame.encode() else { return };
     let _ = tokio::time::timeout(LAST_WORDS, stream.write(&bytes, &[])).await;
 }
