@@ -143,7 +143,8 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
                 messages_in: 1, messages_out: 1, bytes_in: 1, bytes_out: 1, dropped: 0, backlog_bytes: 0,
                 requests_outstanding: 0, credit_used_bytes: 0, credit_bytes: 0 }};
             const service = {{ name: evil, breaker: evil, responders: 1, outstanding: 0, requests: 0, failures: 0 }};
-            const actor = {{ name: evil, supervisor: evil + '2', state: evil, restarts: 1, failures: 1, last_reason: evil }};
+            const actor = {{ name: evil, supervisor: evil + '2', state: evil, restarts: 1, failures: 1,
+                last_reason: evil }};
             const elements = document.querySelectorAll('script, img').length;
             Object.assign(forged.status, {{ connections: [connection], services: [service], actors: [actor],
                 socket: evil, config_file: evil }});
