@@ -78,7 +78,9 @@ fn the_page_shows_what_happens_as_it_happens() {
     let line = "document.querySelector('#chart-traffic path.line').getAttribute('d')";
     browser.wait("traffic", "charts.traffic.series.every((one) => one.values.at(-1) > 0)");
     let first = browser.eval(line);
-    browser.wait("other traffic", &format!("{line} !== {first}"));
+    browser.wait("another line", &format!("{line} !== {first}"));
+    let values = "new Set(charts.traffic.series[0].values.filter(isNumber))";
+    browser.wait("other values", &format!("{values}.size > 1"));
     assert!(browser.text("#chart-traffic .legend").contains("/s"), "{}", browser.text("#chart-traffic"));
 
     // Who is killed is gone.

@@ -164,7 +164,7 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().expect("data")).expect("base64")
     }
 
-    /// Writes a picture into the folder that `LAPCE_IPC_SCREENSHOTS` names, if it does: the window, or the whole page.
+    /// Writes a picture, of the window or the whole page, into the folder that `LAPCE_IPC_SCREENSHOTS` names, if any.
     #[track_caller]
     pub(crate) fn keep_picture(&mut self, name: &str, whole: bool) {
         let Some(folder) = std::env::var_os("LAPCE_IPC_SCREENSHOTS") else { return };

@@ -63,6 +63,14 @@ impl Follower {
         Some(event)
     }
 
+    /// Goes so that the server notices at once: something that has come is not read, so the kernel resets the
+    /// connection.
+    #[track_caller]
+    pub fn leave(mut self) {
+        let stream = self.stream.get_mut();
+        stream.peek(&mut [0]).expect("a further event");
+    }
+
     /// The data of the next event with this name that is as wanted; others are passed over.
     #[track_caller]
     pub fn until(&mut self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {

@@ -109,7 +109,7 @@ function showTiles(snapshot, rates) {
   const late = snapshot.threads_late;
   const tiles = [
     { name: 'Connections', value: count(connections.now), note: `of ${count(connections.limit)}`,
-      meter: [connections.now, connections.limit] },
+      meter: [connections.now, connections.limit, 0.9] },
     { name: 'Published', value: perSecond(rates.published), note: `${count(counters.published)} in all` },
     { name: 'Delivered', value: perSecond(rates.delivered), note: `${count(counters.delivered)} in all` },
     { name: 'Requests', value: perSecond(rates.requests), note: `${count(counters.requests)} in all` },
@@ -118,7 +118,8 @@ function showTiles(snapshot, rates) {
     { name: 'Dropped', value: count(counters.dropped), note: plural(counters.evicted ?? 0, 'eviction', 'evictions'),
       tone: (rates.dropped ?? 0) + (rates.evicted ?? 0) > 0 ? 'warn' : null },
     { name: 'Slots lent out', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
-      meter: [status?.slots_used, status?.slots_total] },
+      // All lent out is what they are there for.
+      meter: [status?.slots_used, status?.slots_total, 1] },
     { name: 'Memory', value: bytes(memory), note: process ? `${count(process.threads)} threads` : '' },
     { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no hangs',
       tone: late ? 'bad' : null },
@@ -141,8 +142,8 @@ function showTile(tile, { value, note, tone, meter }) {
   mark(tile, 'data-tone', tone ?? null);
   if (!meter) return;
   const bar = tile.querySelector('meter');
-  const [now, limit] = meter.map((number) => isNumber(number) ? number : 0);
-  Object.assign(bar, { min: 0, max: Math.max(limit, 1), high: limit * 0.9, optimum: 0, value: now });
+  const [now, limit, high] = meter.map((number) => isNumber(number) ? number : 0);
+  Object.assign(bar, { min: 0, max: Math.max(limit, 1), high: limit * high, optimum: 0, value: now });
 }
 
 /** How much attention an event wants. */
