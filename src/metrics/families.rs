@@ -78,7 +78,8 @@ families! {
     IN_BROKER: Histogram "lapce_ipc_in_broker_seconds"
         = "Time in the broker of a message that has not to wait for anybody, until its receivers are woken. \
            Of a sample: all messages of each 16th visit of the router to a connection, with the time of the visit.";
-    BATCHES: Histogram "lapce_ipc_batch_records" = "Records that the router has taken in one visit to a connection.";
+    BATCHES: Histogram "lapce_ipc_batch_records"
+        = "Records that the router has taken in one visit to a connection; each 16th visit is counted.";
     ROUND_TRIP: Histogram "lapce_ipc_request_duration_seconds" ["service"]
         = "Time from a request to its reply, as the router sees it; the broker's own echo is no part of it. \
            Beyond 100 services, and of those that are forgotten, the rest is in `other`.";

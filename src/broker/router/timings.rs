@@ -2,7 +2,8 @@
 //!
 //! One clock read a batch says when a batch ended, but not when it began: the router may have polled in vain before. So
 //! each 16th visit has the clock read before it; the next read, which comes anyway, ends it. Each message of a visit
-//! is counted with the time of the whole visit, which is how long it took at most.
+//! is counted with the time of the whole visit, which is how long it took at most. The sizes of batches are those of the
+//! same visits: a histogram costs nanoseconds, of which a visit that brings one message has few.
 
 use super::state::RouterState;
 use crate::routing::histogram::{Durations, Sizes};
@@ -18,7 +19,8 @@ const TIMED: u32 = 16;
 pub(super) struct Timings {
     in_broker: Durations,
     batches: Sizes,
-    visits: u32,
+    /// Visits that are not looked at before one is.
+    passed_over: u32,
     /// The clock was read just now, for the next visit.
     is_begun: bool,
     /// Records of a visit that was begun, and is over when the clock is read next.
@@ -54,7 +56,7 @@ impl Timings {
     /// Whether the clock is to be read before the next visit.
     #[inline]
     pub(super) fn wants_clock(&self) -> bool {
-        self.visits.is_multiple_of(TIMED) && !self.is_begun
+        self.passed_over == 0 && !self.is_begun
     }
 
     /// It was.
@@ -69,10 +71,12 @@ impl Timings {
         if records == 0 {
             return;
         }
-        self.batches.observe(records, 1);
-        self.visits = self.visits.wrapping_add(1);
-        if std::mem::take(&mut self.is_begun) {
+        if self.passed_over > 0 {
+            self.passed_over -= 1;
+        } else if std::mem::take(&mut self.is_begun) {
+            self.passed_over = TIMED - 1;
             self.timed = records;
+            self.batches.observe(records, 1);
         }
     }
 
