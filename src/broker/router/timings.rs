@@ -2,8 +2,8 @@
 //!
 //! One clock read a batch says when a batch ended, but not when it began: the router may have polled in vain before. So
 //! each 16th visit has the clock read before it; the next read, which comes anyway, ends it. Each message of a visit
-//! is counted with the time of the whole visit, which is how long it took at most. The sizes of batches are those of the
-//! same visits: a histogram costs nanoseconds, of which a visit that brings one message has few.
+//! is counted with the time of the whole visit, which is how long it took at most. The sizes of batches are those of
+//! the same visits: a histogram costs nanoseconds, of which a visit that brings one message has few.
 
 use super::state::RouterState;
 use crate::routing::histogram::{Durations, Sizes};
