@@ -96,7 +96,9 @@ fn echo(c: &mut Criterion) {
 }
 
 fn publish(c: &mut Criterion) {
-    const MESSAGES: u64 = 1000;
+    const MESSAGES: u64 = 1024;
+    // One thread publishes and reads: no more than the subscription has room for without being read.
+    const IN_FLIGHT: u64 = 64;
     let broker = Broker::start();
     let (publisher, subscriber) = (broker.client(WaitStrategy::Adaptive), broker.client(WaitStrategy::Adaptive));
     let mut subscription = subscriber.subscribe("bench").expect("a subscription");
@@ -109,11 +111,13 @@ fn publish(c: &mut Criterion) {
             b.iter_batched(
                 || (),
                 |()| {
-                    for _ in 0..MESSAGES {
-                        publisher.publish(&payload).expect("published");
-                    }
-                    for _ in 0..MESSAGES {
-                        subscription.next().expect("a message").expect("a message");
+                    for _ in 0..MESSAGES / IN_FLIGHT {
+                        for _ in 0..IN_FLIGHT {
+                            publisher.publish(&payload).expect("published");
+                        }
+                        for _ in 0..IN_FLIGHT {
+                            subscription.next().expect("a message").expect("a message");
+                        }
                     }
                 },
                 BatchSize::SmallInput,
