@@ -2,10 +2,16 @@
 
 use super::connection::Broker;
 use crate::wire::control::{BreakerStatus, QuantileStatus, SessionState, StatusReport};
+use std::time::Instant;
+
+/// How long ago something was, in milliseconds.
+pub(super) fn ms_since(then: Instant) -> u64 {
+    u64::try_from(then.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Fills in what the router does not know.
 pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
-    report.uptime_ms = u64::try_from(broker.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    report.uptime_ms = ms_since(broker.started);
     report.version = env!("CARGO_PKG_VERSION").to_owned();
     report.pid = std::process::id();
     report.socket = broker.config.ipc.socket_path.display().to_string();

@@ -33,7 +33,7 @@ impl Manager {
     pub fn next(&self) -> Vec<String> {
         let mut bytes = [0; 4096];
         let length = self.socket.recv(&mut bytes).expect("a message within the deadline");
-        String::from_utf8_lossy(&bytes[..length]).lines().map(str::to_owned).collect()
+        lines(&bytes[..length])
     }
 
     /// All messages up to the first that has a line that begins so, with that.
@@ -54,11 +54,15 @@ impl Manager {
         let mut bytes = [0; 4096];
         let mut all = Vec::new();
         while let Ok(length) = self.socket.recv(&mut bytes) {
-            all.push(String::from_utf8_lossy(&bytes[..length]).lines().map(str::to_owned).collect());
+            all.push(lines(&bytes[..length]));
         }
         self.socket.set_nonblocking(false).expect("a socket");
         all
     }
+}
+
+fn lines(message: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(message).lines().map(str::to_owned).collect()
 }
 
 /// A broker that a shell starts, which first does what is in `script`.

@@ -3,19 +3,19 @@
 use super::judge::Facts;
 use super::survey::Seen;
 use crate::broker::connection::Broker;
+use crate::broker::report::ms_since;
 use crate::sync::Ordering;
 use std::time::Duration;
 
 impl Facts {
     /// What is known now, with what the router said last, and whether that was just now.
     pub(in crate::broker) fn of(broker: &Broker, seen: Option<&Seen>, answers: bool) -> Facts {
-        let (restart, ms) =
-            (&broker.config.restart, |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let restart = &broker.config.restart;
         let max_connections = u64::from(broker.config.ipc.max_connections);
         let surveyed = seen.map(|seen| &seen.surveyed);
         Facts {
             version: env!("CARGO_PKG_VERSION"),
-            uptime_ms: ms(broker.started.elapsed()),
+            uptime_ms: ms_since(broker.started),
             late: broker.late.load(Ordering::Relaxed),
             late_beside: broker.late_beside.load(Ordering::Relaxed),
             draining: broker.phase.borrow().is_ending(),
@@ -27,7 +27,7 @@ impl Facts {
             connections: max_connections.saturating_sub(broker.permits.available_permits() as u64),
             max_connections,
             answers,
-            answered_ms_ago: seen.map(|seen| ms(seen.at.elapsed())),
+            answered_ms_ago: seen.map(|seen| ms_since(seen.at)),
             slots: surveyed.map(|surveyed| (surveyed.report.slots_used, surveyed.report.slots_total)),
             breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
             restarts: broker.tree.restarts_by_cause(),

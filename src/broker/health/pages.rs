@@ -78,22 +78,17 @@ impl Pages {
 
     /// What is known now; the router is waited for so long.
     pub(super) async fn facts(&self, patience: Duration) -> (Facts, Option<Seen>) {
-        // Who hangs is not asked.
-        if !self.is_live() {
-            return self.facts_of((self.surveyor.last(), false));
-        }
-        self.facts_of(self.surveyor.look(patience).await)
+        self.facts_of(self.surveyor.look(patience)).await
     }
 
     /// The same, perhaps without the list of connections.
     pub(super) async fn glance(&self, patience: Duration) -> (Facts, Option<Seen>) {
-        if !self.is_live() {
-            return self.facts_of((self.surveyor.last(), false));
-        }
-        self.facts_of(self.surveyor.glance(patience).await)
+        self.facts_of(self.surveyor.glance(patience)).await
     }
 
-    fn facts_of(&self, (seen, answers): (Option<Seen>, bool)) -> (Facts, Option<Seen>) {
+    async fn facts_of(&self, look: impl Future<Output = (Option<Seen>, bool)>) -> (Facts, Option<Seen>) {
+        // Who hangs is not asked.
+        let (seen, answers) = if self.is_live() { look.await } else { (self.surveyor.last(), false) };
         let facts = Facts::of(&self.broker, seen.as_ref(), answers);
         (facts, seen)
     }

@@ -16,6 +16,7 @@ use super::process::Usage;
 use super::survey::Seen;
 use crate::broker::connection::Phase;
 use crate::broker::events::{Follower, News, Newsroom, Told};
+use crate::broker::report::ms_since;
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{self, Bytes};
@@ -98,7 +99,7 @@ async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
     if facts.answers || last.is_none() {
         last.clone_from(&seen);
     }
-    let answered_ms_ago = last.as_ref().map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let answered_ms_ago = last.as_ref().map(|seen| ms_since(seen.at));
     let process = Usage::read().map(|usage| {
         json!({
             "memory_bytes": usage.resident_bytes,
