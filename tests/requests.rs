@@ -477,8 +477,8 @@ fn child() {
             let mut service = client.serve("upper").unwrap();
             tell("ready");
             let pid = std::process::id();
-            // Each answer takes a millisecond in which the CPU is free, as an engine's does: otherwise the shares of two
-            // responders tell which of them was given the CPU.
+            // Each answer takes a millisecond in which the CPU is free, as an engine's does: otherwise the shares of
+            // two responders tell which of them was given the CPU.
             let (_never, comes) = sync_channel::<()>(0);
             let ended = service.run(|request| {
                 let _ = comes.recv_timeout(Duration::from_millis(1));
