@@ -31,8 +31,11 @@ fn listed() -> MutexGuard<'static, Listed> {
     LISTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What [`put_away`] goes through, locked. Nobody takes a child off it, and so nobody reports how one ended.
+pub(super) struct PutAway(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
+
 /// Kills every child that still runs, removes every folder, and lets nothing be started any more.
-pub(super) fn put_away() {
+pub(super) fn put_away() -> PutAway {
     let mut listed = listed();
     listed.closed = true;
     for group in listed.groups.drain(..) {
@@ -44,6 +47,7 @@ pub(super) fn put_away() {
     for file in listed.files.drain(..) {
         let _ = std::fs::remove_file(file);
     }
+    PutAway(listed)
 }
 
 /// A file of ours that a signal must not leave there.

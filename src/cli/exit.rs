@@ -168,6 +168,7 @@ fn no_signals(error: io::Error) -> Failure {
     reason = "a client owns no socket file; its children and folders are put away here"
 )]
 pub(super) fn leave(code: Code) -> ! {
-    children::put_away();
+    // Held to the end: else the main thread might be faster, and give the end of a child killed here as the reason.
+    let _put_away = children::put_away();
     std::process::exit(code as i32)
 }

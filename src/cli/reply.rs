@@ -132,7 +132,7 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
         };
         // Nobody waits for what still runs. (Of several brokers, others may.)
         if args.listen.is_none() {
-            children::put_away();
+            drop(children::put_away());
         }
         ended
     })
