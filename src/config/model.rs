@@ -72,6 +72,10 @@ section! {
     Limits {
         /// Topics known at a time, of all connections.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
+        /// Pairs of a topic and a subscription that gets it, known at a time, of all connections.
+        ///
+        /// Each takes 12 bytes, and when a client with many subscriptions leaves, all are looked through.
+        max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");
         /// Topics that one connection may know.
         max_topics_per_connection: u32 = 8192, integer(1, 1 << 24, "topics");
         /// Subscriptions that one connection may hold.

@@ -1,5 +1,6 @@
-//! Values under keys that never come twice: an index and how often the place was used before. What a peer says about
-//! a value that is gone (a late reply, a credit for an evicted subscription) finds nothing, instead of its successor.
+//! Values under keys that never come twice: an index and how often the place was used before. What is said about a value
+//! that is gone (a late reply, the rest of a message for a subscription that has left) finds nothing, instead of its
+//! successor.
 
 /// The key of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,6 +11,8 @@ pub(crate) struct Key {
 
 /// Bits of a key's short form that hold the index.
 const SHORT_INDEX_BITS: u32 = 20;
+/// The most values of an arena whose keys have a short form.
+pub(crate) const MOST_SHORT: usize = 1 << SHORT_INDEX_BITS;
 
 impl Key {
     /// The key in 64 bits.
@@ -21,13 +24,17 @@ impl Key {
         Key { index: key as u32, generation: (key >> 32) as u32 }
     }
 
-    /// The key in 32 bits, for arenas with [`Arena::short`] keys.
+    /// The key's short form, for peers: never 0, and the same again only after the place was used 4,095 times. See
+    /// [`Arena::find`].
     pub(crate) fn to_u32(self) -> u32 {
         self.index | self.generation << SHORT_INDEX_BITS
     }
 
-    pub(crate) fn from_u32(key: u32) -> Key {
-        Key { index: key & ((1 << SHORT_INDEX_BITS) - 1), generation: key >> SHORT_INDEX_BITS }
+    /// What a key of a place that was used once more has.
+    fn next_generation(self) -> u32 {
+        let next = self.generation.wrapping_add(1);
+        // So that no short form is 0.
+        if next << SHORT_INDEX_BITS == 0 { next + 1 } else { next }
     }
 }
 
@@ -36,7 +43,6 @@ impl Key {
 pub(crate) struct Arena<T> {
     places: Vec<Place<T>>,
     free: Vec<u32>,
-    generations: u32,
     most: usize,
 }
 
@@ -47,15 +53,9 @@ struct Place<T> {
 }
 
 impl<T> Arena<T> {
-    /// Keys of 64 bits; at most `most` values.
-    pub(crate) fn long(most: usize) -> Arena<T> {
-        Arena { places: Vec::new(), free: Vec::new(), generations: u32::MAX, most }
-    }
-
-    /// Keys of 32 bits, whose places come again after 4,096 uses; at most a million values.
-    pub(crate) fn short() -> Arena<T> {
-        let generations = (1 << (32 - SHORT_INDEX_BITS)) - 1;
-        Arena { places: Vec::new(), free: Vec::new(), generations, most: 1 << SHORT_INDEX_BITS }
+    /// An arena of at most `most` values.
+    pub(crate) fn new(most: usize) -> Arena<T> {
+        Arena { places: Vec::new(), free: Vec::new(), most }
     }
 
     /// Puts `value` in, unless the arena is full.
@@ -76,9 +76,16 @@ impl<T> Arena<T> {
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         let place = self.places.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?;
         let value = place.value.take()?;
-        place.generation = if place.generation == self.generations { 1 } else { place.generation + 1 };
+        place.generation = key.next_generation();
         self.free.push(key.index);
         Some(value)
+    }
+
+    /// The key with this short form, if its value is here.
+    pub(crate) fn find(&self, short: u32) -> Option<Key> {
+        let index = short & (MOST_SHORT - 1) as u32;
+        let place = self.places.get(index as usize).filter(|place| place.value.is_some())?;
+        Some(Key { index, generation: place.generation }).filter(|key| key.to_u32() == short)
     }
 
     #[inline]
@@ -110,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_key_does_not_find_its_successor() {
-        let mut arena = Arena::long(10);
+        let mut arena = Arena::new(10);
         let a = arena.insert('a').unwrap();
         assert_eq!(arena.remove(a), Some('a'));
         let b = arena.insert('b').unwrap();
@@ -121,19 +128,24 @@ mod tests {
     }
 
     #[test]
-    fn short_keys_fit_into_32_bits_through_all_generations() {
-        let mut arena = Arena::short();
+    fn keys_never_come_twice_and_short_forms_find_who_is_there() {
+        let mut arena = Arena::new(MOST_SHORT);
+        let (mut keys, mut before) = (std::collections::HashSet::new(), None);
         for n in 0..10_000 {
             let key = arena.insert(n).unwrap();
-            assert_eq!(arena.get(Key::from_u32(key.to_u32())), Some(&n));
+            assert!(keys.insert(key.to_u64()));
+            assert_eq!(arena.find(key.to_u32()), Some(key));
+            assert_eq!(before.and_then(|before| arena.find(before)), None);
             assert_ne!(key.to_u32(), 0, "0 is no key");
             arena.remove(key);
+            assert_eq!(arena.find(key.to_u32()), None);
+            before = Some(key.to_u32());
         }
     }
 
     #[test]
     fn a_full_arena_says_so() {
-        let mut arena = Arena::long(1);
+        let mut arena = Arena::new(1);
         let key = arena.insert(1).unwrap();
         assert_eq!(arena.insert(2), None);
         arena.remove(key);

@@ -34,6 +34,11 @@ impl Budget {
         debug_assert!(self.used <= self.total, "{} of {}", self.used, self.total);
     }
 
+    /// So many cells were given back, of windows that are gone.
+    pub(crate) fn give_back(&mut self, cells: u64) {
+        self.used -= cells;
+    }
+
     /// Cells leased.
     pub(crate) fn used(&self) -> u64 {
         self.used

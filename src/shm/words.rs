@@ -75,6 +75,16 @@ impl Words {
         }
     }
 
+    /// Gets memory for `len` bytes of the mapping from byte `start` on: what is not there yet reads as zero.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    #[cfg(not(lapce_ipc_loom))]
+    pub(crate) fn populate(&self, start: usize, len: usize) -> std::io::Result<()> {
+        self._map.advise_range(memmap2::Advice::PopulateWrite, start, len)
+    }
+
     /// All of these words.
     #[inline(always)]
     pub(crate) fn all(&self) -> &[AtomicU64] {

@@ -1,9 +1,11 @@
-//! Messages whose rest will not come: the publisher has gone, or routers have died of them.
+//! Messages whose rest will not come: the publisher has gone, a receiver that drops has stopped, or routers have died
+//! of them.
 
 use super::inlet::Partial;
 use super::journal::Work;
 use super::publish::Message;
 use super::state::RouterState;
+use crate::routing::arena::Key;
 use crate::shm::layout::message_cost;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind};
@@ -24,22 +26,29 @@ impl RouterState {
 
     /// Tells the receivers of the message under way that the rest of it will not come.
     fn abort_targets(&mut self, key: u32) {
-        let slot_size = self.settings.geometry.slot_size();
-        loop {
-            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-            let (Some(partial), Some(subscription)) = (&inlet.partial, inlet.partial_targets.pop()) else { return };
-            let (total, origin) = (partial.total, inlet.info.id);
-            let Some(found) = self.topics.subscriptions.get_mut(subscription) else { continue };
-            found.dropped = found.dropped.saturating_add(1);
-            found.dropped_told = found.dropped;
-            // Its owner cannot take what never becomes whole, and so would never give its room back.
-            let cost = message_cost(total, slot_size, found.capacity);
-            found.credit = found.credit.saturating_add(cost).min(found.capacity);
-            let (owner, dropped) = (found.owner, found.dropped);
-            let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
-            self.outlets.send(owner, &notice, Payload::EMPTY);
-            self.retry_waiters(owner);
+        while let Some(subscription) = self.inlet(key).and_then(|inlet| inlet.partial_targets.last().copied()) {
+            self.abort_target(key, subscription);
         }
+    }
+
+    /// Tells one receiver of the message under way that the rest of it will not come.
+    pub(super) fn abort_target(&mut self, key: u32, subscription: Key) {
+        let slot_size = self.settings.geometry.slot_size();
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        if let Some(at) = inlet.partial_targets.iter().rposition(|target| *target == subscription) {
+            inlet.partial_targets.remove(at);
+        }
+        let (Some(partial), origin) = (&inlet.partial, inlet.info.id) else { return };
+        let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
+        found.dropped = found.dropped.saturating_add(1);
+        found.dropped_told = found.dropped;
+        // Its owner cannot take what never becomes whole, and so would never give its room back.
+        let cost = message_cost(partial.total, slot_size, found.capacity);
+        found.credit = found.credit.saturating_add(cost).min(found.capacity);
+        let (owner, dropped) = (found.owner, found.dropped);
+        let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
+        self.outlets.send(owner, &notice, Payload::EMPTY);
+        self.retry_waiters(owner);
     }
 
     /// A record of the bulk lane is taken out: who has not got it by now sees a gap, and the publisher is told. What is
@@ -55,11 +64,8 @@ impl RouterState {
             Work::First(_, id, message) => {
                 self.settle_step(key, &message);
                 for at in self.journal.step..self.chosen.len() {
-                    let subscription = self.chosen[at].subscription;
-                    if let Some(found) = self.topics.subscriptions.get_mut(subscription) {
-                        found.dropped = found.dropped.saturating_add(1);
-                        self.counters.dropped[found.policy as usize] += 1;
-                    }
+                    let RouterState { outlets, topics, chosen, counters, .. } = self;
+                    chosen[at].pass_over(topics, outlets, counters);
                 }
                 self.skip_rest(key, id, &message);
             }
@@ -83,7 +89,7 @@ impl RouterState {
         let Some(chosen) = self.chosen.get(self.journal.step).copied().filter(|chosen| chosen.gets_it) else { return };
         let Some(found) = self.topics.subscriptions.get(chosen.subscription) else { return };
         let Some(outlet) = self.outlets.get(found.owner) else { return };
-        if self.journal.is_to_push(outlet.egress.claimed()) {
+        if self.journal.is_to_push(outlet.position()) {
             return;
         }
         chosen.charge(&mut self.topics, &mut self.outlets);
@@ -120,7 +126,7 @@ impl RouterState {
             let next = inlet.partial_targets.get(journal.step).and_then(|s| topics.subscriptions.get(*s));
             let has_it = next
                 .and_then(|subscription| outlets.get(subscription.owner))
-                .is_some_and(|outlet| !journal.is_to_push(outlet.egress.claimed()));
+                .is_some_and(|outlet| !journal.is_to_push(outlet.position()));
             let whole = journal.step + usize::from(has_it);
             inlet.partial_targets.drain(..whole.min(inlet.partial_targets.len()));
         }

@@ -2,6 +2,8 @@
 
 use super::inlet::Published;
 use super::state::{ECHO, RouterState};
+use crate::routing::arena::{Key, MOST_SHORT};
+use crate::routing::topics::Full;
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
     BrokerFrame, ClientFrame, ConnectionStatus, DeliveryPolicy, FailedCode, InternKind, ServiceStatus, SessionState,
@@ -61,8 +63,7 @@ impl RouterState {
         if self.inlet(key).is_some_and(|inlet| inlet.topics.len() >= most) {
             return Err((FailedCode::Limit, format!("this connection has {most} topics, which is the limit")));
         }
-        let too_many = || (FailedCode::Limit, "the broker knows as many topics as it may".to_owned());
-        let id = self.topics.intern(topic).ok_or_else(too_many)?;
+        let id = self.topics.intern(topic).map_err(|full| self.too_many(full))?;
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
         inlet.topics.push(Published { topic: id, sent: 0 });
         Ok(BrokerFrame::Interned { serial, id: inlet.topics.len() as u32 - 1 })
@@ -91,8 +92,8 @@ impl RouterState {
             // One record of the largest size at least, so that nothing is too large for it.
             credit => credit.clamp(self.settings.geometry.base_cells(), self.settings.subscription_credit),
         };
-        let too_many = || (FailedCode::Limit, "the broker has as many subscriptions as it may".to_owned());
-        let subscription = self.topics.subscribe(key, pattern, policy, capacity).ok_or_else(too_many)?;
+        let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
+        let subscription = subscribed.map_err(|full| self.too_many(full))?;
         if let Some(outlet) = self.outlets.get_mut(key) {
             outlet.subscriptions.push(subscription);
         }
@@ -101,15 +102,28 @@ impl RouterState {
     }
 
     fn unsubscribe(&mut self, key: u32, serial: u32, subscription: u32) -> Answer {
-        let subscription = crate::routing::arena::Key::from_u32(subscription);
+        let found = self.topics.subscriptions.find(subscription);
         let Some(outlet) = self.outlets.get_mut(key) else { return Err(gone()) };
-        let Some(at) = outlet.subscriptions.iter().position(|s| *s == subscription) else {
+        let position = |subscription: Key| outlet.subscriptions.iter().position(|s| *s == subscription);
+        let Some((subscription, at)) = found.and_then(|found| Some((found, position(found)?))) else {
             return Err((FailedCode::Unknown, "no such subscription".to_owned()));
         };
         outlet.subscriptions.swap_remove(at);
         self.topics.unsubscribe(subscription);
         self.retry_waiters(key);
         Ok(BrokerFrame::Done { serial })
+    }
+
+    fn too_many(&self, full: Full) -> (FailedCode, String) {
+        let what = match full {
+            Full::Topics => format!("the broker knows {} topics, which is the limit", self.settings.max_topics),
+            Full::Subscriptions => format!("the broker has {MOST_SHORT} subscriptions, which is the limit"),
+            Full::Routes => {
+                let most = self.settings.max_routes;
+                format!("with this the broker would have more than {most} pairs of a topic and a subscription to it")
+            }
+        };
+        (FailedCode::Limit, what)
     }
 
     fn serve_service(&mut self, key: u32, serial: u32, name: &Name, max_in_flight: u32) -> Answer {
@@ -201,8 +215,8 @@ impl RouterState {
                 })
                 .collect(),
             counters: self.counters_by_name(),
-            slots_used: slots(self.outlets.memory.budget().used()),
-            slots_total: slots(self.outlets.memory.budget().total()),
+            slots_used: slots(self.outlets.memory.used()),
+            slots_total: slots(self.outlets.memory.total()),
             topics: self.topics.len() as u32,
             subscriptions: self.topics.subscriptions.len() as u32,
             latency: Box::new(self.latency()),
@@ -234,7 +248,7 @@ impl RouterState {
             ("rings", self.outlets.rung),
             ("looks", c.looks),
             ("sleeps", c.sleeps),
-            ("leases_refused", self.outlets.memory.refused),
+            ("leases_refused", self.outlets.memory.refused()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -391,6 +391,13 @@ impl RouterState {
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
+        let responder = found.responder;
+        // In small pieces, for many calls, it can be more than is held for a responder that is busy.
+        if responder.is_some_and(|responder| !self.outlets.takes_calls(responder)) {
+            self.end_call(call, Outcome::Overloaded);
+            return Ok(());
+        }
+        let Some(found) = self.calls.get(call) else { return Ok(()) };
         let (to, credit) = match found.responder {
             Some(responder) => {
                 (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
@@ -411,6 +418,12 @@ impl RouterState {
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = body_credit;
+        let requester = found.requester;
+        if !self.outlets.takes_calls(requester) {
+            self.end_call(call, Outcome::Overloaded);
+            return Ok(());
+        }
+        let Some(found) = self.calls.get(call) else { return Ok(()) };
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
         self.outlets.send(found.requester, &credit, Payload::EMPTY);

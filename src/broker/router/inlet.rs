@@ -1,5 +1,6 @@
 //! The half of a connection that comes from its client: two lanes, and what the client has asked for.
 
+use super::publish::Message;
 use crate::routing::arena::Key;
 use crate::routing::services::ServiceId;
 use crate::routing::topics::TopicId;
@@ -53,6 +54,8 @@ pub(super) const ANYBODY: u32 = u32::MAX;
 pub(super) struct Parked {
     pub(super) timer: TimerId,
     pub(super) on: u32,
+    /// The message that is to begin, as it was validated (R1); `None` within one.
+    pub(super) message: Option<Message>,
 }
 
 #[derive(Debug)]
@@ -75,7 +78,8 @@ pub(super) struct Inlet {
     /// The subscriptions that `partial` goes to.
     pub(super) partial_targets: Vec<Key>,
     pub(super) parked: Option<Parked>,
-    /// For which connection the next record of the bulk lane waits, and since when. It outlasts a try that was in vain.
+    /// For which connection the message that is next in the bulk lane waits, and since when. It outlasts a try that was
+    /// in vain; what the other side takes of a message under way puts the time off.
     pub(super) waits: Option<(u32, u64)>,
     /// The client is gone: what it has published is still routed.
     pub(super) ended: bool,

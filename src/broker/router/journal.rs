@@ -19,6 +19,9 @@ use crate::wire::record::{Header, Kind};
 /// Deaths by the same record, or the same timer, after which it is set aside.
 const MOST_DEATHS: u32 = 2;
 
+/// Bytes of a message under way that a receiver must take within `slow_consumer_timeout_ms`.
+const PACE: u64 = 1 << 20;
+
 /// How far the record under way has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Work {
@@ -51,7 +54,7 @@ pub(super) struct Journal {
     pub(super) work: Work,
     /// Receivers that have the record.
     pub(super) step: usize,
-    /// Where the ring of the next receiver stood before it got the record.
+    /// The next receiver's position before it got the record.
     pub(super) before: Option<u64>,
     /// A timer that is being carried out.
     pub(super) timer: Option<Timer>,
@@ -61,10 +64,10 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Whether the next receiver, whose ring stands at `claimed`, is still to get the record.
+    /// Whether the next receiver, whose position is `now`, is still to get the record.
     #[inline]
-    pub(super) fn is_to_push(&self, claimed: u64) -> bool {
-        self.before.is_none_or(|before| before == claimed)
+    pub(super) fn is_to_push(&self, now: u64) -> bool {
+        self.before.is_none_or(|before| before == now)
     }
 
     /// A timer was carried out: if routers have died of it before, it is another one that comes next.
@@ -229,10 +232,13 @@ impl RouterState {
     pub(super) fn advance_source(&mut self, key: u32, lane: RingName, record: &Record) {
         self.counters.records += 1;
         self.counters.bytes += u64::from(record.len);
+        let (now, timeout) = (self.now, self.settings.slow_consumer_timeout);
         let Some(inlet) = self.inlet_mut(key) else { return };
         inlet.bytes += u64::from(record.len);
         if lane == RingName::Bulk {
-            inlet.waits = None;
+            // Who takes a message in small pieces may not hold it for ever: each piece puts the time off by its size.
+            let earned = timeout.saturating_mul(u64::from(record.len)) / PACE;
+            inlet.waits = inlet.waits.filter(|_| inlet.partial.is_some()).map(|(on, s)| (on, now.min(s + earned)));
             inlet.bulk.advance(record);
         } else {
             inlet.express.advance(record);

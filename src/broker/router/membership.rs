@@ -104,14 +104,16 @@ impl RouterState {
         for service in serving {
             self.services.unserve(service, key);
         }
-        let Some(outlet) = self.outlets.get_mut(key) else { return };
-        // Off the list when it is gone, so that none is left if the router dies between two.
-        while let Some(subscription) = outlet.subscriptions.last() {
-            self.topics.unsubscribe(*subscription);
-            outlet.subscriptions.pop();
-        }
+        self.unsubscribe_all(key);
         self.retry_waiters(key);
         self.schedule.wake(key);
+    }
+
+    fn unsubscribe_all(&mut self, key: u32) {
+        let Some(outlet) = self.outlets.get_mut(key) else { return };
+        // Off the list when they are gone, so that none is left if the router dies between.
+        self.topics.unsubscribe_all(&outlet.subscriptions);
+        outlet.subscriptions = Vec::new();
     }
 
     /// The connection `key` broke the protocol over its control socket.
@@ -143,13 +145,9 @@ impl RouterState {
         self.unpark(key);
         self.schedule.remove(key);
         self.retry_waiters(key);
+        self.unsubscribe_all(key);
         // What is given up is off its list first: a router that dies here gives nothing up twice.
-        let RouterState { inlets, outlets, topics, services, .. } = self;
-        if let Some(outlet) = outlets.get_mut(key) {
-            while let Some(subscription) = outlet.subscriptions.pop() {
-                topics.unsubscribe(subscription);
-            }
-        }
+        let RouterState { inlets, services, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         while let Some(serving) = inlet.serving.pop() {
             if let Some(service) = serving {

@@ -1,12 +1,14 @@
 //! Memory follows what is in flight: leases of the rings' extensions out of the one budget, and taking them back.
 //!
-//! A lease is made before it is announced: the pages are there, or the window stays as it was.
+//! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back counts
+//! as leased until it is with the system again.
 
 use super::inlet::Inlet;
 use super::outlet::{Doom, Outlet};
+use super::reclaim::Reclaimer;
 use crate::routing::budget::Budget;
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
-use crate::shm::ring::{Producer, Violation};
+use crate::shm::ring::{Consumer, Violation};
 use crate::shm::segment::Segment;
 use crate::wire::control::ClosingCode;
 
@@ -17,37 +19,58 @@ const SLACK_PAGES: u64 = 3;
 #[derive(Debug)]
 pub(super) struct Memory {
     budget: Budget,
-    /// Leases that the system refused.
-    pub(super) refused: u64,
+    reclaimer: Reclaimer,
+    refused: u64,
 }
 
 impl Memory {
     pub(super) fn new(total: u64, most: u32) -> Memory {
-        Memory { budget: Budget::new(total, most, PAGE_CELLS), refused: 0 }
+        Memory { budget: Budget::new(total, most, PAGE_CELLS), reclaimer: Reclaimer::default(), refused: 0 }
     }
 
-    pub(super) fn budget(&self) -> &Budget {
-        &self.budget
+    /// Cells leased.
+    pub(super) fn used(&self) -> u64 {
+        self.budget.used() - self.reclaimer.freed()
+    }
+
+    /// Cells there are.
+    pub(super) fn total(&self) -> u64 {
+        self.budget.total()
+    }
+
+    /// How often the system refused to lease or to take back.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused + self.reclaimer.refused()
     }
 
     /// Leases more for an egress ring. `false`: it stays as it is.
-    pub(super) fn grow_egress(&mut self, segment: &Segment, egress: &mut Producer) -> bool {
-        let Some(next) = self.lease(segment, RingName::Egress, egress.window()) else { return false };
-        egress.set_window(next);
-        true
+    pub(super) fn grow_egress(&mut self, outlet: &mut Outlet) -> bool {
+        if !outlet.may_lease() {
+            return false;
+        }
+        let next = self.lease(&outlet.segment, RingName::Egress, outlet.egress.window());
+        if let Some(next) = next {
+            outlet.egress.set_window(next);
+        }
+        next.is_some()
     }
 
-    /// Leases more for a lane whose client finds no space.
-    pub(super) fn grow_lane(&mut self, segment: &Segment, inlet: &mut Inlet, lane: RingName) {
-        let consumer = if lane == RingName::Bulk { &mut inlet.bulk } else { &mut inlet.express };
-        if let Some(next) = self.lease(segment, lane, consumer.window()) {
+    /// Leases more for a lane whose client finds no space. `false`: it stays as it is.
+    pub(super) fn grow_lane(&mut self, outlet: &mut Outlet, lane: RingName, consumer: &mut Consumer) -> bool {
+        if !outlet.may_lease() {
+            return false;
+        }
+        let next = self.lease(&outlet.segment, lane, consumer.window());
+        if let Some(next) = next {
             consumer.grow(next);
         }
+        next.is_some()
     }
 
     fn lease(&mut self, segment: &Segment, ring: RingName, window: u32) -> Option<u32> {
+        self.budget.give_back(self.reclaimer.take_freed());
         let next = self.budget.next_window(window)?;
-        if segment.lease(ring, next).is_err() {
+        if segment.lease(ring, window, next).is_err() {
             self.refused += 1;
             return None;
         }
@@ -57,26 +80,32 @@ impl Memory {
 
     /// Takes back what a connection does not use now. Each ring keeps what is in use.
     pub(super) fn trim(&mut self, inlet: &mut Inlet, outlet: &mut Outlet) -> Result<(), Violation> {
-        for lane in [RingName::Bulk, RingName::Express] {
-            let consumer = if lane == RingName::Bulk { &mut inlet.bulk } else { &mut inlet.express };
-            let window = consumer.window();
-            if window > 0 && consumer.try_trim()? {
-                self.give_back(&outlet.segment, lane, window);
+        if !outlet.may_lease() || !self.reclaimer.has_room() {
+            return Ok(());
+        }
+        let mut rings = Vec::new();
+        let mut trimmed = Ok(());
+        for (ring, lane) in [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)] {
+            let window = lane.window();
+            match if window > 0 { lane.try_trim() } else { Ok(false) } {
+                Ok(true) => rings.push((ring, window)),
+                Ok(false) => {}
+                Err(violation) => trimmed = Err(violation),
             }
         }
         let window = outlet.egress.window();
-        if window > 0 && outlet.egress.is_drained()? {
-            outlet.egress.set_window(0);
-            self.give_back(&outlet.segment, RingName::Egress, window);
+        match if window > 0 { outlet.egress.is_drained() } else { Ok(false) } {
+            Ok(true) => {
+                outlet.egress.set_window(0);
+                rings.push((RingName::Egress, window));
+            }
+            Ok(false) => {}
+            Err(violation) => trimmed = Err(violation),
         }
-        Ok(())
-    }
-
-    fn give_back(&mut self, segment: &Segment, ring: RingName, window: u32) {
-        if segment.give_back(ring, window).is_err() {
-            self.refused += 1;
+        if !rings.is_empty() {
+            outlet.reclaim = Some(self.reclaimer.start(&outlet.segment, rings));
         }
-        self.budget.change(window, 0);
+        trimmed
     }
 
     /// A connection is gone, and its segment with it.

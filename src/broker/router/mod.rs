@@ -8,6 +8,7 @@
 //! | `inlet`, `outlet` | the two halves of a connection |
 //! | `polling` | who is polled, who rings |
 //! | `memory` | leases of the rings' extensions, and the audit |
+//! | `reclaim` | giving their pages back, on threads of its own |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `aside` | messages whose rest will not come |
@@ -33,6 +34,7 @@ mod outcomes;
 mod outlet;
 mod polling;
 mod publish;
+mod reclaim;
 mod settings;
 mod state;
 #[cfg(test)]
@@ -253,8 +255,8 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(&mut state);
             fault::point("router.answering", 0);
-            state.outlets.flush();
             state.end_doomed();
+            state.outlets.flush();
             result
         };
         self.shared.tell_ended();

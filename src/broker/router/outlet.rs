@@ -5,6 +5,7 @@
 
 use super::inlet::Inlet;
 use super::memory::Memory;
+use super::reclaim::Reclaim;
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
@@ -53,6 +54,8 @@ pub(super) struct Outlet {
     plan_epoch: u64,
     backlog: VecDeque<Held>,
     pub(super) backlog_bytes: usize,
+    /// Records ever held in the backlog.
+    held: u64,
     /// Ours: we wait for space in the egress ring.
     space: Signal,
     waits_for_space: bool,
@@ -74,6 +77,8 @@ pub(super) struct Outlet {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
+    /// Pages of ours that go back to the system.
+    pub(super) reclaim: Option<Reclaim>,
 }
 
 impl Outlet {
@@ -83,6 +88,7 @@ impl Outlet {
             plan_epoch: 0,
             backlog: VecDeque::new(),
             backlog_bytes: 0,
+            held: 0,
             space: segment.space_signal(RingName::Egress),
             waits_for_space: false,
             consumed_at_ring: 0,
@@ -98,6 +104,7 @@ impl Outlet {
             messages: 0,
             bytes: 0,
             dropped: 0,
+            reclaim: None,
             segment,
             egress,
         }
@@ -110,6 +117,20 @@ impl Outlet {
     /// Whether the client's reader runs, as far as we know.
     pub(super) fn client_is_awake(&self) -> bool {
         !self.data.is_armed()
+    }
+
+    /// Whether its extensions may be leased: not while pages of theirs are on their way back to the system.
+    pub(super) fn may_lease(&mut self) -> bool {
+        if self.reclaim.as_ref().is_some_and(Reclaim::is_done) {
+            self.reclaim = None;
+        }
+        self.reclaim.is_none()
+    }
+
+    /// How much was ever given to it: changes with each record that is pushed or sent.
+    #[inline]
+    pub(super) fn position(&self) -> u64 {
+        self.egress.claimed() + self.held
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -142,6 +163,7 @@ impl Outlet {
             }
         };
         self.backlog_bytes += crate::shm::layout::HEADER_BYTES + payload.len();
+        self.held += 1;
         self.backlog.push_back(Held { header: *header, payload });
     }
 
@@ -168,6 +190,8 @@ pub(super) struct Outlets {
     dirty: Vec<u32>,
     pub(super) doomed: Vec<(u32, Doom)>,
     pub(super) memory: Memory,
+    /// Connections that have got a lease, and are to be looked at when they are idle.
+    pub(super) grown: Vec<u32>,
     epoch: u64,
     max_backlog: usize,
     pub(super) rung: u64,
@@ -183,6 +207,7 @@ impl Outlets {
             dirty: Vec::new(),
             doomed: Vec::new(),
             memory,
+            grown: Vec::new(),
             epoch: 0,
             max_backlog,
             rung: 0,
@@ -258,9 +283,13 @@ impl Outlets {
                 return true;
             }
             // A lease changes what fits, not where planned records lie: they are planned anew.
-            if !self.memory.grow_egress(&outlet.segment, &mut outlet.egress) {
-                return false;
+            if self.memory.grow_egress(outlet) {
+                self.grown.push(key);
+                continue;
             }
+            // Several records that a drained ring cannot hold at a time would never fit: the last goes by the backlog.
+            let is_first = outlet.plan.claimed() == outlet.egress.claimed();
+            return lengths.len() > 1 && is_first && outlet.egress.is_drained() == Ok(true);
         }
     }
 
@@ -270,10 +299,11 @@ impl Outlets {
         let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         let words = header.to_words();
         outlet.bytes += u64::from(payload.len());
-        if outlet.egress.push(&words, payload) == Ok(true) {
+        // It fits, unless the client has consumed something since the first of several was planned: then they may lie
+        // otherwise, and the last may have to wait.
+        if outlet.backlog.is_empty() && outlet.egress.push(&words, payload) == Ok(true) {
             outlet.placed(key, &mut self.dirty);
         } else {
-            debug_assert!(false, "a planned record fits");
             outlet.hold(&words, payload);
             self.wait_for_space(key);
             self.pump(key);
@@ -288,7 +318,8 @@ impl Outlets {
         let mut placed = Ok(false);
         if outlet.backlog.is_empty() {
             placed = outlet.egress.push(&words, payload);
-            if placed == Ok(false) && self.memory.grow_egress(&outlet.segment, &mut outlet.egress) {
+            if placed == Ok(false) && self.memory.grow_egress(outlet) {
+                self.grown.push(key);
                 placed = outlet.egress.push(&words, payload);
             }
         }
@@ -366,11 +397,17 @@ impl Outlets {
     #[inline]
     pub(super) fn grow_lanes(&mut self, key: u32, inlet: &mut Inlet) {
         let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        for (space, lane) in outlet.lane_space.iter().zip([RingName::Bulk, RingName::Express]) {
-            if space.is_armed() {
-                self.memory.grow_lane(&outlet.segment, inlet, lane);
+        let lanes = [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)];
+        for (at, (lane, consumer)) in lanes.into_iter().enumerate() {
+            if outlet.lane_space[at].is_armed() && self.memory.grow_lane(outlet, lane, consumer) {
+                self.grown.push(key);
             }
         }
+    }
+
+    /// Cells of the egress ring's extension in use.
+    pub(super) fn egress_window(&self, key: u32) -> u32 {
+        self.get(key).map_or(0, |outlet| outlet.egress.window())
     }
 
     /// Takes back the memory that an idle connection does not use.

@@ -4,7 +4,7 @@
 //! arm the flag, fence, look once more (R8).
 
 use super::outlet::{Doom, MOST_WOKEN};
-use super::state::{IDLE, RouterState, Timer};
+use super::state::RouterState;
 use crate::broker::fault;
 use crate::wire::control::ClosingCode;
 use std::time::Duration;
@@ -94,12 +94,6 @@ impl RouterState {
         if found {
             inlet.data.disarm();
             self.schedule.wake(key);
-            return;
-        }
-        let egress = self.outlets.get(key).map_or(0, |outlet| outlet.egress.window());
-        if inlet.windows() + egress > 0 && !inlet.is_watched {
-            inlet.is_watched = true;
-            self.wheel.set(self.now + IDLE, Timer::Idle(key, inlet.info.id));
         }
     }
 

@@ -7,7 +7,7 @@
 use super::inlet::{ANYBODY, Info, Inlet, Parked, Partial};
 use super::journal::Work;
 use super::outlet::{Doom, Outlets};
-use super::state::{Lane, RouterState, Timer};
+use super::state::{Counters, Lane, RouterState, Timer};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
@@ -49,6 +49,16 @@ impl Chosen {
         subscription.dropped_told = subscription.dropped;
         if let Some(outlet) = outlets.get_mut(subscription.owner) {
             outlet.messages += 1;
+        }
+    }
+
+    /// The subscription does without the message.
+    pub(super) fn pass_over(&self, topics: &mut Topics, outlets: &mut Outlets, counters: &mut Counters) {
+        let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
+        subscription.dropped = subscription.dropped.saturating_add(1);
+        counters.dropped[subscription.policy as usize] += 1;
+        if let Some(outlet) = outlets.get_mut(subscription.owner) {
+            outlet.dropped += 1;
         }
     }
 }
@@ -117,7 +127,7 @@ impl RouterState {
             self.outlets.wait_for_space(on);
             if let Err(on) = self.decide(&message, false) {
                 fault::point("router.park", u64::from(on));
-                self.park(key, on);
+                self.park(key, on, Some(message));
                 return Ok(Lane::Parked);
             }
         }
@@ -138,7 +148,9 @@ impl RouterState {
         }
         let timer = self.wheel.set(until, Timer::Parked(key));
         if let Some(inlet) = self.inlet_mut(key) {
-            inlet.parked = Some(Parked { timer, on: ANYBODY });
+            inlet.parked = Some(Parked { timer, on: ANYBODY, message: None });
+            // It may have waited for somebody who has left meanwhile: that is another time.
+            inlet.waits = None;
         }
         self.counters.parked += 1;
         true
@@ -193,32 +205,28 @@ impl RouterState {
         }
         while let Some(chosen) = chosen.get(journal.step) {
             fault::point("router.target", journal.step as u64);
-            if let Some(subscription) = topics.subscriptions.get_mut(chosen.subscription)
-                && let Some(outlet) = outlets.get_mut(subscription.owner)
+            if !chosen.gets_it {
+                chosen.pass_over(topics, outlets, counters);
+            } else if let Some(subscription) = topics.subscriptions.get(chosen.subscription)
+                && let Some(outlet) = outlets.get(subscription.owner)
             {
-                if chosen.gets_it {
-                    let (owner, dropped) = (subscription.owner, subscription.dropped);
-                    if journal.is_to_push(outlet.egress.claimed()) {
-                        if chosen.announce {
-                            let entry = topics.entry_mut(message.topic);
-                            let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
-                            outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
-                            entry.targets[chosen.target].announced = true;
-                        }
-                        journal.before = outlets.get(owner).map(|outlet| outlet.egress.claimed());
-                        let deliver = message.deliver(chosen.subscription, dropped);
-                        outlets.push_planned(owner, &deliver, payload);
-                        fault::point("router.delivered", journal.step as u64);
+                let (owner, dropped) = (subscription.owner, subscription.dropped);
+                if journal.is_to_push(outlet.position()) {
+                    if chosen.announce {
+                        let entry = topics.entry_mut(message.topic);
+                        let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
+                        outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
+                        entry.targets[chosen.target].announced = true;
                     }
-                    chosen.charge(topics, outlets);
-                    counters.delivered += 1;
-                    if !message.flags.has(Flags::LAST) {
-                        inlet.partial_targets.push(chosen.subscription);
-                    }
-                } else {
-                    subscription.dropped = subscription.dropped.saturating_add(1);
-                    outlet.dropped += 1;
-                    counters.dropped[subscription.policy as usize] += 1;
+                    journal.before = outlets.get(owner).map(|outlet| outlet.position());
+                    let deliver = message.deliver(chosen.subscription, dropped);
+                    outlets.push_planned(owner, &deliver, payload);
+                    fault::point("router.delivered", journal.step as u64);
+                }
+                chosen.charge(topics, outlets);
+                counters.delivered += 1;
+                if !message.flags.has(Flags::LAST) {
+                    inlet.partial_targets.push(chosen.subscription);
                 }
             }
             journal.stepped();
@@ -250,7 +258,7 @@ impl RouterState {
         if let Some(on) = self.blocks_further(key, len) {
             self.outlets.wait_for_space(on);
             if let Some(on) = self.blocks_further(key, len) {
-                self.park(key, on);
+                self.park(key, on, None);
                 return Ok(Lane::Parked);
             }
         }
@@ -271,9 +279,9 @@ impl RouterState {
             fault::point("router.target", journal.step as u64);
             if let Some(found) = topics.subscriptions.get(*subscription)
                 && let Some(outlet) = outlets.get(found.owner)
-                && journal.is_to_push(outlet.egress.claimed())
+                && journal.is_to_push(outlet.position())
             {
-                journal.before = Some(outlet.egress.claimed());
+                journal.before = Some(outlet.position());
                 let message = Message {
                     topic: partial.topic,
                     origin: inlet.info.id,
@@ -305,7 +313,8 @@ impl RouterState {
         owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
-    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted.
+    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those that
+    /// drop rather than wait do without the message, which had begun when they stopped.
     pub(super) fn waited_too_long(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         let timeout = self.settings.slow_consumer_timeout;
@@ -322,41 +331,41 @@ impl RouterState {
         if parked.on == ANYBODY {
             return;
         }
-        for subscription in self.who_blocks(key) {
-            self.evict(subscription);
+        for subscription in self.who_blocks(key, &parked) {
+            match self.topics.subscriptions.get(subscription).map(|found| found.policy) {
+                Some(DeliveryPolicy::Block) => self.evict(subscription),
+                Some(policy) => {
+                    self.counters.dropped[policy as usize] += 1;
+                    if let Some(outlet) = self.outlets.get_mut(parked.on) {
+                        outlet.dropped += 1;
+                    }
+                    self.abort_target(key, subscription);
+                }
+                None => {}
+            }
         }
     }
 
-    fn who_blocks(&mut self, key: u32) -> Vec<Key> {
-        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return Vec::new() };
-        let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
-        if inlet.partial.is_some() {
-            let targets = inlet.partial_targets.clone();
-            let mut blocking = Vec::new();
-            self.outlets.start_plan();
-            for subscription in targets {
-                let Some(found) = self.topics.subscriptions.get(subscription) else { continue };
-                if !self.outlets.plan(found.owner, &[record.len]) {
-                    blocking.push(subscription);
-                }
+    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Others may have no room
+    /// either just now; if they still have none then, they get a time of their own.
+    fn who_blocks(&mut self, key: u32, parked: &Parked) -> Vec<Key> {
+        if let Some(message) = &parked.message {
+            if self.decide(message, true).is_err() {
+                return Vec::new();
             }
-            return blocking;
+            let blocks = |s: &Key| {
+                let found = self.topics.subscriptions.get(*s);
+                found.is_some_and(|s| s.owner == parked.on && s.policy == DeliveryPolicy::Block)
+            };
+            return self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect();
         }
-        let Ok(header) = Header::from_words(&record.header) else { return Vec::new() };
-        let Some(published) = inlet.topics.get(header.id as usize) else { return Vec::new() };
-        let message = Message {
-            topic: published.topic,
-            origin: 0,
-            seq: 0,
-            total: header.total,
-            len: record.len,
-            flags: header.flags,
-        };
-        if self.decide(&message, true).is_err() {
-            return Vec::new();
-        }
-        let blocks = |s: &Key| self.topics.subscriptions.get(*s).is_some_and(|s| s.policy == DeliveryPolicy::Block);
-        self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect()
+        let RouterState { inlets, outlets, topics, .. } = self;
+        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Vec::new() };
+        let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
+        outlets.start_plan();
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(|s| s.owner == parked.on);
+        let theirs = inlet.partial_targets.iter().filter(is_theirs);
+        theirs.filter(|_| !outlets.plan(parked.on, &[record.len])).copied().collect()
     }
 
     /// Ends a subscription that does not take its messages, and tells its owner.
@@ -377,13 +386,20 @@ impl RouterState {
             pattern: subscription.pattern,
             dropped: subscription.dropped,
         });
+        self.retry_waiters(subscription.owner);
     }
 
     /// The owner of a subscription can take more; publishers that wait for it try again.
     pub(super) fn credit(&mut self, key: u32, header: &Header) {
-        let subscription = Key::from_u32(header.id);
+        let subscriptions = &mut self.topics.subscriptions;
         // One that was evicted meanwhile is no fault of its owner.
-        let Some(found) = self.topics.subscriptions.get_mut(subscription).filter(|s| s.owner == key) else { return };
+        let Some(found) = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription))
+        else {
+            return;
+        };
+        if found.owner != key {
+            return;
+        }
         found.credit = found.credit.saturating_add(header.arg).min(found.capacity);
         if found.dropped != found.dropped_told {
             found.dropped_told = found.dropped;
@@ -419,30 +435,27 @@ impl RouterState {
     pub(super) fn publish_system(&mut self, topic: &str, text: &str) {
         self.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };
-        let Some(id) = self.topics.intern(&topic) else { return };
+        let Ok(id) = self.topics.intern(&topic) else { return };
         self.system_sent += 1;
         let bytes = &text.as_bytes()[..text.len().min(self.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
         let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(&message, true).is_ok() {
-            for at in 0..self.chosen.len() {
-                let chosen = self.chosen[at];
-                let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };
-                let owner = subscription.owner;
+            let RouterState { outlets, topics, chosen, counters, .. } = self;
+            for chosen in chosen.iter() {
+                let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
                 if !chosen.gets_it {
-                    subscription.dropped = subscription.dropped.saturating_add(1);
-                    self.counters.dropped[subscription.policy as usize] += 1;
+                    chosen.pass_over(topics, outlets, counters);
                     continue;
                 }
-                subscription.credit = subscription.credit.saturating_sub(chosen.cost);
-                let dropped = subscription.dropped;
-                let deliver = message.deliver(chosen.subscription, dropped);
+                let (owner, deliver) = (subscription.owner, message.deliver(chosen.subscription, subscription.dropped));
                 if chosen.announce {
                     let announce = Header { id, ..Header::new(Kind::TopicName) };
-                    self.outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
-                    self.topics.entry_mut(id).targets[chosen.target].announced = true;
+                    outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
+                    topics.entry_mut(id).targets[chosen.target].announced = true;
                 }
-                self.outlets.push_planned(owner, &deliver, Payload::Bytes(bytes));
+                outlets.push_planned(owner, &deliver, Payload::Bytes(bytes));
+                chosen.charge(topics, outlets);
             }
         }
         self.release_topic(id);

@@ -7,7 +7,7 @@ use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
-use super::publish::Chosen;
+use super::publish::{Chosen, Message};
 use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::events::Events;
@@ -32,6 +32,8 @@ pub(crate) const ECHO: &str = "echo";
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
+/// So many receivers of a record count as one record more of the batch.
+const RECEIVERS: usize = 16;
 /// How long a connection must have been cold before its extensions are taken back.
 pub(super) const IDLE: u64 = 500_000_000;
 
@@ -136,10 +138,10 @@ impl RouterState {
             inlets: Vec::new(),
             free_keys: Vec::new(),
             outlets: Outlets::new(Memory::new(settings.budget, settings.max_window), settings.max_backlog_bytes),
-            topics: Topics::new(settings.max_topics),
+            topics: Topics::new(settings.max_topics, settings.max_routes),
             services,
             echo,
-            calls: Arena::long(1 << 24),
+            calls: Arena::new(1 << 24),
             wheel,
             due: Vec::new(),
             schedule: Schedule::default(),
@@ -197,10 +199,14 @@ impl RouterState {
             })
     }
 
-    /// Publishers that were parked on `key` try again.
+    /// Publishers that were parked on `key` try again, who has waited longest first: what there is now may be enough for
+    /// one of them only.
     pub(super) fn retry_waiters(&mut self, key: u32) {
         let Some(outlet) = self.outlets.get_mut(key) else { return };
         let mut waiters = std::mem::take(&mut outlet.waiters);
+        if waiters.len() > 1 {
+            waiters.sort_by_key(|waiter| self.inlet(*waiter).and_then(|inlet| inlet.waits).map(|(_, since)| since));
+        }
         for waiter in waiters.drain(..) {
             self.unpark(waiter);
         }
@@ -217,13 +223,13 @@ impl RouterState {
         }
     }
 
-    /// The bulk lane of `key` waits for the connection `on`.
-    pub(super) fn park(&mut self, key: u32, on: u32) {
+    /// The bulk lane of `key` waits for the connection `on`, to begin `message` or to go on within one.
+    pub(super) fn park(&mut self, key: u32, on: u32, message: Option<Message>) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         let since = inlet.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
         inlet.waits = Some((on, since));
         let timer = self.wheel.set(since + self.settings.slow_consumer_timeout, Timer::Parked(key));
-        inlet.parked = Some(Parked { timer, on });
+        inlet.parked = Some(Parked { timer, on, message });
         self.counters.parked += 1;
         if let Some(outlet) = self.outlets.get_mut(on) {
             outlet.waiters.push(key);
@@ -235,9 +241,10 @@ impl RouterState {
         let Some(key) = self.schedule.next() else { return false };
         let before = self.counters.records;
         self.serve(key);
-        self.outlets.flush();
-        self.timings.visited(self.counters.records - before);
         self.end_doomed();
+        self.outlets.flush();
+        self.watch_grown();
+        self.timings.visited(self.counters.records - before);
         true
     }
 
@@ -294,7 +301,12 @@ impl RouterState {
                     self.journal.source = Some((key, lane));
                     fault::point("router.found", u64::from(record.len));
                     let routed = match lane {
-                        RingName::Bulk => self.route_bulk(key, &record),
+                        RingName::Bulk => {
+                            let routed = self.route_bulk(key, &record);
+                            // One with many receivers counts for more.
+                            records = records.saturating_sub((self.chosen.len() / RECEIVERS) as u32);
+                            routed
+                        }
                         _ => self.route_express(key, &record).map(|()| Lane::More),
                     };
                     self.journal.source = None;
@@ -341,8 +353,9 @@ impl RouterState {
             self.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.outlets.flush();
         self.end_doomed();
+        self.outlets.flush();
+        self.watch_grown();
     }
 
     fn trim_if_idle(&mut self, key: u32, id: u32) {
@@ -353,9 +366,24 @@ impl RouterState {
             self.wheel.set(active_at + IDLE, Timer::Idle(key, id));
             return;
         }
-        inlet.is_watched = false;
         if let Err(doom) = self.outlets.trim(key, inlet) {
             self.outlets.doomed.push((key, doom));
+        }
+        // What is in use, or was not taken back for another reason, is looked at with the audits: that costs nothing.
+        inlet.is_watched = inlet.windows() + self.outlets.egress_window(key) > 0;
+        if inlet.is_watched {
+            self.wheel.set(self.now + self.settings.audit_interval, Timer::Idle(key, id));
+        }
+    }
+
+    /// Whoever has got a lease is looked at when it may be idle.
+    fn watch_grown(&mut self) {
+        while let Some(key) = self.outlets.grown.pop() {
+            let (at, inlets) = (self.now + IDLE, &mut self.inlets);
+            if let Some(inlet) = inlets[key as usize].as_deref_mut().filter(|inlet| !inlet.is_watched) {
+                inlet.is_watched = true;
+                self.wheel.set(at, Timer::Idle(key, inlet.info.id));
+            }
         }
     }
 

@@ -3,8 +3,10 @@
 
 mod breaker;
 mod crashes;
+mod memory;
 mod resent;
 mod timings;
+mod waiting;
 
 use super::settings::Settings;
 use super::state::RouterState;
@@ -380,32 +382,6 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
     }
     let (info, doom) = router.state.ended.pop().unwrap();
     assert_eq!((info.id, doom.code), (silent.id, ClosingCode::SlowConsumer));
-}
-
-#[test]
-fn windows_grow_under_load_and_are_given_back() {
-    let mut router = Router::new(|_| {});
-    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
-    router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
-    let topic = router.topic(&publisher, "t");
-    for n in 0..3000u32 {
-        publisher.publish(topic, &n.to_le_bytes());
-        if n % 40 == 0 {
-            router.run();
-        }
-    }
-    router.run();
-    assert!(router.state.outlets.memory.budget().used() > 0);
-    let delivered = subscriber.take_all(&mut router).len();
-    assert!(delivered > 200, "{delivered}");
-    assert!(router.state.cool_all());
-    for _ in 0..3 {
-        router.pass(600);
-    }
-    assert_eq!(router.state.outlets.memory.budget().used(), 0);
-    publisher.publish(topic, b"still works");
-    router.run();
-    assert_eq!(subscriber.take().unwrap().1, b"still works");
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Ring {
 
     fn grow(&mut self, cells: u32) {
         if cells > self.window() {
-            self.segment.lease(self.name, cells).unwrap();
+            self.segment.lease(self.name, 0, cells).unwrap();
             if self.broker_produces() { self.producer.set_window(cells) } else { self.consumer.grow(cells) }
         }
     }

@@ -297,11 +297,11 @@ impl Broker {
         let cells = ((random >> 8) as u32 % EXTENSION_PAGES + 1) * PAGE_CELLS;
         match random % 4 {
             0 if cells > self.side.consumer.window() => {
-                self.segment.lease(RingName::Bulk, cells).unwrap();
+                self.segment.lease(RingName::Bulk, 0, cells).unwrap();
                 self.side.consumer.grow(cells);
             }
             1 if cells > self.side.producer.window() => {
-                self.segment.lease(RingName::Egress, cells).unwrap();
+                self.segment.lease(RingName::Egress, 0, cells).unwrap();
                 self.side.producer.set_window(cells);
             }
             2 if self.side.consumer.window() > 0 => {

@@ -1,0 +1,94 @@
+//! Leases come with load and go when it is over, and what all connections make the broker keep is bounded.
+
+use super::*;
+use std::time::{Duration, Instant};
+
+/// Pages go back on another thread.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < until, "waited for {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Publishes so much that an unread ring needs more than its base window.
+fn flood(router: &mut Router, publisher: &mut Peer, topic: u32) {
+    for n in 0..3000u32 {
+        publisher.publish(topic, &n.to_le_bytes());
+        if n % 40 == 0 {
+            router.run();
+        }
+    }
+    router.run();
+}
+
+#[test]
+fn windows_grow_under_load_and_are_given_back() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
+    let topic = router.topic(&publisher, "t");
+    for round in 0..3 {
+        flood(&mut router, &mut publisher, topic);
+        let (used, pages) = (router.state.outlets.memory.used(), subscriber.segment.pages().unwrap());
+        assert!(used > 0 && pages > 1, "{used} cells, {pages} pages in round {round}");
+        let delivered = subscriber.take_all(&mut router).len();
+        assert!(delivered > 200, "{delivered}");
+        // Nobody sends anything: the one who was only given has to say nothing for that.
+        router.pass(600);
+        wait_until("the pages to be back", || router.state.outlets.memory.used() == 0);
+        // A reader that looks for its next record may touch a page of its extension.
+        assert!(subscriber.segment.pages().unwrap() <= 2);
+    }
+    publisher.publish(topic, b"still works");
+    router.run();
+    assert_eq!(subscriber.take().unwrap().1, b"still works");
+}
+
+#[test]
+fn a_window_that_is_in_use_stays_until_it_is_not() {
+    let mut router = Router::new(|_| {});
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
+    let topic = router.topic(&publisher, "t");
+    flood(&mut router, &mut publisher, topic);
+    router.pass(600);
+    let unread = router.state.outlets.get(subscriber.key).unwrap().egress.window();
+    assert!(unread > 0, "records lie in it");
+    subscriber.take_all(&mut router);
+    router.pass(600);
+    router.pass(5_000);
+    wait_until("the pages to be back", || router.state.outlets.memory.used() == 0);
+}
+
+#[test]
+fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
+    let mut router = Router::new(|config| config.limits.max_routes = 500_000);
+    let (hog, other) = (router.connect(), router.connect());
+    for n in 0..1000 {
+        router.topic(&hog, &format!("t.{n}"));
+    }
+    let mut subscriptions = 0;
+    loop {
+        let policy = DeliveryPolicy::DropOldest;
+        let frame = ClientFrame::Subscribe { serial: 1, pattern: ">".parse().unwrap(), policy, credit: 0 };
+        match router.ask(&hog, frame) {
+            BrokerFrame::Subscribed { .. } => subscriptions += 1,
+            BrokerFrame::Failed { code, message, .. } => {
+                assert_eq!(code, crate::wire::control::FailedCode::Limit);
+                assert!(message.contains("500000 pairs"), "{message}");
+                break;
+            }
+            frame => panic!("{frame:?}"),
+        }
+    }
+    assert_eq!(subscriptions, 500);
+    let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: "one.more".parse().unwrap() };
+    assert!(matches!(router.ask(&other, frame), BrokerFrame::Failed { .. }));
+    router.state.client_gone(hog.key, hog.id);
+    router.run();
+    assert!(router.state.inlet(hog.key).is_none());
+    assert_eq!((router.state.topics.len(), router.state.topics.subscriptions.len()), (0, 0));
+    router.topic(&other, "one.more");
+}
