@@ -59,6 +59,8 @@ section! {
     /// Flow control: how much may be under way to a receiver that does not take it.
     Delivery {
         /// How long a publish waits for a `block` subscriber before that subscription is evicted.
+        /// While a message of several records is delivered, each MiB that is taken gives as long again. A subscription
+        /// that drops instead of waiting keeps such a message waiting as long, and then does without it.
         slow_consumer_timeout_ms: u64 = 1000, integer(1, 600_000, "ms");
         /// Credit of a subscription that asks for none, and the most that one may ask for.
         subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");
@@ -73,7 +75,6 @@ section! {
         /// Topics known at a time, of all connections.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
         /// Pairs of a topic and a subscription that gets it, known at a time, of all connections.
-        ///
         /// Each takes 12 bytes, and when a client with many subscriptions leaves, all are looked through.
         max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");
         /// Topics that one connection may know.

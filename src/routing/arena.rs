@@ -1,6 +1,6 @@
-//! Values under keys that never come twice: an index and how often the place was used before. What is said about a value
-//! that is gone (a late reply, the rest of a message for a subscription that has left) finds nothing, instead of its
-//! successor.
+//! Values under keys that never come twice: an index and how often the place was used before. What is said about a
+//! value that is gone (a late reply, the rest of a message for a subscription that has left) finds nothing, instead of
+//! its successor.
 
 /// The key of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

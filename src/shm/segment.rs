@@ -183,8 +183,8 @@ impl Segment {
         CpuWords { control: self.geometry.control_part(&self.words) }
     }
 
-    /// Gets memory for cells `from` to `to` of a ring's extension, as a page fault does: unlike `fallocate` that takes no
-    /// lock of the file, which the peer can hold. (Linux 5.14; before that `fallocate` must do.)
+    /// Gets memory for cells `from` to `to` of a ring's extension, as a page fault does: unlike `fallocate` that takes
+    /// no lock of the file, which the peer can hold. (Linux 5.14; before that `fallocate` must do.)
     ///
     /// # Errors
     ///

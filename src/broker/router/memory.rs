@@ -1,7 +1,7 @@
 //! Memory follows what is in flight: leases of the rings' extensions out of the one budget, and taking them back.
 //!
-//! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back counts
-//! as leased until it is with the system again.
+//! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back
+//! counts as leased until it is with the system again.
 
 use super::inlet::Inlet;
 use super::outlet::{Doom, Outlet};

@@ -313,8 +313,8 @@ impl RouterState {
         owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
-    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those that
-    /// drop rather than wait do without the message, which had begun when they stopped.
+    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those
+    /// that drop rather than wait do without the message, which had begun when they stopped.
     pub(super) fn waited_too_long(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         let timeout = self.settings.slow_consumer_timeout;

@@ -1,12 +1,11 @@
 //! Pages go back to the system on threads of their own.
 //!
-//! Punching a hole takes the file's lock in the kernel, and a client can hold that for as long as it likes: it writes to
-//! the file out of memory whose page fault it answers itself (FUSE, userfaultfd). The router must not wait for that.
+//! Punching a hole takes the file's lock in the kernel, and a client can hold that for as long as it likes: it writes
+//! to the file out of memory whose page fault it answers itself (FUSE, userfaultfd). The router must not wait for that.
 //! Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages count
 //! as leased, and the connection leases nothing.
 //!
-//! A worker that is held up holds up nobody but [`MOST_WORKERS`] of its kind; when all are, memory is not taken back until
-//! one is let go, and nothing else happens.
+//! When [`MOST_WORKERS`] are held up, memory is not taken back until one is let go; nothing else waits for them.
 
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;

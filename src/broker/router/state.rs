@@ -199,8 +199,8 @@ impl RouterState {
             })
     }
 
-    /// Publishers that were parked on `key` try again, who has waited longest first: what there is now may be enough for
-    /// one of them only.
+    /// Publishers that were parked on `key` try again, who has waited longest first: what there is now may be enough
+    /// for one of them only.
     pub(super) fn retry_waiters(&mut self, key: u32) {
         let Some(outlet) = self.outlets.get_mut(key) else { return };
         let mut waiters = std::mem::take(&mut outlet.waiters);
