@@ -8,9 +8,12 @@ mod scene;
 mod support;
 
 use lapce_ipc::client::DeliveryPolicy;
+use lapce_ipc::wire::ClientFrame;
 use lapce_ipc::wire::control::{ClosingCode, InternKind};
 use lapce_ipc::wire::record::{Flags, Header, Kind, Outcome};
 use raw::{Lane, Raw, forged, publish, request, response, word};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SendFlags;
 use scene::{Scene, intern, serve, subscribe};
 use std::time::Duration;
 use support::DEADLINE;
@@ -332,6 +335,21 @@ fn credit_without_measure_does_not_drown_the_other_side() {
     assert_eq!(scene.broker.counter("violations"), 6);
     drop((service, victim));
     scene.finish();
+}
+
+#[test]
+fn who_reads_no_answers_is_ended_all_the_same() {
+    let mut scene = Scene::new(&[]);
+    let mut raw = scene.raw("reads-nothing");
+    let question = ClientFrame::Status { serial: 1 }.encode().unwrap();
+    // Until the broker's answers fill the socket, so that it takes no more questions, and those fill the other way.
+    let patience = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    while poll(&mut [PollFd::new(&raw.control.socket, PollFlags::OUT)], Some(&patience)) != Ok(0) {
+        let _ = rustix::net::send(&raw.control.socket, &question, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+    raw.place(Lane::Bulk, &forged(200, 0), &[]);
+    let connection = format!("connection={}", raw.connection);
+    scene.logged(&["connection ended", &connection, "unknown record kind 200"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! The socket's path. A lock file beside it decides who owns the path, so that a socket file that a dead broker left
-//! is replaced and one of a living broker is not, without asking anybody.
+//! The socket's path. A lock file beside it decides which broker owns the path. A socket file that a dead broker left is
+//! replaced; one at which anybody listens is not, be it no broker at all: a program that is dialled, a socket unit.
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,6 +17,9 @@ pub enum SocketError {
     /// Another broker holds the lock.
     #[error("{}: another broker listens there", .0.display())]
     InUse(PathBuf),
+    /// Some other program listens there: it takes connections, or would.
+    #[error("{}: another program listens there", .0.display())]
+    Taken(PathBuf),
     /// Something else stands at the path.
     #[error("{}: exists and is no socket", .0.display())]
     NotASocket(PathBuf),
@@ -79,10 +83,14 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
     }
     let lock_path = lock_path(path);
     let lock = lock(&lock_path, path)?;
-    // Nobody else owns the path while we hold the lock: a socket that is there is a dead broker's.
+    // No broker owns the path while we hold the lock.
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-        Ok(_) => std::fs::remove_file(path).map_err(io_at(path))?,
+        Ok(_) => match is_dead(path) {
+            Ok(true) => std::fs::remove_file(path).map_err(io_at(path))?,
+            Ok(false) => return Err(SocketError::Taken(path.to_owned())),
+            Err(error) => return Err(io_at(path)(error.into())),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io_at(path)(error)),
     }
@@ -106,6 +114,18 @@ pub(super) fn adopt(path: &Path, listener: &UnixListener) -> Result<Bound, Socke
     let lock = lock(&lock_path, path)?;
     listener.set_nonblocking(true).map_err(io_at(path))?;
     Ok(Bound { path: path.to_owned(), inode: None, lock_path, _lock: lock })
+}
+
+/// Whether nobody listens at the socket that stands at `path`. Asks without waiting for anybody.
+fn is_dead(path: &Path) -> Result<bool, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => Ok(true),
+        // It has as many callers as it takes at a time; it is of another kind.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -173,12 +193,13 @@ mod tests {
     #[test]
     fn a_second_broker_is_refused_and_a_dead_ones_socket_is_replaced() {
         let (_folder, path) = folder();
-        let (bound, _listener) = bind(&path, 0o600).unwrap();
+        let (bound, listener) = bind(&path, 0o600).unwrap();
         assert!(matches!(bind(&path, 0o600), Err(SocketError::InUse(p)) if p == path));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        // As a killed broker leaves it: the file stays, the lock goes.
+        // As a killed broker leaves it: the file stays, the lock goes, and nobody listens.
         let Bound { _lock, .. } = &bound;
         rustix::fs::flock(_lock, FlockOperation::Unlock).unwrap();
+        drop(listener);
         let (second, _listener) = bind(&path, 0o660).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(second);
@@ -195,6 +216,23 @@ mod tests {
         drop(bound);
         assert!(path.exists() && !lock_path(&path).exists());
         drop(adopt(&path, &listener).unwrap());
+    }
+
+    #[test]
+    fn a_socket_at_which_somebody_listens_is_left_alone() {
+        let (_folder, path) = folder();
+        let listener = UnixListener::bind(&path).unwrap();
+        let error = bind(&path, 0o600).unwrap_err();
+        assert_eq!(error.to_string(), format!("{}: another program listens there", path.display()));
+        // Nor if it is too busy to take another caller (the one of a moment ago was not accepted), or of another kind.
+        rustix::net::listen(&listener, 0).unwrap();
+        assert!(matches!(bind(&path, 0o600), Err(SocketError::Taken(_))));
+        drop(listener);
+        std::fs::remove_file(&path).unwrap();
+        let datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert!(matches!(bind(&path, 0o600), Err(SocketError::Taken(_))));
+        drop(datagrams);
+        bind(&path, 0o600).unwrap();
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// The control socket of one connection. A cancelled read loses nothing.
+/// The control socket of one connection. A cancelled read loses nothing; after a write that was cancelled within a frame
+/// nothing more can be written.
 #[derive(Debug)]
 pub(super) struct FrameStream {
     stream: Arc<UnixStream>,
     decoder: FrameDecoder,
+    /// The peer has got a part of a frame.
+    is_torn: bool,
 }
 
 /// Why no frame came.
@@ -26,7 +29,7 @@ pub(super) enum ReadError {
 
 impl FrameStream {
     pub(super) fn new(stream: UnixStream, max_frame_bytes: usize) -> FrameStream {
-        FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes) }
+        FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes), is_torn: false }
     }
 
     /// The socket.
@@ -59,11 +62,17 @@ impl FrameStream {
 
     /// Sends bytes, and descriptors with the first of them.
     pub(super) async fn write(&mut self, mut bytes: &[u8], mut fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if self.is_torn {
+            return Err(io::Error::other("a frame was cut off"));
+        }
         while !bytes.is_empty() {
             self.stream.writable().await?;
             let send = || descriptors::send(self.stream.as_fd(), bytes, fds);
             match self.stream.try_io(Interest::WRITABLE, send) {
-                Ok(n) => (bytes, fds) = (&bytes[n..], &[]),
+                Ok(n) => {
+                    (bytes, fds) = (&bytes[n..], &[]);
+                    self.is_torn = !bytes.is_empty();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }

@@ -246,7 +246,15 @@ async fn heed(
         // The router has ended the connection, and says so.
         return Some(End::Closed(ended(&mut kept.ended).await));
     };
-    match send(stream, &answer, &[]).await {
+    // A client that does not read is no reason to miss its end, or the broker's.
+    let mut phase = broker.phase.clone();
+    let sent = tokio::select! {
+        biased;
+        doom = ended(&mut kept.ended) => return Some(End::Closed(doom)),
+        Ok(_) = phase.wait_for(|phase| *phase == Phase::Closing) => return Some(End::Shutdown),
+        sent = send(stream, &answer, &[]) => sent,
+    };
+    match sent {
         Ok(()) => None,
         Err(error) => Some(unheard(stream, error).await),
     }
