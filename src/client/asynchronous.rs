@@ -209,8 +209,8 @@ impl AsyncClient {
     }
 
     async fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
-        let serial = self.inner.start_ask(question)?;
-        until(&self.inner, || self.inner.take_answer(serial)).await
+        let asked = self.inner.start_ask(question)?;
+        until(&self.inner, || asked.answer()).await
     }
 
     async fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
@@ -247,9 +247,9 @@ impl AsyncClient {
     ///
     /// As [`Client::subscribe`].
     pub async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<AsyncSubscription> {
-        let (serial, queue) = subscription::start(&self.inner, pattern, options)?;
-        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
-        let subscription = subscription::finish(&self.inner, queue, &answer)?;
+        let (asked, subscription) = subscription::start(&self.inner, pattern, options)?;
+        let answer = until(&self.inner, || asked.answer()).await?;
+        let subscription = subscription::finish(subscription, &answer)?;
         Ok(AsyncSubscription { client: self.clone(), subscription, failed: false })
     }
 
@@ -341,13 +341,9 @@ impl AsyncClient {
     ///
     /// As [`Client::serve`].
     pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
-        let (serial, inbox) = blocking::start(&self.inner, service, max_in_flight)?;
-        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
-        Ok(AsyncService {
-            client: self.clone(),
-            service: blocking::finish(&self.inner, inbox, &answer)?,
-            failed: false,
-        })
+        let (asked, service) = blocking::start(&self.inner, service, max_in_flight)?;
+        let answer = until(&self.inner, || asked.answer()).await?;
+        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &answer)?, failed: false })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::error::Kind;
 use super::inner::{Inner, Table, lock};
 use super::session;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 /// Gives a frame to whom it is for.
@@ -22,10 +22,32 @@ pub(super) fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         // The broker numbers them from 0 on: that is how the next one can be asked for the same numbers.
         table.named[usize::from(kind == InternKind::Service)].push(name);
     }
+    let number = inner.next_number() as u32;
+    if let Some(end) = end_of_dropped(table, number, &frame) {
+        lock(&inner.outgoing).ask(number, end);
+    }
     if let Some(answer) = table.answers.get_mut(&serial) {
         *answer = Some(frame);
     }
     table.wakers.drain(..).for_each(std::task::Waker::wake);
+}
+
+/// Whoever asked for what `frame` gives has gone meanwhile: it is not kept, and to be ended by this question.
+fn end_of_dropped(table: &mut Table, serial: u32, frame: &BrokerFrame) -> Option<ClientFrame> {
+    let is_dropped = |mark: &AtomicU64| mark.load(Ordering::Relaxed) != 0;
+    match *frame {
+        BrokerFrame::Subscribed { subscription, .. } => {
+            table.subscriptions.get(&subscription).filter(|queue| is_dropped(&queue.is_dropped))?;
+            table.subscriptions.remove(&subscription);
+            Some(ClientFrame::Unsubscribe { serial, subscription })
+        }
+        BrokerFrame::Serving { service, .. } => {
+            table.inboxes.get(&service).filter(|inbox| is_dropped(&inbox.is_dropped))?;
+            table.inboxes.remove(&service);
+            Some(ClientFrame::Unserve { serial, service })
+        }
+        _ => None,
+    }
 }
 
 /// Takes note of a frame. Answers the serial of the question that it answers.

@@ -426,38 +426,19 @@ impl Inner {
 
     /// Asks a question over the control socket and waits for the answer.
     pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
-        let serial = self.start_ask(question)?;
-        self.wait_for_bell(|| self.take_answer(serial))
+        let asked = self.start_ask(question)?;
+        self.wait_for_bell(|| asked.answer())
     }
 
-    pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {
-        let serial = self.next_number() as u32;
-        {
-            let mut table = lock(&self.table);
-            if let Some(closed) = &table.closed {
-                return Err(closed.clone());
-            }
-            table.answers.insert(serial, None);
-        }
-        let question = question(serial);
-        lock(&self.outgoing).ask(serial, question);
-        Ok(serial)
-    }
-
-    /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put.
-    pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> ClientFrame) {
+    /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put;
+    /// `None`: there is nothing to ask for.
+    pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> Option<ClientFrame>) {
         let serial = self.next_number() as u32;
         let mut table = lock(&self.table);
         let question = question(&mut table, serial);
-        if table.closed.is_none() {
+        if let Some(question) = question.filter(|_| table.closed.is_none()) {
             lock(&self.outgoing).ask(serial, question);
         }
-    }
-
-    pub(super) fn take_answer(&self, serial: u32) -> Option<BrokerFrame> {
-        let mut table = lock(&self.table);
-        table.answers.get(&serial)?.as_ref()?;
-        table.answers.remove(&serial)?
     }
 }
 

@@ -19,7 +19,7 @@
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
-//! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
+//! | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
 //! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane`, `loan` | placing records in the two lanes, and writing in place |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
@@ -30,6 +30,7 @@
 //! | `error` | what can go wrong |
 
 mod again;
+mod asked;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
 mod connect;

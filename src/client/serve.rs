@@ -1,5 +1,6 @@
 //! Serving: requests come as an iterator, or to a handler.
 
+use super::asked::Asked;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
 use super::lane::part_flags;
@@ -150,25 +151,28 @@ impl Client {
     ///
     /// As [`Client::serve`].
     pub fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<Service> {
-        let (serial, inbox) = start(&self.inner, service, max_in_flight)?;
-        let answer = self.inner.wait_for_bell(|| self.inner.take_answer(serial))?;
-        finish(&self.inner, inbox, &answer)
+        let (asked, service) = start(&self.inner, service, max_in_flight)?;
+        let answer = self.inner.wait_for_bell(|| asked.answer())?;
+        finish(service, &answer)
     }
 }
 
-pub(super) fn start(inner: &Inner, service: &str, max_in_flight: u32) -> Result<(u32, Arc<Inbox>)> {
+/// Asks to serve. Whenever what this gives is dropped, no offer stays behind at the broker.
+pub(super) fn start<'a>(inner: &'a Arc<Inner>, service: &str, max_in_flight: u32) -> Result<(Asked<'a>, Service)> {
     let service = Name::parse(service)?;
     let inbox = Arc::new(Inbox::new(Offer { service: service.clone(), max_in_flight }));
-    let serial = inner.start_ask(|serial| {
+    let asked = inner.start_ask(|serial| {
         lock(&inner.table).serving.insert(serial, inbox.clone());
         ClientFrame::Serve { serial, service, max_in_flight }
     })?;
-    Ok((serial, inbox))
+    Ok((asked, Service { inner: inner.clone(), inbox, failed: false }))
 }
 
-pub(super) fn finish(inner: &Arc<Inner>, inbox: Arc<Inbox>, answer: &BrokerFrame) -> Result<Service> {
-    let BrokerFrame::Serving { .. } = answer else { return Err(unexpected(answer)) };
-    Ok(Service { inner: inner.clone(), inbox, failed: false })
+pub(super) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> {
+    match answer {
+        BrokerFrame::Serving { .. } => Ok(service),
+        _ => Err(unexpected(answer)),
+    }
 }
 
 impl Service {
@@ -265,12 +269,15 @@ impl Iterator for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.inbox.is_dropped.store(1, Ordering::Relaxed);
         self.inner.tell(|table, serial| {
-            // Under one lock, for the number is another in the next session.
+            // Under one lock, for the number is another in the next session, or is not known yet.
+            self.inbox.is_dropped.store(1, Ordering::Relaxed);
             let service = self.inbox.number();
-            table.inboxes.remove(&service);
-            ClientFrame::Unserve { serial, service }
+            let is_ours = table.inboxes.get(&service).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox));
+            is_ours.then(|| {
+                table.inboxes.remove(&service);
+                ClientFrame::Unserve { serial, service }
+            })
         });
         // Requests that nobody will look at are answered, not left to their deadline.
         let waiting = std::mem::take(&mut *lock(&self.inbox.arrived));
