@@ -14,7 +14,12 @@
 //! ```
 //!
 //! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
-//! woken and looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
+//! woken and looks. Calls are cancel-safe, and a drop never waits. A future that is dropped
+//! - has published its message whole or not at all;
+//! - has sent its chunk whole or not at all, but for one of several records that had begun: its rest goes out with what is
+//!   sent next, or, if that is an error or the request is dropped, never;
+//! - leaves no subscription and no service at the broker;
+//! - has cancelled its request; or, of a reply, has dropped the request that it was to answer.
 
 mod events;
 
@@ -319,9 +324,9 @@ impl AsyncClient {
                 id
             }
         };
-        let (stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
+        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
         while let Some((at, end)) = body.next_part() {
-            until(inner, || body.step(&stream, &payload[at..end])).await??;
+            until(inner, || body.step(&mut stream, &payload[at..end])).await??;
         }
         Ok(AsyncReplyStream { client: self.clone(), stream })
     }

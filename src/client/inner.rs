@@ -7,6 +7,7 @@
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
 use super::WaitStrategy;
+use super::answer::Incoming;
 use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
@@ -16,7 +17,7 @@ use super::link::Step;
 use super::outgoing::Outgoing;
 use super::reader::Reader;
 use super::request::Pending;
-use super::serve::{Arrived, Inbox, Incoming};
+use super::serve::{Arrived, Inbox};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, States};
 use super::subscription::{Message, Queue};
@@ -165,6 +166,8 @@ pub(crate) struct Inner {
     serial: AtomicU64,
     /// Not 0 while a publisher has to look after the connection.
     down: AtomicU64,
+    /// Not 0 while something was posted that had no space yet: see `posted`.
+    pub(super) has_posted: AtomicU64,
 }
 
 impl Inner {
@@ -194,6 +197,7 @@ impl Inner {
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
             down: AtomicU64::new(0),
+            has_posted: AtomicU64::new(0),
         })
     }
 
@@ -445,6 +449,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // The broker routes what is in the lanes before it lets the connection go.
+        self.place_posted();
         let bye = ClientFrame::Bye.encode().unwrap_or_default();
         lock(&self.outgoing).say(&bye);
     }

@@ -21,15 +21,16 @@
 //! | `inner` | what all handles of a connection share; how anybody waits |
 //! | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
 //! | `retry`, `state` | when to try again; what the user sees of it |
-//! | `lane`, `loan` | placing records in the two lanes, and writing in place |
+//! | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
-//! | `publish`, `subscription`, `request`, `serve` | what the user does |
+//! | `publish`, `subscription`, `request`, `serve`, `answer` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
 //! | `error` | what can go wrong |
 
 mod again;
+mod answer;
 mod asked;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
@@ -42,6 +43,7 @@ mod link;
 mod listen;
 mod loan;
 mod outgoing;
+mod posted;
 mod publish;
 mod reader;
 mod request;
@@ -59,6 +61,7 @@ pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, La
 pub use crate::wire::control::{QuantileStatus, ServiceStatus, SessionState, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
+pub use answer::{Reply, Request};
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
 pub use listen::Listener;
@@ -66,7 +69,7 @@ pub use loan::Loan;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use retry::ReconnectOptions;
-pub use serve::{Reply, Request, Service};
+pub use serve::Service;
 pub use state::{ConnectionState, Events};
 pub use subscription::{Message, SubscribeOptions, Subscription};
 pub use view::View;

@@ -430,7 +430,7 @@ impl Subscription {
         let credit =
             Header { id: self.queue.id(), arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
         // A connection that ended meanwhile is reported when there is nothing left to read.
-        match self.inner.push_express(None, &credit) {
+        match self.inner.push_express(&credit) {
             Err(error) if !error.is_disconnected() => Err(error),
             _ => Ok(()),
         }
