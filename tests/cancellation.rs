@@ -250,6 +250,24 @@ fn a_call_that_crosses_the_end_of_its_service_is_answered() {
     }
 }
 
+#[tokio::test]
+async fn a_call_that_comes_for_a_serve_that_was_dropped_is_answered() {
+    let broker = Broker::start();
+    let (client, responder) = (broker.client(), connect(&broker).await);
+    begin(responder.serve("svc")).await;
+    // This thread is the responder's only one, so it reads nothing yet.
+    wait_until("the service", || client.status().unwrap().services.iter().any(|service| service.responders == 1));
+    let asks = std::thread::spawn({
+        let client = client.clone();
+        move || client.request("svc", "x")
+    });
+    wait_until("the call", || client.status().unwrap().services.iter().any(|service| service.outstanding == 1));
+    while !asks.is_finished() {
+        responder.status().await.unwrap();
+    }
+    assert!(asks.join().unwrap().unwrap_err().is_error_reply());
+}
+
 #[test]
 fn a_request_is_dropped_without_waiting_for_room() {
     let broker = Broker::start_with(&[("delivery.stream_credit_bytes", "4096")]);
