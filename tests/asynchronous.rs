@@ -124,6 +124,8 @@ async fn what_arrived_before_the_end_is_read_and_then_the_end_is_told() {
     }
     assert!(subscription.next().await.unwrap().unwrap_err().is_disconnected());
     assert!(subscription.next().await.is_none());
+    // The broker ends one connection after the other.
+    assert!(publisher.closed().await.unwrap_err().is_disconnected());
     assert!(publisher.request("echo", "x").await.unwrap_err().is_disconnected());
 }
 
