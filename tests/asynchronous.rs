@@ -3,7 +3,10 @@
 mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
-use lapce_ipc::client::{ConnectionState, DeliveryPolicy, SubscribeOptions};
+use lapce_ipc::client::{
+    BreakerOrder, BreakerState, ConnectionState, DeliveryPolicy, RequestOptions, SubscribeOptions,
+};
+use std::time::{Duration, Instant};
 use support::Broker;
 use support::cut::cut_own;
 
@@ -121,6 +124,8 @@ async fn what_arrived_before_the_end_is_read_and_then_the_end_is_told() {
     }
     assert!(subscription.next().await.unwrap().unwrap_err().is_disconnected());
     assert!(subscription.next().await.is_none());
+    // The broker ends one connection after the other.
+    assert!(publisher.closed().await.unwrap_err().is_disconnected());
     assert!(publisher.request("echo", "x").await.unwrap_err().is_disconnected());
 }
 
@@ -141,4 +146,43 @@ async fn an_async_client_comes_back_too() {
         while !matches!(events.next().await.unwrap(), ConnectionState::Connecting) {}
     }
     assert!(events.next().await.unwrap().is_connected() && client.state().is_connected());
+}
+
+#[tokio::test]
+async fn what_the_blocking_client_can_do_the_async_one_can_too() {
+    let mut broker = Broker::start_with(&[("ipc.max_message_size", "70000")]);
+    let (client, other) = (connect(&broker).await, connect(&broker).await);
+    assert_eq!(client.limits().max_message_size, 70_000);
+
+    let mut messages = other.subscribe("a.b").await.unwrap();
+    let publisher = client.publisher("a.b").await.unwrap();
+    for payload in [vec![1; 10], vec![2; 70_000]] {
+        publisher.publish(&payload).await.unwrap();
+        assert_eq!(messages.next().await.unwrap().unwrap().payload(), payload);
+    }
+    assert!(publisher.publish(vec![0; 70_001]).await.unwrap_err().is_too_large());
+    assert!(client.publisher("a b").await.unwrap_err().is_invalid_name());
+    assert_eq!(client.set_aside(), 0);
+
+    let mut service = other.serve("svc").await.unwrap();
+    let options = RequestOptions { timeout: Some(Duration::from_secs(3600)), ..RequestOptions::default() };
+    // The longest that the broker allows is ten minutes.
+    for (options, seconds) in [(options, 600), (RequestOptions::default(), 30)] {
+        let mut stream = client.request_stream_with("svc", "", options).await.unwrap();
+        let request = service.next().await.unwrap().unwrap();
+        let left = request.deadline().unwrap().duration_since(Instant::now()).as_secs();
+        assert!((seconds - 30..=seconds).contains(&left), "{left} s");
+        assert!(request.wants_stream());
+        request.finish().await.unwrap();
+        assert!(stream.next().await.is_none());
+    }
+    assert_eq!(client.breakers().await.unwrap()[0].state, BreakerState::Closed);
+    let set = client.set_breaker("svc", BreakerOrder::Open, Some(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(set.state, BreakerState::ForcedOpen);
+    assert!(client.request("svc", "").await.unwrap_err().is_breaker_open());
+    assert!(client.set_breaker("none", BreakerOrder::Open, None).await.unwrap_err().is_unknown());
+
+    let closed = tokio::spawn(async move { client.closed().await.unwrap_err() });
+    broker.process().signal("TERM");
+    assert!(closed.await.unwrap().is_disconnected());
 }

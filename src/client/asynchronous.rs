@@ -14,25 +14,30 @@
 //! ```
 //!
 //! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
-//! woken and looks. Calls are cancel-safe: a future that is dropped has sent its message whole or not at all.
+//! woken and looks. Calls are cancel-safe, and a drop never waits. A future that is dropped
+//! - has published its message whole or not at all;
+//! - has sent its chunk whole or not at all, but for one of several records that had begun: its rest goes out with what
+//!   is sent next, or, if that is an error or the request is dropped, never;
+//! - leaves no subscription and no service at the broker;
+//! - has cancelled its request; or, of a reply, has dropped the request that it was to answer.
 
 mod events;
-
-pub use events::AsyncEvents;
-
+mod publish;
+mod report;
 mod serve;
 
+pub use events::AsyncEvents;
+pub use publish::AsyncPublisher;
 pub use serve::{AsyncRequest, AsyncService};
 
 use super::again::Again;
 use super::error::Result;
 use super::inner::{Inner, lock};
-use super::lane::Parts;
 use super::link::Step;
 use super::request::{Body, ReplyStream, RequestOptions};
 use super::serve as blocking;
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
-use super::{Builder, Client, StatusReport, inner};
+use super::{Builder, Client, Limits, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 use crate::wire::name::Topic;
 use std::future::poll_fn;
@@ -157,77 +162,20 @@ impl AsyncClient {
         self.inner.connection()
     }
 
-    /// As [`Client::publish`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Client::publish`].
-    pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
-        let (inner, payload) = (&self.inner, payload.as_ref());
-        let total = inner.check_size(payload.len())?;
-        let known = lock(&inner.table).topics.get(topic).copied();
-        let id = match known {
-            Some(id) => id,
-            None => {
-                let id = self.intern(InternKind::Topic, Topic::parse(topic)?).await?;
-                // One number for all tasks, as there.
-                *lock(&inner.table).topics.entry(topic.to_owned()).or_insert(id)
-            }
-        };
-        let step = inner.limits.slot_size as usize;
-        if payload.len() > step {
-            // Part after part, in a task of its own: were it dropped half way, no further message could follow.
-            let (this, payload) = (self.clone(), payload.to_vec());
-            let whole = tokio::spawn(async move { this.publish_parts(id, total, &payload).await });
-            return whole.await.unwrap_or_else(|error| Err(super::error::Kind::Disconnected(error.to_string()).into()));
-        }
-        self.publish_parts(id, total, payload).await
-    }
-
-    async fn publish_parts(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
-        let (inner, mut message) = (&self.inner, Parts::new(topic, total));
-        let _turn = self.bulk.lock().await;
-        until(inner, || inner.try_parts(&mut message, payload)).await?
-    }
-
-    /// As [`Client::flush`].
-    ///
-    /// # Errors
-    ///
-    /// If the connection has ended.
-    pub async fn flush(&self) -> Result<()> {
-        let inner = &self.inner;
-        let number = {
-            let _turn = self.bulk.lock().await;
-            until(inner, || match inner.bulk().claim() {
-                Ok(mut lane) => inner.try_flush(&mut lane),
-                Err(error) => Some(Err(error)),
-            })
-            .await??
-        };
-        until(inner, || inner.is_flushed(number).then_some(())).await
+    /// As [`Client::limits`].
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
     }
 
     async fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
-        let serial = self.inner.start_ask(question)?;
-        until(&self.inner, || self.inner.take_answer(serial)).await
+        let asked = self.inner.start_ask(question)?;
+        until(&self.inner, || asked.answer()).await
     }
 
     async fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
         match self.ask(|serial| ClientFrame::Intern { serial, kind, name }).await? {
             BrokerFrame::Interned { id, .. } => Ok(id),
-            other => Err(inner::unexpected(&other)),
-        }
-    }
-
-    /// As [`Client::status`].
-    ///
-    /// # Errors
-    ///
-    /// If the connection has ended.
-    pub async fn status(&self) -> Result<StatusReport> {
-        match self.ask(|serial| ClientFrame::Status { serial }).await? {
-            BrokerFrame::Status { report, .. } => Ok(report),
             other => Err(inner::unexpected(&other)),
         }
     }
@@ -247,9 +195,9 @@ impl AsyncClient {
     ///
     /// As [`Client::subscribe`].
     pub async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<AsyncSubscription> {
-        let (serial, queue) = subscription::start(&self.inner, pattern, options)?;
-        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
-        let subscription = subscription::finish(&self.inner, queue, &answer)?;
+        let (asked, subscription) = subscription::start(&self.inner, pattern, options)?;
+        let answer = until(&self.inner, || asked.answer()).await?;
+        let subscription = subscription::finish(subscription, &answer)?;
         Ok(AsyncSubscription { client: self.clone(), subscription, failed: false })
     }
 
@@ -298,7 +246,21 @@ impl AsyncClient {
     ///
     /// As [`Client::request_stream`].
     pub async fn request_stream(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<AsyncReplyStream> {
-        self.start(service, payload.as_ref(), RequestOptions::default(), true).await
+        self.request_stream_with(service, payload, RequestOptions::default()).await
+    }
+
+    /// As [`Client::request_stream_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request_stream`].
+    pub async fn request_stream_with(
+        &self,
+        service: &str,
+        payload: impl AsRef<[u8]>,
+        options: RequestOptions,
+    ) -> Result<AsyncReplyStream> {
+        self.start(service, payload.as_ref(), options, true).await
     }
 
     async fn start(
@@ -319,9 +281,9 @@ impl AsyncClient {
                 id
             }
         };
-        let (stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
+        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
         while let Some((at, end)) = body.next_part() {
-            until(inner, || body.step(&stream, &payload[at..end])).await??;
+            until(inner, || body.step(&mut stream, &payload[at..end])).await??;
         }
         Ok(AsyncReplyStream { client: self.clone(), stream })
     }
@@ -341,13 +303,9 @@ impl AsyncClient {
     ///
     /// As [`Client::serve`].
     pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
-        let (serial, inbox) = blocking::start(&self.inner, service, max_in_flight)?;
-        let answer = until(&self.inner, || self.inner.take_answer(serial)).await?;
-        Ok(AsyncService {
-            client: self.clone(),
-            service: blocking::finish(&self.inner, inbox, &answer)?,
-            failed: false,
-        })
+        let (asked, service) = blocking::start(&self.inner, service, max_in_flight)?;
+        let answer = until(&self.inner, || asked.answer()).await?;
+        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &answer)?, failed: false })
     }
 }
 

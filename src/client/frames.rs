@@ -1,9 +1,11 @@
 //! What comes over the control socket.
 
+use super::answer::give_up;
 use super::error::Kind;
 use super::inner::{Inner, Table, lock};
+use super::serve::Arrived;
 use super::session;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 /// Gives a frame to whom it is for.
@@ -22,10 +24,41 @@ pub(super) fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         // The broker numbers them from 0 on: that is how the next one can be asked for the same numbers.
         table.named[usize::from(kind == InternKind::Service)].push(name);
     }
+    let number = inner.next_number() as u32;
+    if let Some(end) = end_of_dropped(table, number, &frame) {
+        lock(&inner.outgoing).ask(number, end);
+    }
+    for (_, arrived) in nobodys_calls(table) {
+        give_up(inner, table, arrived.call());
+    }
     if let Some(answer) = table.answers.get_mut(&serial) {
         *answer = Some(frame);
     }
     table.wakers.drain(..).for_each(std::task::Waker::wake);
+}
+
+/// Calls that wait for a service's number are nobody's, once every number has been told.
+fn nobodys_calls(table: &mut Table) -> Vec<(u32, Arrived)> {
+    if table.serving.is_empty() { std::mem::take(&mut table.orphan_calls) } else { Vec::new() }
+}
+
+/// Whoever asked for what `frame` gives has gone meanwhile: it is not kept, and to be ended by this question.
+fn end_of_dropped(table: &mut Table, serial: u32, frame: &BrokerFrame) -> Option<ClientFrame> {
+    let is_dropped = |mark: &AtomicU64| mark.load(Ordering::Relaxed) != 0;
+    match *frame {
+        BrokerFrame::Subscribed { subscription, .. } => {
+            table.subscriptions.get(&subscription).filter(|queue| is_dropped(&queue.is_dropped))?;
+            table.subscriptions.remove(&subscription);
+            Some(ClientFrame::Unsubscribe { serial, subscription })
+        }
+        BrokerFrame::Serving { service, .. } => {
+            table.inboxes.get(&service).filter(|inbox| is_dropped(&inbox.is_dropped))?;
+            let inbox = table.inboxes.remove(&service)?;
+            table.orphan_calls.extend(inbox.take_all().into_iter().map(|arrived| (service, arrived)));
+            Some(ClientFrame::Unserve { serial, service })
+        }
+        _ => None,
+    }
 }
 
 /// Takes note of a frame. Answers the serial of the question that it answers.
@@ -68,19 +101,17 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
         // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
         BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
     };
-    // What still waits for a number is nobody's, once every number has been told.
+    // Messages that still wait for a number are nobody's, once every number has been told.
     if table.subscribing.is_empty() {
         table.orphans.clear();
-    }
-    if table.serving.is_empty() {
-        table.orphan_calls.clear();
     }
     Some(serial)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::serve::{Arrived, Inbox, Incoming, Offer};
+    use super::super::answer::Incoming;
+    use super::super::serve::{Inbox, Offer};
     use super::*;
     use crate::wire::control::FailedCode;
     use crate::wire::record::{Header, Kind as RecordKind};
@@ -112,10 +143,11 @@ mod tests {
         let inboxes = [table.serving[&1].clone(), table.serving[&2].clone()];
         table.orphan_calls.extend([7, 8, 9].map(|service| (service, grant())));
         note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 1, service: 7 });
+        assert!(nobodys_calls(&mut table).is_empty());
         // The other's number is not known yet: it may be either of these.
         assert_eq!((inboxes[0].len(), orphans(&table)), (1, vec![8, 9]));
         note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 2, service: 9 });
-        assert_eq!((inboxes[1].len(), orphans(&table)), (1, Vec::new()));
+        assert_eq!((inboxes[1].len(), nobodys_calls(&mut table).len(), orphans(&table)), (1, 1, Vec::new()));
     }
 
     #[test]
@@ -124,6 +156,6 @@ mod tests {
         table.orphan_calls.push((7, grant()));
         let (code, message) = (FailedCode::Limit, String::new());
         note(&mut table, SLOT_SIZE, &BrokerFrame::Failed { serial: 1, code, message });
-        assert_eq!(orphans(&table), [0; 0]);
+        assert_eq!((nobodys_calls(&mut table).len(), orphans(&table)), (1, Vec::new()));
     }
 }

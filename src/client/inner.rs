@@ -7,6 +7,7 @@
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
 use super::WaitStrategy;
+use super::answer::Incoming;
 use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
@@ -16,7 +17,7 @@ use super::link::Step;
 use super::outgoing::Outgoing;
 use super::reader::Reader;
 use super::request::Pending;
-use super::serve::{Arrived, Inbox, Incoming};
+use super::serve::{Arrived, Inbox};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, States};
 use super::subscription::{Message, Queue};
@@ -165,6 +166,8 @@ pub(crate) struct Inner {
     serial: AtomicU64,
     /// Not 0 while a publisher has to look after the connection.
     down: AtomicU64,
+    /// Not 0 while something was posted that had no space yet: see `posted`.
+    pub(super) has_posted: AtomicU64,
 }
 
 impl Inner {
@@ -194,6 +197,7 @@ impl Inner {
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
             down: AtomicU64::new(0),
+            has_posted: AtomicU64::new(0),
         })
     }
 
@@ -426,44 +430,26 @@ impl Inner {
 
     /// Asks a question over the control socket and waits for the answer.
     pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
-        let serial = self.start_ask(question)?;
-        self.wait_for_bell(|| self.take_answer(serial))
+        let asked = self.start_ask(question)?;
+        self.wait_for_bell(|| asked.answer())
     }
 
-    pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {
-        let serial = self.next_number() as u32;
-        {
-            let mut table = lock(&self.table);
-            if let Some(closed) = &table.closed {
-                return Err(closed.clone());
-            }
-            table.answers.insert(serial, None);
-        }
-        let question = question(serial);
-        lock(&self.outgoing).ask(serial, question);
-        Ok(serial)
-    }
-
-    /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put.
-    pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> ClientFrame) {
+    /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put;
+    /// `None`: there is nothing to ask for.
+    pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> Option<ClientFrame>) {
         let serial = self.next_number() as u32;
         let mut table = lock(&self.table);
         let question = question(&mut table, serial);
-        if table.closed.is_none() {
+        if let Some(question) = question.filter(|_| table.closed.is_none()) {
             lock(&self.outgoing).ask(serial, question);
         }
-    }
-
-    pub(super) fn take_answer(&self, serial: u32) -> Option<BrokerFrame> {
-        let mut table = lock(&self.table);
-        table.answers.get(&serial)?.as_ref()?;
-        table.answers.remove(&serial)?
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // The broker routes what is in the lanes before it lets the connection go.
+        self.place_posted();
         let bye = ClientFrame::Bye.encode().unwrap_or_default();
         lock(&self.outgoing).say(&bye);
     }

@@ -321,12 +321,9 @@ impl Inner {
         self.express().claim()?.try_push(header, payload)
     }
 
-    /// Places a record in the express lane, waiting for space if need be. `session`: as for [`Inner::try_express`].
-    pub(super) fn push_express(&self, session: Option<u64>, header: &Header) -> Result<()> {
-        let place = || match session {
-            Some(session) => self.try_express(session, header, &[]),
-            None => self.try_express_anyway(header, &[]),
-        };
+    /// Places a record that is about no call in the express lane, waiting for space if need be.
+    pub(super) fn push_express(&self, header: &Header) -> Result<()> {
+        let place = || self.try_express_anyway(header, &[]);
         if place()? {
             return Ok(());
         }

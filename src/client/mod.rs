@@ -19,17 +19,19 @@
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
 //! | `inner` | what all handles of a connection share; how anybody waits |
-//! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
+//! | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
 //! | `retry`, `state` | when to try again; what the user sees of it |
-//! | `lane`, `loan` | placing records in the two lanes, and writing in place |
+//! | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
-//! | `publish`, `subscription`, `request`, `serve` | what the user does |
+//! | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
 //! | `error` | what can go wrong |
 
 mod again;
+mod answer;
+mod asked;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
 mod connect;
@@ -41,8 +43,10 @@ mod link;
 mod listen;
 mod loan;
 mod outgoing;
+mod posted;
 mod publish;
 mod reader;
+mod report;
 mod request;
 mod retry;
 mod seen;
@@ -58,6 +62,7 @@ pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, La
 pub use crate::wire::control::{QuantileStatus, ServiceStatus, SessionState, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
+pub use answer::{Reply, Request};
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
 pub use listen::Listener;
@@ -65,12 +70,11 @@ pub use loan::Loan;
 pub use publish::Publisher;
 pub use request::{ReplyStream, RequestOptions};
 pub use retry::ReconnectOptions;
-pub use serve::{Reply, Request, Service};
+pub use serve::Service;
 pub use state::{ConnectionState, Events};
 pub use subscription::{Message, SubscribeOptions, Subscription};
 pub use view::View;
 
-use crate::wire::control::{BrokerFrame, ClientFrame};
 use inner::Inner;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -125,54 +129,6 @@ impl Client {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.inner.limits
-    }
-
-    /// What the broker says of itself and its connections.
-    ///
-    /// # Errors
-    ///
-    /// If the connection has ended.
-    pub fn status(&self) -> Result<StatusReport> {
-        match self.inner.ask(|serial| ClientFrame::Status { serial })? {
-            BrokerFrame::Status { report, .. } => Ok(report),
-            other => Err(inner::unexpected(&other)),
-        }
-    }
-
-    /// How the breakers of all services stand that have or had a responder.
-    ///
-    /// # Errors
-    ///
-    /// If the connection has ended.
-    pub fn breakers(&self) -> Result<Vec<BreakerStatus>> {
-        match self.inner.ask(|serial| ClientFrame::Breakers { serial })? {
-            BrokerFrame::Breakers { breakers, .. } => Ok(breakers),
-            other => Err(inner::unexpected(&other)),
-        }
-    }
-
-    /// Sets the breaker of a service by hand, for a time or until it is set again. Answers how it stands now.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::is_unknown`] if nobody serves the service, nor has; if a time is given with [`BreakerOrder::Auto`]; if
-    /// the connection has ended.
-    ///
-    /// ```no_run
-    /// # use lapce_ipc::client::{BreakerOrder, Client};
-    /// # use std::time::Duration;
-    /// # let client = Client::connect()?;
-    /// client.set_breaker("chat", BreakerOrder::Open, Some(Duration::from_secs(300)))?;
-    /// # Ok::<(), lapce_ipc::client::Error>(())
-    /// ```
-    pub fn set_breaker(&self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Result<BreakerStatus> {
-        let service = Name::parse(service)?;
-        // At least a millisecond, for 0 is without end.
-        let for_ms = time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
-        match self.inner.ask(|serial| ClientFrame::SetBreaker { serial, service, order, for_ms })? {
-            BrokerFrame::Breakers { mut breakers, .. } if breakers.len() == 1 => Ok(breakers.remove(0)),
-            other => Err(inner::unexpected(&other)),
-        }
     }
 
     /// Waits until the broker ends the connection, at most for `timeout` (`None`: no limit). Meanwhile everything that

@@ -20,13 +20,15 @@ pub(super) struct Outgoing {
     asked: VecDeque<(u32, ClientFrame)>,
     /// So many of them, the first, went over this socket.
     under_way: usize,
+    /// So many of them, the first, went over this socket or over one before it, to the same broker.
+    sent: usize,
     /// Questions that wait until the session is what it was, at another broker. `None`: it is.
     later: Option<VecDeque<(u32, ClientFrame)>>,
 }
 
 impl Outgoing {
     pub(super) fn new(socket: Arc<UnixStream>) -> Outgoing {
-        Outgoing { socket: Some(socket), asked: VecDeque::new(), under_way: 0, later: None }
+        Outgoing { socket: Some(socket), asked: VecDeque::new(), under_way: 0, sent: 0, later: None }
     }
 
     /// Sends a question, now or in its turn.
@@ -43,8 +45,24 @@ impl Outgoing {
         let at = self.asked.iter().position(|(known, _)| *known == serial)?;
         let question = self.asked.remove(at);
         self.under_way -= usize::from(at < self.under_way);
+        self.sent -= usize::from(at < self.sent);
         self.send_more();
         question.map(|(_, question)| question)
+    }
+
+    /// Nobody waits for the answer to this question any more. `true`: it was never sent, and will not be.
+    pub(super) fn withdraw(&mut self, serial: u32) -> bool {
+        // Dropped soon after it was asked: that is where to look first.
+        let at = |queue: &VecDeque<(u32, ClientFrame)>| queue.iter().rposition(|(known, _)| *known == serial);
+        if let Some(later) = &mut self.later
+            && let Some(at) = at(later)
+        {
+            // Whom it may have been sent to is gone.
+            later.remove(at);
+            return true;
+        }
+        let unsent = at(&self.asked).filter(|at| *at >= self.sent);
+        unsent.is_some_and(|at| self.asked.remove(at).is_some())
     }
 
     /// Another broker is there: these questions come first, and others when the session is what it was.
@@ -52,7 +70,7 @@ impl Outgoing {
         let asked = std::mem::replace(&mut self.asked, first);
         // If there is something in it already, the last attempt did not come to its end, and `asked` was its own.
         self.later.get_or_insert(asked);
-        (self.socket, self.under_way) = (Some(socket), 0);
+        (self.socket, self.under_way, self.sent) = (Some(socket), 0, 0);
         self.send_more();
     }
 
@@ -96,6 +114,7 @@ impl Outgoing {
                 return self.lose();
             }
             self.under_way += 1;
+            self.sent = self.sent.max(self.under_way);
         }
     }
 }
@@ -156,6 +175,30 @@ mod tests {
         assert_eq!(read(&mut theirs), [] as [u32; 0], "one that had not been sent");
         outgoing.answered(0);
         assert_eq!(read(&mut theirs), [64]);
+    }
+
+    #[test]
+    fn a_question_that_was_never_sent_is_withdrawn() {
+        let (ours, mut theirs) = pair();
+        let mut outgoing = Outgoing::new(ours);
+        (0..100).for_each(|serial| outgoing.ask(serial, status(serial)));
+        assert_eq!(read(&mut theirs).len(), MOST_UNDER_WAY);
+        assert!(!outgoing.withdraw(0) && !outgoing.withdraw(63), "the broker has them");
+        assert!(outgoing.withdraw(64) && !outgoing.withdraw(64));
+        outgoing.lose();
+        assert!(!outgoing.withdraw(1), "the same broker may have it");
+        let (ours, mut theirs) = pair();
+        outgoing.resume(ours, b"");
+        read(&mut theirs);
+        outgoing.answered(0);
+        assert_eq!(read(&mut theirs), [65]);
+        assert!(!outgoing.withdraw(65) && outgoing.withdraw(66));
+        let (ours, mut theirs) = pair();
+        outgoing.begin_anew(ours, VecDeque::from([(200, status(200))]));
+        assert!(!outgoing.withdraw(200) && outgoing.withdraw(1), "whom it was sent to is gone");
+        outgoing.answered(200);
+        outgoing.go_on();
+        assert_eq!(read(&mut theirs)[..3], [200, 2, 3]);
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! queues may hold is bounded by the credit that their owners gave.
 
 use super::WaitStrategy;
+use super::answer::{Incoming, give_up};
 use super::error::{Kind, Result};
 use super::frames;
 use super::inner::{ById, Inner, Table, What, lock};
 use super::link::{Got, Link, Step};
 use super::request::Failure;
 use super::seen::Seen;
-use super::serve::{Arrived, Incoming};
+use super::serve::Arrived;
 use super::session;
 use super::subscription::{End, Message};
 use crate::shm::doorbell::ClientBells;
@@ -97,6 +98,7 @@ impl Reader {
 
     /// Carries out what is due about the connection.
     pub(super) fn step(&mut self, inner: &Inner) -> Step {
+        inner.place_posted();
         if self.has_unsent {
             // If there is no space now, a bell says when there is.
             self.has_unsent = !inner.send_again();
@@ -316,15 +318,16 @@ impl Reader {
         let grant = call.append(cells_for(record.len), last, inner.stream_step(), |to| {
             self.egress.append_payload(record, to);
         });
-        let arrived = if last { Arrived::Request(call) } else { Arrived::Grant(call, grant) };
-        if matches!(arrived, Arrived::Grant(_, 0)) {
-            return;
-        }
-        match table.inboxes.get(&header.id) {
-            Some(inbox) => inbox.push(arrived),
-            None if !table.serving.is_empty() => table.orphan_calls.push((header.id, arrived)),
+        let inbox = table.inboxes.get(&header.id);
+        if inbox.is_none() && table.serving.is_empty() {
             // Served no more: the broker gives no calls to who has stopped, so this one crossed our `unserve`.
-            None => {}
+            return give_up(inner, table, &call);
+        }
+        let arrived = if last { Arrived::Request(call) } else { Arrived::Grant(call, grant) };
+        match inbox {
+            _ if matches!(arrived, Arrived::Grant(_, 0)) => {}
+            Some(inbox) => inbox.push(arrived),
+            None => table.orphan_calls.push((header.id, arrived)),
         }
     }
 

@@ -75,6 +75,10 @@ impl Pending {
     pub(super) fn answer(&self, header: &Header, cells: u32, append: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = lock(&self.0);
         let state = &mut *state;
+        if header.flags.has(Flags::FIRST) {
+            // What had begun before is given up.
+            state.partial.clear();
+        }
         append(&mut state.partial);
         state.partial_cells += cells;
         if !header.flags.has(Flags::LAST) {
@@ -174,6 +178,8 @@ pub struct ReplyStream {
     /// In which of the client's sessions it was asked.
     session: u64,
     done: bool,
+    /// Its first record is placed.
+    is_asked: bool,
 }
 
 impl Client {
@@ -266,12 +272,12 @@ impl Client {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
         let service = inner.service(service)?;
-        let (stream, mut body) = Body::new(inner, service, payload.len(), options, stream)?;
+        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream)?;
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
-            if !body.try_send(&stream, part)? {
-                inner.wait_until(None, || body.step(&stream, part))??;
+            if !body.try_send(&mut stream, part)? {
+                inner.wait_until(None, || body.step(&mut stream, part))??;
             }
         }
         Ok(stream)
@@ -306,7 +312,8 @@ impl Body {
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             ..Header::new(RecordKind::Request)
         };
-        let stream = ReplyStream { inner: inner.clone(), pending, slot, generation, session, done: false };
+        let stream =
+            ReplyStream { inner: inner.clone(), pending, slot, generation, session, done: false, is_asked: false };
         let part = inner.limits.slot_size as usize;
         Ok((stream, Body { header, total, at: 0, part, spent: false }))
     }
@@ -318,7 +325,7 @@ impl Body {
     }
 
     /// Sends the part if credit and space allow. `true`: it is sent, or the call is over and need not be.
-    pub(super) fn try_send(&mut self, stream: &ReplyStream, part: &[u8]) -> Result<bool> {
+    pub(super) fn try_send(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Result<bool> {
         let cells = cells_for(part.len() as u32);
         match stream.pending.spend_body_credit(if self.spent { 0 } else { cells }) {
             Some(true) => self.spent = true,
@@ -333,13 +340,14 @@ impl Body {
         if !stream.inner.try_express(stream.session, &header, part)? {
             return Ok(false);
         }
+        stream.is_asked = true;
         self.at += part.len();
         self.spent = self.total == 0;
         Ok(true)
     }
 
     /// The same while waiting: gives credit for the answer back, which may have begun.
-    pub(super) fn step(&mut self, stream: &ReplyStream, part: &[u8]) -> Option<Result<()>> {
+    pub(super) fn step(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Option<Result<()>> {
         stream.give_back();
         match self.try_send(stream, part) {
             Ok(true) => Some(Ok(())),
@@ -470,8 +478,10 @@ impl Drop for ReplyStream {
         if self.done || self.pending.is_over() {
             return;
         }
+        if !self.is_asked {
+            return self.inner.forget_request(self.slot, self.generation);
+        }
         let cancel = Header { id: self.slot, id2: self.generation, ..Header::new(RecordKind::Cancel) };
-        // An error says that the session has ended, and every call with it.
-        let _ = self.inner.push_express(Some(self.session), &cancel);
+        self.inner.post(self.session, &cancel, &[]);
     }
 }

@@ -1,5 +1,6 @@
 //! Subscriptions.
 
+use super::asked::Asked;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
 use super::view::View;
@@ -232,14 +233,19 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription> {
-        let (serial, queue) = start(&self.inner, pattern, options)?;
-        let answer = self.inner.wait_for_bell(|| self.inner.take_answer(serial))?;
-        finish(&self.inner, queue, &answer)
+        let (asked, subscription) = start(&self.inner, pattern, options)?;
+        let answer = self.inner.wait_for_bell(|| asked.answer())?;
+        finish(subscription, &answer)
     }
 }
 
-/// Asks for a subscription. Its queue is known to the reader before the question is.
-pub(super) fn start(inner: &Inner, pattern: &str, options: SubscribeOptions) -> Result<(u32, Arc<Queue>)> {
+/// Asks for a subscription. Its queue is known to the reader before the question is; and whenever it is dropped from
+/// now on, no subscription stays behind at the broker.
+pub(super) fn start<'a>(
+    inner: &'a Arc<Inner>,
+    pattern: &str,
+    options: SubscribeOptions,
+) -> Result<(Asked<'a>, Subscription)> {
     let pattern = Pattern::parse(pattern)?;
     let (most, least) = (inner.limits.subscription_credit_cells, crate::shm::layout::cells_for(inner.limits.slot_size));
     let capacity = match options.capacity_bytes {
@@ -248,18 +254,20 @@ pub(super) fn start(inner: &Inner, pattern: &str, options: SubscribeOptions) -> 
     };
     let own = inner.next_number() as u32;
     let queue = Arc::new(Queue::new(own, pattern.clone(), options.policy, capacity));
-    let serial = inner.start_ask(|serial| {
+    let asked = inner.start_ask(|serial| {
         lock(&inner.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
     })?;
-    Ok((serial, queue))
-}
-
-pub(super) fn finish(inner: &Arc<Inner>, queue: Arc<Queue>, answer: &BrokerFrame) -> Result<Subscription> {
-    let BrokerFrame::Subscribed { .. } = answer else { return Err(unexpected(answer)) };
     let step = credit_step(queue.capacity, inner.limits.slot_size);
     let (inner, batch) = (inner.clone(), VecDeque::new());
-    Ok(Subscription { inner, queue, batch, owed: 0, step, failed: false })
+    Ok((asked, Subscription { inner, queue, batch, owed: 0, step, failed: false }))
+}
+
+pub(super) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
+    match answer {
+        BrokerFrame::Subscribed { .. } => Ok(subscription),
+        _ => Err(unexpected(answer)),
+    }
 }
 
 impl Subscription {
@@ -422,7 +430,7 @@ impl Subscription {
         let credit =
             Header { id: self.queue.id(), arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
         // A connection that ended meanwhile is reported when there is nothing left to read.
-        match self.inner.push_express(None, &credit) {
+        match self.inner.push_express(&credit) {
             Err(error) if !error.is_disconnected() => Err(error),
             _ => Ok(()),
         }
@@ -444,12 +452,15 @@ impl Iterator for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.queue.is_dropped.store(1, Ordering::Relaxed);
         self.inner.tell(|table, serial| {
-            // Under one lock, for the number is another in the next session.
+            // Under one lock, for the number is another in the next session, or is not known yet.
+            self.queue.is_dropped.store(1, Ordering::Relaxed);
             let subscription = self.queue.id();
-            table.subscriptions.remove(&subscription);
-            ClientFrame::Unsubscribe { serial, subscription }
+            let is_ours = table.subscriptions.get(&subscription).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue));
+            is_ours.then(|| {
+                table.subscriptions.remove(&subscription);
+                ClientFrame::Unsubscribe { serial, subscription }
+            })
         });
     }
 }

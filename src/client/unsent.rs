@@ -1,4 +1,5 @@
-//! Messages that a broker had not consumed when it died: taken out of the lane, to be placed in the next one.
+//! Messages that a broker had not consumed when it died: taken out of the lane, to be placed in the next one. Also
+//! records of calls that found no space in the express lane, and die with it.
 
 use super::lane::part_flags;
 use crate::shm::ring::{Producer, Violation};
@@ -16,6 +17,11 @@ impl Unsent {
     /// One that is asked for once more: everything before it is routed.
     pub(super) fn flush(number: u64) -> Unsent {
         Unsent { header: Header { seq: number, ..Header::new(Kind::Flush) }, payload: Vec::new() }
+    }
+
+    /// A record of a call that found no space.
+    pub(super) fn record(header: &Header, payload: &[u8]) -> Unsent {
+        Unsent { header: *header, payload: payload.to_vec() }
     }
 
     fn publish(header: &Header, payload: Vec<u8>) -> Unsent {

@@ -52,7 +52,10 @@ kinds! {
     /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit, 0 for the
     /// default.
     Request = 8,
-    /// Express. `seq` call; one message of the answer; [`Flags::END`] on the last message of the call.
+    /// Express. `seq` call; one message of the answer; [`Flags::END`] on the last message of the call. A message may
+    /// begin before the last one is whole if it has [`Flags::END`] and [`Flags::ERROR`] (on all of its records): the
+    /// rest of that one will not come. If it is whole in one cell, it needs no credit. So a call can be given up at any
+    /// time.
     Response = 9,
     /// Express. `id`, `id2` request: the requester no longer wants it.
     Cancel = 10,
@@ -84,7 +87,8 @@ kinds! {
     CallEnded = 40,
     /// `seq` call, `arg` cells of answer that may be sent in addition.
     CallCredit = 41,
-    /// `id`, `id2` request: one message of the answer, as in [`Kind::Response`].
+    /// `id`, `id2` request: one message of the answer, as in [`Kind::Response`]. [`Flags::FIRST`] in the middle of a
+    /// message: that one was given up.
     Answer = 42,
     /// `id`, `id2` request, `code` an [`Outcome`], `nanos` when to try again, or 0. The call is over.
     Failed = 43,

@@ -308,15 +308,24 @@ impl RouterState {
         };
         let (len, first, last) = (record.len, header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         let left = if first { header.total } else { found.answer_left };
-        let out_of_order = first == (found.answer_left > 0) || len > left || last != (len == left);
+        // An error that ends the call may break off the message under way, whose rest will not come.
+        let is_error = header.flags.has(Flags::END.with(Flags::ERROR));
+        let breaks_off = first && is_error;
+        let is_misplaced = first == (found.answer_left > 0) && !breaks_off;
+        let out_of_order = is_misplaced || len > left || last != (len == left);
         if out_of_order || header.total > self.settings.max_message_size || (!first && len == 0) {
             return Err(Doom::violation(format_args!(
                 "answer with {left} bytes to come has a record of {len} (message of {})",
                 header.total
             )));
         }
-        let Some(credit) = found.answer_credit.checked_sub(cells_for(len)) else {
-            return Err(Doom::violation("an answer was sent beyond its credit"));
+        // In one cell it needs no credit: whoever gives a call up does not wait for room. A call has one such.
+        let is_free = breaks_off && last && cells_for(len) == 1;
+        let had_room = found.may_be_answered(self.settings.geometry.base_cells());
+        let credit = match found.answer_credit.checked_sub(cells_for(len)) {
+            Some(credit) => credit,
+            None if is_free => 0,
+            None => return Err(Doom::violation("an answer was sent beyond its credit")),
         };
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
@@ -361,8 +370,12 @@ impl RouterState {
                     times.round_trip.observe(took, 1);
                 }
             }
-            let has_failed = header.flags.has(Flags::ERROR.with(Flags::FAILURE));
-            let verdict = if has_failed { Verdict::Failure(Failure::Reply) } else { Verdict::Success };
+            let verdict = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
+                true if had_room => Verdict::Failure(Failure::Reply),
+                // As for a deadline: a requester that does not take the answer must not open the breaker for others.
+                true => Verdict::Neither,
+                false => Verdict::Success,
+            };
             if let Some(call) = self.finish(call) {
                 self.judge(service, call.permit, verdict);
             }

@@ -1,8 +1,8 @@
-//! The router without actors, processes or a clock: clients are the client's ends of real segments, driven from one
-//! thread.
+//! The router without actors, processes or a clock: clients are the client's ends of real segments, in one thread.
 
 mod breaker;
 mod crashes;
+mod given_up;
 mod memory;
 mod resent;
 mod timings;

@@ -1,9 +1,10 @@
 //! Serving, for async programs.
 
+use super::super::answer::{Answer, Request};
 use super::super::error::Result;
-use super::super::serve::{Answer, FAILED, Request, Service};
+use super::super::serve::Service;
 use super::{AsyncClient, until};
-use crate::wire::record::Flags;
+use std::time::Instant;
 
 /// As [`Service`].
 #[derive(Debug)]
@@ -22,7 +23,7 @@ impl AsyncService {
         let service = &mut self.service;
         let next = until(&self.client.inner, || service.poll()).await;
         self.failed = next.is_err();
-        Some(next.map(|request| AsyncRequest { client: self.client.clone(), request }))
+        Some(next.map(|request| AsyncRequest { client: self.client.clone(), request, rest: None }))
     }
 }
 
@@ -31,6 +32,8 @@ impl AsyncService {
 pub struct AsyncRequest {
     client: AsyncClient,
     request: Request,
+    /// A chunk of several records whose sending is under way, or was dropped half way.
+    rest: Option<Answer<'static>>,
 }
 
 impl AsyncRequest {
@@ -64,66 +67,86 @@ impl AsyncRequest {
         self.request.is_cancelled()
     }
 
-    /// As [`Request::chunk`].
+    /// As [`Request::deadline`].
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.request.deadline()
+    }
+
+    /// As [`Request::chunk`]. A future that is dropped has sent its chunk whole or not at all, but for one of several
+    /// records that had begun: the rest of it is sent with whatever is sent next.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub async fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Result<()> {
-        self.send(payload.as_ref(), Flags::default()).await
+        let mut chunk = Answer::chunk(&self.client.inner, payload.as_ref())?;
+        self.send_rest().await?;
+        let inner = &self.client.inner;
+        if chunk.is_one_record(inner) {
+            return until(inner, || chunk.step(&mut self.request)).await?;
+        }
+        // Kept by the request, not by this future: dropped half way, nothing could follow.
+        self.rest = Some(chunk.into_owned());
+        self.go_on().await
     }
 
-    /// As [`Request::finish`].
+    /// As [`Request::finish`]. A future that is dropped before it is done drops the request.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub async fn finish(mut self) -> Result<()> {
-        self.request.set_answered();
-        self.send(&[], Flags::END.with(Flags::STREAM)).await
+        self.send_rest().await?;
+        self.end(Answer::finish()).await
     }
 
-    /// As [`Request::reply`].
+    /// As [`Request::reply`]. A future that is dropped before it is done drops the request.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub async fn reply(mut self, payload: impl AsRef<[u8]>) -> Result<()> {
-        self.request.set_answered();
-        if let Err(error) = self.client.inner.check_size(payload.as_ref().len()) {
-            // As there: the requester is told now, not by its deadline.
-            self.send(error.to_string().as_bytes(), FAILED).await?;
-            return Err(error);
-        }
-        self.send(payload.as_ref(), Flags::END).await
+        self.send_rest().await?;
+        let reply = Answer::reply(&self.client.inner, payload.as_ref());
+        self.end(reply).await
     }
 
-    /// As [`Request::refuse`].
+    /// As [`Request::refuse`]. A future that is dropped before it is done drops the request.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub async fn refuse(mut self, text: &str) -> Result<()> {
-        self.request.set_answered();
-        self.send(text.as_bytes(), Flags::END.with(Flags::ERROR)).await
+        let refusal = Answer::refuse(&self.client.inner, text);
+        self.end(refusal).await
     }
 
-    /// As [`Request::fail`].
+    /// As [`Request::fail`]. A future that is dropped before it is done drops the request.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub async fn fail(mut self, text: &str) -> Result<()> {
-        self.request.set_answered();
-        self.send(text.as_bytes(), FAILED).await
+        let failure = Answer::fail(&self.client.inner, text);
+        self.end(failure).await
     }
 
-    async fn send(&self, payload: &[u8], flags: Flags) -> Result<()> {
-        self.client.inner.check_size(payload.len())?;
-        let mut answer = Answer::new(&self.request, payload.len(), flags);
-        while let Some((at, end)) = answer.next_part() {
-            until(&self.client.inner, || answer.step(&self.request, &payload[at..end])).await??;
-        }
-        Ok(())
+    /// Sends the rest of a chunk whose future was dropped half way. One that had not begun is not sent at all.
+    async fn send_rest(&mut self) -> Result<()> {
+        self.rest.take_if(|rest| !rest.is_begun());
+        self.go_on().await
+    }
+
+    async fn go_on(&mut self) -> Result<()> {
+        let Some(rest) = &mut self.rest else { return Ok(()) };
+        let sent = until(&self.client.inner, || rest.step(&mut self.request)).await?;
+        self.rest = None;
+        sent
+    }
+
+    /// Sends the last message. An error breaks off the chunk under way, if there is one.
+    async fn end(&mut self, mut last: Answer<'_>) -> Result<()> {
+        until(&self.client.inner, || last.step(&mut self.request)).await?
     }
 }

@@ -1,0 +1,51 @@
+//! What the broker says of itself, and what it is told by hand, for async programs.
+
+use super::super::error::Result;
+use super::super::{BreakerOrder, BreakerStatus, StatusReport, report};
+use super::{AsyncClient, until};
+use crate::wire::control::ClientFrame;
+use std::convert::Infallible;
+use std::time::Duration;
+
+impl AsyncClient {
+    /// As [`Client::status`](crate::client::Client::status).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::status`](crate::client::Client::status).
+    pub async fn status(&self) -> Result<StatusReport> {
+        report::status(self.ask(|serial| ClientFrame::Status { serial }).await?)
+    }
+
+    /// As [`Client::breakers`](crate::client::Client::breakers).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::breakers`](crate::client::Client::breakers).
+    pub async fn breakers(&self) -> Result<Vec<BreakerStatus>> {
+        report::breakers(self.ask(|serial| ClientFrame::Breakers { serial }).await?)
+    }
+
+    /// As [`Client::set_breaker`](crate::client::Client::set_breaker).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::set_breaker`](crate::client::Client::set_breaker).
+    pub async fn set_breaker(
+        &self,
+        service: &str,
+        order: BreakerOrder,
+        time: Option<Duration>,
+    ) -> Result<BreakerStatus> {
+        report::one_breaker(self.ask(report::set_breaker(service, order, time)?).await?)
+    }
+
+    /// As [`Client::closed`](crate::client::Client::closed): waits until the broker ends the connection.
+    ///
+    /// # Errors
+    ///
+    /// Always: the reason why the connection ended.
+    pub async fn closed(&self) -> Result<Infallible> {
+        until(&self.inner, || None).await
+    }
+}
