@@ -38,6 +38,7 @@ pub(crate) enum Kind {
     Failed { code: FailedCode, message: String },
     Evicted { dropped: u64 },
     LoanOutstanding,
+    ViewOutstanding,
     Timeout,
 }
 
@@ -153,6 +154,13 @@ impl Error {
         matches!(&*self.0, Kind::LoanOutstanding)
     }
 
+    /// This thread looks at a message in place, and would wait for itself; see
+    /// [`Subscription::read_next`](super::Subscription::read_next).
+    #[must_use]
+    pub fn is_view_outstanding(&self) -> bool {
+        matches!(&*self.0, Kind::ViewOutstanding)
+    }
+
     /// Nothing came within the time that the caller was ready to wait.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
@@ -251,6 +259,9 @@ impl fmt::Display for Error {
                 write!(f, "subscription ended: its messages were not taken in time ({dropped} dropped)")
             }
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
+            Kind::ViewOutstanding => {
+                f.write_str("this thread looks at a message in place; what waits comes after that")
+            }
             Kind::Timeout => f.write_str("nothing came in time"),
         }
     }

@@ -16,6 +16,7 @@ use super::link::Step;
 use super::outgoing::Outgoing;
 use super::reader::Reader;
 use super::request::Pending;
+use super::roles::{Following, Lead, Viewing};
 use super::serve::{Arrived, Inbox, Incoming};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, States};
@@ -158,6 +159,8 @@ pub(crate) struct Inner {
     pub(super) endpoint: Endpoint,
     pub(super) outgoing: Mutex<Outgoing>,
     reader: Mutex<Reader>,
+    /// The thread that looks at a record in the ring, as a number; 0: none. It has the reader role.
+    viewer: AtomicU64,
     /// How many sleep on `turn`, and what tells them that it is time to look again.
     followers: AtomicU64,
     turns: Mutex<u64>,
@@ -189,6 +192,7 @@ impl Inner {
             endpoint,
             outgoing: Mutex::new(Outgoing::new(socket)),
             reader: Mutex::new(Reader::new(segment, egress, bells, link)),
+            viewer: AtomicU64::new(0),
             followers: AtomicU64::new(0),
             turns: Mutex::new(0),
             turn: Condvar::new(),
@@ -238,6 +242,25 @@ impl Inner {
         lock(&self.table).closed.clone()
     }
 
+    /// The reader role, if nobody has it.
+    fn try_lead(&self) -> Option<Lead<'_>> {
+        Some(Lead::new(try_lock(&self.reader)?, self))
+    }
+
+    /// Notes, until the guard is dropped, that this thread looks at a record in the ring: what the user does meanwhile
+    /// must not wait, for it would wait for itself.
+    pub(super) fn view(&self) -> Viewing<'_> {
+        Viewing::new(&self.viewer)
+    }
+
+    /// An error if this thread would wait for itself.
+    pub(super) fn may_wait(&self) -> Result<()> {
+        match Viewing::is_of_this_thread(&self.viewer) {
+            true => Err(Kind::ViewOutstanding.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with
     /// no lock held but perhaps the reader role; it may place records, and must not wait.
     pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
@@ -263,42 +286,30 @@ impl Inner {
         mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
         loop {
-            if let Some(reader) = try_lock(&self.reader) {
-                return self.lead(reader, what, deadline, &mut ready);
+            if let Some(mut lead) = self.try_lead() {
+                return self.read(&mut lead.reader, what, deadline, &mut ready);
             }
             // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
-            self.followers.fetch_add(1, Ordering::SeqCst);
+            let _following = Following::new(&self.followers);
             fence(Site::Sleep);
             let seen = *lock(&self.turns);
-            let result = match try_lock(&self.reader) {
-                Some(reader) => Some(self.lead(reader, what, deadline, &mut ready)),
-                None => match ready(None) {
-                    Some(found) => Some(Ok(found)),
-                    // What arrived before the end was sorted before the end was told: it may be ours.
-                    None => match self.closed() {
-                        Some(closed) => Some(ready(None).ok_or(closed)),
-                        None => self.follow(seen, deadline),
-                    },
-                },
-            };
-            self.followers.fetch_sub(1, Ordering::SeqCst);
-            if let Some(result) = result {
+            if let Some(mut lead) = self.try_lead() {
+                return self.read(&mut lead.reader, what, deadline, &mut ready);
+            }
+            if let Some(found) = ready(None) {
+                return Ok(found);
+            }
+            if let Some(closed) = self.closed() {
+                // What arrived before the end was sorted before the end was told: it may be ours.
+                return ready(None).ok_or(closed);
+            }
+            if deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                self.may_wait()?;
+            }
+            if let Some(result) = self.follow(seen, deadline) {
                 return result;
             }
         }
-    }
-
-    fn lead<T>(
-        &self,
-        mut reader: MutexGuard<'_, Reader>,
-        what: What,
-        deadline: Option<Instant>,
-        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        let result = self.read(&mut reader, what, deadline, ready);
-        drop(reader);
-        self.pass_on();
-        result
     }
 
     fn read<T>(
@@ -359,7 +370,7 @@ impl Inner {
     }
 
     /// The reader has sorted something, or leaves: the others look.
-    fn pass_on(&self) {
+    pub(super) fn pass_on(&self) {
         fence(Site::Wake);
         if self.followers.load(Ordering::SeqCst) > 0 {
             *lock(&self.turns) += 1;
@@ -369,10 +380,8 @@ impl Inner {
 
     /// Sorts what has arrived, without waiting.
     pub(super) fn sort_now(&self) {
-        if let Some(mut reader) = try_lock(&self.reader) {
-            while reader.sort(self) > 0 {}
-            drop(reader);
-            self.pass_on();
+        if let Some(mut lead) = self.try_lead() {
+            while lead.reader.sort(self) > 0 {}
         }
     }
 
@@ -380,18 +389,18 @@ impl Inner {
     /// more.
     #[cfg(feature = "tokio")]
     pub(super) fn drive(&self) -> Step {
-        let Some(mut reader) = try_lock(&self.reader) else { return Step::Changed };
+        let Some(mut lead) = self.try_lead() else { return Step::Changed };
+        let reader = &mut lead.reader;
         reader.look_at_bells(self, Some(Duration::ZERO));
         let mut step = reader.step(self);
         while reader.sort(self) > 0 {}
         if !reader.arm() {
             step = Step::Changed;
         }
-        drop(reader);
+        drop(lead);
         // Whom the bell was for is not known: a lane may have space.
         let wakers = std::mem::take(&mut lock(&self.table).wakers);
         wakers.into_iter().for_each(std::task::Waker::wake);
-        self.pass_on();
         step
     }
 
@@ -405,12 +414,11 @@ impl Inner {
     /// does so anyway.
     #[cold]
     pub(super) fn look_after_link(&self) {
-        let Some(mut reader) = try_lock(&self.reader) else { return };
+        let Some(mut lead) = self.try_lead() else { return };
+        let reader = &mut lead.reader;
         reader.look_at_bells(self, Some(Duration::ZERO));
         let _ = reader.step(self);
         self.down.store(u64::from(reader.is_away()), Ordering::Relaxed);
-        drop(reader);
-        self.pass_on();
     }
 
     /// A number that has not been used before.

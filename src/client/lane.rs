@@ -408,9 +408,15 @@ impl Inner {
         lane.send_again().unwrap_or(true)
     }
 
-    /// A message's length, if it is not too large.
+    /// A message's length, if it is not too large, nor one of several records from where nothing may wait: it could
+    /// be begun and not ended.
+    #[inline]
     pub(super) fn check_size(&self, len: usize) -> Result<u32> {
         let max = self.limits.max_message_size;
-        u32::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| Kind::TooLarge { len, max }.into())
+        let len = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
+        if len > self.limits.slot_size {
+            self.may_wait()?;
+        }
+        Ok(len)
     }
 }

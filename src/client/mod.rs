@@ -18,7 +18,7 @@
 //! |---|---|
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
-//! | `inner` | what all handles of a connection share; how anybody waits |
+//! | `inner`, `roles` | what all handles of a connection share; how anybody waits |
 //! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
 //! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane`, `loan` | placing records in the two lanes, and writing in place |
@@ -45,6 +45,7 @@ mod publish;
 mod reader;
 mod request;
 mod retry;
+mod roles;
 mod seen;
 mod serve;
 mod session;

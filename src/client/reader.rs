@@ -22,6 +22,7 @@ use crate::wire::control::ClosingCode;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,7 +148,8 @@ impl Reader {
         }
     }
 
-    /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed.
+    /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed,
+    /// also if `read` panics.
     pub(super) fn take_in_place<T>(
         &mut self,
         subscription: u32,
@@ -163,12 +165,12 @@ impl Reader {
         }
         let named = self.names.get_mut(&header.id2)?;
         named.seen.note(own, header.origin, header.seq, false);
-        let result = read(&named.topic, &header, &self.egress, &record);
+        let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
         self.egress.advance(&record);
         if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
             self.give_back();
         }
-        Some(result)
+        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     fn dispatch(&mut self, inner: &Inner, table: &mut Table, record: &Record) -> Result<()> {

@@ -262,6 +262,14 @@ pub(super) fn finish(inner: &Arc<Inner>, queue: Arc<Queue>, answer: &BrokerFrame
     Ok(Subscription { inner, queue, batch, owed: 0, step, failed: false })
 }
 
+/// What [`Subscription::read_next`] has found.
+enum Next<T> {
+    /// A message in the ring, and what reading it gave.
+    Read(T),
+    /// A message in the queue, which nobody else needs to wait for.
+    Queued(Message),
+}
+
 impl Subscription {
     /// Waits for the next message, at most for `timeout`; `Ok(None)`: none came.
     ///
@@ -286,7 +294,13 @@ impl Subscription {
     }
 
     /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
-    /// allocation.
+    /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
+    ///
+    /// While `read` looks at a message in place, nobody else of this client gets what arrives: be brief, and leave what
+    /// takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a reply,
+    /// for space, for a message) fail with [`Error::is_view_outstanding`] instead of waiting for ever; whether they
+    /// would have to depends on what has arrived, so do not count on either. A
+    /// [`Publisher`](super::Publisher) publishes as long as there is room.
     ///
     /// # Errors
     ///
@@ -311,10 +325,11 @@ impl Subscription {
         let (inner, queue) = (self.inner.clone(), self.queue.clone());
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size;
-        let (result, cost) = inner.wait_reading(|reader| {
-            if let Some(message) = lock(&queue.state).messages.pop_front() {
-                let cost = queue.cost(&message, slot_size);
-                return read.take().map(|read| Ok((read(&message.view()), cost)));
+        let next = inner.wait_reading(|reader| {
+            // A statement of its own: the queue is not locked any more when anything is done with its message.
+            let message = lock(&queue.state).messages.pop_front();
+            if let Some(message) = message {
+                return Some(Ok(Next::Queued(message)));
             }
             self.pay_ahead();
             if let Some(end) = self.end() {
@@ -324,13 +339,24 @@ impl Subscription {
                 if header.dropped > 0 {
                     self.queue.set_dropped(header.dropped);
                 }
+                self.owe(message_cost(record.len, slot_size, queue.capacity));
                 let view = View::in_ring(topic, header, ring, record);
-                let cost = message_cost(record.len, slot_size, queue.capacity);
-                read.take().map(|read| Ok((read(&view), cost)))
+                let _viewing = inner.view();
+                read.take().map(|read| Ok(Next::Read(read(&view))))
             })?
         })??;
-        self.took(cost)?;
-        Ok(result)
+        match (next, read) {
+            (Next::Read(result), _) => {
+                self.took(0)?;
+                Ok(result)
+            }
+            (Next::Queued(message), Some(read)) => {
+                self.took(self.queue.cost(&message, slot_size))?;
+                Ok(read(&message.view()))
+            }
+            // It is taken only to look at the one message that is found.
+            (Next::Queued(_), None) => Err(Kind::Timeout.into()),
+        }
     }
 
     /// Messages that this subscription did not get, because it had no room for them.
@@ -399,33 +425,45 @@ impl Subscription {
         let mut state = lock(&self.queue.state);
         let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
         let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
-        if cells == 0 {
+        if cells == 0 && self.owed < self.step {
             return;
         }
-        let credit = Header { id: self.queue.id(), arg: self.owed + cells, ..Header::new(RecordKind::Credit) };
         // If there is no space now: this is called until there is something to take.
-        if self.inner.try_express_anyway(&credit, &[]).is_ok_and(|placed| placed) {
+        if self.try_give(self.owed + cells).is_ok_and(|given| given) {
             (self.owed, state.unused) = (0, 0);
             state.partials.values_mut().for_each(|partial| partial.is_paid = true);
         }
     }
 
-    /// A message was taken: its credit goes back to the broker, some at a time.
-    fn took(&mut self, cost: u32) -> Result<()> {
-        if self.queue.policy == DeliveryPolicy::DropOldest {
-            return Ok(());
+    /// Gives so many cells back to the broker if there is space to say so.
+    fn try_give(&self, cells: u32) -> Result<bool> {
+        let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
+        self.inner.try_express_anyway(&credit, &[])
+    }
+
+    /// The room of a message that is taken is to be given back.
+    fn owe(&mut self, cost: u32) {
+        // The broker gives none for a queue that is emptied at once.
+        if self.queue.policy != DeliveryPolicy::DropOldest {
+            self.owed += cost;
         }
-        self.owed += cost;
+    }
+
+    /// A message was taken: its credit goes back to the broker, some at a time. It is taken, so it must not wait for
+    /// space: what does not fit is owed until the next one is taken or waited for.
+    fn took(&mut self, cost: u32) -> Result<()> {
+        self.owe(cost);
         if self.owed < self.step {
             return Ok(());
         }
-        let credit =
-            Header { id: self.queue.id(), arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
-        // A connection that ended meanwhile is reported when there is nothing left to read.
-        match self.inner.push_express(None, &credit) {
-            Err(error) if !error.is_disconnected() => Err(error),
-            _ => Ok(()),
+        match self.try_give(self.owed) {
+            Ok(true) => self.owed = 0,
+            Ok(false) => {}
+            // A connection that ended meanwhile is reported when there is nothing left to read.
+            Err(error) if self.inner.closed().is_none() => return Err(error),
+            Err(_) => {}
         }
+        Ok(())
     }
 }
 
