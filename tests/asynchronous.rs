@@ -4,8 +4,11 @@ mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
 use lapce_ipc::client::{ConnectionState, DeliveryPolicy, SubscribeOptions};
-use support::Broker;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use support::cut::cut_own;
+use support::{Broker, DEADLINE, wait_until};
 
 async fn connect(broker: &Broker) -> AsyncClient {
     AsyncClient::connect_with(broker.builder().no_reconnect()).await.unwrap()
@@ -141,4 +144,30 @@ async fn an_async_client_comes_back_too() {
         while !matches!(events.next().await.unwrap(), ConnectionState::Connecting) {}
     }
     assert!(events.next().await.unwrap().is_connected() && client.state().is_connected());
+}
+
+#[tokio::test]
+async fn an_eviction_that_comes_before_its_subscription_is_told_is_not_lost() {
+    let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", "100")]);
+    let subscriber = connect(&broker).await;
+    let publisher = broker.client();
+    let options = SubscribeOptions { capacity_bytes: 2048, ..SubscribeOptions::default() };
+    let mut subscribes = pin!(subscriber.subscribe_with("t", options));
+    let is_pending = poll_fn(|context| Poll::Ready(subscribes.as_mut().poll(context).is_pending())).await;
+    assert!(is_pending, "it is asked, and from here on nobody looks at what comes");
+    wait_until("the subscription to be in force", || publisher.status().unwrap().subscriptions == 1);
+    for _ in 0..100 {
+        publisher.publish("t", [0; 100]).unwrap();
+    }
+    wait_until("its end", || publisher.status().unwrap().subscriptions == 0);
+    // What is in memory is looked at first, then what the socket has.
+    let mut subscription = subscribes.await.unwrap();
+    let mut messages = 0;
+    let error = loop {
+        match tokio::time::timeout(DEADLINE, subscription.next()).await.expect("the end is told").unwrap() {
+            Ok(_) => messages += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_evicted() && messages > 0, "{error} after {messages} messages");
 }

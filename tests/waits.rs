@@ -2,10 +2,15 @@
 
 mod support;
 
-use lapce_ipc::client::SubscribeOptions;
+use lapce_ipc::client::{Client, ConnectionState, SubscribeOptions};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::Duration;
+use support::cut::cut_own;
+use support::probe::counter;
 use support::{Broker, DEADLINE, wait_until};
 
 /// Does something that could hang, and fails if it does.
@@ -129,4 +134,161 @@ fn messages_whose_reading_panics_are_taken_and_their_room_is_given_back() {
     }
     publishes.join().unwrap();
     assert_eq!(subscription.dropped(), 0);
+}
+
+/// A client that comes back.
+fn stays(broker: &Broker) -> Client {
+    broker.builder().connect().unwrap()
+}
+
+/// Fills the queue at the broker's door, so that nobody can connect.
+fn besiege(broker: &Broker) -> Vec<OwnedFd> {
+    let address = SocketAddrUnix::new(broker.socket()).unwrap();
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let mut waiting = Vec::new();
+    loop {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match connect(&socket, &address) {
+            Ok(()) => waiting.push(socket),
+            Err(error) => {
+                assert_eq!(error, rustix::io::Errno::AGAIN);
+                return waiting;
+            }
+        }
+    }
+}
+
+const REQUESTS: u64 = 40;
+
+#[test]
+fn all_requests_under_way_end_when_nobody_listens() {
+    let mut broker = Broker::start();
+    let (client, other) = (stays(&broker), stays(&broker));
+    let _service = other.serve("slow").unwrap();
+    let streams: Vec<_> = (0..REQUESTS).map(|_| client.request_stream("slow", "").unwrap()).collect();
+    client.request("echo", "behind them").unwrap();
+    broker.kill();
+    for mut stream in streams {
+        let error = stream.next_timeout(DEADLINE).unwrap_err();
+        assert!(error.is_disconnected(), "{error}");
+    }
+}
+
+#[test]
+fn requests_that_ended_because_nobody_listens_are_cancelled_at_a_broker_that_lives() {
+    let mut broker = Broker::start();
+    let (client, other, watch) = (stays(&broker), stays(&broker), stays(&broker));
+    let mut service = other.serve("slow").unwrap();
+    let streams: Vec<_> = (0..REQUESTS).map(|_| client.request_stream("slow", "").unwrap()).collect();
+    let requests: Vec<_> = (0..REQUESTS).map(|_| service.next().unwrap().unwrap()).collect();
+    let mut events = client.events();
+    assert!(events.next().unwrap().is_connected());
+    let away = broker.folder().join("away");
+    std::fs::rename(broker.socket(), &away).unwrap();
+    broker.process().signal("STOP");
+    assert_eq!(cut_own(&broker.socket()), 3);
+    for mut stream in streams {
+        let error = stream.next_timeout(DEADLINE).unwrap_err();
+        assert!(error.is_disconnected(), "{error}");
+    }
+    std::fs::rename(&away, broker.socket()).unwrap();
+    broker.process().signal("CONT");
+    wait_until("the connection to stand again", || events.next().unwrap().is_connected());
+    wait_until("the calls to be cancelled", || {
+        client.request("echo", "").unwrap();
+        other.request("echo", "").unwrap();
+        requests.iter().all(|request| request.is_cancelled())
+    });
+    let status = watch.status().unwrap();
+    assert!(status.services.iter().all(|service| service.outstanding == 0));
+    assert_eq!(counter(&status, "violations"), 0);
+    // Their places are free.
+    let more: Vec<_> = (0..REQUESTS).map(|_| client.request_stream("slow", "").unwrap()).collect();
+    let answers =
+        thread::spawn(move || (0..REQUESTS).for_each(|_| service.next().unwrap().unwrap().reply("").unwrap()));
+    for mut stream in more {
+        assert_eq!(stream.next().unwrap().unwrap(), b"");
+    }
+    answers.join().unwrap();
+}
+
+#[test]
+fn a_broker_that_takes_nobody_in_at_present_is_there() {
+    let mut broker = Broker::start();
+    let (client, other) = (stays(&broker), stays(&broker));
+    let mut service = other.serve("slow").unwrap();
+    let mut stream = client.request_stream("slow", "").unwrap();
+    let request = service.next().unwrap().unwrap();
+    let mut events = client.events();
+    broker.process().signal("STOP");
+    let waiting = besiege(&broker);
+    cut_own(&broker.socket());
+    wait_until("an attempt to fail", || {
+        matches!(events.next(), Some(ConnectionState::Reconnecting { attempt: 3, .. }))
+    });
+    assert!(stream.next_timeout(Duration::ZERO).unwrap_err().is_timeout(), "it is under way");
+    drop(waiting);
+    broker.process().signal("CONT");
+    request.reply("at last").unwrap();
+    assert_eq!(stream.next().unwrap().unwrap(), b"at last");
+}
+
+#[test]
+fn nothing_is_published_after_the_end() {
+    let mut broker = Broker::start();
+    let (client, other) = (broker.client(), broker.client());
+    let publisher = client.publisher("t").unwrap();
+    let mut service = client.serve("late").unwrap();
+    let _stream = other.request_stream("late", "").unwrap();
+    let request = service.next().unwrap().unwrap();
+    let loan = publisher.loan(4).unwrap();
+    broker.kill();
+    assert!(client.closed(Some(DEADLINE)).unwrap_err().is_disconnected());
+    assert!(loan.publish().unwrap_err().is_disconnected());
+    for _ in 0..200 {
+        assert!(publisher.publish("x").unwrap_err().is_disconnected());
+        assert!(client.publish("t", "x").unwrap_err().is_disconnected());
+    }
+    assert!(publisher.publish(vec![0; 2_000]).unwrap_err().is_disconnected());
+    assert!(publisher.loan(4).unwrap_err().is_disconnected());
+    assert!(client.flush().unwrap_err().is_disconnected());
+    assert!(request.reply("x").unwrap_err().is_disconnected());
+}
+
+#[test]
+fn messages_that_are_there_are_taken_while_the_broker_takes_nothing() {
+    let mut broker = Broker::start();
+    let (client, other) = (broker.client(), broker.client());
+    let options = SubscribeOptions { capacity_bytes: 8192, ..SubscribeOptions::default() };
+    let mut subscription = client.subscribe_with("t", options).unwrap();
+    for number in 0..60_u32 {
+        other.publish("t", number.to_le_bytes()).unwrap();
+    }
+    other.flush().unwrap();
+    broker.process().signal("STOP");
+    let (say, heard) = sync_channel(1);
+    let asks = client.clone();
+    let fills = thread::spawn(move || {
+        say.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+        let streams: Vec<_> = (0..1_000).map(|_| asks.request_stream("echo", "x").unwrap()).collect();
+        streams.into_iter().for_each(|mut stream| assert_eq!(stream.next().unwrap().unwrap(), b"x"));
+    });
+    let number = heard.recv().unwrap();
+    wait_until("the lane to be full", || sleeps(number));
+    let mut subscription = ends("taking", move || {
+        for number in 0..60_u32 {
+            assert_eq!(subscription.next().unwrap().unwrap().payload(), number.to_le_bytes());
+        }
+        assert!(subscription.try_next().unwrap().is_none());
+        subscription
+    });
+    broker.process().signal("CONT");
+    // What was owed meanwhile is given back: more than its capacity passes.
+    let publishes =
+        thread::spawn(move || (0..500_u32).for_each(|number| other.publish("t", number.to_le_bytes()).unwrap()));
+    for number in 0..500_u32 {
+        assert_eq!(subscription.next().unwrap().unwrap().payload(), number.to_le_bytes());
+    }
+    publishes.join().unwrap();
+    fills.join().unwrap();
 }

@@ -172,7 +172,9 @@ impl Builder {
 
 impl Endpoint {
     pub(super) fn failed(&self, error: &io::Error) -> Error {
-        Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error) }.into()
+        // Of whatever else the system may say, nothing tells that nobody is there.
+        let is_there = !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        Kind::Connect { path: self.path.clone(), is_there, reason: explain(&self.path, error) }.into()
     }
 
     /// Reaches whoever listens.

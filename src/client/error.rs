@@ -23,7 +23,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Connect { path: PathBuf, reason: String },
+    Connect { path: PathBuf, is_there: bool, reason: String },
     Listen { path: PathBuf, reason: String },
     UntrustedBroker { path: PathBuf, uid: u32 },
     Version { ours: u16, theirs: u16 },
@@ -47,9 +47,16 @@ impl Error {
         matches!(&*self.0, Kind::Outcome { outcome, .. } if *outcome == wanted)
     }
 
-    /// No broker listens at the socket.
+    /// No broker listens at the socket: nothing is there, or nobody answers.
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
+        matches!(&*self.0, Kind::Connect { is_there: false, .. })
+    }
+
+    /// The socket cannot be reached: nobody listens ([`Error::is_no_broker`]), or the system does not let us, or the
+    /// broker takes nobody in at present.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
         matches!(&*self.0, Kind::Connect { .. })
     }
 
@@ -217,7 +224,8 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Connect { path, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Connect { path, is_there: false, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Connect { path, reason, .. } => write!(f, "cannot reach the broker at {}: {reason}", path.display()),
             Kind::Listen { path, reason } => write!(f, "cannot listen at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
                 write!(

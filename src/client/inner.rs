@@ -20,7 +20,7 @@ use super::roles::{Following, Lead, Viewing};
 use super::serve::{Arrived, Inbox, Incoming};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, States};
-use super::subscription::{Message, Queue};
+use super::subscription::{Early, Queue};
 use crate::shm::doorbell::{ClientBells, Nest};
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
@@ -91,6 +91,13 @@ pub(super) enum What {
     Bell,
 }
 
+/// The connection stands, as far as is known.
+const UP: u64 = 0;
+/// It is lost, and looked for.
+const AWAY: u64 = 1;
+/// It has ended for good.
+const ENDED: u64 = 2;
+
 /// Who waits for what arrives.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -99,10 +106,12 @@ pub(super) struct Table {
     /// step: messages may come before the answer that tells their number, and wait as `orphans`.
     pub(super) subscribing: HashMap<u32, Arc<Queue>>,
     pub(super) serving: HashMap<u32, Arc<Inbox>>,
-    pub(super) orphans: Vec<(u32, Message)>,
+    pub(super) orphans: Vec<(u32, Early)>,
     pub(super) orphan_calls: Vec<(u32, Arrived)>,
     pub(super) requests: Vec<RequestSlot>,
     pub(super) free_requests: Vec<u32>,
+    /// Places of requests that have ended here, and whose cancels wait for space.
+    pub(super) owed_cancels: Vec<u32>,
     pub(super) inboxes: HashMap<u32, Arc<Inbox>>,
     pub(super) calls: HashMap<u64, Arc<Incoming>>,
     pub(super) answers: HashMap<u32, Option<BrokerFrame>>,
@@ -119,6 +128,7 @@ pub(super) struct Table {
     pub(super) restoring: HashMap<u32, Restoring>,
     pub(super) restored: Vec<Restored>,
     pub(super) closed: Option<Error>,
+    down: Arc<AtomicU64>,
     pub(super) states: States,
     /// Why the broker is about to close the connection.
     pub(super) closing: Option<Error>,
@@ -132,11 +142,28 @@ impl Table {
         self.wakers.drain(..).for_each(std::task::Waker::wake);
     }
 
+    /// Something came for a subscription. If its number is not known yet, it waits.
+    pub(super) fn tell_subscription(&mut self, subscription: u32, what: Early, slot_size: u32) {
+        match self.subscriptions.get(&subscription) {
+            Some(queue) => queue.receive(what, slot_size),
+            None if !self.subscribing.is_empty() => {
+                if let Early::Dropped(_) = what {
+                    // Each says how many there were so far.
+                    self.orphans.retain(|(id, early)| *id != subscription || !matches!(early, Early::Dropped(_)));
+                }
+                self.orphans.push((subscription, what));
+            }
+            // It crossed our `unsubscribe`.
+            None => {}
+        }
+    }
+
     /// The connection has ended, for the first reason that is told.
     pub(super) fn close(&mut self, error: Error) {
         if self.closed.is_none() {
             self.set_state(ConnectionState::Closed { reason: error.clone() });
             self.closed = Some(error);
+            self.down.store(ENDED, Ordering::Relaxed);
         }
     }
 }
@@ -166,8 +193,10 @@ pub(crate) struct Inner {
     turns: Mutex<u64>,
     turn: Condvar,
     serial: AtomicU64,
-    /// Not 0 while a publisher has to look after the connection.
-    down: AtomicU64,
+    /// Not 0 while cancels wait for space.
+    pub(super) owes_cancels: AtomicU64,
+    /// What a publisher has to know of the connection: [`UP`], [`AWAY`] or [`ENDED`]. Changed under the table's lock.
+    down: Arc<AtomicU64>,
 }
 
 impl Inner {
@@ -182,13 +211,14 @@ impl Inner {
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Inner::ends(&segment, &bells, limits.slot_size);
+        let down = Arc::new(AtomicU64::new(UP));
         Ok(Inner {
             connection: AtomicU64::new(u64::from(greeted.connection)),
             limits,
             wait,
             nest,
             lanes: [Lane::new(bulk), Lane::new(express)],
-            table: Mutex::default(),
+            table: Mutex::new(Table { down: down.clone(), ..Table::default() }),
             endpoint,
             outgoing: Mutex::new(Outgoing::new(socket)),
             reader: Mutex::new(Reader::new(segment, egress, bells, link)),
@@ -197,7 +227,8 @@ impl Inner {
             turns: Mutex::new(0),
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
-            down: AtomicU64::new(0),
+            owes_cancels: AtomicU64::new(0),
+            down,
         })
     }
 
@@ -404,10 +435,15 @@ impl Inner {
         step
     }
 
-    /// Whether the connection was lost when a publisher last looked.
+    /// An error if the connection has ended: what was placed now would be lost. Otherwise, whether it was lost, and
+    /// looked for, when a publisher last looked.
     #[inline]
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed) > 0
+    pub(super) fn look_up(&self) -> Result<bool> {
+        match self.down.load(Ordering::Relaxed) {
+            UP => Ok(false),
+            ENDED => Err(self.closed().unwrap_or(Kind::Timeout.into())),
+            _ => Ok(true),
+        }
     }
 
     /// For who does not wait: notices that the broker has gone, and goes on looking for it. Another thread that waits
@@ -418,7 +454,10 @@ impl Inner {
         let reader = &mut lead.reader;
         reader.look_at_bells(self, Some(Duration::ZERO));
         let _ = reader.step(self);
-        self.down.store(u64::from(reader.is_away()), Ordering::Relaxed);
+        let table = lock(&self.table);
+        if table.closed.is_none() {
+            self.down.store(if reader.is_away() { AWAY } else { UP }, Ordering::Relaxed);
+        }
     }
 
     /// A number that has not been used before.

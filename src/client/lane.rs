@@ -307,8 +307,9 @@ impl Inner {
     ///
     /// # Errors
     ///
-    /// If the call was of another session.
+    /// If the call was of another session, or the connection has ended.
     pub(super) fn try_express(&self, session: u64, header: &Header, payload: &[u8]) -> Result<bool> {
+        self.look_up()?;
         let mut lane = self.express().claim()?;
         if lane.session != session {
             return Err(Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into());
@@ -318,6 +319,7 @@ impl Inner {
 
     /// Places a record that is about no call. Never waits.
     pub(super) fn try_express_anyway(&self, header: &Header, payload: &[u8]) -> Result<bool> {
+        self.look_up()?;
         self.express().claim()?.try_push(header, payload)
     }
 
@@ -380,7 +382,8 @@ impl Inner {
     #[cfg(feature = "tokio")]
     pub(super) fn try_parts(&self, message: &mut Parts, payload: &[u8]) -> Option<Result<()>> {
         let keep = self.endpoint.reconnect.is_some();
-        let placed = self.bulk().claim().and_then(|mut lane| message.place(&mut lane, payload, keep));
+        let lane = self.look_up().and_then(|_| self.bulk().claim());
+        let placed = lane.and_then(|mut lane| message.place(&mut lane, payload, keep));
         match placed {
             Ok(false) => None,
             placed => Some(placed.map(|_| ())),

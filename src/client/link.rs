@@ -204,7 +204,7 @@ impl Link {
             Err(error) if error.is_not_allowed() => self.close(inner, error),
             Err(error) => {
                 if error.is_no_broker() {
-                    session::end_requests(inner);
+                    inner.end_requests();
                 }
                 self.line = Line::Waiting(retry);
                 self.failed(inner, &error.to_string());

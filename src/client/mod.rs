@@ -24,6 +24,7 @@
 //! | `lane`, `loan` | placing records in the two lanes, and writing in place |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
+//! | `cancels` | calls that this side ends by itself |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
@@ -32,6 +33,7 @@
 mod again;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
+mod cancels;
 mod connect;
 mod error;
 mod frames;

@@ -108,7 +108,7 @@ impl Publisher {
     /// let mut loan = publisher.loan(8)?;
     /// loan.write_at(0, &17u32.to_le_bytes());
     /// loan.write_at(4, &4u32.to_le_bytes());
-    /// loan.publish();
+    /// loan.publish()?;
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn loan(&self, len: usize) -> Result<Loan<'_>> {
@@ -137,10 +137,11 @@ impl Inner {
     #[inline]
     pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
         let total = self.check_size(payload.len())?;
+        let is_away = self.look_up()?;
         if total <= self.limits.slot_size {
             let mut lane = self.bulk().claim()?;
             if lane.try_publish(topic, total, payload)? {
-                if lane.should_look() || self.is_down() {
+                if lane.should_look() || is_away {
                     drop(lane);
                     self.look_after_link();
                 }
@@ -151,6 +152,7 @@ impl Inner {
     }
 
     fn start_flush(&self) -> Result<u64> {
+        self.look_up()?;
         loop {
             // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
             let placed = self.try_flush(&mut *self.bulk().claim()?);

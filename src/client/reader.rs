@@ -12,7 +12,7 @@ use super::request::Failure;
 use super::seen::Seen;
 use super::serve::{Arrived, Incoming};
 use super::session;
-use super::subscription::{End, Message};
+use super::subscription::{Early, Message};
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;
@@ -98,6 +98,7 @@ impl Reader {
 
     /// Carries out what is due about the connection.
     pub(super) fn step(&mut self, inner: &Inner) -> Step {
+        inner.place_cancels();
         if self.has_unsent {
             // If there is no space now, a bell says when there is.
             self.has_unsent = !inner.send_again();
@@ -206,19 +207,15 @@ impl Reader {
                 self.partials.remove(&(header.id, header.origin));
                 if let Some(queue) = table.subscriptions.get(&header.id) {
                     queue.abort(header.origin);
-                    queue.set_dropped(header.dropped);
                 }
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
             }
             RecordKind::Dropped => {
-                if let Some(queue) = table.subscriptions.get(&header.id) {
-                    queue.set_dropped(header.dropped);
-                }
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
             }
             RecordKind::Evicted => {
-                if let Some(queue) = table.subscriptions.remove(&header.id) {
-                    queue.set_dropped(header.dropped);
-                    queue.end(End::Evicted);
-                }
+                table.tell_subscription(header.id, Early::Evicted(header.dropped), inner.limits.slot_size);
+                table.subscriptions.remove(&header.id);
                 self.partials.retain(|(subscription, _), _| *subscription != header.id);
             }
             RecordKind::SetAside => table.set_aside += 1,
@@ -270,15 +267,11 @@ impl Reader {
             return Ok(());
         }
         let message = Message::new(named.topic.clone(), payload, header);
-        match queue {
-            Some(queue) => {
-                if header.dropped > 0 {
-                    queue.set_dropped(header.dropped);
-                }
-                queue.push(message, inner.limits.slot_size);
-            }
-            None => table.orphans.push((header.id, message)),
+        let slot_size = inner.limits.slot_size;
+        if header.dropped > 0 {
+            table.tell_subscription(header.id, Early::Dropped(header.dropped), slot_size);
         }
+        table.tell_subscription(header.id, Early::Message(message), slot_size);
         Ok(())
     }
 

@@ -72,9 +72,19 @@ pub struct SubscribeOptions {
     pub capacity_bytes: u32,
 }
 
+/// What comes for a subscription, perhaps before the answer that tells its number.
+#[derive(Debug)]
+pub(super) enum Early {
+    Message(Message),
+    /// So many messages were left out until now.
+    Dropped(u32),
+    /// The same, and it gets nothing more.
+    Evicted(u32),
+}
+
 /// Why a subscription gets nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+enum End {
     Evicted,
 }
 
@@ -161,7 +171,7 @@ impl Queue {
         lock(&self.state).partials.remove(&publisher);
     }
 
-    pub(super) fn push(&self, mut message: Message, slot_size: u32) {
+    fn push(&self, mut message: Message, slot_size: u32) {
         let mut state = lock(&self.state);
         if !state.partials.is_empty() {
             message.is_paid = state.partials.remove(&message.publisher).is_some_and(|partial| partial.is_paid);
@@ -177,12 +187,24 @@ impl Queue {
         state.messages.push_back(message);
     }
 
-    pub(super) fn set_dropped(&self, dropped: u32) {
+    /// Something has come that needs no more than to be noted.
+    pub(super) fn receive(&self, what: Early, slot_size: u32) {
+        match what {
+            Early::Message(message) => self.push(message, slot_size),
+            Early::Dropped(dropped) => self.set_dropped(dropped),
+            Early::Evicted(dropped) => {
+                self.set_dropped(dropped);
+                lock(&self.state).end = Some(End::Evicted);
+            }
+        }
+    }
+
+    fn set_dropped(&self, dropped: u32) {
         lock(&self.state).dropped_by_broker = u64::from(dropped);
     }
 
-    pub(super) fn end(&self, end: End) {
-        lock(&self.state).end = Some(end);
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.state).end.is_some()
     }
 }
 
