@@ -3,10 +3,11 @@
 mod support;
 
 use lapce_ipc::client::asynchronous::AsyncClient;
-use lapce_ipc::client::{ConnectionState, DeliveryPolicy, SubscribeOptions};
+use lapce_ipc::client::{ConnectionState, DeliveryPolicy, RequestOptions, SubscribeOptions};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 use support::cut::cut_own;
 use support::{Broker, DEADLINE, wait_until};
 
@@ -170,4 +171,20 @@ async fn an_eviction_that_comes_before_its_subscription_is_told_is_not_lost() {
         }
     };
     assert!(error.is_evicted() && messages > 0, "{error} after {messages} messages");
+}
+
+#[tokio::test]
+async fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
+    let mut broker = Broker::start();
+    let client = connect(&broker).await;
+    client.request("echo", "").await.unwrap();
+    broker.process().stop();
+    let options = RequestOptions { timeout: Some(Duration::from_millis(50)), ..RequestOptions::default() };
+    for (service, body) in [("echo", vec![]), ("echo", vec![0; 1 << 20]), ("unknown", vec![1])] {
+        let asked = tokio::time::timeout(DEADLINE, client.request_with(service, &body, options)).await;
+        assert!(asked.expect("it ends").unwrap_err().is_deadline_exceeded(), "{service}");
+    }
+    broker.process().signal("CONT");
+    assert_eq!(client.request("echo", "hi").await.unwrap(), b"hi");
+    assert_eq!(broker.counter("violations"), 0);
 }

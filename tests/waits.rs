@@ -2,9 +2,11 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, ConnectionState, SubscribeOptions};
+use lapce_ipc::client::{Client, ConnectionState, ReconnectOptions, RefusedCode, RequestOptions, SubscribeOptions};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -158,7 +160,8 @@ fn besiege(broker: &Broker) -> Vec<OwnedFd> {
     }
 }
 
-const REQUESTS: u64 = 40;
+/// More than the lane has space for without the broker.
+const REQUESTS: u64 = 1000;
 
 #[test]
 fn all_requests_under_way_end_when_nobody_listens() {
@@ -185,7 +188,7 @@ fn requests_that_ended_because_nobody_listens_are_cancelled_at_a_broker_that_liv
     assert!(events.next().unwrap().is_connected());
     let away = broker.folder().join("away");
     std::fs::rename(broker.socket(), &away).unwrap();
-    broker.process().signal("STOP");
+    broker.process().stop();
     assert_eq!(cut_own(&broker.socket()), 3);
     for mut stream in streams {
         let error = stream.next_timeout(DEADLINE).unwrap_err();
@@ -220,7 +223,7 @@ fn a_broker_that_takes_nobody_in_at_present_is_there() {
     let mut stream = client.request_stream("slow", "").unwrap();
     let request = service.next().unwrap().unwrap();
     let mut events = client.events();
-    broker.process().signal("STOP");
+    broker.process().stop();
     let waiting = besiege(&broker);
     cut_own(&broker.socket());
     wait_until("an attempt to fail", || {
@@ -261,13 +264,15 @@ fn messages_that_are_there_are_taken_while_the_broker_takes_nothing() {
     let (client, other) = (broker.client(), broker.client());
     let options = SubscribeOptions { capacity_bytes: 8192, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe_with("t", options).unwrap();
+    // From here on nobody needs the socket.
+    client.request("echo", "").unwrap();
     for number in 0..60_u32 {
         other.publish("t", number.to_le_bytes()).unwrap();
     }
     other.flush().unwrap();
-    broker.process().signal("STOP");
-    let (say, heard) = sync_channel(1);
     let asks = client.clone();
+    broker.process().stop();
+    let (say, heard) = sync_channel(1);
     let fills = thread::spawn(move || {
         say.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
         let streams: Vec<_> = (0..1_000).map(|_| asks.request_stream("echo", "x").unwrap()).collect();
@@ -291,4 +296,118 @@ fn messages_that_are_there_are_taken_while_the_broker_takes_nothing() {
     }
     publishes.join().unwrap();
     fills.join().unwrap();
+}
+
+#[test]
+fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
+    let mut broker = Broker::start();
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("slow").unwrap();
+    let publisher = client.publisher("t").unwrap();
+    let under_way = client.request_stream("slow", "").unwrap();
+    let request = service.next().unwrap().unwrap();
+    broker.process().stop();
+    let asks = client.clone();
+    ends("every call", move || {
+        let timeout = Some(Duration::from_millis(50));
+        for idempotent in [false, true] {
+            let options = RequestOptions { timeout, idempotent };
+            for (service, body) in [("slow", vec![]), ("slow", vec![0; 1 << 20]), ("unknown", vec![1])] {
+                assert!(asks.request_with(service, &body, options).unwrap_err().is_deadline_exceeded(), "{service}");
+            }
+            let mut stream = asks.request_stream_with("slow", "", options).unwrap();
+            assert!(stream.next_timeout(Duration::ZERO).unwrap_err().is_timeout(), "its time is not over");
+            assert!(stream.next().unwrap().unwrap_err().is_deadline_exceeded());
+            assert!(stream.next().is_none());
+        }
+        // Dropped, a call does not wait for space either.
+        drop(under_way);
+        assert!(asks.flush_timeout(timeout.unwrap()).unwrap_err().is_timeout());
+        assert!((0..100_000).any(|_| !publisher.try_publish("x").unwrap()), "the lane is full");
+        assert!(publisher.try_publish(vec![0; 2_000]).unwrap_err().is_too_large());
+        assert!(asks.flush_timeout(timeout.unwrap()).unwrap_err().is_timeout());
+    });
+    broker.process().signal("CONT");
+    client.flush().unwrap();
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    wait_until("the calls to be cancelled", || {
+        let status = client.status().unwrap();
+        assert_eq!(counter(&status, "violations"), 0);
+        status.services.iter().all(|service| service.outstanding == 0)
+    });
+    other.request("echo", "").unwrap();
+    assert!(request.is_cancelled());
+}
+
+#[test]
+fn connecting_takes_no_longer_than_it_may() {
+    let mut broker = Broker::start();
+    broker.process().stop();
+    let builder = broker.builder().timeout(Duration::from_millis(50));
+    let error = ends("connecting", {
+        let builder = builder.clone();
+        move || builder.connect()
+    })
+    .unwrap_err();
+    assert!(error.is_disconnected() && error.to_string().contains("does not answer"), "{error}");
+    let waiting = besiege(&broker);
+    let error = ends("connecting", move || builder.connect()).unwrap_err();
+    assert!(error.is_unreachable() && !error.is_no_broker(), "{error}");
+    assert!(error.to_string().contains("takes nobody in"), "{error}");
+    drop(waiting);
+    broker.process().signal("CONT");
+    let mut client = None;
+    wait_until("those at the door to be gone", || {
+        client = broker.builder().timeout(Duration::MAX).connect().ok();
+        client.is_some()
+    });
+    let client = client.unwrap();
+    let mut events = client.events();
+    cut_own(&broker.socket());
+    wait_until("the connection to be lost", || !events.next().unwrap().is_connected());
+    wait_until("the connection to stand again", || events.next().unwrap().is_connected());
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
+fn options_that_make_no_sense_are_errors_that_name_them() {
+    let builder = || Client::builder().socket("/nonexistent/lapce.sock");
+    let error = builder().timeout(Duration::ZERO).connect().unwrap_err();
+    assert!(error.is_invalid_option() && error.to_string().contains("timeout is 0"), "{error}");
+    let options = ReconnectOptions { jitter: f64::NAN, ..ReconnectOptions::default() };
+    let error = builder().reconnect(options).connect().unwrap_err();
+    assert!(error.is_invalid_option() && error.to_string().contains("jitter is NaN"), "{error}");
+    assert!(builder().connect().unwrap_err().is_no_broker());
+}
+
+#[test]
+fn no_state_yet_and_no_state_any_more_are_told_apart() {
+    let mut broker = Broker::start();
+    let client = broker.client();
+    let mut events = client.events();
+    assert!(events.next_timeout(DEADLINE).unwrap().unwrap().is_connected());
+    assert!(events.next_timeout(Duration::ZERO).unwrap().is_none());
+    broker.kill();
+    assert!(events.next_timeout(DEADLINE).unwrap().unwrap().is_closed());
+    for _ in 0..2 {
+        assert!(events.next_timeout(DEADLINE).unwrap_err().is_disconnected());
+    }
+}
+
+#[test]
+fn it_is_told_why_a_connection_was_refused() {
+    let broker = Broker::start_with(&[("ipc.max_connections", "1")]);
+    let client = broker.client();
+    let error = broker.builder().connect().unwrap_err();
+    assert_eq!((error.is_refused(), error.refused_code()), (true, Some(RefusedCode::TooManyConnections)), "{error}");
+    assert!(!error.is_protocol() && !error.is_unreachable() && !error.is_version_mismatch());
+    let error = client.set_breaker("nobody", lapce_ipc::client::BreakerOrder::Open, None).unwrap_err();
+    assert!(error.is_failed() && error.failed_code() == Some(lapce_ipc::client::FailedCode::Unknown), "{error}");
+    // Somebody else listens there.
+    let path = broker.folder().join("other.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let listens = thread::spawn(move || listener.accept().unwrap().0.write_all(&[0xff; 64]).unwrap());
+    let error = Client::builder().socket(path).connect().unwrap_err();
+    assert!(error.is_protocol() && !error.is_refused(), "{error}");
+    listens.join().unwrap();
 }

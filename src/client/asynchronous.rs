@@ -25,6 +25,7 @@ mod serve;
 pub use serve::{AsyncRequest, AsyncService};
 
 use super::again::Again;
+use super::call_time::late;
 use super::error::Result;
 use super::inner::{Inner, lock};
 use super::lane::Parts;
@@ -39,6 +40,7 @@ use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -64,6 +66,13 @@ async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result
         ready().map_or(Poll::Pending, |found| Poll::Ready(Ok(found)))
     })
     .await
+}
+
+/// The same, at most until `deadline`.
+async fn within<T>(inner: &Inner, deadline: Option<Instant>, ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let Some(deadline) = deadline else { return until(inner, ready).await };
+    let found = tokio::time::timeout_at(deadline.into(), until(inner, ready)).await;
+    found.unwrap_or_else(|_| Err(super::error::Kind::Timeout.into()))
 }
 
 /// Sorts what arrives for as long as anybody holds the connection.
@@ -137,7 +146,7 @@ impl AsyncClient {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, or in one without time (`enable_time`), which calls need for their deadlines.
     pub async fn connect_with(builder: Builder) -> Result<AsyncClient> {
         let lost = |error: &dyn std::fmt::Display| super::error::Kind::Disconnected(error.to_string());
         let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
@@ -169,7 +178,7 @@ impl AsyncClient {
         let id = match known {
             Some(id) => id,
             None => {
-                let id = self.intern(InternKind::Topic, Topic::parse(topic)?).await?;
+                let id = self.intern(InternKind::Topic, Topic::parse(topic)?, None).await?;
                 // One number for all tasks, as there.
                 *lock(&inner.table).topics.entry(topic.to_owned()).or_insert(id)
             }
@@ -208,13 +217,13 @@ impl AsyncClient {
         until(inner, || inner.is_flushed(number).then_some(())).await
     }
 
-    async fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+    async fn ask(&self, deadline: Option<Instant>, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
         let serial = self.inner.start_ask(question)?;
-        until(&self.inner, || self.inner.take_answer(serial)).await
+        within(&self.inner, deadline, || self.inner.take_answer(serial)).await
     }
 
-    async fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
-        match self.ask(|serial| ClientFrame::Intern { serial, kind, name }).await? {
+    async fn intern(&self, kind: InternKind, name: Topic, deadline: Option<Instant>) -> Result<u32> {
+        match self.ask(deadline, |serial| ClientFrame::Intern { serial, kind, name }).await? {
             BrokerFrame::Interned { id, .. } => Ok(id),
             other => Err(inner::unexpected(&other)),
         }
@@ -226,7 +235,7 @@ impl AsyncClient {
     ///
     /// If the connection has ended.
     pub async fn status(&self) -> Result<StatusReport> {
-        match self.ask(|serial| ClientFrame::Status { serial }).await? {
+        match self.ask(None, |serial| ClientFrame::Status { serial }).await? {
             BrokerFrame::Status { report, .. } => Ok(report),
             other => Err(inner::unexpected(&other)),
         }
@@ -275,7 +284,7 @@ impl AsyncClient {
     ) -> Result<Vec<u8>> {
         let mut again = Again::new(options);
         loop {
-            let outcome = self.ask_once(service, payload.as_ref(), options).await;
+            let outcome = self.ask_once(service, payload.as_ref(), again.options()).await;
             match again.pause(&self.inner, &outcome) {
                 None => return outcome,
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -310,18 +319,19 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
+        let ends = inner.call_ends(options);
         let known = lock(&inner.table).services.get(service).copied();
         let id = match known {
             Some(id) => id,
             None => {
-                let id = self.intern(InternKind::Service, Topic::parse(service)?).await?;
+                let id = self.intern(InternKind::Service, Topic::parse(service)?, ends).await.map_err(late)?;
                 lock(&inner.table).services.insert(service.to_owned(), id);
                 id
             }
         };
-        let (stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
+        let (stream, mut body) = Body::new(inner, id, payload.len(), options, stream, ends)?;
         while let Some((at, end)) = body.next_part() {
-            until(inner, || body.step(&stream, &payload[at..end])).await??;
+            within(inner, ends, || body.step(&stream, &payload[at..end])).await.map_err(late)??;
         }
         Ok(AsyncReplyStream { client: self.clone(), stream })
     }
@@ -392,7 +402,7 @@ impl AsyncReplyStream {
             return None;
         }
         let stream = &self.stream;
-        let found = until(&self.client.inner, || stream.poll()).await.and_then(|found| found);
+        let found = within(&self.client.inner, stream.until(), || stream.poll()).await.and_then(|found| found);
         self.stream.took(found).transpose()
     }
 }

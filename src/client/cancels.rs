@@ -23,6 +23,17 @@ impl Inner {
         self.place_owed(&mut table);
     }
 
+    /// A call whose outcome its owner does not wait for any more: it has this one.
+    pub(super) fn give_up(&self, slot: u32, generation: u32, outcome: Outcome) {
+        let mut table = lock(&self.table);
+        let place = table.requests.get_mut(slot as usize).filter(|place| place.generation == generation);
+        if let Some(pending) = place.and_then(|place| place.pending.take()) {
+            pending.end(Err(Failure::Outcome(outcome, None)));
+            table.owed_cancels.push(slot);
+            self.place_owed(&mut table);
+        }
+    }
+
     /// Places what has been waiting for space.
     #[inline]
     pub(super) fn place_cancels(&self) {

@@ -37,6 +37,7 @@ pub(crate) enum Kind {
     Name(NameError),
     Failed { code: FailedCode, message: String },
     Evicted { dropped: u64 },
+    InvalidOption(String),
     LoanOutstanding,
     ViewOutstanding,
     Timeout,
@@ -132,6 +133,55 @@ impl Error {
         matches!(&*self.0, Kind::Name(_))
     }
 
+    /// The broker did not take the connection in, whatever the reason; [`Error::refused_code`] tells which.
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::{Client, RefusedCode};
+    ///
+    /// match Client::connect() {
+    ///     Err(error) if error.refused_code() == Some(RefusedCode::TooManyConnections) => println!("full"),
+    ///     Err(error) if error.is_refused() => println!("not for us: {error}"),
+    ///     Err(error) if error.is_protocol() => println!("whatever listens there is no broker: {error}"),
+    ///     Err(error) => println!("{error}"),
+    ///     Ok(client) => println!("connection {}", client.id()),
+    /// }
+    /// ```
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(&*self.0, Kind::Refused { .. } | Kind::Version { .. })
+    }
+
+    /// Why the broker did not take the connection in, if it did not.
+    #[must_use]
+    pub fn refused_code(&self) -> Option<RefusedCode> {
+        match &*self.0 {
+            Kind::Refused { code, .. } => Some(*code),
+            Kind::Version { .. } => Some(RefusedCode::Version),
+            _ => None,
+        }
+    }
+
+    /// The other side does not keep to the protocol: it is no broker, or broken.
+    #[must_use]
+    pub fn is_protocol(&self) -> bool {
+        matches!(&*self.0, Kind::Protocol(_))
+    }
+
+    /// The broker does not do what was asked for, and says why; [`Error::failed_code`] tells the kind.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        matches!(&*self.0, Kind::Failed { .. })
+    }
+
+    /// Why the broker does not do what was asked for, if it said so.
+    #[must_use]
+    pub fn failed_code(&self) -> Option<FailedCode> {
+        match &*self.0 {
+            Kind::Failed { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// Client and broker speak different versions of the protocol.
     #[must_use]
     pub fn is_version_mismatch(&self) -> bool {
@@ -168,6 +218,12 @@ impl Error {
         matches!(&*self.0, Kind::ViewOutstanding)
     }
 
+    /// An option with which a client was to be built makes no sense: its text names it, and the value.
+    #[must_use]
+    pub fn is_invalid_option(&self) -> bool {
+        matches!(&*self.0, Kind::InvalidOption(_))
+    }
+
     /// Nothing came within the time that the caller was ready to wait.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
@@ -179,14 +235,6 @@ impl Error {
     pub fn closing_code(&self) -> Option<ClosingCode> {
         match &*self.0 {
             Kind::Closed { code, .. } => Some(*code),
-            _ => None,
-        }
-    }
-
-    /// Why the broker refused the connection, if it did.
-    pub(super) fn refused_code(&self) -> Option<RefusedCode> {
-        match &*self.0 {
-            Kind::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }
@@ -266,6 +314,7 @@ impl fmt::Display for Error {
             Kind::Evicted { dropped } => {
                 write!(f, "subscription ended: its messages were not taken in time ({dropped} dropped)")
             }
+            Kind::InvalidOption(what) => write!(f, "invalid option: {what}"),
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
             Kind::ViewOutstanding => {
                 f.write_str("this thread looks at a message in place; what waits comes after that")

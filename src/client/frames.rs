@@ -37,7 +37,7 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
                     queue.receive(early, slot_size);
                 }
                 queue.id.store(u64::from(*subscription), Ordering::Relaxed);
-                if !queue.has_ended() {
+                if queue.end().is_none() {
                     table.subscriptions.insert(*subscription, queue);
                 }
             }

@@ -1,8 +1,4 @@
-//! What all handles of a connection share, and how any of them waits.
-//!
-//! Whoever waits looks for its own thing; if it is not there it tries to become the reader. The one that succeeds sorts
-//! what arrives into everybody's queues, spins and sleeps; the others sleep on a condition variable. When the reader
-//! has got what it wanted it wakes them, and one of them becomes the reader.
+//! What all handles of a connection share.
 //!
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
@@ -11,21 +7,18 @@ use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
 use super::link::Link;
-#[cfg(feature = "tokio")]
-use super::link::Step;
 use super::outgoing::Outgoing;
+use super::queue::{Early, Queue};
 use super::reader::Reader;
 use super::request::Pending;
-use super::roles::{Following, Lead, Viewing};
 use super::serve::{Arrived, Inbox, Incoming};
 use super::session::{Restored, Restoring};
-use super::state::{ConnectionState, States};
-use super::subscription::{Early, Queue};
+use super::state::{ConnectionState, Down, States};
 use crate::shm::doorbell::{ClientBells, Nest};
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
 use crate::shm::segment::Segment;
-use crate::sync::{AtomicU64, Ordering, Site, fence};
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
 use crate::wire::name::Topic;
 use std::collections::HashMap;
@@ -82,22 +75,6 @@ impl Hasher for IdHasher {
     }
 }
 
-/// What somebody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    /// Something that a record in the egress ring brings.
-    Record,
-    /// Something else, of which a bell tells.
-    Bell,
-}
-
-/// The connection stands, as far as is known.
-const UP: u64 = 0;
-/// It is lost, and looked for.
-const AWAY: u64 = 1;
-/// It has ended for good.
-const ENDED: u64 = 2;
-
 /// Who waits for what arrives.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -128,7 +105,7 @@ pub(super) struct Table {
     pub(super) restoring: HashMap<u32, Restoring>,
     pub(super) restored: Vec<Restored>,
     pub(super) closed: Option<Error>,
-    down: Arc<AtomicU64>,
+    down: Arc<Down>,
     pub(super) states: States,
     /// Why the broker is about to close the connection.
     pub(super) closing: Option<Error>,
@@ -162,8 +139,8 @@ impl Table {
     pub(super) fn close(&mut self, error: Error) {
         if self.closed.is_none() {
             self.set_state(ConnectionState::Closed { reason: error.clone() });
+            self.down.end(error.clone());
             self.closed = Some(error);
-            self.down.store(ENDED, Ordering::Relaxed);
         }
     }
 }
@@ -185,18 +162,17 @@ pub(crate) struct Inner {
     pub(super) table: Mutex<Table>,
     pub(super) endpoint: Endpoint,
     pub(super) outgoing: Mutex<Outgoing>,
-    reader: Mutex<Reader>,
+    pub(super) reader: Mutex<Reader>,
     /// The thread that looks at a record in the ring, as a number; 0: none. It has the reader role.
-    viewer: AtomicU64,
+    pub(super) viewer: AtomicU64,
     /// How many sleep on `turn`, and what tells them that it is time to look again.
-    followers: AtomicU64,
-    turns: Mutex<u64>,
-    turn: Condvar,
+    pub(super) followers: AtomicU64,
+    pub(super) turns: Mutex<u64>,
+    pub(super) turn: Condvar,
     serial: AtomicU64,
     /// Not 0 while cancels wait for space.
     pub(super) owes_cancels: AtomicU64,
-    /// What a publisher has to know of the connection: [`UP`], [`AWAY`] or [`ENDED`]. Changed under the table's lock.
-    down: Arc<AtomicU64>,
+    pub(super) down: Arc<Down>,
 }
 
 impl Inner {
@@ -211,7 +187,7 @@ impl Inner {
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Inner::ends(&segment, &bells, limits.slot_size);
-        let down = Arc::new(AtomicU64::new(UP));
+        let down: Arc<Down> = Arc::default();
         Ok(Inner {
             connection: AtomicU64::new(u64::from(greeted.connection)),
             limits,
@@ -273,191 +249,11 @@ impl Inner {
         lock(&self.table).closed.clone()
     }
 
-    /// The reader role, if nobody has it.
-    fn try_lead(&self) -> Option<Lead<'_>> {
-        Some(Lead::new(try_lock(&self.reader)?, self))
-    }
-
-    /// Notes, until the guard is dropped, that this thread looks at a record in the ring: what the user does meanwhile
-    /// must not wait, for it would wait for itself.
-    pub(super) fn view(&self) -> Viewing<'_> {
-        Viewing::new(&self.viewer)
-    }
-
-    /// An error if this thread would wait for itself.
-    pub(super) fn may_wait(&self) -> Result<()> {
-        match Viewing::is_of_this_thread(&self.viewer) {
-            true => Err(Kind::ViewOutstanding.into()),
-            false => Ok(()),
-        }
-    }
-
-    /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with
-    /// no lock held but perhaps the reader role; it may place records, and must not wait.
-    pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        self.wait_for(What::Record, deadline, |_| ready())
-    }
-
-    /// As [`Inner::wait_until`], for what no record brings but a bell: space in a lane, or an answer over the socket.
-    /// To spin for that would be in vain.
-    pub(super) fn wait_for_bell<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        self.wait_for(What::Bell, None, |_| ready())
-    }
-
-    /// As [`Inner::wait_until`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
-    /// itself.
-    pub(super) fn wait_reading<T>(&self, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
-        self.wait_for(What::Record, None, ready)
-    }
-
-    fn wait_for<T>(
-        &self,
-        what: What,
-        deadline: Option<Instant>,
-        mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        loop {
-            if let Some(mut lead) = self.try_lead() {
-                return self.read(&mut lead.reader, what, deadline, &mut ready);
-            }
-            // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
-            let _following = Following::new(&self.followers);
-            fence(Site::Sleep);
-            let seen = *lock(&self.turns);
-            if let Some(mut lead) = self.try_lead() {
-                return self.read(&mut lead.reader, what, deadline, &mut ready);
-            }
-            if let Some(found) = ready(None) {
-                return Ok(found);
-            }
-            if let Some(closed) = self.closed() {
-                // What arrived before the end was sorted before the end was told: it may be ours.
-                return ready(None).ok_or(closed);
-            }
-            if deadline.is_none_or(|deadline| Instant::now() < deadline) {
-                self.may_wait()?;
-            }
-            if let Some(result) = self.follow(seen, deadline) {
-                return result;
-            }
-        }
-    }
-
-    fn read<T>(
-        &self,
-        reader: &mut Reader,
-        what: What,
-        deadline: Option<Instant>,
-        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        let mut last_look = false;
-        loop {
-            // Its own thing may be in the ring: taken there, it need not pass through a queue.
-            if let Some(found) = ready(Some(reader)) {
-                return Ok(found);
-            }
-            if reader.sort(self) > 0 {
-                if let Some(found) = ready(Some(reader)) {
-                    return Ok(found);
-                }
-                self.pass_on();
-                continue;
-            }
-            if let Some(closed) = self.closed() {
-                return Err(closed);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                if std::mem::replace(&mut last_look, true) {
-                    return Err(Kind::Timeout.into());
-                }
-                // Who never waits long enough to sleep must learn of the socket, too.
-                reader.look_at_bells(self, Some(Duration::ZERO));
-                reader.step(self);
-                continue;
-            }
-            if reader.wait(self, what, deadline) {
-                // Whom the bell was for is not known: a lane may have space.
-                self.pass_on();
-            }
-        }
-    }
-
-    /// Sleeps until the reader has sorted something or left. `None`: look again.
-    fn follow<T>(&self, seen: u64, deadline: Option<Instant>) -> Option<Result<T>> {
-        let mut turns = lock(&self.turns);
-        while *turns == seen {
-            turns = match deadline {
-                None => self.turn.wait(turns).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Some(Err(Kind::Timeout.into()));
-                    }
-                    self.turn.wait_timeout(turns, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-        None
-    }
-
-    /// The reader has sorted something, or leaves: the others look.
-    pub(super) fn pass_on(&self) {
-        fence(Site::Wake);
-        if self.followers.load(Ordering::SeqCst) > 0 {
-            *lock(&self.turns) += 1;
-            self.turn.notify_all();
-        }
-    }
-
-    /// Sorts what has arrived, without waiting.
-    pub(super) fn sort_now(&self) {
-        if let Some(mut lead) = self.try_lead() {
-            while lead.reader.sort(self) > 0 {}
-        }
-    }
-
-    /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once
-    /// more.
-    #[cfg(feature = "tokio")]
-    pub(super) fn drive(&self) -> Step {
-        let Some(mut lead) = self.try_lead() else { return Step::Changed };
-        let reader = &mut lead.reader;
-        reader.look_at_bells(self, Some(Duration::ZERO));
-        let mut step = reader.step(self);
-        while reader.sort(self) > 0 {}
-        if !reader.arm() {
-            step = Step::Changed;
-        }
-        drop(lead);
-        // Whom the bell was for is not known: a lane may have space.
-        let wakers = std::mem::take(&mut lock(&self.table).wakers);
-        wakers.into_iter().for_each(std::task::Waker::wake);
-        step
-    }
-
     /// An error if the connection has ended: what was placed now would be lost. Otherwise, whether it was lost, and
     /// looked for, when a publisher last looked.
     #[inline]
     pub(super) fn look_up(&self) -> Result<bool> {
-        match self.down.load(Ordering::Relaxed) {
-            UP => Ok(false),
-            ENDED => Err(self.closed().unwrap_or(Kind::Timeout.into())),
-            _ => Ok(true),
-        }
-    }
-
-    /// For who does not wait: notices that the broker has gone, and goes on looking for it. Another thread that waits
-    /// does so anyway.
-    #[cold]
-    pub(super) fn look_after_link(&self) {
-        let Some(mut lead) = self.try_lead() else { return };
-        let reader = &mut lead.reader;
-        reader.look_at_bells(self, Some(Duration::ZERO));
-        let _ = reader.step(self);
-        let table = lock(&self.table);
-        if table.closed.is_none() {
-            self.down.store(if reader.is_away() { AWAY } else { UP }, Ordering::Relaxed);
-        }
+        self.down.look()
     }
 
     /// A number that has not been used before.
@@ -473,8 +269,20 @@ impl Inner {
 
     /// Asks a question over the control socket and waits for the answer.
     pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+        self.ask_until(None, question)
+    }
+
+    pub(super) fn ask_until(
+        &self,
+        deadline: Option<Instant>,
+        question: impl FnOnce(u32) -> ClientFrame,
+    ) -> Result<BrokerFrame> {
         let serial = self.start_ask(question)?;
-        self.wait_for_bell(|| self.take_answer(serial))
+        let answer = self.wait_for_bell_until(deadline, || self.take_answer(serial));
+        if answer.is_err() {
+            lock(&self.table).answers.remove(&serial);
+        }
+        answer
     }
 
     pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<u32> {

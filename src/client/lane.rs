@@ -15,6 +15,7 @@ use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -75,9 +76,19 @@ impl Lane {
     /// The producer role, between two messages.
     #[inline]
     pub(super) fn claim(&self) -> Result<MutexGuard<'_, Producing>> {
+        self.claim_until(None)
+    }
+
+    /// The same; the message of another thread is waited for until `deadline`.
+    #[inline]
+    pub(super) fn claim_until(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, Producing>> {
         let mut producing = self.claim_within()?;
         while producing.is_taken {
-            producing = self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner);
+            producing = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return Err(Kind::Timeout.into()),
+                Some(left) => self.whole.wait_timeout(producing, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
         Ok(producing)
     }
@@ -321,23 +332,6 @@ impl Inner {
     pub(super) fn try_express_anyway(&self, header: &Header, payload: &[u8]) -> Result<bool> {
         self.look_up()?;
         self.express().claim()?.try_push(header, payload)
-    }
-
-    /// Places a record in the express lane, waiting for space if need be. `session`: as for [`Inner::try_express`].
-    pub(super) fn push_express(&self, session: Option<u64>, header: &Header) -> Result<()> {
-        let place = || match session {
-            Some(session) => self.try_express(session, header, &[]),
-            None => self.try_express_anyway(header, &[]),
-        };
-        if place()? {
-            return Ok(());
-        }
-        // The role is claimed for each try anew: whoever reads meanwhile may have to place records too.
-        self.wait_for_bell(|| match place() {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
-        })?
     }
 
     /// Publishes a message of any size, waiting for space if need be.

@@ -18,13 +18,15 @@
 //! |---|---|
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
-//! | `inner`, `roles` | what all handles of a connection share; how anybody waits |
+//! | `inner` | what all handles of a connection share |
+//! | `waiting`, `roles` | how anybody waits |
 //! | `link`, `outgoing`, `frames` | the control socket: found again, asked over, answered |
 //! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane`, `loan` | placing records in the two lanes, and writing in place |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
-//! | `cancels` | calls that this side ends by itself |
+//! | `call_time`, `cancels` | calls that this side ends by itself |
+//! | `queue` | messages that wait for their subscription's owner |
 //! | `publish`, `subscription`, `request`, `serve` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
@@ -33,6 +35,7 @@
 mod again;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
+mod call_time;
 mod cancels;
 mod connect;
 mod error;
@@ -44,6 +47,7 @@ mod listen;
 mod loan;
 mod outgoing;
 mod publish;
+mod queue;
 mod reader;
 mod request;
 mod retry;
@@ -55,10 +59,11 @@ mod state;
 mod subscription;
 mod unsent;
 mod view;
+mod waiting;
 
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
-pub use crate::wire::control::{QuantileStatus, ServiceStatus, SessionState, StatusReport};
+pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use connect::{Builder, DEFAULT_SOCKET};

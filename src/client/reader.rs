@@ -6,13 +6,15 @@
 use super::WaitStrategy;
 use super::error::{Kind, Result};
 use super::frames;
-use super::inner::{ById, Inner, Table, What, lock};
+use super::inner::{ById, Inner, Table, lock};
 use super::link::{Got, Link, Step};
+use super::queue::Early;
 use super::request::Failure;
 use super::seen::Seen;
 use super::serve::{Arrived, Incoming};
 use super::session;
-use super::subscription::{Early, Message};
+use super::subscription::Message;
+use super::waiting::What;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;

@@ -1,15 +1,16 @@
 //! Subscriptions.
 
-use super::error::{Error, Kind, Result};
+use super::error::{Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
+use super::queue::Queue;
 use super::view::View;
 use super::{Client, DeliveryPolicy, Pattern, Topic};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A message that was received.
@@ -20,7 +21,7 @@ pub struct Message {
     publisher: u32,
     sequence: u64,
     /// Its room was given back while it was put together.
-    is_paid: bool,
+    pub(super) is_paid: bool,
 }
 
 impl Message {
@@ -70,142 +71,6 @@ pub struct SubscribeOptions {
     pub policy: DeliveryPolicy,
     /// Room for messages that are not taken yet, in bytes; 0 asks for what the broker gives.
     pub capacity_bytes: u32,
-}
-
-/// What comes for a subscription, perhaps before the answer that tells its number.
-#[derive(Debug)]
-pub(super) enum Early {
-    Message(Message),
-    /// So many messages were left out until now.
-    Dropped(u32),
-    /// The same, and it gets nothing more.
-    Evicted(u32),
-}
-
-/// Why a subscription gets nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Evicted,
-}
-
-/// Messages that wait for their subscription's owner.
-#[derive(Debug)]
-pub(super) struct Queue {
-    /// Our own number, which outlives a session.
-    pub(super) own: u32,
-    pub(super) pattern: Pattern,
-    pub(super) policy: DeliveryPolicy,
-    /// Cells of credit that the broker gave.
-    pub(super) capacity: u32,
-    /// The broker's number, in the present session.
-    pub(super) id: AtomicU64,
-    /// Nobody takes its messages any more.
-    pub(super) is_dropped: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    messages: VecDeque<Message>,
-    /// Cells of the messages that wait, for `drop_oldest`.
-    waiting: u32,
-    /// Messages of several records that are being put together, by publisher.
-    partials: HashMap<u32, Partial>,
-    dropped_by_broker: u64,
-    /// What the brokers before this one had dropped.
-    dropped_before: u64,
-    dropped_here: u64,
-    /// Cells of messages that were left out, because they had been seen: their room is to be given back.
-    unused: u32,
-    end: Option<End>,
-}
-
-/// A message that is being put together.
-#[derive(Clone, Copy, Debug)]
-struct Partial {
-    cost: u32,
-    /// Its room was given back already.
-    is_paid: bool,
-}
-
-impl Queue {
-    fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, capacity: u32) -> Queue {
-        let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        Queue { own, pattern, policy, capacity, id, is_dropped, state: Mutex::default() }
-    }
-
-    fn id(&self) -> u32 {
-        self.id.load(Ordering::Relaxed) as u32
-    }
-
-    /// Another broker serves it, under the number `id`.
-    pub(super) fn renew(&self, id: u32) {
-        self.id.store(u64::from(id), Ordering::Relaxed);
-        let mut state = lock(&self.state);
-        state.partials.clear();
-        state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
-    }
-
-    /// A message of `len` bytes came again, and is left out.
-    pub(super) fn leave_out(&self, publisher: u32, len: u32, slot_size: u32) {
-        let mut state = lock(&self.state);
-        let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
-        if !is_paid && self.policy != DeliveryPolicy::DropOldest {
-            state.unused += message_cost(len, slot_size, self.capacity);
-        }
-    }
-
-    fn cost(&self, message: &Message, slot_size: u32) -> u32 {
-        if message.is_paid { 0 } else { message_cost(message.payload.len() as u32, slot_size, self.capacity) }
-    }
-
-    /// The first part of a message has come.
-    pub(super) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
-        let cost = message_cost(total, slot_size, self.capacity);
-        lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
-    }
-
-    /// The rest of the message under way will not come. The broker gives its room back: if we have, too, credit is at
-    /// most that much too high, until everything is taken.
-    pub(super) fn abort(&self, publisher: u32) {
-        lock(&self.state).partials.remove(&publisher);
-    }
-
-    fn push(&self, mut message: Message, slot_size: u32) {
-        let mut state = lock(&self.state);
-        if !state.partials.is_empty() {
-            message.is_paid = state.partials.remove(&message.publisher).is_some_and(|partial| partial.is_paid);
-        }
-        if self.policy == DeliveryPolicy::DropOldest {
-            state.waiting += self.cost(&message, slot_size);
-            while state.waiting > self.capacity {
-                let Some(oldest) = state.messages.pop_front() else { break };
-                state.waiting -= self.cost(&oldest, slot_size);
-                state.dropped_here += 1;
-            }
-        }
-        state.messages.push_back(message);
-    }
-
-    /// Something has come that needs no more than to be noted.
-    pub(super) fn receive(&self, what: Early, slot_size: u32) {
-        match what {
-            Early::Message(message) => self.push(message, slot_size),
-            Early::Dropped(dropped) => self.set_dropped(dropped),
-            Early::Evicted(dropped) => {
-                self.set_dropped(dropped);
-                lock(&self.state).end = Some(End::Evicted);
-            }
-        }
-    }
-
-    fn set_dropped(&self, dropped: u32) {
-        lock(&self.state).dropped_by_broker = u64::from(dropped);
-    }
-
-    pub(super) fn has_ended(&self) -> bool {
-        lock(&self.state).end.is_some()
-    }
 }
 
 /// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection
@@ -320,8 +185,8 @@ impl Subscription {
     ///
     /// While `read` looks at a message in place, nobody else of this client gets what arrives: be brief, and leave what
     /// takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a reply,
-    /// for space, for a message) fail with [`Error::is_view_outstanding`] instead of waiting for ever; whether they
-    /// would have to depends on what has arrived, so do not count on either. A
+    /// for space, for a message) fail with [`Error::is_view_outstanding`](super::Error::is_view_outstanding) instead of
+    /// waiting for ever; whether they would have to depends on what has arrived, so do not count on either. A
     /// [`Publisher`](super::Publisher) publishes as long as there is room.
     ///
     /// # Errors
@@ -348,13 +213,12 @@ impl Subscription {
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size;
         let next = inner.wait_reading(|reader| {
-            // A statement of its own: the queue is not locked any more when anything is done with its message.
-            let message = lock(&queue.state).messages.pop_front();
+            let message = queue.pop();
             if let Some(message) = message {
                 return Some(Ok(Next::Queued(message)));
             }
             self.pay_ahead();
-            if let Some(end) = self.end() {
+            if let Some(end) = self.queue.end() {
                 return Some(Err(end));
             }
             reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
@@ -384,8 +248,7 @@ impl Subscription {
     /// Messages that this subscription did not get, because it had no room for them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        let state = lock(&self.queue.state);
-        state.dropped_before + state.dropped_by_broker + state.dropped_here
+        self.queue.dropped()
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
@@ -399,7 +262,7 @@ impl Subscription {
                     return Some(Ok(()));
                 }
                 self.pay_ahead();
-                self.end().map(Err)
+                self.queue.end().map(Err)
             })??;
         }
         let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
@@ -418,23 +281,14 @@ impl Subscription {
             }
             None => {
                 self.pay_ahead();
-                self.end().or_else(|| self.inner.closed()).map(Err)
+                self.queue.end().or_else(|| self.inner.closed()).map(Err)
             }
         }
     }
 
     fn refill(&mut self) {
         if self.batch.is_empty() {
-            let mut state = lock(&self.queue.state);
-            std::mem::swap(&mut self.batch, &mut state.messages);
-            state.waiting = 0;
-        }
-    }
-
-    fn end(&self) -> Option<Error> {
-        let state = lock(&self.queue.state);
-        match state.end? {
-            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_before + state.dropped_by_broker }.into()),
+            self.queue.take_all(&mut self.batch);
         }
     }
 
@@ -444,16 +298,10 @@ impl Subscription {
         if self.queue.policy == DeliveryPolicy::DropOldest {
             return;
         }
-        let mut state = lock(&self.queue.state);
-        let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
-        let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
-        if cells == 0 && self.owed < self.step {
-            return;
-        }
         // If there is no space now: this is called until there is something to take.
-        if self.try_give(self.owed + cells).is_ok_and(|given| given) {
-            (self.owed, state.unused) = (0, 0);
-            state.partials.values_mut().for_each(|partial| partial.is_paid = true);
+        let give = |cells| self.try_give(cells).is_ok_and(|given| given);
+        if self.queue.pay_ahead(self.owed, self.step, give) {
+            self.owed = 0;
         }
     }
 
