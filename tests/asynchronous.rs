@@ -6,9 +6,12 @@ use lapce_ipc::client::asynchronous::AsyncClient;
 use lapce_ipc::client::{
     BreakerOrder, BreakerState, ConnectionState, DeliveryPolicy, RequestOptions, SubscribeOptions,
 };
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
-use support::Broker;
 use support::cut::cut_own;
+use support::{Broker, DEADLINE, wait_until};
 
 async fn connect(broker: &Broker) -> AsyncClient {
     AsyncClient::connect_with(broker.builder().no_reconnect()).await.unwrap()
@@ -185,4 +188,46 @@ async fn what_the_blocking_client_can_do_the_async_one_can_too() {
     let closed = tokio::spawn(async move { client.closed().await.unwrap_err() });
     broker.process().signal("TERM");
     assert!(closed.await.unwrap().is_disconnected());
+}
+
+#[tokio::test]
+async fn an_eviction_that_comes_before_its_subscription_is_told_is_not_lost() {
+    let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", "100")]);
+    let subscriber = connect(&broker).await;
+    let publisher = broker.client();
+    let options = SubscribeOptions { capacity_bytes: 2048, ..SubscribeOptions::default() };
+    let mut subscribes = pin!(subscriber.subscribe_with("t", options));
+    let is_pending = poll_fn(|context| Poll::Ready(subscribes.as_mut().poll(context).is_pending())).await;
+    assert!(is_pending, "it is asked, and from here on nobody looks at what comes");
+    wait_until("the subscription to be in force", || publisher.status().unwrap().subscriptions == 1);
+    for _ in 0..100 {
+        publisher.publish("t", [0; 100]).unwrap();
+    }
+    wait_until("its end", || publisher.status().unwrap().subscriptions == 0);
+    // What is in memory is looked at first, then what the socket has.
+    let mut subscription = subscribes.await.unwrap();
+    let mut messages = 0;
+    let error = loop {
+        match tokio::time::timeout(DEADLINE, subscription.next()).await.expect("the end is told").unwrap() {
+            Ok(_) => messages += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_evicted() && messages > 0, "{error} after {messages} messages");
+}
+
+#[tokio::test]
+async fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
+    let mut broker = Broker::start();
+    let client = connect(&broker).await;
+    client.request("echo", "").await.unwrap();
+    broker.process().stop();
+    let options = RequestOptions { timeout: Some(Duration::from_millis(50)), ..RequestOptions::default() };
+    for (service, body) in [("echo", vec![]), ("echo", vec![0; 1 << 20]), ("unknown", vec![1])] {
+        let asked = tokio::time::timeout(DEADLINE, client.request_with(service, &body, options)).await;
+        assert!(asked.expect("it ends").unwrap_err().is_deadline_exceeded(), "{service}");
+    }
+    broker.process().signal("CONT");
+    assert_eq!(client.request("echo", "hi").await.unwrap(), b"hi");
+    assert_eq!(broker.counter("violations"), 0);
 }

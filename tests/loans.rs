@@ -22,7 +22,7 @@ fn what_is_written_in_place_is_read_in_place() {
         // In two parts and from behind.
         loan.write_at(7, &bytes[7..]);
         loan.write_at(0, &bytes[..7]);
-        loan.publish();
+        loan.publish().unwrap();
         let seen = subscription
             .read_next(|view| {
                 let (mut part, mut whole) = ([0; 5], Vec::new());
@@ -106,7 +106,7 @@ fn another_thread_waits_for_the_loan() {
         });
         assert_eq!(is_done.recv_timeout(Duration::from_millis(50)), Err(RecvTimeoutError::Timeout));
         loan.write_at(0, b"first");
-        loan.publish();
+        loan.publish().unwrap();
         is_done.recv_timeout(DEADLINE).unwrap();
     });
     for expected in ["first", "second"] {

@@ -72,7 +72,7 @@ impl From<client::Error> for Failure {
             error if error.is_error_reply() || error.is_unknown() => Code::ErrorReply,
             error if error.is_invalid_name() => Code::Usage,
             error if error.is_too_large() => Code::TooLarge,
-            error if error.is_no_broker() || error.is_no_responders() || error.is_disconnected() => Code::Unavailable,
+            error if error.is_unreachable() || error.is_no_responders() || error.is_disconnected() => Code::Unavailable,
             error if error.is_version_mismatch() => Code::Protocol,
             error if error.is_not_allowed() => Code::NotAllowed,
             // The breaker, deadlines, lost responders, limits: another time it may work.

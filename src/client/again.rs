@@ -1,7 +1,7 @@
 //! Asking again what may be carried out twice.
 
 use super::error::Result;
-use super::inner::Inner;
+use super::inner::{Inner, deadline};
 use super::request::RequestOptions;
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,27 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether a request is asked again.
 pub(super) struct Again {
-    idempotent: bool,
+    options: RequestOptions,
+    /// When all of it is to be over.
+    until: Option<Instant>,
     /// When its session was lost.
     lost: Option<Instant>,
 }
 
 impl Again {
     pub(super) fn new(options: RequestOptions) -> Again {
-        Again { idempotent: options.idempotent, lost: None }
+        Again { options, until: deadline(options.timeout), lost: None }
+    }
+
+    /// How to ask now: for the time that is left.
+    pub(super) fn options(&self) -> RequestOptions {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        RequestOptions { timeout: left.or(self.options.timeout), ..self.options }
     }
 
     /// After such an outcome: how long to wait before it is asked again; `None`: it is not.
     pub(super) fn pause<T>(&mut self, inner: &Inner, outcome: &Result<T>) -> Option<Duration> {
-        let error = outcome.as_ref().err().filter(|_| self.idempotent)?;
+        let error = outcome.as_ref().err().filter(|_| self.options.idempotent)?;
         if error.is_disconnected() && inner.closed().is_none() {
             self.lost = Some(Instant::now());
             return Some(Duration::ZERO);

@@ -31,6 +31,7 @@ pub use publish::AsyncPublisher;
 pub use serve::{AsyncRequest, AsyncService};
 
 use super::again::Again;
+use super::call_time::late;
 use super::error::Result;
 use super::inner::{Inner, lock};
 use super::link::Step;
@@ -44,6 +45,7 @@ use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -69,6 +71,13 @@ async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result
         ready().map_or(Poll::Pending, |found| Poll::Ready(Ok(found)))
     })
     .await
+}
+
+/// The same, at most until `deadline`.
+async fn within<T>(inner: &Inner, deadline: Option<Instant>, ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let Some(deadline) = deadline else { return until(inner, ready).await };
+    let found = tokio::time::timeout_at(deadline.into(), until(inner, ready)).await;
+    found.unwrap_or_else(|_| Err(super::error::Kind::Timeout.into()))
 }
 
 /// Sorts what arrives for as long as anybody holds the connection.
@@ -142,7 +151,7 @@ impl AsyncClient {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, or in one without time (`enable_time`), which calls need for their deadlines.
     pub async fn connect_with(builder: Builder) -> Result<AsyncClient> {
         let lost = |error: &dyn std::fmt::Display| super::error::Kind::Disconnected(error.to_string());
         let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
@@ -168,13 +177,13 @@ impl AsyncClient {
         &self.inner.limits
     }
 
-    async fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+    async fn ask(&self, deadline: Option<Instant>, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
         let asked = self.inner.start_ask(question)?;
-        until(&self.inner, || asked.answer()).await
+        within(&self.inner, deadline, || asked.answer()).await
     }
 
-    async fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
-        match self.ask(|serial| ClientFrame::Intern { serial, kind, name }).await? {
+    async fn intern(&self, kind: InternKind, name: Topic, deadline: Option<Instant>) -> Result<u32> {
+        match self.ask(deadline, |serial| ClientFrame::Intern { serial, kind, name }).await? {
             BrokerFrame::Interned { id, .. } => Ok(id),
             other => Err(inner::unexpected(&other)),
         }
@@ -223,7 +232,7 @@ impl AsyncClient {
     ) -> Result<Vec<u8>> {
         let mut again = Again::new(options);
         loop {
-            let outcome = self.ask_once(service, payload.as_ref(), options).await;
+            let outcome = self.ask_once(service, payload.as_ref(), again.options()).await;
             match again.pause(&self.inner, &outcome) {
                 None => return outcome,
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -272,18 +281,19 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
+        let ends = inner.call_ends(options);
         let known = lock(&inner.table).services.get(service).copied();
         let id = match known {
             Some(id) => id,
             None => {
-                let id = self.intern(InternKind::Service, Topic::parse(service)?).await?;
+                let id = self.intern(InternKind::Service, Topic::parse(service)?, ends).await.map_err(late)?;
                 lock(&inner.table).services.insert(service.to_owned(), id);
                 id
             }
         };
-        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream)?;
+        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream, ends)?;
         while let Some((at, end)) = body.next_part() {
-            until(inner, || body.step(&mut stream, &payload[at..end])).await??;
+            within(inner, ends, || body.step(&mut stream, &payload[at..end])).await.map_err(late)??;
         }
         Ok(AsyncReplyStream { client: self.clone(), stream })
     }
@@ -350,7 +360,7 @@ impl AsyncReplyStream {
             return None;
         }
         let stream = &self.stream;
-        let found = until(&self.client.inner, || stream.poll()).await.and_then(|found| found);
+        let found = within(&self.client.inner, stream.until(), || stream.poll()).await.and_then(|found| found);
         self.stream.took(found).transpose()
     }
 }

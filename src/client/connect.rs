@@ -1,7 +1,7 @@
 //! Finding the broker and greeting it.
 
 use super::error::{Error, Kind, Result};
-use super::inner::Inner;
+use super::inner::{Inner, deadline};
 use super::retry::ReconnectOptions;
 use super::{Client, Listener, WaitStrategy};
 use crate::shm::doorbell::{ClientBells, ClientDescriptors};
@@ -102,7 +102,7 @@ impl Builder {
         self
     }
 
-    /// How long the greeting may take; 5 seconds unless set.
+    /// How long connecting and the greeting may take together; 5 seconds unless set, `Duration::MAX` for ever.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Builder {
         self.timeout = timeout;
@@ -127,11 +127,13 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses.
+    /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does not
+    /// take us in, or not answer, in time; if an option makes no sense ([`Error::is_invalid_option`]).
     pub fn connect(self) -> Result<Client> {
+        let until = deadline(Some(self.timeout));
         let endpoint = self.endpoint(self.socket.clone().unwrap_or_else(default_socket))?;
-        let socket = endpoint.dial()?;
-        self.greet(endpoint, socket)
+        let socket = endpoint.dial(until)?;
+        self.greet(endpoint, socket, until)
     }
 
     /// Listens at `path` for brokers that dial: the other way round, for a program that is there before its broker, or
@@ -149,12 +151,18 @@ impl Builder {
         let mut endpoint = self.endpoint(path.to_owned())?;
         endpoint.reconnect = None;
         let socket = endpoint.check(socket)?;
-        self.greet(endpoint, socket)
+        self.greet(endpoint, socket, deadline(Some(self.timeout)))
     }
 
     fn endpoint(&self, path: PathBuf) -> Result<Endpoint> {
         let (name, trusted_uids) = (self.name.clone(), self.trusted_uids.clone());
         let (timeout, reconnect) = (self.timeout, self.reconnect.clone());
+        if timeout.is_zero() {
+            return Err(Kind::InvalidOption("timeout is 0, in which no broker can answer".to_owned()).into());
+        }
+        if let Some(options) = &reconnect {
+            options.check().map_err(Kind::InvalidOption)?;
+        }
         let mut endpoint = Endpoint { path, name, nonce: 0, trusted_uids, timeout, reconnect };
         let mut nonce = [0; 8];
         fill_random(&mut nonce).map_err(|error| endpoint.failed(&error))?;
@@ -162,9 +170,9 @@ impl Builder {
         Ok(endpoint)
     }
 
-    fn greet(&self, endpoint: Endpoint, socket: UnixStream) -> Result<Client> {
+    fn greet(&self, endpoint: Endpoint, socket: UnixStream, until: Option<Instant>) -> Result<Client> {
         endpoint.hello(&socket, None)?;
-        let welcome = receive_welcome(&socket, Instant::now() + self.timeout)?;
+        let welcome = receive_welcome(&socket, until)?;
         let inner = Inner::new(socket.into(), welcome, self.wait, endpoint)?;
         Ok(Client { inner: inner.into() })
     }
@@ -172,12 +180,30 @@ impl Builder {
 
 impl Endpoint {
     pub(super) fn failed(&self, error: &io::Error) -> Error {
-        Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error) }.into()
+        // Of whatever else the system may say, nothing tells that nobody is there.
+        let is_there = !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        Kind::Connect { path: self.path.clone(), is_there, reason: explain(&self.path, error) }.into()
     }
 
-    /// Reaches whoever listens.
-    fn dial(&self) -> Result<UnixStream> {
-        self.check(UnixStream::connect(&self.path).map_err(|error| self.failed(&error))?)
+    /// Reaches whoever listens, waiting at its door at most until `until`.
+    fn dial(&self, until: Option<Instant>) -> Result<UnixStream> {
+        let connect = || {
+            let address = SocketAddrUnix::new(&self.path)?;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let socket = UnixStream::from(socket);
+            loop {
+                // The time for a write is also the time for which Linux lets a connect wait for its turn.
+                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                socket.set_write_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
+                match rustix::net::connect(&socket, &address) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    connected => break connected?,
+                }
+            }
+            socket.set_write_timeout(None)?;
+            io::Result::Ok(socket)
+        };
+        self.check(connect().map_err(|error| self.failed(&error))?)
     }
 
     /// The same for who must not wait: a broker with many others at its door is an error.
@@ -210,6 +236,7 @@ fn explain(path: &Path, error: &io::Error) -> String {
             Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => "it is no socket".to_owned(),
             _ => "nobody listens; is the broker running?".to_owned(),
         },
+        io::ErrorKind::WouldBlock => "it takes nobody in: too many wait at its door".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -262,7 +289,7 @@ pub(super) fn greeting(frame: BrokerFrame) -> Result<(Greeted, Limits, control::
     }
 }
 
-fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
+fn receive_welcome(socket: &UnixStream, until: Option<Instant>) -> Result<Welcome> {
     let lost = |error: &dyn std::fmt::Display| Error::from(Kind::Disconnected(format!("no welcome: {error}")));
     let protocol = |error: &dyn std::fmt::Display| Error::from(Kind::Protocol(error.to_string()));
     let mut decoder = FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX);
@@ -271,9 +298,10 @@ fn receive_welcome(socket: &UnixStream, deadline: Instant) -> Result<Welcome> {
         if let Some(body) = decoder.next_frame().map_err(|error| protocol(&error))? {
             break BrokerFrame::decode(body).map_err(|error| protocol(&error))?;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let ready = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        // What is too long to be said is no limit.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let ready = poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref());
         match ready {
             Ok(0) => return Err(lost(&"the broker does not answer")),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

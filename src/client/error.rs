@@ -23,7 +23,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Connect { path: PathBuf, reason: String },
+    Connect { path: PathBuf, is_there: bool, reason: String },
     Listen { path: PathBuf, reason: String },
     UntrustedBroker { path: PathBuf, uid: u32 },
     Version { ours: u16, theirs: u16 },
@@ -37,7 +37,9 @@ pub(crate) enum Kind {
     Name(NameError),
     Failed { code: FailedCode, message: String },
     Evicted { dropped: u64 },
+    InvalidOption(String),
     LoanOutstanding,
+    ViewOutstanding,
     Timeout,
 }
 
@@ -46,9 +48,16 @@ impl Error {
         matches!(&*self.0, Kind::Outcome { outcome, .. } if *outcome == wanted)
     }
 
-    /// No broker listens at the socket.
+    /// No broker listens at the socket: nothing is there, or nobody answers.
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
+        matches!(&*self.0, Kind::Connect { is_there: false, .. })
+    }
+
+    /// The socket cannot be reached: nobody listens ([`Error::is_no_broker`]), or the system does not let us, or the
+    /// broker takes nobody in at present.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
         matches!(&*self.0, Kind::Connect { .. })
     }
 
@@ -124,6 +133,55 @@ impl Error {
         matches!(&*self.0, Kind::Name(_))
     }
 
+    /// The broker did not take the connection in, whatever the reason; [`Error::refused_code`] tells which.
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::{Client, RefusedCode};
+    ///
+    /// match Client::connect() {
+    ///     Err(error) if error.refused_code() == Some(RefusedCode::TooManyConnections) => println!("full"),
+    ///     Err(error) if error.is_refused() => println!("not for us: {error}"),
+    ///     Err(error) if error.is_protocol() => println!("whatever listens there is no broker: {error}"),
+    ///     Err(error) => println!("{error}"),
+    ///     Ok(client) => println!("connection {}", client.id()),
+    /// }
+    /// ```
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(&*self.0, Kind::Refused { .. } | Kind::Version { .. })
+    }
+
+    /// Why the broker did not take the connection in, if it did not.
+    #[must_use]
+    pub fn refused_code(&self) -> Option<RefusedCode> {
+        match &*self.0 {
+            Kind::Refused { code, .. } => Some(*code),
+            Kind::Version { .. } => Some(RefusedCode::Version),
+            _ => None,
+        }
+    }
+
+    /// The other side does not keep to the protocol: it is no broker, or broken.
+    #[must_use]
+    pub fn is_protocol(&self) -> bool {
+        matches!(&*self.0, Kind::Protocol(_))
+    }
+
+    /// The broker does not do what was asked for, and says why; [`Error::failed_code`] tells the kind.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        matches!(&*self.0, Kind::Failed { .. })
+    }
+
+    /// Why the broker does not do what was asked for, if it said so.
+    #[must_use]
+    pub fn failed_code(&self) -> Option<FailedCode> {
+        match &*self.0 {
+            Kind::Failed { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// Client and broker speak different versions of the protocol.
     #[must_use]
     pub fn is_version_mismatch(&self) -> bool {
@@ -153,6 +211,19 @@ impl Error {
         matches!(&*self.0, Kind::LoanOutstanding)
     }
 
+    /// This thread looks at a message in place, and would wait for itself; see
+    /// [`Subscription::read_next`](super::Subscription::read_next).
+    #[must_use]
+    pub fn is_view_outstanding(&self) -> bool {
+        matches!(&*self.0, Kind::ViewOutstanding)
+    }
+
+    /// An option with which a client was to be built makes no sense: its text names it, and the value.
+    #[must_use]
+    pub fn is_invalid_option(&self) -> bool {
+        matches!(&*self.0, Kind::InvalidOption(_))
+    }
+
     /// Nothing came within the time that the caller was ready to wait.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
@@ -164,14 +235,6 @@ impl Error {
     pub fn closing_code(&self) -> Option<ClosingCode> {
         match &*self.0 {
             Kind::Closed { code, .. } => Some(*code),
-            _ => None,
-        }
-    }
-
-    /// Why the broker refused the connection, if it did.
-    pub(super) fn refused_code(&self) -> Option<RefusedCode> {
-        match &*self.0 {
-            Kind::Refused { code, .. } => Some(*code),
             _ => None,
         }
     }
@@ -209,7 +272,8 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Connect { path, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Connect { path, is_there: false, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Connect { path, reason, .. } => write!(f, "cannot reach the broker at {}: {reason}", path.display()),
             Kind::Listen { path, reason } => write!(f, "cannot listen at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
                 write!(
@@ -250,7 +314,11 @@ impl fmt::Display for Error {
             Kind::Evicted { dropped } => {
                 write!(f, "subscription ended: its messages were not taken in time ({dropped} dropped)")
             }
+            Kind::InvalidOption(what) => write!(f, "invalid option: {what}"),
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
+            Kind::ViewOutstanding => {
+                f.write_str("this thread looks at a message in place; what waits comes after that")
+            }
             Kind::Timeout => f.write_str("nothing came in time"),
         }
     }

@@ -66,11 +66,13 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
     let serial = match frame {
         BrokerFrame::Subscribed { serial, subscription } => {
             if let Some(queue) = table.subscribing.remove(serial) {
-                for (_, message) in table.orphans.extract_if(.., |(id, _)| id == subscription) {
-                    queue.push(message, slot_size);
+                for (_, early) in table.orphans.extract_if(.., |(id, _)| id == subscription) {
+                    queue.receive(early, slot_size);
                 }
                 queue.id.store(u64::from(*subscription), Ordering::Relaxed);
-                table.subscriptions.insert(*subscription, queue);
+                if queue.end().is_none() {
+                    table.subscriptions.insert(*subscription, queue);
+                }
             }
             *serial
         }

@@ -1,8 +1,4 @@
-//! What all handles of a connection share, and how any of them waits.
-//!
-//! Whoever waits looks for its own thing; if it is not there it tries to become the reader. The one that succeeds sorts
-//! what arrives into everybody's queues, spins and sleeps; the others sleep on a condition variable. When the reader
-//! has got what it wanted it wakes them, and one of them becomes the reader.
+//! What all handles of a connection share.
 //!
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
@@ -12,20 +8,18 @@ use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
 use super::link::Link;
-#[cfg(feature = "tokio")]
-use super::link::Step;
 use super::outgoing::Outgoing;
+use super::queue::{Early, Queue};
 use super::reader::Reader;
 use super::request::Pending;
 use super::serve::{Arrived, Inbox};
 use super::session::{Restored, Restoring};
-use super::state::{ConnectionState, States};
-use super::subscription::{Message, Queue};
+use super::state::{ConnectionState, Down, States};
 use crate::shm::doorbell::{ClientBells, Nest};
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
 use crate::shm::segment::Segment;
-use crate::sync::{AtomicU64, Ordering, Site, fence};
+use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
 use crate::wire::name::Topic;
 use std::collections::HashMap;
@@ -82,15 +76,6 @@ impl Hasher for IdHasher {
     }
 }
 
-/// What somebody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    /// Something that a record in the egress ring brings.
-    Record,
-    /// Something else, of which a bell tells.
-    Bell,
-}
-
 /// Who waits for what arrives.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -99,10 +84,12 @@ pub(super) struct Table {
     /// step: messages may come before the answer that tells their number, and wait as `orphans`.
     pub(super) subscribing: HashMap<u32, Arc<Queue>>,
     pub(super) serving: HashMap<u32, Arc<Inbox>>,
-    pub(super) orphans: Vec<(u32, Message)>,
+    pub(super) orphans: Vec<(u32, Early)>,
     pub(super) orphan_calls: Vec<(u32, Arrived)>,
     pub(super) requests: Vec<RequestSlot>,
     pub(super) free_requests: Vec<u32>,
+    /// Places of requests that have ended here, and whose cancels wait for space.
+    pub(super) owed_cancels: Vec<u32>,
     pub(super) inboxes: HashMap<u32, Arc<Inbox>>,
     pub(super) calls: HashMap<u64, Arc<Incoming>>,
     pub(super) answers: HashMap<u32, Option<BrokerFrame>>,
@@ -119,6 +106,7 @@ pub(super) struct Table {
     pub(super) restoring: HashMap<u32, Restoring>,
     pub(super) restored: Vec<Restored>,
     pub(super) closed: Option<Error>,
+    down: Arc<Down>,
     pub(super) states: States,
     /// Why the broker is about to close the connection.
     pub(super) closing: Option<Error>,
@@ -132,10 +120,27 @@ impl Table {
         self.wakers.drain(..).for_each(std::task::Waker::wake);
     }
 
+    /// Something came for a subscription. If its number is not known yet, it waits.
+    pub(super) fn tell_subscription(&mut self, subscription: u32, what: Early, slot_size: u32) {
+        match self.subscriptions.get(&subscription) {
+            Some(queue) => queue.receive(what, slot_size),
+            None if !self.subscribing.is_empty() => {
+                if let Early::Dropped(_) = what {
+                    // Each says how many there were so far.
+                    self.orphans.retain(|(id, early)| *id != subscription || !matches!(early, Early::Dropped(_)));
+                }
+                self.orphans.push((subscription, what));
+            }
+            // It crossed our `unsubscribe`.
+            None => {}
+        }
+    }
+
     /// The connection has ended, for the first reason that is told.
     pub(super) fn close(&mut self, error: Error) {
         if self.closed.is_none() {
             self.set_state(ConnectionState::Closed { reason: error.clone() });
+            self.down.end(error.clone());
             self.closed = Some(error);
         }
     }
@@ -158,16 +163,19 @@ pub(crate) struct Inner {
     pub(super) table: Mutex<Table>,
     pub(super) endpoint: Endpoint,
     pub(super) outgoing: Mutex<Outgoing>,
-    reader: Mutex<Reader>,
+    pub(super) reader: Mutex<Reader>,
+    /// The thread that looks at a record in the ring, as a number; 0: none. It has the reader role.
+    pub(super) viewer: AtomicU64,
     /// How many sleep on `turn`, and what tells them that it is time to look again.
-    followers: AtomicU64,
-    turns: Mutex<u64>,
-    turn: Condvar,
+    pub(super) followers: AtomicU64,
+    pub(super) turns: Mutex<u64>,
+    pub(super) turn: Condvar,
     serial: AtomicU64,
-    /// Not 0 while a publisher has to look after the connection.
-    down: AtomicU64,
     /// Not 0 while something was posted that had no space yet: see `posted`.
     pub(super) has_posted: AtomicU64,
+    /// Not 0 while cancels wait for space.
+    pub(super) owes_cancels: AtomicU64,
+    pub(super) down: Arc<Down>,
 }
 
 impl Inner {
@@ -182,22 +190,25 @@ impl Inner {
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Inner::ends(&segment, &bells, limits.slot_size);
+        let down: Arc<Down> = Arc::default();
         Ok(Inner {
             connection: AtomicU64::new(u64::from(greeted.connection)),
             limits,
             wait,
             nest,
             lanes: [Lane::new(bulk), Lane::new(express)],
-            table: Mutex::default(),
+            table: Mutex::new(Table { down: down.clone(), ..Table::default() }),
             endpoint,
             outgoing: Mutex::new(Outgoing::new(socket)),
             reader: Mutex::new(Reader::new(segment, egress, bells, link)),
+            viewer: AtomicU64::new(0),
             followers: AtomicU64::new(0),
             turns: Mutex::new(0),
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
-            down: AtomicU64::new(0),
             has_posted: AtomicU64::new(0),
+            owes_cancels: AtomicU64::new(0),
+            down,
         })
     }
 
@@ -242,179 +253,11 @@ impl Inner {
         lock(&self.table).closed.clone()
     }
 
-    /// Waits until `ready` gives something, the connection ends, or `deadline` is past. `ready` is called often, with
-    /// no lock held but perhaps the reader role; it may place records, and must not wait.
-    pub(super) fn wait_until<T>(&self, deadline: Option<Instant>, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        self.wait_for(What::Record, deadline, |_| ready())
-    }
-
-    /// As [`Inner::wait_until`], for what no record brings but a bell: space in a lane, or an answer over the socket.
-    /// To spin for that would be in vain.
-    pub(super) fn wait_for_bell<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        self.wait_for(What::Bell, None, |_| ready())
-    }
-
-    /// As [`Inner::wait_until`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
-    /// itself.
-    pub(super) fn wait_reading<T>(&self, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
-        self.wait_for(What::Record, None, ready)
-    }
-
-    fn wait_for<T>(
-        &self,
-        what: What,
-        deadline: Option<Instant>,
-        mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        loop {
-            if let Some(reader) = try_lock(&self.reader) {
-                return self.lead(reader, what, deadline, &mut ready);
-            }
-            // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
-            self.followers.fetch_add(1, Ordering::SeqCst);
-            fence(Site::Sleep);
-            let seen = *lock(&self.turns);
-            let result = match try_lock(&self.reader) {
-                Some(reader) => Some(self.lead(reader, what, deadline, &mut ready)),
-                None => match ready(None) {
-                    Some(found) => Some(Ok(found)),
-                    // What arrived before the end was sorted before the end was told: it may be ours.
-                    None => match self.closed() {
-                        Some(closed) => Some(ready(None).ok_or(closed)),
-                        None => self.follow(seen, deadline),
-                    },
-                },
-            };
-            self.followers.fetch_sub(1, Ordering::SeqCst);
-            if let Some(result) = result {
-                return result;
-            }
-        }
-    }
-
-    fn lead<T>(
-        &self,
-        mut reader: MutexGuard<'_, Reader>,
-        what: What,
-        deadline: Option<Instant>,
-        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        let result = self.read(&mut reader, what, deadline, ready);
-        drop(reader);
-        self.pass_on();
-        result
-    }
-
-    fn read<T>(
-        &self,
-        reader: &mut Reader,
-        what: What,
-        deadline: Option<Instant>,
-        ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
-    ) -> Result<T> {
-        let mut last_look = false;
-        loop {
-            // Its own thing may be in the ring: taken there, it need not pass through a queue.
-            if let Some(found) = ready(Some(reader)) {
-                return Ok(found);
-            }
-            if reader.sort(self) > 0 {
-                if let Some(found) = ready(Some(reader)) {
-                    return Ok(found);
-                }
-                self.pass_on();
-                continue;
-            }
-            if let Some(closed) = self.closed() {
-                return Err(closed);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                if std::mem::replace(&mut last_look, true) {
-                    return Err(Kind::Timeout.into());
-                }
-                // Who never waits long enough to sleep must learn of the socket, too.
-                reader.look_at_bells(self, Some(Duration::ZERO));
-                reader.step(self);
-                continue;
-            }
-            if reader.wait(self, what, deadline) {
-                // Whom the bell was for is not known: a lane may have space.
-                self.pass_on();
-            }
-        }
-    }
-
-    /// Sleeps until the reader has sorted something or left. `None`: look again.
-    fn follow<T>(&self, seen: u64, deadline: Option<Instant>) -> Option<Result<T>> {
-        let mut turns = lock(&self.turns);
-        while *turns == seen {
-            turns = match deadline {
-                None => self.turn.wait(turns).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Some(Err(Kind::Timeout.into()));
-                    }
-                    self.turn.wait_timeout(turns, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-        None
-    }
-
-    /// The reader has sorted something, or leaves: the others look.
-    fn pass_on(&self) {
-        fence(Site::Wake);
-        if self.followers.load(Ordering::SeqCst) > 0 {
-            *lock(&self.turns) += 1;
-            self.turn.notify_all();
-        }
-    }
-
-    /// Sorts what has arrived, without waiting.
-    pub(super) fn sort_now(&self) {
-        if let Some(mut reader) = try_lock(&self.reader) {
-            while reader.sort(self) > 0 {}
-            drop(reader);
-            self.pass_on();
-        }
-    }
-
-    /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once
-    /// more.
-    #[cfg(feature = "tokio")]
-    pub(super) fn drive(&self) -> Step {
-        let Some(mut reader) = try_lock(&self.reader) else { return Step::Changed };
-        reader.look_at_bells(self, Some(Duration::ZERO));
-        let mut step = reader.step(self);
-        while reader.sort(self) > 0 {}
-        if !reader.arm() {
-            step = Step::Changed;
-        }
-        drop(reader);
-        // Whom the bell was for is not known: a lane may have space.
-        let wakers = std::mem::take(&mut lock(&self.table).wakers);
-        wakers.into_iter().for_each(std::task::Waker::wake);
-        self.pass_on();
-        step
-    }
-
-    /// Whether the connection was lost when a publisher last looked.
+    /// An error if the connection has ended: what was placed now would be lost. Otherwise, whether it was lost, and
+    /// looked for, when a publisher last looked.
     #[inline]
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed) > 0
-    }
-
-    /// For who does not wait: notices that the broker has gone, and goes on looking for it. Another thread that waits
-    /// does so anyway.
-    #[cold]
-    pub(super) fn look_after_link(&self) {
-        let Some(mut reader) = try_lock(&self.reader) else { return };
-        reader.look_at_bells(self, Some(Duration::ZERO));
-        let _ = reader.step(self);
-        self.down.store(u64::from(reader.is_away()), Ordering::Relaxed);
-        drop(reader);
-        self.pass_on();
+    pub(super) fn look_up(&self) -> Result<bool> {
+        self.down.look()
     }
 
     /// A number that has not been used before.
@@ -430,8 +273,16 @@ impl Inner {
 
     /// Asks a question over the control socket and waits for the answer.
     pub(super) fn ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+        self.ask_until(None, question)
+    }
+
+    pub(super) fn ask_until(
+        &self,
+        deadline: Option<Instant>,
+        question: impl FnOnce(u32) -> ClientFrame,
+    ) -> Result<BrokerFrame> {
         let asked = self.start_ask(question)?;
-        self.wait_for_bell(|| asked.answer())
+        self.wait_for_bell_until(deadline, || asked.answer())
     }
 
     /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put;

@@ -15,6 +15,7 @@ use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -75,9 +76,19 @@ impl Lane {
     /// The producer role, between two messages.
     #[inline]
     pub(super) fn claim(&self) -> Result<MutexGuard<'_, Producing>> {
+        self.claim_until(None)
+    }
+
+    /// The same; the message of another thread is waited for until `deadline`.
+    #[inline]
+    pub(super) fn claim_until(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, Producing>> {
         let mut producing = self.claim_within()?;
         while producing.is_taken {
-            producing = self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner);
+            producing = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return Err(Kind::Timeout.into()),
+                Some(left) => self.whole.wait_timeout(producing, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
         Ok(producing)
     }
@@ -307,8 +318,9 @@ impl Inner {
     ///
     /// # Errors
     ///
-    /// If the call was of another session.
+    /// If the call was of another session, or the connection has ended.
     pub(super) fn try_express(&self, session: u64, header: &Header, payload: &[u8]) -> Result<bool> {
+        self.look_up()?;
         let mut lane = self.express().claim()?;
         if lane.session != session {
             return Err(Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into());
@@ -318,21 +330,8 @@ impl Inner {
 
     /// Places a record that is about no call. Never waits.
     pub(super) fn try_express_anyway(&self, header: &Header, payload: &[u8]) -> Result<bool> {
+        self.look_up()?;
         self.express().claim()?.try_push(header, payload)
-    }
-
-    /// Places a record that is about no call in the express lane, waiting for space if need be.
-    pub(super) fn push_express(&self, header: &Header) -> Result<()> {
-        let place = || self.try_express_anyway(header, &[]);
-        if place()? {
-            return Ok(());
-        }
-        // The role is claimed for each try anew: whoever reads meanwhile may have to place records too.
-        self.wait_for_bell(|| match place() {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
-        })?
     }
 
     /// Publishes a message of any size, waiting for space if need be.
@@ -377,7 +376,8 @@ impl Inner {
     #[cfg(feature = "tokio")]
     pub(super) fn try_parts(&self, message: &mut Parts, payload: &[u8]) -> Option<Result<()>> {
         let keep = self.endpoint.reconnect.is_some();
-        let placed = self.bulk().claim().and_then(|mut lane| message.place(&mut lane, payload, keep));
+        let lane = self.look_up().and_then(|_| self.bulk().claim());
+        let placed = lane.and_then(|mut lane| message.place(&mut lane, payload, keep));
         match placed {
             Ok(false) => None,
             placed => Some(placed.map(|_| ())),
@@ -405,9 +405,15 @@ impl Inner {
         lane.send_again().unwrap_or(true)
     }
 
-    /// A message's length, if it is not too large.
+    /// A message's length, if it is not too large, nor one of several records from where nothing may wait: it could
+    /// be begun and not ended.
+    #[inline]
     pub(super) fn check_size(&self, len: usize) -> Result<u32> {
         let max = self.limits.max_message_size;
-        u32::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| Kind::TooLarge { len, max }.into())
+        let len = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
+        if len > self.limits.slot_size {
+            self.may_wait()?;
+        }
+        Ok(len)
     }
 }

@@ -40,7 +40,8 @@ enum Line {
     /// Until the next attempt.
     Waiting(Retry),
     /// Hello was said.
-    Greeting(Arc<UnixStream>, Retry, Instant),
+    /// It is to be answered until then; `None`: whenever.
+    Greeting(Arc<UnixStream>, Retry, Option<Instant>),
     /// Another broker has greeted us: it is asked for what the session had at the last one.
     Restoring(Arc<UnixStream>, Box<Welcome>),
     /// Nothing comes any more.
@@ -172,7 +173,8 @@ impl Link {
         let (due, is_greeting) = match &self.line {
             Line::Up(_) | Line::Restoring(..) | Line::Down => return Step::Rest,
             Line::Waiting(retry) => (retry.at(), false),
-            Line::Greeting(_, _, until) => (*until, true),
+            Line::Greeting(_, _, None) => return Step::Rest,
+            Line::Greeting(_, _, Some(until)) => (*until, true),
         };
         let now = Instant::now();
         if now < due {
@@ -198,13 +200,13 @@ impl Link {
             Ok(socket) => {
                 self.decoder = FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX);
                 self.descriptors.clear();
-                self.line = Line::Greeting(socket.into(), retry, now + endpoint.timeout);
+                self.line = Line::Greeting(socket.into(), retry, now.checked_add(endpoint.timeout));
                 lock(&inner.table).set_state(ConnectionState::Connecting);
             }
             Err(error) if error.is_not_allowed() => self.close(inner, error),
             Err(error) => {
                 if error.is_no_broker() {
-                    session::end_requests(inner);
+                    inner.end_requests();
                 }
                 self.line = Line::Waiting(retry);
                 self.failed(inner, &error.to_string());

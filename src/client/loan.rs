@@ -38,6 +38,7 @@ impl<'a> Loan<'a> {
         let slot_size = inner.limits.slot_size;
         let len =
             u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
+        inner.look_up()?;
         loop {
             let mut lane = inner.bulk().claim()?;
             if reserve(&mut lane, len)? {
@@ -90,13 +91,19 @@ impl<'a> Loan<'a> {
     }
 
     /// Publishes what was written.
-    pub fn publish(mut self) {
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended meanwhile.
+    pub fn publish(mut self) -> Result<()> {
+        self.inner.look_up()?;
         let (flags, id, total, seq) = (Flags::WHOLE, self.topic, self.len, self.lane.next_sequence(self.topic));
         let header = Header { flags, id, total, seq, ..Header::new(RecordKind::Publish) };
-        if let Ok(Some(slot)) = self.lane.producer.reserve(self.len) {
+        if let Some(slot) = self.lane.producer.reserve(self.len).map_err(broken)? {
             slot.publish(&header.to_words(), self.len);
         }
         // What remains, and waking the router, is the drop's.
+        Ok(())
     }
 }
 

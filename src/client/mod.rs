@@ -18,12 +18,15 @@
 //! |---|---|
 //! | `connect` | finding the broker, greeting it |
 //! | `listen` | being found by brokers that dial |
-//! | `inner` | what all handles of a connection share; how anybody waits |
+//! | `inner` | what all handles of a connection share |
+//! | `waiting`, `roles` | how anybody waits |
 //! | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
 //! | `retry`, `state` | when to try again; what the user sees of it |
 //! | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
+//! | `call_time`, `cancels` | calls that this side ends by itself |
+//! | `queue` | messages that wait for their subscription's owner |
 //! | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
@@ -34,6 +37,8 @@ mod answer;
 mod asked;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
+mod call_time;
+mod cancels;
 mod connect;
 mod error;
 mod frames;
@@ -45,10 +50,12 @@ mod loan;
 mod outgoing;
 mod posted;
 mod publish;
+mod queue;
 mod reader;
 mod report;
 mod request;
 mod retry;
+mod roles;
 mod seen;
 mod serve;
 mod session;
@@ -56,10 +63,11 @@ mod state;
 mod subscription;
 mod unsent;
 mod view;
+mod waiting;
 
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
-pub use crate::wire::control::{QuantileStatus, ServiceStatus, SessionState, StatusReport};
+pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use answer::{Reply, Request};

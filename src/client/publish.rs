@@ -1,11 +1,12 @@
 //! Publishing.
 
-use super::error::Result;
-use super::inner::{Inner, lock, unexpected};
+use super::error::{Kind, Result};
+use super::inner::{Inner, deadline, lock, unexpected};
 use super::loan::Loan;
 use super::{Client, Topic};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 impl Client {
     /// Publishes `payload` on `topic`. It returns when the message is on its way; see [`Client::flush`].
@@ -55,8 +56,24 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn flush(&self) -> Result<()> {
-        let number = self.inner.start_flush()?;
-        self.inner.wait_until(None, || self.inner.is_flushed(number).then_some(()))
+        self.inner.flush(None)
+    }
+
+    /// The same, at most for `timeout`. What was published stays published if it is over before all is routed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_timeout`](super::Error::is_timeout), or if the connection has ended.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// client.publish("lapce.saved", "main.rs")?;
+    /// client.flush_timeout(Duration::from_secs(1))?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn flush_timeout(&self, timeout: Duration) -> Result<()> {
+        self.inner.flush(deadline(Some(timeout)))
     }
 }
 
@@ -95,6 +112,25 @@ impl Publisher {
         self.inner.publish(self.topic, payload.as_ref())
     }
 
+    /// Publishes `payload`, at most [`Limits::slot_size`](super::Limits::slot_size) bytes, if there is space at once.
+    /// `Ok(false)`: there is none, and nothing was published.
+    ///
+    /// # Errors
+    ///
+    /// If the message is too large or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let cursor = client.publisher("lapce.cursor")?;
+    /// if !cursor.try_publish("17:4")? {
+    ///     // The next position will do.
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn try_publish(&self, payload: impl AsRef<[u8]>) -> Result<bool> {
+        self.inner.try_publish(self.topic, payload.as_ref())
+    }
+
     /// Lends space for a message of `len` bytes, at most [`Limits::slot_size`](super::Limits::slot_size), to be written
     /// in place.
     ///
@@ -108,7 +144,7 @@ impl Publisher {
     /// let mut loan = publisher.loan(8)?;
     /// loan.write_at(0, &17u32.to_le_bytes());
     /// loan.write_at(4, &4u32.to_le_bytes());
-    /// loan.publish();
+    /// loan.publish()?;
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn loan(&self, len: usize) -> Result<Loan<'_>> {
@@ -122,13 +158,13 @@ impl Inner {
         if let Some(id) = lock(&self.table).topics.get(name) {
             return Ok(*id);
         }
-        let id = self.intern(InternKind::Topic, Topic::parse(name)?)?;
+        let id = self.intern(InternKind::Topic, Topic::parse(name)?, None)?;
         // One number for all threads, if two have asked at the same time: messages are counted by it.
         Ok(*lock(&self.table).topics.entry(name.to_owned()).or_insert(id))
     }
 
-    pub(super) fn intern(&self, kind: InternKind, name: Topic) -> Result<u32> {
-        match self.ask(|serial| ClientFrame::Intern { serial, kind, name })? {
+    pub(super) fn intern(&self, kind: InternKind, name: Topic, deadline: Option<Instant>) -> Result<u32> {
+        match self.ask_until(deadline, |serial| ClientFrame::Intern { serial, kind, name })? {
             BrokerFrame::Interned { id, .. } => Ok(id),
             other => Err(unexpected(&other)),
         }
@@ -137,10 +173,11 @@ impl Inner {
     #[inline]
     pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
         let total = self.check_size(payload.len())?;
+        let is_away = self.look_up()?;
         if total <= self.limits.slot_size {
             let mut lane = self.bulk().claim()?;
             if lane.try_publish(topic, total, payload)? {
-                if lane.should_look() || self.is_down() {
+                if lane.should_look() || is_away {
                     drop(lane);
                     self.look_after_link();
                 }
@@ -150,14 +187,35 @@ impl Inner {
         self.publish_waiting(topic, total, payload)
     }
 
-    fn start_flush(&self) -> Result<u64> {
+    fn try_publish(&self, topic: u32, payload: &[u8]) -> Result<bool> {
+        let (len, max) = (payload.len(), self.limits.slot_size);
+        let total = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
+        let is_away = self.look_up()?;
+        let mut lane = self.bulk().claim_within()?;
+        let is_published = lane.is_free() && lane.try_publish(topic, total, payload)?;
+        // Nobody else may look after the connection: this one never waits.
+        let should_look = !is_published || lane.should_look() || is_away;
+        drop(lane);
+        if should_look {
+            self.look_after_link();
+        }
+        Ok(is_published)
+    }
+
+    fn flush(&self, deadline: Option<Instant>) -> Result<()> {
+        let number = self.start_flush(deadline)?;
+        self.wait_until(deadline, || self.is_flushed(number).then_some(()))
+    }
+
+    fn start_flush(&self, deadline: Option<Instant>) -> Result<u64> {
+        self.look_up()?;
         loop {
             // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
-            let placed = self.try_flush(&mut *self.bulk().claim()?);
+            let placed = self.try_flush(&mut *self.bulk().claim_until(deadline)?);
             if let Some(number) = placed {
                 return number;
             }
-            let placed = self.wait_for_bell(|| match self.bulk().claim_within() {
+            let placed = self.wait_for_bell_until(deadline, || match self.bulk().claim_within() {
                 Ok(mut lane) if lane.is_free() => self.try_flush(&mut lane).map(|placed| placed.map(Some)),
                 // Within another's message: wait for its end, not for space.
                 Ok(_) => Some(Ok(None)),

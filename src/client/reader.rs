@@ -7,13 +7,15 @@ use super::WaitStrategy;
 use super::answer::{Incoming, give_up};
 use super::error::{Kind, Result};
 use super::frames;
-use super::inner::{ById, Inner, Table, What, lock};
+use super::inner::{ById, Inner, Table, lock};
 use super::link::{Got, Link, Step};
+use super::queue::Early;
 use super::request::Failure;
 use super::seen::Seen;
 use super::serve::Arrived;
 use super::session;
-use super::subscription::{End, Message};
+use super::subscription::Message;
+use super::waiting::What;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;
@@ -23,6 +25,7 @@ use crate::wire::control::ClosingCode;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -99,6 +102,7 @@ impl Reader {
     /// Carries out what is due about the connection.
     pub(super) fn step(&mut self, inner: &Inner) -> Step {
         inner.place_posted();
+        inner.place_cancels();
         if self.has_unsent {
             // If there is no space now, a bell says when there is.
             self.has_unsent = !inner.send_again();
@@ -149,7 +153,8 @@ impl Reader {
         }
     }
 
-    /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed.
+    /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed,
+    /// also if `read` panics.
     pub(super) fn take_in_place<T>(
         &mut self,
         subscription: u32,
@@ -165,12 +170,12 @@ impl Reader {
         }
         let named = self.names.get_mut(&header.id2)?;
         named.seen.note(own, header.origin, header.seq, false);
-        let result = read(&named.topic, &header, &self.egress, &record);
+        let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
         self.egress.advance(&record);
         if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
             self.give_back();
         }
-        Some(result)
+        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     fn dispatch(&mut self, inner: &Inner, table: &mut Table, record: &Record) -> Result<()> {
@@ -206,19 +211,15 @@ impl Reader {
                 self.partials.remove(&(header.id, header.origin));
                 if let Some(queue) = table.subscriptions.get(&header.id) {
                     queue.abort(header.origin);
-                    queue.set_dropped(header.dropped);
                 }
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
             }
             RecordKind::Dropped => {
-                if let Some(queue) = table.subscriptions.get(&header.id) {
-                    queue.set_dropped(header.dropped);
-                }
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
             }
             RecordKind::Evicted => {
-                if let Some(queue) = table.subscriptions.remove(&header.id) {
-                    queue.set_dropped(header.dropped);
-                    queue.end(End::Evicted);
-                }
+                table.tell_subscription(header.id, Early::Evicted(header.dropped), inner.limits.slot_size);
+                table.subscriptions.remove(&header.id);
                 self.partials.retain(|(subscription, _), _| *subscription != header.id);
             }
             RecordKind::SetAside => table.set_aside += 1,
@@ -270,15 +271,11 @@ impl Reader {
             return Ok(());
         }
         let message = Message::new(named.topic.clone(), payload, header);
-        match queue {
-            Some(queue) => {
-                if header.dropped > 0 {
-                    queue.set_dropped(header.dropped);
-                }
-                queue.push(message, inner.limits.slot_size);
-            }
-            None => table.orphans.push((header.id, message)),
+        let slot_size = inner.limits.slot_size;
+        if header.dropped > 0 {
+            table.tell_subscription(header.id, Early::Dropped(header.dropped), slot_size);
         }
+        table.tell_subscription(header.id, Early::Message(message), slot_size);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Requests: one reply, or a stream of chunks.
 
 use super::again::Again;
+use super::call_time::late;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
@@ -10,12 +11,15 @@ use crate::wire::control::InternKind;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How to ask.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
-    /// How long the whole call may take; `None`: what the broker says. The broker keeps the time.
+    /// How long the whole call may take, sent anew or not; `None`: what the broker says
+    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). The broker keeps the time,
+    /// for it also tells the responder. If it says nothing, because it is stopped or overrun, the call ends here with
+    /// the same outcome, a quarter of a second after its time.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
     /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
@@ -144,17 +148,21 @@ impl Pending {
         lock(&self.0).end.is_some()
     }
 
-    /// Takes credit for a part of the body. `None`: the call is over; otherwise whether there was enough.
-    fn spend_body_credit(&self, cells: u32) -> Option<bool> {
+    /// Places a part of the body by `place` if there is credit for it, and takes that. `None`: the call is over.
+    fn send(&self, cells: u32, place: impl FnOnce() -> Result<bool>) -> Option<Result<bool>> {
+        // Locked until it is placed, so that the cancel of a call that ends meanwhile comes behind it.
         let mut state = lock(&self.0);
         if state.end.is_some() {
             return None;
         }
-        let enough = state.body_credit >= cells;
-        if enough {
+        if state.body_credit < cells {
+            return Some(Ok(false));
+        }
+        let placed = place();
+        if let Ok(true) = placed {
             state.body_credit -= cells;
         }
-        Some(enough)
+        Some(placed)
     }
 }
 
@@ -177,6 +185,8 @@ pub struct ReplyStream {
     generation: u32,
     /// In which of the client's sessions it was asked.
     session: u64,
+    /// When it ends here, if the broker says nothing.
+    until: Option<Instant>,
     done: bool,
     /// Its first record is placed.
     is_asked: bool,
@@ -217,7 +227,7 @@ impl Client {
     pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
         let mut again = Again::new(options);
         loop {
-            let outcome = self.ask_once(service, payload.as_ref(), options);
+            let outcome = self.ask_once(service, payload.as_ref(), again.options());
             match again.pause(&self.inner, &outcome) {
                 None => return outcome,
                 // What arrives is sorted meanwhile, and the end of the connection is told by the next try.
@@ -271,13 +281,14 @@ impl Client {
     fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
-        let service = inner.service(service)?;
-        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream)?;
+        let until = inner.call_ends(options);
+        let service = inner.service(service, until).map_err(late)?;
+        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream, until)?;
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
             if !body.try_send(&mut stream, part)? {
-                inner.wait_until(None, || body.step(&mut stream, part))??;
+                inner.wait_until(until, || body.step(&mut stream, part)).map_err(late)??;
             }
         }
         Ok(stream)
@@ -290,7 +301,8 @@ pub(super) struct Body {
     total: usize,
     at: usize,
     part: usize,
-    spent: bool,
+    /// There is no more to be sent, though nothing was of a body that is empty.
+    done: bool,
 }
 
 impl Body {
@@ -300,6 +312,7 @@ impl Body {
         total: usize,
         options: RequestOptions,
         stream: bool,
+        until: Option<Instant>,
     ) -> Result<(ReplyStream, Body)> {
         let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells));
         let (slot, generation, session) = inner.request_slot(pending.clone())?;
@@ -312,37 +325,31 @@ impl Body {
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             ..Header::new(RecordKind::Request)
         };
-        let stream =
-            ReplyStream { inner: inner.clone(), pending, slot, generation, session, done: false, is_asked: false };
         let part = inner.limits.slot_size as usize;
-        Ok((stream, Body { header, total, at: 0, part, spent: false }))
+        let (inner, is_asked) = (inner.clone(), false);
+        let stream = ReplyStream { inner, pending, slot, generation, session, until, done: false, is_asked };
+        Ok((stream, Body { header, total, at: 0, part, done: false }))
     }
 
     /// The next part to send, as a range of the body.
     pub(super) fn next_part(&self) -> Option<(usize, usize)> {
-        let whole = self.at == 0 && self.total == 0 && !self.spent;
-        (self.at < self.total || whole).then(|| (self.at, self.total.min(self.at + self.part)))
+        (!self.done).then(|| (self.at, self.total.min(self.at + self.part)))
     }
 
     /// Sends the part if credit and space allow. `true`: it is sent, or the call is over and need not be.
     pub(super) fn try_send(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Result<bool> {
         let cells = cells_for(part.len() as u32);
-        match stream.pending.spend_body_credit(if self.spent { 0 } else { cells }) {
-            Some(true) => self.spent = true,
-            Some(false) => return Ok(false),
-            None => {
-                (self.at, self.total, self.spent) = (0, 0, true);
-                return Ok(true);
-            }
-        }
         let flags = part_flags(self.at, part.len(), self.total);
         let header = Header { flags: self.header.flags.with(flags), ..self.header };
-        if !stream.inner.try_express(stream.session, &header, part)? {
-            return Ok(false);
+        match stream.pending.send(cells, || stream.inner.try_express(stream.session, &header, part)) {
+            Some(Ok(true)) => {
+                stream.is_asked = true;
+                self.at += part.len();
+                self.done = self.at == self.total;
+            }
+            Some(not_now) => return not_now,
+            None => self.done = true,
         }
-        stream.is_asked = true;
-        self.at += part.len();
-        self.spent = self.total == 0;
         Ok(true)
     }
 
@@ -359,11 +366,11 @@ impl Body {
 
 impl Inner {
     /// The broker's number for a service.
-    pub(super) fn service(&self, name: &str) -> Result<u32> {
+    fn service(&self, name: &str, deadline: Option<Instant>) -> Result<u32> {
         if let Some(id) = lock(&self.table).services.get(name) {
             return Ok(*id);
         }
-        let id = self.intern(InternKind::Service, Topic::parse(name)?)?;
+        let id = self.intern(InternKind::Service, Topic::parse(name)?, deadline)?;
         lock(&self.table).services.insert(name.to_owned(), id);
         Ok(id)
     }
@@ -410,9 +417,15 @@ impl ReplyStream {
         if self.done {
             return Ok(None);
         }
-        let (inner, deadline) = (&self.inner, deadline(timeout));
-        let found = inner.wait_until(deadline, || self.poll()).and_then(|found| found);
+        let until = deadline(timeout).into_iter().chain(self.until).min();
+        let found = self.inner.wait_until(until, || self.poll()).and_then(|found| found);
         self.took(found)
+    }
+
+    /// When it ends here, if the broker says nothing.
+    #[cfg(feature = "tokio")]
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
     }
 
     /// Notes whether there is more to come.
@@ -426,9 +439,13 @@ impl ReplyStream {
                 self.done = true;
                 Ok(None)
             }
+            Err(error) if error.is_timeout() && self.until.is_none_or(|until| Instant::now() < until) => Err(error),
             Err(error) => {
-                self.done = !error.is_timeout();
-                Err(error)
+                self.done = true;
+                if error.is_timeout() {
+                    self.inner.give_up(self.slot, self.generation, Outcome::DeadlineExceeded);
+                }
+                Err(late(error))
             }
         }
     }
@@ -481,7 +498,6 @@ impl Drop for ReplyStream {
         if !self.is_asked {
             return self.inner.forget_request(self.slot, self.generation);
         }
-        let cancel = Header { id: self.slot, id2: self.generation, ..Header::new(RecordKind::Cancel) };
-        self.inner.post(self.session, &cancel, &[]);
+        self.inner.give_up(self.slot, self.generation, Outcome::Cancelled);
     }
 }

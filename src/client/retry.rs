@@ -38,6 +38,19 @@ impl Default for ReconnectOptions {
     }
 }
 
+impl ReconnectOptions {
+    /// What makes no sense in them, if anything.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.jitter {
+            jitter if (0.0..=1.0).contains(&jitter) => Ok(()),
+            jitter => Err(format!("jitter is {jitter}, not within 0 and 1")),
+        }
+    }
+}
+
+/// What is beyond the clock's end is as good as never: 136 years.
+const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// Attempts in quick succession when the path has reappeared, after 1 ms, 2 ms, 4 ms …
 const SOON: u32 = 6;
 
@@ -88,10 +101,12 @@ impl Retry {
         }
         let ReconnectOptions { first_delay, max_delay, jitter, .. } = self.options;
         let doubled = first_delay.saturating_mul(1u32.checked_shl(self.doublings).unwrap_or(u32::MAX));
-        let factor = 1.0 + jitter.clamp(0.0, 1.0) * (2.0 * chance.clamp(0.0, 1.0) - 1.0);
-        let delay = doubled.min(max_delay).mul_f64(factor).min(max_delay);
+        let factor = 1.0 + jitter * (2.0 * chance.clamp(0.0, 1.0) - 1.0);
+        let moved = Duration::try_from_secs_f64(doubled.min(max_delay).as_secs_f64() * factor);
+        // What is too long to be said is longer than the longest.
+        let delay = moved.unwrap_or(max_delay).min(max_delay);
         self.doublings = self.doublings.saturating_add(1);
-        self.at = now.checked_add(delay).unwrap_or(now);
+        self.at = now.checked_add(delay).unwrap_or(now + NEVER);
         Some(delay)
     }
 
@@ -136,6 +151,22 @@ mod tests {
             let mut retry = Retry::new(options(0.2, None), now);
             assert_eq!(retry.failed(now, chance), Some(ms(least)));
             assert_eq!(retry.at(), now + ms(least));
+        }
+    }
+
+    #[test]
+    fn the_longest_delays_are_waited_for_and_what_is_no_jitter_is_said() {
+        let now = Instant::now();
+        let longest = ReconnectOptions { first_delay: Duration::MAX, max_delay: Duration::MAX, ..options(1.0, None) };
+        for chance in [0.5, 1.0] {
+            let mut retry = Retry::new(longest.clone(), now);
+            assert!(retry.failed(now, chance).is_some_and(|delay| delay > NEVER));
+            assert_eq!(retry.at(), now + NEVER);
+        }
+        assert_eq!(options(1.0, None).check(), Ok(()));
+        for (jitter, named) in [(f64::NAN, "NaN"), (-0.1, "-0.1"), (1.5, "1.5"), (f64::INFINITY, "inf")] {
+            let said = options(jitter, None).check().unwrap_err();
+            assert!(said.contains("jitter") && said.contains(named), "{said}");
         }
     }
 

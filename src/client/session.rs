@@ -11,16 +11,16 @@ use super::error::{Error, Kind};
 use super::inner::{Inner, Table, lock};
 use super::lane::broken;
 use super::link::Step;
+use super::queue::Queue;
 use super::reader::Reader;
 use super::request::Failure;
 use super::serve::Inbox;
 use super::state::ConnectionState;
-use super::subscription::Queue;
 use super::unsent::Unsent;
 use crate::shm::doorbell::ClientBells;
 use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
-use crate::wire::record::{Header, Kind as RecordKind, Outcome};
+use crate::wire::record::Outcome;
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -169,23 +169,6 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
     Step::Changed
 }
 
-/// Nobody listens at the socket, so no answer is to be expected: requests under way end as disconnected, not when some
-/// broker comes. Should the one that has them live all the same, it gets a cancel before anything else in their place.
-pub(super) fn end_requests(inner: &Inner) {
-    let mut table = lock(&inner.table);
-    let Table { requests, free_requests, session, .. } = &mut *table;
-    for (number, slot) in requests.iter_mut().enumerate() {
-        let cancel = Header { id: number as u32, id2: slot.generation, ..Header::new(RecordKind::Cancel) };
-        if slot.pending.is_some()
-            && inner.try_express(*session, &cancel, &[]).unwrap_or(false)
-            && let Some(pending) = slot.pending.take()
-        {
-            pending.end(Err(Failure::Outcome(Outcome::Disconnected, None)));
-            free_requests.push(number as u32);
-        }
-    }
-}
-
 /// Each request under way has its one outcome; nobody waits for our answers any more.
 fn end_calls(table: &mut Table) {
     for (number, slot) in table.requests.iter_mut().enumerate() {
@@ -194,6 +177,7 @@ fn end_calls(table: &mut Table) {
             table.free_requests.push(number as u32);
         }
     }
+    table.free_requests.append(&mut table.owed_cancels);
     for (_, call) in table.calls.drain() {
         call.end(Outcome::Cancelled);
     }

@@ -1,10 +1,11 @@
 //! The state of the connection, as its user sees it.
 
 use super::Client;
-use super::error::{Error, Result};
+use super::error::{Error, Kind, Result};
 use super::inner::{Inner, deadline, lock};
+use crate::sync::{AtomicU64, Ordering};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 /// How it stands with the connection to the broker.
@@ -43,6 +44,48 @@ impl ConnectionState {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self, ConnectionState::Closed { .. })
+    }
+}
+
+/// What who places records has to know of the connection: looked at for each of them, and changed under the table's
+/// lock only.
+#[derive(Debug, Default)]
+pub(super) struct Down {
+    state: AtomicU64,
+    reason: OnceLock<Error>,
+}
+
+/// The connection stands, as far as is known.
+const UP: u64 = 0;
+/// It is lost, and looked for.
+const AWAY: u64 = 1;
+/// It has ended for good.
+const ENDED: u64 = 2;
+
+impl Down {
+    /// Whether it is away; an error if it has ended. Takes no lock, for the caller may hold any.
+    #[inline]
+    pub(super) fn look(&self) -> Result<bool> {
+        match self.state.load(Ordering::Relaxed) {
+            UP => Ok(false),
+            AWAY => Ok(true),
+            _ => Err(self.reason()),
+        }
+    }
+
+    #[cold]
+    fn reason(&self) -> Error {
+        let reason = self.reason.get().cloned();
+        reason.unwrap_or_else(|| Kind::Disconnected("the connection has ended".to_owned()).into())
+    }
+
+    pub(super) fn set_away(&self, is_away: bool) {
+        self.state.store(if is_away { AWAY } else { UP }, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self, reason: Error) {
+        let _ = self.reason.set(reason);
+        self.state.store(ENDED, Ordering::Relaxed);
     }
 }
 
@@ -129,9 +172,17 @@ impl Client {
 }
 
 impl Events {
-    /// Waits for the next state, at most for `timeout`; `None`: there was none.
-    pub fn next_timeout(&mut self, timeout: Duration) -> Option<ConnectionState> {
-        self.receive(Some(timeout)).ok()
+    /// Waits for the next state, at most for `timeout`; `Ok(None)`: there was none.
+    ///
+    /// # Errors
+    ///
+    /// After [`ConnectionState::Closed`]: why it ended. Nothing follows.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<ConnectionState>> {
+        match self.receive(Some(timeout)) {
+            Ok(state) => Ok(Some(state)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<ConnectionState> {

@@ -1,16 +1,17 @@
 //! Subscriptions.
 
 use super::asked::Asked;
-use super::error::{Error, Kind, Result};
+use super::error::{Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
+use super::queue::Queue;
 use super::view::View;
 use super::{Client, DeliveryPolicy, Pattern, Topic};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A message that was received.
@@ -21,7 +22,7 @@ pub struct Message {
     publisher: u32,
     sequence: u64,
     /// Its room was given back while it was put together.
-    is_paid: bool,
+    pub(super) is_paid: bool,
 }
 
 impl Message {
@@ -71,120 +72,6 @@ pub struct SubscribeOptions {
     pub policy: DeliveryPolicy,
     /// Room for messages that are not taken yet, in bytes; 0 asks for what the broker gives.
     pub capacity_bytes: u32,
-}
-
-/// Why a subscription gets nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Evicted,
-}
-
-/// Messages that wait for their subscription's owner.
-#[derive(Debug)]
-pub(super) struct Queue {
-    /// Our own number, which outlives a session.
-    pub(super) own: u32,
-    pub(super) pattern: Pattern,
-    pub(super) policy: DeliveryPolicy,
-    /// Cells of credit that the broker gave.
-    pub(super) capacity: u32,
-    /// The broker's number, in the present session.
-    pub(super) id: AtomicU64,
-    /// Nobody takes its messages any more.
-    pub(super) is_dropped: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    messages: VecDeque<Message>,
-    /// Cells of the messages that wait, for `drop_oldest`.
-    waiting: u32,
-    /// Messages of several records that are being put together, by publisher.
-    partials: HashMap<u32, Partial>,
-    dropped_by_broker: u64,
-    /// What the brokers before this one had dropped.
-    dropped_before: u64,
-    dropped_here: u64,
-    /// Cells of messages that were left out, because they had been seen: their room is to be given back.
-    unused: u32,
-    end: Option<End>,
-}
-
-/// A message that is being put together.
-#[derive(Clone, Copy, Debug)]
-struct Partial {
-    cost: u32,
-    /// Its room was given back already.
-    is_paid: bool,
-}
-
-impl Queue {
-    fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, capacity: u32) -> Queue {
-        let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        Queue { own, pattern, policy, capacity, id, is_dropped, state: Mutex::default() }
-    }
-
-    fn id(&self) -> u32 {
-        self.id.load(Ordering::Relaxed) as u32
-    }
-
-    /// Another broker serves it, under the number `id`.
-    pub(super) fn renew(&self, id: u32) {
-        self.id.store(u64::from(id), Ordering::Relaxed);
-        let mut state = lock(&self.state);
-        state.partials.clear();
-        state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
-    }
-
-    /// A message of `len` bytes came again, and is left out.
-    pub(super) fn leave_out(&self, publisher: u32, len: u32, slot_size: u32) {
-        let mut state = lock(&self.state);
-        let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
-        if !is_paid && self.policy != DeliveryPolicy::DropOldest {
-            state.unused += message_cost(len, slot_size, self.capacity);
-        }
-    }
-
-    fn cost(&self, message: &Message, slot_size: u32) -> u32 {
-        if message.is_paid { 0 } else { message_cost(message.payload.len() as u32, slot_size, self.capacity) }
-    }
-
-    /// The first part of a message has come.
-    pub(super) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
-        let cost = message_cost(total, slot_size, self.capacity);
-        lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
-    }
-
-    /// The rest of the message under way will not come. The broker gives its room back: if we have, too, credit is at
-    /// most that much too high, until everything is taken.
-    pub(super) fn abort(&self, publisher: u32) {
-        lock(&self.state).partials.remove(&publisher);
-    }
-
-    pub(super) fn push(&self, mut message: Message, slot_size: u32) {
-        let mut state = lock(&self.state);
-        if !state.partials.is_empty() {
-            message.is_paid = state.partials.remove(&message.publisher).is_some_and(|partial| partial.is_paid);
-        }
-        if self.policy == DeliveryPolicy::DropOldest {
-            state.waiting += self.cost(&message, slot_size);
-            while state.waiting > self.capacity {
-                let Some(oldest) = state.messages.pop_front() else { break };
-                state.waiting -= self.cost(&oldest, slot_size);
-                state.dropped_here += 1;
-            }
-        }
-        state.messages.push_back(message);
-    }
-
-    pub(super) fn set_dropped(&self, dropped: u32) {
-        lock(&self.state).dropped_by_broker = u64::from(dropped);
-    }
-
-    pub(super) fn end(&self, end: End) {
-        lock(&self.state).end = Some(end);
-    }
 }
 
 /// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection
@@ -270,6 +157,14 @@ pub(super) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result
     }
 }
 
+/// What [`Subscription::read_next`] has found.
+enum Next<T> {
+    /// A message in the ring, and what reading it gave.
+    Read(T),
+    /// A message in the queue, which nobody else needs to wait for.
+    Queued(Message),
+}
+
 impl Subscription {
     /// Waits for the next message, at most for `timeout`; `Ok(None)`: none came.
     ///
@@ -294,7 +189,13 @@ impl Subscription {
     }
 
     /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
-    /// allocation.
+    /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
+    ///
+    /// While `read` looks at a message in place, nobody else of this client gets what arrives: be brief, and leave what
+    /// takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a reply,
+    /// for space, for a message) fail with [`Error::is_view_outstanding`](super::Error::is_view_outstanding) instead of
+    /// waiting for ever; whether they would have to depends on what has arrived, so do not count on either. A
+    /// [`Publisher`](super::Publisher) publishes as long as there is room.
     ///
     /// # Errors
     ///
@@ -319,33 +220,43 @@ impl Subscription {
         let (inner, queue) = (self.inner.clone(), self.queue.clone());
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size;
-        let (result, cost) = inner.wait_reading(|reader| {
-            if let Some(message) = lock(&queue.state).messages.pop_front() {
-                let cost = queue.cost(&message, slot_size);
-                return read.take().map(|read| Ok((read(&message.view()), cost)));
+        let next = inner.wait_reading(|reader| {
+            let message = queue.pop();
+            if let Some(message) = message {
+                return Some(Ok(Next::Queued(message)));
             }
             self.pay_ahead();
-            if let Some(end) = self.end() {
+            if let Some(end) = self.queue.end() {
                 return Some(Err(end));
             }
             reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
                 if header.dropped > 0 {
                     self.queue.set_dropped(header.dropped);
                 }
+                self.owe(message_cost(record.len, slot_size, queue.capacity));
                 let view = View::in_ring(topic, header, ring, record);
-                let cost = message_cost(record.len, slot_size, queue.capacity);
-                read.take().map(|read| Ok((read(&view), cost)))
+                let _viewing = inner.view();
+                read.take().map(|read| Ok(Next::Read(read(&view))))
             })?
         })??;
-        self.took(cost)?;
-        Ok(result)
+        match (next, read) {
+            (Next::Read(result), _) => {
+                self.took(0)?;
+                Ok(result)
+            }
+            (Next::Queued(message), Some(read)) => {
+                self.took(self.queue.cost(&message, slot_size))?;
+                Ok(read(&message.view()))
+            }
+            // It is taken only to look at the one message that is found.
+            (Next::Queued(_), None) => Err(Kind::Timeout.into()),
+        }
     }
 
     /// Messages that this subscription did not get, because it had no room for them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        let state = lock(&self.queue.state);
-        state.dropped_before + state.dropped_by_broker + state.dropped_here
+        self.queue.dropped()
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
@@ -359,7 +270,7 @@ impl Subscription {
                     return Some(Ok(()));
                 }
                 self.pay_ahead();
-                self.end().map(Err)
+                self.queue.end().map(Err)
             })??;
         }
         let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
@@ -378,23 +289,14 @@ impl Subscription {
             }
             None => {
                 self.pay_ahead();
-                self.end().or_else(|| self.inner.closed()).map(Err)
+                self.queue.end().or_else(|| self.inner.closed()).map(Err)
             }
         }
     }
 
     fn refill(&mut self) {
         if self.batch.is_empty() {
-            let mut state = lock(&self.queue.state);
-            std::mem::swap(&mut self.batch, &mut state.messages);
-            state.waiting = 0;
-        }
-    }
-
-    fn end(&self) -> Option<Error> {
-        let state = lock(&self.queue.state);
-        match state.end? {
-            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_before + state.dropped_by_broker }.into()),
+            self.queue.take_all(&mut self.batch);
         }
     }
 
@@ -404,36 +306,42 @@ impl Subscription {
         if self.queue.policy == DeliveryPolicy::DropOldest {
             return;
         }
-        let mut state = lock(&self.queue.state);
-        let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
-        let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
-        if cells == 0 {
-            return;
-        }
-        let credit = Header { id: self.queue.id(), arg: self.owed + cells, ..Header::new(RecordKind::Credit) };
         // If there is no space now: this is called until there is something to take.
-        if self.inner.try_express_anyway(&credit, &[]).is_ok_and(|placed| placed) {
-            (self.owed, state.unused) = (0, 0);
-            state.partials.values_mut().for_each(|partial| partial.is_paid = true);
+        let give = |cells| self.try_give(cells).is_ok_and(|given| given);
+        if self.queue.pay_ahead(self.owed, self.step, give) {
+            self.owed = 0;
         }
     }
 
-    /// A message was taken: its credit goes back to the broker, some at a time.
-    fn took(&mut self, cost: u32) -> Result<()> {
-        if self.queue.policy == DeliveryPolicy::DropOldest {
-            return Ok(());
+    /// Gives so many cells back to the broker if there is space to say so.
+    fn try_give(&self, cells: u32) -> Result<bool> {
+        let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
+        self.inner.try_express_anyway(&credit, &[])
+    }
+
+    /// The room of a message that is taken is to be given back.
+    fn owe(&mut self, cost: u32) {
+        // The broker gives none for a queue that is emptied at once.
+        if self.queue.policy != DeliveryPolicy::DropOldest {
+            self.owed += cost;
         }
-        self.owed += cost;
+    }
+
+    /// A message was taken: its credit goes back to the broker, some at a time. It is taken, so it must not wait for
+    /// space: what does not fit is owed until the next one is taken or waited for.
+    fn took(&mut self, cost: u32) -> Result<()> {
+        self.owe(cost);
         if self.owed < self.step {
             return Ok(());
         }
-        let credit =
-            Header { id: self.queue.id(), arg: std::mem::take(&mut self.owed), ..Header::new(RecordKind::Credit) };
-        // A connection that ended meanwhile is reported when there is nothing left to read.
-        match self.inner.push_express(&credit) {
-            Err(error) if !error.is_disconnected() => Err(error),
-            _ => Ok(()),
+        match self.try_give(self.owed) {
+            Ok(true) => self.owed = 0,
+            Ok(false) => {}
+            // A connection that ended meanwhile is reported when there is nothing left to read.
+            Err(error) if self.inner.closed().is_none() => return Err(error),
+            Err(_) => {}
         }
+        Ok(())
     }
 }
 

@@ -142,6 +142,19 @@ impl Process {
         status.code().unwrap_or_else(|| -status.signal().unwrap_or_default())
     }
 
+    /// Stops it where it is (SIGSTOP), and waits until all of its threads have stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal("STOP");
+        let has_stopped = |stat: &str| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+        wait_until("a process to stop", || {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+            threads
+                .flatten()
+                .all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|s| has_stopped(&s)))
+        });
+    }
+
     /// Sends it a signal, by name: `INT`, `TERM`, `KILL`, `STOP`, `CONT`.
     #[track_caller]
     pub fn signal(&self, name: &str) {

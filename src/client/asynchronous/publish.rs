@@ -34,7 +34,7 @@ impl AsyncClient {
         match known {
             Some(id) => Ok(id),
             None => {
-                let id = self.intern(InternKind::Topic, Topic::parse(name)?).await?;
+                let id = self.intern(InternKind::Topic, Topic::parse(name)?, None).await?;
                 // One number for all tasks, as there.
                 Ok(*lock(&self.inner.table).topics.entry(name.to_owned()).or_insert(id))
             }

@@ -14,7 +14,7 @@ impl AsyncClient {
     ///
     /// As [`Client::status`](crate::client::Client::status).
     pub async fn status(&self) -> Result<StatusReport> {
-        report::status(self.ask(|serial| ClientFrame::Status { serial }).await?)
+        report::status(self.ask(None, |serial| ClientFrame::Status { serial }).await?)
     }
 
     /// As [`Client::breakers`](crate::client::Client::breakers).
@@ -23,7 +23,7 @@ impl AsyncClient {
     ///
     /// As [`Client::breakers`](crate::client::Client::breakers).
     pub async fn breakers(&self) -> Result<Vec<BreakerStatus>> {
-        report::breakers(self.ask(|serial| ClientFrame::Breakers { serial }).await?)
+        report::breakers(self.ask(None, |serial| ClientFrame::Breakers { serial }).await?)
     }
 
     /// As [`Client::set_breaker`](crate::client::Client::set_breaker).
@@ -37,7 +37,7 @@ impl AsyncClient {
         order: BreakerOrder,
         time: Option<Duration>,
     ) -> Result<BreakerStatus> {
-        report::one_breaker(self.ask(report::set_breaker(service, order, time)?).await?)
+        report::one_breaker(self.ask(None, report::set_breaker(service, order, time)?).await?)
     }
 
     /// As [`Client::closed`](crate::client::Client::closed): waits until the broker ends the connection.

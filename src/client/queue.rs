@@ -1,0 +1,181 @@
+//! Messages that wait for their subscription's owner.
+
+use super::error::{Error, Kind};
+use super::inner::lock;
+use super::subscription::Message;
+use super::{DeliveryPolicy, Pattern};
+use crate::shm::layout::message_cost;
+use crate::sync::{AtomicU64, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+
+/// What comes for a subscription, perhaps before the answer that tells its number.
+#[derive(Debug)]
+pub(super) enum Early {
+    Message(Message),
+    /// So many messages were left out until now.
+    Dropped(u32),
+    /// The same, and it gets nothing more.
+    Evicted(u32),
+}
+
+/// Why a subscription gets nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Evicted,
+}
+
+/// Messages that wait for their subscription's owner.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// Our own number, which outlives a session.
+    pub(super) own: u32,
+    pub(super) pattern: Pattern,
+    pub(super) policy: DeliveryPolicy,
+    /// Cells of credit that the broker gave.
+    pub(super) capacity: u32,
+    /// The broker's number, in the present session.
+    pub(super) id: AtomicU64,
+    /// Nobody takes its messages any more.
+    pub(super) is_dropped: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Message>,
+    /// Cells of the messages that wait, for `drop_oldest`.
+    waiting: u32,
+    /// Messages of several records that are being put together, by publisher.
+    partials: HashMap<u32, Partial>,
+    dropped_by_broker: u64,
+    /// What the brokers before this one had dropped.
+    dropped_before: u64,
+    dropped_here: u64,
+    /// Cells of messages that were left out, because they had been seen: their room is to be given back.
+    unused: u32,
+    end: Option<End>,
+}
+
+/// A message that is being put together.
+#[derive(Clone, Copy, Debug)]
+struct Partial {
+    cost: u32,
+    /// Its room was given back already.
+    is_paid: bool,
+}
+
+impl Queue {
+    pub(super) fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, capacity: u32) -> Queue {
+        let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
+        Queue { own, pattern, policy, capacity, id, is_dropped, state: Mutex::default() }
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.id.load(Ordering::Relaxed) as u32
+    }
+
+    /// Another broker serves it, under the number `id`.
+    pub(super) fn renew(&self, id: u32) {
+        self.id.store(u64::from(id), Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        state.partials.clear();
+        state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
+    }
+
+    /// A message of `len` bytes came again, and is left out.
+    pub(super) fn leave_out(&self, publisher: u32, len: u32, slot_size: u32) {
+        let mut state = lock(&self.state);
+        let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
+        if !is_paid && self.policy != DeliveryPolicy::DropOldest {
+            state.unused += message_cost(len, slot_size, self.capacity);
+        }
+    }
+
+    pub(super) fn cost(&self, message: &Message, slot_size: u32) -> u32 {
+        if message.is_paid { 0 } else { message_cost(message.payload().len() as u32, slot_size, self.capacity) }
+    }
+
+    /// The first part of a message has come.
+    pub(super) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
+        let cost = message_cost(total, slot_size, self.capacity);
+        lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
+    }
+
+    /// The rest of the message under way will not come. The broker gives its room back: if we have, too, credit is at
+    /// most that much too high, until everything is taken.
+    pub(super) fn abort(&self, publisher: u32) {
+        lock(&self.state).partials.remove(&publisher);
+    }
+
+    fn push(&self, mut message: Message, slot_size: u32) {
+        let mut state = lock(&self.state);
+        if !state.partials.is_empty() {
+            message.is_paid = state.partials.remove(&message.publisher()).is_some_and(|partial| partial.is_paid);
+        }
+        if self.policy == DeliveryPolicy::DropOldest {
+            state.waiting += self.cost(&message, slot_size);
+            while state.waiting > self.capacity {
+                let Some(oldest) = state.messages.pop_front() else { break };
+                state.waiting -= self.cost(&oldest, slot_size);
+                state.dropped_here += 1;
+            }
+        }
+        state.messages.push_back(message);
+    }
+
+    /// Something has come that needs no more than to be noted.
+    pub(super) fn receive(&self, what: Early, slot_size: u32) {
+        match what {
+            Early::Message(message) => self.push(message, slot_size),
+            Early::Dropped(dropped) => self.set_dropped(dropped),
+            Early::Evicted(dropped) => {
+                self.set_dropped(dropped);
+                lock(&self.state).end = Some(End::Evicted);
+            }
+        }
+    }
+
+    pub(super) fn set_dropped(&self, dropped: u32) {
+        lock(&self.state).dropped_by_broker = u64::from(dropped);
+    }
+
+    pub(super) fn pop(&self) -> Option<Message> {
+        lock(&self.state).messages.pop_front()
+    }
+
+    /// All that wait, at once. `batch` is empty.
+    pub(super) fn take_all(&self, batch: &mut VecDeque<Message>) {
+        let mut state = lock(&self.state);
+        std::mem::swap(batch, &mut state.messages);
+        state.waiting = 0;
+    }
+
+    /// Messages that were left out.
+    pub(super) fn dropped(&self) -> u64 {
+        let state = lock(&self.state);
+        state.dropped_before + state.dropped_by_broker + state.dropped_here
+    }
+
+    /// Why nothing more comes, if that is so.
+    pub(super) fn end(&self) -> Option<Error> {
+        let state = lock(&self.state);
+        match state.end? {
+            End::Evicted => Some(Kind::Evicted { dropped: state.dropped_before + state.dropped_by_broker }.into()),
+        }
+    }
+
+    /// Messages that are being put together are next to be taken: their room is given back by `give`, with what is
+    /// `owed` for others; or that alone, from a `step` on. Answers whether it is given.
+    pub(super) fn pay_ahead(&self, owed: u32, step: u32, give: impl FnOnce(u32) -> bool) -> bool {
+        let mut state = lock(&self.state);
+        let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
+        let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
+        if (cells == 0 && owed < step) || !give(owed + cells) {
+            return false;
+        }
+        state.unused = 0;
+        state.partials.values_mut().for_each(|partial| partial.is_paid = true);
+        true
+    }
+}
