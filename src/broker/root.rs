@@ -113,7 +113,7 @@ async fn serve(
     actix::spawn(events.clone().spread());
     let newsroom = events.newsroom();
     let actor_news = events.actors();
-    let tree = Arc::new(Tree::new(loaded.config.restart.max_restarts, Some(events.clone())));
+    let tree = Arc::new(Tree::new(Some(events.clone())));
     let (whole, is_whole) = watch::channel(false);
     let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
     let limits = supervisor::limits(&loaded.config.restart);
