@@ -606,6 +606,24 @@ fn bench_opens_more_connections_than_a_broker_takes_by_default() {
 }
 
 #[test]
+fn bench_says_the_same_to_a_broker_with_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    // Too few connections, and no endpoints: what is said on the command line counts.
+    fs::write(&file, "[ipc]\nmax_connections = 3\n").unwrap();
+    let bench = |mode: &str| {
+        let mut command = command(LAPCE_IPC);
+        command.args(["bench", mode, "--count", "10", "--seconds", "1", "--json", "--config"]).arg(&file);
+        let told = output(command, b"");
+        assert_eq!(code(&told), 0, "{mode}: {}", stderr(&told));
+        let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!(figures["connections"], 10, "{figures}");
+    };
+    bench("connections");
+    bench("scrape");
+}
+
+#[test]
 fn bench_connections_is_for_a_broker_of_its_own_and_counts_for_no_other_mode() {
     let broker = Broker::start();
     let told = broker.run(&["bench", "connections", "--count", "2", "--seconds", "1"]);
