@@ -100,13 +100,24 @@ impl From<BrokerError> for Failure {
         match error {
             BrokerError::Socket(SocketError::InUse(_)) => Failure::new(Code::Unavailable, message)
                 .hint("use that one, stop it, or listen elsewhere with --socket"),
-            BrokerError::Socket(_) | BrokerError::Geometry(_) | BrokerError::Health(HealthError::Token(_)) => {
-                Failure::new(Code::Config, message)
-            }
+            // What does not get better by itself: no service manager should try again.
+            BrokerError::Socket(
+                SocketError::NotASocket(_)
+                | SocketError::ForeignLock(_)
+                | SocketError::TooLong { .. }
+                | SocketError::Inherited { .. }
+                | SocketError::Listen(_),
+            )
+            | BrokerError::Geometry(_)
+            | BrokerError::Health(HealthError::Token(_)) => Failure::new(Code::Config, message),
             BrokerError::Health(HealthError::Listen { .. }) => {
                 Failure::new(Code::Unavailable, message).hint("listen elsewhere with --health-addr")
             }
-            _ => Failure::new(Code::Unavailable, message),
+            // A disk that is full, a folder that is not there yet: another time it may work.
+            BrokerError::Socket(SocketError::Io { .. })
+            | BrokerError::Faults(_)
+            | BrokerError::Io(_)
+            | BrokerError::GaveUp(_) => Failure::new(Code::Unavailable, message),
         }
     }
 }
