@@ -71,7 +71,7 @@ pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), Broker
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
     let (bound, listener) = listen(ipc, &mut loaded)?;
-    let endpoints = Endpoints::new(&loaded.config.health_server, health)?;
+    let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
     System::new().block_on(serve(loaded, settings, bound, listener, endpoints, notify, ready))
 }
