@@ -34,7 +34,7 @@ use super::serve as blocking;
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
 use super::{Builder, Client, StatusReport, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
-use crate::wire::name::Topic;
+use crate::wire::name::{Name, Topic};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -314,7 +314,7 @@ impl AsyncClient {
         let id = match known {
             Some(id) => id,
             None => {
-                let id = self.intern(InternKind::Service, Topic::parse(service)?).await?;
+                let id = self.intern(InternKind::Service, Topic::from(&Name::parse(service)?)).await?;
                 lock(&inner.table).services.insert(service.to_owned(), id);
                 id
             }

@@ -172,7 +172,8 @@ impl Builder {
 
 impl Endpoint {
     pub(super) fn failed(&self, error: &io::Error) -> Error {
-        Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error) }.into()
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        Kind::Connect { path: self.path.clone(), reason: explain(&self.path, error), denied }.into()
     }
 
     /// Reaches whoever listens.
@@ -210,6 +211,7 @@ fn explain(path: &Path, error: &io::Error) -> String {
             Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => "it is no socket".to_owned(),
             _ => "nobody listens; is the broker running?".to_owned(),
         },
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     }
 }

@@ -4,7 +4,7 @@ use super::again::Again;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
-use super::{Client, Topic};
+use super::{Client, Name, Topic};
 use crate::shm::layout::cells_for;
 use crate::wire::control::InternKind;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
@@ -355,7 +355,7 @@ impl Inner {
         if let Some(id) = lock(&self.table).services.get(name) {
             return Ok(*id);
         }
-        let id = self.intern(InternKind::Service, Topic::parse(name)?)?;
+        let id = self.intern(InternKind::Service, Topic::from(&Name::parse(name)?))?;
         lock(&self.table).services.insert(name.to_owned(), id);
         Ok(id)
     }
