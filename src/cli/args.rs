@@ -21,7 +21,7 @@ pub(super) struct ServerCli {
 
 const SERVER_EXAMPLES: &str = "\
 Examples:
-  ipc_server_main                             listen where clients look by default
+  ipc_server_main                             listen where clients look
   ipc_server_main --socket /run/user/1000/my  listen elsewhere
   ipc_server_main --check-config              show every setting and its source
 

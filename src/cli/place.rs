@@ -31,7 +31,8 @@ const GLOBAL: &str = "Global options";
 /// What clients are told besides.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Trust {
-    /// Trust also a broker of this user, besides ours and root's; may be given again [LAPCE_IPC_TRUSTED_UIDS=UID,UID]
+    /// For clients: trust also a broker of this user, not only ours and root's; may be given again
+    /// [LAPCE_IPC_TRUSTED_UIDS=UID,UID]
     #[arg(long, global = true, value_name = "UID", help_heading = GLOBAL)]
     trust_uid: Vec<u32>,
 }

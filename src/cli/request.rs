@@ -15,8 +15,8 @@ pub(super) struct RequestArgs {
     service: String,
     #[command(flatten)]
     data: DataArgs,
-    /// How long it may take, with connecting: 500ms, 2s, 1m, at most limits.max_request_timeout_ms of the broker; what
-    /// that says if not given
+    /// How long it may take, connecting included: 500ms, 2s, 1m; at most limits.max_request_timeout_ms of the broker;
+    /// unless given, limits.default_request_timeout_ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
     /// Print the reply's chunks as they come
@@ -35,8 +35,8 @@ Examples:
   lapce-ipc request format @src/main.rs --raw --timeout 5s
   lapce-ipc request chat 'why is the sky blue?' --stream
 
-An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or the service has \
-failed so often that its breaker is open: 75.";
+An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or a service whose \
+breaker is open: 75.";
 
 /// Asks and prints the reply.
 ///

@@ -211,7 +211,7 @@ pub enum Fault {
         /// Why not: a verb phrase.
         why: String,
     },
-    /// A file with a secret that is none, or none any more.
+    /// A file that is to hold a secret.
     #[error("{path}: {why}")]
     Secret {
         /// The file, quoted.

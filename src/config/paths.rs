@@ -42,7 +42,7 @@ pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<
         Some(path) => (Some(path.clone()), None),
         None => (env.get(VARIABLE).map(PathBuf::from), Some(VARIABLE)),
     };
-    let read = |path: &Path| read(path, options.own_uid).map_err(|fault| problem(path, fault));
+    let read = |path: &Path| read(path, options.own_uid).map_err(|fault| ConfigError::from(problem(path, fault)));
     if let Some(path) = named {
         return match read(&path)? {
             Some(text) => Ok(Some((path, text))),

@@ -138,3 +138,35 @@ fn say(line: &str) -> Result<(), Failure> {
     out.write(format!("{line}\n").as_bytes())?;
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::WaitStrategy;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        part: PartArgs,
+    }
+
+    #[test]
+    fn a_broker_with_a_file_is_told_the_same_as_one_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let text = "[router]\nwait = \"busy\"\n[ipc]\nmax_connections = 3\n[limits]\nmax_topics = 4321\n";
+        std::fs::write(&file, text).unwrap();
+        let with = ["--config", file.to_str().unwrap()];
+        for (more, topics) in [(&[][..], Loaded::default().config.limits.max_topics), (&with, 4321)] {
+            let said = ["x", "broker", "--wait", "block", "--max-connections", "20", "--health-port", "9191"];
+            let Cli { place, part } = Cli::try_parse_from(said.iter().chain(more)).unwrap();
+            let config = configuration(&place, &part).unwrap().config;
+            assert_eq!(config.router.wait, WaitStrategy::Block);
+            assert_eq!((config.ipc.max_connections, config.health_server.port), (20, 9191));
+            assert_eq!(config.limits.max_topics, topics);
+        }
+    }
+}
