@@ -88,6 +88,18 @@ fn json_lines_tell_text_from_bytes() {
 }
 
 #[test]
+fn topics_are_printed_before_their_messages() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "lapce.>", "--topics", "--count", "2"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&broker.run(&["pub", "lapce.a", "one"])), 0);
+    assert_eq!(code(&broker.run(&["pub", "lapce.b.c"])), 0);
+    assert_eq!(sub.code(), 0);
+    assert_eq!(sub.stdout(), b"lapce.a one\nlapce.b.c \n");
+    fails_with(&broker.run(&["sub", "a", "-t", "--json"]), 64, "--json");
+}
+
+#[test]
 fn a_reader_that_has_enough_ends_the_subscription_in_silence() {
     let broker = Broker::start();
     let mut child = broker.command(&["sub", "lapce.>"]).spawn().unwrap();
@@ -203,9 +215,23 @@ fn help_and_version_are_data_and_no_error() {
         }
     }
     for name in ["serve", "pub", "sub", "request", "reply", "status", "breaker", "bench"] {
-        let told = output(command(LAPCE_IPC).arg_in(name).arg_in("--help"), b"");
-        let text = String::from_utf8_lossy(&told.stdout).into_owned();
-        assert!(text.contains("Examples:") || name == "serve", "{name}: {text}");
+        for columns in [80, 100] {
+            let mut help = command(LAPCE_IPC);
+            help.args([name, "--help"]).env("COLUMNS", columns.to_string());
+            let text = String::from_utf8_lossy(&output(help, b"").stdout).into_owned();
+            assert!(text.contains("Examples:") || name == "serve", "{name}: {text}");
+            let global = text.split("Global options:").nth(1).unwrap_or_else(|| panic!("{name}: {text}"));
+            assert!(global.contains("--socket") && global.contains("--config"), "{name}: {text}");
+            let lines: Vec<&str> = text.lines().collect();
+            for pair in lines.windows(2) {
+                assert!(pair[0].chars().count() <= columns, "{name}: {text}");
+                // A line that ends early, though the next one's first word fits, is one that was broken by hand.
+                let is_prose = |line: &str| !line.is_empty() && !line.starts_with([' ', '-']) && !line.ends_with(':');
+                let next = pair[1].split_whitespace().next().unwrap_or_default().chars().count();
+                let fits = pair[0].chars().count() + 1 + next <= columns;
+                assert!(!(is_prose(pair[0]) && is_prose(pair[1]) && fits), "{name} at {columns}: {text}");
+            }
+        }
     }
 }
 
@@ -285,9 +311,14 @@ fn a_shell_line_answers_and_its_failure_is_an_error_reply() {
     let mut silent = broker.spawn(&["reply", "silent", "--exec", "exit 3"]);
     silent.wait_for("serving\n");
     fails_with(&broker.run(&["request", "silent"]), 1, "error: sh exited with 3\n");
-    let mut missing = broker.spawn(&["reply", "missing", "--", "/nonexistent/program"]);
+    // It was there when we began.
+    let program = broker.folder().join("program");
+    fs::write(&program, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut missing = broker.spawn(&["reply", "missing", "--", program.to_str().unwrap()]);
     missing.wait_for("serving\n");
-    fails_with(&broker.run(&["request", "missing"]), 1, "cannot run /nonexistent/program");
+    fs::remove_file(&program).unwrap();
+    fails_with(&broker.run(&["request", "missing"]), 1, &format!("cannot run {}", program.display()));
 }
 
 #[test]
@@ -390,8 +421,11 @@ fn status_is_told_to_people_and_programs() {
     let broker = Broker::start();
     let mut sub = broker.spawn(&["sub", "lapce.>"]);
     sub.wait_for("subscribed\n");
+    assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
     let told = broker.run(&["status"]);
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    let echo = text.lines().find(|line| line.trim_start().starts_with("echo ")).unwrap();
+    assert_eq!(echo.split_whitespace().nth(1), Some("-"), "nobody is missing: {text}");
     for expected in ["broker ", "lapce-ipc-sub", "services (", "counters (", &broker.socket().display().to_string()] {
         assert!(text.contains(expected), "no {expected:?} in {text}");
     }
@@ -603,6 +637,24 @@ fn bench_opens_more_connections_than_a_broker_takes_by_default() {
         assert!(text.contains(line), "{line:?} in {text}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn bench_says_the_same_to_a_broker_with_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    // Too few connections, and no endpoints: what is said on the command line counts.
+    fs::write(&file, "[ipc]\nmax_connections = 3\n").unwrap();
+    let bench = |mode: &str| {
+        let mut command = command(LAPCE_IPC);
+        command.args(["bench", mode, "--count", "10", "--seconds", "1", "--json", "--config"]).arg(&file);
+        let told = output(command, b"");
+        assert_eq!(code(&told), 0, "{mode}: {}", stderr(&told));
+        let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!(figures["connections"], 10, "{figures}");
+    };
+    bench("connections");
+    bench("scrape");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use lapce_ipc::config::{
     Config, Env, Loaded, Options, Origin, Rule, WaitStrategy, explain, keys, load, template, variable,
 };
+use lapce_ipc::wire::Name;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -271,6 +272,18 @@ fn impossible_values() {
         "health_server.token_file = \"t\"",
         "config.toml:1:28: health_server.token_file: \"t\" is not an absolute path",
     );
+}
+
+proptest! {
+    /// What is a name is said in two layers, none of which may use the other.
+    #[test]
+    fn a_service_has_the_names_that_the_wire_has(
+        text in "([A-Za-z0-9_.$*>é -]{0,12}|[a-z]{60,68}|([a-z]{1,30}\\.){6,17}[a-z]?)"
+    ) {
+        let file = format!("[[upstream]]\nname = \"x\"\nsocket_path = \"/x\"\nservices = [{text:?}]\n");
+        let is_accepted = Fixture::new().load(file, &Env::default()).is_ok();
+        prop_assert_eq!(is_accepted, Name::parse(&text).is_ok(), "{:?}", text);
+    }
 }
 
 #[test]
@@ -543,7 +556,8 @@ fn a_file_that_was_named_must_be_there() {
     let error = load(&fixture.options(Some(&missing)), &Env::default()).expect_err("refused");
     assert_eq!(error.to_string(), expected);
     let by_variable = env(&[("LAPCE_IPC_CONFIG", missing.to_str().unwrap())]);
-    assert_eq!(load(&fixture.options(None), &by_variable).expect_err("refused").to_string(), expected);
+    let error = load(&fixture.options(None), &by_variable).expect_err("refused");
+    assert_eq!(error.to_string(), format!("{expected}, which LAPCE_IPC_CONFIG names"));
 }
 
 #[test]

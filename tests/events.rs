@@ -4,6 +4,7 @@ mod support;
 
 use lapce_ipc::client::BreakerOrder;
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::thread::JoinHandle;
 use support::follow::Follower;
 use support::{Broker, wait_until};
@@ -183,6 +184,7 @@ fn who_may_not_read_the_rest_may_not_follow() {
     let file = |folder: &std::path::Path| {
         let token = folder.join("token");
         std::fs::write(&token, "correct-horse").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
         format!("[health_server]\ntoken_file = {token:?}\n")
     };
     let mut broker = Broker::start_configured(file, "", &[]);

@@ -5,6 +5,7 @@ mod support;
 use lapce_ipc::client::{BreakerOrder, Client};
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 use support::http::{Answer, address_in, connect, read, talk};
 use support::{Broker, DEADLINE, IPC_SERVER_MAIN, Process, command, output, stderr, wait_until};
@@ -204,6 +205,7 @@ fn a_token_opens_all_but_what_probes_ask() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "correct-horse\n").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let mut broker = ready(&[("health_server.token_file", file.to_str().unwrap())]);
     let with = |token: &str| format!("Host: localhost\r\nAuthorization: Bearer {token}\r\n");
     for path in ["/health", "/api/status", "/metrics", "/nothing"] {
@@ -405,6 +407,10 @@ fn status_metrics_and_what_was_sent_agree() {
         assert_eq!(metrics.sample(name), value, "{name}");
     }
     assert!(metrics.sample("process_resident_memory_bytes") > 1e6);
+    let resident = r#"lapce_ipc_memory_bytes{part="resident"}"#;
+    assert_eq!(metrics.sample("process_resident_memory_bytes"), metrics.sample(resident), "there is one truth");
+    // Each broker has a service that needs no responder, and nobody is to be told that one is missing.
+    assert!(!metrics.body.contains(r#"lapce_ipc_service_responders{service="echo"}"#), "{}", metrics.body);
     assert!(metrics.sample("process_open_fds") > 10.0);
     // No counter is left out: in the status and in the metrics are the same numbers, but for those that a look moves.
     let status = broker.get("/api/status").json();

@@ -10,6 +10,7 @@ use browser::Browser;
 use lapce_ipc::client::{Builder, Client};
 use serde_json::json;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 use support::Broker;
@@ -284,6 +285,7 @@ fn the_page_takes_its_token_out_of_the_fragment_and_says_when_it_is_wrong() {
     let file = |folder: &std::path::Path| {
         let token = folder.join("token");
         std::fs::write(&token, "correct horse+battery".replace(' ', "-")).unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
         format!("[health_server]\ntoken_file = {token:?}\n")
     };
     let mut broker = Broker::start_configured(file, "", &[]);

@@ -74,6 +74,23 @@ fn the_manager_hears_of_the_start_the_state_and_the_end() {
 }
 
 #[test]
+fn an_upstream_that_is_absent_does_not_hold_the_start_back() {
+    let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
+    let (file, absent) = (folder.path().join("config.toml"), folder.path().join("absent"));
+    let upstream =
+        format!("[[upstream]]\nname = \"x\"\nsocket_path = {absent:?}\nservices = [\"x\"]\nmax_restarts = 0\n");
+    std::fs::write(&file, upstream).unwrap();
+    let mut broker = managed(folder.path(), &manager);
+    broker.arg("--config").arg(file);
+    let mut broker = Process::start(broker);
+    broker.wait_for("actor gives up actor=upstream id=x");
+    let told = manager.next();
+    assert_eq!(told[0], "READY=1");
+    broker.signal("TERM");
+    assert_eq!(broker.code(), 0);
+}
+
+#[test]
 fn a_manager_with_a_watchdog_hears_twice_in_its_time_that_all_is_well() {
     let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
     let mut broker = managed(folder.path(), &manager);

@@ -103,6 +103,31 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
 }
 
 #[test]
+fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
+    let file = |folder: &Path| {
+        upstream(folder, "away", &["svc"], EAGER) + &upstream(folder, "gone", &["svc"], "max_restarts = 0")
+    };
+    let mut broker = Broker::start_configured(file, "", &[]);
+    // More often than the root's actors may be, and far below its own limit.
+    wait_until("many attempts", || lines(&mut broker, &["actor restarts", "id=away"]).len() > 20);
+    broker.process().wait_for("actor gives up actor=upstream id=gone");
+    let mut ready = broker.get("/ready");
+    wait_until("it to be ready", || {
+        ready = broker.get("/ready");
+        ready.code == 200 || !ready.body.contains("starting")
+    });
+    assert_eq!((ready.code, ready.json()), (200, serde_json::json!({ "ready": true, "reasons": [] })));
+    let health = broker.get("/health");
+    let told = health.json();
+    assert_eq!((health.code, &told["status"]), (200, &"degraded".into()), "{told}");
+    let actors = &told["components"]["actors"];
+    assert_eq!(actors["status"], "degraded", "{told}");
+    let reason = actors["not_running"]["upstream gone"].as_str().unwrap_or_else(|| panic!("it is not named: {told}"));
+    assert!(reason.contains("cannot connect to "), "{reason}");
+    assert_eq!(actors["near_the_limit"], serde_json::json!([]), "{told}");
+}
+
+#[test]
 fn a_restart_that_holds_is_told_and_the_next_begins_with_the_first_delay() {
     let own = "initial_delay_ms = 5\nmax_delay_ms = 1000\njitter = 0\nstable_secs = 1";
     let mut broker = Broker::start_configured(|folder| upstream(folder, "x", &[], own), "", &[]);

@@ -59,5 +59,7 @@ pub use health::HealthError;
 #[cfg(feature = "cli")]
 pub(crate) use report::status_json;
 pub use root::{BrokerError, run};
+#[cfg(feature = "cli")]
+pub(crate) use router::ECHO;
 pub use socket::SocketError;
 pub use supervisor::GaveUp;

@@ -71,7 +71,7 @@ pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), Broker
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
     let (bound, listener) = listen(ipc, &mut loaded)?;
-    let endpoints = Endpoints::new(&loaded.config.health_server, health)?;
+    let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
     System::new().block_on(serve(loaded, settings, bound, listener, endpoints, notify, ready))
 }
@@ -113,7 +113,7 @@ async fn serve(
     actix::spawn(events.clone().spread());
     let newsroom = events.newsroom();
     let actor_news = events.actors();
-    let tree = Arc::new(Tree::new(loaded.config.restart.max_restarts, Some(events.clone())));
+    let tree = Arc::new(Tree::new(Some(events.clone())));
     let (whole, is_whole) = watch::channel(false);
     let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
     let limits = supervisor::limits(&loaded.config.restart);

@@ -9,7 +9,7 @@ use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_take
 use super::fault;
 use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
 use crate::config;
-use crate::routing::restart::Restart;
+use crate::routing::restart::{Limits, Restart};
 use crate::shm::peer;
 use crate::wire::control::{BrokerFrame, ClientFrame, FailedCode};
 use crate::wire::name::Name;
@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
+/// Who keeps them, as the tree has it: not the root, whose actors the broker cannot do without.
+const SUPERVISOR: &str = "upstreams";
 /// Messages that may wait: one `Stop` in a life.
 const MAILBOX: usize = 4;
 /// How long its last words may take, beyond the time that all have to finish what is under way.
@@ -32,20 +34,23 @@ pub(super) struct Upstream {
     name: String,
     path: PathBuf,
     services: Vec<Name>,
-    restart: config::Restart,
+    limits: Limits,
     place: Place,
 }
 
 impl Upstream {
     /// All that are configured, each with its place in the tree.
     pub(super) fn all(config: &config::Config, tree: &supervisor::Tree) -> Vec<Upstream> {
-        let upstream = |upstream: &config::Upstream| Upstream {
-            name: upstream.name.clone(),
-            path: upstream.socket_path.clone(),
-            // The configuration lets only names through.
-            services: upstream.services.iter().filter_map(|name| Name::parse(name).ok()).collect(),
-            restart: config.restart_for(&upstream.name),
-            place: tree.add(&format!("upstream {}", upstream.name), "root"),
+        let upstream = |upstream: &config::Upstream| {
+            let limits = supervisor::limits(&config.restart_for(&upstream.name));
+            Upstream {
+                name: upstream.name.clone(),
+                path: upstream.socket_path.clone(),
+                // The configuration lets only names through.
+                services: upstream.services.iter().filter_map(|name| Name::parse(name).ok()).collect(),
+                limits,
+                place: tree.add(&format!("upstream {}", upstream.name), SUPERVISOR, Some(limits)),
+            }
         };
         config.upstream.iter().map(upstream).collect()
     }
@@ -56,7 +61,7 @@ impl Upstream {
         let child = Child {
             name: "upstream",
             restart: Restart::Permanent,
-            limits: supervisor::limits(&upstream.restart),
+            limits: upstream.limits,
             mailbox: MAILBOX,
             stop_within: Duration::from_millis(broker.config.ipc.drain_timeout_ms) + STOP,
             tree: &broker.tree,

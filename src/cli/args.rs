@@ -1,6 +1,7 @@
 //! The commands, and options that several of them share. Each command's own options stand beside its code.
 
-use super::place::Place;
+use super::exit::Code;
+use super::place::{Place, Trust};
 use super::{bench, breaker, publish, reply, request, serve, status, sub};
 use crate::client::WaitStrategy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,7 +11,7 @@ use std::time::Duration;
 ///
 /// It listens on a Unix socket until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
 #[derive(Debug, Parser)]
-#[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES)]
+#[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct ServerCli {
     #[command(flatten)]
     pub(super) place: Place,
@@ -20,38 +21,50 @@ pub(super) struct ServerCli {
 
 const SERVER_EXAMPLES: &str = "\
 Examples:
-  ipc_server_main                                  listen where clients look by default
-  ipc_server_main --socket /run/user/1000/my.sock  listen elsewhere
-  ipc_server_main --check-config                   show every setting and where it comes from
+  ipc_server_main                             listen where clients look
+  ipc_server_main --socket /run/user/1000/my  listen elsewhere
+  ipc_server_main --check-config              show every setting and its source
 
-Configuration, the first that there is: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml;
-/etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets what is logged (default: info).";
+Configuration, the first that there is: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml; \
+/etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets what is logged (default: info).
+
+Socket, the first that is said: --socket; LAPCE_IPC_SOCKET; the configuration; /tmp/lapce_ipc.sock.
+
+";
+
+/// One a line: a code is looked up.
+fn exit_codes() -> String {
+    let code = |code: &Code| format!("\n  {:<4} {}", *code as i32, code.meaning());
+    format!("Exit codes:{}", Code::ALL.iter().map(code).collect::<String>())
+}
 
 /// Messages between the programs of one machine: publish and subscribe, requests and replies, streams.
 ///
 /// Start a broker in one terminal, and talk through it from others. Data goes to stdout, everything else to stderr.
 #[derive(Debug, Parser)]
-#[command(name = "lapce-ipc", version, after_help = EXAMPLES)]
+#[command(name = "lapce-ipc", version, after_help = EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) place: Place,
+    #[command(flatten)]
+    pub(super) trust: Trust,
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  lapce-ipc serve                           run a broker
-  lapce-ipc request echo hi                 ask the service that every broker has
-  lapce-ipc sub 'lapce.>'                   print what is published below `lapce`
-  lapce-ipc pub lapce.ai.completion hello   publish
-  lapce-ipc reply upper -- tr a-z A-Z       offer a service
+  lapce-ipc serve                          run a broker
+  lapce-ipc request echo hi                ask the service that every broker has
+  lapce-ipc sub 'lapce.>'                  print what is published below `lapce`
+  lapce-ipc pub lapce.ai.completion hello  publish
+  lapce-ipc reply upper -- tr a-z A-Z      offer a service
 
-Socket, in order: --socket; LAPCE_IPC_SOCKET; the configuration; $XDG_RUNTIME_DIR/lapce-ipc.sock; /tmp/lapce_ipc.sock.
+Where clients look for the broker, the first that is said: --socket; LAPCE_IPC_SOCKET; the configuration; \
+$XDG_RUNTIME_DIR/lapce-ipc.sock if that is ours; /tmp/lapce_ipc.sock. `serve` listens at the same, but never in \
+XDG_RUNTIME_DIR unless told to.
 
-Exit codes: 0 done; 1 the reply was an error; 64 usage; 65 message too large; 69 no broker, no responders or
-disconnected; 75 breaker open, deadline, responder lost or overloaded; 76 protocol version; 77 not our user;
-78 configuration; 130 interrupted.";
+";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -122,6 +135,11 @@ impl From<Wait> for WaitStrategy {
             Wait::Block => WaitStrategy::Block,
         }
     }
+}
+
+/// Reads how many there are to be.
+pub(super) fn at_least_one(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| format!("expected a number from 1 to {}", u64::MAX))
 }
 
 /// Reads a time such as `500ms`, `2s`, `1.5s` or `1m`.

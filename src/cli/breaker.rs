@@ -4,8 +4,8 @@ use super::args::duration;
 use super::exit::Failure;
 use super::output::Out;
 use super::place::Place;
-use super::status::{age, table};
-use crate::client::{BreakerOrder, BreakerState, BreakerStatus, WaitStrategy};
+use super::status::table;
+use crate::client::{BreakerOrder, BreakerState, BreakerStatus, WaitStrategy, age};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::time::Duration;
@@ -46,10 +46,10 @@ struct Forced {
 pub(super) const EXAMPLES: &str = "\
 Examples:
   lapce-ipc breaker list
-  lapce-ipc breaker open chat --for 5m    requests to `chat` fail at once, for five minutes
-  lapce-ipc breaker close chat            they all pass, until told otherwise
-  lapce-ipc breaker auto chat             its results decide again
-  lapce-ipc sub '$sys.breaker.>'          watch breakers change
+  lapce-ipc breaker open chat --for 5m  requests to `chat` fail for five minutes
+  lapce-ipc breaker close chat          they all pass, until told otherwise
+  lapce-ipc breaker auto chat           its results decide again
+  lapce-ipc sub '$sys.breaker.>'        watch breakers change
 
 A service that nobody serves, nor has: exit code 1.";
 

@@ -7,11 +7,13 @@ use super::children::Running;
 use super::output::{note, plain};
 use crate::client::{Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// How often it is looked whether anybody still waits.
@@ -20,6 +22,17 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const CHUNK: usize = 64 * 1024;
 /// The most of a line of stderr that becomes an error reply.
 const LINE_MAX: usize = 1024;
+
+/// Whether there is a program of this name or path.
+pub(super) fn can_run(name: &OsStr) -> bool {
+    let is_program = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    if name.as_encoded_bytes().contains(&b'/') {
+        return is_program(Path::new(name));
+    }
+    // Without the variable the system has places of its own.
+    std::env::var_os("PATH")
+        .is_none_or(|path| std::env::split_paths(&path).any(|folder| is_program(&folder.join(name))))
+}
 
 /// What is run for each request.
 #[derive(Debug)]

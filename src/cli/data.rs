@@ -1,11 +1,33 @@
-//! What is to be sent: `DATA`, `-` for stdin, `@FILE`.
+//! What is to be sent: `DATA`, `-` for stdin, `@FILE`; or `--data TEXT`, whatever that begins with.
 
 use super::exit::{Code, Failure};
+use super::output::plain;
+use clap::Args;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+
+/// How a message is given.
+#[derive(Debug, Args)]
+pub(super) struct DataArgs {
+    /// The message; `-` reads it from stdin, `@FILE` from a file; nothing is an empty message
+    #[arg(value_name = "DATA | - | @FILE")]
+    data: Option<OsString>,
+    /// The message as it stands here, also if it is `-` or begins with `@`
+    #[arg(long = "data", value_name = "TEXT", conflicts_with = "data", allow_hyphen_values = true)]
+    text: Option<OsString>,
+}
+
+impl DataArgs {
+    pub(super) fn get(&self) -> Data {
+        match &self.text {
+            Some(text) => Data::Literal(text.clone().into_vec()),
+            None => Data::new(self.data.as_ref()),
+        }
+    }
+}
 
 /// Where a message comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +58,11 @@ impl Data {
             // The library says how long it is.
             Data::Literal(bytes) => return Ok(bytes),
             Data::Stdin => ("stdin".to_owned(), read(io::stdin().lock(), max)),
-            Data::File(path) => (path.display().to_string(), File::open(&path).and_then(|file| read(file, max))),
+            Data::File(path) if path.as_os_str().is_empty() => {
+                let failure = Failure::new(Code::Usage, "`@` names no file");
+                return Err(failure.hint("@FILE reads a file; --data @ is the text"));
+            }
+            Data::File(path) => (plain(&path.to_string_lossy()), File::open(&path).and_then(|file| read(file, max))),
         };
         let bytes = bytes.map_err(|error| Failure::new(Code::Usage, format!("cannot read {what}: {error}")))?;
         if bytes.len() as u64 > u64::from(max) {

@@ -6,8 +6,11 @@
 use super::children;
 use super::output::note;
 use crate::broker::{BrokerError, HealthError, SocketError};
-use crate::client;
+use crate::client::{self, ErrorKind, Unreached};
 use crate::config::ConfigError;
+use crate::wire::control::{FailedCode, RefusedCode};
+use crate::wire::record::Outcome;
+use std::fmt;
 use std::io;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,21 +20,21 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) enum Code {
     /// All is done, or nobody wants the rest.
     Done = 0,
-    /// The reply was an error; the broker does not know what was named.
+    /// The reply was an error; the broker does not know what was named, or keeps it for itself.
     ErrorReply = 1,
     /// The command line makes no sense.
     Usage = 64,
     /// A message is larger than the broker takes.
     TooLarge = 65,
-    /// No broker, no responders, disconnected.
+    /// No broker, no responders, disconnected; of a broker: the system refuses what it needs.
     Unavailable = 69,
     /// What was to be written could not be.
     Output = 74,
     /// Trying again later may help.
     TryAgain = 75,
-    /// The broker speaks another version.
+    /// Who listens speaks another version, or is no broker.
     Protocol = 76,
-    /// The broker's user is not ours, or ours not one of its.
+    /// The broker's user is not ours, or ours not one of its, or may not open the socket.
     NotAllowed = 77,
     /// The configuration is wrong.
     Config = 78,
@@ -39,6 +42,42 @@ pub(super) enum Code {
     Interrupted = 130,
     /// SIGTERM, of those who have something to put away.
     Terminated = 143,
+}
+
+impl Code {
+    /// All of them, in order.
+    pub(super) const ALL: [Code; 12] = [
+        Code::Done,
+        Code::ErrorReply,
+        Code::Usage,
+        Code::TooLarge,
+        Code::Unavailable,
+        Code::Output,
+        Code::TryAgain,
+        Code::Protocol,
+        Code::NotAllowed,
+        Code::Config,
+        Code::Interrupted,
+        Code::Terminated,
+    ];
+
+    /// What it says, in the README and behind `--help`.
+    pub(super) fn meaning(self) -> &'static str {
+        match self {
+            Code::Done => "done",
+            Code::ErrorReply => "an error reply, or the broker does not know or allow what was named",
+            Code::Usage => "wrong usage",
+            Code::TooLarge => "the message is too large",
+            Code::Unavailable => "no broker, no responders, disconnected; a broker that cannot run",
+            Code::Output => "stdout cannot be written",
+            Code::TryAgain => "breaker open, deadline, responder lost, overloaded, too many connections",
+            Code::Protocol => "the broker speaks another version of the protocol, or is no broker",
+            Code::NotAllowed => "one side's user is not trusted by the other, or may not open the socket",
+            Code::Config => "the configuration is wrong",
+            Code::Interrupted => "interrupted (SIGINT); a broker ends with 0",
+            Code::Terminated => "terminated (SIGTERM); a broker ends with 0",
+        }
+    }
 }
 
 /// Why a command ends without having done all it was asked for.
@@ -60,6 +99,17 @@ impl Failure {
         self
     }
 
+    pub(super) fn into_message(self) -> String {
+        self.message
+    }
+
+    /// Of what it was: stands behind the message.
+    #[must_use]
+    pub(super) fn about(mut self, what: fmt::Arguments<'_>) -> Failure {
+        self.message = format!("{} ({what})", self.message);
+        self
+    }
+
     /// Whoever read our output has gone: no more is wanted.
     pub(super) fn silent() -> Failure {
         Failure::new(Code::Done, "")
@@ -68,23 +118,55 @@ impl Failure {
 
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Failure {
-        let code = match &error {
-            error if error.is_error_reply() || error.is_unknown() => Code::ErrorReply,
-            error if error.is_invalid_name() => Code::Usage,
-            error if error.is_too_large() => Code::TooLarge,
-            error if error.is_unreachable() || error.is_no_responders() || error.is_disconnected() => Code::Unavailable,
-            error if error.is_version_mismatch() => Code::Protocol,
-            error if error.is_not_allowed() => Code::NotAllowed,
-            // The breaker, deadlines, lost responders, limits: another time it may work.
-            _ => Code::TryAgain,
-        };
-        let failure = Failure::new(code, error.to_string());
-        match () {
-            () if error.is_no_broker() => failure.hint("start one: lapce-ipc serve"),
-            () if error.is_unknown() => failure.hint("lapce-ipc breaker list shows the services that have one"),
-            () if error.is_no_responders() => failure.hint("lapce-ipc status lists the services that there are"),
-            () => failure,
+        let failure = Failure::new(code_of(error.kind()), error.to_string());
+        match error.kind() {
+            ErrorKind::Connect { why: Unreached::Nobody, .. } => failure.hint("start one: lapce-ipc serve"),
+            ErrorKind::UntrustedBroker { uid, .. } => failure.hint(format!("if you trust it: --trust-uid {uid}")),
+            ErrorKind::Failed { code: FailedCode::Unknown, .. } => {
+                failure.hint("lapce-ipc breaker list shows the services that have one")
+            }
+            ErrorKind::Outcome { outcome: Outcome::NoResponders, .. } => {
+                failure.hint("lapce-ipc status lists the services that there are")
+            }
+            _ => failure,
         }
+    }
+}
+
+fn code_of(kind: &ErrorKind) -> Code {
+    match kind {
+        ErrorKind::ErrorReply(_) => Code::ErrorReply,
+        ErrorKind::Name(_) | ErrorKind::InvalidOption(_) => Code::Usage,
+        ErrorKind::TooLarge { .. } => Code::TooLarge,
+        ErrorKind::Connect { why: Unreached::Denied, .. } | ErrorKind::UntrustedBroker { .. } => Code::NotAllowed,
+        ErrorKind::Connect { .. }
+        | ErrorKind::Listen { .. }
+        | ErrorKind::Closed { .. }
+        | ErrorKind::Disconnected(_) => Code::Unavailable,
+        ErrorKind::Version { .. } | ErrorKind::Protocol(_) => Code::Protocol,
+        ErrorKind::Refused { code, .. } => match code {
+            RefusedCode::Version | RefusedCode::Malformed => Code::Protocol,
+            RefusedCode::NotAllowed => Code::NotAllowed,
+            RefusedCode::TooManyConnections => Code::TryAgain,
+            RefusedCode::Draining | RefusedCode::BadToken | RefusedCode::ResumeFailed => Code::Unavailable,
+        },
+        ErrorKind::Outcome { outcome, .. } => match outcome {
+            Outcome::NoResponders | Outcome::Disconnected => Code::Unavailable,
+            Outcome::TooLarge => Code::TooLarge,
+            Outcome::BreakerOpen
+            | Outcome::DeadlineExceeded
+            | Outcome::ResponderLost
+            | Outcome::Cancelled
+            | Outcome::Overloaded => Code::TryAgain,
+        },
+        ErrorKind::Failed { code, .. } => match code {
+            FailedCode::Unknown | FailedCode::NotAllowed => Code::ErrorReply,
+            FailedCode::Invalid => Code::Usage,
+            FailedCode::Limit => Code::TryAgain,
+        },
+        ErrorKind::Evicted { .. } | ErrorKind::Timeout => Code::TryAgain,
+        // From within a loan or a view, which no command does.
+        ErrorKind::LoanOutstanding | ErrorKind::ViewOutstanding => Code::TryAgain,
     }
 }
 
@@ -98,15 +180,28 @@ impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Failure {
         let message = error.to_string();
         match error {
-            BrokerError::Socket(SocketError::InUse(_)) => Failure::new(Code::Unavailable, message)
-                .hint("use that one, stop it, or listen elsewhere with --socket"),
-            BrokerError::Socket(_) | BrokerError::Geometry(_) | BrokerError::Health(HealthError::Token(_)) => {
-                Failure::new(Code::Config, message)
+            BrokerError::Socket(SocketError::InUse(_) | SocketError::Taken(_)) => {
+                Failure::new(Code::Unavailable, message)
+                    .hint("use that one, stop it, or listen elsewhere with --socket")
             }
+            // What does not get better by itself: no service manager should try again.
+            BrokerError::Socket(
+                SocketError::NotASocket(_)
+                | SocketError::ForeignLock(_)
+                | SocketError::TooLong { .. }
+                | SocketError::Inherited { .. }
+                | SocketError::Listen(_),
+            )
+            | BrokerError::Geometry(_)
+            | BrokerError::Health(HealthError::Token(_)) => Failure::new(Code::Config, message),
             BrokerError::Health(HealthError::Listen { .. }) => {
                 Failure::new(Code::Unavailable, message).hint("listen elsewhere with --health-addr")
             }
-            _ => Failure::new(Code::Unavailable, message),
+            // A disk that is full, a folder that is not there yet: another time it may work.
+            BrokerError::Socket(SocketError::Io { .. })
+            | BrokerError::Faults(_)
+            | BrokerError::Io(_)
+            | BrokerError::GaveUp(_) => Failure::new(Code::Unavailable, message),
         }
     }
 }
@@ -171,4 +266,19 @@ pub(super) fn leave(code: Code) -> ! {
     // Held to the end: else the main thread might be faster, and give the end of a child killed here as the reason.
     let _put_away = children::put_away();
     std::process::exit(code as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_each_code_with_its_meaning() {
+        let readme = include_str!("../../README.md");
+        let table = readme.lines().skip_while(|line| !line.starts_with("| exit code |")).skip(2);
+        let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).collect();
+        let expected: Vec<_> =
+            Code::ALL.iter().map(|code| format!("| {} | {} |", *code as i32, code.meaning())).collect();
+        assert_eq!(rows, expected);
+    }
 }

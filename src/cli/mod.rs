@@ -61,18 +61,19 @@ pub fn lapce_ipc() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
-        Command::Serve(args) => return serve::run(&cli.place, args),
-        Command::BenchPart(part) => return bench::part::run(&cli.place, part),
+        Command::Serve(args) => return serve::run(cli.place.serving(&cli.trust)?, args),
+        Command::BenchPart(part) => return bench::part::run(&cli.place.trusting(&cli.trust)?, part),
         _ => exit::leave_on_signals()?,
     }
+    let place = &cli.place.trusting(&cli.trust)?;
     match &cli.command {
         Command::Serve(_) | Command::BenchPart(_) => Ok(()),
-        Command::Pub(args) => publish::run(&cli.place, args),
-        Command::Sub(args) => sub::run(&cli.place, args),
-        Command::Request(args) => request::run(&cli.place, args),
-        Command::Reply(args) => reply::run(&cli.place, args),
-        Command::Status(args) => status::run(&cli.place, args),
-        Command::Breaker(args) => breaker::run(&cli.place, args),
-        Command::Bench(args) => bench::run(&cli.place, args),
+        Command::Pub(args) => publish::run(place, args),
+        Command::Sub(args) => sub::run(place, args),
+        Command::Request(args) => request::run(place, args),
+        Command::Reply(args) => reply::run(place, args),
+        Command::Status(args) => status::run(place, args),
+        Command::Breaker(args) => breaker::run(place, args),
+        Command::Bench(args) => bench::run(place, args),
     }
 }

@@ -1,24 +1,74 @@
 //! Which broker is meant, and what its configuration says.
 
-use super::exit::Failure;
-use super::output::note;
-use crate::client::{Builder, Client, ConnectionState, Events, ReconnectOptions, WaitStrategy};
+use super::exit::{Code, Failure};
+use super::output::{note, plain};
+use crate::client::{Builder, Client, ConnectionState, ErrorKind, Events, ReconnectOptions, Unreached, WaitStrategy};
 use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
+use std::num::ParseIntError;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a broker may take to greet us, whatever the time for the whole.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// The options that every command has.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Place {
     /// The broker's socket
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub(super) socket: Option<PathBuf>,
     /// The configuration file, instead of those in the usual places
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(super) config: Option<PathBuf>,
+    /// Users whose broker a client trusts besides its own and root.
+    #[arg(skip)]
+    pub(super) trusted: Vec<u32>,
 }
 
+const GLOBAL: &str = "Global options";
+
+/// What clients are told besides.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Trust {
+    /// For clients: trust also a broker of this user, not only ours and root's; may be given again
+    /// [LAPCE_IPC_TRUSTED_UIDS=UID,UID]
+    #[arg(long, global = true, value_name = "UID", help_heading = GLOBAL)]
+    trust_uid: Vec<u32>,
+}
+
+/// Users, as [`Trust`] has them.
+const TRUSTED_UIDS: &str = "LAPCE_IPC_TRUSTED_UIDS";
+
 impl Place {
+    /// The same for a client, with the users whose broker it trusts: those that are named, and those of the variable.
+    ///
+    /// # Errors
+    ///
+    /// If the variable holds anything else.
+    pub(super) fn trusting(&self, trust: &Trust) -> Result<Place, Failure> {
+        let env = Env::of_process();
+        let listed = env.get(TRUSTED_UIDS).map(|list| list.to_string_lossy()).unwrap_or_default();
+        let listed = listed.split(',').map(str::trim).filter(|uid| !uid.is_empty()).map(|uid| {
+            let why = |_| format!("{TRUSTED_UIDS}: {} is no user's number", plain(&format!("{uid:?}")));
+            uid.parse().map_err(|error: ParseIntError| Failure::new(Code::Config, why(error)))
+        });
+        let trusted = trust.trust_uid.iter().map(|uid| Ok(*uid)).chain(listed).collect::<Result<_, Failure>>()?;
+        Ok(Place { trusted, ..self.clone() })
+    }
+
+    /// The same for a broker, which trusts whom its configuration names.
+    ///
+    /// # Errors
+    ///
+    /// If a client's option is given.
+    pub(super) fn serving(&self, trust: &Trust) -> Result<&Place, Failure> {
+        match trust.trust_uid[..] {
+            [] => Ok(self),
+            _ => Err(Failure::new(Code::Usage, "--trust-uid is for clients; a broker has ipc.allowed_uids")),
+        }
+    }
+
     /// The broker's configuration, with its socket settled.
     ///
     /// # Errors
@@ -37,15 +87,16 @@ impl Place {
 
     /// Where a client connects; `None`: where the library looks by itself.
     fn socket(&self) -> Result<Option<PathBuf>, Failure> {
-        if self.socket.is_some() {
+        let env = Env::of_process();
+        let is_named = self.socket.is_some() || env.get("LAPCE_IPC_SOCKET").is_some();
+        // That comes before the configuration, which need not be sound, then; unless somebody asks for it.
+        if is_named && self.config.is_none() {
             return Ok(self.socket.clone());
         }
-        let env = Env::of_process();
-        // It comes before the configuration, which need not be sound, then.
-        if env.get("LAPCE_IPC_SOCKET").is_some() {
-            return Ok(None);
-        }
         let loaded = config::load(&self.options(), &env)?;
+        if is_named {
+            return Ok(self.socket.clone());
+        }
         let is_set = *loaded.origin("ipc.socket_path") != Origin::Default;
         Ok(is_set.then_some(loaded.config.ipc.socket_path))
     }
@@ -57,6 +108,29 @@ impl Place {
     /// If there is no broker, or it does not want us.
     pub(super) fn connect(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
         self.connect_by(self.builder(command, wait)?.no_reconnect())
+    }
+
+    /// The same, if it takes no longer than `timeout`. Answers what is left of that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Place::connect`], or if it takes longer.
+    pub(super) fn connect_within(
+        &self,
+        command: &str,
+        wait: impl Into<WaitStrategy>,
+        timeout: Duration,
+    ) -> Result<(Client, Duration), Failure> {
+        let begun = Instant::now();
+        let builder = self.builder(command, wait)?.no_reconnect();
+        let client = self.connect_by(builder.timeout(timeout.min(GREETING)));
+        let left = timeout.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            let message = format!("deadline exceeded: not connected within {timeout:?}");
+            let why = client.err().map(Failure::into_message).unwrap_or_default();
+            return Err(Failure::new(Code::TryAgain, message + if why.is_empty() { "" } else { ": " } + &why));
+        }
+        Ok((client?, left))
     }
 
     /// Connects as `lapce-ipc-COMMAND`, to stay: a connection that is lost comes back, and stderr tells of it.
@@ -74,16 +148,26 @@ impl Place {
     }
 
     fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
-        let builder = Client::builder().name(&format!("lapce-ipc-{command}"))?.wait(wait.into());
+        let builder = self.unplaced(command, wait)?;
         Ok(match self.socket()? {
             Some(path) => builder.socket(path),
             None => builder,
         })
     }
 
+    /// As whom, how and with whom: all but where.
+    ///
+    /// # Errors
+    ///
+    /// If it is no name.
+    pub(super) fn unplaced(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
+        let builder = Client::builder().name(&format!("lapce-ipc-{command}"))?;
+        Ok(builder.wait(wait.into()).trusted_uids(self.trusted.iter().copied()))
+    }
+
     fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
         builder.connect().map_err(|error| match &self.socket {
-            Some(path) if error.is_no_broker() => {
+            Some(path) if matches!(error.kind(), ErrorKind::Connect { why: Unreached::Nobody, .. }) => {
                 Failure::from(error).hint(format!("start one: lapce-ipc serve --socket {}", path.display()))
             }
             _ => error.into(),

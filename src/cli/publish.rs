@@ -1,12 +1,12 @@
 //! `pub`: publishes.
 
-use super::data::Data;
+use super::args::at_least_one;
+use super::data::DataArgs;
 use super::exit::Failure;
 use super::output::note;
 use super::place::Place;
 use crate::client::WaitStrategy;
 use clap::Args;
-use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 pub(super) struct PubArgs {
     /// Where to publish: names joined by dots
     topic: String,
-    /// The message; `-` reads it from stdin, `@FILE` from a file; nothing is an empty message
-    #[arg(value_name = "DATA | - | @FILE")]
-    data: Option<OsString>,
+    #[command(flatten)]
+    data: DataArgs,
     /// Publish it so many times
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     count: u64,
 }
 
@@ -27,6 +26,7 @@ Examples:
   lapce-ipc pub lapce.ai.completion hello
   lapce-ipc pub lapce.files @Cargo.toml
   date | lapce-ipc pub lapce.clock -
+  lapce-ipc pub lapce.handle --data @someone
 
 When it ends, the message is on its way to everybody who had subscribed.";
 
@@ -40,7 +40,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// If there is no broker, or the message cannot be read or sent.
 pub(super) fn run(place: &Place, args: &PubArgs) -> Result<(), Failure> {
     let client = place.connect("pub", WaitStrategy::Adaptive)?;
-    let payload = Data::new(args.data.as_ref()).read(client.limits().max_message_size)?;
+    let payload = args.data.get().read(client.limits().max_message_size)?;
     let publisher = client.publisher(&args.topic)?;
     let watched = std::io::stderr().is_terminal();
     let mut told = Instant::now();

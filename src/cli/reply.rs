@@ -2,9 +2,9 @@
 
 use super::args::WaitOption;
 use super::children;
-use super::command::Program;
+use super::command::{self, Program};
 use super::exit::{Code, Failure, tell};
-use super::output::note;
+use super::output::{note, plain};
 use super::place::Place;
 use crate::client::{self, Client, Request};
 use clap::{ArgGroup, Args};
@@ -39,9 +39,10 @@ Examples:
   lapce-ipc reply mirror --echo
   lapce-ipc reply mirror --echo --listen /run/user/1000/mirror.sock
 
-The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks with
---stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and
+The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks \
+with --stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and \
 several in a row open the service's breaker. If the request is cancelled or its time is over, the command is killed.
+
 `serving` on stderr says that requests reach us. A broker that ends is waited for, and stderr says so.";
 
 /// Answers requests. A broker that ends is waited for.
@@ -55,23 +56,30 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
         (None, [command, args @ ..]) => Some(Program::new(command, args)),
         (None, []) => None,
     };
+    if let (None, [command, ..]) = (&args.exec, &args.command[..])
+        && !command::can_run(command)
+    {
+        let command = plain(&command.to_string_lossy());
+        return Err(Failure::new(Code::Usage, format!("cannot run {command}: no such program")));
+    }
     let answer = |client: &Client| match &program {
         Some(program) => serve(client, args, program),
         None => echo(client, &args.service),
     };
     match &args.listen {
         None => answer(&place.connect_to_stay("reply", args.wait.wait)?),
-        Some(path) => listen(path, args, answer),
+        Some(path) => listen(path, place, args, answer),
     }
 }
 
 /// Answers each broker that dials, in a thread of its own.
 fn listen(
     path: &Path,
+    place: &Place,
     args: &ReplyArgs,
     answer: impl Fn(&Client) -> Result<(), Failure> + Sync,
 ) -> Result<(), Failure> {
-    let builder = Client::builder().name("lapce-ipc-reply")?.wait(args.wait.wait.into());
+    let builder = place.unplaced("reply", args.wait.wait)?;
     let unavailable = |error: client::Error| Failure::new(Code::Unavailable, error.to_string());
     let listener = builder.listen(path).map_err(unavailable)?;
     children::remove_with_us(path);

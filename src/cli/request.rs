@@ -1,23 +1,22 @@
 //! `request`: asks a service.
 
 use super::args::{WaitOption, duration};
-use super::data::Data;
-use super::exit::Failure;
-use super::output::Out;
+use super::data::DataArgs;
+use super::exit::{Code, Failure};
+use super::output::{Out, plain};
 use super::place::Place;
-use crate::client::RequestOptions;
+use crate::client::{Client, Error, ErrorKind, RequestOptions};
 use clap::Args;
-use std::ffi::OsString;
 use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(super) struct RequestArgs {
     /// Whom to ask
     service: String,
-    /// What to ask; `-` reads it from stdin, `@FILE` from a file; nothing is an empty message
-    #[arg(value_name = "DATA | - | @FILE")]
-    data: Option<OsString>,
-    /// How long it may take: 500ms, 2s, 1m; what the broker says if not given
+    #[command(flatten)]
+    data: DataArgs,
+    /// How long it may take, connecting included: 500ms, 2s, 1m; at most limits.max_request_timeout_ms of the broker;
+    /// unless given, limits.default_request_timeout_ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
     /// Print the reply's chunks as they come
@@ -36,8 +35,8 @@ Examples:
   lapce-ipc request format @src/main.rs --raw --timeout 5s
   lapce-ipc request chat 'why is the sky blue?' --stream
 
-An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or
-the service has failed so often that its breaker is open: 75.";
+An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or a service whose \
+breaker is open: 75.";
 
 /// Asks and prints the reply.
 ///
@@ -45,20 +44,46 @@ the service has failed so often that its breaker is open: 75.";
 ///
 /// How the request ended, if not by a reply; or what kept it from being sent or printed.
 pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
-    let client = place.connect("request", args.wait.wait)?;
-    let payload = Data::new(args.data.as_ref()).read(client.limits().max_message_size)?;
-    let options = RequestOptions { timeout: args.timeout, ..RequestOptions::default() };
+    let (client, left) = match args.timeout {
+        Some(timeout) => {
+            let (client, left) = place.connect_within("request", args.wait.wait, timeout)?;
+            let longest = Duration::from_millis(client.limits().max_request_timeout_ms.into());
+            if timeout > longest {
+                let message =
+                    format!("--timeout {timeout:?} is longer than limits.max_request_timeout_ms, {longest:?}");
+                return Err(Failure::new(Code::Usage, message));
+            }
+            (client, Some(left))
+        }
+        None => (place.connect("request", args.wait.wait)?, None),
+    };
+    let payload = args.data.get().read(client.limits().max_message_size)?;
+    let options = RequestOptions { timeout: left, ..RequestOptions::default() };
+    let failed = |error| failed(error, args, &client);
     let mut out = Out::new()?;
     if args.stream {
-        for chunk in client.request_stream_with(&args.service, payload, options)? {
-            out.write(&chunk?)?;
+        for chunk in client.request_stream_with(&args.service, payload, options).map_err(failed)? {
+            out.write(&chunk.map_err(failed)?)?;
             out.flush()?;
         }
     } else {
-        out.write(&client.request_with(&args.service, payload, options)?)?;
+        out.write(&client.request_with(&args.service, payload, options).map_err(failed)?)?;
     }
     if !args.raw {
         out.write(b"\n")?;
     }
     out.flush()
+}
+
+/// How the request ended, with what it was; an error reply and what is wrong with the request itself say enough.
+fn failed(error: Error, args: &RequestArgs, client: &Client) -> Failure {
+    let is_outcome =
+        matches!(error.kind(), ErrorKind::Outcome { .. } | ErrorKind::Disconnected(_) | ErrorKind::Closed { .. });
+    let failure = Failure::from(error);
+    if !is_outcome {
+        return failure;
+    }
+    let default = Duration::from_millis(client.limits().default_request_timeout_ms.into());
+    let (timeout, socket) = (args.timeout.unwrap_or(default), client.socket().to_string_lossy());
+    failure.about(format_args!("service {}, timeout {timeout:?}, socket {}", args.service, plain(&socket)))
 }

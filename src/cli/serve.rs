@@ -24,9 +24,10 @@ pub(super) const NOTES: &str = "\
 It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
 
 RUST_LOG sets what is logged, for all or for single modules: error, warn, info (the default), debug, trace, off.
-  RUST_LOG=warn                                   less
-  RUST_LOG=info,lapce_ipc::broker::connection=off all but connections that come and go
-  RUST_LOG=warn,lapce_ipc::broker::events=info    of routing more than of the rest
+  RUST_LOG=warn                                    less
+  RUST_LOG=info,lapce_ipc::broker::connection=off  not who comes and goes
+  RUST_LOG=warn,lapce_ipc::broker::events=info     more of routing
+
 No line is written for each message, whatever the level.";
 
 /// An address as it is written; IPv6 in brackets.
@@ -64,6 +65,8 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
         loaded.set_from_command_line("health_server.port", &port.to_string())?;
     }
     if args.check_config {
+        // What the broker would refuse at its start.
+        loaded.health_token()?;
         let mut out = Out::new()?;
         out.write(config::explain(&loaded).to_string().as_bytes())?;
         return out.flush();

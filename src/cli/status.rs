@@ -4,8 +4,8 @@ use super::exit::Failure;
 use super::output::{Out, plain};
 use super::place::Place;
 use crate::broker;
-use crate::client::WaitStrategy;
 use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
+use crate::client::{WaitStrategy, age};
 use clap::Args;
 use std::fmt::Write;
 
@@ -117,7 +117,8 @@ const SERVICE: [&str; 7] = ["name", "responders", "outstanding", "pending", "req
 fn service(s: &ServiceStatus, breaker: Option<&str>) -> Vec<String> {
     vec![
         s.name.as_str().to_owned(),
-        s.responders.to_string(),
+        // The broker's own has none, and misses none.
+        if s.name.as_str() == broker::ECHO { "-".to_owned() } else { s.responders.to_string() },
         s.outstanding.to_string(),
         s.pending.to_string(),
         s.requests.to_string(),
@@ -143,34 +144,9 @@ pub(super) fn table(text: &mut String, title: &str, head: &[&str], rows: Vec<Vec
     }
 }
 
-/// A time as people say it, in its two largest units.
-pub(super) fn age(ms: u64) -> String {
-    let seconds = ms / 1000;
-    match seconds {
-        0 => format!("{ms} ms"),
-        1..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_two_units() {
-        for (ms, text) in [
-            (999, "999 ms"),
-            (59_999, "59 s"),
-            (61_000, "1 min 1 s"),
-            (3_660_000, "1 h 1 min"),
-            (90_000_000, "1 d 1 h"),
-        ] {
-            assert_eq!(age(ms), text);
-        }
-    }
 
     #[test]
     fn columns_are_as_wide_as_they_need() {

@@ -4,7 +4,7 @@
 //! connection takes what arrives out of shared memory, also while stdout takes nothing: a pager that waits for a key
 //! must not hold up the broker.
 
-use super::args::WaitOption;
+use super::args::{WaitOption, at_least_one};
 use super::exit::Failure;
 use super::output::{Out, leave_with_reader, note};
 use super::place::Place;
@@ -20,7 +20,7 @@ pub(super) struct SubArgs {
     /// Which topics: `*` stands for one name, a final `>` for one or more
     pattern: String,
     /// End after so many messages
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     count: Option<u64>,
     /// Print a JSON object a line: topic, publisher, sequence, and data or data_base64
     #[arg(long, conflicts_with = "raw")]
@@ -28,6 +28,9 @@ pub(super) struct SubArgs {
     /// Print the bytes as they are, and nothing between messages
     #[arg(long)]
     raw: bool,
+    /// Print the topic and a space before each message
+    #[arg(short, long, conflicts_with_all = ["json", "raw"])]
+    topics: bool,
     #[command(flatten)]
     wait: WaitOption,
 }
@@ -35,10 +38,11 @@ pub(super) struct SubArgs {
 pub(super) const EXAMPLES: &str = "\
 Examples:
   lapce-ipc sub 'lapce.>'
+  lapce-ipc sub 'lapce.>' --topics
   lapce-ipc sub lapce.ai.completion --count 1 --raw >answer
   lapce-ipc sub '$sys.>' --json | jq .topic
 
-`subscribed` on stderr says that the subscription is in force. When more arrives than is printed, the oldest messages
+`subscribed` on stderr says that the subscription is in force. When more arrives than is printed, the oldest messages \
 are dropped, and stderr says how many. A broker that ends is waited for, and stderr says so.";
 
 /// How often drops are reported while messages keep coming.
@@ -121,6 +125,10 @@ fn print(out: &mut Out, args: &SubArgs, message: &Message) -> Result<(), Failure
         // Strings and numbers always serialise.
         out.write(&serde_json::to_vec(&line).unwrap_or_default())?;
     } else {
+        if args.topics {
+            out.write(message.topic().as_bytes())?;
+            out.write(b" ")?;
+        }
         out.write(message.payload())?;
     }
     if !args.raw {

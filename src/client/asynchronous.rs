@@ -40,7 +40,7 @@ use super::serve as blocking;
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
 use super::{Builder, Client, Limits, inner};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
-use crate::wire::name::Topic;
+use crate::wire::name::{Name, Topic};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -286,7 +286,8 @@ impl AsyncClient {
         let id = match known {
             Some(id) => id,
             None => {
-                let id = self.intern(InternKind::Service, Topic::parse(service)?, ends).await.map_err(late)?;
+                let name = Topic::from(&Name::parse(service)?);
+                let id = self.intern(InternKind::Service, name, ends).await.map_err(late)?;
                 lock(&inner.table).services.insert(service.to_owned(), id);
                 id
             }

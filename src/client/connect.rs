@@ -1,6 +1,6 @@
 //! Finding the broker and greeting it.
 
-use super::error::{Error, Kind, Result};
+use super::error::{Error, Kind, Result, Unreached};
 use super::inner::{Inner, deadline};
 use super::retry::ReconnectOptions;
 use super::{Client, Listener, WaitStrategy};
@@ -181,8 +181,12 @@ impl Builder {
 impl Endpoint {
     pub(super) fn failed(&self, error: &io::Error) -> Error {
         // Of whatever else the system may say, nothing tells that nobody is there.
-        let is_there = !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-        Kind::Connect { path: self.path.clone(), is_there, reason: explain(&self.path, error) }.into()
+        let why = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreached::Nobody,
+            io::ErrorKind::PermissionDenied => Unreached::Denied,
+            _ => Unreached::Other,
+        };
+        Kind::Connect { path: self.path.clone(), why, reason: explain(&self.path, error) }.into()
     }
 
     /// Reaches whoever listens, waiting at its door at most until `until`.
@@ -237,6 +241,7 @@ fn explain(path: &Path, error: &io::Error) -> String {
             _ => "nobody listens; is the broker running?".to_owned(),
         },
         io::ErrorKind::WouldBlock => "it takes nobody in: too many wait at its door".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     }
 }

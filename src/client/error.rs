@@ -21,9 +21,20 @@ pub struct Error(Box<Kind>);
 /// The result of what a client does.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Why a socket was not reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreached {
+    /// Nobody listens.
+    Nobody,
+    /// We may not open it.
+    Denied,
+    /// Nothing that says whether somebody listens.
+    Other,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Connect { path: PathBuf, is_there: bool, reason: String },
+    Connect { path: PathBuf, why: Unreached, reason: String },
     Listen { path: PathBuf, reason: String },
     UntrustedBroker { path: PathBuf, uid: u32 },
     Version { ours: u16, theirs: u16 },
@@ -44,6 +55,11 @@ pub(crate) enum Kind {
 }
 
 impl Error {
+    #[cfg(feature = "cli")]
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.0
+    }
+
     fn is_outcome(&self, wanted: Outcome) -> bool {
         matches!(&*self.0, Kind::Outcome { outcome, .. } if *outcome == wanted)
     }
@@ -51,7 +67,7 @@ impl Error {
     /// No broker listens at the socket: nothing is there, or nobody answers.
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
-        matches!(&*self.0, Kind::Connect { is_there: false, .. })
+        matches!(&*self.0, Kind::Connect { why: Unreached::Nobody, .. })
     }
 
     /// The socket cannot be reached: nobody listens ([`Error::is_no_broker`]), or the system does not let us, or the
@@ -115,10 +131,29 @@ impl Error {
         matches!(&*self.0, Kind::TooLarge { .. }) || self.is_outcome(Outcome::TooLarge)
     }
 
-    /// The responder answered with an error; its text is the error's text.
+    /// The responder answered with an error; see [`Error::reply_text`].
     #[must_use]
     pub fn is_error_reply(&self) -> bool {
         matches!(&*self.0, Kind::ErrorReply(_))
+    }
+
+    /// The text of an error reply, as it came. (As the error shows it, control characters are escaped.)
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// if let Err(error) = client.request("format", "fn main() {")
+    ///     && let Some(text) = error.reply_text()
+    /// {
+    ///     println!("{} lines of complaints", text.lines().count());
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reply_text(&self) -> Option<&str> {
+        match &*self.0 {
+            Kind::ErrorReply(text) => Some(text),
+            _ => None,
+        }
     }
 
     /// The subscription did not take its messages in time and was ended.
@@ -272,7 +307,12 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Connect { path, is_there: false, reason } => write!(f, "no broker at {}: {reason}", path.display()),
+            Kind::Connect { path, why: Unreached::Nobody, reason } => {
+                write!(f, "no broker at {}: {reason}", path.display())
+            }
+            Kind::Connect { path, why: Unreached::Denied, reason } => {
+                write!(f, "the socket {} cannot be opened: {reason}", path.display())
+            }
             Kind::Connect { path, reason, .. } => write!(f, "cannot reach the broker at {}: {reason}", path.display()),
             Kind::Listen { path, reason } => write!(f, "cannot listen at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
@@ -292,7 +332,7 @@ impl fmt::Display for Error {
             Kind::Outcome { outcome, retry_after } => {
                 f.write_str(match outcome {
                     Outcome::NoResponders => "no responders: nobody serves it",
-                    Outcome::BreakerOpen => "breaker open: the service has failed too often",
+                    Outcome::BreakerOpen => "breaker open: no requests to the service are let through",
                     Outcome::DeadlineExceeded => "deadline exceeded",
                     Outcome::ResponderLost => "responder lost: it ended before it answered",
                     Outcome::Cancelled => "cancelled",
@@ -301,11 +341,17 @@ impl fmt::Display for Error {
                     Outcome::Disconnected => "disconnected",
                 })?;
                 match retry_after {
-                    Some(after) => write!(f, "; try again in {} ms", after.as_millis()),
+                    Some(after) => {
+                        let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                        write!(f, "; try again in {}", age(ms))
+                    }
                     None => Ok(()),
                 }
             }
-            Kind::ErrorReply(text) => write!(f, "{}", text.escape_debug()),
+            Kind::ErrorReply(text) => text.chars().try_for_each(|c| match c.is_control() {
+                true => write!(f, "{}", c.escape_default()),
+                false => write!(f, "{c}"),
+            }),
             Kind::TooLarge { len, max } => {
                 write!(f, "message of {len} bytes is larger than max_message_size, {max} bytes")
             }
@@ -321,5 +367,52 @@ impl fmt::Display for Error {
             }
             Kind::Timeout => f.write_str("nothing came in time"),
         }
+    }
+}
+
+/// A time as people say it, in its two largest units.
+pub(crate) fn age(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units() {
+        for (ms, text) in [
+            (999, "999 ms"),
+            (59_999, "59 s"),
+            (61_000, "1 min 1 s"),
+            (3_660_000, "1 h 1 min"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(age(ms), text);
+        }
+    }
+
+    #[test]
+    fn an_error_reply_is_shown_as_it_is_but_for_control_characters() {
+        let text = "l'été: \"fn\" at C:\\x, `a`\nand \u{1b}[2J\u{9b}1m";
+        let error = Error::from(Kind::ErrorReply(text.to_owned()));
+        assert_eq!(error.reply_text(), Some(text));
+        assert_eq!(error.to_string(), "l'été: \"fn\" at C:\\x, `a`\\nand \\u{1b}[2J\\u{9b}1m");
+        assert_eq!(Error::from(Kind::Timeout).reply_text(), None);
+    }
+
+    #[test]
+    fn an_open_breaker_blames_nobody_and_says_when_in_words() {
+        let open = |ms| Kind::Outcome { outcome: Outcome::BreakerOpen, retry_after: Some(Duration::from_millis(ms)) };
+        let told = Error::from(open(35_996_399_977)).to_string();
+        assert_eq!(told, "breaker open: no requests to the service are let through; try again in 416 d 14 h");
+        assert!(Error::from(open(250)).to_string().ends_with("; try again in 250 ms"));
     }
 }

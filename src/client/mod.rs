@@ -73,6 +73,8 @@ pub use crate::wire::pattern::Pattern;
 pub use answer::{Reply, Request};
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
+#[cfg(feature = "cli")]
+pub(crate) use error::{Kind as ErrorKind, Unreached, age};
 pub use listen::Listener;
 pub use loan::Loan;
 pub use publish::Publisher;
@@ -85,6 +87,7 @@ pub use view::View;
 
 use inner::Inner;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,6 +134,12 @@ impl Client {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.inner.connection()
+    }
+
+    /// The broker's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.inner.endpoint.path
     }
 
     /// The limits that the broker set for this connection.

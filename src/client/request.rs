@@ -5,7 +5,7 @@ use super::call_time::late;
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
-use super::{Client, Topic};
+use super::{Client, Name, Topic};
 use crate::shm::layout::cells_for;
 use crate::wire::control::InternKind;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
@@ -370,7 +370,7 @@ impl Inner {
         if let Some(id) = lock(&self.table).services.get(name) {
             return Ok(*id);
         }
-        let id = self.intern(InternKind::Service, Topic::parse(name)?, deadline)?;
+        let id = self.intern(InternKind::Service, Topic::from(&Name::parse(name)?), deadline)?;
         lock(&self.table).services.insert(name.to_owned(), id);
         Ok(id)
     }

@@ -124,8 +124,11 @@ fn shown_key(key: &str) -> String {
 #[non_exhaustive]
 pub enum Fault {
     /// A file was named, and is not there.
-    #[error("no such file")]
-    NoSuchFile,
+    #[error("no such file{}", .variable.map(|name| format!(", which {name} names")).unwrap_or_default())]
+    NoSuchFile {
+        /// The variable that names it, if one does.
+        variable: Option<&'static str>,
+    },
     /// A file cannot be opened or read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
@@ -207,6 +210,20 @@ pub enum Fault {
         value: String,
         /// Why not: a verb phrase.
         why: String,
+    },
+    /// A file that is to hold a secret.
+    #[error("{path}: {why}")]
+    Secret {
+        /// The file, quoted.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Everybody could read what is to be a secret.
+    #[error("mode {mode:04o} lets others read; refused (chmod o-r)")]
+    ReadableByOthers {
+        /// The permission bits.
+        mode: u32,
     },
     /// A key that must be there.
     #[error("missing")]

@@ -143,6 +143,7 @@ const HEAD: &str = "\
 # It does not read a file of the working directory, nor one that others than its own user and root can write.
 #
 # A variable overrides a key: LAPCE_IPC__IPC__SOCKET_PATH=/x is socket_path of [ipc]. Arrays are written with commas.
+# There are none for the tables of single services and of [[upstream]].
 # `ipc_server_main --check-config` shows each value and where it comes from.
 ";
 

@@ -8,6 +8,7 @@
 //! | `name` | names of services, and names that are nearly right |
 //! | `paths` | which file is read, and whether it can be trusted |
 //! | `file` | TOML, with places |
+//! | `secret` | the token of the endpoints, out of its file |
 //! | `env` | variables that override keys |
 //! | `check` | values that do not go together |
 //! | `load` | all of this in order; where each value comes from |
@@ -39,6 +40,7 @@ mod load;
 mod model;
 mod name;
 mod paths;
+mod secret;
 mod value;
 
 pub use env::{Env, variable};

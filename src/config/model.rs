@@ -91,6 +91,7 @@ section! {
         /// Deadline of a request that names none.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
         /// The longest deadline that a request may name.
+        /// A longer one is shortened to it; `lapce-ipc request --timeout` refuses it.
         max_request_timeout_ms: u64 = 600_000, integer(1, 86_400_000, "ms");
         /// What the broker holds for one connection that does not drain its ring.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
@@ -170,6 +171,7 @@ section! {
         /// A browser that was lured by a name of somebody else gets nothing.
         allowed_hosts: Vec<String> = Vec::new(), Rule::List { of: &Rule::Host, max: 64 };
         /// A file whose first line is a token that readers must send; empty for none.
+        /// It is refused if everybody can read it, or others than its owner can write it.
         token_file: String = String::new(), Rule::FileOrNone;
         /// Connections at a time; when they are all taken, the next takes the place of the one that is quiet longest.
         /// So nobody keeps `/live` from being answered by holding connections open, whatever they are used for.

@@ -37,15 +37,20 @@ const FILE_MAX: u64 = 1 << 20;
 
 /// Finds and reads the configuration file; `None` if there is none, and none was asked for.
 pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<u8>)>, ConfigError> {
-    let named = options.file.clone().or_else(|| env.get("LAPCE_IPC_CONFIG").map(PathBuf::from));
+    const VARIABLE: &str = "LAPCE_IPC_CONFIG";
+    let (named, variable) = match &options.file {
+        Some(path) => (Some(path.clone()), None),
+        None => (env.get(VARIABLE).map(PathBuf::from), Some(VARIABLE)),
+    };
+    let read = |path: &Path| read(path, options.own_uid).map_err(|fault| ConfigError::from(problem(path, fault)));
     if let Some(path) = named {
-        return match read(&path, options.own_uid)? {
+        return match read(&path)? {
             Some(text) => Ok(Some((path, text))),
-            None => Err(problem(&path, Fault::NoSuchFile).into()),
+            None => Err(problem(&path, Fault::NoSuchFile { variable }).into()),
         };
     }
     for path in usual_places(options, env) {
-        if let Some(text) = read(&path, options.own_uid)? {
+        if let Some(text) = read(&path)? {
             return Ok(Some((path, text)));
         }
     }
@@ -65,41 +70,58 @@ fn usual_places(options: &Options, env: &Env) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Reads a file if it is there. Who may write it is asked of the open file, not of the path, which could change in
-/// between.
-fn read(path: &Path, own_uid: u32) -> Result<Option<Vec<u8>>, ConfigError> {
+/// Opens a file if it is there, and nobody else could have written it. That is asked of the open file, not of the path,
+/// which could change in between. Answers its mode, too.
+fn open(path: &Path, own_uid: u32) -> Result<Option<(File, u32)>, Fault> {
     // A pipe without a writer would hang the open.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-        Err(error) => return Err(unreadable(path, error.into())),
+        Err(error) => return Err(unreadable(error.into())),
     };
-    let stat = rustix::fs::fstat(&fd).map_err(|error| unreadable(path, error.into()))?;
+    let stat = rustix::fs::fstat(&fd).map_err(|error| unreadable(error.into()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(problem(path, Fault::NotAFile).into());
+        return Err(Fault::NotAFile);
     }
     if stat.st_uid != own_uid && stat.st_uid != 0 {
-        return Err(problem(path, Fault::ForeignOwner { owner: stat.st_uid, own: own_uid }).into());
+        return Err(Fault::ForeignOwner { owner: stat.st_uid, own: own_uid });
     }
-    if stat.st_mode & 0o022 != 0 {
-        return Err(problem(path, Fault::WritableByOthers { mode: stat.st_mode & 0o7777 }).into());
+    let mode = stat.st_mode & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(Fault::WritableByOthers { mode });
     }
-    let mut text = Vec::new();
-    match File::from(fd).take(FILE_MAX + 1).read_to_end(&mut text) {
-        Ok(length) if length as u64 > FILE_MAX => Err(problem(path, Fault::FileTooLarge { max: FILE_MAX }).into()),
-        Ok(_) => Ok(Some(text)),
-        Err(error) => Err(unreadable(path, error)),
+    Ok(Some((File::from(fd), mode)))
+}
+
+/// Reads the whole of a file if it is there.
+fn read(path: &Path, own_uid: u32) -> Result<Option<Vec<u8>>, Fault> {
+    let Some((file, _)) = open(path, own_uid)? else { return Ok(None) };
+    let text = up_to(file, FILE_MAX + 1)?;
+    if text.len() as u64 > FILE_MAX { Err(Fault::FileTooLarge { max: FILE_MAX }) } else { Ok(Some(text)) }
+}
+
+/// Reads the first `max` bytes of a file that is there and that not everybody can read.
+pub(super) fn read_secret(path: &Path, own_uid: u32, max: u64) -> Result<Vec<u8>, Fault> {
+    match open(path, own_uid)? {
+        None => Err(Fault::NoSuchFile { variable: None }),
+        Some((_, mode)) if mode & 0o004 != 0 => Err(Fault::ReadableByOthers { mode }),
+        Some((file, _)) => up_to(file, max),
     }
 }
 
-fn unreadable(path: &Path, error: std::io::Error) -> ConfigError {
+fn up_to(file: File, max: u64) -> Result<Vec<u8>, Fault> {
+    let mut text = Vec::new();
+    file.take(max).read_to_end(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+fn unreadable(error: std::io::Error) -> Fault {
     // The operating system's own words begin with a capital and end with a number.
-    let why = match error.kind() {
+    Fault::Unreadable(match error.kind() {
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
-    };
-    problem(path, Fault::Unreadable(why)).into()
+    })
 }
 
 /// A problem with a file as a whole.

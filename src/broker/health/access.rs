@@ -6,12 +6,8 @@
 
 use crate::config::HealthServer;
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 
-/// The longest token, and the shortest.
-const TOKEN: std::ops::RangeInclusive<usize> = 8..=512;
 /// Paths that everybody may read: probes have no token, and are told nothing but yes or no; the page is the same
 /// everywhere, and asks for all that it shows with the token.
 const OPEN: [&str; 5] = ["/live", "/ready", "/", "/style.css", "/script.js"];
@@ -35,21 +31,10 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// As the configuration says.
-    ///
-    /// # Errors
-    ///
-    /// If there is a token file and no token in it. To go on without would open what was to be closed.
-    pub(super) fn new(config: &HealthServer) -> Result<Access, String> {
+    /// As the configuration says, with the token of its file.
+    pub(super) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
         let hosts = config.allowed_hosts.iter().chain([&config.host]).map(|host| host.to_ascii_lowercase()).collect();
-        let token = match config.token_file.as_str() {
-            "" => None,
-            file => {
-                let token = read_token(Path::new(file));
-                Some(token.map_err(|why| format!("health_server.token_file: {file:?}: {why}"))?)
-            }
-        };
-        Ok(Access { hosts, token })
+        Access { hosts, token }
     }
 
     /// Whether a token is asked for.
@@ -100,21 +85,6 @@ fn is_same(token: &[u8], given: &[u8]) -> bool {
         differs |= black_box(byte ^ token[at % token.len()]);
     }
     black_box(differs) == 0
-}
-
-/// The first line of a file.
-fn read_token(file: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(file).map_err(|error| error.to_string())?;
-    let mut line = Vec::new();
-    // No more than the longest token and the end of its line.
-    let mut file = BufReader::new(file.take(*TOKEN.end() as u64 + 2));
-    file.read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
-    let token = line.trim_ascii_end();
-    if !TOKEN.contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
-        let (least, most) = (TOKEN.start(), TOKEN.end());
-        return Err(format!("its first line is no token: {least} to {most} printable characters without spaces"));
-    }
-    Ok(token.to_vec())
 }
 
 #[cfg(test)]
@@ -192,22 +162,5 @@ mod tests {
             }
             assert!(!check(None, path), "{path}");
         }
-    }
-
-    #[test]
-    fn a_token_file_without_a_token_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("token");
-        let read = |text: &[u8]| {
-            std::fs::write(&file, text).unwrap();
-            read_token(&file)
-        };
-        assert_eq!(read(b"secret-token\nmore\n"), Ok(b"secret-token".to_vec()));
-        assert_eq!(read(b"secret-token\r\n"), Ok(b"secret-token".to_vec()));
-        assert_eq!(read(&[b'x'; 512]), Ok(vec![b'x'; 512]));
-        for text in [&b""[..], b"\nsecret-token\n", b"short\n", b"with a space\n", &[b'x'; 513], b"secret\xfftoken\n"] {
-            assert!(read(text).unwrap_err().contains("no token"), "{text:?}");
-        }
-        assert!(read_token(&folder.path().join("none")).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use super::judge::Facts;
 use super::process::Usage;
 use super::survey::Seen;
-use crate::broker::router::{RouterFigures, ServiceFigures, breaker_state};
+use crate::broker::router::{ECHO, RouterFigures, ServiceFigures, breaker_state};
 use crate::metrics::families::*;
 use crate::metrics::memory::Memory;
 use crate::metrics::{Distribution, Family, Figures};
@@ -85,13 +85,13 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
     }
     if let Some(usage) = usage {
         figures.add(&PROCESS_CPU, &[], usage.cpu_seconds);
-        figures.add(&PROCESS_MEMORY, &[], usage.resident_bytes);
         figures.add(&PROCESS_VIRTUAL, &[], usage.virtual_bytes);
         figures.add(&PROCESS_THREADS, &[], usage.threads);
         figures.add(&PROCESS_FDS, &[], usage.descriptors);
         figures.add(&PROCESS_FDS_LIMIT, &[], usage.descriptors_limit);
         figures.add(&PROCESS_STARTED, &[], started);
         if let Some(Memory { rss, page_tables }) = usage.memory {
+            figures.add(&PROCESS_MEMORY, &[], rss as f64);
             figures.add(&MEMORY, &["resident"], rss as f64);
             figures.add(&MEMORY, &["page_tables"], page_tables as f64);
         }
@@ -146,7 +146,10 @@ fn services(figures: &mut Figures, seen: &Seen) {
     let label = |name| if labelled.contains(name) { name } else { OTHER };
     for service in services {
         let labels = [label(service.name.as_str())];
-        figures.add(&SERVICE_RESPONDERS, &labels, service.responders.into());
+        // The broker's own has none, and misses none.
+        if service.name.as_str() != ECHO {
+            figures.add(&SERVICE_RESPONDERS, &labels, service.responders.into());
+        }
         figures.add(&SERVICE_OUTSTANDING, &labels, service.outstanding.into());
         figures.add(&SERVICE_REQUESTS, &labels, service.requests as f64);
         figures.add(&SERVICE_FAILURES, &labels, service.failures as f64);

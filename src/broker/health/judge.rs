@@ -25,6 +25,9 @@ pub(super) enum Condition {
     Unhealthy,
 }
 
+/// The supervisor whose actors the broker cannot do without.
+const ROOT: &str = "root";
+
 /// What is known.
 #[derive(Clone, Debug)]
 pub(in crate::broker) struct Facts {
@@ -88,7 +91,12 @@ impl Facts {
     pub(in crate::broker) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.is_live() {
-            reasons.push(format!("{} threads do not turn", self.late));
+            let late = self.late;
+            reasons.push(if late == 1 {
+                "1 thread does not turn".to_owned()
+            } else {
+                format!("{late} threads do not turn")
+            });
         }
         if !self.answers {
             reasons.push("the router does not answer".to_owned());
@@ -102,18 +110,19 @@ impl Facts {
         }
         // While it ends, its actors are stopped on purpose.
         reasons.extend(down.filter(|_| !self.draining).map(|actor| format!("{} does not run", actor.name)));
-        reasons.extend(self.near_the_limit().map(|actor| format!("{} will soon be given up", actor.name)));
+        let near = self.near_the_limit().filter(|actor| actor.supervisor == ROOT);
+        reasons.extend(near.map(|actor| format!("{} will soon be given up", actor.name)));
         reasons
     }
 
     fn root_actors(&self) -> impl Iterator<Item = &ActorStatus> {
-        self.actors.iter().filter(|actor| actor.supervisor == "root")
+        self.actors.iter().filter(|actor| actor.supervisor == ROOT)
     }
 
-    /// Actors of the root that have used up four fifths of their restarts.
+    /// Actors that have used up four fifths of their restarts.
     fn near_the_limit(&self) -> impl Iterator<Item = &Restarted> {
-        let many = (self.max_restarts as usize * 4).div_ceil(5).max(1);
-        self.restarted.iter().filter(move |actor| actor.supervisor == "root" && actor.times >= many)
+        let many = |limit: u32| (limit as usize * 4).div_ceil(5).max(1);
+        self.restarted.iter().filter(move |actor| actor.limit.is_some_and(|limit| actor.times >= many(limit)))
     }
 
     /// The whole picture.
@@ -181,14 +190,16 @@ impl Facts {
         let down = self.actors.iter().filter(|actor| actor.state != ActorState::Running);
         let down: BTreeMap<_, _> =
             down.map(|actor| (actor.name.as_str(), actor.last_reason.as_deref().unwrap_or("stopped"))).collect();
+        let near: Vec<_> = self.near_the_limit().map(|actor| actor.name.as_str()).collect();
         let is_bad = self.root_actors().any(|actor| actor.state != ActorState::Running) && !self.draining;
-        let status = match (is_bad, self.near_the_limit().next().is_some() || !down.is_empty()) {
+        let status = match (is_bad, !near.is_empty() || !down.is_empty()) {
             (true, _) => Condition::Unhealthy,
             (false, true) => Condition::Degraded,
             (false, false) => Condition::Healthy,
         };
         let details = json!({
             "not_running": down,
+            "near_the_limit": near,
             "restarts": restarts,
             "within_secs": self.period_secs,
             "restarts_limit": self.max_restarts,
@@ -258,8 +269,8 @@ mod tests {
     #[test]
     fn each_fact_has_its_consequence() {
         use Condition::{Degraded, Healthy, Unhealthy};
-        let restarted = |supervisor: &str, times| {
-            vec![Restarted { name: "router".to_owned(), supervisor: supervisor.to_owned(), times }]
+        let restarted = |supervisor: &str, times, limit| {
+            vec![Restarted { name: "x".to_owned(), supervisor: supervisor.to_owned(), times, limit }]
         };
         assert_eq!(told(|_| {}), (true, true, Healthy));
         assert_eq!(told(|facts| facts.late = 1), (false, false, Unhealthy));
@@ -267,9 +278,12 @@ mod tests {
         assert_eq!(told(|facts| facts.answers = false), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.whole = false), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.draining = true), (true, false, Degraded));
-        assert_eq!(told(|facts| facts.restarted = restarted("root", 7)), (true, true, Healthy));
-        assert_eq!(told(|facts| facts.restarted = restarted("root", 8)), (true, false, Unhealthy));
-        assert_eq!(told(|facts| facts.restarted = restarted("acceptor", 8)), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("root", 7, Some(10))), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("root", 8, Some(10))), (true, false, Unhealthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("root", 8, Some(20))), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("upstreams", 7, Some(10))), (true, true, Healthy));
+        assert_eq!(told(|facts| facts.restarted = restarted("upstreams", 8, Some(10))), (true, true, Degraded));
+        assert_eq!(told(|facts| facts.restarted = restarted("health", 8, None)), (true, true, Healthy));
         assert_eq!(told(|facts| facts.connections = 9), (true, true, Degraded));
         assert_eq!(told(|facts| facts.slots = Some((100, 100))), (true, true, Healthy));
         assert_eq!(told(|facts| facts.actors.push(actor("x", "y", ActorState::GaveUp))), (true, true, Degraded));
@@ -292,6 +306,8 @@ mod tests {
         facts.actors[2].state = ActorState::GaveUp;
         facts.answers = false;
         assert_eq!(facts.unready(), ["the router does not answer", "acceptor does not run"]);
+        facts.late = 1;
+        assert_eq!(facts.unready()[0], "1 thread does not turn");
         facts.draining = true;
         facts.late = 2;
         let reasons = ["2 threads do not turn", "the router does not answer", "the broker is going to end"];

@@ -4,7 +4,7 @@
 
 use super::access::Access;
 use crate::broker::supervisor::{Place, Tree, elapsed, random};
-use crate::config::HealthServer;
+use crate::config::{ConfigError, HealthServer, Loaded};
 use crate::routing::restart::{Decision, Limits, Restart, Restarts};
 use std::cell::RefCell;
 use std::io;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub enum HealthError {
     /// There is to be a token, and there is none.
     #[error("{0}")]
-    Token(String),
+    Token(#[from] ConfigError),
     /// The address cannot be bound, and `health_server.required` is set.
     #[error("health endpoints cannot listen on {address}: {source} (health_server.required)")]
     Listen {
@@ -41,11 +41,10 @@ impl Endpoints {
     /// # Errors
     ///
     /// If there is no token and should be; if the address is taken, and the endpoints are required.
-    pub(in crate::broker) fn new(
-        config: &HealthServer,
-        inherited: Option<TcpListener>,
-    ) -> Result<Endpoints, HealthError> {
-        let access = Access::new(config).map_err(HealthError::Token)?;
+    pub(in crate::broker) fn new(loaded: &Loaded, inherited: Option<TcpListener>) -> Result<Endpoints, HealthError> {
+        let config = &loaded.config.health_server;
+        // To go on without would open what was to be closed.
+        let access = Access::new(config, loaded.health_token()?);
         let bound = inherited.map_or_else(|| bind(config), Ok).and_then(|listener| tell(listener, access.has_token()));
         let listener = match bound {
             Err(source) if config.required => {

@@ -172,8 +172,8 @@ impl Health {
         let arbiter = Arbiter::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
-        // Supervised by nobody else.
-        let place = broker.tree.add("health", "health");
+        // Supervised by nobody else, and never given up.
+        let place = broker.tree.add("health", "health", None);
         let streams = Streams::new(newsroom, broker.config.health_server.max_streams);
         let streamed = streams.clone();
         arbiter.spawn_fn(move || {

@@ -102,7 +102,7 @@ async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
     let answered_ms_ago = last.as_ref().map(|seen| ms_since(seen.at));
     let process = Usage::read().map(|usage| {
         json!({
-            "memory_bytes": usage.resident_bytes,
+            "memory_bytes": usage.memory.map(|memory| memory.rss),
             "cpu_seconds": usage.cpu_seconds,
             "threads": usage.threads,
             "descriptors": usage.descriptors,

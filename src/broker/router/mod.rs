@@ -43,7 +43,7 @@ mod timings;
 mod turn;
 
 pub(crate) use self::breakers::state as breaker_state;
-pub(crate) use self::state::RouterState;
+pub(crate) use self::state::{ECHO, RouterState};
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterFigures, ServiceFigures};

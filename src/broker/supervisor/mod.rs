@@ -133,7 +133,7 @@ impl Supervisor {
     pub(super) fn add(&mut self, spec: Spec, wake: impl Fn() + 'static) -> Seat {
         let number = self.group.add(spec.restart, spec.limits, 0);
         let (commands, orders) = mpsc::channel(4);
-        let place = self.tree.add(spec.name, self.name);
+        let place = self.tree.add(spec.name, self.name, Some(spec.limits));
         self.children.push(Held { spec, place, commands, wake: Box::new(wake), last: End::Normal });
         Seat { number, spec, orders, ends: self.ends.0.clone() }
     }

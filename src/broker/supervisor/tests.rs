@@ -122,7 +122,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// A child on its own whose lives have the fates given, and then run; answers the outcome and the tree.
 async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record) -> (Outcome, Tree) {
     let tree = Tree::default();
-    let place = tree.add("test", "root");
+    let place = tree.add("test", "root", None);
     let lives = Cell::new(0);
     let (ran, stop) = (Cell::new(false), tokio::sync::Notify::new());
     let child =
@@ -175,7 +175,7 @@ fn every_kind_of_end_is_seen_and_followed_by_a_fresh_actor() {
 fn a_factory_that_panics_is_a_failed_start() {
     System::new().block_on(async {
         let tree = Tree::default();
-        let place = tree.add("test", "root");
+        let place = tree.add("test", "root", None);
         let child = Child {
             name: "test",
             restart: Restart::Permanent,
@@ -222,7 +222,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
     System::new().block_on(async {
         for round in 0..30 {
             let (record, tree) = (Record::default(), Tree::default());
-            let place = tree.add("test", "root");
+            let place = tree.add("test", "root", None);
             let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
             let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, place };
             // Comes with the end itself: both are there when the supervisor looks.

@@ -1,12 +1,13 @@
 //! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
 
 use crate::broker::events::{Events, News};
+use crate::routing::restart::Limits;
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most restarts of an actor whose times are kept, unless a limit of restarts is higher.
+/// The most restarts of an actor whose times are kept, unless its limit is higher.
 const RECENT: usize = 1024;
 
 /// A place in the tree, taken for the life of the broker.
@@ -28,6 +29,8 @@ pub(in crate::broker) struct Restarted {
     pub(in crate::broker) name: String,
     pub(in crate::broker) supervisor: String,
     pub(in crate::broker) times: usize,
+    /// After how many it is given up; `None`: never, or each of many has its own count.
+    pub(in crate::broker) limit: Option<u32>,
 }
 
 /// Why an actor was started again, as metrics name it.
@@ -61,6 +64,8 @@ struct Node {
     supervisor: String,
     /// It stands for any number of children, so it has no state of its own.
     many: bool,
+    /// When it is given up, if ever.
+    limits: Option<Limits>,
     state: State,
     restarts: u64,
     /// In the order of `Cause::ALL`. Those because of a sibling are in none of the other numbers.
@@ -75,23 +80,20 @@ struct Node {
 #[derive(Debug)]
 pub(in crate::broker) struct Tree {
     nodes: Mutex<Vec<Node>>,
-    /// The most restarts of each whose times are kept.
-    recent: usize,
     /// Where restarts are told as they happen.
     events: Option<Events>,
 }
 
 impl Default for Tree {
     fn default() -> Tree {
-        Tree::new(0, None)
+        Tree::new(None)
     }
 }
 
 impl Tree {
-    /// An empty tree of actors that are given up after `max_restarts`: whether they are near to that must be seen.
-    /// Their restarts are told as events.
-    pub(in crate::broker) fn new(max_restarts: u32, events: Option<Events>) -> Tree {
-        Tree { nodes: Mutex::default(), recent: RECENT.max(max_restarts as usize), events }
+    /// An empty tree. Restarts are told as events.
+    pub(in crate::broker) fn new(events: Option<Events>) -> Tree {
+        Tree { nodes: Mutex::default(), events }
     }
 
     /// Tells that an actor is started again, or not any more; `details` is a JSON object.
@@ -101,17 +103,18 @@ impl Tree {
         }
     }
 
-    /// A place for one actor. All places are taken when the broker starts, so the tree does not grow.
-    pub(in crate::broker) fn add(&self, name: &str, supervisor: &str) -> Place {
-        self.take(name, supervisor, false)
+    /// A place for one actor, and the limits at which it is given up, if it ever is. All places are taken when the
+    /// broker starts, so the tree does not grow.
+    pub(in crate::broker) fn add(&self, name: &str, supervisor: &str, limits: Option<Limits>) -> Place {
+        self.take(name, supervisor, false, limits)
     }
 
     /// One place for any number of actors that come and go.
     pub(in crate::broker) fn add_many(&self, name: &str, supervisor: &str) -> Place {
-        self.take(name, supervisor, true)
+        self.take(name, supervisor, true, None)
     }
 
-    fn take(&self, name: &str, supervisor: &str, many: bool) -> Place {
+    fn take(&self, name: &str, supervisor: &str, many: bool, limits: Option<Limits>) -> Place {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
         let state = if many { State::Running } else { State::Stopped };
         let mut nodes = self.nodes();
@@ -119,6 +122,7 @@ impl Tree {
             name,
             supervisor,
             many,
+            limits,
             state,
             restarts: 0,
             causes: [0; Cause::ALL.len()],
@@ -148,7 +152,9 @@ impl Tree {
         self.change(place, |node| {
             node.restarts += 1;
             node.causes[cause as usize] += 1;
-            node.recent.truncate(self.recent - 1);
+            // Whether it is near to its limit must be seen.
+            let kept = node.limits.map_or(RECENT, |limits| RECENT.max(limits.max_restarts as usize));
+            node.recent.truncate(kept - 1);
             node.recent.push_front(Instant::now());
             node.reason = Some(reason.to_owned());
             node.state = State::RestartsAt(at);
@@ -202,14 +208,16 @@ impl Tree {
         self.nodes().iter().map(status).collect()
     }
 
-    /// How often each actor was started again within so long, of those that were, and up to what is kept; and who has
-    /// started it.
+    /// How often each actor was started again within the period of its limits, or else within `time`, of those that
+    /// were, and up to what is kept; and who has started it.
     pub(in crate::broker) fn restarted_within(&self, time: Duration) -> Vec<Restarted> {
         let now = Instant::now();
         let nodes = self.nodes();
         let restarted = nodes.iter().map(|node| {
-            let times = node.recent.iter().take_while(|at| now.saturating_duration_since(**at) < time).count();
-            Restarted { name: node.name.clone(), supervisor: node.supervisor.clone(), times }
+            let period = node.limits.map_or(time, |limits| Duration::from_nanos(limits.period));
+            let times = node.recent.iter().take_while(|at| now.saturating_duration_since(**at) < period).count();
+            let limit = node.limits.map(|limits| limits.max_restarts);
+            Restarted { name: node.name.clone(), supervisor: node.supervisor.clone(), times, limit }
         });
         restarted.filter(|restarted| restarted.times > 0).collect()
     }
@@ -244,7 +252,7 @@ mod tests {
     #[test]
     fn states_are_told_with_what_led_to_them() {
         let tree = Tree::default();
-        let (router, many) = (tree.add("router", "root"), tree.add_many("connections", "root"));
+        let (router, many) = (tree.add("router", "root", None), tree.add_many("connections", "root"));
         let state = |at: usize| tree.report()[at].state;
         assert_eq!((state(0), state(1)), (ActorState::Stopped, ActorState::Running));
         tree.runs(router);
@@ -265,7 +273,7 @@ mod tests {
     #[test]
     fn restarts_are_told_by_their_cause() {
         let tree = Tree::default();
-        let (router, acceptor) = (tree.add("router", "root"), tree.add("acceptor", "root"));
+        let (router, acceptor) = (tree.add("router", "root", None), tree.add("acceptor", "root", None));
         tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
         tree.restarts(router, Cause::Failure, "y", Duration::ZERO);
         tree.restarts(router, Cause::Failure, "z", Duration::ZERO);
@@ -281,23 +289,34 @@ mod tests {
     #[test]
     fn the_latest_restarts_are_counted_up_to_what_is_kept() {
         let tree = Tree::default();
-        let (router, _) = (tree.add("router", "root"), tree.add("acceptor", "root"));
+        let (router, _) = (tree.add("router", "root", None), tree.add("acceptor", "root", None));
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), []);
         for _ in 0..RECENT + 3 {
             tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
         }
-        let restarted = Restarted { name: "router".to_owned(), supervisor: "root".to_owned(), times: RECENT };
+        let (name, supervisor) = ("router".to_owned(), "root".to_owned());
+        let restarted = Restarted { name, supervisor, times: RECENT, limit: None };
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), [restarted]);
         assert_eq!(tree.restarted_within(Duration::ZERO), []);
     }
 
     #[test]
     fn a_high_limit_of_restarts_is_seen_to_be_near() {
-        let tree = Tree::new(2000, None);
-        let router = tree.add("router", "root");
+        let tree = Tree::default();
+        let limits = |max_restarts, period| {
+            let stable = u64::MAX;
+            Some(Limits { initial_delay: 1, max_delay: 1, jitter: 0.0, max_restarts, period, stable })
+        };
+        let router = tree.add("router", "root", limits(2000, u64::MAX));
+        let brief = tree.add("upstream x", "upstreams", limits(3, 0));
         for _ in 0..1600 {
             tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
+            tree.restarts(brief, Cause::Panic, "panicked: x", Duration::ZERO);
         }
-        assert_eq!(tree.restarted_within(Duration::from_secs(3600))[0].times, 1600);
+        // Each within the period of its own.
+        let [Restarted { times: 1600, limit: Some(2000), .. }] = tree.restarted_within(Duration::from_secs(3600))[..]
+        else {
+            panic!("{:?}", tree.restarted_within(Duration::from_secs(3600)))
+        };
     }
 }

@@ -46,6 +46,9 @@ impl Member {
                 command.arg(option).arg(path);
             }
         }
+        for uid in &place.trusted {
+            command.args(["--trust-uid", &uid.to_string()]);
+        }
         if let Some(max) = limits.connections {
             command.args(["--max-connections", &max.to_string()]);
         }
@@ -113,7 +116,7 @@ impl Crew {
         let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
-        let place = Place { socket: Some(socket), config: place.config.clone() };
+        let place = Place { socket: Some(socket), ..place.clone() };
         let broker = Member::start(Role::Broker, &place, wait, limits)?;
         let place = Place { config: None, ..place };
         Ok(Crew { place, wait, members, broker: Some(broker), _folder: Some(folder) })

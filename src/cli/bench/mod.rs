@@ -65,14 +65,14 @@ Examples:
   lapce-ipc bench routed --json | jq .p99_ns
   lapce-ipc bench connections --count 500 --seconds 10
 
-It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other
-processes that it needs; all end with it. With --socket it measures the broker that is there. The floor is the median
+It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other \
+processes that it needs; all end with it. With --socket it measures the broker that is there. The floor is the median \
 round trip of one word between two cores, measured in the same run.
 
-bench connections always has a broker of its own. Each connection gets a subscription, some messages and some replies;
-then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.
+bench connections always has a broker of its own. Each connection gets a subscription, some messages and some \
+replies; then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.
 
-bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The
+bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The \
 broker's router says itself how much CPU time it has spent on that.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

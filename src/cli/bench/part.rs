@@ -21,10 +21,10 @@ pub(in crate::cli) struct PartArgs {
     role: Role,
     #[command(flatten)]
     wait: WaitOption,
-    /// For a broker with the built-in defaults, which takes this many connections instead
+    /// For a broker, which takes this many connections
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
-    /// For a broker with the built-in defaults, whose endpoints are there instead
+    /// For a broker, whose endpoints are there
     #[arg(long, value_name = "N")]
     health_port: Option<u16>,
 }
@@ -83,26 +83,8 @@ pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure>
     }
 }
 
-/// A broker with the built-in defaults, so that figures compare, unless a file was named.
 fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
-    let loaded = match place.config {
-        Some(_) => place.load()?,
-        None => {
-            let mut loaded = Loaded::default();
-            loaded.settle_socket(
-                place.socket.as_ref().map(|path| path.as_os_str()),
-                &[("", ""); 0].into_iter().collect(),
-            )?;
-            // Beside a broker that has the default one.
-            let port = args.health_port.unwrap_or_default();
-            loaded.set_from_command_line("health_server.port", &port.to_string())?;
-            loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
-            if let Some(max) = args.max_connections {
-                loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;
-            }
-            loaded
-        }
-    };
+    let loaded = configuration(place, args)?;
     log_to_stderr("warn")?;
     let ready = |_: &Loaded| {
         when_stdin_ends(|| {
@@ -112,6 +94,27 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
         let _ = say("ready");
     };
     Ok(broker::run(loaded, ready)?)
+}
+
+/// The built-in defaults, so that figures compare, unless a file was named; and what the measurement is about.
+fn configuration(place: &Place, args: &PartArgs) -> Result<Loaded, Failure> {
+    let mut loaded = match place.config {
+        Some(_) => place.load()?,
+        None => {
+            let mut loaded = Loaded::default();
+            let socket = place.socket.as_ref().map(|path| path.as_os_str());
+            loaded.settle_socket(socket, &[("", ""); 0].into_iter().collect())?;
+            loaded
+        }
+    };
+    // Beside a broker that has the usual one.
+    let port = args.health_port.unwrap_or_default();
+    loaded.set_from_command_line("health_server.port", &port.to_string())?;
+    loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
+    if let Some(max) = args.max_connections {
+        loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;
+    }
+    Ok(loaded)
 }
 
 fn when_stdin_ends(then: impl FnOnce() + Send + 'static) {
@@ -134,4 +137,36 @@ fn say(line: &str) -> Result<(), Failure> {
     let mut out = Out::new()?;
     out.write(format!("{line}\n").as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::WaitStrategy;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        part: PartArgs,
+    }
+
+    #[test]
+    fn a_broker_with_a_file_is_told_the_same_as_one_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let text = "[router]\nwait = \"busy\"\n[ipc]\nmax_connections = 3\n[limits]\nmax_topics = 4321\n";
+        std::fs::write(&file, text).unwrap();
+        let with = ["--config", file.to_str().unwrap()];
+        for (more, topics) in [(&[][..], Loaded::default().config.limits.max_topics), (&with, 4321)] {
+            let said = ["x", "broker", "--wait", "block", "--max-connections", "20", "--health-port", "9191"];
+            let Cli { place, part } = Cli::try_parse_from(said.iter().chain(more)).unwrap();
+            let config = configuration(&place, &part).unwrap().config;
+            assert_eq!(config.router.wait, WaitStrategy::Block);
+            assert_eq!((config.ipc.max_connections, config.health_server.port), (20, 9191));
+            assert_eq!(config.limits.max_topics, topics);
+        }
+    }
 }
