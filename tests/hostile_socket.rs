@@ -537,8 +537,8 @@ fn another_user_is_refused_unless_allowed() {
     let closed = Scene::new(&[]);
     open(&closed.broker);
     let mut stranger = request(&closed.broker);
-    assert_eq!(stranger.code(), 69);
-    assert!(stranger.stderr().contains("Permission denied"), "{}", stranger.stderr());
+    assert_eq!(stranger.code(), 77);
+    assert!(stranger.stderr().contains("permission denied"), "{}", stranger.stderr());
     closed.finish();
 
     let mut scene = Scene::new(&[("shared_memory.permissions", "0o666")]);

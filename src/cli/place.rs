@@ -1,7 +1,7 @@
 //! Which broker is meant, and what its configuration says.
 
 use super::exit::{Code, Failure};
-use super::output::{note, plain};
+use super::output::note;
 use crate::client::{Builder, Client, ConnectionState, ErrorKind, Events, ReconnectOptions, Unreached, WaitStrategy};
 use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
@@ -50,8 +50,8 @@ impl Place {
         let env = Env::of_process();
         let listed = env.get(TRUSTED_UIDS).map(|list| list.to_string_lossy()).unwrap_or_default();
         let listed = listed.split(',').map(str::trim).filter(|uid| !uid.is_empty()).map(|uid| {
-            let why = |_| format!("{TRUSTED_UIDS}: {} is no user's number", plain(&format!("{uid:?}")));
-            uid.parse().map_err(|error: ParseIntError| Failure::new(Code::Config, why(error)))
+            let wrong = || Failure::new(Code::Config, format!("{TRUSTED_UIDS}: {uid:?} is no user's number"));
+            uid.parse().map_err(|_: ParseIntError| wrong())
         });
         let trusted = trust.trust_uid.iter().map(|uid| Ok(*uid)).chain(listed).collect::<Result<_, Failure>>()?;
         Ok(Place { trusted, ..self.clone() })

@@ -157,10 +157,10 @@ mod tests {
     fn a_broker_with_a_file_is_told_the_same_as_one_without() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.toml");
-        let text = "[router]\nwait = \"busy\"\n[ipc]\nmax_connections = 3\n[limits]\nmax_topics = 4321\n";
+        let text = "[router]\nwait = \"busy\"\n[ipc]\nmax_connections = 3\n[limits]\nmax_topics = 12345\n";
         std::fs::write(&file, text).unwrap();
         let with = ["--config", file.to_str().unwrap()];
-        for (more, topics) in [(&[][..], Loaded::default().config.limits.max_topics), (&with, 4321)] {
+        for (more, topics) in [(&[][..], Loaded::default().config.limits.max_topics), (&with, 12_345)] {
             let said = ["x", "broker", "--wait", "block", "--max-connections", "20", "--health-port", "9191"];
             let Cli { place, part } = Cli::try_parse_from(said.iter().chain(more)).unwrap();
             let config = configuration(&place, &part).unwrap().config;
