@@ -446,6 +446,28 @@ fn a_subscriber_that_is_interrupted_exits_130() {
     assert_eq!((sub.code(), sub.stderr().as_str()), (130, "subscribed\n"));
 }
 
+#[test]
+fn a_command_that_ends_says_goodbye() {
+    let mut broker = Broker::start();
+    let watch = broker.client();
+    let gone = || watch.status().unwrap().connections.len() == 1;
+    let mut sub = broker.spawn(&["sub", "a", "--count", "1"]);
+    sub.wait_for("subscribed\n");
+    watch.publish("a", "").unwrap();
+    assert_eq!(sub.code(), 0);
+    wait_until("the subscriber to be gone", gone);
+    for (command, says) in [(&["sub", "a"][..], "subscribed\n"), (&["reply", "a", "--echo"], "serving\n")] {
+        let mut process = broker.spawn(command);
+        process.wait_for(says);
+        process.signal("TERM");
+        assert_eq!((process.code(), process.stderr().as_str()), (143, says));
+        wait_until("it to be gone", gone);
+    }
+    let log = broker.process().stderr();
+    assert!(!log.contains("connection lost"), "{log}");
+    assert_eq!(log.matches("connection closed").count(), 3, "{log}");
+}
+
 // --------------------------------------------------------------------------------------------------------- the broker
 
 #[test]

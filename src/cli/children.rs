@@ -50,6 +50,11 @@ pub(super) fn put_away() -> PutAway {
     PutAway(listed)
 }
 
+/// Returns at once, unless a signal ends the process: then never.
+pub(super) fn unless_we_leave() {
+    drop(listed());
+}
+
 /// A file of ours that a signal must not leave there.
 pub(super) fn remove_with_us(file: &Path) {
     listed().files.push(file.to_owned());

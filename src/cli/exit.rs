@@ -5,6 +5,7 @@
 
 use super::children;
 use super::output::note;
+use super::place;
 use crate::broker::{BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorKind, Unreached};
 use crate::config::ConfigError;
@@ -208,6 +209,7 @@ impl From<BrokerError> for Failure {
 
 /// The end of a command: tells what went wrong.
 pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
+    children::unless_we_leave();
     let Err(failure) = result else { return ExitCode::SUCCESS };
     let code = failure.code;
     tell(failure);
@@ -263,8 +265,10 @@ fn no_signals(error: io::Error) -> Failure {
     reason = "a client owns no socket file; its children and folders are put away here"
 )]
 pub(super) fn leave(code: Code) -> ! {
-    // Held to the end: else the main thread might be faster, and give the end of a child killed here as the reason.
+    // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of the
+    // connection, as the reason.
     let _put_away = children::put_away();
+    place::say_goodbye();
     std::process::exit(code as i32)
 }
 

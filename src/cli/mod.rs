@@ -53,7 +53,11 @@ pub fn ipc_server_main() -> ExitCode {
 #[must_use]
 pub fn lapce_ipc() -> ExitCode {
     match Cli::try_parse() {
-        Ok(cli) => exit::report(dispatch(&cli)),
+        Ok(cli) => {
+            let ended = dispatch(&cli);
+            place::say_goodbye();
+            exit::report(ended)
+        }
         Err(error) => exit::of_clap(&error),
     }
 }

@@ -7,6 +7,7 @@ use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
 use std::num::ParseIntError;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a broker may take to greet us, whatever the time for the whole.
@@ -141,6 +142,7 @@ impl Place {
     pub(super) fn connect_to_stay(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
         let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
         let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
+        *staying() = Some(client.clone());
         let events = client.events();
         // Whoever waits brings the connection back. Without the thread it does so in silence.
         let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || tell(events));
@@ -172,6 +174,20 @@ impl Place {
             }
             _ => error.into(),
         })
+    }
+}
+
+/// The connection of a command that stays.
+static STAYING: Mutex<Option<Client>> = Mutex::new(None);
+
+fn staying() -> MutexGuard<'static, Option<Client>> {
+    STAYING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Before the process ends: the broker is told, so that it does not take us for lost.
+pub(super) fn say_goodbye() {
+    if let Some(client) = staying().take() {
+        client.close();
     }
 }
 

@@ -6,7 +6,7 @@ use super::command::{self, Program};
 use super::exit::{Code, Failure, tell};
 use super::output::{note, plain};
 use super::place::Place;
-use crate::client::{self, Client, Request};
+use crate::client::{self, Client, Name, Request};
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,7 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
         let command = plain(&command.to_string_lossy());
         return Err(Failure::new(Code::Usage, format!("cannot run {command}: no such program")));
     }
+    Name::parse(&args.service).map_err(client::Error::from)?;
     let answer = |client: &Client| match &program {
         Some(program) => serve(client, args, program),
         None => echo(client, &args.service),

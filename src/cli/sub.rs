@@ -8,7 +8,7 @@ use super::args::{WaitOption, at_least_one};
 use super::exit::Failure;
 use super::output::{Out, leave_with_reader, note};
 use super::place::Place;
-use crate::client::{DeliveryPolicy, Message, SubscribeOptions, Subscription};
+use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
@@ -54,6 +54,7 @@ const REPORT: Duration = Duration::from_secs(1);
 ///
 /// If there is no broker, it wants no more of us, or stdout fails.
 pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
+    Pattern::parse(&args.pattern).map_err(client::Error::from)?;
     let client = place.connect_to_stay("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;

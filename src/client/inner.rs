@@ -297,11 +297,23 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // The broker routes what is in the lanes before it lets the connection go.
+impl Inner {
+    /// The last word to the broker, which routes what is in the lanes before it lets the connection go.
+    pub(super) fn say_goodbye(&self) {
         self.place_posted();
         let bye = ClientFrame::Bye.encode().unwrap_or_default();
         lock(&self.outgoing).say(&bye);
+    }
+
+    /// The user ends the connection.
+    pub(super) fn close_here(&self) {
+        self.say_goodbye();
+        self.close(Kind::Disconnected("it was closed here".to_owned()).into());
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.say_goodbye();
     }
 }

@@ -157,6 +157,25 @@ impl Client {
     pub fn closed(&self, timeout: Option<Duration>) -> Result<std::convert::Infallible> {
         self.inner.wait_until(inner::deadline(timeout), || None)
     }
+
+    /// Says goodbye to the broker and ends the connection, for all clones and for what was made of them. What was
+    /// published is routed; who waits, and whoever calls afterwards, gets an error
+    /// ([`Error::is_disconnected`]).
+    ///
+    /// Dropping the last of all these does the same. This is for a program in which some still wait:
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let events = client.events();
+    /// let watcher = std::thread::spawn(move || events.for_each(|state| println!("{state:?}")));
+    /// // ...
+    /// client.close();
+    /// watcher.join().expect("it ends with the connection");
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn close(&self) {
+        self.inner.close_here();
+    }
 }
 
 /// The one descriptor on which a client waits, for event loops of its own: when it is readable, something may have

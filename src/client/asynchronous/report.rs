@@ -48,4 +48,9 @@ impl AsyncClient {
     pub async fn closed(&self) -> Result<Infallible> {
         until(&self.inner, || None).await
     }
+
+    /// As [`Client::close`](crate::client::Client::close).
+    pub fn close(&self) {
+        self.inner.close_here();
+    }
 }
