@@ -225,7 +225,7 @@ mod tests {
             states.set(ConnectionState::Reconnecting { attempt, next_in: Duration::ZERO });
         }
         assert_eq!(states.watchers.len(), 1);
-        let reason = super::super::error::Kind::Timeout.into();
+        let reason = Kind::Timeout.into();
         states.set(ConnectionState::Closed { reason });
         states.set(ConnectionState::Connected);
         let waiting = lock(&queue);
