@@ -309,9 +309,9 @@ fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
     broker.process().stop();
     let asks = client.clone();
     ends("every call", move || {
-        let timeout = Some(Duration::from_millis(50));
+        let timeout = Duration::from_millis(50);
         for idempotent in [false, true] {
-            let options = RequestOptions { timeout, idempotent };
+            let options = RequestOptions { timeout: Some(timeout), idempotent };
             for (service, body) in [("slow", vec![]), ("slow", vec![0; 1 << 20]), ("unknown", vec![1])] {
                 assert!(asks.request_with(service, &body, options).unwrap_err().is_deadline_exceeded(), "{service}");
             }
@@ -322,10 +322,10 @@ fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
         }
         // Dropped, a call does not wait for space either.
         drop(under_way);
-        assert!(asks.flush_timeout(timeout.unwrap()).unwrap_err().is_timeout());
+        assert!(asks.flush_timeout(timeout).unwrap_err().is_timeout());
         assert!((0..100_000).any(|_| !publisher.try_publish("x").unwrap()), "the lane is full");
         assert!(publisher.try_publish(vec![0; 2_000]).unwrap_err().is_too_large());
-        assert!(asks.flush_timeout(timeout.unwrap()).unwrap_err().is_timeout());
+        assert!(asks.flush_timeout(timeout).unwrap_err().is_timeout());
     });
     broker.process().signal("CONT");
     client.flush().unwrap();
