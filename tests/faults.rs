@@ -248,7 +248,7 @@ fn the_endpoints_tell_of_a_router_that_hangs_and_do_not_hang_with_it() {
     assert!(log.contains("thread hangs thread=router late_ms=1"), "found within two seconds: {log}");
     let ready = broker.get("/ready");
     assert_eq!(ready.code, 503);
-    assert_eq!(ready.json()["reasons"], serde_json::json!(["1 threads do not turn", "the router does not answer"]));
+    assert_eq!(ready.json()["reasons"], serde_json::json!(["1 thread does not turn", "the router does not answer"]));
     let health = broker.get("/health");
     assert_eq!((health.code, &health.json()["status"]), (503, &"unhealthy".into()));
     assert_eq!(health.json()["components"]["router"]["status"], "unhealthy");
@@ -383,7 +383,7 @@ fn a_managers_watchdog_hears_nothing_of_a_router_that_hangs() {
     manager.until("READY=1");
     manager.until("WATCHDOG=1");
     Client::builder().socket(&socket).connect().unwrap().publish("a.b", [0; 777]).unwrap();
-    let told = manager.until("STATUS=1 threads do not turn");
+    let told = manager.until("STATUS=1 thread does not turn");
     assert!(told.iter().flatten().any(|line| line == "WATCHDOG=1"), "{told:?}");
     // Its own watchdog ends it; until then, three seconds and more, no sign of life.
     assert_eq!(broker.code(), -6, "SIGABRT");
