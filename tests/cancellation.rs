@@ -155,7 +155,8 @@ async fn chunks_that_are_dropped_before_they_have_begun_cost_no_room() {
     let (mut stream, mut request) = asked(&requester, &mut service, "svc").await;
     broker.signal(Signal::STOP);
     let mut sent = Vec::new();
-    // The lane is soon full; the broker may take some more before it stops. All of them together are more than the requester has room for.
+    // The lane is soon full; the broker may take some more before it stops. All of them together are more than the
+    // requester has room for.
     for number in 0..100 {
         if at_once(request.chunk([number; 1000])).await {
             sent.push(number);

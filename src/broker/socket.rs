@@ -1,5 +1,5 @@
-//! The socket's path. A lock file beside it decides which broker owns the path. A socket file that a dead broker left is
-//! replaced; one at which anybody listens is not, be it no broker at all: a program that is dialled, a socket unit.
+//! The socket's path. A lock file beside it decides which broker owns the path. A socket file that a dead broker left
+//! is replaced; one at which anybody listens is not, be it no broker at all: a program that is dialled, a socket unit.
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// The control socket of one connection. A cancelled read loses nothing; after a write that was cancelled within a frame
-/// nothing more can be written.
+/// The control socket of one connection. A cancelled read loses nothing; after a write that was cancelled within a
+/// frame nothing more can be written.
 #[derive(Debug)]
 pub(super) struct FrameStream {
     stream: Arc<UnixStream>,

@@ -265,8 +265,8 @@ fn no_signals(error: io::Error) -> Failure {
     reason = "a client owns no socket file; its children and folders are put away here"
 )]
 pub(super) fn leave(code: Code) -> ! {
-    // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of the
-    // connection, as the reason.
+    // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of
+    // the connection, as the reason.
     let _put_away = children::put_away();
     place::say_goodbye();
     std::process::exit(code as i32)

@@ -4,7 +4,7 @@
 //! than requests may be under way, and none reaches a later call in the same place.
 
 use super::inner::{Inner, Table, lock};
-use super::request::Failure;
+use super::pending::Failure;
 use crate::sync::Ordering;
 use crate::wire::record::{Header, Kind as RecordKind, Outcome};
 

@@ -25,6 +25,7 @@
 //! | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
 //! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
 //! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
+//! | `pending` | a call under way |
 //! | `call_time`, `cancels` | calls that this side ends by itself |
 //! | `queue` | messages that wait for their subscription's owner |
 //! | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
@@ -48,6 +49,7 @@ mod link;
 mod listen;
 mod loan;
 mod outgoing;
+mod pending;
 mod posted;
 mod publish;
 mod queue;
