@@ -51,9 +51,7 @@ fn for_all(program: &str) -> Option<(tempfile::TempDir, PathBuf)> {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let copy = folder.path().join("program");
-    // By another process: a child that another test forks here would hold the file open for writing, and then nobody
-    // can run it.
-    assert!(std::process::Command::new("cp").arg(program).arg(&copy).status().unwrap().success());
+    support::copy_program(program, &copy);
     Some((folder, copy))
 }
 

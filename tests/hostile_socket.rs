@@ -501,7 +501,7 @@ fn open_folder(program: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("our folder");
     let copy = folder.path().join("program");
-    std::fs::copy(program, &copy).expect("a copy");
+    support::copy_program(program, &copy);
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).expect("our file");
     (folder, copy)
 }

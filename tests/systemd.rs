@@ -292,7 +292,7 @@ fn clients_of_allowed_users_connect_to_a_system_broker() {
     let programs = tempfile::tempdir().unwrap();
     let copy = |from: &Path| {
         let to = programs.path().join(from.file_name().unwrap());
-        std::fs::copy(from, &to).unwrap();
+        support::copy_program(from, &to);
         to
     };
     let (server, lapce_ipc) = (copy(program()), copy(Path::new(LAPCE_IPC)));

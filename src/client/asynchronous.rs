@@ -281,20 +281,23 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
-        let ends = inner.call_ends(options);
+        let mut time = inner.call_time(options);
         let known = lock(&inner.table).services.get(service).copied();
         let id = match known {
             Some(id) => id,
             None => {
                 let name = Topic::from(&Name::parse(service)?);
-                let id = self.intern(InternKind::Service, name, ends).await.map_err(late)?;
+                let id = self.intern(InternKind::Service, name, time.until()).await.map_err(late)?;
                 lock(&inner.table).services.insert(service.to_owned(), id);
                 id
             }
         };
-        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream, ends)?;
+        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream, time)?;
         while let Some((at, end)) = body.next_part() {
-            within(inner, ends, || body.step(&mut stream, &payload[at..end])).await.map_err(late)??;
+            let part = &payload[at..end];
+            if !body.try_send(&mut stream, part)? {
+                within(inner, stream.until(), || body.step(&mut stream, part)).await.map_err(late)??;
+            }
         }
         Ok(AsyncReplyStream { client: self.clone(), stream })
     }
@@ -360,8 +363,13 @@ impl AsyncReplyStream {
         if self.stream.is_done() {
             return None;
         }
-        let stream = &self.stream;
-        let found = within(&self.client.inner, stream.until(), || stream.poll()).await.and_then(|found| found);
+        let found = match self.stream.poll() {
+            Some(found) => found,
+            None => {
+                let until = self.stream.until();
+                within(&self.client.inner, until, || self.stream.poll()).await.and_then(|found| found)
+            }
+        };
         self.stream.took(found).transpose()
     }
 }

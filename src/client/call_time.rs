@@ -18,11 +18,32 @@ pub(super) fn late(error: Error) -> Error {
     }
 }
 
+/// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look at
+/// the clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallTime {
+    most: Duration,
+    until: Option<Instant>,
+}
+
+impl CallTime {
+    /// When the call ends here, if the broker says nothing.
+    pub(super) fn until(&mut self) -> Option<Instant> {
+        self.until = self.until.or_else(|| deadline(Some(self.most)));
+        self.until
+    }
+
+    /// Whether that is past.
+    pub(super) fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+}
+
 impl Inner {
-    /// When a call with these options ends here, if the broker says nothing.
-    pub(super) fn call_ends(&self, options: RequestOptions) -> Option<Instant> {
+    /// The time of a call with these options.
+    pub(super) fn call_time(&self, options: RequestOptions) -> CallTime {
         let ms = |ms: u32| Duration::from_millis(ms.into());
         let timeout = options.timeout.unwrap_or(ms(self.limits.default_request_timeout_ms));
-        deadline(Some(timeout.min(ms(self.limits.max_request_timeout_ms)) + SLACK))
+        CallTime { most: timeout.min(ms(self.limits.max_request_timeout_ms)).saturating_add(SLACK), until: None }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests: one reply, or a stream of chunks.
 
 use super::again::Again;
-use super::call_time::late;
+use super::call_time::{CallTime, late};
 use super::error::{Kind, Result};
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
@@ -19,7 +19,7 @@ pub struct RequestOptions {
     /// How long the whole call may take, sent anew or not; `None`: what the broker says
     /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). The broker keeps the time,
     /// for it also tells the responder. If it says nothing, because it is stopped or overrun, the call ends here with
-    /// the same outcome, a quarter of a second after its time.
+    /// the same outcome, a quarter of a second after its time, counted from when it is first waited for.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
     /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
@@ -37,8 +37,7 @@ pub struct ReplyStream {
     generation: u32,
     /// In which of the client's sessions it was asked.
     session: u64,
-    /// When it ends here, if the broker says nothing.
-    until: Option<Instant>,
+    time: CallTime,
     done: bool,
     /// Its first record is placed.
     is_asked: bool,
@@ -133,14 +132,14 @@ impl Client {
     fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
-        let until = inner.call_ends(options);
-        let service = inner.service(service, until).map_err(late)?;
-        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream, until)?;
+        let mut time = inner.call_time(options);
+        let service = inner.service(service, &mut time).map_err(late)?;
+        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream, time)?;
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
             if !body.try_send(&mut stream, part)? {
-                inner.wait_until(until, || body.step(&mut stream, part)).map_err(late)??;
+                inner.wait_until(stream.until(), || body.step(&mut stream, part)).map_err(late)??;
             }
         }
         Ok(stream)
@@ -164,7 +163,7 @@ impl Body {
         total: usize,
         options: RequestOptions,
         stream: bool,
-        until: Option<Instant>,
+        time: CallTime,
     ) -> Result<(ReplyStream, Body)> {
         let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells));
         let (slot, generation, session) = inner.request_slot(pending.clone())?;
@@ -179,7 +178,7 @@ impl Body {
         };
         let part = inner.limits.slot_size as usize;
         let (inner, is_asked) = (inner.clone(), false);
-        let stream = ReplyStream { inner, pending, slot, generation, session, until, done: false, is_asked };
+        let stream = ReplyStream { inner, pending, slot, generation, session, time, done: false, is_asked };
         Ok((stream, Body { header, total, at: 0, part, done: false }))
     }
 
@@ -218,11 +217,11 @@ impl Body {
 
 impl Inner {
     /// The broker's number for a service.
-    fn service(&self, name: &str, deadline: Option<Instant>) -> Result<u32> {
+    fn service(&self, name: &str, time: &mut CallTime) -> Result<u32> {
         if let Some(id) = lock(&self.table).services.get(name) {
             return Ok(*id);
         }
-        let id = self.intern(InternKind::Service, Topic::from(&Name::parse(name)?), deadline)?;
+        let id = self.intern(InternKind::Service, Topic::from(&Name::parse(name)?), time.until())?;
         lock(&self.table).services.insert(name.to_owned(), id);
         Ok(id)
     }
@@ -269,15 +268,18 @@ impl ReplyStream {
         if self.done {
             return Ok(None);
         }
-        let until = deadline(timeout).into_iter().chain(self.until).min();
+        // What is there already needs neither the reader role nor the time.
+        if let Some(found) = self.poll() {
+            return self.took(found);
+        }
+        let until = deadline(timeout).into_iter().chain(self.until()).min();
         let found = self.inner.wait_until(until, || self.poll()).and_then(|found| found);
         self.took(found)
     }
 
     /// When it ends here, if the broker says nothing.
-    #[cfg(feature = "tokio")]
-    pub(super) fn until(&self) -> Option<Instant> {
-        self.until
+    pub(super) fn until(&mut self) -> Option<Instant> {
+        self.time.until()
     }
 
     /// Notes whether there is more to come.
@@ -291,7 +293,7 @@ impl ReplyStream {
                 self.done = true;
                 Ok(None)
             }
-            Err(error) if error.is_timeout() && self.until.is_none_or(|until| Instant::now() < until) => Err(error),
+            Err(error) if error.is_timeout() && !self.time.is_over() => Err(error),
             Err(error) => {
                 self.done = true;
                 if error.is_timeout() {

@@ -359,6 +359,13 @@ pub fn output(mut command: Command, stdin: &[u8]) -> Output {
     })
 }
 
+/// Copies a program, by another process: a child that another test forks here would hold the copy open for writing, and
+/// then nobody can run it.
+#[track_caller]
+pub fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    assert!(Command::new("cp").arg(from.as_ref()).arg(to).status().expect("cp").success());
+}
+
 /// The exit code of a program that was not killed.
 #[track_caller]
 pub fn code(output: &Output) -> i32 {
