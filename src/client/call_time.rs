@@ -18,8 +18,8 @@ pub(super) fn late(error: Error) -> Error {
     }
 }
 
-/// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look at
-/// the clock.
+/// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look
+/// at the clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallTime {
     most: Duration,

@@ -232,13 +232,16 @@ impl RouterState {
     pub(super) fn advance_source(&mut self, key: u32, lane: RingName, record: &Record) {
         self.counters.records += 1;
         self.counters.bytes += u64::from(record.len);
-        let (now, timeout) = (self.now, self.settings.slow_consumer_timeout);
-        let Some(inlet) = self.inlet_mut(key) else { return };
+        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         inlet.bytes += u64::from(record.len);
         if lane == RingName::Bulk {
-            // Who takes a message in small pieces may not hold it for ever: each piece puts the time off by its size.
-            let earned = timeout.saturating_mul(u64::from(record.len)) / PACE;
-            inlet.waits = inlet.waits.filter(|_| inlet.partial.is_some()).map(|(on, s)| (on, now.min(s + earned)));
+            if let Some((on, since)) = inlet.waits.take()
+                && inlet.partial.is_some()
+            {
+                // Who takes a message in small pieces may not hold it for ever: each puts the time off by its size.
+                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE;
+                inlet.waits = Some((on, self.now.min(since + earned)));
+            }
             inlet.bulk.advance(record);
         } else {
             inlet.express.advance(record);
