@@ -259,7 +259,8 @@ impl ReplyStream {
     ///
     /// # Errors
     ///
-    /// How the call ended, if not by its last chunk; or [`Error::is_timeout`], and the call goes on.
+    /// How the call ended, if not by its last chunk; or [`Error::is_timeout`](super::Error::is_timeout), and the call
+    /// goes on.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         self.receive_within(Some(timeout))
     }

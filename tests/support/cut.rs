@@ -1,8 +1,10 @@
 //! Cuts the control sockets of a process from outside, as a kernel or a proxy in between could: the process lives.
 
 use super::probe::process;
+use rustix::fs::fstat;
 use rustix::net::{Shutdown, SocketAddrUnix, getpeername, shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -14,18 +16,20 @@ pub fn cut(pid: u32, socket: &Path) -> usize {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let owner = pidfd_open(process(pid), PidfdFlags::empty()).expect("it runs");
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut cut = 0;
+    let numbers: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    // All are found before the first is cut: whoever notices connects again at once, perhaps under a number that is
+    // still to be looked at. By their inodes, for our own descriptors of them may be in this process, too.
+    let mut found = BTreeMap::new();
     for number in numbers {
         // It may have closed it meanwhile, or it is no socket.
         let Ok(descriptor) = pidfd_getfd(&owner, number, PidfdGetfdFlags::empty()) else { continue };
         let Some(peer) = getpeername(&descriptor).ok().flatten() else { continue };
         let Ok(peer) = SocketAddrUnix::try_from(peer) else { continue };
         if peer.path_bytes() == Some(socket.as_os_str().as_bytes()) {
-            cut += usize::from(shutdown(&descriptor, Shutdown::Both).is_ok());
+            found.insert(fstat(&descriptor).expect("an open descriptor").st_ino, descriptor);
         }
     }
-    cut
+    found.values().filter(|descriptor| shutdown(descriptor, Shutdown::Both).is_ok()).count()
 }
 
 /// Cuts the connections of this process.
