@@ -44,11 +44,14 @@ impl RouterState {
     }
 
     fn rang_by(&mut self, key: u32) {
-        let (now, most) = (self.now, self.settings.max_rings_without_progress);
+        let (now, base) = (self.now, self.settings.geometry.base_cells());
+        let most = self.settings.max_rings_without_progress;
         // One that we asked for, when we wait for space, brings no record and is no fault, if there is space now.
         let asked = self.outlets.has_made_space(key);
         let Some(inlet) = self.inlet_mut(key) else { return };
         inlet.rings += u32::from(!asked);
+        // Nor is one for a record that lies behind one that must wait: there are no more of them than cells.
+        let most = most.saturating_add(base + inlet.bulk.window());
         if inlet.rings > most {
             if now - inlet.rings_since < 1_000_000_000 {
                 let reason = format!("it rang {} times in a second without sending anything", inlet.rings);

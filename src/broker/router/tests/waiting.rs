@@ -278,6 +278,33 @@ fn a_subscription_that_is_evicted_is_waited_for_by_nobody_else() {
 }
 
 #[test]
+fn who_rings_for_records_behind_one_that_waits_is_not_ended_and_who_rings_for_nothing_is() {
+    let mut router = Router::new(|config| config.limits.max_rings_without_progress = 3);
+    let (mut publisher, unread) = (router.connect(), router.connect());
+    router.subscribe(&unread, "t", DeliveryPolicy::Block, 9);
+    let topic = router.topic(&publisher, "t");
+    for _ in 0..9 {
+        assert!(publisher.publish(topic, b"x"));
+        router.run();
+    }
+    // The first of these waits, and all of them ring.
+    for _ in 0..9 {
+        assert!(publisher.publish(topic, b"x"));
+        router.run();
+    }
+    assert!(router.is_parked(&publisher));
+    assert!(router.state.inlet(publisher.key).is_some(), "{:?}", router.state.ended);
+    for _ in 0..3 {
+        publisher.bells.ring();
+        router.run();
+    }
+    assert!(router.state.inlet(publisher.key).is_some(), "{:?}", router.state.ended);
+    publisher.bells.ring();
+    router.run();
+    assert!(router.state.inlet(publisher.key).is_none(), "twelve rings are for cells and for nothing");
+}
+
+#[test]
 fn a_record_with_many_receivers_ends_its_publishers_turn() {
     let mut router = Router::new(|_| {});
     let (mut publisher, mut other, subscriber) = (router.connect(), router.connect(), router.connect());
