@@ -17,14 +17,16 @@ fn raise_descriptor_limit() {
 #[test]
 fn a_thousand_connections_with_a_request_each_are_all_answered() {
     const CONNECTIONS: u32 = 1_000;
+    const ROUNDS: u64 = 6;
+    const SETTLED: u64 = 3;
     raise_descriptor_limit();
     let broker = Broker::start_with(&[("ipc.max_connections", "1002")]);
     let (watch, other) = (broker.client(), broker.client());
     let mut service = other.serve("svc").unwrap();
     watch.request("echo", "").unwrap();
     let (descriptors, mut memory) = (broker.descriptors_at_rest(), broker.memory_kib());
-    // The second round may cost nothing that the first has not: what is kept is kept for the next.
-    for round in 0..3 {
+    // What is kept is kept for the next round, so it comes to rest; how soon is the allocator's affair.
+    for round in 0..ROUNDS {
         let clients: Vec<Client> = (0..CONNECTIONS).map(|_| broker.client()).collect();
         let asked: Vec<ReplyStream> =
             clients.iter().map(|client| client.request_stream("svc", client.id().to_le_bytes()).unwrap()).collect();
@@ -49,11 +51,13 @@ fn a_thousand_connections_with_a_request_each_are_all_answered() {
         wait_until("descriptors to go", || broker.descriptors() == descriptors);
         let after = broker.memory_kib();
         support::probe::note(&format!("round {round}: {after} KiB after"));
-        let allowed = if round == 0 { 12 * 1024 } else { 1024 };
+        let allowed = if round < SETTLED { 12 * 1024 } else { 1024 };
         assert!(after < memory + allowed, "{memory} KiB before, {after} after round {round}");
-        memory = after;
+        if round + 1 == SETTLED {
+            memory = after;
+        }
     }
-    assert_eq!(counter(&watch.status().unwrap(), "replies"), 3 * u64::from(CONNECTIONS) + 1);
+    assert_eq!(counter(&watch.status().unwrap(), "replies"), ROUNDS * u64::from(CONNECTIONS) + 1);
 }
 
 #[test]
