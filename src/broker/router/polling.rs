@@ -51,7 +51,8 @@ impl RouterState {
         let Some(inlet) = self.inlet_mut(key) else { return };
         inlet.rings += u32::from(!asked);
         // Nor is one for a record that lies behind one that must wait: there are no more of them than cells.
-        let most = most.saturating_add(base + inlet.bulk.window());
+        let behind = if inlet.parked.is_some() { base + inlet.bulk.window() } else { 0 };
+        let most = most.saturating_add(behind);
         if inlet.rings > most {
             if now - inlet.rings_since < 1_000_000_000 {
                 let reason = format!("it rang {} times in a second without sending anything", inlet.rings);
