@@ -257,6 +257,7 @@ mod tests {
         topics.unsubscribe(other).unwrap();
         assert_eq!((targets(&topics, id).len(), topics.len()), (0, 1));
     }
+
     #[test]
     fn routes_are_counted_and_bounded_and_go_with_either_side() {
         let mut topics = Topics::new(100, 6);

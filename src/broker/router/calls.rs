@@ -290,9 +290,9 @@ impl RouterState {
         found.body_credit = credit;
         found.body_left -= len;
         self.counters.fragments += 1;
-        // Many bodies, each within its credit, can be more together than is held for a responder that is busy.
-        if found.responder.is_some_and(|responder| !self.outlets.takes_calls(responder)) {
-            self.end_call(call, Outcome::Overloaded);
+        if let Some(responder) = found.responder
+            && !self.takes_more(responder, call)
+        {
             return Ok(());
         }
         self.forward_body(key, record, header, call, 0);
@@ -344,10 +344,7 @@ impl RouterState {
         found.has_chunk |= is_first_chunk;
         let took = self.now.saturating_sub(found.began);
         self.counters.fragments += u64::from(!(first && last));
-        // Many answers, each within its credit, can be more together than is held for a requester that does not read
-        // now. It loses this call, not its connection.
-        if !self.outlets.takes_calls(requester) {
-            self.end_call(call, Outcome::Overloaded);
+        if !self.takes_more(requester, call) {
             return Ok(());
         }
         let RouterState { inlets, outlets, .. } = self;
@@ -404,15 +401,11 @@ impl RouterState {
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
-        let responder = found.responder;
-        // In small pieces, for many calls, it can be more than is held for a responder that is busy.
-        if responder.is_some_and(|responder| !self.outlets.takes_calls(responder)) {
-            self.end_call(call, Outcome::Overloaded);
-            return Ok(());
-        }
-        let Some(found) = self.calls.get(call) else { return Ok(()) };
         let (to, credit) = match found.responder {
             Some(responder) => {
+                if !self.takes_more(responder, call) {
+                    return Ok(());
+                }
                 (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
             }
             None => {
@@ -432,15 +425,22 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = body_credit;
         let requester = found.requester;
-        if !self.outlets.takes_calls(requester) {
-            self.end_call(call, Outcome::Overloaded);
-            return Ok(());
-        }
-        let Some(found) = self.calls.get(call) else { return Ok(()) };
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
-        self.outlets.send(found.requester, &credit, Payload::EMPTY);
+        if self.takes_more(requester, call) {
+            self.outlets.send(requester, &credit, Payload::EMPTY);
+        }
         Ok(())
+    }
+
+    /// Whether `to` takes more of the call. Bodies, answers and credit of many calls, each within its bounds, can be
+    /// more together than is held for one who does not read now: then this call ends, not the connection.
+    fn takes_more(&mut self, to: u32, call: Key) -> bool {
+        let takes = self.outlets.takes_calls(to);
+        if !takes {
+            self.end_call(call, Outcome::Overloaded);
+        }
+        takes
     }
 
     /// The call that `header` names, if `key` is to answer it.

@@ -5,6 +5,7 @@ use crate::routing::arena::Key;
 use crate::routing::services::ServiceId;
 use crate::routing::topics::TopicId;
 use crate::routing::wheel::TimerId;
+use crate::shm::layout::RingName;
 use crate::shm::peer::Credentials;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;
@@ -99,6 +100,16 @@ pub(super) struct Inlet {
 }
 
 impl Inlet {
+    /// The ring of a lane.
+    pub(super) fn lane(&mut self, lane: RingName) -> &mut Consumer {
+        if lane == RingName::Bulk { &mut self.bulk } else { &mut self.express }
+    }
+
+    /// Whether it has something that can be routed, or that breaks the protocol.
+    pub(super) fn has_something(&mut self) -> bool {
+        !matches!(self.express.peek(), Ok(None)) || (self.parked.is_none() && !matches!(self.bulk.peek(), Ok(None)))
+    }
+
     /// Cells of extensions in use.
     pub(super) fn windows(&self) -> u32 {
         self.bulk.window() + self.express.window()

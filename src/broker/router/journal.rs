@@ -145,10 +145,9 @@ impl RouterState {
 
     fn count_deaths(&mut self) {
         let killer = match self.journal.source {
-            Some((key, lane)) => self.inlet(key).map(|inlet| {
-                let consumer = if lane == RingName::Bulk { &inlet.bulk } else { &inlet.express };
-                Killer::Record(inlet.info.id, lane, consumer.consumed())
-            }),
+            Some((key, lane)) => {
+                self.inlet_mut(key).map(|inlet| Killer::Record(inlet.info.id, lane, inlet.lane(lane).consumed()))
+            }
             None => self.journal.timer.map(Killer::Timer),
         };
         // If it died of something else, that says nothing of what killed the one before.
@@ -196,11 +195,8 @@ impl RouterState {
     /// A record has killed two routers. It is taken out, and its sender told.
     fn set_aside(&mut self, key: u32, lane: RingName) {
         self.counters.set_aside += 1;
-        let (consumed, id) = match self.inlet(key) {
-            Some(inlet) if lane == RingName::Bulk => (inlet.bulk.consumed(), inlet.info.id),
-            Some(inlet) => (inlet.express.consumed(), inlet.info.id),
-            None => return,
-        };
+        let Some(inlet) = self.inlet_mut(key) else { return };
+        let (consumed, id) = (inlet.lane(lane).consumed(), inlet.info.id);
         self.events.tell(Event::SetAside { connection: id, lane, position: consumed });
         let Some(record) = self.record_under_way(key, lane) else { return };
         match lane {
@@ -220,11 +216,7 @@ impl RouterState {
             Work::First(record, ..) | Work::Further(record, _) | Work::Express(record, _) | Work::Done(record) => {
                 Some(record)
             }
-            Work::Undecided => {
-                let inlet = self.inlet_mut(key)?;
-                let consumer = if lane == RingName::Bulk { &mut inlet.bulk } else { &mut inlet.express };
-                consumer.peek().ok().flatten()
-            }
+            Work::Undecided => self.inlet_mut(key)?.lane(lane).peek().ok().flatten(),
         }
     }
 

@@ -9,7 +9,6 @@ use super::reclaim::Reclaimer;
 use crate::routing::budget::Budget;
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Violation};
-use crate::shm::segment::Segment;
 use crate::wire::control::ClosingCode;
 
 /// Pages beyond its leases that a segment may hold before its client is held to have taken them: a reader that looks
@@ -21,11 +20,14 @@ pub(super) struct Memory {
     budget: Budget,
     reclaimer: Reclaimer,
     refused: u64,
+    /// Connections that have got a lease, and are to be looked at when they are idle.
+    pub(super) grown: Vec<u32>,
 }
 
 impl Memory {
     pub(super) fn new(total: u64, most: u32) -> Memory {
-        Memory { budget: Budget::new(total, most, PAGE_CELLS), reclaimer: Reclaimer::default(), refused: 0 }
+        let budget = Budget::new(total, most, PAGE_CELLS);
+        Memory { budget, reclaimer: Reclaimer::default(), refused: 0, grown: Vec::new() }
     }
 
     /// Cells leased.
@@ -44,37 +46,33 @@ impl Memory {
     }
 
     /// Leases more for an egress ring. `false`: it stays as it is.
-    pub(super) fn grow_egress(&mut self, outlet: &mut Outlet) -> bool {
-        if !outlet.may_lease() {
-            return false;
-        }
-        let next = self.lease(&outlet.segment, RingName::Egress, outlet.egress.window());
+    pub(super) fn grow_egress(&mut self, key: u32, outlet: &mut Outlet) -> bool {
+        let next = self.lease(key, outlet, RingName::Egress, outlet.egress.window());
         if let Some(next) = next {
             outlet.egress.set_window(next);
         }
         next.is_some()
     }
 
-    /// Leases more for a lane whose client finds no space. `false`: it stays as it is.
-    pub(super) fn grow_lane(&mut self, outlet: &mut Outlet, lane: RingName, consumer: &mut Consumer) -> bool {
-        if !outlet.may_lease() {
-            return false;
-        }
-        let next = self.lease(&outlet.segment, lane, consumer.window());
-        if let Some(next) = next {
+    /// Leases more for a lane whose client finds no space.
+    pub(super) fn grow_lane(&mut self, key: u32, outlet: &mut Outlet, lane: RingName, consumer: &mut Consumer) {
+        if let Some(next) = self.lease(key, outlet, lane, consumer.window()) {
             consumer.grow(next);
         }
-        next.is_some()
     }
 
-    fn lease(&mut self, segment: &Segment, ring: RingName, window: u32) -> Option<u32> {
+    fn lease(&mut self, key: u32, outlet: &mut Outlet, ring: RingName, window: u32) -> Option<u32> {
+        if !outlet.may_lease() {
+            return None;
+        }
         self.budget.give_back(self.reclaimer.take_freed());
         let next = self.budget.next_window(window)?;
-        if segment.lease(ring, window, next).is_err() {
+        if outlet.segment.lease(ring, window, next).is_err() {
             self.refused += 1;
             return None;
         }
         self.budget.change(window, next);
+        self.grown.push(key);
         Some(next)
     }
 
@@ -83,27 +81,11 @@ impl Memory {
         if !outlet.may_lease() || !self.reclaimer.has_room() {
             return Ok(());
         }
-        let mut rings = Vec::new();
-        let mut trimmed = Ok(());
-        for (ring, lane) in [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)] {
-            let window = lane.window();
-            match if window > 0 { lane.try_trim() } else { Ok(false) } {
-                Ok(true) => rings.push((ring, window)),
-                Ok(false) => {}
-                Err(violation) => trimmed = Err(violation),
-            }
-        }
-        let window = outlet.egress.window();
-        match if window > 0 { outlet.egress.is_drained() } else { Ok(false) } {
-            Ok(true) => {
-                outlet.egress.set_window(0);
-                rings.push((RingName::Egress, window));
-            }
-            Ok(false) => {}
-            Err(violation) => trimmed = Err(violation),
-        }
-        if !rings.is_empty() {
-            outlet.reclaim = Some(self.reclaimer.start(&outlet.segment, rings));
+        let mut closed = Vec::new();
+        let trimmed = close_unused(inlet, outlet, &mut closed);
+        // Also if a ring behind them breaks the rules: their windows are gone, and count until their pages are back.
+        if !closed.is_empty() {
+            outlet.reclaim = Some(self.reclaimer.start(&outlet.segment, closed));
         }
         trimmed
     }
@@ -112,6 +94,22 @@ impl Memory {
     pub(super) fn forget(&mut self, windows: u32) {
         self.budget.change(windows, 0);
     }
+}
+
+/// Closes the windows of rings that do not use them, and lists these with their cells.
+fn close_unused(inlet: &mut Inlet, outlet: &mut Outlet, closed: &mut Vec<(RingName, u32)>) -> Result<(), Violation> {
+    for (ring, lane) in [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)] {
+        let window = lane.window();
+        if window > 0 && lane.try_trim()? {
+            closed.push((ring, window));
+        }
+    }
+    let window = outlet.egress.window();
+    if window > 0 && outlet.egress.is_drained()? {
+        outlet.egress.set_window(0);
+        closed.push((RingName::Egress, window));
+    }
+    Ok(())
 }
 
 /// Whether a client uses more of its segment than it was given.

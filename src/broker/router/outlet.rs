@@ -190,8 +190,6 @@ pub(super) struct Outlets {
     dirty: Vec<u32>,
     pub(super) doomed: Vec<(u32, Doom)>,
     pub(super) memory: Memory,
-    /// Connections that have got a lease, and are to be looked at when they are idle.
-    pub(super) grown: Vec<u32>,
     epoch: u64,
     max_backlog: usize,
     pub(super) rung: u64,
@@ -207,7 +205,6 @@ impl Outlets {
             dirty: Vec::new(),
             doomed: Vec::new(),
             memory,
-            grown: Vec::new(),
             epoch: 0,
             max_backlog,
             rung: 0,
@@ -283,8 +280,7 @@ impl Outlets {
                 return true;
             }
             // A lease changes what fits, not where planned records lie: they are planned anew.
-            if self.memory.grow_egress(outlet) {
-                self.grown.push(key);
+            if self.memory.grow_egress(key, outlet) {
                 continue;
             }
             // Several records that a drained ring cannot hold at a time would never fit: the last goes by the backlog.
@@ -318,8 +314,7 @@ impl Outlets {
         let mut placed = Ok(false);
         if outlet.backlog.is_empty() {
             placed = outlet.egress.push(&words, payload);
-            if placed == Ok(false) && self.memory.grow_egress(outlet) {
-                self.grown.push(key);
+            if placed == Ok(false) && self.memory.grow_egress(key, outlet) {
                 placed = outlet.egress.push(&words, payload);
             }
         }
@@ -399,8 +394,8 @@ impl Outlets {
         let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         let lanes = [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)];
         for (at, (lane, consumer)) in lanes.into_iter().enumerate() {
-            if outlet.lane_space[at].is_armed() && self.memory.grow_lane(outlet, lane, consumer) {
-                self.grown.push(key);
+            if outlet.lane_space[at].is_armed() {
+                self.memory.grow_lane(key, outlet, lane, consumer);
             }
         }
     }

@@ -76,9 +76,7 @@ impl RouterState {
                 self.schedule.cools(key);
                 continue;
             };
-            let found = !matches!(inlet.express.peek(), Ok(None))
-                || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
-            if found {
+            if inlet.has_something() {
                 any = true;
                 self.schedule.wake(key);
             } else {
@@ -93,9 +91,7 @@ impl RouterState {
         self.schedule.cools(key);
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         inlet.data.arm();
-        let found = !matches!(inlet.express.peek(), Ok(None))
-            || (inlet.parked.is_none() && !matches!(inlet.bulk.peek(), Ok(None)));
-        if found {
+        if inlet.has_something() {
             inlet.data.disarm();
             self.schedule.wake(key);
         }

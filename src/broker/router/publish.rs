@@ -52,6 +52,17 @@ impl Chosen {
         }
     }
 
+    /// The subscription's owner is told the name of the topic, if it has yet to be.
+    #[inline]
+    fn name(&self, topic: TopicId, owner: u32, topics: &mut Topics, outlets: &mut Outlets) {
+        if self.announce {
+            let entry = topics.entry_mut(topic);
+            let announce = Header { id: topic, ..Header::new(Kind::TopicName) };
+            outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
+            entry.targets[self.target].announced = true;
+        }
+    }
+
     /// The subscription does without the message.
     pub(super) fn pass_over(&self, topics: &mut Topics, outlets: &mut Outlets, counters: &mut Counters) {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
@@ -212,12 +223,7 @@ impl RouterState {
             {
                 let (owner, dropped) = (subscription.owner, subscription.dropped);
                 if journal.is_to_push(outlet.position()) {
-                    if chosen.announce {
-                        let entry = topics.entry_mut(message.topic);
-                        let announce = Header { id: message.topic, ..Header::new(Kind::TopicName) };
-                        outlets.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
-                        entry.targets[chosen.target].announced = true;
-                    }
+                    chosen.name(message.topic, owner, topics, outlets);
                     journal.before = outlets.get(owner).map(|outlet| outlet.position());
                     let deliver = message.deliver(chosen.subscription, dropped);
                     outlets.push_planned(owner, &deliver, payload);
@@ -393,13 +399,8 @@ impl RouterState {
     pub(super) fn credit(&mut self, key: u32, header: &Header) {
         let subscriptions = &mut self.topics.subscriptions;
         // One that was evicted meanwhile is no fault of its owner.
-        let Some(found) = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription))
-        else {
-            return;
-        };
-        if found.owner != key {
-            return;
-        }
+        let found = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription));
+        let Some(found) = found.filter(|found| found.owner == key) else { return };
         found.credit = found.credit.saturating_add(header.arg).min(found.capacity);
         if found.dropped != found.dropped_told {
             found.dropped_told = found.dropped;
@@ -449,11 +450,7 @@ impl RouterState {
                     continue;
                 }
                 let (owner, deliver) = (subscription.owner, message.deliver(chosen.subscription, subscription.dropped));
-                if chosen.announce {
-                    let announce = Header { id, ..Header::new(Kind::TopicName) };
-                    outlets.push_planned(owner, &announce, Payload::Bytes(topic.as_str().as_bytes()));
-                    topics.entry_mut(id).targets[chosen.target].announced = true;
-                }
+                chosen.name(id, owner, topics, outlets);
                 outlets.push_planned(owner, &deliver, Payload::Bytes(bytes));
                 chosen.charge(topics, outlets);
             }

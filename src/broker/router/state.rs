@@ -290,7 +290,7 @@ impl RouterState {
         let mut records = self.settings.batch_records;
         loop {
             let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return Lane::Dry };
-            let consumer = if lane == RingName::Bulk { &mut inlet.bulk } else { &mut inlet.express };
+            let consumer = inlet.lane(lane);
             if records == 0 || consumer.unpublished() > QUANTUM_CELLS {
                 return Lane::More;
             }
@@ -378,7 +378,7 @@ impl RouterState {
 
     /// Whoever has got a lease is looked at when it may be idle.
     fn watch_grown(&mut self) {
-        while let Some(key) = self.outlets.grown.pop() {
+        while let Some(key) = self.outlets.memory.grown.pop() {
             let (at, inlets) = (self.now + IDLE, &mut self.inlets);
             if let Some(inlet) = inlets[key as usize].as_deref_mut().filter(|inlet| !inlet.is_watched) {
                 inlet.is_watched = true;

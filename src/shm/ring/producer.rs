@@ -177,6 +177,12 @@ impl Producer {
     /// # Errors
     ///
     /// If the consumer's count is impossible.
+    #[cfg(test)]
+    pub(crate) fn fits(&mut self, len: u32) -> Result<bool, Violation> {
+        let mut plan = self.plan;
+        self.plan(&mut plan, len)
+    }
+
     /// Writes over the header of the record of one cell that was placed last, as a client can.
     #[cfg(all(test, not(lapce_ipc_loom)))]
     pub(crate) fn forge_last(&self, header: &[u64; HEADER_WORDS]) {
@@ -186,12 +192,6 @@ impl Producer {
         for (n, word) in header.iter().enumerate() {
             self.ring.bank(bank).all()[at as usize * CELL_WORDS + 1 + n].store(*word, Ordering::Relaxed);
         }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn fits(&mut self, len: u32) -> Result<bool, Violation> {
-        let mut plan = self.plan;
-        self.plan(&mut plan, len)
     }
 
     /// Places one record and publishes it. `false`: there was no space, and nothing happened.
