@@ -115,7 +115,7 @@ async fn serve(
     let actor_news = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
     let (whole, is_whole) = watch::channel(false);
-    let mut children = Supervisor::new("root", Strategy::RestForOne, tree.clone(), whole);
+    let mut children = Supervisor::new(supervisor::ROOT, Strategy::RestForOne, tree.clone(), whole);
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
@@ -165,7 +165,7 @@ async fn serve(
         permits: permits.clone(),
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         started,
-        connections: tree.add_many("connection", "root"),
+        connections: tree.add_many("connection", supervisor::ROOT),
         tree: tree.clone(),
         tally: Tally::default(),
         ready: is_whole,

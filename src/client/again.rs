@@ -12,7 +12,7 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(20);
 /// Whether a request is asked again.
 pub(super) struct Again {
     options: RequestOptions,
-    /// When all of it is to be over.
+    /// When all of it is to be over, if it may be asked again.
     until: Option<Instant>,
     /// When its session was lost.
     lost: Option<Instant>,
@@ -20,7 +20,9 @@ pub(super) struct Again {
 
 impl Again {
     pub(super) fn new(options: RequestOptions) -> Again {
-        Again { options, until: deadline(options.timeout), lost: None }
+        // Nothing else is asked twice, and the broker keeps the time of what is asked once.
+        let until = if options.idempotent { deadline(options.timeout) } else { None };
+        Again { options, until, lost: None }
     }
 
     /// How to ask now: for the time that is left.

@@ -6,7 +6,7 @@
 //! | is it ready? | it does not live; no answer of the router; a root actor is down or near its limit; it ends |
 //! | is it healthy? | `unhealthy`: not ready though it is not ending; `degraded`: it works, and yet look at it |
 
-use super::super::supervisor::Restarted;
+use super::super::supervisor::{ROOT, Restarted};
 use super::super::tally::Counts;
 use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus};
 use serde::Serialize;
@@ -24,9 +24,6 @@ pub(super) enum Condition {
     /// It does not work.
     Unhealthy,
 }
-
-/// The supervisor whose actors the broker cannot do without.
-const ROOT: &str = "root";
 
 /// What is known.
 #[derive(Clone, Debug)]

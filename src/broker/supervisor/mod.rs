@@ -36,6 +36,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
+/// The supervisor whose actors the broker cannot do without, as the tree names it.
+pub(super) const ROOT: &str = "root";
+
 /// The longest reason in an event, in characters.
 const REASON_MAX: usize = 200;
 
