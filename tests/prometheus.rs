@@ -31,8 +31,8 @@ const QUIET: [&str; 8] = [
     "LapceIpcDescriptorsNearLimit",
     "LapceIpcSessionsExpired",
 ];
-/// An alert of which nobody can say: on a busy machine the router may not run for a while.
-const EITHER: [&str; 1] = ["LapceIpcSlow"];
+/// Alerts that may hold for a moment: on a busy machine the router is late, and a router that panicked is down until its restart.
+const EITHER: [&str; 2] = ["LapceIpcSlow", "LapceIpcActorDown"];
 
 fn program(variable: &str, name: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| name.to_owned())

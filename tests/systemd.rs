@@ -464,6 +464,9 @@ fn the_units_go_with_the_brokers_own_limits() {
             (unit(&format!("{folder}/lapce-ipc.service")), unit(&format!("{folder}/lapce-ipc.socket")));
         assert_eq!((setting(&service, "Type"), setting(&service, "NotifyAccess")), ("notify", "main"));
         assert_eq!((setting(&service, "Restart"), setting(&socket, "FileDescriptorName")), ("always", "ipc"));
+        // A service that stays failed is started by every waiting connection at once, and the socket unit fails.
+        assert!(!service.contains("RestartPreventExitStatus="), "the socket would fail after a wrong configuration");
+        assert_eq!((setting(&service, "RestartSec"), setting(&service, "StartLimitIntervalSec")), ("1s", "0"));
         let abort_ms = config.restart.watchdog_abort_ms;
         assert!(seconds(setting(&service, "WatchdogSec")) * 1000 > abort_ms + 5000, "its own comes first");
         let needed = u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) * 2;

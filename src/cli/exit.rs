@@ -7,7 +7,7 @@ use super::children;
 use super::output::note;
 use super::place;
 use crate::broker::{BrokerError, HealthError, SocketError};
-use crate::client::{self, ErrorKind, Unreached};
+use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
 use crate::config::ConfigError;
 use crate::wire::control::{FailedCode, RefusedCode};
 use crate::wire::record::Outcome;
@@ -119,8 +119,8 @@ impl Failure {
 
 impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Failure {
-        let failure = Failure::new(code_of(error.kind()), error.to_string());
-        match error.kind() {
+        let failure = Failure::new(code_of(error.detail()), error.to_string());
+        match error.detail() {
             ErrorKind::Connect { why: Unreached::Nobody, .. } => failure.hint("start one: lapce-ipc serve"),
             ErrorKind::UntrustedBroker { uid, .. } => failure.hint(format!("if you trust it: --trust-uid {uid}")),
             ErrorKind::Failed { code: FailedCode::Unknown, .. } => {

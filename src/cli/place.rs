@@ -2,7 +2,9 @@
 
 use super::exit::{Code, Failure};
 use super::output::note;
-use crate::client::{Builder, Client, ConnectionState, ErrorKind, Events, ReconnectOptions, Unreached, WaitStrategy};
+use crate::client::{
+    Builder, Client, ConnectionState, ErrorDetail as ErrorKind, Events, ReconnectOptions, Unreached, WaitStrategy,
+};
 use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
 use std::num::ParseIntError;
@@ -169,7 +171,7 @@ impl Place {
 
     fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
         builder.connect().map_err(|error| match &self.socket {
-            Some(path) if matches!(error.kind(), ErrorKind::Connect { why: Unreached::Nobody, .. }) => {
+            Some(path) if matches!(error.detail(), ErrorKind::Connect { why: Unreached::Nobody, .. }) => {
                 Failure::from(error).hint(format!("start one: lapce-ipc serve --socket {}", path.display()))
             }
             _ => error.into(),

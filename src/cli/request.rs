@@ -5,7 +5,7 @@ use super::data::DataArgs;
 use super::exit::{Code, Failure};
 use super::output::{Out, plain};
 use super::place::Place;
-use crate::client::{Client, Error, ErrorKind, RequestOptions};
+use crate::client::{Client, Error, ErrorDetail as ErrorKind, RequestOptions};
 use clap::Args;
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
 /// How the request ended, with what it was; an error reply and what is wrong with the request itself say enough.
 fn failed(error: Error, args: &RequestArgs, client: &Client) -> Failure {
     let is_outcome =
-        matches!(error.kind(), ErrorKind::Outcome { .. } | ErrorKind::Disconnected(_) | ErrorKind::Closed { .. });
+        matches!(error.detail(), ErrorKind::Outcome { .. } | ErrorKind::Disconnected(_) | ErrorKind::Closed { .. });
     let failure = Failure::from(error);
     if !is_outcome {
         return failure;

@@ -55,8 +55,7 @@ pub(crate) enum Kind {
 }
 
 impl Error {
-    #[cfg(feature = "cli")]
-    pub(crate) fn kind(&self) -> &Kind {
+    pub(crate) fn detail(&self) -> &Kind {
         &self.0
     }
 

@@ -31,7 +31,7 @@
 //! | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
 //! | `view` | looking at a message where it lies |
 //! | `asynchronous` | the same for async, behind the feature `tokio` |
-//! | `error` | what can go wrong |
+//! | `error`, `error_kind` | what can go wrong; its kind, for a `match` |
 
 mod again;
 mod answer;
@@ -42,6 +42,7 @@ mod call_time;
 mod cancels;
 mod connect;
 mod error;
+mod error_kind;
 mod frames;
 mod inner;
 mod lane;
@@ -76,7 +77,8 @@ pub use answer::{Reply, Request};
 pub use connect::{Builder, DEFAULT_SOCKET};
 pub use error::{Error, Result};
 #[cfg(feature = "cli")]
-pub(crate) use error::{Kind as ErrorKind, Unreached, age};
+pub(crate) use error::{Kind as ErrorDetail, Unreached, age};
+pub use error_kind::ErrorKind;
 pub use listen::Listener;
 pub use loan::Loan;
 pub use publish::Publisher;
