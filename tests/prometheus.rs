@@ -31,7 +31,8 @@ const QUIET: [&str; 8] = [
     "LapceIpcDescriptorsNearLimit",
     "LapceIpcSessionsExpired",
 ];
-/// Alerts that may hold for a moment: on a busy machine the router is late, and a router that panicked is down until its restart.
+/// Alerts that may hold for a moment: on a busy machine the router is late, and a router that panicked is down until it
+/// is restarted.
 const EITHER: [&str; 2] = ["LapceIpcSlow", "LapceIpcActorDown"];
 
 fn program(variable: &str, name: &str) -> String {
