@@ -167,7 +167,7 @@ fn code_of(kind: &ErrorKind) -> Code {
         },
         ErrorKind::Evicted { .. } | ErrorKind::Timeout => Code::TryAgain,
         // From within a loan or a view, which no command does.
-        ErrorKind::LoanOutstanding | ErrorKind::ViewOutstanding => Code::TryAgain,
+        ErrorKind::LoanOutstanding | ErrorKind::ViewOutstanding | ErrorKind::Forked => Code::TryAgain,
     }
 }
 

@@ -108,6 +108,11 @@ pub enum WaitStrategy {
 }
 
 /// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
+///
+/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client returns
+/// [`Error::is_forked`], dropping it tells the broker nothing, and the parent's connection goes on; the child connects by
+/// itself. (A child that executes another program at once, as `std::process::Command` starts it, inherits nothing: all
+/// descriptors are closed on exec.)
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
