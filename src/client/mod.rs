@@ -49,6 +49,7 @@ mod lane;
 mod link;
 mod listen;
 mod loan;
+mod operations;
 mod outgoing;
 mod pending;
 mod posted;
@@ -68,6 +69,7 @@ mod unsent;
 mod view;
 mod waiting;
 
+pub use crate::wire::control::UpstreamStatus;
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
 pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
