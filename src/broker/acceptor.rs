@@ -125,6 +125,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         stop_within: Duration::ZERO,
         tree: &broker.tree,
         place: broker.connections,
+        hurry: None,
     };
     let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());
     let factory = |_| ConnectionActor::new(start.take(), broker.clone());

@@ -18,6 +18,7 @@
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `tally` | what is counted outside the router |
+//! | `appearance` | notices that a socket appears at a path |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -36,6 +37,7 @@
 //! ```
 
 mod acceptor;
+mod appearance;
 mod breaker;
 mod connection;
 mod events;

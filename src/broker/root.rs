@@ -155,7 +155,9 @@ async fn serve(
         Alive { every, tell: Box::new(move || notify.alive()) }
     });
     let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort)?;
+    let upstreams = Upstream::all(&config, &tree);
     let broker = Arc::new(Broker {
+        upstreams: upstreams.clone(),
         config,
         config_file: loaded.source.clone(),
         settings,
@@ -174,7 +176,7 @@ async fn serve(
     });
     actix::spawn(watch_sessions(broker.clone()));
     let follows = actix::spawn(notify.clone().follow(broker.clone()));
-    for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
+    for (upstream, worker) in upstreams.into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
             actix::spawn(upstream.keep(broker));

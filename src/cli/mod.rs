@@ -9,7 +9,7 @@
 //! | `args` | the commands, and options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
-//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker` | one command each |
+//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
@@ -34,6 +34,7 @@ mod request;
 mod serve;
 mod status;
 mod sub;
+mod upstream;
 
 use args::{Cli, Command, ServerCli};
 use clap::Parser;
@@ -78,6 +79,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Reply(args) => reply::run(place, args),
         Command::Status(args) => status::run(place, args),
         Command::Breaker(args) => breaker::run(place, args),
+        Command::Upstream(args) => upstream::run(place, args),
         Command::Bench(args) => bench::run(place, args),
     }
 }

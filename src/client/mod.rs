@@ -50,6 +50,7 @@ mod link;
 mod listen;
 mod loan;
 mod locate;
+mod operations;
 mod outgoing;
 mod pending;
 mod posted;
@@ -69,6 +70,7 @@ mod unsent;
 mod view;
 mod waiting;
 
+pub use crate::wire::control::UpstreamStatus;
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
 pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};

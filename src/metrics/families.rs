@@ -120,6 +120,8 @@ families! {
         = "Requests that the breaker did not let through.";
 
     ACTOR_UP: Gauge "lapce_ipc_actor_up" ["actor"] = "Whether the actor runs: 1 or 0.";
+    UPSTREAM_CONNECTED: Gauge "lapce_ipc_upstream_connected" ["upstream"]
+        = "Whether the upstream is connected: 1 or 0.";
     ACTOR_RESTARTS: Counter "lapce_ipc_actor_restarts_total" ["actor", "reason"]
         = "How often the actor was started again: after a panic, a failure, an end without one, or because a sibling \
            had ended.";

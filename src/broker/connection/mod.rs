@@ -13,7 +13,7 @@ use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
 use super::tally::Tally;
-use super::upstream::Dialled;
+use super::upstream::{self, Dialled, Upstream};
 use crate::config::Config;
 use crate::shm::peer::Credentials;
 use crate::sync::AtomicU64;
@@ -62,6 +62,7 @@ pub(super) struct Broker {
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) tally: Tally,
+    pub(super) upstreams: Vec<Arc<Upstream>>,
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
@@ -318,6 +319,10 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     let question = match question {
         Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+        }
+        Ask { frame: ClientFrame::Upstreams { serial }, .. } => return Some(upstream::list(broker, serial)),
+        Ask { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {
+            return Some(upstream::dial(broker, id, serial, &name));
         }
         question => question,
     };

@@ -4,6 +4,7 @@ use super::judge::Facts;
 use super::survey::Seen;
 use crate::broker::connection::Broker;
 use crate::broker::report::ms_since;
+use crate::broker::upstream;
 use crate::sync::Ordering;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ impl Facts {
             breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
             restarts: broker.tree.restarts_by_cause(),
             counts: broker.tally.counts(),
+            upstreams: upstream::statuses(broker),
         }
     }
 }

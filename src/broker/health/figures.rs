@@ -71,6 +71,9 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
         figures.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
         figures.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
     }
+    for upstream in &facts.upstreams {
+        figures.add(&UPSTREAM_CONNECTED, &[upstream.name.as_str()], flag(upstream.connection.is_some()));
+    }
     for (actor, causes) in &facts.restarts {
         causes.iter().for_each(|(cause, times)| figures.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
     }

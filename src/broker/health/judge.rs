@@ -8,7 +8,7 @@
 
 use super::super::supervisor::{ROOT, Restarted};
 use super::super::tally::Counts;
-use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus};
+use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus, UpstreamStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -55,6 +55,7 @@ pub(in crate::broker) struct Facts {
     pub(super) restarts: Vec<(String, Vec<(&'static str, u64)>)>,
     /// What is counted outside the router.
     pub(super) counts: Counts,
+    pub(super) upstreams: Vec<UpstreamStatus>,
 }
 
 /// The answer of `/health`.
@@ -169,6 +170,9 @@ impl Facts {
         }
         components.insert("breakers", self.breakers());
         components.insert("actors", self.actors());
+        if !self.upstreams.is_empty() {
+            components.insert("upstreams", self.upstreams());
+        }
         components
     }
 
@@ -180,6 +184,15 @@ impl Facts {
             not_closed.map(|breaker| (breaker.service.as_str(), breaker.state.as_str())).collect();
         let status = if not_closed.is_empty() { Condition::Healthy } else { Condition::Degraded };
         Component { status, details: json!({ "services": self.breakers.len(), "not_closed": not_closed }) }
+    }
+
+    fn upstreams(&self) -> Component {
+        let absent = self.upstreams.iter().filter(|upstream| upstream.connection.is_none());
+        let absent: BTreeMap<_, _> = absent
+            .map(|upstream| (upstream.name.as_str(), upstream.last_reason.as_deref().unwrap_or("it is dialled")))
+            .collect();
+        let status = if absent.is_empty() { Condition::Healthy } else { Condition::Degraded };
+        Component { status, details: json!({ "configured": self.upstreams.len(), "absent": absent }) }
     }
 
     fn actors(&self) -> Component {
@@ -235,6 +248,7 @@ mod tests {
             breakers: Vec::new(),
             restarts: Vec::new(),
             counts: Counts::default(),
+            upstreams: Vec::new(),
         }
     }
 
