@@ -15,6 +15,7 @@
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
+//! | `start` | what a careless parent leaves, put right |
 //! | `children` | processes and folders that must not outlive us |
 //! | `exit` | exit codes; signals |
 
@@ -32,6 +33,7 @@ mod publish;
 mod reply;
 mod request;
 mod serve;
+mod start;
 mod status;
 mod sub;
 mod upstream;
@@ -44,6 +46,9 @@ use std::process::ExitCode;
 /// `ipc_server_main`: runs the broker.
 #[must_use]
 pub fn ipc_server_main() -> ExitCode {
+    if let Err(failure) = start::start() {
+        return exit::report(Err(failure));
+    }
     match ServerCli::try_parse() {
         Ok(cli) => exit::report(serve::run(&cli.place, &cli.serve)),
         Err(error) => exit::of_clap(&error),
@@ -53,6 +58,9 @@ pub fn ipc_server_main() -> ExitCode {
 /// `lapce-ipc`: the broker's clients, and the broker.
 #[must_use]
 pub fn lapce_ipc() -> ExitCode {
+    if let Err(failure) = start::start() {
+        return exit::report(Err(failure));
+    }
     match Cli::try_parse() {
         Ok(cli) => {
             let ended = dispatch(&cli);

@@ -53,6 +53,8 @@ families! {
         = "Sessions that their client took up again after their socket was lost.";
     LOST: Counter "lapce_ipc_sessions_lost_total" ["reason"]
         = "Sessions that ended while they waited for their client, by reason.";
+    LOG_LINES_DROPPED: Counter "lapce_ipc_log_lines_dropped_total"
+        = "Lines of the log that were dropped, because the reader of stderr was too slow.";
     VIOLATIONS: Counter "lapce_ipc_connections_violated_total"
         = "Connections that were ended because the client broke the protocol or used more than it had.";
 

@@ -14,6 +14,7 @@ use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
 use super::tally::Tally;
 use super::upstream::{self, Dialled, Upstream};
+use crate::broker::log_limit::{Kind, may_log};
 use crate::config::Config;
 use crate::shm::peer::Credentials;
 use crate::sync::AtomicU64;
@@ -67,6 +68,8 @@ pub(super) struct Broker {
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
     pub(super) ready: watch::Receiver<bool>,
+    /// Why clients do not find the socket, if they do not.
+    pub(super) socket_lost: watch::Receiver<Option<String>>,
     /// How many threads do not turn: what `/live` is about.
     pub(super) late: Arc<AtomicU64>,
     /// How many threads of the endpoints do not turn.
@@ -140,9 +143,15 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
     let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
-        End::Left => log::info!("connection closed connection={id} name={name}"),
+        End::Left => {
+            if may_log(Kind::Closed) {
+                log::info!("connection closed connection={id} name={name}");
+            }
+        }
         End::Lost(reason) => {
-            log::warn!("connection lost connection={id} name={name} reason={reason:?}");
+            if may_log(Kind::Lost) {
+                log::warn!("connection lost connection={id} name={name} reason={reason:?}");
+            }
             if !is_dialled {
                 // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
                 drop(stream);
@@ -154,7 +163,9 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
         End::Closed(closed) => {
             result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
-            log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            if may_log(Kind::Lost) {
+                log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            }
             doom = Some(closed);
             last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
         }

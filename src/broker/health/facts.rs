@@ -21,6 +21,7 @@ impl Facts {
             late_beside: broker.late_beside.load(Ordering::Relaxed),
             draining: broker.phase.borrow().is_ending(),
             whole: *broker.ready.borrow(),
+            socket_lost: broker.socket_lost.borrow().clone(),
             actors: broker.tree.report(),
             restarted: broker.tree.restarted_within(Duration::from_secs(restart.period_secs)),
             period_secs: restart.period_secs,

@@ -80,6 +80,7 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
     facts.counts.refused.iter().for_each(|(reason, times)| figures.add(&REFUSED, &[reason], *times as f64));
     figures.add(&RESUMED, &[], facts.counts.resumed as f64);
     facts.counts.lost.iter().for_each(|(reason, times)| figures.add(&LOST, &[reason], *times as f64));
+    figures.add(&LOG_LINES_DROPPED, &[], facts.counts.log_lines_dropped as f64);
     if let Some(seen) = seen {
         figures.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
         routed(&mut figures, &seen.surveyed.report);
