@@ -1,4 +1,8 @@
 //! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
+//!
+//! A responder that lets a deadline pass is *suspect*: it is chosen only when no other responder can take the call. After
+//! a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any reply
+//! clears the suspicion. So a responder that is stopped costs its service one call for each probe.
 
 use super::breaker::{Breaker, RuleBook, Stand};
 use super::histogram::Durations;
@@ -7,6 +11,11 @@ use std::collections::HashMap;
 
 /// A service's place in the table.
 pub(crate) type ServiceId = u32;
+
+/// The backoff after the first deadline that a responder let pass, in nanoseconds.
+const SUSPECT_MIN: u64 = 1_000_000_000;
+/// The longest backoff.
+const SUSPECT_MAX: u64 = 60_000_000_000;
 
 /// One connection that serves a service.
 #[derive(Debug)]
@@ -19,6 +28,22 @@ pub(crate) struct Responder {
     pub(crate) max_in_flight: u32,
     /// Still serves; otherwise it only finishes what it has.
     pub(crate) accepts: bool,
+    /// Deadlines that passed since its last reply.
+    missed: u32,
+    /// When it may be probed, if it has missed any.
+    probe_at: u64,
+}
+
+impl Responder {
+    fn is_suspect(&self, now: u64) -> bool {
+        self.missed > 0 && now < self.probe_at
+    }
+
+    /// The next probe is a backoff away.
+    fn back_off(&mut self, now: u64) {
+        let doubled = SUSPECT_MIN << self.missed.saturating_sub(1).min(16);
+        self.probe_at = now + doubled.min(SUSPECT_MAX);
+    }
 }
 
 /// A service, known while anybody serves it or has asked for its number; and after that while its breaker is not at
@@ -192,11 +217,13 @@ impl Services {
         match service.responders.iter_mut().find(|r| r.connection == connection) {
             Some(responder) if responder.accepts => false,
             Some(responder) => {
-                (responder.accepts, responder.max_in_flight) = (true, max_in_flight);
+                (responder.accepts, responder.max_in_flight, responder.missed) = (true, max_in_flight, 0);
                 true
             }
             None => {
-                service.responders.push(Responder { connection, outstanding: 0, max_in_flight, accepts: true });
+                let new =
+                    Responder { connection, outstanding: 0, max_in_flight, accepts: true, missed: 0, probe_at: 0 };
+                service.responders.push(new);
                 true
             }
         }
@@ -215,27 +242,38 @@ impl Services {
         true
     }
 
-    /// The responder that gets the next call: of those that may have one more and are `able`, the one with the fewest
-    /// outstanding; among equals in turn. It is not counted yet.
-    pub(crate) fn choose(&mut self, id: ServiceId, mut able: impl FnMut(u32) -> bool) -> Result<u32, NoResponder> {
+    /// The responder that gets the next call: of those that may have one more and are `able`, one that is not suspect
+    /// if there is one, with the fewest outstanding; among equals in turn. It is not counted yet.
+    pub(crate) fn choose(
+        &mut self,
+        id: ServiceId,
+        now: u64,
+        mut able: impl FnMut(u32) -> bool,
+    ) -> Result<u32, NoResponder> {
         let service = self.get_mut(id).ok_or(NoResponder::None)?;
-        let (len, mut best, mut any) = (service.responders.len(), None::<(u32, usize)>, false);
+        let (len, mut best, mut any) = (service.responders.len(), None::<((bool, u32), usize)>, false);
         for step in 0..len {
             let at = (service.next + step) % len;
             let responder = &service.responders[at];
             any |= responder.accepts;
+            let rank = (responder.is_suspect(now), responder.outstanding);
             if responder.accepts
                 && responder.outstanding < responder.max_in_flight
-                && best.is_none_or(|(least, _)| responder.outstanding < least)
+                && best.is_none_or(|(least, _)| rank < least)
                 && able(responder.connection)
             {
-                best = Some((responder.outstanding, at));
+                best = Some((rank, at));
             }
         }
         match best {
             Some((_, at)) => {
                 service.next = at + 1;
-                Ok(service.responders[at].connection)
+                let responder = &mut service.responders[at];
+                if responder.missed > 0 && !responder.is_suspect(now) {
+                    // This call is the probe; the others do not wait for its end.
+                    responder.back_off(now);
+                }
+                Ok(responder.connection)
             }
             None if any => Err(NoResponder::AllBusy),
             None => Err(NoResponder::None),
@@ -256,6 +294,22 @@ impl Services {
         if responder.outstanding == 0 && !responder.accepts {
             let service = self.get_mut(id).expect("its responder was just found");
             service.responders.retain(|r| r.connection != connection);
+        }
+    }
+
+    /// `connection` let the deadline of a call pass that it could have replied to.
+    pub(crate) fn missed(&mut self, id: ServiceId, connection: u32, now: u64) {
+        if let Some(responder) = self.responder(id, connection) {
+            responder.missed = responder.missed.saturating_add(1);
+            responder.back_off(now);
+        }
+    }
+
+    /// `connection` has replied, or has begun to.
+    #[inline]
+    pub(crate) fn replied(&mut self, id: ServiceId, connection: u32) {
+        if let Some(responder) = self.responder(id, connection) {
+            responder.missed = 0;
         }
     }
 
@@ -294,22 +348,48 @@ mod tests {
     fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
         let mut services = services(10);
         let id = services.intern(&name("chat")).unwrap();
-        assert_eq!(services.choose(id, |_| true), Err(NoResponder::None));
+        assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::None));
         for connection in 0..3 {
             assert!(services.serve(id, connection, 2));
             assert!(!services.serve(id, connection, 2), "twice");
         }
         let mut seen = [0; 3];
         for _ in 0..6 {
-            let connection = services.choose(id, |_| true).unwrap();
+            let connection = services.choose(id, 0, |_| true).unwrap();
             services.begin(id, connection);
             seen[connection as usize] += 1;
         }
         assert_eq!(seen, [2, 2, 2]);
-        assert_eq!(services.choose(id, |_| true), Err(NoResponder::AllBusy));
+        assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::AllBusy));
         services.end(id, 1);
-        assert_eq!(services.choose(id, |_| true), Ok(1));
-        assert_eq!(services.choose(id, |c| c != 1), Err(NoResponder::AllBusy));
+        assert_eq!(services.choose(id, 0, |_| true), Ok(1));
+        assert_eq!(services.choose(id, 0, |c| c != 1), Err(NoResponder::AllBusy));
+    }
+
+    #[test]
+    fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
+        let mut services = services(10);
+        let id = services.intern(&name("chat")).unwrap();
+        for connection in [7, 8] {
+            services.serve(id, connection, 2);
+        }
+        let chosen = |services: &mut Services, now: u64| -> Vec<u32> {
+            (0..6).map(|_| services.choose(id, now, |_| true).unwrap()).collect()
+        };
+        services.missed(id, 7, 0);
+        assert_eq!(chosen(&mut services, SUSPECT_MIN - 1), [8; 6]);
+        let probed = chosen(&mut services, SUSPECT_MIN);
+        assert_eq!(probed.iter().filter(|connection| **connection == 7).count(), 1, "{probed:?}");
+        services.missed(id, 7, SUSPECT_MIN);
+        assert_eq!(chosen(&mut services, 3 * SUSPECT_MIN - 1), [8; 6], "twice the backoff");
+        // Without another responder that can take the call, it is chosen all the same.
+        assert_eq!(services.choose(id, SUSPECT_MIN, |connection| connection != 8), Ok(7));
+        services.replied(id, 7);
+        assert_eq!(chosen(&mut services, SUSPECT_MIN).iter().filter(|connection| **connection == 7).count(), 3);
+        for _ in 0..100 {
+            services.missed(id, 7, 0);
+        }
+        assert!(chosen(&mut services, SUSPECT_MAX).contains(&7), "the backoff has a limit");
     }
 
     #[test]
@@ -319,7 +399,7 @@ mod tests {
         services.serve(id, 7, 2);
         services.begin(id, 7);
         assert!(services.unserve(id, 7));
-        assert_eq!(services.choose(id, |_| true), Err(NoResponder::None));
+        assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::None));
         assert_eq!(services.get(id).unwrap().responders.len(), 1);
         services.end(id, 7);
         assert_eq!(services.get(id).unwrap().responders.len(), 0);

@@ -144,7 +144,7 @@ impl RouterState {
             }
         };
         let outlets = &self.outlets;
-        let outcome = match self.services.choose(service, |responder| outlets.takes_calls(responder)) {
+        let outcome = match self.services.choose(service, self.now, |responder| outlets.takes_calls(responder)) {
             Ok(responder) => {
                 self.begin(key, record, header, service, Some((responder, permit)));
                 return Ok(());
@@ -355,6 +355,9 @@ impl RouterState {
             if let Some(outlet) = outlets.get_mut(requester) {
                 outlet.messages += 1;
             }
+        }
+        if is_first_chunk || (ends && first) {
+            self.services.replied(service, key);
         }
         if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
             times.first_chunk.observe(took, 1);

@@ -33,7 +33,11 @@ impl RouterState {
     /// Ends a call otherwise than by its answer: tells both sides.
     pub(super) fn end_call(&mut self, key: Key, outcome: Outcome) {
         let Some(call) = self.finish(key) else { return };
-        self.judge(call.service, call.permit, self.verdict(&call, outcome));
+        let verdict = self.verdict(&call, outcome);
+        if let (Verdict::Failure(Failure::Deadline), Some(responder)) = (verdict, call.responder) {
+            self.services.missed(call.service, responder, self.now);
+        }
+        self.judge(call.service, call.permit, verdict);
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
