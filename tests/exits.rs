@@ -265,3 +265,91 @@ fn text_that_looks_like_a_source_and_a_count_of_nothing() {
         fails_with(&broker.run(&[command, "a", "--count", "0"]), 64, &["--count", "expected a number from 1 to"]);
     }
 }
+
+// ------------------------------------------------------------------------------------------------ standard descriptors
+
+/// Runs the command line at a broker by a shell, with a redirection.
+#[track_caller]
+fn redirected(broker: &Broker, redirection: &str, args: &[&str]) -> Output {
+    let mut shell = command("/bin/sh");
+    shell.arg("-c").arg(format!("exec \"$0\" \"$@\" {redirection}")).arg(LAPCE_IPC);
+    shell.arg("--socket").arg(broker.socket()).args(args);
+    output(shell, b"")
+}
+
+#[test]
+fn a_closed_stdout_is_an_output_error() {
+    let broker = Broker::start();
+    for args in [&["request", "echo", "hi"][..], &["status"], &["breaker", "list"], &["sub", "a", "--count", "1"]] {
+        fails_with(&redirected(&broker, ">&-", args), 74, &["error: cannot write to stdout: it is closed"]);
+    }
+    // An output that is to be ignored is not a closed one, in whatever mode it was opened.
+    for ignored in [">/dev/null", "1<>/dev/null"] {
+        assert_eq!(code(&redirected(&broker, ignored, &["request", "echo", "hi"])), 0, "{ignored}");
+    }
+    // Without output there is no error.
+    assert_eq!(code(&redirected(&broker, ">&-", &["pub", "a.b", "c"])), 0);
+}
+
+#[test]
+fn a_full_disk_is_an_output_error_also_of_help_and_version() {
+    let broker = Broker::start();
+    for args in [&["--help"][..], &["help"], &["pub", "--help"], &["--version"], &["status"]] {
+        fails_with(&redirected(&broker, ">/dev/full", args), 74, &["error: cannot write to stdout: No space left"]);
+    }
+    let mut shell = command("/bin/sh");
+    shell.arg("-c").arg("exec \"$0\" --help >/dev/full").arg(IPC_SERVER_MAIN);
+    fails_with(&output(shell, b""), 74, &["cannot write to stdout"]);
+}
+
+#[test]
+fn a_closed_stdin_is_not_an_empty_message() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "a.>", "--count", "1"]);
+    sub.wait_for("subscribed\n");
+    for args in [&["pub", "a.b", "-"][..], &["pub", "a.b"], &["request", "echo"]] {
+        fails_with(&redirected(&broker, "<&-", args), 64, &["error: cannot read stdin: it is closed", "--data"]);
+    }
+    assert_eq!(code(&redirected(&broker, "<&-", &["pub", "a.c", "given"])), 0);
+    assert_eq!(sub.code(), 0);
+    assert_eq!(sub.stdout(), b"given\n");
+}
+
+#[test]
+fn stdin_is_the_message_when_none_is_given() {
+    let broker = Broker::start();
+    assert_eq!(output(broker.command(&["request", "echo"]), b"piped").stdout, b"piped\n");
+    assert_eq!(output(broker.command(&["request", "echo", "given"]), b"piped").stdout, b"given\n");
+    assert_eq!(output(broker.command(&["request", "echo", "--data", ""]), b"piped").stdout, b"\n");
+    let mut sub = broker.spawn(&["sub", "a.>", "--count", "1"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&output(broker.command(&["pub", "a.b"]), b"piped")), 0);
+    assert_eq!(sub.code(), 0);
+    assert_eq!(sub.stdout(), b"piped\n");
+}
+
+// ---------------------------------------------------------------------------------------------------- the socket's path
+
+#[test]
+fn a_socket_path_that_is_too_long_is_named_with_its_length() {
+    let path = |bytes: usize| format!("/tmp/{}", "x".repeat(bytes - "/tmp/".len()));
+    for bytes in [108, 109, 300] {
+        let told = run(LAPCE_IPC, &["--socket", &path(bytes), "request", "echo", "hi"], &[]);
+        fails_with(&told, 64, &[&format!("socket path of {bytes} bytes, at most 107 fit")]);
+    }
+    fails_with(&run(LAPCE_IPC, &["--socket", &path(107), "request", "echo", "hi"], &[]), 69, &["no broker at"]);
+}
+
+#[test]
+fn a_relative_socket_path_works_where_the_absolute_one_is_too_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("d".repeat(120));
+    fs::create_dir(&deep).unwrap();
+    let mut serve = command(IPC_SERVER_MAIN);
+    serve.current_dir(&deep).args(["--socket", "rel.sock"]);
+    let mut broker = Process::start(serve);
+    broker.wait_for("hint:");
+    let mut ask = command(LAPCE_IPC);
+    ask.current_dir(&deep).args(["--socket", "rel.sock", "request", "echo", "hi"]);
+    assert_eq!(output(ask, b"").stdout, b"hi\n");
+}

@@ -1,21 +1,24 @@
-//! What is to be sent: `DATA`, `-` for stdin, `@FILE`; or `--data TEXT`, whatever that begins with.
+//! The message to send: `DATA`, `-` for stdin, `@FILE`; or `--data TEXT`, whatever that begins with. Without any of
+//! these, stdin is read unless it is a terminal.
 
 use super::exit::{Code, Failure};
 use super::output::plain;
+use crate::shm::stdio::stdin_was_closed;
 use clap::Args;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 /// How a message is given.
 #[derive(Debug, Args)]
 pub(super) struct DataArgs {
-    /// The message; `-` reads it from stdin, `@FILE` from a file; nothing is an empty message
+    /// The message; `-` reads it from stdin, `@FILE` from a file. Without it, stdin is read, or the message is empty if
+    /// stdin is a terminal
     #[arg(value_name = "DATA | - | @FILE")]
     data: Option<OsString>,
-    /// The message as it stands here, also if it is `-` or begins with `@`
+    /// Send TEXT literally, even if it is `-` or starts with `@`
     #[arg(long = "data", value_name = "TEXT", conflicts_with = "data", allow_hyphen_values = true)]
     text: Option<OsString>,
 }
@@ -24,7 +27,7 @@ impl DataArgs {
     pub(super) fn get(&self) -> Data {
         match &self.text {
             Some(text) => Data::Literal(text.clone().into_vec()),
-            None => Data::new(self.data.as_ref()),
+            None => Data::new(self.data.as_ref(), io::stdin().is_terminal()),
         }
     }
 }
@@ -38,9 +41,13 @@ pub(super) enum Data {
 }
 
 impl Data {
-    /// Reads an argument; none stands for an empty message.
-    pub(super) fn new(argument: Option<&OsString>) -> Data {
-        let argument = argument.cloned().unwrap_or_default();
+    /// Reads an argument; without one, the message comes from stdin, or is empty if that is a terminal.
+    pub(super) fn new(argument: Option<&OsString>, stdin_is_terminal: bool) -> Data {
+        let argument = match argument {
+            Some(argument) => argument.clone(),
+            None if stdin_is_terminal => OsString::new(),
+            None => return Data::Stdin,
+        };
         match argument.as_bytes() {
             b"-" => Data::Stdin,
             [b'@', path @ ..] => Data::File(OsString::from_vec(path.to_vec()).into()),
@@ -57,6 +64,10 @@ impl Data {
         let (what, bytes) = match self {
             // The library says how long it is.
             Data::Literal(bytes) => return Ok(bytes),
+            Data::Stdin if stdin_was_closed() => {
+                let failure = Failure::new(Code::Usage, "cannot read stdin: it is closed");
+                return Err(failure.hint("--data TEXT sends TEXT, --data '' an empty message"));
+            }
             Data::Stdin => ("stdin".to_owned(), read(io::stdin().lock(), max)),
             Data::File(path) if path.as_os_str().is_empty() => {
                 let failure = Failure::new(Code::Usage, "`@` names no file");
@@ -84,14 +95,16 @@ mod tests {
 
     #[test]
     fn arguments_are_told_apart() {
-        let of = |text: &str| Data::new(Some(&text.into()));
-        assert_eq!(Data::new(None), Data::Literal(Vec::new()));
+        let of = |text: &str| Data::new(Some(&text.into()), false);
+        assert_eq!(Data::new(None, true), Data::Literal(Vec::new()));
+        assert_eq!(Data::new(None, false), Data::Stdin);
+        assert_eq!(of(""), Data::Literal(Vec::new()));
         assert_eq!(of("hello"), Data::Literal(b"hello".to_vec()));
         assert_eq!(of("-"), Data::Stdin);
         assert_eq!(of("@a/b"), Data::File("a/b".into()));
         assert_eq!(of("a@b"), Data::Literal(b"a@b".to_vec()));
         let bytes = OsString::from_vec(vec![0xff, 0xfe]);
-        assert_eq!(Data::new(Some(&bytes)), Data::Literal(vec![0xff, 0xfe]));
+        assert_eq!(Data::new(Some(&bytes), false), Data::Literal(vec![0xff, 0xfe]));
     }
 
     #[test]

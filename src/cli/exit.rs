@@ -4,7 +4,7 @@
 //! here, in one place.
 
 use super::children;
-use super::output::note;
+use super::output::{Out, note};
 use super::place;
 use crate::broker::{BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
@@ -229,9 +229,17 @@ pub(super) fn tell(failure: Failure) {
 
 /// The end of a command line that clap did not take, or that only asked for help.
 pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
-    // Nobody may be there to read it.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS }
+    if error.use_stderr() {
+        // Without a stderr the exit code has to do.
+        let _ = error.print();
+        return ExitCode::from(Code::Usage as u8);
+    }
+    // Help and version are data: clap's own printing loses the error of a full disk.
+    let text = error.render().to_string();
+    report(Out::new().and_then(|mut out| {
+        out.write(text.as_bytes())?;
+        out.flush()
+    }))
 }
 
 /// From now on SIGINT and SIGTERM end the process at once, after what must not outlive it.

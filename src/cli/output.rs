@@ -1,6 +1,7 @@
 //! stdout, which is data, and stderr, which is for people.
 
 use super::exit::{Code, Failure, leave};
+use crate::shm::stdio::stdout_was_closed;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fmt;
 use std::fs::File;
@@ -34,6 +35,9 @@ impl Out {
     ///
     /// If it is closed.
     pub(super) fn new() -> Result<Out, Failure> {
+        if stdout_was_closed() {
+            return Err(Failure::new(Code::Output, "cannot write to stdout: it is closed"));
+        }
         let stdout = io::stdout();
         let file = File::from(stdout.as_fd().try_clone_to_owned().map_err(failed)?);
         Ok(Out { writer: BufWriter::with_capacity(BUFFER, file), is_terminal: stdout.is_terminal() })

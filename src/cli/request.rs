@@ -44,6 +44,7 @@ breaker is open: 75.";
 ///
 /// How the request ended, if not by a reply; or what kept it from being sent or printed.
 pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
+    let mut out = Out::new()?;
     let (client, left) = match args.timeout {
         Some(timeout) => {
             let (client, left) = place.connect_within("request", args.wait.wait, timeout)?;
@@ -60,7 +61,6 @@ pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
     let payload = args.data.get().read(client.limits().max_message_size)?;
     let options = RequestOptions { timeout: left, ..RequestOptions::default() };
     let failed = |error| failed(error, args, &client);
-    let mut out = Out::new()?;
     if args.stream {
         for chunk in client.request_stream_with(&args.service, payload, options).map_err(failed)? {
             out.write(&chunk.map_err(failed)?)?;

@@ -55,11 +55,11 @@ const REPORT: Duration = Duration::from_secs(1);
 /// If there is no broker, it wants no more of us, or stdout fails.
 pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
     Pattern::parse(&args.pattern).map_err(client::Error::from)?;
+    let mut out = Out::new()?;
     let client = place.connect_to_stay("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;
     leave_with_reader();
-    let mut out = Out::new()?;
     note(format_args!("subscribed"));
 
     let mut drops = Drops { told: 0, at: Instant::now() };

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// Where the broker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/tmp/lapce_ipc.sock";
 
+/// Bytes in the address of a Unix socket, without the final 0.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// How a client connects.
 ///
 /// ```no_run
@@ -162,6 +165,11 @@ impl Builder {
         }
         if let Some(options) = &reconnect {
             options.check().map_err(Kind::InvalidOption)?;
+        }
+        let bytes = path.as_os_str().len();
+        if bytes > SOCKET_PATH_MAX {
+            let what = format!("socket path of {bytes} bytes, at most {SOCKET_PATH_MAX} fit: {}", path.display());
+            return Err(Kind::InvalidOption(what).into());
         }
         let mut endpoint = Endpoint { path, name, nonce: 0, trusted_uids, timeout, reconnect };
         let mut nonce = [0; 8];

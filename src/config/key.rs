@@ -101,7 +101,7 @@ pub enum Rule {
 }
 
 /// The longest path that fits `sun_path` with its closing zero.
-const SOCKET_PATH_MAX: usize = 107;
+pub(super) const SOCKET_PATH_MAX: usize = 107;
 /// The longest name that DNS knows, and more than an address needs.
 const HOST_MAX: usize = 253;
 /// Linux: `PATH_MAX` less the closing zero.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::env::{self, Env};
 use super::error::{ConfigError, Fault, Origin, Problem};
-use super::key::Key;
+use super::key::{Key, SOCKET_PATH_MAX};
 use super::model::Config;
 use super::paths::{self, Options};
 use super::value::Value;
@@ -87,8 +87,8 @@ impl Loaded {
     }
 
     /// Settles where the broker's socket is: the option `--socket` if it was given, else `LAPCE_IPC_SOCKET`, else what
-    /// the configuration says (by default `/tmp/lapce_ipc.sock`). A relative path is taken from the working directory:
-    /// whoever runs the command said so.
+    /// the configuration says (by default `/tmp/lapce_ipc.sock`). A relative path is taken from the working directory,
+    /// and stays relative if its absolute form is too long for a socket.
     ///
     /// # Errors
     ///
@@ -120,6 +120,12 @@ impl Loaded {
         };
         let absolute = std::path::absolute(text).map_err(unusable)?;
         let absolute = absolute.to_str().ok_or_else(|| problem(Fault::NotUtf8))?.to_owned();
+        if absolute.len() > SOCKET_PATH_MAX && text.len() <= SOCKET_PATH_MAX && !text.ends_with('/') {
+            // In a deep working directory only the relative path fits a socket's address.
+            self.config.ipc.socket_path = PathBuf::from(text);
+            self.provenance.insert(KEY.to_owned(), origin);
+            return Ok(());
+        }
         self.set(KEY, &absolute, origin)
     }
 

@@ -10,6 +10,7 @@
 //! | `doorbell` | waking a process that sleeps, so that no peer can make the one who rings block |
 //! | `descriptors` | descriptors over a Unix socket |
 //! | `peer` | who is at the other end of a socket; on which CPU we run |
+//! | `stdio` | whether stdin or stdout was closed at the start |
 //!
 //! The rules of the folder (design section 5): each side keeps its positions in private memory; what a peer may write
 //! is read once into a local, validated against private limits, and only the local is used; no `&[u8]` ever points into
@@ -25,4 +26,6 @@ pub(crate) mod peer;
 pub(crate) mod ring;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod segment;
+#[cfg(all(feature = "cli", not(lapce_ipc_loom)))]
+pub(crate) mod stdio;
 pub(crate) mod words;
