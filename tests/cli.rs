@@ -512,7 +512,7 @@ fn check_config_shows_each_value_and_its_source() {
 }
 
 #[test]
-fn the_socket_is_found_by_option_then_variable_then_configuration_then_runtime_folder() {
+fn the_socket_is_found_by_option_then_variable_then_named_configuration_then_runtime_folder() {
     let broker = Broker::start();
     let file = broker.folder().join("config.toml");
     let socket = broker.socket();
@@ -526,7 +526,7 @@ fn the_socket_is_found_by_option_then_variable_then_configuration_then_runtime_f
         option.map(|path| command.args(["--socket", path]));
         variable.map(|path| command.env("LAPCE_IPC_SOCKET", path));
         if config {
-            command.env("LAPCE_IPC_CONFIG", &file);
+            command.arg("--config").arg(&file);
         }
         command.env("XDG_RUNTIME_DIR", broker.folder());
         code(&output(command, b""))
@@ -541,6 +541,49 @@ fn the_socket_is_found_by_option_then_variable_then_configuration_then_runtime_f
     assert_eq!(ask(None, Some("/nonexistent/s"), true), 69);
     std::os::unix::fs::symlink(here, broker.folder().join("lapce-ipc.sock")).unwrap();
     assert_eq!(ask(None, None, false), 0);
+}
+
+#[test]
+fn an_error_names_what_chose_the_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    fs::write(&file, "[ipc]\nsocket_path = \"/nonexistent/configured\"\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(folder.path().join("lapce-ipc.sock")).unwrap());
+    let ask = |args: &[&str], variables: &[(&str, &str)], says: &str| {
+        let mut command = command(LAPCE_IPC);
+        command.args(args).args(["request", "echo", "hi"]).envs(variables.iter().copied());
+        fails_with(&output(command, b""), 69, says);
+    };
+    ask(
+        &["--socket", "/nonexistent/s"],
+        &[],
+        "(chosen by --socket)\nhint: start one: lapce-ipc serve --socket /nonexist",
+    );
+    ask(&[], &[("LAPCE_IPC_SOCKET", "/nonexistent/s")], "(chosen by LAPCE_IPC_SOCKET)");
+    ask(&["--config", file.to_str().unwrap()], &[], "no broker at /nonexistent/configured: nothing is there");
+    ask(&["--config", file.to_str().unwrap()], &[], "(chosen by --config)");
+    ask(&[], &[("XDG_RUNTIME_DIR", folder.path().to_str().unwrap())], "(chosen by XDG_RUNTIME_DIR)");
+}
+
+/// The library and the command line find the same socket: a configuration that only the broker reads misleads neither.
+#[test]
+fn an_installed_configuration_does_not_mislead_clients() {
+    let broker = Broker::start();
+    let home = broker.folder().join("home/lapce-ipc");
+    fs::create_dir_all(&home).unwrap();
+    let installed = home.join("config.toml");
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml"), &installed).unwrap();
+    std::os::unix::fs::symlink(broker.socket(), broker.folder().join("lapce-ipc.sock")).unwrap();
+    let ask = || {
+        let mut command = command(LAPCE_IPC);
+        command.env("XDG_CONFIG_HOME", home.parent().unwrap()).env("XDG_RUNTIME_DIR", broker.folder());
+        command.args(["request", "echo", "hi"]);
+        output(command, b"").stdout
+    };
+    assert_eq!(ask(), b"hi\n");
+    fs::write(&installed, "[ipc]\nsocket_path = \"/nonexistent/s\"\n").unwrap();
+    assert_eq!(ask(), b"hi\n");
 }
 
 #[test]

@@ -201,7 +201,7 @@ fn how_a_request_ended_is_told_with_what_it_was() {
 fn a_file_without_a_name_and_a_variable_that_names_none_are_named() {
     let broker = Broker::start();
     fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` names no file"]);
-    let told = run(LAPCE_IPC, &["status"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
+    let told = run(IPC_SERVER_MAIN, &["--check-config"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
     fails_with(&told, 78, &["error: /nonexistent/c.toml: no such file, which LAPCE_IPC_CONFIG names"]);
 }
 
@@ -328,7 +328,7 @@ fn stdin_is_the_message_when_none_is_given() {
     assert_eq!(sub.stdout(), b"piped\n");
 }
 
-// ---------------------------------------------------------------------------------------------------- the socket's path
+// -------------------------------------------------------------------------------------------------- the socket's path
 
 #[test]
 fn a_socket_path_that_is_too_long_is_named_with_its_length() {

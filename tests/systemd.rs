@@ -456,6 +456,15 @@ fn the_users_socket_is_where_clients_look() {
 }
 
 #[test]
+fn the_documented_edit_of_the_configuration_finds_its_line() {
+    let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml")).unwrap();
+    let readme = unit("README.md");
+    let pattern =
+        readme.lines().find_map(|line| line.strip_prefix("sed -i \"s/^")?.split_once(".*/")).expect("an edit").0;
+    assert_eq!(config.lines().filter(|line| line.starts_with(pattern)).count(), 1, "lines that begin with {pattern:?}");
+}
+
+#[test]
 fn the_units_go_with_the_brokers_own_limits() {
     let seconds = |text: &str| text.trim_end_matches('s').parse::<u64>().unwrap();
     let config = lapce_ipc::config::Config::default();

@@ -25,10 +25,10 @@ Examples:
   ipc_server_main --socket /run/user/1000/my  listen elsewhere
   ipc_server_main --check-config              show every setting and its source
 
-Configuration, the first that there is: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml; \
+Configuration, the first that exists: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml; \
 /etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets what is logged (default: info).
 
-Socket, the first that is said: --socket; LAPCE_IPC_SOCKET; the configuration; /tmp/lapce_ipc.sock.
+Socket lookup order: --socket; LAPCE_IPC_SOCKET; ipc.socket_path of the configuration; /tmp/lapce_ipc.sock.
 
 ";
 
@@ -60,9 +60,10 @@ Examples:
   lapce-ipc pub lapce.ai.completion hello  publish
   lapce-ipc reply upper -- tr a-z A-Z      offer a service
 
-Where clients look for the broker, the first that is said: --socket; LAPCE_IPC_SOCKET; the configuration; \
-$XDG_RUNTIME_DIR/lapce-ipc.sock if that is ours; /tmp/lapce_ipc.sock. `serve` listens at the same, but never in \
-XDG_RUNTIME_DIR unless told to.
+Socket lookup order of clients: --socket; LAPCE_IPC_SOCKET; ipc.socket_path of the file that --config names; \
+$XDG_RUNTIME_DIR/lapce-ipc.sock if the current user owns it; /tmp/lapce_ipc.sock if the current user, root or a \
+trusted user owns it; /run/lapce-ipc/ipc.sock. `serve` listens at --socket; LAPCE_IPC_SOCKET; ipc.socket_path of its \
+configuration; /tmp/lapce_ipc.sock.
 
 ";
 

@@ -3,12 +3,13 @@
 use super::exit::{Code, Failure};
 use super::output::note;
 use crate::client::{
-    Builder, Client, ConnectionState, ErrorDetail as ErrorKind, Events, ReconnectOptions, Unreached, WaitStrategy,
+    Builder, Client, ConnectionState, DEFAULT_SOCKET, ErrorDetail as ErrorKind, Events, ReconnectOptions, Unreached,
+    WaitStrategy,
 };
 use crate::config::{self, Env, Loaded, Options, Origin};
 use clap::Args;
 use std::num::ParseIntError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ pub(super) struct Place {
     /// The broker's socket
     #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub(super) socket: Option<PathBuf>,
-    /// The configuration file, instead of those in the usual places
+    /// The configuration file of the broker; a client reads its ipc.socket_path
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(super) config: Option<PathBuf>,
     /// Users whose broker a client trusts besides its own and root.
@@ -88,20 +89,21 @@ impl Place {
         Options { file: self.config.clone(), ..Options::default() }
     }
 
-    /// Where a client connects; `None`: where the library looks by itself.
-    fn socket(&self) -> Result<Option<PathBuf>, Failure> {
+    /// Where a client connects, and which option says so; `None`: where the library looks by itself. Only a
+    /// configuration that `--config` names is read: which one the broker found is not known here.
+    fn socket(&self) -> Result<Option<(PathBuf, &'static str)>, Failure> {
         let env = Env::of_process();
-        let is_named = self.socket.is_some() || env.get("LAPCE_IPC_SOCKET").is_some();
-        // That comes before the configuration, which need not be sound, then; unless somebody asks for it.
-        if is_named && self.config.is_none() {
-            return Ok(self.socket.clone());
+        let loaded = self.config.as_ref().map(|_| config::load(&self.options(), &env)).transpose()?;
+        if let Some(path) = &self.socket {
+            return Ok(Some((path.clone(), "--socket")));
         }
-        let loaded = config::load(&self.options(), &env)?;
-        if is_named {
-            return Ok(self.socket.clone());
+        let is_set = |loaded: &Loaded| matches!(loaded.origin("ipc.socket_path"), Origin::File { .. });
+        match loaded.filter(is_set) {
+            Some(loaded) if env.get("LAPCE_IPC_SOCKET").is_none() => {
+                Ok(Some((loaded.config.ipc.socket_path, "--config")))
+            }
+            _ => Ok(None),
         }
-        let is_set = *loaded.origin("ipc.socket_path") != Origin::Default;
-        Ok(is_set.then_some(loaded.config.ipc.socket_path))
     }
 
     /// Connects as `lapce-ipc-COMMAND`, for one thing: a connection that is lost is an error.
@@ -154,7 +156,7 @@ impl Place {
     fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
         let builder = self.unplaced(command, wait)?;
         Ok(match self.socket()? {
-            Some(path) => builder.socket(path),
+            Some((path, option)) => builder.socket_chosen_by(path, option),
             None => builder,
         })
     }
@@ -170,9 +172,10 @@ impl Place {
     }
 
     fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
-        builder.connect().map_err(|error| match &self.socket {
-            Some(path) if matches!(error.detail(), ErrorKind::Connect { why: Unreached::Nobody, .. }) => {
-                Failure::from(error).hint(format!("start one: lapce-ipc serve --socket {}", path.display()))
+        builder.connect().map_err(|error| match error.detail() {
+            ErrorKind::Connect { why: Unreached::Nobody, path, .. } if *path != Path::new(DEFAULT_SOCKET) => {
+                let hint = format!("start one: lapce-ipc serve --socket {}", path.display());
+                Failure::from(error).hint(hint)
             }
             _ => error.into(),
         })

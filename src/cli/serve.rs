@@ -5,6 +5,7 @@ use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::place::Place;
 use crate::broker;
+use crate::client::DEFAULT_SOCKET;
 use crate::config::{self, Config, Loaded};
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
@@ -72,11 +73,10 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
         return out.flush();
     }
     log_to_stderr("info")?;
-    let socket_option = place.socket.clone();
-    Ok(broker::run(loaded, |loaded| banner(loaded, socket_option.as_deref()))?)
+    Ok(broker::run(loaded, banner)?)
 }
 
-fn banner(loaded: &Loaded, socket_option: Option<&Path>) {
+fn banner(loaded: &Loaded) {
     let Config { ipc, shared_memory, router, restart, health_server, .. } = &loaded.config;
     let path = |path: &Path| value(path.to_string_lossy());
     let config = loaded.source.as_deref().map_or_else(|| value("built-in defaults"), path);
@@ -100,10 +100,17 @@ fn banner(loaded: &Loaded, socket_option: Option<&Path>) {
         getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string()),
     );
     if !is_journal() {
-        let socket = socket_option.map(|option| format!("--socket {} ", plain(&option.to_string_lossy())));
-        let socket = socket.unwrap_or_default();
+        let is_default = ipc.socket_path == Path::new(DEFAULT_SOCKET);
+        let socket = if is_default { String::new() } else { format!("--socket {} ", shown(&ipc.socket_path)) };
         note(format_args!("hint: in another terminal: {} {socket}request echo hi", client_command()));
     }
+}
+
+/// A path as a shell takes it.
+fn shown(path: &Path) -> String {
+    let path = plain(&path.to_string_lossy());
+    let is_word = |c: char| c.is_alphanumeric() || "/._-+:@%,".contains(c);
+    if path.chars().all(is_word) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 /// How whoever started us would start the client.

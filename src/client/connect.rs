@@ -2,6 +2,7 @@
 
 use super::error::{Error, Kind, Result, Unreached};
 use super::inner::{Inner, deadline};
+use super::locate::{self, Located};
 use super::retry::ReconnectOptions;
 use super::{Client, Listener, WaitStrategy};
 use crate::shm::doorbell::{ClientBells, ClientDescriptors};
@@ -36,7 +37,7 @@ const SOCKET_PATH_MAX: usize = 107;
 #[derive(Clone, Debug)]
 pub struct Builder {
     name: Name,
-    socket: Option<PathBuf>,
+    socket: Option<Located>,
     wait: WaitStrategy,
     trusted_uids: Vec<u32>,
     timeout: Duration,
@@ -47,6 +48,8 @@ pub struct Builder {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) path: PathBuf,
+    /// Which setting or rule chose the path; `None`: the program named it.
+    chosen_by: Option<&'static str>,
     pub(super) name: Name,
     /// Tells this instance from another run of the program (S3).
     pub(super) nonce: u64,
@@ -83,11 +86,24 @@ impl Builder {
         Ok(self)
     }
 
-    /// The broker's socket. Unless set it is `LAPCE_IPC_SOCKET`, else `$XDG_RUNTIME_DIR/lapce-ipc.sock` if that is
-    /// ours, else [`DEFAULT_SOCKET`].
+    /// The broker's socket. Unless set it is the first of:
+    ///
+    /// 1. `LAPCE_IPC_SOCKET`;
+    /// 2. `$XDG_RUNTIME_DIR/lapce-ipc.sock`, if the current user owns it;
+    /// 3. [`DEFAULT_SOCKET`], if the current user, root or one of [`Builder::trusted_uids`] owns it;
+    /// 4. `/run/lapce-ipc/ipc.sock`, the socket of a system's broker, if it exists.
+    ///
+    /// The command line looks at the same places. The broker's configuration is not read.
     #[must_use]
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Builder {
-        self.socket = Some(path.into());
+        self.socket = Some(Located { path: path.into(), chosen_by: None });
+        self
+    }
+
+    /// The broker's socket, which an option or a file of that name chose: errors tell.
+    #[cfg(feature = "cli")]
+    pub(crate) fn socket_chosen_by(mut self, path: PathBuf, chosen_by: &'static str) -> Builder {
+        self.socket = Some(Located { path, chosen_by: Some(chosen_by) });
         self
     }
 
@@ -134,7 +150,7 @@ impl Builder {
     /// take us in, or not answer, in time; if an option makes no sense ([`Error::is_invalid_option`]).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));
-        let endpoint = self.endpoint(self.socket.clone().unwrap_or_else(default_socket))?;
+        let endpoint = self.endpoint(self.located())?;
         let socket = endpoint.dial(until)?;
         self.greet(endpoint, socket, until)
     }
@@ -151,13 +167,17 @@ impl Builder {
 
     /// Greets a broker that has dialled, if it may hear it.
     pub(super) fn accept(&self, socket: UnixStream, path: &Path) -> Result<Client> {
-        let mut endpoint = self.endpoint(path.to_owned())?;
+        let mut endpoint = self.endpoint(Located { path: path.to_owned(), chosen_by: None })?;
         endpoint.reconnect = None;
         let socket = endpoint.check(socket)?;
         self.greet(endpoint, socket, deadline(Some(self.timeout)))
     }
 
-    fn endpoint(&self, path: PathBuf) -> Result<Endpoint> {
+    fn located(&self) -> Located {
+        self.socket.clone().unwrap_or_else(|| locate::locate(peer::own_uid(), &self.trusted_uids))
+    }
+
+    fn endpoint(&self, Located { path, chosen_by }: Located) -> Result<Endpoint> {
         let (name, trusted_uids) = (self.name.clone(), self.trusted_uids.clone());
         let (timeout, reconnect) = (self.timeout, self.reconnect.clone());
         if timeout.is_zero() {
@@ -168,10 +188,11 @@ impl Builder {
         }
         let bytes = path.as_os_str().len();
         if bytes > SOCKET_PATH_MAX {
-            let what = format!("socket path of {bytes} bytes, at most {SOCKET_PATH_MAX} fit: {}", path.display());
+            let by = locate::chosen(chosen_by);
+            let what = format!("socket path of {bytes} bytes, at most {SOCKET_PATH_MAX} fit{by}: {}", path.display());
             return Err(Kind::InvalidOption(what).into());
         }
-        let mut endpoint = Endpoint { path, name, nonce: 0, trusted_uids, timeout, reconnect };
+        let mut endpoint = Endpoint { path, chosen_by, name, nonce: 0, trusted_uids, timeout, reconnect };
         let mut nonce = [0; 8];
         fill_random(&mut nonce).map_err(|error| endpoint.failed(&error))?;
         endpoint.nonce = u64::from_le_bytes(nonce);
@@ -194,7 +215,12 @@ impl Endpoint {
             io::ErrorKind::PermissionDenied => Unreached::Denied,
             _ => Unreached::Other,
         };
-        Kind::Connect { path: self.path.clone(), why, reason: explain(&self.path, error) }.into()
+        Kind::Connect {
+            path: self.path.clone(),
+            why,
+            reason: explain(&self.path, error) + &locate::chosen(self.chosen_by),
+        }
+        .into()
     }
 
     /// Reaches whoever listens, waiting at its door at most until `until`.
@@ -252,22 +278,6 @@ fn explain(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     }
-}
-
-/// Where the broker's socket is, if nobody says.
-fn default_socket() -> PathBuf {
-    if let Some(path) = std::env::var_os("LAPCE_IPC_SOCKET").filter(|path| !path.is_empty()) {
-        return path.into();
-    }
-    if let Some(folder) = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
-        let path = Path::new(&folder).join("lapce-ipc.sock");
-        let is_ours = std::fs::symlink_metadata(&path)
-            .is_ok_and(|found| std::os::unix::fs::MetadataExt::uid(&found) == peer::own_uid());
-        if is_ours {
-            return path;
-        }
-    }
-    DEFAULT_SOCKET.into()
 }
 
 /// What the greeting brings.

@@ -49,6 +49,7 @@ mod lane;
 mod link;
 mod listen;
 mod loan;
+mod locate;
 mod outgoing;
 mod pending;
 mod posted;

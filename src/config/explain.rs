@@ -80,11 +80,12 @@ impl Explained<'_> {
     }
 }
 
-/// The text of the `config.toml` that is shipped: every key with its default and all of its documentation.
+/// The text of the `config.toml` that is shipped: every key with its default, commented out, and its documentation. As
+/// it is, it sets nothing.
 ///
 /// ```
 /// # use lapce_ipc::config::template;
-/// assert!(template().contains("\nmax_connections = 1000\n"));
+/// assert!(template().contains("\n#max_connections = 1000\n"));
 /// ```
 pub fn template() -> String {
     let mut out = String::from(HEAD);
@@ -94,7 +95,7 @@ pub fn template() -> String {
         head(&mut out, about);
         for key in section.keys() {
             let Some(value) = section.get(key.name) else { continue };
-            pair(&mut out, key, &value, "");
+            pair(&mut out, key, &value, "#");
         }
         if about.name == "circuit_breaker" {
             out.push_str(SERVICES_EXAMPLE);
@@ -135,7 +136,7 @@ fn comment<'a>(out: &mut String, lines: impl Iterator<Item = &'a str>) {
 }
 
 const HEAD: &str = "\
-# The configuration of the lapce-ipc broker. Every key is here, with its default: a key that is left out has this value.
+# The configuration of the lapce-ipc broker. Every key is here with its default, commented out: remove the # to set it.
 #
 # The broker reads the first of these that exists, and no other:
 #   the file that `--config` names; the file that LAPCE_IPC_CONFIG names;

@@ -14,7 +14,8 @@ section! {
     /// The control socket, and what one connection may do there.
     Ipc {
         /// The Unix socket where clients connect.
-        /// `--socket` and `LAPCE_IPC_SOCKET` come before it.
+        /// `--socket` and `LAPCE_IPC_SOCKET` come before it. Clients do not read it: if it is not the default, set
+        /// `LAPCE_IPC_SOCKET` for them.
         socket_path: PathBuf = PathBuf::from("/tmp/lapce_ipc.sock"), Rule::SocketPath;
         /// Connections at a time; the next is refused with a reason.
         /// Sessions that wait for their peer to come back count too.
