@@ -393,17 +393,19 @@ fn upstreams() {
 #[test]
 fn an_upstream_may_have_restart_keys_of_its_own() {
     let loaded = accepted(
-        "[restart]\nmax_restarts = 3\n[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\ninitial_delay_ms = 7\n\
+        "[restart]\nmax_restarts = 3\nmax_delay_ms = 900\n\
+         [[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\ninitial_delay_ms = 7\n\
          max_delay_ms = 8\njitter = 0\nperiod_secs = 9\nstable_secs = 1\n\
-         [[upstream]]\nname = \"b\"\nsocket_path = \"/b\"\n",
+         [[upstream]]\nname = \"b\"\nsocket_path = \"/b\"\nmax_restarts = 4\n",
     );
     let own = loaded.config.restart_for("a");
     assert_eq!(
         (own.initial_delay_ms, own.max_delay_ms, own.jitter, own.period_secs, own.stable_secs),
         (7, 8, 0.0, 9, 1)
     );
-    assert_eq!(own.max_restarts, 3, "what it does not say is as for all");
-    assert_eq!(loaded.config.restart_for("b"), loaded.config.restart);
+    assert_eq!(own.max_restarts, 0, "without a limit of its own it is dialled for ever");
+    let other = loaded.config.restart_for("b");
+    assert_eq!((other.max_restarts, other.max_delay_ms), (4, 900), "the other keys are as for all");
     let told = explain(&loaded).to_string();
     assert!(told.contains("initial_delay_ms = 7"), "{told}");
     assert_eq!(Fixture::new().load(&told, &Env::default()).expect("it loads again").config, loaded.config);

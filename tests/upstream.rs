@@ -105,7 +105,7 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
 #[test]
 fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
     let file = |folder: &Path| {
-        upstream(folder, "away", &["svc"], EAGER) + &upstream(folder, "gone", &["svc"], "max_restarts = 0")
+        upstream(folder, "away", &["svc"], EAGER) + &upstream(folder, "gone", &["svc"], "max_restarts = 1")
     };
     let mut broker = Broker::start_configured(file, "", &[]);
     // More often than the root's actors may be, and far below its own limit.
@@ -124,7 +124,79 @@ fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
     assert_eq!(actors["status"], "degraded", "{told}");
     let reason = actors["not_running"]["upstream gone"].as_str().unwrap_or_else(|| panic!("it is not named: {told}"));
     assert!(reason.contains("cannot connect to "), "{reason}");
-    assert_eq!(actors["near_the_limit"], serde_json::json!([]), "{told}");
+    assert_eq!(actors["near_the_limit"], serde_json::json!(["upstream gone"]), "it alone has a low limit: {told}");
+    let upstreams = &told["components"]["upstreams"];
+    assert_eq!((&upstreams["status"], &upstreams["configured"]), (&"degraded".into(), &2.into()), "{told}");
+    for name in ["away", "gone"] {
+        assert!(upstreams["absent"][name].as_str().is_some_and(|why| why.contains("cannot connect to ")), "{told}");
+    }
+    let metrics = broker.get("/metrics").body;
+    assert!(metrics.contains("lapce_ipc_upstream_connected{upstream=\"away\"} 0\n"), "{metrics}");
+}
+
+/// Delays that no test would wait for.
+const PATIENT: &str = "initial_delay_ms = 600000\nmax_delay_ms = 600000\njitter = 0";
+
+#[test]
+fn an_upstream_that_comes_later_is_dialled_as_soon_as_its_socket_appears() {
+    // More failed attempts than the limit of [restart] lets an actor have, in a folder that comes later, too.
+    let file = |folder: &Path| {
+        "[restart]\nmax_restarts = 3\n".to_owned()
+            + &upstream(folder, "engine", &["svc"], PATIENT)
+            + &upstream(&folder.join("later"), "deep", &[], PATIENT)
+            + &upstream(folder, "limitless", &[], "initial_delay_ms = 1\nmax_delay_ms = 1")
+    };
+    let mut broker = Broker::start_configured(file, "", &[]);
+    let attempts = |broker: &Broker, name| actor(&broker.client(), &format!("upstream {name}")).restarts;
+    wait_until("the first attempts", || attempts(&broker, "engine") == 1 && attempts(&broker, "deep") == 1);
+    wait_until("many attempts", || attempts(&broker, "limitless") > 100);
+    assert!(lines(&mut broker, &["actor gives up"]).is_empty(), "{}", broker.process().stderr());
+    let told = lines(&mut broker, &["actor restarts", "id=limitless", "limit=none"]);
+    assert!(told.len() <= 16 + 32, "the log has ever fewer of them: {}", told.len());
+    // Other files in the folder are no reason.
+    std::fs::write(broker.folder().join("other"), "").unwrap();
+    let listener = Listener::bind(broker.folder().join("engine")).unwrap();
+    let client = listener.accept().unwrap();
+    assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+    wait_until("it to be connected", || {
+        broker.client().upstreams().unwrap().iter().any(|one| one.name.as_str() == "engine" && one.connection.is_some())
+    });
+    std::fs::create_dir(broker.folder().join("later")).unwrap();
+    let deep = Listener::bind(broker.folder().join("later").join("deep")).unwrap();
+    assert_eq!(deep.accept().unwrap().request("echo", "ho").unwrap(), b"ho");
+}
+
+#[test]
+fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
+    let given_up = format!("{PATIENT}\nmax_restarts = 1");
+    let file = |folder: &Path| {
+        upstream(folder, "waits", &["svc"], PATIENT)
+            + &upstream(folder, "ended", &[], &given_up.replace("initial_delay_ms = 600000", "initial_delay_ms = 1"))
+    };
+    let mut broker = Broker::start_configured(file, "", &[]);
+    broker.process().wait_for("actor restarts actor=upstream id=waits");
+    broker.process().wait_for("actor gives up actor=upstream id=ended");
+    let told = broker.run(&["upstream", "dial", "waits"]);
+    assert_eq!(code(&told), 69, "nothing is there: {}", stderr(&told));
+    assert!(stderr(&told).contains("upstream waits is not connected: cannot connect to "), "{}", stderr(&told));
+    let unknown = broker.run(&["upstream", "dial", "nope"]);
+    assert_eq!(code(&unknown), 1, "{}", stderr(&unknown));
+    assert!(stderr(&unknown).contains("no upstream is called nope"), "{}", stderr(&unknown));
+    // The path of one that was given up is not watched any more.
+    let elsewhere = broker.folder().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let listener = Listener::bind(elsewhere.join("ended")).unwrap();
+    let accepts = std::thread::spawn(move || listener.accept());
+    std::os::unix::fs::symlink(elsewhere.join("ended"), broker.folder().join("ended")).unwrap();
+    assert_eq!(actor(&broker.client(), "upstream ended").state, ActorState::GaveUp, "its limit holds");
+    let told = broker.run(&["upstream", "dial", "ended"]);
+    assert_eq!(code(&told), 0, "{}", stderr(&told));
+    let _ended = accepts.join().unwrap().unwrap();
+    let listed = String::from_utf8(broker.run(&["upstream", "list"]).stdout).unwrap();
+    assert!(listed.lines().any(|line| line.contains("ended") && line.contains("connected")), "{listed}");
+    assert!(listed.lines().any(|line| line.contains("waits") && line.contains("dialled in ")), "{listed}");
+    let json: serde_json::Value = serde_json::from_slice(&broker.run(&["upstream", "list", "--json"]).stdout).unwrap();
+    assert_eq!((&json[0]["name"], &json[0]["connection"]), (&"waits".into(), &serde_json::Value::Null));
 }
 
 #[test]
@@ -147,7 +219,7 @@ fn a_restart_that_holds_is_told_and_the_next_begins_with_the_first_delay() {
 
 #[test]
 fn peers_that_are_no_clients_cost_their_own_lines_only() {
-    let once = "max_restarts = 0";
+    let once = "initial_delay_ms = 5\nmax_restarts = 1";
     let file = |folder: &Path| {
         let http = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_vec();
         let mut old = ClientFrame::hello("old".parse().unwrap(), 7, None).encode().unwrap();
@@ -178,7 +250,7 @@ fn peers_that_are_no_clients_cost_their_own_lines_only() {
         broker.process().wait_for(&format!("actor gives up actor=upstream id={name} "));
         let told = lines(&mut broker, &["actor gives up", &format!("id={name} "), reason]);
         assert_eq!(told.len(), 1, "{name}: {}", broker.process().stderr());
-        assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 1);
+        assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 2);
     }
     assert_eq!(watch.request("svc", "hi").unwrap(), b"hi");
     assert_eq!(watch.status().unwrap().connections.len(), 2, "the good one and we");

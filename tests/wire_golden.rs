@@ -36,9 +36,11 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Breakers { .. } => 8,
         ClientFrame::SetBreaker { .. } => 9,
         ClientFrame::Resumed => 10,
+        ClientFrame::Upstreams { .. } => 11,
+        ClientFrame::DialUpstream { .. } => 12,
     }
 }
-const CLIENT_VARIANTS: u32 = 11;
+const CLIENT_VARIANTS: u32 = 13;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -53,9 +55,10 @@ fn broker_variant(frame: &BrokerFrame) -> u32 {
         BrokerFrame::Draining { .. } => 8,
         BrokerFrame::Closing { .. } => 9,
         BrokerFrame::Breakers { .. } => 10,
+        BrokerFrame::Upstreams { .. } => 11,
     }
 }
-const BROKER_VARIANTS: u32 = 11;
+const BROKER_VARIANTS: u32 = 12;
 
 fn typed_variant(message: &Message) -> u32 {
     match message {
@@ -170,6 +173,8 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
             "1d000000 09000000 09000000 0100000000000000 73 02000000 0000000000000000",
         ),
         (ClientFrame::Resumed, "04000000 0a000000"),
+        (ClientFrame::Upstreams { serial: 10 }, "08000000 0b000000 0a000000"),
+        (ClientFrame::DialUpstream { serial: 11, name: name("u") }, "11000000 0c000000 0b000000 0100000000000000 75"),
     ]
 }
 
@@ -338,6 +343,22 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
              0600000000000000 0700000000000000 08000000 09000000 0a000000 \
              0100000000000000 73 04000000 01000000 02000000 03000000 04000000 01 0500000000000000 \
              0600000000000000 0700000000000000 08000000 09000000 0a000000",
+        ),
+        (
+            BrokerFrame::Upstreams {
+                serial: 8,
+                upstreams: vec![UpstreamStatus {
+                    name: name("u"),
+                    socket: "/s".into(),
+                    services: vec![name("v")],
+                    connection: Some(9),
+                    state: ActorState::Running,
+                    restarts: 10,
+                    last_reason: Some("w".into()),
+                }],
+            },
+            "4f000000 0b000000 08000000 0100000000000000 0100000000000000 75 0200000000000000 2f73 \
+             0100000000000000 0100000000000000 76 01 09000000 00000000 0a00000000000000 01 0100000000000000 77",
         ),
     ]
 }

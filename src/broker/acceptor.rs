@@ -2,6 +2,8 @@
 
 use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Named, all_taken};
 use super::fault;
+use super::listening::Listening;
+use super::log_limit::{Kind, may_log};
 use super::stream::FrameStream;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::routing::restart::Restart;
@@ -10,6 +12,7 @@ use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;
 use std::io;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -28,7 +31,7 @@ const CONNECTION_MAILBOX: usize = 4;
 
 /// The acceptor. It has the listening socket in common with the one that follows it, should it fail.
 pub(super) struct Acceptor {
-    listener: Option<io::Result<std::os::unix::net::UnixListener>>,
+    listening: Rc<Listening>,
     exit: Exit,
     broker: Arc<Broker>,
     workers: Vec<ArbiterHandle>,
@@ -36,12 +39,12 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     pub(super) fn new(
-        listener: &std::os::unix::net::UnixListener,
+        listening: Rc<Listening>,
         broker: Arc<Broker>,
         workers: Vec<ArbiterHandle>,
         exit: Exit,
     ) -> Acceptor {
-        Acceptor { listener: Some(listener.try_clone()), broker, workers, exit }
+        Acceptor { listening, broker, workers, exit }
     }
 }
 
@@ -50,8 +53,7 @@ impl Actor for Acceptor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("acceptor.started", 0);
-        let Some(listener) = self.listener.take() else { return ctx.stop() };
-        let accept = accept(listener, self.broker.clone(), self.workers.clone());
+        let accept = accept(self.listening.clone(), self.broker.clone(), self.workers.clone());
         ctx.spawn(accept.into_actor(self).map(|result, this, ctx| {
             if let Err(error) = result {
                 this.exit.fail(error);
@@ -70,20 +72,27 @@ impl Handler<Stop> for Acceptor {
 }
 
 /// Accepts until it is stopped, or cannot.
-async fn accept(
-    listener: io::Result<std::os::unix::net::UnixListener>,
-    broker: Arc<Broker>,
-    workers: Vec<ArbiterHandle>,
-) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener?)?;
+async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<ArbiterHandle>) -> io::Result<()> {
+    let mut listener = UnixListener::from_std(listening.listener()?)?;
+    let mut made_anew = Box::pin(listening.clone().made_anew());
     let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
     let resuming = Arc::new(tokio::sync::Semaphore::new(MOST_RESUMING));
     let mut next = workers.iter().cycle();
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            anew = &mut made_anew => {
+                listener = UnixListener::from_std(anew?)?;
+                made_anew = Box::pin(listening.clone().made_anew());
+                continue;
+            }
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                log::warn!("connection not accepted reason={error:?}");
+                if may_log(Kind::NotAccepted) {
+                    log::warn!("connection not accepted reason={error:?}");
+                }
                 tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
                 continue;
             }
@@ -102,7 +111,9 @@ async fn accept(
             Err(refused) => refused,
         };
         broker.tally.refused(refused.0);
-        log::warn!("connection refused reason={:?}", refused.1);
+        if may_log(Kind::Refused) {
+            log::warn!("connection refused reason={:?}", refused.1);
+        }
         if let Ok(permit) = refusals.clone().try_acquire_owned() {
             actix::spawn(async move {
                 let _permit = permit;
@@ -125,6 +136,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         stop_within: Duration::ZERO,
         tree: &broker.tree,
         place: broker.connections,
+        hurry: None,
     };
     let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());
     let factory = |_| ConnectionActor::new(start.take(), broker.clone());

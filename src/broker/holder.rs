@@ -1,8 +1,9 @@
 //! What holds a session: the guard that a connection's actor has, and the watch over sessions that nobody holds.
 
 use super::connection::{Broker, Phase};
+use super::log_limit::{Kind, may_log};
 use super::router::{Doom, Gone};
-use super::sessions::{Answers, LogLimit, ResumeError, Sessions};
+use super::sessions::{Answers, ResumeError, Sessions};
 use super::tally::Loss;
 use crate::shm::peer;
 use crate::shm::segment::{Nonces, fill_random};
@@ -71,7 +72,6 @@ pub(super) struct SessionTable {
     inner: Mutex<Inner>,
     /// A session has lost its holder.
     let_go: Notify,
-    refusals: Mutex<LogLimit>,
 }
 
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl SessionTable {
     pub(super) fn new(window: Duration) -> SessionTable {
         let (sockets, new) = (std::collections::HashMap::new(), Vec::new());
         let inner = Inner { sessions: Sessions::new(window), sockets, new, window };
-        SessionTable { inner: Mutex::new(inner), let_go: Notify::new(), refusals: Mutex::new(LogLimit::new()) }
+        SessionTable { inner: Mutex::new(inner), let_go: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -114,10 +114,9 @@ impl SessionTable {
 
     /// Logs why a session was not resumed, unless that was said often just now. The token is no part of it.
     pub(super) fn tell_refusal(&self, peer: peer::Credentials, error: ResumeError) {
-        let mut limit = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(more) = limit.say(Instant::now()) {
+        if may_log(Kind::NotResumed) {
             let reason = error.to_string();
-            log::warn!("session not resumed pid={} uid={} reason={reason:?} more_before={more}", peer.pid, peer.uid);
+            log::warn!("session not resumed pid={} uid={} reason={reason:?}", peer.pid, peer.uid);
         }
     }
 
@@ -133,7 +132,7 @@ impl SessionTable {
         inner.new.push(Watch { id, turn, until, process, ended, taken_up });
         let window = inner.window;
         drop(inner);
-        if may_wait {
+        if may_wait && may_log(Kind::Lost) {
             log::info!("session awaits its peer connection={id} name={name} window_ms={}", window.as_millis());
         }
         self.let_go.notify_one();
@@ -268,7 +267,9 @@ async fn watch_session(broker: Arc<Broker>, watch: Watch) {
     };
     let Some(kept) = broker.sessions.lock().sessions.end_waiting(id, turn) else { return };
     broker.tally.lost(loss);
-    log::info!("session ended connection={id} name={} reason={:?}", kept.name, loss.reason());
+    if may_log(Kind::Closed) {
+        log::info!("session ended connection={id} name={} reason={:?}", kept.name, loss.reason());
+    }
     let _ = broker.router.send(Gone { key: kept.key, id, doom: None }).await;
     drop(kept);
 }

@@ -13,11 +13,15 @@
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
 //! | `inherited` | sockets that whoever started the broker listens on already |
+//! | `listening` | makes the socket anew when its file is gone |
+//! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
 //! | `report` | the status, as the control socket and the endpoints tell it |
+//! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `tally` | what is counted outside the router |
+//! | `appearance` | notices that a socket appears at a path |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -36,6 +40,7 @@
 //! ```
 
 mod acceptor;
+mod appearance;
 mod breaker;
 mod connection;
 mod events;
@@ -43,12 +48,16 @@ mod fault;
 mod health;
 mod holder;
 mod inherited;
+mod listening;
+mod log_limit;
 mod notify;
 mod report;
 mod root;
 mod router;
 mod sessions;
 mod socket;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command line starts it"))]
+pub(crate) mod stderr;
 mod stream;
 mod supervisor;
 mod tally;

@@ -8,9 +8,11 @@ use super::fault;
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
+use super::listening::Listening;
 use super::notify::Notify;
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
+use super::stderr;
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::tally::Tally;
 use super::upstream::Upstream;
@@ -23,9 +25,10 @@ use actix::prelude::*;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 /// Why the broker ended otherwise than by a signal.
@@ -49,6 +52,9 @@ pub enum BrokerError {
     /// An actor failed too often, and nothing stands above the root.
     #[error("{0}")]
     GaveUp(#[from] GaveUp),
+    /// A second signal came before what was under way had ended.
+    #[error("ended at once by a second signal ({0})")]
+    AtOnce(&'static str),
 }
 
 /// How often a draining broker looks whether all is done.
@@ -59,7 +65,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 const STOP: Duration = Duration::from_secs(1);
 
 /// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
-/// tells the clients, removes the socket. Calls `ready` once it listens.
+/// tells the clients, removes the socket. A second signal ends it at once. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
@@ -70,13 +76,13 @@ pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), Broker
     install_panic_hook();
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
-    let (bound, listener) = listen(ipc, &mut loaded)?;
+    let listening = Listening::new(listen(ipc, &mut loaded)?);
     let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
-    System::new().block_on(serve(loaded, settings, bound, listener, endpoints, notify, ready))
+    System::new().block_on(serve(loaded, settings, listening, endpoints, notify, ready))
 }
 
-/// The socket that was inherited, or one of our own. Call it before there are threads: it sets the umask for a moment.
+/// The socket that was inherited, or one of our own.
 fn listen(
     inherited: Option<(UnixListener, PathBuf)>,
     loaded: &mut Loaded,
@@ -99,8 +105,7 @@ fn listen(
 async fn serve(
     loaded: Loaded,
     settings: Settings,
-    bound: Bound,
-    listener: UnixListener,
+    listening: Rc<Listening>,
     endpoints: Endpoints,
     notify: Notify,
     ready: impl FnOnce(&Loaded),
@@ -155,7 +160,9 @@ async fn serve(
         Alive { every, tell: Box::new(move || notify.alive()) }
     });
     let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort)?;
+    let upstreams = Upstream::all(&config, &tree);
     let broker = Arc::new(Broker {
+        upstreams: upstreams.clone(),
         config,
         config_file: loaded.source.clone(),
         settings,
@@ -169,59 +176,76 @@ async fn serve(
         tree: tree.clone(),
         tally: Tally::default(),
         ready: is_whole,
+        socket_lost: listening.lost(),
         late: watchdog.late(),
         late_beside: watchdog.late_beside(),
     });
     actix::spawn(watch_sessions(broker.clone()));
     let follows = actix::spawn(notify.clone().follow(broker.clone()));
-    for (upstream, worker) in Upstream::all(&broker.config, &tree).into_iter().zip(workers.iter().cycle()) {
+    for (upstream, worker) in upstreams.into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
             actix::spawn(upstream.keep(broker));
         });
     }
     let health = Health::start(endpoints, broker.clone(), pulses, newsroom);
+    let listens = listening.clone();
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
-    actix::spawn(
-        acceptor.host(watch::Sender::new(None), move |exit| {
-            Acceptor::new(&listener, broker.clone(), handles.clone(), exit)
-        }),
-    );
+    actix::spawn(acceptor.host(watch::Sender::new(None), move |exit| {
+        Acceptor::new(listens.clone(), broker.clone(), handles.clone(), exit)
+    }));
     ready(&loaded);
 
     let ended = tokio::select! {
-        _ = term.recv() => Ok("SIGTERM"),
-        _ = int.recv() => Ok("SIGINT"),
+        signal = signalled(&mut term, &mut int) => Ok(signal),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
     // What is told of the end is the last.
     follows.abort();
-    if let Ok(signal) = ended {
-        let ms = loaded.config.ipc.drain_timeout_ms;
-        notify.stopping(signal, Duration::from_millis(ms));
-        children.retire(acceptor_number).await;
-        log::info!("broker drains reason={signal} limit_ms={ms}");
-        let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
-        let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
-        if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
-            log::warn!("broker ends with work under way limit_ms={ms}");
+    let orderly = async {
+        if let Ok(signal) = ended {
+            let ms = loaded.config.ipc.drain_timeout_ms;
+            notify.stopping(signal, Duration::from_millis(ms));
+            children.retire(acceptor_number).await;
+            log::info!("broker drains reason={signal} limit_ms={ms}");
+            let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
+            let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
+            if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
+                log::warn!("broker ends with work under way limit_ms={ms}");
+            }
         }
+        if ended.is_err() {
+            notify.stopping("an actor was given up", Duration::ZERO);
+        }
+        let _ = phase.send(Phase::Closing);
+        let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
+        let _ = tokio::time::timeout(CLOSE, children.retire(0)).await;
+    };
+    let at_once = tokio::select! {
+        () = orderly => None,
+        signal = signalled(&mut term, &mut int) => Some(signal),
+    };
+    if let Some(signal) = at_once {
+        log::warn!("broker ends at once reason=second_signal signal={signal}");
     }
-    if ended.is_err() {
-        notify.stopping("an actor was given up", Duration::ZERO);
-    }
-    let _ = phase.send(Phase::Closing);
-    let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
-    let _ = tokio::time::timeout(CLOSE, children.retire(0)).await;
     workers.iter().for_each(|worker| {
         worker.stop();
     });
     router_arbiter.stop();
     router.wake();
-    drop(bound);
+    // With the acceptor and all that it had of it.
+    listening.close();
     health.stop().await;
     log::info!("broker ended");
-    ended.map(|_| ())
+    at_once.map_or(ended.map(|_| ()), |signal| Err(BrokerError::AtOnce(signal)))
+}
+
+/// The next signal that ends the broker.
+async fn signalled(term: &mut Signal, int: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    }
 }
 
 /// Has the router publish what is said of actors, until there will be no router any more. What was said while there was
@@ -276,6 +300,7 @@ fn watched(router: &RouterHandle, turns: Arc<AtomicU64>, workers: &[Arbiter]) ->
 
 /// What hangs cannot be stopped from inside: the process ends as by a crash, and whoever started it starts it again.
 fn abort() {
+    stderr::flush();
     std::process::abort()
 }
 

@@ -198,36 +198,6 @@ impl Answers {
     }
 }
 
-/// Bounds a kind of log line: a few at a time, then one for many.
-#[derive(Debug)]
-pub(super) struct LogLimit {
-    since: Option<Instant>,
-    said: u32,
-    kept_back: u64,
-}
-
-impl LogLimit {
-    const PERIOD: Duration = Duration::from_secs(1);
-    const MOST: u32 = 5;
-
-    pub(super) const fn new() -> LogLimit {
-        LogLimit { since: None, said: 0, kept_back: 0 }
-    }
-
-    /// Whether to say it now; then also how many were kept back since the last one that was said.
-    pub(super) fn say(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now.duration_since(since) >= Self::PERIOD) {
-            (self.since, self.said) = (Some(now), 0);
-        }
-        if self.said == Self::MOST {
-            self.kept_back += 1;
-            return None;
-        }
-        self.said += 1;
-        Some(std::mem::take(&mut self.kept_back))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,14 +289,5 @@ mod tests {
         assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MOST_ANSWERS));
         answers.next_socket();
         assert_eq!(answers.find(10), Some(answer(10)));
-    }
-
-    #[test]
-    fn a_flood_of_the_same_line_is_said_a_few_times() {
-        let (mut limit, now) = (LogLimit::new(), Instant::now());
-        let said = (0..1000).filter(|_| limit.say(now).is_some()).count();
-        assert_eq!(said, LogLimit::MOST as usize);
-        assert_eq!(limit.say(now + LogLimit::PERIOD), Some(1000 - u64::from(LogLimit::MOST)));
-        assert_eq!(limit.say(now + LogLimit::PERIOD), Some(0));
     }
 }

@@ -20,6 +20,9 @@ pub enum SocketError {
     /// Some other program listens there: it takes connections, or would.
     #[error("{}: another program listens there", .0.display())]
     Taken(PathBuf),
+    /// It was removed, and only its service manager can make it anew.
+    #[error("{}: the inherited socket was removed, and only the service manager can make it anew", .0.display())]
+    Removed(PathBuf),
     /// Something else stands at the path.
     #[error("{}: exists and is no socket", .0.display())]
     NotASocket(PathBuf),
@@ -57,22 +60,36 @@ pub enum SocketError {
     },
 }
 
+/// Clients that may wait to be let in.
+const BACKLOG: i32 = 1024;
 /// Bytes in the address of a Unix socket, without the final 0.
 const MAX_PATH: usize = 107;
 
-/// The path of a listening socket, with its lock. Both go when this is dropped; an inherited socket's path stays: it is
-/// not ours to remove.
+/// A file, whatever it is called by then.
+type Identity = (u64, u64);
+
+/// The path of a listening socket, with its lock. Both go when this is dropped, if they are still ours; an inherited
+/// socket's path stays: it is not ours to remove.
 #[derive(Debug)]
 pub(super) struct Bound {
     path: PathBuf,
-    /// The socket's file, if it is ours.
-    inode: Option<u64>,
-    lock_path: PathBuf,
-    _lock: OwnedFd,
+    socket: Identity,
+    /// The mode of the socket, if it is ours.
+    permissions: Option<u32>,
+    lock: Lock,
 }
 
-/// Binds `path` with the mode `permissions`. Call it before there are other threads: it sets the process's umask for a
-/// moment, so that the socket never has another mode.
+/// The lock of a path. The lock goes with the descriptor.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: OwnedFd,
+    identity: Identity,
+    /// Not so where the system refuses locks.
+    is_locked: bool,
+}
+
+/// Binds `path` with the mode `permissions`; the socket never has a wider one.
 ///
 /// # Errors
 ///
@@ -81,9 +98,57 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
     if path.as_os_str().len() > MAX_PATH {
         return Err(SocketError::TooLong { path: path.to_owned(), max: MAX_PATH });
     }
-    let lock_path = lock_path(path);
-    let lock = lock(&lock_path, path)?;
-    // No broker owns the path while we hold the lock.
+    let lock = lock(&lock_path(path), path)?;
+    let listener = take(path, permissions)?;
+    let socket = identity(path).map_err(io_at(path))?;
+    Ok((Bound { path: path.to_owned(), socket, permissions: Some(permissions), lock }, listener))
+}
+
+/// Takes the lock of the path of a socket that somebody else has bound, so that no other broker takes its place. Who
+/// holds the listening socket is not asked: a socket unit listens while no broker runs.
+///
+/// # Errors
+///
+/// If another broker listens there, or the system refuses.
+pub(super) fn adopt(path: &Path, listener: &UnixListener) -> Result<Bound, SocketError> {
+    let lock = lock(&lock_path(path), path)?;
+    listener.set_nonblocking(true).map_err(io_at(path))?;
+    // If it is gone already, the first look at it finds that.
+    let socket = identity(path).unwrap_or_default();
+    Ok(Bound { path: path.to_owned(), socket, permissions: None, lock })
+}
+
+impl Bound {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the socket still stands at its path. If the system does not say, it does.
+    pub(super) fn is_there(&self) -> bool {
+        match identity(&self.path) {
+            Ok(found) => found == self.socket,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
+
+    /// Binds the path once more, after the socket was removed; by the same rules as the first time.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`], or if the socket was inherited.
+    pub(super) fn bind_again(&mut self) -> Result<UnixListener, SocketError> {
+        let Some(permissions) = self.permissions else { return Err(SocketError::Removed(self.path.clone())) };
+        if identity(&self.lock.path).ok() != Some(self.lock.identity) {
+            self.lock = lock(&self.lock.path, &self.path)?;
+        }
+        let listener = take(&self.path, permissions)?;
+        self.socket = identity(&self.path).map_err(io_at(&self.path))?;
+        Ok(listener)
+    }
+}
+
+/// Listens at a path, of which we hold the lock.
+fn take(path: &Path, permissions: u32) -> Result<UnixListener, SocketError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         Ok(_) => match is_dead(path) {
@@ -94,26 +159,26 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io_at(path)(error)),
     }
-    let umask = rustix::process::umask(Mode::from_raw_mode(0o777 & !permissions));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(umask);
-    let listener = listener.map_err(io_at(path))?;
-    listener.set_nonblocking(true).map_err(io_at(path))?;
-    let inode = Some(std::fs::symlink_metadata(path).map_err(io_at(path))?.ino());
-    Ok((Bound { path: path.to_owned(), inode, lock_path, _lock: lock }, listener))
+    listen(path, permissions).map_err(|error| io_at(path)(error.into()))
 }
 
-/// Takes the lock of the path of a socket that somebody else has bound, so that no other broker takes its place. Who
-/// holds the listening socket is not asked: a socket unit listens while no broker runs.
-///
-/// # Errors
-///
-/// If another broker listens there, or the system refuses.
-pub(super) fn adopt(path: &Path, listener: &UnixListener) -> Result<Bound, SocketError> {
-    let lock_path = lock_path(path);
-    let lock = lock(&lock_path, path)?;
-    listener.set_nonblocking(true).map_err(io_at(path))?;
-    Ok(Bound { path: path.to_owned(), inode: None, lock_path, _lock: lock })
+/// The process's umask stays as it is, because there may be other threads: a new socket file has the mode of its
+/// descriptor, less the umask. What the umask took away comes back before anybody can connect.
+fn listen(path: &Path, permissions: u32) -> Result<UnixListener, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let mode = Mode::from_raw_mode(permissions);
+    rustix::fs::fchmod(&socket, mode)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    if Mode::from_raw_mode(rustix::fs::lstat(path)?.st_mode) != mode {
+        rustix::fs::chmod(path, mode)?;
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Whether nobody listens at the socket that stands at `path`. Asks without waiting for anybody.
@@ -139,7 +204,7 @@ fn lock_path(path: &Path) -> PathBuf {
     lock.into()
 }
 
-fn lock(lock_path: &Path, path: &Path) -> Result<OwnedFd, SocketError> {
+fn lock(lock_path: &Path, path: &Path) -> Result<Lock, SocketError> {
     let io_at = |error: Errno| SocketError::Io { path: lock_path.to_owned(), error: error.into() };
     loop {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -155,14 +220,22 @@ fn lock(lock_path: &Path, path: &Path) -> Result<OwnedFd, SocketError> {
         if !is_plain || opened.st_uid != crate::shm::peer::own_uid() {
             return Err(SocketError::ForeignLock(lock_path.to_owned()));
         }
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
+        let is_locked = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => true,
+            // A profile of seccomp, a file system without locks. Whether anybody listens at the path decides, then.
+            Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK)) => {
+                log::warn!("socket not locked path={:?} reason={error:?}", lock_path.display().to_string());
+                false
+            }
             Err(Errno::WOULDBLOCK) => return Err(SocketError::InUse(path.to_owned())),
             Err(error) => return Err(io_at(error)),
-        }
+        };
         // A broker that ended between our open and our lock has removed the file that we hold: start again.
         match rustix::fs::lstat(lock_path) {
-            Ok(there) if there.st_ino == opened.st_ino && there.st_dev == opened.st_dev => return Ok(file),
+            Ok(there) if there.st_ino == opened.st_ino && there.st_dev == opened.st_dev => {
+                let (path, identity) = (lock_path.to_owned(), (opened.st_dev, opened.st_ino));
+                return Ok(Lock { path, _file: file, identity, is_locked });
+            }
             Ok(_) | Err(Errno::NOENT) => {}
             Err(error) => return Err(io_at(error)),
         }
@@ -171,11 +244,20 @@ fn lock(lock_path: &Path, path: &Path) -> Result<OwnedFd, SocketError> {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // Under the lock, and only if it is still ours.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(found.ino()) == self.inode) {
+        self.remove();
+    }
+}
+
+impl Bound {
+    /// Removes socket and lock, which are not made anew after that.
+    pub(super) fn remove(&mut self) {
+        // Under the lock, and only what is still ours: after a removal another broker may have its own there.
+        if self.permissions.take().is_some() && identity(&self.path).ok() == Some(self.socket) {
             let _ = std::fs::remove_file(&self.path);
         }
-        let _ = std::fs::remove_file(&self.lock_path);
+        if self.lock.is_locked && identity(&self.lock.path).ok() == Some(self.lock.identity) {
+            let _ = std::fs::remove_file(&self.lock.path);
+        }
     }
 }
 
@@ -197,8 +279,7 @@ mod tests {
         assert!(matches!(bind(&path, 0o600), Err(SocketError::InUse(p)) if p == path));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // As a killed broker leaves it: the file stays, the lock goes, and nobody listens.
-        let Bound { _lock, .. } = &bound;
-        rustix::fs::flock(_lock, FlockOperation::Unlock).unwrap();
+        rustix::fs::flock(&bound.lock._file, FlockOperation::Unlock).unwrap();
         drop(listener);
         let (second, _listener) = bind(&path, 0o660).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
@@ -233,6 +314,27 @@ mod tests {
         assert!(matches!(bind(&path, 0o600), Err(SocketError::Taken(_))));
         drop(datagrams);
         bind(&path, 0o600).unwrap();
+    }
+
+    #[test]
+    fn a_removed_socket_is_bound_again_and_only_what_is_ours_is_removed() {
+        let (_folder, path) = folder();
+        let (mut first, _listener) = bind(&path, 0o666).unwrap();
+        assert!(first.is_there());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!first.is_there());
+        let _again = first.bind_again().unwrap();
+        assert!(first.is_there());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+        // With the lock, another broker may come first.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(lock_path(&path)).unwrap();
+        let (second, _second) = bind(&path, 0o600).unwrap();
+        assert!(matches!(first.bind_again(), Err(SocketError::InUse(_))));
+        drop(first);
+        assert!(second.is_there() && lock_path(&path).exists());
+        drop(second);
+        assert!(!path.exists() && !lock_path(&path).exists());
     }
 
     #[test]

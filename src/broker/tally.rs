@@ -1,6 +1,7 @@
 //! What is counted outside the router, by actors on several threads: connections that were refused, and what became of
 //! sessions whose socket was lost.
 
+use super::stderr;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::RefusedCode;
 
@@ -65,6 +66,7 @@ pub(super) struct Counts {
     pub(super) resumed: u64,
     /// By reason, all of them.
     pub(super) lost: Vec<(&'static str, u64)>,
+    pub(super) log_lines_dropped: u64,
 }
 
 impl Tally {
@@ -92,6 +94,7 @@ impl Tally {
             refused: REFUSALS.iter().zip(&self.refused).map(|((_, reason), count)| (*reason, read(count))).collect(),
             resumed: read(&self.resumed),
             lost: Loss::ALL.iter().zip(&self.lost).map(|(loss, count)| (loss.as_str(), read(count))).collect(),
+            log_lines_dropped: stderr::dropped(),
         }
     }
 }

@@ -4,14 +4,19 @@
 //! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
 //! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
 //! time.
+//!
+//! An upstream is never given up unless its own table sets `max_restarts`. Two events end the delay before a dial: the
+//! socket appears at its path (`appearance`), and the command `lapce-ipc upstream dial`.
 
+use super::appearance;
 use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
 use super::fault;
-use super::supervisor::{self, Child, Exit, Place, Stop, supervise};
+use super::supervisor::{self, Child, Exit, Outcome, Place, Stop, supervise};
 use crate::config;
-use crate::routing::restart::{Limits, Restart};
+use crate::routing::restart::{Limits, NEVER, Restart};
 use crate::shm::peer;
-use crate::wire::control::{BrokerFrame, ClientFrame, FailedCode};
+use crate::sync::{AtomicU64, Ordering};
+use crate::wire::control::{ActorState, ActorStatus, BrokerFrame, ClientFrame, FailedCode, UpstreamStatus};
 use crate::wire::name::Name;
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -20,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 /// Who keeps them, as the tree has it: not the root, whose actors the broker cannot do without.
 const SUPERVISOR: &str = "upstreams";
@@ -29,35 +35,68 @@ const MAILBOX: usize = 4;
 const STOP: Duration = Duration::from_secs(2);
 
 /// One upstream, as it is configured.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Upstream {
-    name: String,
+    name: Name,
     path: PathBuf,
     services: Vec<Name>,
     limits: Limits,
     place: Place,
+    /// Counts what ends the delay before the next dial.
+    hurry: watch::Sender<u64>,
+    /// Counts the commands to dial.
+    asked: watch::Sender<u64>,
+    /// The number of its connection; 0: none.
+    connection: AtomicU64,
 }
 
 impl Upstream {
     /// All that are configured, each with its place in the tree.
-    pub(super) fn all(config: &config::Config, tree: &supervisor::Tree) -> Vec<Upstream> {
+    pub(super) fn all(config: &config::Config, tree: &supervisor::Tree) -> Vec<Arc<Upstream>> {
         let upstream = |upstream: &config::Upstream| {
-            let limits = supervisor::limits(&config.restart_for(&upstream.name));
-            Upstream {
-                name: upstream.name.clone(),
+            let mut limits = supervisor::limits(&config.restart_for(&upstream.name));
+            if limits.max_restarts == 0 {
+                limits.max_restarts = NEVER;
+            }
+            // The configuration lets only names through.
+            Some(Arc::new(Upstream {
+                name: Name::parse(&upstream.name).ok()?,
                 path: upstream.socket_path.clone(),
-                // The configuration lets only names through.
                 services: upstream.services.iter().filter_map(|name| Name::parse(name).ok()).collect(),
                 limits,
-                place: tree.add(&format!("upstream {}", upstream.name), SUPERVISOR, Some(limits)),
-            }
+                place: tree.add(
+                    &actor_name(&upstream.name),
+                    SUPERVISOR,
+                    (limits.max_restarts != NEVER).then_some(limits),
+                ),
+                hurry: watch::Sender::default(),
+                asked: watch::Sender::default(),
+                connection: AtomicU64::new(0),
+            }))
         };
-        config.upstream.iter().map(upstream).collect()
+        config.upstream.iter().filter_map(upstream).collect()
     }
 
-    /// Keeps it dialled, on this thread, until the broker ends or the limit is exceeded.
-    pub(super) async fn keep(self, broker: Arc<Broker>) {
-        let upstream = Arc::new(self);
+    /// Keeps it dialled, on this thread, until the broker ends. One that is given up waits for a command.
+    pub(super) async fn keep(self: Arc<Self>, broker: Arc<Broker>) {
+        let mut phase = broker.phase.clone();
+        loop {
+            let mut asked = self.asked.subscribe();
+            let outcome = tokio::select! {
+                outcome = self.clone().dial(&broker) => outcome,
+                never = appearance::watch(&self.path, || self.hurry.send_modify(|count| *count += 1)) => match never {},
+            };
+            let Outcome::GaveUp(_) = outcome else { return };
+            tokio::select! {
+                Ok(()) = asked.changed() => {}
+                _ = phase.wait_for(Phase::is_ending) => return,
+            }
+        }
+    }
+
+    /// Dials until the broker ends or the limit is exceeded.
+    async fn dial(self: Arc<Self>, broker: &Arc<Broker>) -> Outcome {
+        let upstream = self;
         let child = Child {
             name: "upstream",
             restart: Restart::Permanent,
@@ -66,6 +105,7 @@ impl Upstream {
             stop_within: Duration::from_millis(broker.config.ipc.drain_timeout_ms) + STOP,
             tree: &broker.tree,
             place: upstream.place,
+            hurry: Some(&upstream.hurry),
         };
         let mut phase = broker.phase.clone();
         let stop = async move {
@@ -73,8 +113,57 @@ impl Upstream {
             let _ = phase.wait_for(Phase::is_ending).await;
         };
         let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), exit };
-        supervise(&child, || upstream.name.clone(), stop, factory).await;
+        supervise(&child, || upstream.name.to_string(), stop, factory).await
     }
+
+    /// The number of its connection, while it is connected.
+    fn connection(&self) -> Option<u32> {
+        u32::try_from(self.connection.load(Ordering::Relaxed)).ok().filter(|id| *id != 0)
+    }
+
+    fn status(&self, actors: &[ActorStatus]) -> UpstreamStatus {
+        let name = actor_name(self.name.as_str());
+        let actor = actors.iter().find(|actor| actor.name == name);
+        UpstreamStatus {
+            name: self.name.clone(),
+            socket: self.path.display().to_string(),
+            services: self.services.clone(),
+            connection: self.connection(),
+            state: actor.map_or(ActorState::Stopped, |actor| actor.state),
+            restarts: actor.map_or(0, |actor| actor.restarts),
+            last_reason: actor.and_then(|actor| actor.last_reason.clone()),
+        }
+    }
+}
+
+/// The name of an upstream's actor in the tree.
+fn actor_name(upstream: &str) -> String {
+    format!("upstream {upstream}")
+}
+
+/// Answers [`ClientFrame::Upstreams`].
+pub(super) fn list(broker: &Broker, serial: u32) -> BrokerFrame {
+    BrokerFrame::Upstreams { serial, upstreams: statuses(broker) }
+}
+
+/// The state of all.
+pub(super) fn statuses(broker: &Broker) -> Vec<UpstreamStatus> {
+    let actors = broker.tree.report();
+    broker.upstreams.iter().map(|upstream| upstream.status(&actors)).collect()
+}
+
+/// Answers [`ClientFrame::DialUpstream`]: ends the delay before the next dial, and takes up again what was given up.
+pub(super) fn dial(broker: &Broker, connection: u32, serial: u32, name: &Name) -> BrokerFrame {
+    let Some(upstream) = broker.upstreams.iter().find(|upstream| upstream.name == *name) else {
+        let message = format!("no upstream is called {name}");
+        return BrokerFrame::Failed { serial, code: FailedCode::Unknown, message };
+    };
+    if upstream.connection().is_none() {
+        log::info!("upstream dialled by hand upstream={name} connection={connection}");
+        upstream.asked.send_modify(|count| *count += 1);
+        upstream.hurry.send_modify(|count| *count += 1);
+    }
+    BrokerFrame::Upstreams { serial, upstreams: vec![upstream.status(&broker.tree.report())] }
 }
 
 /// The actor of one dialled process.
@@ -144,9 +233,17 @@ pub(super) struct Dialled {
     within: Duration,
 }
 
+impl Drop for Dialled {
+    /// However the session ended, also by a panic.
+    fn drop(&mut self) {
+        self.upstream.connection.store(0, Ordering::Relaxed);
+    }
+}
+
 impl Dialled {
     /// The connection stands.
     pub(super) fn connected(&self, id: u32) {
+        self.upstream.connection.store(id.into(), Ordering::Relaxed);
         log::info!("upstream connected upstream={} connection={id}", self.upstream.name);
     }
 

@@ -2,7 +2,7 @@
 
 use super::exit::Code;
 use super::place::{Place, Trust};
-use super::{bench, breaker, publish, reply, request, serve, status, sub};
+use super::{bench, breaker, publish, reply, request, serve, status, sub, upstream};
 use crate::client::WaitStrategy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::time::Duration;
@@ -90,6 +90,9 @@ pub(super) enum Command {
     /// Show the circuit breakers of services, or set one by hand
     #[command(after_help = breaker::EXAMPLES)]
     Breaker(breaker::BreakerArgs),
+    /// Show the processes that the broker dials, or dial one now
+    #[command(after_help = upstream::EXAMPLES)]
+    Upstream(upstream::UpstreamArgs),
     /// Measure latency, throughput and what connections cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),

@@ -5,6 +5,7 @@
 
 use super::children::Running;
 use super::output::{note, plain};
+use crate::broker::stderr;
 use crate::client::{Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, access};
@@ -212,7 +213,7 @@ impl Talk {
         loop {
             match self.stderr.as_mut().map(|stderr| stderr.read(&mut bytes)) {
                 Some(Ok(read)) if read > 0 => {
-                    let _ = io::stderr().write_all(&bytes[..read]);
+                    stderr::write_patiently(&bytes[..read]);
                     self.tail.extend_from_slice(&bytes[..read]);
                     let surplus = self.tail.len().saturating_sub(2 * LINE_MAX);
                     self.tail.drain(..surplus);

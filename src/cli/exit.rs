@@ -6,6 +6,7 @@
 use super::children;
 use super::output::{Out, note};
 use super::place;
+use crate::broker::stderr;
 use crate::broker::{BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
 use crate::config::ConfigError;
@@ -169,7 +170,7 @@ fn code_of(kind: &ErrorKind) -> Code {
         },
         ErrorKind::Evicted { .. } | ErrorKind::Timeout => Code::TryAgain,
         // From within a loan or a view, which no command does.
-        ErrorKind::LoanOutstanding | ErrorKind::ViewOutstanding => Code::TryAgain,
+        ErrorKind::LoanOutstanding | ErrorKind::ViewOutstanding | ErrorKind::Forked => Code::TryAgain,
     }
 }
 
@@ -200,8 +201,10 @@ impl From<BrokerError> for Failure {
             BrokerError::Health(HealthError::Listen { .. }) => {
                 Failure::new(Code::Unavailable, message).hint("listen elsewhere with --health-addr")
             }
+            BrokerError::AtOnce("SIGINT") => Failure::new(Code::Interrupted, message),
+            BrokerError::AtOnce(_) => Failure::new(Code::Terminated, message),
             // A disk that is full, a folder that is not there yet: another time it may work.
-            BrokerError::Socket(SocketError::Io { .. })
+            BrokerError::Socket(SocketError::Io { .. } | SocketError::Removed(_))
             | BrokerError::Faults(_)
             | BrokerError::Io(_)
             | BrokerError::GaveUp(_) => Failure::new(Code::Unavailable, message),
@@ -212,9 +215,13 @@ impl From<BrokerError> for Failure {
 /// The end of a command: tells what went wrong.
 pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
     children::unless_we_leave();
-    let Err(failure) = result else { return ExitCode::SUCCESS };
+    let Err(failure) = result else {
+        stderr::flush();
+        return ExitCode::SUCCESS;
+    };
     let code = failure.code;
     tell(failure);
+    stderr::flush();
     ExitCode::from(code as u8)
 }
 
@@ -279,6 +286,7 @@ pub(super) fn leave(code: Code) -> ! {
     // the connection, as the reason.
     let _put_away = children::put_away();
     place::say_goodbye();
+    stderr::flush();
     std::process::exit(code as i32)
 }
 

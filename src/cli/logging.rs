@@ -6,11 +6,12 @@
 
 use super::exit::{Code, Failure};
 use super::output::plain;
-use env_logger::fmt::Formatter;
+use crate::broker::stderr;
+use env_logger::fmt::{Formatter, Target, WriteStyle};
 use log::{Level, Record};
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// Logs to stderr what RUST_LOG says, or what is at least of `level`.
 ///
@@ -25,15 +26,52 @@ pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
     if let Ok(filters) = std::env::var("RUST_LOG") {
         builder.parse_filters(&filters);
     }
-    if let Ok(style) = std::env::var("RUST_LOG_STYLE") {
-        builder.parse_write_style(&style);
-    }
+    stderr::start(|count| log::warn!("log lines dropped count={count}")).map_err(no_thread)?;
+    builder.target(Target::Pipe(Box::new(Queued)));
+    match std::env::var("RUST_LOG_STYLE").as_deref() {
+        Ok(style) if style != "auto" => builder.parse_write_style(style),
+        _ => builder.write_style(if is_coloured() { WriteStyle::Always } else { WriteStyle::Never }),
+    };
     if is_journal() {
         builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), told(record)));
     } else {
         builder.format(timed);
     }
     builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
+}
+
+/// Has lines on stderr delay nobody, where there is no log.
+///
+/// # Errors
+///
+/// If there can be no thread.
+pub(super) fn unhurried_stderr() -> Result<(), Failure> {
+    stderr::start(|count| stderr::write(format!("{count} lines dropped here\n").as_bytes())).map_err(no_thread)
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Failure::new(Code::Unavailable, format!("cannot start the thread of stderr: {error}"))
+}
+
+/// Where the logger writes each line in one piece.
+struct Queued;
+
+impl Write for Queued {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        stderr::write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether stderr is a terminal of which nobody said that it should have no colours.
+fn is_coloured() -> bool {
+    let says = |name, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !no_colour && !says("TERM", "dumb")
 }
 
 /// Whether stderr goes to the journal.

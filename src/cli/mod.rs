@@ -9,12 +9,13 @@
 //! | `args` | the commands, and options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
-//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker` | one command each |
+//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
+//! | `start` | what a careless parent leaves, put right |
 //! | `children` | processes and folders that must not outlive us |
 //! | `exit` | exit codes; signals |
 
@@ -32,8 +33,10 @@ mod publish;
 mod reply;
 mod request;
 mod serve;
+mod start;
 mod status;
 mod sub;
+mod upstream;
 
 use args::{Cli, Command, ServerCli};
 use clap::Parser;
@@ -43,6 +46,9 @@ use std::process::ExitCode;
 /// `ipc_server_main`: runs the broker.
 #[must_use]
 pub fn ipc_server_main() -> ExitCode {
+    if let Err(failure) = start::start() {
+        return exit::report(Err(failure));
+    }
     match ServerCli::try_parse() {
         Ok(cli) => exit::report(serve::run(&cli.place, &cli.serve)),
         Err(error) => exit::of_clap(&error),
@@ -52,6 +58,9 @@ pub fn ipc_server_main() -> ExitCode {
 /// `lapce-ipc`: the broker's clients, and the broker.
 #[must_use]
 pub fn lapce_ipc() -> ExitCode {
+    if let Err(failure) = start::start() {
+        return exit::report(Err(failure));
+    }
     match Cli::try_parse() {
         Ok(cli) => {
             let ended = dispatch(&cli);
@@ -78,6 +87,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Reply(args) => reply::run(place, args),
         Command::Status(args) => status::run(place, args),
         Command::Breaker(args) => breaker::run(place, args),
+        Command::Upstream(args) => upstream::run(place, args),
         Command::Bench(args) => bench::run(place, args),
     }
 }

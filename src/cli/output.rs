@@ -1,6 +1,7 @@
 //! stdout, which is data, and stderr, which is for people.
 
 use super::exit::{Code, Failure, leave};
+use crate::broker::stderr;
 use crate::shm::stdio::stdout_was_closed;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fmt;
@@ -11,7 +12,7 @@ use std::os::fd::AsFd;
 /// Writes a line to stderr. Whether somebody reads it is no concern of ours.
 pub(super) fn note(line: fmt::Arguments<'_>) {
     // In one piece, so that lines of several processes do not mix.
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    stderr::write(format!("{line}\n").as_bytes());
 }
 
 /// Foreign text on one line: control characters would move the cursor, or worse.

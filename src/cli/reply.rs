@@ -4,6 +4,7 @@ use super::args::WaitOption;
 use super::children;
 use super::command::{self, Program};
 use super::exit::{Code, Failure, tell};
+use super::logging::unhurried_stderr;
 use super::output::{note, plain};
 use super::place::Place;
 use crate::client::{self, Client, Name, Request};
@@ -54,6 +55,7 @@ several in a row open the service's breaker. If the request is cancelled or its 
 ///
 /// If the service cannot be offered, or the broker wants no more of us.
 pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
+    unhurried_stderr()?;
     let program = match (&args.exec, &args.command[..]) {
         (Some(line), _) => Some(Program::shell(line)),
         (None, [command, args @ ..]) => Some(Program::new(command, args)),

@@ -22,7 +22,8 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) const NOTES: &str = "\
-It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
+It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket, and ends with 0. A second \
+signal ends it at once, with 143 or 130.
 
 RUST_LOG sets what is logged, for all or for single modules: error, warn, info (the default), debug, trace, off.
   RUST_LOG=warn                                    less

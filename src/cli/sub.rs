@@ -6,6 +6,7 @@
 
 use super::args::{WaitOption, at_least_one};
 use super::exit::Failure;
+use super::logging::unhurried_stderr;
 use super::output::{Out, leave_with_reader, note};
 use super::place::Place;
 use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
@@ -57,6 +58,7 @@ const REPORT: Duration = Duration::from_secs(1);
 pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
     Pattern::parse(&args.pattern).map_err(client::Error::from)?;
     let mut out = Out::new()?;
+    unhurried_stderr()?;
     let client = place.connect_to_stay("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;

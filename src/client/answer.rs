@@ -208,6 +208,7 @@ impl Request {
     }
 
     fn send(&mut self, mut answer: Answer<'_>) -> Reply {
+        self.inner.check_fork()?;
         // Learns of a cancel even if nobody in this process waits.
         self.inner.sort_now();
         match answer.step(self) {
@@ -222,7 +223,7 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        if !self.is_answered {
+        if !self.is_answered && self.inner.is_ours() {
             give_up(&self.inner, &mut lock(&self.inner.table), &self.call);
         }
     }

@@ -24,6 +24,9 @@ impl Asked<'_> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
+        if !self.inner.is_ours() {
+            return;
+        }
         let mut table = lock(&self.inner.table);
         let answer = table.answers.remove(&self.serial);
         if answer == Some(None) && lock(&self.inner.outgoing).withdraw(self.serial) {
@@ -36,6 +39,7 @@ impl Drop for Asked<'_> {
 impl Inner {
     /// Asks a question over the control socket. `question` is called with no lock held.
     pub(super) fn start_ask(&self, question: impl FnOnce(u32) -> ClientFrame) -> Result<Asked<'_>> {
+        self.check_fork()?;
         let serial = self.next_number() as u32;
         {
             let mut table = lock(&self.table);

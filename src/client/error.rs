@@ -51,6 +51,7 @@ pub(crate) enum Kind {
     InvalidOption(String),
     LoanOutstanding,
     ViewOutstanding,
+    Forked,
     Timeout,
 }
 
@@ -252,6 +253,13 @@ impl Error {
         matches!(&*self.0, Kind::ViewOutstanding)
     }
 
+    /// This process is a child that `fork` made of the one that connected: it must connect itself, see
+    /// [`Client`](super::Client).
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        matches!(&*self.0, Kind::Forked)
+    }
+
     /// An option with which a client was to be built makes no sense: its text names it, and the value.
     #[must_use]
     pub fn is_invalid_option(&self) -> bool {
@@ -364,6 +372,7 @@ impl fmt::Display for Error {
             Kind::ViewOutstanding => {
                 f.write_str("this thread looks at a message in place; what waits comes after that")
             }
+            Kind::Forked => f.write_str("this client was inherited through fork(); the child must connect itself"),
             Kind::Timeout => f.write_str("nothing came in time"),
         }
     }

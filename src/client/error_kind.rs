@@ -71,6 +71,8 @@ pub enum ErrorKind {
     LoanOutstanding,
     /// This thread reads a message in place, and the call would wait for it.
     ViewOutstanding,
+    /// This process is a child that `fork` made of the one that connected.
+    Forked,
     /// The time that the caller was ready to wait has passed.
     Timeout,
 }
@@ -110,6 +112,7 @@ impl Error {
             Kind::InvalidOption(_) => ErrorKind::InvalidOption,
             Kind::LoanOutstanding => ErrorKind::LoanOutstanding,
             Kind::ViewOutstanding => ErrorKind::ViewOutstanding,
+            Kind::Forked => ErrorKind::Forked,
             Kind::Timeout => ErrorKind::Timeout,
         }
     }

@@ -16,6 +16,7 @@ use super::serve::{Arrived, Inbox};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, Down, States};
 use crate::shm::doorbell::{ClientBells, Nest};
+use crate::shm::fork::ForkMark;
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
 use crate::shm::segment::Segment;
@@ -155,6 +156,8 @@ pub(super) struct RequestSlot {
 #[derive(Debug)]
 pub(crate) struct Inner {
     connection: AtomicU64,
+    /// Of the process that connected: a child that it forks must leave everything here alone.
+    owner: ForkMark,
     pub(super) limits: Limits,
     pub(super) wait: WaitStrategy,
     /// For event loops of the user's own.
@@ -193,6 +196,7 @@ impl Inner {
         let down: Arc<Down> = Arc::default();
         Ok(Inner {
             connection: AtomicU64::new(u64::from(greeted.connection)),
+            owner: ForkMark::new(),
             limits,
             wait,
             nest,
@@ -248,8 +252,23 @@ impl Inner {
         credit_step(self.limits.stream_credit_cells, self.limits.slot_size)
     }
 
+    /// Whether this process is the one that connected.
+    #[inline]
+    pub(super) fn is_ours(&self) -> bool {
+        self.owner.is_ours()
+    }
+
+    /// An error in a child that was forked. It comes before any lock, which another thread may have held at the fork.
+    #[inline]
+    pub(super) fn check_fork(&self) -> Result<()> {
+        if self.is_ours() { Ok(()) } else { Err(Kind::Forked.into()) }
+    }
+
     /// Why the connection has ended, if it has.
     pub(super) fn closed(&self) -> Option<Error> {
+        if let Err(forked) = self.check_fork() {
+            return Some(forked);
+        }
         lock(&self.table).closed.clone()
     }
 
@@ -257,6 +276,7 @@ impl Inner {
     /// looked for, when a publisher last looked.
     #[inline]
     pub(super) fn look_up(&self) -> Result<bool> {
+        self.check_fork()?;
         self.down.look()
     }
 
@@ -288,6 +308,9 @@ impl Inner {
     /// Asks for something whose answer does not matter. `question` sees the table as it is when the question is put;
     /// `None`: there is nothing to ask for.
     pub(super) fn tell(&self, question: impl FnOnce(&mut Table, u32) -> Option<ClientFrame>) {
+        if !self.is_ours() {
+            return;
+        }
         let serial = self.next_number() as u32;
         let mut table = lock(&self.table);
         let question = question(&mut table, serial);
@@ -307,6 +330,9 @@ impl Inner {
 
     /// The user ends the connection.
     pub(super) fn close_here(&self) {
+        if !self.is_ours() {
+            return;
+        }
         self.say_goodbye();
         self.close(Kind::Disconnected("it was closed here".to_owned()).into());
     }
@@ -314,6 +340,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.say_goodbye();
+        if self.is_ours() {
+            self.say_goodbye();
+        }
     }
 }

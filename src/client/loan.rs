@@ -109,6 +109,9 @@ impl<'a> Loan<'a> {
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
+        if !self.inner.is_ours() {
+            return;
+        }
         self.lane.producer.leave();
         self.inner.bulk().lender.store(0, Ordering::Relaxed);
         self.lane.announce();

@@ -63,6 +63,7 @@ mod link;
 mod listen;
 mod loan;
 mod locate;
+mod operations;
 mod outgoing;
 mod pending;
 mod posted;
@@ -82,6 +83,7 @@ mod unsent;
 mod view;
 mod waiting;
 
+pub use crate::wire::control::UpstreamStatus;
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
 pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
@@ -122,6 +124,11 @@ pub enum WaitStrategy {
 }
 
 /// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
+///
+/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client returns
+/// [`Error::is_forked`], dropping it tells the broker nothing, and the parent's connection goes on; the child connects by
+/// itself. (A child that executes another program at once, as `std::process::Command` starts it, inherits nothing: all
+/// descriptors are closed on exec.)
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,

@@ -155,6 +155,7 @@ impl Publisher {
 impl Inner {
     /// The broker's number for a topic.
     pub(super) fn topic(&self, name: &str) -> Result<u32> {
+        self.check_fork()?;
         if let Some(id) = lock(&self.table).topics.get(name) {
             return Ok(*id);
         }

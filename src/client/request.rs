@@ -218,6 +218,7 @@ impl Body {
 impl Inner {
     /// The broker's number for a service.
     fn service(&self, name: &str, time: &mut CallTime) -> Result<u32> {
+        self.check_fork()?;
         if let Some(id) = lock(&self.table).services.get(name) {
             return Ok(*id);
         }
@@ -344,7 +345,7 @@ impl Iterator for ReplyStream {
 
 impl Drop for ReplyStream {
     fn drop(&mut self) {
-        if self.done || self.pending.is_over() {
+        if self.done || !self.inner.is_ours() || self.pending.is_over() {
             return;
         }
         if !self.is_asked {

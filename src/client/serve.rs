@@ -227,6 +227,9 @@ impl Iterator for Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if !self.inner.is_ours() {
+            return;
+        }
         self.inner.tell(|table, serial| {
             // Under one lock, for the number is another in the next session, or is not known yet.
             self.inbox.is_dropped.store(1, Ordering::Relaxed);

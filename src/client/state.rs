@@ -148,7 +148,10 @@ impl Client {
     /// waits for something.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
-        lock(&self.inner.table).states.now.clone()
+        match self.inner.check_fork() {
+            Ok(()) => lock(&self.inner.table).states.now.clone(),
+            Err(reason) => ConnectionState::Closed { reason },
+        }
     }
 
     /// The connection's states as they change.

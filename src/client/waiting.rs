@@ -75,6 +75,7 @@ impl Inner {
         deadline: Option<Instant>,
         mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
     ) -> Result<T> {
+        self.check_fork()?;
         loop {
             if let Some(mut lead) = self.try_lead() {
                 return self.read(&mut lead.reader, what, deadline, &mut ready);
@@ -170,6 +171,9 @@ impl Inner {
 
     /// Sorts what has arrived, without waiting.
     pub(super) fn sort_now(&self) {
+        if !self.is_ours() {
+            return;
+        }
         if let Some(mut lead) = self.try_lead() {
             while lead.reader.sort(self) > 0 {}
         }
@@ -179,6 +183,9 @@ impl Inner {
     /// more.
     #[cfg(feature = "tokio")]
     pub(super) fn drive(&self) -> Step {
+        if !self.is_ours() {
+            return Step::Rest;
+        }
         let Some(mut lead) = self.try_lead() else { return Step::Changed };
         let reader = &mut lead.reader;
         reader.look_at_bells(self, Some(Duration::ZERO));

@@ -163,6 +163,7 @@ const UPSTREAM_HEAD: &str = "
 
 const UPSTREAM_RESTART: &str = "
 # For this one only, as the keys of the same names in [restart]: initial_delay_ms, max_delay_ms, jitter, max_restarts,
-# period_secs, stable_secs.
+# period_secs, stable_secs. Without max_restarts of its own, or with 0, it is dialled for ever; a socket that appears is
+# dialled at once.
 #initial_delay_ms = 100
 ";

@@ -351,14 +351,15 @@ impl Config {
         breaker
     }
 
-    /// How an upstream is dialled again: `[restart]`, but for what its own table says.
+    /// How an upstream is dialled again: `[restart]`, but for what its own table says. `max_restarts` is 0, without
+    /// limit, unless its own table has one.
     ///
     /// ```
     /// # use lapce_ipc::config::Config;
-    /// assert_eq!(Config::default().restart_for("workspace").max_restarts, 10);
+    /// assert_eq!(Config::default().restart_for("workspace").max_restarts, 0);
     /// ```
     pub fn restart_for(&self, upstream: &str) -> Restart {
-        let mut restart = self.restart.clone();
+        let mut restart = Restart { max_restarts: 0, ..self.restart.clone() };
         for (name, value) in self.upstream_restart.get(upstream).iter().flat_map(|own| &own.values) {
             restart.put(name, value);
         }

@@ -53,6 +53,8 @@ families! {
         = "Sessions that their client took up again after their socket was lost.";
     LOST: Counter "lapce_ipc_sessions_lost_total" ["reason"]
         = "Sessions that ended while they waited for their client, by reason.";
+    LOG_LINES_DROPPED: Counter "lapce_ipc_log_lines_dropped_total"
+        = "Lines of the log that were dropped, because the reader of stderr was too slow.";
     VIOLATIONS: Counter "lapce_ipc_connections_violated_total"
         = "Connections that were ended because the client broke the protocol or used more than it had.";
 
@@ -120,6 +122,8 @@ families! {
         = "Requests that the breaker did not let through.";
 
     ACTOR_UP: Gauge "lapce_ipc_actor_up" ["actor"] = "Whether the actor runs: 1 or 0.";
+    UPSTREAM_CONNECTED: Gauge "lapce_ipc_upstream_connected" ["upstream"]
+        = "Whether the upstream is connected: 1 or 0.";
     ACTOR_RESTARTS: Counter "lapce_ipc_actor_restarts_total" ["actor", "reason"]
         = "How often the actor was started again: after a panic, a failure, an end without one, or because a sibling \
            had ended.";

@@ -26,6 +26,9 @@ pub(crate) enum Restart {
     Temporary,
 }
 
+/// The limit of restarts of an actor that is never given up.
+pub(crate) const NEVER: u32 = u32::MAX;
+
 /// How often, and after which delays.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limits {
@@ -35,7 +38,7 @@ pub(crate) struct Limits {
     pub(crate) max_delay: u64,
     /// How far chance moves a delay, as a part of it.
     pub(crate) jitter: f64,
-    /// The most restarts within `period`.
+    /// The most restarts within `period`; [`NEVER`]: it is never given up.
     pub(crate) max_restarts: u32,
     pub(crate) period: u64,
     /// Whoever has run for so long begins again with the first delay.
@@ -113,10 +116,17 @@ impl Restarts {
         if restarts >= self.limits.max_restarts {
             return Decision::GiveUp { restarts };
         }
-        self.recent.push_back(now);
+        if self.limits.max_restarts != NEVER {
+            self.recent.push_back(now);
+        }
         self.attempt = self.attempt.saturating_add(1);
         let delay = self.limits.delay(self.attempt, random);
         Decision::Restart { attempt: self.attempt, limit: self.limits.max_restarts, delay }
+    }
+
+    /// What it failed of may be over: the delays begin again with the first.
+    pub(crate) fn begin_again(&mut self) {
+        self.attempt = 0;
     }
 
     /// It was stopped by its supervisor, which says nothing about it.
@@ -186,6 +196,18 @@ mod tests {
             assert_eq!(LIMITS.delay(1, random) / MS, first, "{random}");
             assert_eq!(LIMITS.delay(u32::MAX, random) / MS, last, "{random}");
         }
+    }
+
+    #[test]
+    fn an_actor_without_a_limit_is_never_given_up_and_keeps_nothing_of_its_restarts() {
+        let mut restarts = Restarts::new(Restart::Permanent, Limits { max_restarts: NEVER, ..LIMITS });
+        for now in 0..10_000 {
+            restarts.started(now);
+            assert!(delay(restarts.ended(true, now, 0.5)) <= 5 * S);
+        }
+        assert_eq!(restarts.recent.len(), 0);
+        restarts.begin_again();
+        assert_eq!(delay(restarts.ended(true, 10_000, 0.5)), 100 * MS);
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `words` | shared memory as a run of atomic words; the only `unsafe` block |
+//! | `words` | shared memory as a run of atomic words; an `unsafe` block |
 //! | `layout` | where everything lies in a segment |
 //! | `ring/` | records from one producer role to one consumer; the flags of those who wait |
 //! | `segment` | a sealed memory file, mapped; leasing and taking back its pages |
 //! | `doorbell` | waking a process that sleeps, so that no peer can make the one who rings block |
 //! | `descriptors` | descriptors over a Unix socket |
+//! | `fork` | whether this process is the one that connected, or a child of it; an `unsafe` block |
 //! | `peer` | who is at the other end of a socket; on which CPU we run |
 //! | `stdio` | whether stdin or stdout was closed at the start |
 //!
@@ -20,6 +21,8 @@
 pub(crate) mod descriptors;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod doorbell;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod fork;
 pub(crate) mod layout;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod peer;

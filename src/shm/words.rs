@@ -42,13 +42,14 @@ impl Words {
         let len = map.len() / WORD;
         // SAFETY: `from_raw_parts` asks for
         // - a non-null, aligned pointer: asserted above, and a mapping is never at null;
-        // - `len` words inside one allocation, readable and writable: `len * 8 <= map.len()`, and `MmapRaw` maps shared
-        //   memory for reading and writing;
-        // - initialised memory: a file's pages read as zero or as what was written, and every bit pattern is a `u64`;
+        // - `len` words inside one allocation, readable and writable: `len * 8 <= map.len()`, and `MmapRaw` maps a file
+        //   or anonymous memory for reading and writing;
+        // - initialised memory: pages read as zero or as what was written, and every bit pattern is a `u64`;
         // - no mutation except through interior mutability: nothing in this process makes another reference to the
         //   mapping, and other processes' writes are what `AtomicU64` allows for;
         // - memory that outlives the reference: `_map` is kept beside it, private, and `all` hands it out for the
-        //   lifetime of `self` only. The file cannot shrink under the mapping (`F_SEAL_SHRINK`, see `segment`).
+        //   lifetime of `self` only. A file cannot shrink under the mapping (`F_SEAL_SHRINK`, see `segment`), and
+        //   anonymous memory has no file (`fork`).
         let words = unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), len) };
         Words { words, _map: map }
     }

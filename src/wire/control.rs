@@ -15,6 +15,7 @@
 //! | `Unsubscribe`, `Unserve` | `Done` or `Failed` |
 //! | `Status` | `Status` or `Failed` |
 //! | `Breakers`, `SetBreaker` | `Breakers` or `Failed` |
+//! | `Upstreams`, `DialUpstream` | `Upstreams` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
 //! | `Resumed` | none |
 //!
@@ -67,11 +68,13 @@ use super::pattern::Pattern;
 
 mod breaker;
 mod codes;
+mod operations;
 mod status;
 mod token;
 
 pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
+pub use operations::UpstreamStatus;
 pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
 pub use status::{ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
@@ -175,6 +178,18 @@ pub enum ClientFrame {
     },
     /// The Welcome of a resumed session has arrived: the token before the one that it brought is void. Not answered.
     Resumed,
+    /// Asks for the state of every process that the broker dials.
+    Upstreams {
+        /// Comes back in the answer.
+        serial: u32,
+    },
+    /// Dials an upstream at once instead of after its delay, also one that was given up.
+    DialUpstream {
+        /// Comes back in the answer.
+        serial: u32,
+        /// Its name in the configuration.
+        name: Name,
+    },
 }
 
 impl ClientFrame {
@@ -207,7 +222,9 @@ impl ClientFrame {
             | Self::Unserve { serial, .. }
             | Self::Status { serial }
             | Self::Breakers { serial }
-            | Self::SetBreaker { serial, .. } => Some(*serial),
+            | Self::SetBreaker { serial, .. }
+            | Self::Upstreams { serial }
+            | Self::DialUpstream { serial, .. } => Some(*serial),
             Self::Hello { .. } | Self::Bye | Self::Resumed => None,
         }
     }
@@ -386,6 +403,13 @@ pub enum BrokerFrame {
         serial: u32,
         /// One for each service that has or had a responder.
         breakers: Vec<BreakerStatus>,
+    },
+    /// Answers [`ClientFrame::Upstreams`]; and [`ClientFrame::DialUpstream`], with the one that is dialled.
+    Upstreams {
+        /// From the question.
+        serial: u32,
+        /// One for each `[[upstream]]`.
+        upstreams: Vec<UpstreamStatus>,
     },
 }
 

@@ -49,11 +49,13 @@ const CRATES: &[(&str, &[&str])] = &[
     // The tests build the models.
     ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
     ("memmap2", &["shm"]),
+    ("nix", &["cli"]),
     ("prometheus", &["metrics", "broker"]),
     ("rustix", &["sync", "shm", "config", "metrics", "client", "broker", "cli", "bin"]), // wire and routing are pure
     ("sd_notify", &["broker"]),
     ("serde", ALL),
     ("serde_json", ALL), // also a development dependency: unit tests anywhere may read JSON
+    ("signal_hook", &["cli"]),
     ("thiserror", ALL),
     ("tokio", &["client", "broker", "cli", "bin"]),
     ("toml", &["config"]),

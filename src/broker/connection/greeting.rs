@@ -3,15 +3,17 @@
 use super::{Accepted, Admitted, Broker, last_words, send};
 use crate::broker::fault;
 use crate::broker::holder::{Holder, Kept};
+use crate::broker::log_limit::{Kind, may_log};
 use crate::broker::router::{Attach, Doom, Gone};
 use crate::broker::sessions::ResumeError;
 use crate::broker::stream::{FrameStream, ReadError};
 use crate::broker::upstream::Dialled;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, watch_process};
-use crate::shm::segment::{Nonces, Segment};
+use crate::shm::segment::{Nonces, Segment, SegmentError};
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token};
 use crate::wire::name::Name;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +60,8 @@ pub(super) async fn let_in(
         Err(Some(refused)) => refused,
     };
     broker.tally.refused(code);
-    // Who tries tokens could fill the log: that is said there, within limits.
-    if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) {
+    // What became of a token is told where it was looked up.
+    if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) && may_log(Kind::Refused) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
     }
     let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
@@ -127,7 +129,9 @@ async fn greet(
         let kept = holder.kept();
         kept.process = process;
         broker.tally.resumed();
-        log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
+        if may_log(Kind::Opened) {
+            log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
+        }
         let frame = welcome(broker, kept, token);
         // Lost again before it was welcome: the session waits further, with the token before good still (S4).
         send(stream, &frame, &[]).await.map_err(|_| None)?;
@@ -136,9 +140,11 @@ async fn greet(
     let Some(permit) = admitted.permit else {
         return Err(Some((RefusedCode::TooManyConnections, all_taken(broker))));
     };
-    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&error))?;
+    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&said(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, ended } = attached;
-    log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    if may_log(Kind::Opened) {
+        log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    }
     let kept = Kept::new((key, id), name, nonces, process, ended, permit);
     let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
         Ok(opened) => opened,
@@ -151,12 +157,22 @@ async fn greet(
     let ClientDescriptors { ring, wait } = &descriptors;
     // In this order; ours are closed when this returns.
     if let Err(error) = send(stream, &frame, &[segment.as_fd(), ring.as_fd(), wait.as_fd()]).await {
-        log::warn!("connection lost connection={id} reason={:?}", error.to_string());
+        if may_log(Kind::Lost) {
+            log::warn!("connection lost connection={id} reason={:?}", error.to_string());
+        }
         // Nobody has its token.
         holder.end(None).await;
         return Err(None);
     }
     Ok(holder)
+}
+
+/// An error of the system; with the limit that it comes from, if the text alone does not lead there.
+fn said(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::FileTooLarge => format!("{error}: the limit of file sizes (RLIMIT_FSIZE, ulimit -f) is too low"),
+        _ => error.to_string(),
+    }
 }
 
 /// Why nobody else is let in.
@@ -177,7 +193,10 @@ struct Attached {
 async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> std::io::Result<Attached> {
     let nonces = Nonces::random()?;
     let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
-    let segment = segment.map_err(std::io::Error::other)?;
+    let segment = segment.map_err(|error| match error {
+        SegmentError::Io(error) => error,
+        other => std::io::Error::other(other),
+    })?;
     let (bells, descriptors) = BrokerBells::new()?;
     let file = segment.as_fd().try_clone_to_owned()?;
     let (owner, ended) = watch::channel(None);

@@ -13,7 +13,8 @@ use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
 use super::tally::Tally;
-use super::upstream::Dialled;
+use super::upstream::{self, Dialled, Upstream};
+use crate::broker::log_limit::{Kind, may_log};
 use crate::config::Config;
 use crate::shm::peer::Credentials;
 use crate::sync::AtomicU64;
@@ -62,10 +63,13 @@ pub(super) struct Broker {
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) tally: Tally,
+    pub(super) upstreams: Vec<Arc<Upstream>>,
     /// Where all connections are in the tree.
     pub(super) connections: Place,
     /// Whether all actors of the root run: what `/ready` is about.
     pub(super) ready: watch::Receiver<bool>,
+    /// Why clients do not find the socket, if they do not.
+    pub(super) socket_lost: watch::Receiver<Option<String>>,
     /// How many threads do not turn: what `/live` is about.
     pub(super) late: Arc<AtomicU64>,
     /// How many threads of the endpoints do not turn.
@@ -139,9 +143,15 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
     let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
-        End::Left => log::info!("connection closed connection={id} name={name}"),
+        End::Left => {
+            if may_log(Kind::Closed) {
+                log::info!("connection closed connection={id} name={name}");
+            }
+        }
         End::Lost(reason) => {
-            log::warn!("connection lost connection={id} name={name} reason={reason:?}");
+            if may_log(Kind::Lost) {
+                log::warn!("connection lost connection={id} name={name} reason={reason:?}");
+            }
             if !is_dialled {
                 // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
                 drop(stream);
@@ -153,7 +163,9 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
         End::Closed(closed) => {
             result = Err(closed.reason.clone());
             let Doom { code, reason } = closed.clone();
-            log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            if may_log(Kind::Lost) {
+                log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
+            }
             doom = Some(closed);
             last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
         }
@@ -318,6 +330,10 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     let question = match question {
         Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+        }
+        Ask { frame: ClientFrame::Upstreams { serial }, .. } => return Some(upstream::list(broker, serial)),
+        Ask { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {
+            return Some(upstream::dial(broker, id, serial, &name));
         }
         question => question,
     };

@@ -4,6 +4,7 @@ use super::judge::Facts;
 use super::survey::Seen;
 use crate::broker::connection::Broker;
 use crate::broker::report::ms_since;
+use crate::broker::upstream;
 use crate::sync::Ordering;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ impl Facts {
             late_beside: broker.late_beside.load(Ordering::Relaxed),
             draining: broker.phase.borrow().is_ending(),
             whole: *broker.ready.borrow(),
+            socket_lost: broker.socket_lost.borrow().clone(),
             actors: broker.tree.report(),
             restarted: broker.tree.restarted_within(Duration::from_secs(restart.period_secs)),
             period_secs: restart.period_secs,
@@ -32,6 +34,7 @@ impl Facts {
             breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
             restarts: broker.tree.restarts_by_cause(),
             counts: broker.tally.counts(),
+            upstreams: upstream::statuses(broker),
         }
     }
 }

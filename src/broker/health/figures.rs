@@ -71,12 +71,16 @@ pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, 
         figures.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
         figures.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
     }
+    for upstream in &facts.upstreams {
+        figures.add(&UPSTREAM_CONNECTED, &[upstream.name.as_str()], flag(upstream.connection.is_some()));
+    }
     for (actor, causes) in &facts.restarts {
         causes.iter().for_each(|(cause, times)| figures.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
     }
     facts.counts.refused.iter().for_each(|(reason, times)| figures.add(&REFUSED, &[reason], *times as f64));
     figures.add(&RESUMED, &[], facts.counts.resumed as f64);
     facts.counts.lost.iter().for_each(|(reason, times)| figures.add(&LOST, &[reason], *times as f64));
+    figures.add(&LOG_LINES_DROPPED, &[], facts.counts.log_lines_dropped as f64);
     if let Some(seen) = seen {
         figures.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
         routed(&mut figures, &seen.surveyed.report);

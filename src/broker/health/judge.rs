@@ -8,7 +8,7 @@
 
 use super::super::supervisor::{ROOT, Restarted};
 use super::super::tally::Counts;
-use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus};
+use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus, UpstreamStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,6 +37,8 @@ pub(in crate::broker) struct Facts {
     pub(super) draining: bool,
     /// Whether all actors of the root run.
     pub(super) whole: bool,
+    /// Why clients do not find the socket, if they do not.
+    pub(super) socket_lost: Option<String>,
     pub(super) actors: Vec<ActorStatus>,
     /// Who was started again within the period in which restarts are counted.
     pub(super) restarted: Vec<Restarted>,
@@ -55,6 +57,7 @@ pub(in crate::broker) struct Facts {
     pub(super) restarts: Vec<(String, Vec<(&'static str, u64)>)>,
     /// What is counted outside the router.
     pub(super) counts: Counts,
+    pub(super) upstreams: Vec<UpstreamStatus>,
 }
 
 /// The answer of `/health`.
@@ -105,6 +108,9 @@ impl Facts {
         if down.peek().is_none() && !self.whole {
             reasons.push("the broker is starting".to_owned());
         }
+        if let Some(why) = &self.socket_lost {
+            reasons.push(format!("clients do not find the socket: {why}"));
+        }
         // While it ends, its actors are stopped on purpose.
         reasons.extend(down.filter(|_| !self.draining).map(|actor| format!("{} does not run", actor.name)));
         let near = self.near_the_limit().filter(|actor| actor.supervisor == ROOT);
@@ -154,7 +160,7 @@ impl Facts {
         let heartbeat = json!({ "heartbeat_age_ms": self.answered_ms_ago });
         components.insert("router", component(if_not(self.answers, Unhealthy), heartbeat));
         let acceptor = self.root_actors().find(|actor| actor.name == "acceptor");
-        let accepts = acceptor.is_some_and(|actor| actor.state == ActorState::Running);
+        let accepts = acceptor.is_some_and(|actor| actor.state == ActorState::Running) && self.socket_lost.is_none();
         let accepting = component(
             if_not(accepts, if self.draining { Degraded } else { Unhealthy }),
             json!({ "listening": accepts }),
@@ -169,6 +175,9 @@ impl Facts {
         }
         components.insert("breakers", self.breakers());
         components.insert("actors", self.actors());
+        if !self.upstreams.is_empty() {
+            components.insert("upstreams", self.upstreams());
+        }
         components
     }
 
@@ -180,6 +189,15 @@ impl Facts {
             not_closed.map(|breaker| (breaker.service.as_str(), breaker.state.as_str())).collect();
         let status = if not_closed.is_empty() { Condition::Healthy } else { Condition::Degraded };
         Component { status, details: json!({ "services": self.breakers.len(), "not_closed": not_closed }) }
+    }
+
+    fn upstreams(&self) -> Component {
+        let absent = self.upstreams.iter().filter(|upstream| upstream.connection.is_none());
+        let absent: BTreeMap<_, _> = absent
+            .map(|upstream| (upstream.name.as_str(), upstream.last_reason.as_deref().unwrap_or("it is dialled")))
+            .collect();
+        let status = if absent.is_empty() { Condition::Healthy } else { Condition::Degraded };
+        Component { status, details: json!({ "configured": self.upstreams.len(), "absent": absent }) }
     }
 
     fn actors(&self) -> Component {
@@ -223,6 +241,7 @@ mod tests {
             late_beside: 0,
             draining: false,
             whole: true,
+            socket_lost: None,
             actors: vec![running("breaker"), running("router"), running("acceptor")],
             restarted: Vec::new(),
             period_secs: 60,
@@ -235,6 +254,7 @@ mod tests {
             breakers: Vec::new(),
             restarts: Vec::new(),
             counts: Counts::default(),
+            upstreams: Vec::new(),
         }
     }
 
@@ -274,6 +294,7 @@ mod tests {
         assert_eq!(told(|facts| facts.late_beside = 1), (true, true, Degraded));
         assert_eq!(told(|facts| facts.answers = false), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.whole = false), (true, false, Unhealthy));
+        assert_eq!(told(|facts| facts.socket_lost = Some("gone".to_owned())), (true, false, Unhealthy));
         assert_eq!(told(|facts| facts.draining = true), (true, false, Degraded));
         assert_eq!(told(|facts| facts.restarted = restarted("root", 7, Some(10))), (true, true, Healthy));
         assert_eq!(told(|facts| facts.restarted = restarted("root", 8, Some(10))), (true, false, Unhealthy));

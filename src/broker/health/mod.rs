@@ -202,6 +202,7 @@ impl Health {
                     stop_within: STOP,
                     tree: &broker.tree,
                     place,
+                    hurry: None,
                 };
                 let factory = |exit| HealthActor {
                     pages: pages.clone(),

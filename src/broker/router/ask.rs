@@ -45,10 +45,13 @@ impl RouterState {
             ClientFrame::Breakers { serial } => {
                 return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
             }
-            // The last is for the actor of the breakers.
-            ClientFrame::Hello { .. } | ClientFrame::Bye | ClientFrame::Resumed | ClientFrame::SetBreaker { .. } => {
-                return None;
-            }
+            // All but the first three are for other actors.
+            ClientFrame::Hello { .. }
+            | ClientFrame::Bye
+            | ClientFrame::Resumed
+            | ClientFrame::SetBreaker { .. }
+            | ClientFrame::Upstreams { .. }
+            | ClientFrame::DialUpstream { .. } => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.inlet_mut(key)?.answered = Some(Box::new((number, answer.clone())));

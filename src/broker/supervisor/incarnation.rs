@@ -5,8 +5,10 @@
 //! aborting the process.
 
 use super::tree::Cause;
+use crate::broker::stderr;
 use actix::prelude::*;
 use std::any::Any;
+use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::pin::Pin;
@@ -177,6 +179,13 @@ fn message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
+/// What the standard hook would write, which waits for the reader of stderr.
+fn told(info: &PanicHookInfo<'_>, verbose: bool) -> String {
+    let thread = std::thread::current();
+    let backtrace = if verbose { format!("{}\n", Backtrace::force_capture()) } else { String::new() };
+    format!("thread {:?} {info}\n{backtrace}", thread.name().unwrap_or("unnamed"))
+}
+
 /// From now on the panic of a supervised actor is told by its supervisor, in one line, and not by the thread that
 /// panics: a log that nobody reads must not stop the router. All other panics, and all of them if `RUST_BACKTRACE` is
 /// set, are told as before.
@@ -193,7 +202,10 @@ pub(in crate::broker) fn install_panic_hook() {
                 let _ = PANICKED_AT.try_with(|at| at.replace(place));
             }
             if !supervised || verbose {
-                before(info);
+                match stderr::is_started() {
+                    true => stderr::write(told(info, verbose).as_bytes()),
+                    false => before(info),
+                }
             }
         }));
     });

@@ -23,15 +23,16 @@ mod tests;
 mod tree;
 
 pub(super) use incarnation::{End, Exit, Stop, install_panic_hook};
-pub(super) use single::{Child, supervise};
+pub(super) use single::{Child, Outcome, supervise};
 pub(super) use tree::{Place, Restarted, Tree};
 
 use crate::config;
 use crate::routing::group::{Action, Group, Strategy};
-use crate::routing::restart::{Decision, Limits, Restart};
+use crate::routing::restart::{Decision, Limits, NEVER, Restart};
 use crate::shm::segment::fill_random;
 use actix::prelude::*;
 use incarnation::Life;
+use log::Level;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -39,6 +40,8 @@ use tokio::sync::{mpsc, watch};
 /// The supervisor whose actors the broker cannot do without, as the tree names it.
 pub(super) const ROOT: &str = "root";
 
+/// Attempts in a row that each have a line in the log; of later ones without a limit, each power of two.
+const ALL_TOLD: u32 = 16;
 /// The longest reason in an event, in characters.
 const REASON_MAX: usize = 200;
 
@@ -315,11 +318,17 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
             let delay = Duration::from_nanos(delay);
             tree.restarts(place, end.cause(), &reason, delay);
             let ms = delay.as_millis();
+            let (is_limited, limit) = (limit != NEVER, (limit != NEVER).then_some(limit));
             let details = serde_json::json!({
                 "actor": name, "id": id, "reason": short(&reason), "attempt": attempt, "limit": limit, "delay_ms": ms,
             });
             tree.tell("restarted", &details);
-            log::warn!(
+            let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+            // Without a limit the attempts go on for days: the log has ever fewer of them.
+            let level =
+                if is_limited || attempt <= ALL_TOLD || attempt.is_power_of_two() { Level::Warn } else { Level::Debug };
+            log::log!(
+                level,
                 "actor restarts actor={name} id={id} reason={reason:?} attempt={attempt} limit={limit} delay_ms={ms}"
             );
         }

@@ -6,6 +6,10 @@ use super::{elapsed, random, sleep_until, tell};
 use crate::routing::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// The shortest time between two starts of a child that is hurried.
+const HURRIED_GAP: Duration = Duration::from_millis(20);
 
 /// What is known of the child.
 pub(in crate::broker) struct Child<'a> {
@@ -16,6 +20,8 @@ pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) stop_within: Duration,
     pub(in crate::broker) tree: &'a Tree,
     pub(in crate::broker) place: Place,
+    /// Each change ends the delay before a restart: what it failed of may be over.
+    pub(in crate::broker) hurry: Option<&'a watch::Sender<u64>>,
 }
 
 /// How it was over.
@@ -43,7 +49,12 @@ where
     let clock = Instant::now();
     let mut restarts = Restarts::new(child.restart, child.limits);
     let mut stop = std::pin::pin!(stop);
+    let mut hurry = child.hurry.map(watch::Sender::subscribe);
     loop {
+        let started = Instant::now();
+        if let Some(hurry) = &mut hurry {
+            hurry.mark_unchanged();
+        }
         restarts.started(elapsed(clock));
         child.tree.runs(child.place);
         let end = match Life::start(child.mailbox, &mut factory) {
@@ -74,11 +85,21 @@ where
             Decision::GiveUp { .. } => return Outcome::GaveUp(end),
             Decision::Restart { delay, .. } => tokio::select! {
                 () = tokio::time::sleep(Duration::from_nanos(delay)) => {}
+                () = hurried(&mut hurry, started) => restarts.begin_again(),
                 () = &mut stop => {
                     child.tree.stopped(child.place);
                     return Outcome::Stopped;
                 }
             },
         }
+    }
+}
+
+/// Until the child is hurried; never, if it cannot be.
+async fn hurried(hurry: &mut Option<watch::Receiver<u64>>, started: Instant) {
+    let Some(hurry) = hurry else { return std::future::pending().await };
+    match hurry.changed().await {
+        Ok(()) => tokio::time::sleep_until((started + HURRIED_GAP).into()).await,
+        Err(_) => std::future::pending().await,
     }
 }

@@ -125,8 +125,16 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
     let place = tree.add("test", "root", None);
     let lives = Cell::new(0);
     let (ran, stop) = (Cell::new(false), tokio::sync::Notify::new());
-    let child =
-        Child { name: "test", restart, limits, mailbox: 4, stop_within: Duration::from_millis(20), tree: &tree, place };
+    let child = Child {
+        name: "test",
+        restart,
+        limits,
+        mailbox: 4,
+        stop_within: Duration::from_millis(20),
+        tree: &tree,
+        place,
+        hurry: None,
+    };
     let factory = |exit| {
         let life = lives.replace(lives.get() + 1);
         let fate = fates.get(life).copied().unwrap_or(Fate::Run);
@@ -184,6 +192,7 @@ fn a_factory_that_panics_is_a_failed_start() {
             stop_within: Duration::ZERO,
             tree: &tree,
             place,
+            hurry: None,
         };
         let outcome =
             supervise(&child, String::new, std::future::pending(), |_| -> Actor_ { panic!("no actor") }).await;
@@ -224,7 +233,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
             let (record, tree) = (Record::default(), Tree::default());
             let place = tree.add("test", "root", None);
             let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
-            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, place };
+            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, place, hurry: None };
             // Comes with the end itself: both are there when the supervisor looks.
             let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
                 true => std::task::Poll::Pending,
@@ -380,6 +389,7 @@ fn two_hundred_children_that_panic_leave_nothing() {
                     stop_within: Duration::ZERO,
                     tree: &tree,
                     place,
+                    hurry: None,
                 };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);
                 supervise(&child, || number.to_string(), std::future::pending(), factory).await;

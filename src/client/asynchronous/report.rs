@@ -1,7 +1,7 @@
 //! What the broker says of itself, and what it is told by hand, for async programs.
 
 use super::super::error::Result;
-use super::super::{BreakerOrder, BreakerStatus, StatusReport, report};
+use super::super::{BreakerOrder, BreakerStatus, StatusReport, UpstreamStatus, operations, report};
 use super::{AsyncClient, until};
 use crate::wire::control::ClientFrame;
 use std::convert::Infallible;
@@ -38,6 +38,24 @@ impl AsyncClient {
         time: Option<Duration>,
     ) -> Result<BreakerStatus> {
         report::one_breaker(self.ask(None, report::set_breaker(service, order, time)?).await?)
+    }
+
+    /// As [`Client::upstreams`](crate::client::Client::upstreams).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::upstreams`](crate::client::Client::upstreams).
+    pub async fn upstreams(&self) -> Result<Vec<UpstreamStatus>> {
+        operations::upstreams(self.ask(None, |serial| ClientFrame::Upstreams { serial }).await?)
+    }
+
+    /// As [`Client::dial_upstream`](crate::client::Client::dial_upstream).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::dial_upstream`](crate::client::Client::dial_upstream).
+    pub async fn dial_upstream(&self, name: &str) -> Result<UpstreamStatus> {
+        operations::one_upstream(self.ask(None, operations::dial_upstream(name)?).await?)
     }
 
     /// As [`Client::closed`](crate::client::Client::closed): waits until the broker ends the connection.

@@ -44,6 +44,8 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         any::<u32>().prop_map(|serial| ClientFrame::Breakers { serial }),
         (any::<(u32, u64)>(), name(), prop::sample::select(vec![B::Open, B::Close, B::Auto]))
             .prop_map(|((serial, for_ms), service, order)| ClientFrame::SetBreaker { serial, service, order, for_ms }),
+        any::<u32>().prop_map(|serial| ClientFrame::Upstreams { serial }),
+        (any::<u32>(), name()).prop_map(|(serial, name)| ClientFrame::DialUpstream { serial, name }),
     ]
 }
 
@@ -74,6 +76,14 @@ fn connection() -> impl Strategy<Value = ConnectionStatus> {
             credit_bytes: n[9],
         },
     )
+}
+
+fn upstream() -> impl Strategy<Value = UpstreamStatus> {
+    let services = prop::collection::vec(name(), 0..3);
+    (actor(), name(), services, option::of(any::<u32>())).prop_map(|(actor, name, services, connection)| {
+        let ActorStatus { name: socket, state, restarts, last_reason, .. } = actor;
+        UpstreamStatus { name, socket, services, connection, state, restarts, last_reason }
+    })
 }
 
 fn service() -> impl Strategy<Value = ServiceStatus> {
@@ -214,6 +224,8 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         (prop::sample::select(closing), ".{0,20}").prop_map(|(code, message)| BrokerFrame::Closing { code, message }),
         (any::<u32>(), prop::collection::vec(breaker(), 0..3))
             .prop_map(|(serial, breakers)| BrokerFrame::Breakers { serial, breakers }),
+        (any::<u32>(), prop::collection::vec(upstream(), 0..3))
+            .prop_map(|(serial, upstreams)| BrokerFrame::Upstreams { serial, upstreams }),
     ]
 }
 

@@ -1,0 +1,125 @@
+//! The listening socket of a running broker: its file is watched, and made anew when it is gone.
+//!
+//! A cleaner of temporary folders, or a person, removes the file; the descriptor goes on listening where no client
+//! finds it. The file itself is watched by inotify, and looked for now and then, in case its folder went.
+
+use super::socket::{Bound, SocketError};
+use rustix::fs::inotify;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// How often the file is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long the path stays free after a removal: another broker may be about to take it.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// The socket, of which the root and each acceptor in turn hold a part.
+#[derive(Debug)]
+pub(super) struct Listening {
+    bound: RefCell<Bound>,
+    listener: RefCell<UnixListener>,
+    /// Why clients do not find the socket, if they do not.
+    lost: watch::Sender<Option<String>>,
+}
+
+impl Listening {
+    pub(super) fn new((bound, listener): (Bound, UnixListener)) -> Rc<Listening> {
+        Rc::new(Listening {
+            bound: RefCell::new(bound),
+            listener: RefCell::new(listener),
+            lost: watch::Sender::new(None),
+        })
+    }
+
+    /// Why clients do not find the socket, if they do not: what `/ready` is about.
+    pub(super) fn lost(&self) -> watch::Receiver<Option<String>> {
+        self.lost.subscribe()
+    }
+
+    /// The descriptor at the moment.
+    pub(super) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.borrow().try_clone()
+    }
+
+    /// Removes the file for good.
+    pub(super) fn close(&self) {
+        self.bound.borrow_mut().remove();
+    }
+
+    /// Waits until the file was removed, and returns the descriptor of one that was made anew.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor.
+    pub(super) async fn made_anew(self: Rc<Listening>) -> io::Result<UnixListener> {
+        loop {
+            self.until_gone().await;
+            let path = self.bound.borrow().path().display().to_string();
+            log::warn!("socket removed path={path:?}");
+            tokio::time::sleep(SETTLE).await;
+            loop {
+                if self.bound.borrow().is_there() {
+                    log::info!("socket is back path={path:?}");
+                    self.lost.send_replace(None);
+                    break;
+                }
+                let again = self.bound.borrow_mut().bind_again();
+                match again {
+                    Ok(listener) => {
+                        log::warn!("socket made anew path={path:?}");
+                        self.listener.replace(listener);
+                        self.lost.send_replace(None);
+                        return self.listener();
+                    }
+                    Err(error) => self.tell(&error),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    fn tell(&self, error: &SocketError) {
+        let reason = error.to_string();
+        let is_new = self.lost.send_if_modified(|lost| lost.replace(reason.clone()).as_ref() != Some(&reason));
+        if is_new {
+            log::warn!("socket not made anew reason={reason:?}");
+        }
+    }
+
+    async fn until_gone(&self) {
+        // Without inotify, the looks tell.
+        let watch = self.watch().ok();
+        while self.bound.borrow().is_there() {
+            match &watch {
+                Some(watch) => drop(tokio::time::timeout(LOOK, changed(watch)).await),
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// A watch over the file alone: in its folder there may be much coming and going.
+    fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        // Of a socket that somebody holds, a removal changes the number of links only.
+        let flags = inotify::WatchFlags::ATTRIB | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
+        inotify::add_watch(&watch, self.bound.borrow().path(), flags)?;
+        // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
+        #[allow(deprecated)]
+        AsyncFd::with_interest(watch, Interest::READABLE)
+    }
+}
+
+/// Waits until something happened to the file.
+async fn changed(watch: &AsyncFd<OwnedFd>) {
+    let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
+    let mut events = [0; 1024];
+    while rustix::io::read(watch.get_ref(), &mut events).is_ok_and(|read| read > 0) {}
+    ready.clear_ready();
+}

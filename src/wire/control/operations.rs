@@ -1,0 +1,28 @@
+//! Operating the broker over the control socket: the processes that it dials.
+//!
+//! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
+//! fields are those of `upstream list --json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::status::ActorState;
+use crate::wire::name::Name;
+
+/// One process that the broker dials (`[[upstream]]`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its name in the configuration.
+    pub name: Name,
+    /// The path of its socket.
+    pub socket: String,
+    /// The services that it may offer.
+    pub services: Vec<Name>,
+    /// The number of its connection; none while it is not connected.
+    pub connection: Option<u32>,
+    /// The state of its actor: running while it is dialled and while it is connected.
+    pub state: ActorState,
+    /// How often it was dialled again.
+    pub restarts: u64,
+    /// Why the last attempt or connection ended.
+    pub last_reason: Option<String>,
+}
