@@ -21,16 +21,17 @@
 //! | `sync` | the switch between the machine's atomics and loom's | 0 |
 //! | `shm` | segments, rings, doorbells; all unsafe code | 1 |
 //! | [`wire`] | names, patterns, frames, record headers, typed messages: pure bytes | 1 |
-//! | [`config`] | the configuration: load, validate, explain | 1 |
+//! | `config` | the configuration: load, validate, explain | 1 |
 //! | `metrics` | what is counted for Prometheus: names, and how it is written | 1 |
 //! | [`client`] | the client library | 2 |
 //! | `routing` | pure state machines: subscriptions, services, timers, fairness, budget | 2 |
-//! | [`broker`] | the actors | 3 |
-//! | [`cli`] | the command line | 4 |
+//! | `broker` | the actors | 3 |
+//! | `cli` | the command line | 4 |
 //!
 //! `actors.md` in the repository is the architecture document: the actors, the layers, the rules of the ring. A
-//! program that only talks to the broker depends on this crate with `default-features = false` (and `tokio` for
-//! [`client::asynchronous`], where that is enabled) and gets `client`, `wire` and what they stand on.
+//! program that only talks to the broker depends on this crate with `default-features = false` and gets `client`,
+//! `wire` and what they stand on; the feature `tokio` adds `client::asynchronous`. `config` and `broker` need the
+//! feature `broker`, and `cli` needs `cli`; both are on by default. `examples/` has a program for each way of talking.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("lapce-ipc needs Linux: memfd seals, epoll, eventfd and SO_PEERCRED have no equivalent elsewhere");

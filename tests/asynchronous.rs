@@ -2,6 +2,7 @@
 
 mod support;
 
+use futures_util::StreamExt;
 use lapce_ipc::client::asynchronous::AsyncClient;
 use lapce_ipc::client::{
     BreakerOrder, BreakerState, ConnectionState, DeliveryPolicy, RequestOptions, SubscribeOptions,
@@ -230,4 +231,43 @@ async fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
     broker.process().signal("CONT");
     assert_eq!(client.request("echo", "hi").await.unwrap(), b"hi");
     assert_eq!(broker.counter("violations"), 0);
+}
+
+#[tokio::test]
+async fn subscriptions_replies_services_and_events_are_streams() {
+    let broker = Broker::start();
+    let (client, responder) = (connect(&broker).await, connect(&broker).await);
+    let service = responder.serve("count").await.unwrap();
+    let serves = tokio::spawn(service.take(1).for_each(|request| async {
+        let mut request = request.unwrap();
+        for n in 0..100u8 {
+            request.chunk([n]).await.unwrap();
+        }
+        request.finish().await.unwrap();
+    }));
+    let chunks = client.request_stream("count", "").await.unwrap().map(|chunk| chunk.unwrap()[0]);
+    assert_eq!(chunks.collect::<Vec<u8>>().await, (0..100).collect::<Vec<u8>>());
+    serves.await.unwrap();
+    let subscription = client.subscribe("a.*").await.unwrap();
+    for n in 0..10u8 {
+        client.publish("a.b", [n]).await.unwrap();
+    }
+    let numbers = subscription.map(|message| message.unwrap().payload()[0]).filter(|n| std::future::ready(n % 2 == 0));
+    assert_eq!(numbers.take(5).collect::<Vec<u8>>().await, [0, 2, 4, 6, 8]);
+    let events = client.events();
+    drop(broker);
+    let last = events.collect::<Vec<_>>().await.pop();
+    assert!(matches!(last, Some(ConnectionState::Closed { .. })), "{last:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_gets_nothing_ends_by_its_time() {
+    let broker = Broker::start();
+    let (client, responder) = (connect(&broker).await, connect(&broker).await);
+    let mut service = responder.serve("silent").await.unwrap();
+    let options = RequestOptions { timeout: Some(Duration::from_millis(50)), ..RequestOptions::default() };
+    let stream = client.request_stream_with("silent", "", options).await.unwrap();
+    let _held = service.next().await.unwrap().unwrap();
+    let chunks: Vec<_> = stream.collect().await;
+    assert!(matches!(&chunks[..], [Err(error)] if error.is_deadline_exceeded()), "{chunks:?}");
 }

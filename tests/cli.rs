@@ -100,6 +100,17 @@ fn topics_are_printed_before_their_messages() {
 }
 
 #[test]
+fn an_event_of_the_broker_is_printed_with_its_topic() {
+    let broker = Broker::start();
+    let mut sub = broker.spawn(&["sub", "$sys.connection.>", "--count", "1"]);
+    sub.wait_for("subscribed\n");
+    assert_eq!(code(&broker.run(&["request", "echo", "hi"])), 0);
+    assert_eq!(sub.code(), 0);
+    let stdout = String::from_utf8(sub.stdout()).unwrap();
+    assert!(stdout.starts_with("$sys.connection.") && stdout.contains(" {"), "{stdout}");
+}
+
+#[test]
 fn a_reader_that_has_enough_ends_the_subscription_in_silence() {
     let broker = Broker::start();
     let mut child = broker.command(&["sub", "lapce.>"]).spawn().unwrap();

@@ -67,14 +67,16 @@ impl Code {
     pub(super) fn meaning(self) -> &'static str {
         match self {
             Code::Done => "done",
-            Code::ErrorReply => "an error reply, or the broker does not know or allow what was named",
+            Code::ErrorReply => {
+                "the service replied with an error, or the broker rejected the request (unknown name or not permitted)"
+            }
             Code::Usage => "wrong usage",
             Code::TooLarge => "the message is too large",
             Code::Unavailable => "no broker, no responders, disconnected; a broker that cannot run",
-            Code::Output => "stdout cannot be written",
+            Code::Output => "stdout cannot be written, or is closed",
             Code::TryAgain => "breaker open, deadline, responder lost, overloaded, too many connections",
             Code::Protocol => "the broker speaks another version of the protocol, or is no broker",
-            Code::NotAllowed => "one side's user is not trusted by the other, or may not open the socket",
+            Code::NotAllowed => "permission denied: untrusted user, or no access to the socket",
             Code::Config => "the configuration is wrong",
             Code::Interrupted => "interrupted (SIGINT); a broker ends with 0",
             Code::Terminated => "terminated (SIGTERM); a broker ends with 0",

@@ -16,7 +16,7 @@ pub(super) struct PubArgs {
     topic: String,
     #[command(flatten)]
     data: DataArgs,
-    /// Publish it so many times
+    /// Publish the message N times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     count: u64,
 }

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
+#[command(override_usage = USAGE)]
 #[command(group = ArgGroup::new("how").required(true).args(["echo", "exec", "command"]))]
 pub(super) struct ReplyArgs {
     /// What the service is called
@@ -21,7 +22,7 @@ pub(super) struct ReplyArgs {
     #[arg(long)]
     echo: bool,
     /// Answer with what a line of shell prints
-    #[arg(long, value_name = "SHELL LINE")]
+    #[arg(long, value_name = "LINE")]
     exec: Option<OsString>,
     /// Answer with what a command prints
     #[arg(last = true, value_name = "COMMAND")]
@@ -32,6 +33,8 @@ pub(super) struct ReplyArgs {
     #[command(flatten)]
     wait: WaitOption,
 }
+
+const USAGE: &str = "lapce-ipc reply [OPTIONS] SERVICE (--echo | --exec LINE | -- COMMAND...)";
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

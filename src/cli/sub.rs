@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub(super) struct SubArgs {
     /// Which topics: `*` stands for one name, a final `>` for one or more
     pattern: String,
-    /// End after so many messages
+    /// Exit after N messages
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     count: Option<u64>,
     /// Print a JSON object a line: topic, publisher, sequence, and data or data_base64
@@ -29,7 +29,8 @@ pub(super) struct SubArgs {
     /// Print the bytes as they are, and nothing between messages
     #[arg(long)]
     raw: bool,
-    /// Print the topic and a space before each message
+    /// Print the topic and a space before each message; an event of the broker, below `$sys.`, always has them, but not
+    /// with `--raw`
     #[arg(short, long, conflicts_with_all = ["json", "raw"])]
     topics: bool,
     #[command(flatten)]
@@ -128,7 +129,8 @@ fn print(out: &mut Out, args: &SubArgs, message: &Message) -> Result<(), Failure
         // Strings and numbers always serialise.
         out.write(&serde_json::to_vec(&line).unwrap_or_default())?;
     } else {
-        if args.topics {
+        // The text of an event of the broker does not name the event: its topic does.
+        if args.topics || !args.raw && message.topic().starts_with("$sys.") {
             out.write(message.topic().as_bytes())?;
             out.write(b" ")?;
         }

@@ -13,6 +13,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Subscriptions, replies, services and events implement [`futures_core::Stream`], so the combinators of `futures-util`
+//! and `tokio-stream` apply to them; each also has a method `next`.
+//!
 //! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
 //! woken and looks. Calls are cancel-safe, and a drop never waits. A future that is dropped
 //! - has published its message whole or not at all;
@@ -25,6 +28,7 @@ mod events;
 mod publish;
 mod report;
 mod serve;
+mod stream;
 
 pub use events::AsyncEvents;
 pub use publish::AsyncPublisher;
@@ -44,33 +48,34 @@ use crate::wire::name::{Name, Topic};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Waits until `ready` gives something, or the connection ends.
 async fn until<T>(inner: &Inner, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-    poll_fn(|context| {
-        inner.sort_now();
-        if let Some(found) = ready() {
-            return Poll::Ready(Ok(found));
+    poll_fn(|context| poll_until(inner, context, &mut ready)).await
+}
+
+fn poll_until<T>(inner: &Inner, context: &Context<'_>, mut ready: impl FnMut() -> Option<T>) -> Poll<Result<T>> {
+    inner.sort_now();
+    if let Some(found) = ready() {
+        return Poll::Ready(Ok(found));
+    }
+    {
+        let mut table = lock(&inner.table);
+        if let Some(closed) = table.closed.clone() {
+            // What arrived before the end was sorted before the end was told: it may be ours.
+            drop(table);
+            return Poll::Ready(ready().ok_or(closed));
         }
-        {
-            let mut table = lock(&inner.table);
-            if let Some(closed) = table.closed.clone() {
-                // What arrived before the end was sorted before the end was told: it may be ours.
-                drop(table);
-                return Poll::Ready(ready().ok_or(closed));
-            }
-            if !table.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                table.wakers.push(context.waker().clone());
-            }
+        if !table.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            table.wakers.push(context.waker().clone());
         }
-        // Registered first, then once more: what came in between is not missed.
-        ready().map_or(Poll::Pending, |found| Poll::Ready(Ok(found)))
-    })
-    .await
+    }
+    // Registered first, then once more: what came in between is not missed.
+    ready().map_or(Poll::Pending, |found| Poll::Ready(Ok(found)))
 }
 
 /// The same, at most until `deadline`.
@@ -299,7 +304,7 @@ impl AsyncClient {
                 within(inner, stream.until(), || body.step(&mut stream, part)).await.map_err(late)??;
             }
         }
-        Ok(AsyncReplyStream { client: self.clone(), stream })
+        Ok(AsyncReplyStream { client: self.clone(), stream, timer: stream::Timer::default() })
     }
 
     /// As [`Client::serve`].
@@ -323,7 +328,7 @@ impl AsyncClient {
     }
 }
 
-/// As [`Subscription`].
+/// As [`Subscription`], and a [`Stream`](futures_core::Stream).
 #[derive(Debug)]
 pub struct AsyncSubscription {
     client: AsyncClient,
@@ -334,13 +339,7 @@ pub struct AsyncSubscription {
 impl AsyncSubscription {
     /// The next message. After an error comes `None`.
     pub async fn next(&mut self) -> Option<Result<Message>> {
-        if self.failed {
-            return None;
-        }
-        let subscription = &mut self.subscription;
-        let next = until(&self.client.inner, || subscription.poll()).await.and_then(|next| next);
-        self.failed = next.is_err();
-        Some(next)
+        stream::next(self).await
     }
 
     /// As [`Subscription::dropped`].
@@ -350,26 +349,17 @@ impl AsyncSubscription {
     }
 }
 
-/// As [`ReplyStream`].
+/// As [`ReplyStream`], and a [`Stream`](futures_core::Stream).
 #[derive(Debug)]
 pub struct AsyncReplyStream {
     client: AsyncClient,
     stream: ReplyStream,
+    timer: stream::Timer,
 }
 
 impl AsyncReplyStream {
     /// The next chunk; `None` after the last, and after an error.
     pub async fn next(&mut self) -> Option<Result<Vec<u8>>> {
-        if self.stream.is_done() {
-            return None;
-        }
-        let found = match self.stream.poll() {
-            Some(found) => found,
-            None => {
-                let until = self.stream.until();
-                within(&self.client.inner, until, || self.stream.poll()).await.and_then(|found| found)
-            }
-        };
-        self.stream.took(found).transpose()
+        stream::next(self).await
     }
 }

@@ -11,27 +11,40 @@
 //! # Ok::<(), lapce_ipc::client::Error>(())
 //! ```
 //!
-//! A [`Client`] is a handle: clone it, send it to other threads, share it. Whoever waits for anything takes the *reader
-//! role* and sorts what arrives for everybody, so there is no helper thread, and a wait on one thing serves all.
+//! A [`Client`] is a handle: clone it, send it to other threads, share it. There is no helper thread: a thread that
+//! waits also sorts what arrives for the others, so a wait on one thing serves all.
 //!
-//! | file | idea |
+//! | to | call |
 //! |---|---|
-//! | `connect` | finding the broker, greeting it |
-//! | `listen` | being found by brokers that dial |
-//! | `inner` | what all handles of a connection share |
-//! | `waiting`, `roles` | how anybody waits |
-//! | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
-//! | `retry`, `state` | when to try again; what the user sees of it |
-//! | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
-//! | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
-//! | `reader` | the reader role: sorting what arrives, spinning, sleeping |
-//! | `pending` | a call under way |
-//! | `call_time`, `cancels` | calls that this side ends by itself |
-//! | `queue` | messages that wait for their subscription's owner |
-//! | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
-//! | `view` | looking at a message where it lies |
-//! | `asynchronous` | the same for async, behind the feature `tokio` |
-//! | `error`, `error_kind` | what can go wrong; its kind, for a `match` |
+//! | connect | [`Client::connect`], or [`Client::builder`] with options; [`Listener`] to be dialled by brokers |
+//! | publish and subscribe | [`Client::publish`], [`Client::publisher`], [`Client::subscribe`] |
+//! | request and stream | [`Client::request`], [`Client::request_stream`]; dropping a [`ReplyStream`] cancels |
+//! | serve | [`Client::serve`] |
+//! | copy less | [`Publisher::loan`] to write in place, [`Subscription::read_next`] to read in place |
+//! | watch | [`Client::events`], [`Client::state`], [`Client::status`] |
+//!
+//! The feature `tokio` adds the same for async programs in `client::asynchronous`.
+
+// The files:
+//
+// | file | idea |
+// |---|---|
+// | `connect`, `locate` | finding the broker, greeting it |
+// | `listen` | being found by brokers that dial |
+// | `inner` | what all handles of a connection share |
+// | `waiting`, `roles` | how anybody waits |
+// | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
+// | `retry`, `state` | when to try again; what the user sees of it |
+// | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
+// | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
+// | `reader` | the reader role: sorting what arrives, spinning, sleeping |
+// | `pending` | a call under way |
+// | `call_time`, `cancels` | calls that this side ends by itself |
+// | `queue` | messages that wait for their subscription's owner |
+// | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
+// | `view` | looking at a message where it lies |
+// | `asynchronous` | the same for async, behind the feature `tokio` |
+// | `error`, `error_kind` | what can go wrong; its kind, for a `match` |
 
 mod again;
 mod answer;

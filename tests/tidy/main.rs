@@ -42,6 +42,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli", "bin"]),
     ("crossbeam_queue", &["client", "broker"]),
     ("env_logger", &["broker", "cli", "bin"]),
+    ("futures_core", &["client"]),
     ("hdrhistogram", &["cli"]),
     ("listenfd", &["broker"]),
     ("log", ALL),

@@ -1,25 +1,20 @@
 //! The states of the connection, for async programs.
 
 use super::super::{Client, ConnectionState, Events};
-use super::{AsyncClient, until};
+use super::{AsyncClient, stream};
 
-/// As [`Events`].
+/// As [`Events`], and a [`Stream`](futures_core::Stream).
 #[derive(Debug)]
 pub struct AsyncEvents {
-    client: AsyncClient,
+    pub(super) client: AsyncClient,
     /// `None` after the last.
-    events: Option<Events>,
+    pub(super) events: Option<Events>,
 }
 
 impl AsyncEvents {
     /// The next state; `None` after [`ConnectionState::Closed`].
     pub async fn next(&mut self) -> Option<ConnectionState> {
-        let events = self.events.as_mut()?;
-        let state = until(&self.client.inner, || events.poll()).await.ok();
-        if state.as_ref().is_none_or(ConnectionState::is_closed) {
-            self.events = None;
-        }
-        state
+        stream::next(self).await
     }
 }
 

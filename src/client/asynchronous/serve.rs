@@ -3,10 +3,10 @@
 use super::super::answer::{Answer, Request};
 use super::super::error::Result;
 use super::super::serve::Service;
-use super::{AsyncClient, until};
+use super::{AsyncClient, stream, until};
 use std::time::Instant;
 
-/// As [`Service`].
+/// As [`Service`], and a [`Stream`](futures_core::Stream).
 #[derive(Debug)]
 pub struct AsyncService {
     pub(super) client: AsyncClient,
@@ -17,13 +17,7 @@ pub struct AsyncService {
 impl AsyncService {
     /// The next request. After an error comes `None`.
     pub async fn next(&mut self) -> Option<Result<AsyncRequest>> {
-        if self.failed {
-            return None;
-        }
-        let service = &mut self.service;
-        let next = until(&self.client.inner, || service.poll()).await;
-        self.failed = next.is_err();
-        Some(next.map(|request| AsyncRequest { client: self.client.clone(), request, rest: None }))
+        stream::next(self).await
     }
 }
 
@@ -37,6 +31,10 @@ pub struct AsyncRequest {
 }
 
 impl AsyncRequest {
+    pub(super) fn new(client: AsyncClient, request: Request) -> AsyncRequest {
+        AsyncRequest { client, request, rest: None }
+    }
+
     /// As [`Request::payload`].
     #[must_use]
     pub fn payload(&self) -> &[u8] {
