@@ -99,6 +99,12 @@ pub(super) enum Command {
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),
+    /// The process that starts the guard
+    #[command(hide = true)]
+    GuardStart,
+    /// The process that puts away what a killed command leaves
+    #[command(hide = true)]
+    Guard,
 }
 
 /// How to wait for the broker.

@@ -249,25 +249,43 @@ pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
     }))
 }
 
-/// From now on SIGINT and SIGTERM end the process at once, after what must not outlive it.
+/// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end the process at once, after what must not outlive it; SIGHUP
+/// does not if it was ignored, as `nohup` does.
 pub(super) fn leave_on_signals() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(no_signals)?;
     // Here and not in the thread, so that no signal comes too early.
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut quit, mut hang_up) = {
         let _inside = runtime.enter();
-        (signal(SignalKind::interrupt()).map_err(no_signals)?, signal(SignalKind::terminate()).map_err(no_signals)?)
+        let caught = |kind| signal(kind).map_err(no_signals);
+        let hang_up = (!ignores_hang_up()).then(|| caught(SignalKind::hangup())).transpose()?;
+        (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::quit())?, hang_up)
     };
     let wait = move || {
         let code = runtime.block_on(async {
             tokio::select! {
                 _ = interrupt.recv() => Code::Interrupted,
                 _ = terminate.recv() => Code::Terminated,
+                _ = quit.recv() => Code::Terminated,
+                _ = async {
+                    match &mut hang_up {
+                        Some(hang_up) => hang_up.recv().await,
+                        None => std::future::pending().await,
+                    }
+                } => Code::Terminated,
             }
         });
         leave(code)
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(no_signals)?;
     Ok(())
+}
+
+/// Whether SIGHUP was ignored by the process that started us. To be asked before it is caught.
+pub(super) fn ignores_hang_up() -> bool {
+    const HANG_UP: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & HANG_UP != 0)
 }
 
 fn no_signals(error: io::Error) -> Failure {
