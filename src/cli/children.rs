@@ -1,8 +1,8 @@
 //! Processes, folders and sockets that must not outlive us.
 //!
-//! A guard puts each away when it is dropped. A signal drops nothing, so all are listed here as well, and
-//! [`put_away`] goes through the list; and for a death that runs none of our code the guard has them, too. Children lead a process group of their own, so that what a shell started ends
-//! with the shell.
+//! Each is put away when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`put_away`]
+//! goes through the list. For a death that runs none of our code the guard process has them, too. Children lead a
+//! process group of their own, so that what a shell started ends with the shell.
 
 use super::guard::Guard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -7,7 +7,7 @@ use super::children;
 use super::output::{Out, note};
 use super::place;
 use crate::broker::stderr;
-use crate::broker::{BrokerError, HealthError, SocketError};
+use crate::broker::{self, BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
 use crate::config::ConfigError;
 use crate::wire::control::{FailedCode, RefusedCode};
@@ -112,6 +112,16 @@ impl Failure {
         self
     }
 
+    /// As an error of an order that not every user may give.
+    pub(super) fn of_order(error: client::Error) -> Failure {
+        let is_refused = error.is_not_allowed();
+        let mut failure = Failure::from(error);
+        if is_refused {
+            failure.code = Code::NotAllowed;
+        }
+        failure
+    }
+
     /// Whoever read our output has gone: no more is wanted.
     pub(super) fn silent() -> Failure {
         Failure::new(Code::Done, "")
@@ -165,6 +175,7 @@ fn code_of(kind: &ErrorKind) -> Code {
             FailedCode::Unknown | FailedCode::NotAllowed => Code::ErrorReply,
             FailedCode::Invalid => Code::Usage,
             FailedCode::Limit => Code::TryAgain,
+            FailedCode::Configuration => Code::Config,
         },
         ErrorKind::Evicted { .. } | ErrorKind::Timeout => Code::TryAgain,
         // From within a loan or a view, which no command does.
@@ -257,7 +268,7 @@ pub(super) fn leave_on_signals() -> Result<(), Failure> {
     let (mut interrupt, mut terminate, mut quit, mut hang_up) = {
         let _inside = runtime.enter();
         let caught = |kind| signal(kind).map_err(no_signals);
-        let hang_up = (!ignores_hang_up()).then(|| caught(SignalKind::hangup())).transpose()?;
+        let hang_up = (!broker::ignores_hang_up()).then(|| caught(SignalKind::hangup())).transpose()?;
         (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::quit())?, hang_up)
     };
     let wait = move || {
@@ -278,14 +289,6 @@ pub(super) fn leave_on_signals() -> Result<(), Failure> {
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(no_signals)?;
     Ok(())
-}
-
-/// Whether SIGHUP was ignored by the process that started us. To be asked before it is caught.
-pub(super) fn ignores_hang_up() -> bool {
-    const HANG_UP: u64 = 1;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & HANG_UP != 0)
 }
 
 fn no_signals(error: io::Error) -> Failure {

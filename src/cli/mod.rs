@@ -9,7 +9,7 @@
 //! | `args` | the commands, and options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
-//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream` | one command each |
+//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
@@ -32,6 +32,7 @@ mod logging;
 mod output;
 mod place;
 mod publish;
+mod reload;
 mod reply;
 mod request;
 mod serve;
@@ -95,6 +96,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(place, args),
         Command::Breaker(args) => breaker::run(place, args),
         Command::Upstream(args) => upstream::run(place, args),
+        Command::Reload(args) => reload::run(place, args.is_json()),
         Command::Bench(args) => bench::run(place, args),
     }
 }
