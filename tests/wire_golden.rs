@@ -38,9 +38,10 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Resumed => 10,
         ClientFrame::Upstreams { .. } => 11,
         ClientFrame::DialUpstream { .. } => 12,
+        ClientFrame::Reload { .. } => 13,
     }
 }
-const CLIENT_VARIANTS: u32 = 13;
+const CLIENT_VARIANTS: u32 = 14;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -56,9 +57,10 @@ fn broker_variant(frame: &BrokerFrame) -> u32 {
         BrokerFrame::Closing { .. } => 9,
         BrokerFrame::Breakers { .. } => 10,
         BrokerFrame::Upstreams { .. } => 11,
+        BrokerFrame::Reloaded { .. } => 12,
     }
 }
-const BROKER_VARIANTS: u32 = 12;
+const BROKER_VARIANTS: u32 = 13;
 
 fn typed_variant(message: &Message) -> u32 {
     match message {
@@ -175,6 +177,7 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
         (ClientFrame::Resumed, "04000000 0a000000"),
         (ClientFrame::Upstreams { serial: 10 }, "08000000 0b000000 0a000000"),
         (ClientFrame::DialUpstream { serial: 11, name: name("u") }, "11000000 0c000000 0b000000 0100000000000000 75"),
+        (ClientFrame::Reload { serial: 12 }, "08000000 0d000000 0c000000"),
     ]
 }
 
@@ -295,6 +298,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (failed(FailedCode::Invalid), "15000000 06000000 05000000 01000000 0100000000000000 6d"),
         (failed(FailedCode::Unknown), "15000000 06000000 05000000 02000000 0100000000000000 6d"),
         (failed(FailedCode::NotAllowed), "15000000 06000000 05000000 03000000 0100000000000000 6d"),
+        (failed(FailedCode::Configuration), "15000000 06000000 05000000 04000000 0100000000000000 6d"),
         (
             BrokerFrame::Status { serial: 6, report: report() },
             "1d020000 07000000 06000000 0100000000000000 0100000000000000 76 02000000 0200000000000000 2f73 \
@@ -359,6 +363,13 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
             },
             "4f000000 0b000000 08000000 0100000000000000 0100000000000000 75 0200000000000000 2f73 \
              0100000000000000 0100000000000000 76 01 09000000 00000000 0a00000000000000 01 0100000000000000 77",
+        ),
+        (
+            BrokerFrame::Reloaded {
+                serial: 9,
+                report: ReloadReport { changed: vec!["a".into()], needs_restart: vec!["b".into()] },
+            },
+            "2a000000 0c000000 09000000 0100000000000000 0100000000000000 61 0100000000000000 0100000000000000 62",
         ),
     ]
 }

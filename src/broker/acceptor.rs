@@ -131,7 +131,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         name: "connection",
         // What follows one that fails is the session that waits for its peer.
         restart: Restart::Temporary,
-        limits: supervisor::limits(&broker.config.restart),
+        limits: supervisor::limits(&broker.config().restart),
         mailbox: CONNECTION_MAILBOX,
         stop_within: Duration::ZERO,
         tree: &broker.tree,
@@ -150,7 +150,9 @@ fn admit(
     resuming: &Arc<tokio::sync::Semaphore>,
 ) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
-    if peer.uid != peer::own_uid() && !broker.config.ipc.allowed_uids.contains(&peer.uid) {
+    // Root can read everything in any case.
+    let is_known = [peer::own_uid(), 0].contains(&peer.uid) || broker.config().ipc.allowed_uids.contains(&peer.uid);
+    if !is_known {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
     }
     if let Ok(permit) = broker.permits.clone().try_acquire_owned() {

@@ -24,6 +24,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
 pub(super) struct Kept {
     pub(super) key: u32,
     pub(super) id: u32,
+    pub(super) uid: u32,
     pub(super) name: Name,
     pub(super) nonces: Nonces,
     /// Says when the peer's process has ended. `None`: there is no such process any more, or the system does not say.
@@ -43,7 +44,7 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) fn new(
-        (key, id): (u32, u32),
+        (key, id, uid): (u32, u32, u32),
         name: Name,
         nonces: Nonces,
         process: Option<OwnedFd>,
@@ -51,7 +52,7 @@ impl Kept {
         permit: OwnedSemaphorePermit,
     ) -> Kept {
         let (answers, questions, confirmed, watched) = (Answers::default(), 0, true, None);
-        Kept { key, id, name, nonces, process, ended, answers, questions, confirmed, _permit: permit, watched }
+        Kept { key, id, uid, name, nonces, process, ended, answers, questions, confirmed, _permit: permit, watched }
     }
 }
 

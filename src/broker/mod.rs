@@ -16,12 +16,14 @@
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
+//! | `reload` | takes a changed configuration up |
 //! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `tally` | what is counted outside the router |
 //! | `appearance` | notices that a socket appears at a path |
+//! | `terminal` | whether a SIGHUP is the end of a terminal |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -51,6 +53,7 @@ mod inherited;
 mod listening;
 mod log_limit;
 mod notify;
+mod reload;
 mod report;
 mod root;
 mod router;
@@ -61,6 +64,7 @@ pub(crate) mod stderr;
 mod stream;
 mod supervisor;
 mod tally;
+mod terminal;
 mod upstream;
 mod watchdog;
 
@@ -72,3 +76,5 @@ pub use root::{BrokerError, run};
 pub(crate) use router::ECHO;
 pub use socket::SocketError;
 pub use supervisor::GaveUp;
+#[cfg(feature = "cli")]
+pub(crate) use terminal::ignores_hang_up;

@@ -127,7 +127,7 @@ fn status(broker: &Broker) -> String {
         parts.push("the health endpoints hang".to_owned());
     }
     match parts.is_empty() {
-        true => format!("{} connections on {}", facts.connections, broker.config.ipc.socket_path.display()),
+        true => format!("{} connections on {}", facts.connections, broker.config().ipc.socket_path.display()),
         false => parts.join("; "),
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
     report.uptime_ms = ms_since(broker.started);
     report.version = env!("CARGO_PKG_VERSION").to_owned();
     report.pid = std::process::id();
-    report.socket = broker.config.ipc.socket_path.display().to_string();
+    report.socket = broker.config().ipc.socket_path.display().to_string();
     report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
     report.draining = broker.phase.borrow().is_ending();
     report.actors = broker.tree.report();

@@ -10,14 +10,16 @@ use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
 use super::listening::Listening;
 use super::notify::Notify;
+use super::reload::{Source, reload};
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::stderr;
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::tally::Tally;
+use super::terminal::Terminal;
 use super::upstream::Upstream;
 use super::watchdog::{Alive, Pulse, Watchdog, Watched};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, ConfigError, Loaded};
 use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
 use crate::sync::{AtomicU64, Ordering};
@@ -65,21 +67,28 @@ const CLOSE: Duration = Duration::from_secs(2);
 const STOP: Duration = Duration::from_secs(1);
 
 /// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
-/// tells the clients, removes the socket. A second signal ends it at once. Calls `ready` once it listens.
+/// tells the clients, removes the socket. A second signal ends it at once. Calls `ready` once it listens. SIGHUP reads
+/// the configuration again by `load`; or ends the broker, if the terminal that it was started from is closed.
 ///
 /// # Errors
 ///
 /// If it cannot listen, or the system refuses what it needs, or an actor fails too often.
-pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
+pub fn run(
+    mut loaded: Loaded,
+    load: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
+    ready: impl FnOnce(&Loaded),
+) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
+    let has_inherited_socket = ipc.is_some();
     let listening = Listening::new(listen(ipc, &mut loaded)?);
+    let source = Source { load: Box::new(load), has_inherited_socket, turn: tokio::sync::Mutex::default() };
     let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
-    System::new().block_on(serve(loaded, settings, listening, endpoints, notify, ready))
+    System::new().block_on(serve((loaded, source), settings, listening, endpoints, notify, ready))
 }
 
 /// The socket that was inherited, or one of our own.
@@ -103,7 +112,7 @@ fn listen(
 }
 
 async fn serve(
-    loaded: Loaded,
+    (loaded, source): (Loaded, Source),
     settings: Settings,
     listening: Rc<Listening>,
     endpoints: Endpoints,
@@ -111,7 +120,9 @@ async fn serve(
     ready: impl FnOnce(&Loaded),
 ) -> Result<(), BrokerError> {
     let started = Instant::now();
+    let terminal = Terminal::at_start();
     // Before `ready` is called, so that no signal that follows it is lost.
+    let mut hang_up = signal(SignalKind::hangup())?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
@@ -159,11 +170,14 @@ async fn serve(
         let notify = notify.clone();
         Alive { every, tell: Box::new(move || notify.alive()) }
     });
+    let access = watch::Sender::new(endpoints.access.clone());
     let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort)?;
     let upstreams = Upstream::all(&config, &tree);
     let broker = Arc::new(Broker {
         upstreams: upstreams.clone(),
-        config,
+        config: watch::Sender::new(Arc::new(config)),
+        source,
+        access,
         config_file: loaded.source.clone(),
         settings,
         router: router.clone(),
@@ -188,6 +202,7 @@ async fn serve(
             actix::spawn(upstream.keep(broker));
         });
     }
+    let reloaded = broker.clone();
     let health = Health::start(endpoints, broker.clone(), pulses, newsroom);
     let listens = listening.clone();
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
@@ -198,13 +213,14 @@ async fn serve(
 
     let ended = tokio::select! {
         signal = signalled(&mut term, &mut int) => Ok(signal),
+        () = reload_until_closed(&mut hang_up, &terminal, &reloaded) => Ok("SIGHUP"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
     // What is told of the end is the last.
     follows.abort();
     let orderly = async {
         if let Ok(signal) = ended {
-            let ms = loaded.config.ipc.drain_timeout_ms;
+            let ms = reloaded.config().ipc.drain_timeout_ms;
             notify.stopping(signal, Duration::from_millis(ms));
             children.retire(acceptor_number).await;
             log::info!("broker drains reason={signal} limit_ms={ms}");
@@ -246,6 +262,18 @@ async fn signalled(term: &mut Signal, int: &mut Signal) -> &'static str {
         _ = term.recv() => "SIGTERM",
         _ = int.recv() => "SIGINT",
     }
+}
+
+/// Reloads by each SIGHUP, until one says that the terminal is closed.
+async fn reload_until_closed(hang_up: &mut Signal, terminal: &Terminal, broker: &Broker) {
+    while hang_up.recv().await.is_some() {
+        if terminal.was_closed() {
+            return;
+        }
+        // It is in the log.
+        let _ = reload(broker, "SIGHUP").await;
+    }
+    std::future::pending().await
 }
 
 /// Has the router publish what is said of actors, until there will be no router any more. What was said while there was

@@ -102,7 +102,7 @@ impl Upstream {
             restart: Restart::Permanent,
             limits: upstream.limits,
             mailbox: MAILBOX,
-            stop_within: Duration::from_millis(broker.config.ipc.drain_timeout_ms) + STOP,
+            stop_within: Duration::from_millis(broker.config().ipc.drain_timeout_ms) + STOP,
             tree: &broker.tree,
             place: upstream.place,
             hurry: Some(&upstream.hurry),
@@ -207,11 +207,11 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
         Ok(peer) => peer,
         Err(error) => return format!("who listens at {path} is unknown: {error}"),
     };
-    let trusted = [peer::own_uid(), 0].contains(&peer.uid) || broker.config.ipc.allowed_uids.contains(&peer.uid);
+    let trusted = [peer::own_uid(), 0].contains(&peer.uid) || broker.config().ipc.allowed_uids.contains(&peer.uid);
     if !trusted {
         return format!("user {}, who listens at {path}, is not one of ours (ipc.allowed_uids)", peer.uid);
     }
-    let within = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
+    let within = Duration::from_millis(broker.config().ipc.handshake_timeout_ms);
     let dialled = Dialled { missing: RefCell::new(upstream.services.clone()), upstream, within };
     let stream = match stream.into_std() {
         Ok(stream) => stream,

@@ -2,7 +2,7 @@
 
 use super::exit::Code;
 use super::place::{Place, Trust};
-use super::{bench, breaker, publish, reply, request, serve, status, sub, upstream};
+use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
 use crate::client::WaitStrategy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::time::Duration;
@@ -93,12 +93,21 @@ pub(super) enum Command {
     /// Show the processes that the broker dials, or dial one now
     #[command(after_help = upstream::EXAMPLES)]
     Upstream(upstream::UpstreamArgs),
+    /// Have the broker read its configuration again
+    #[command(after_help = reload::NOTES)]
+    Reload(reload::ReloadArgs),
     /// Measure latency, throughput and what connections cost
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),
+    /// The process that starts the guard
+    #[command(hide = true)]
+    GuardStart,
+    /// The process that puts away what a killed command leaves
+    #[command(hide = true)]
+    Guard,
 }
 
 /// How to wait for the broker.

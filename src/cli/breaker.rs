@@ -60,7 +60,7 @@ A service that nobody serves, nor has: exit code 1.";
 /// If there is no broker, or it does not know the service.
 pub(super) fn run(place: &Place, args: &BreakerArgs) -> Result<(), Failure> {
     let client = place.connect("breaker", WaitStrategy::Block)?;
-    let set = |service, order, time| client.set_breaker(service, order, time);
+    let set = |service, order, time| client.set_breaker(service, order, time).map_err(Failure::of_order);
     let one = match &args.what {
         What::List => {
             let all = client.breakers()?;

@@ -1,9 +1,10 @@
 //! Processes, folders and sockets that must not outlive us.
 //!
-//! A guard puts each away when it is dropped. A signal drops nothing, so all are listed here as well, and
-//! [`put_away`] goes through the list. Children lead a process group of their own, so that what a shell started ends
-//! with the shell.
+//! Each is put away when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`put_away`]
+//! goes through the list. For a death that runs none of our code the guard process has them, too. Children lead a
+//! process group of their own, so that what a shell started ends with the shell.
 
+use super::guard::Guard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::fs::DirBuilder;
@@ -22,10 +23,18 @@ struct Listed {
     groups: Vec<Pid>,
     folders: Vec<PathBuf>,
     files: Vec<PathBuf>,
+    /// Started with the first child or folder.
+    guard: Option<Guard>,
+}
+
+impl Listed {
+    fn guard(&mut self) -> &mut Guard {
+        self.guard.get_or_insert_with(Guard::start)
+    }
 }
 
 static LISTED: Mutex<Listed> =
-    Mutex::new(Listed { closed: false, groups: Vec::new(), folders: Vec::new(), files: Vec::new() });
+    Mutex::new(Listed { closed: false, groups: Vec::new(), folders: Vec::new(), files: Vec::new(), guard: None });
 
 fn listed() -> MutexGuard<'static, Listed> {
     LISTED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -81,6 +90,7 @@ impl Running {
         if listed.closed {
             return Err(io::Error::other("interrupted"));
         }
+        listed.guard();
         let mut child = command.process_group(0).spawn()?;
         let pid = Pid::from_child(&child);
         let exit = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
@@ -88,6 +98,7 @@ impl Running {
             let _ = child.wait();
         })?;
         listed.groups.push(pid);
+        listed.guard().group_begins(pid);
         Ok(Running { child, pid, exit, is_reaped: false })
     }
 
@@ -119,7 +130,9 @@ impl Running {
 
     /// Before the child is reaped: afterwards its number may be somebody else's.
     fn unlist(&self) {
-        listed().groups.retain(|group| *group != self.pid);
+        let mut listed = listed();
+        listed.groups.retain(|group| *group != self.pid);
+        listed.guard().group_ended(self.pid);
     }
 }
 
@@ -149,6 +162,7 @@ impl Folder {
         let path = std::env::temp_dir().join(format!("lapce-ipc-{:016x}", u64::from_le_bytes(random)));
         let mut listed = listed();
         DirBuilder::new().mode(0o700).create(&path)?;
+        listed.guard().folder_made(&path);
         listed.folders.push(path.clone());
         Ok(Folder(path))
     }
@@ -161,6 +175,8 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
-        listed().folders.retain(|folder| *folder != self.0);
+        let mut listed = listed();
+        listed.folders.retain(|folder| *folder != self.0);
+        listed.guard().folder_removed(&self.0);
     }
 }

@@ -7,7 +7,7 @@ use super::children;
 use super::output::{Out, note};
 use super::place;
 use crate::broker::stderr;
-use crate::broker::{BrokerError, HealthError, SocketError};
+use crate::broker::{self, BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
 use crate::config::ConfigError;
 use crate::wire::control::{FailedCode, RefusedCode};
@@ -114,6 +114,16 @@ impl Failure {
         self
     }
 
+    /// As an error of an order that not every user may give.
+    pub(super) fn of_order(error: client::Error) -> Failure {
+        let is_refused = error.is_not_allowed();
+        let mut failure = Failure::from(error);
+        if is_refused {
+            failure.code = Code::NotAllowed;
+        }
+        failure
+    }
+
     /// Whoever read our output has gone: no more is wanted.
     pub(super) fn silent() -> Failure {
         Failure::new(Code::Done, "")
@@ -167,6 +177,7 @@ fn code_of(kind: &ErrorKind) -> Code {
             FailedCode::Unknown | FailedCode::NotAllowed => Code::ErrorReply,
             FailedCode::Invalid => Code::Usage,
             FailedCode::Limit => Code::TryAgain,
+            FailedCode::Configuration => Code::Config,
         },
         ErrorKind::Evicted { .. } | ErrorKind::Timeout => Code::TryAgain,
         // From within a loan or a view, which no command does.
@@ -251,19 +262,29 @@ pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
     }))
 }
 
-/// From now on SIGINT and SIGTERM end the process at once, after what must not outlive it.
+/// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end the process at once, after what must not outlive it; SIGHUP
+/// does not if it was ignored, as `nohup` does.
 pub(super) fn leave_on_signals() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(no_signals)?;
     // Here and not in the thread, so that no signal comes too early.
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut quit, mut hang_up) = {
         let _inside = runtime.enter();
-        (signal(SignalKind::interrupt()).map_err(no_signals)?, signal(SignalKind::terminate()).map_err(no_signals)?)
+        let caught = |kind| signal(kind).map_err(no_signals);
+        let hang_up = (!broker::ignores_hang_up()).then(|| caught(SignalKind::hangup())).transpose()?;
+        (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::quit())?, hang_up)
     };
     let wait = move || {
         let code = runtime.block_on(async {
             tokio::select! {
                 _ = interrupt.recv() => Code::Interrupted,
                 _ = terminate.recv() => Code::Terminated,
+                _ = quit.recv() => Code::Terminated,
+                _ = async {
+                    match &mut hang_up {
+                        Some(hang_up) => hang_up.recv().await,
+                        None => std::future::pending().await,
+                    }
+                } => Code::Terminated,
             }
         });
         leave(code)

@@ -9,7 +9,7 @@
 //! | `args` | the commands, and options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
-//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream` | one command each |
+//! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `command` | running a program to answer a request |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
@@ -17,6 +17,7 @@
 //! | `output` | stdout and stderr |
 //! | `start` | what a careless parent leaves, put right |
 //! | `children` | processes and folders that must not outlive us |
+//! | `guard` | a process that puts them away when we are killed |
 //! | `exit` | exit codes; signals |
 
 mod args;
@@ -26,10 +27,12 @@ mod children;
 mod command;
 mod data;
 mod exit;
+mod guard;
 mod logging;
 mod output;
 mod place;
 mod publish;
+mod reload;
 mod reply;
 mod request;
 mod serve;
@@ -75,12 +78,17 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
         Command::Serve(args) => return serve::run(cli.place.serving(&cli.trust)?, args),
+        Command::GuardStart => return guard::start(),
+        Command::Guard => {
+            guard::run();
+            return Ok(());
+        }
         Command::BenchPart(part) => return bench::part::run(&cli.place.trusting(&cli.trust)?, part),
         _ => exit::leave_on_signals()?,
     }
     let place = &cli.place.trusting(&cli.trust)?;
     match &cli.command {
-        Command::Serve(_) | Command::BenchPart(_) => Ok(()),
+        Command::Serve(_) | Command::BenchPart(_) | Command::GuardStart | Command::Guard => Ok(()),
         Command::Pub(args) => publish::run(place, args),
         Command::Sub(args) => sub::run(place, args),
         Command::Request(args) => request::run(place, args),
@@ -88,6 +96,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(place, args),
         Command::Breaker(args) => breaker::run(place, args),
         Command::Upstream(args) => upstream::run(place, args),
+        Command::Reload(args) => reload::run(place, args.is_json()),
         Command::Bench(args) => bench::run(place, args),
     }
 }

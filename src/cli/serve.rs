@@ -6,12 +6,12 @@ use super::output::{Out, note, plain};
 use super::place::Place;
 use crate::broker;
 use crate::client::DEFAULT_SOCKET;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, ConfigError, Loaded};
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct ServeArgs {
     /// Where the health endpoints listen, instead of what the configuration says
     #[arg(long, value_name = "HOST:PORT", value_parser = HealthAddr::parse)]
@@ -19,6 +19,9 @@ pub(super) struct ServeArgs {
     /// Show every setting and where it comes from, or what is wrong, and end
     #[arg(long)]
     check_config: bool,
+    /// Have the broker that runs read its configuration again, as `lapce-ipc reload` does, and end
+    #[arg(long, conflicts_with = "check_config")]
+    reload: bool,
 }
 
 pub(super) const NOTES: &str = "\
@@ -61,11 +64,10 @@ impl HealthAddr {
 ///
 /// If its configuration is wrong, it cannot listen, or it fails.
 pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
-    let mut loaded = place.load()?;
-    if let Some(HealthAddr { host, port }) = &args.health_addr {
-        loaded.set_from_command_line("health_server.host", host)?;
-        loaded.set_from_command_line("health_server.port", &port.to_string())?;
+    if args.reload {
+        return super::reload::run(place, false);
     }
+    let loaded = load(place, args)?;
     if args.check_config {
         // What the broker would refuse at its start.
         loaded.health_token()?;
@@ -74,7 +76,21 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
         return out.flush();
     }
     log_to_stderr("info")?;
-    Ok(broker::run(loaded, banner)?)
+    let again = {
+        let (place, args) = (place.clone(), args.clone());
+        move || load(&place, &args)
+    };
+    Ok(broker::run(loaded, again, banner)?)
+}
+
+/// The configuration, with what the options say.
+fn load(place: &Place, args: &ServeArgs) -> Result<Loaded, ConfigError> {
+    let mut loaded = place.load()?;
+    if let Some(HealthAddr { host, port }) = &args.health_addr {
+        loaded.set_from_command_line("health_server.host", host)?;
+        loaded.set_from_command_line("health_server.port", &port.to_string())?;
+    }
+    Ok(loaded)
 }
 
 fn banner(loaded: &Loaded) {

@@ -56,7 +56,7 @@ pub(super) fn run(place: &Place, args: &UpstreamArgs) -> Result<(), Failure> {
         Action::Dial { name } => {
             let before = client.dial_upstream(name).map_err(|error| match error.is_unknown() {
                 true => Failure::new(Code::ErrorReply, error.to_string()).hint("lapce-ipc upstream list shows them"),
-                false => error.into(),
+                false => Failure::of_order(error),
             })?;
             let now = result(&client, before)?;
             print(&now, std::slice::from_ref(&now), args.json)?;

@@ -95,7 +95,8 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
         | BrokerFrame::Done { serial }
         | BrokerFrame::Status { serial, .. }
         | BrokerFrame::Breakers { serial, .. }
-        | BrokerFrame::Upstreams { serial, .. } => *serial,
+        | BrokerFrame::Upstreams { serial, .. }
+        | BrokerFrame::Reloaded { serial, .. } => *serial,
         BrokerFrame::Closing { code, message } => {
             // In force at the end of file, when what was delivered before is sorted.
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());

@@ -1,8 +1,8 @@
-//! Operating the broker: the processes that it dials.
+//! Operating the broker: the processes that it dials, its configuration.
 
 use super::error::Result;
 use super::inner::unexpected;
-use super::{Client, Name, UpstreamStatus};
+use super::{Client, Name, ReloadReport, UpstreamStatus};
 use crate::wire::control::{BrokerFrame, ClientFrame};
 
 impl Client {
@@ -25,6 +25,16 @@ impl Client {
     pub fn dial_upstream(&self, name: &str) -> Result<UpstreamStatus> {
         one_upstream(self.inner.ask(dial_upstream(name)?)?)
     }
+
+    /// Has the broker read its configuration again, and take up what needs no restart.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration is wrong, and then the one before is in force; if our user may not order this
+    /// ([`Error::is_not_allowed`](super::Error::is_not_allowed)); if the connection has ended.
+    pub fn reload(&self) -> Result<ReloadReport> {
+        reloaded(self.inner.ask(|serial| ClientFrame::Reload { serial })?)
+    }
 }
 
 pub(super) fn upstreams(answer: BrokerFrame) -> Result<Vec<UpstreamStatus>> {
@@ -43,6 +53,13 @@ pub(super) fn dial_upstream(name: &str) -> Result<impl FnOnce(u32) -> ClientFram
 pub(super) fn one_upstream(answer: BrokerFrame) -> Result<UpstreamStatus> {
     match answer {
         BrokerFrame::Upstreams { mut upstreams, .. } if upstreams.len() == 1 => Ok(upstreams.remove(0)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub(super) fn reloaded(answer: BrokerFrame) -> Result<ReloadReport> {
+    match answer {
+        BrokerFrame::Reloaded { report, .. } => Ok(report),
         other => Err(unexpected(&other)),
     }
 }

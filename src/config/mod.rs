@@ -12,6 +12,7 @@
 //! | `env` | variables that override keys |
 //! | `check` | values that do not go together |
 //! | `load` | all of this in order; where each value comes from |
+//! | `reload` | what of a new configuration a running broker takes up |
 //! | `explain` | `--check-config`, and the text of the shipped `config.toml` |
 //! | `error` | what can be wrong, and where |
 //!
@@ -40,6 +41,7 @@ mod load;
 mod model;
 mod name;
 mod paths;
+mod reload;
 mod secret;
 mod value;
 
@@ -53,6 +55,7 @@ pub use model::{
     SharedMemory, Upstream, WaitStrategy,
 };
 pub use paths::Options;
+pub(crate) use reload::adopt;
 pub use value::Value;
 
 /// Every key with its section's name, in the order of the file.

@@ -22,7 +22,7 @@ section! {
         max_connections: u32 = 1000, integer(1, 100_000, "connections");
         /// The largest message, whatever carries it; a larger one is an error at its sender.
         max_message_size: u32 = 10_485_760, integer(1, 1 << 30, "bytes");
-        /// Users who may connect besides the broker's own.
+        /// Users who may connect besides the broker's own and root.
         /// For others than the owner to reach the socket, `shared_memory.permissions` must let them, too.
         allowed_uids: Vec<u32> = Vec::new(), Rule::List { of: &integer(0, u32::MAX as u64 - 1, ""), max: 256 };
         /// How long a new connection may take to say hello before it is closed.
@@ -34,6 +34,9 @@ section! {
         /// Threads that serve the control sockets.
         /// Messages do not pass through them, so one is enough for most machines.
         worker_threads: u32 = 1, integer(1, 64, "threads");
+        /// Users who may give orders that change others: set breakers, dial upstreams, reload the configuration.
+        /// The broker's own user and root always may; others who may connect may not.
+        operator_uids: Vec<u32> = Vec::new(), Rule::List { of: &integer(0, u32::MAX as u64 - 1, ""), max: 256 };
     }
 }
 

@@ -187,6 +187,11 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
+    /// Other rules from now on. A time that has begun stays as it was.
+    pub(crate) fn adopt(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// A closed one.
     pub(crate) fn new(rules: Rules) -> Breaker {
         let state = State::Closed { failures: 0 };

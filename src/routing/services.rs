@@ -116,6 +116,14 @@ impl Services {
         }
     }
 
+    /// At most so many from now on, and other rules for all breakers, whose states and counts stay.
+    pub(crate) fn adopt(&mut self, most: usize, rules: RuleBook) {
+        (self.most, self.rules) = (most, rules);
+        for service in self.table.iter_mut().flatten() {
+            service.breaker.adopt(self.rules.of(service.name.as_str()));
+        }
+    }
+
     /// One more user of the service `name`; `None` if there are too many services.
     pub(crate) fn intern(&mut self, name: &Name) -> Option<ServiceId> {
         let id = match self.find(name) {

@@ -83,6 +83,11 @@ impl Topics {
         }
     }
 
+    /// At most so many from now on.
+    pub(crate) fn adopt(&mut self, most: usize, most_routes: usize) {
+        (self.most, self.most_routes) = (most, most_routes);
+    }
+
     /// One more user of `topic`. One of the broker's own is known for a moment only, and there is always room for it.
     ///
     /// # Errors

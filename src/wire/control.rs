@@ -16,6 +16,7 @@
 //! | `Status` | `Status` or `Failed` |
 //! | `Breakers`, `SetBreaker` | `Breakers` or `Failed` |
 //! | `Upstreams`, `DialUpstream` | `Upstreams` or `Failed` |
+//! | `Reload` | `Reloaded` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
 //! | `Resumed` | none |
 //!
@@ -74,7 +75,7 @@ mod token;
 
 pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
-pub use operations::UpstreamStatus;
+pub use operations::{ReloadReport, UpstreamStatus};
 pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
 pub use status::{ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
@@ -190,6 +191,11 @@ pub enum ClientFrame {
         /// Its name in the configuration.
         name: Name,
     },
+    /// Has the broker read its configuration again.
+    Reload {
+        /// Comes back in the answer.
+        serial: u32,
+    },
 }
 
 impl ClientFrame {
@@ -224,7 +230,8 @@ impl ClientFrame {
             | Self::Breakers { serial }
             | Self::SetBreaker { serial, .. }
             | Self::Upstreams { serial }
-            | Self::DialUpstream { serial, .. } => Some(*serial),
+            | Self::DialUpstream { serial, .. }
+            | Self::Reload { serial } => Some(*serial),
             Self::Hello { .. } | Self::Bye | Self::Resumed => None,
         }
     }
@@ -410,6 +417,13 @@ pub enum BrokerFrame {
         serial: u32,
         /// One for each `[[upstream]]`.
         upstreams: Vec<UpstreamStatus>,
+    },
+    /// Answers [`ClientFrame::Reload`].
+    Reloaded {
+        /// From the question.
+        serial: u32,
+        /// What came of it.
+        report: ReloadReport,
     },
 }
 

@@ -27,7 +27,7 @@ pub(super) async fn let_in(
 ) -> Result<(FrameStream, Holder), String> {
     let Accepted { stream, peer, admitted, named } = start;
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
-    let max = broker.config.ipc.max_control_frame_bytes as usize;
+    let max = broker.config().ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream, max),
         Err(error) => {
@@ -35,7 +35,7 @@ pub(super) async fn let_in(
             return Err(error.to_string());
         }
     };
-    let timeout = Duration::from_millis(broker.config.ipc.handshake_timeout_ms);
+    let timeout = Duration::from_millis(broker.config().ipc.handshake_timeout_ms);
     let hello = match tokio::time::timeout(timeout, read_hello(&mut stream)).await {
         Ok(Some(hello)) => hello,
         Ok(None) => return Err("it left without a hello".to_owned()),
@@ -145,7 +145,7 @@ async fn greet(
     if may_log(Kind::Opened) {
         log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
     }
-    let kept = Kept::new((key, id), name, nonces, process, ended, permit);
+    let kept = Kept::new((key, id, peer.uid), name, nonces, process, ended, permit);
     let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
         Ok(opened) => opened,
         Err(error) => {
@@ -177,7 +177,7 @@ fn said(error: &std::io::Error) -> String {
 
 /// Why nobody else is let in.
 pub(in crate::broker) fn all_taken(broker: &Broker) -> String {
-    format!("all {} connections are taken (ipc.max_connections)", broker.config.ipc.max_connections)
+    format!("all {} connections are taken (ipc.max_connections)", broker.config().ipc.max_connections)
 }
 
 /// A connection that the router has taken in, and what its client gets.
@@ -207,7 +207,7 @@ async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> 
 }
 
 fn welcome(broker: &Broker, kept: &Kept, token: Token) -> BrokerFrame {
-    let (config, settings) = (&broker.config, &broker.settings);
+    let (config, settings) = (&broker.config(), &broker.settings);
     let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
     let Nonces { bulk, express, egress } = kept.nonces;
     BrokerFrame::Welcome {

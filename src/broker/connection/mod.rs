@@ -7,7 +7,9 @@ pub(super) use greeting::all_taken;
 
 use super::breaker::{self, BreakerActor};
 use super::fault;
+use super::health::Access;
 use super::holder::{Holder, Kept, SessionTable};
+use super::reload::{self, Source};
 use super::report;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
@@ -16,9 +18,9 @@ use super::tally::Tally;
 use super::upstream::{self, Dialled, Upstream};
 use crate::broker::log_limit::{Kind, may_log};
 use crate::config::Config;
-use crate::shm::peer::Credentials;
+use crate::shm::peer::{self, Credentials};
 use crate::sync::AtomicU64;
-use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode};
+use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;
 use greeting::let_in;
 use std::cell::Cell;
@@ -52,7 +54,11 @@ impl Phase {
 
 /// What all connections share.
 pub(super) struct Broker {
-    pub(super) config: Config,
+    /// What is in force.
+    pub(super) config: watch::Sender<Arc<Config>>,
+    pub(super) source: Source,
+    /// Who may read the endpoints.
+    pub(super) access: watch::Sender<Arc<Access>>,
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
@@ -74,6 +80,18 @@ pub(super) struct Broker {
     pub(super) late: Arc<AtomicU64>,
     /// How many threads of the endpoints do not turn.
     pub(super) late_beside: Arc<AtomicU64>,
+}
+
+impl Broker {
+    /// The configuration that is in force now.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// Whether a user may give orders that change others.
+    fn is_operator(&self, uid: u32) -> bool {
+        [peer::own_uid(), 0].contains(&uid) || self.config().ipc.operator_uids.contains(&uid)
+    }
 }
 
 /// What a connection was let in with.
@@ -312,6 +330,9 @@ async fn answer(
         ClientFrame::Serve { service, .. } if dialled.is_some() => Some(service.clone()),
         _ => None,
     };
+    if let Some(refusal) = refusal(broker, kept, &frame) {
+        return Some(refusal);
+    }
     let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
     kept.questions += 1;
     kept.answers.keep(serial, &answer);
@@ -319,6 +340,22 @@ async fn answer(
         dialled.answered(offered.as_ref(), &answer);
     }
     Some(answer)
+}
+
+/// The answer to an order that this user may not give.
+fn refusal(broker: &Broker, kept: &Kept, frame: &ClientFrame) -> Option<BrokerFrame> {
+    let (serial, order) = match frame {
+        ClientFrame::SetBreaker { serial, .. } => (*serial, "set breakers"),
+        ClientFrame::DialUpstream { serial, .. } => (*serial, "dial upstreams"),
+        ClientFrame::Reload { serial } => (*serial, "reload the configuration"),
+        _ => return None,
+    };
+    if broker.is_operator(kept.uid) {
+        return None;
+    }
+    log::warn!("order refused connection={} uid={} order={order:?}", kept.id, kept.uid);
+    let message = format!("user {} may not {order} (ipc.operator_uids)", kept.uid);
+    Some(BrokerFrame::Failed { serial, code: FailedCode::NotAllowed, message })
 }
 
 fn violation(reason: impl ToString) -> Doom {
@@ -334,6 +371,9 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
         Ask { frame: ClientFrame::Upstreams { serial }, .. } => return Some(upstream::list(broker, serial)),
         Ask { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {
             return Some(upstream::dial(broker, id, serial, &name));
+        }
+        Ask { id, frame: ClientFrame::Reload { serial }, .. } => {
+            return Some(reload::answer(broker, id, serial).await);
         }
         question => question,
     };

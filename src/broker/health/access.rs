@@ -25,14 +25,14 @@ pub(super) enum Refusal {
 
 /// Who may read.
 #[derive(Debug)]
-pub(super) struct Access {
+pub(in crate::broker) struct Access {
     hosts: Vec<String>,
     token: Option<Vec<u8>>,
 }
 
 impl Access {
     /// As the configuration says, with the token of its file.
-    pub(super) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
+    pub(in crate::broker) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
         let hosts = config.allowed_hosts.iter().chain([&config.host]).map(|host| host.to_ascii_lowercase()).collect();
         Access { hosts, token }
     }

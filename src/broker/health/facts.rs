@@ -11,8 +11,8 @@ use std::time::Duration;
 impl Facts {
     /// What is known now, with what the router said last, and whether that was just now.
     pub(in crate::broker) fn of(broker: &Broker, seen: Option<&Seen>, answers: bool) -> Facts {
-        let restart = &broker.config.restart;
-        let max_connections = u64::from(broker.config.ipc.max_connections);
+        let restart = &broker.config().restart;
+        let max_connections = u64::from(broker.config().ipc.max_connections);
         let surveyed = seen.map(|seen| &seen.surveyed);
         Facts {
             version: env!("CARGO_PKG_VERSION"),

@@ -31,7 +31,7 @@ pub enum HealthError {
 /// What is known of the endpoints before they run.
 pub(in crate::broker) struct Endpoints {
     pub(super) config: HealthServer,
-    pub(super) access: Access,
+    pub(in crate::broker) access: Arc<Access>,
     pub(super) listener: io::Result<TcpListener>,
 }
 
@@ -60,7 +60,7 @@ impl Endpoints {
             }
             Ok(listener) => Ok(listener),
         };
-        Ok(Endpoints { config: config.clone(), access, listener })
+        Ok(Endpoints { config: config.clone(), access: Arc::new(access), listener })
     }
 }
 

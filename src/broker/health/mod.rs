@@ -30,6 +30,7 @@ mod process;
 mod stream;
 mod survey;
 
+pub(super) use access::Access;
 pub(super) use judge::Facts;
 pub(super) use listen::Endpoints;
 pub use listen::HealthError;
@@ -174,10 +175,10 @@ impl Health {
         let (ends, ended) = oneshot::channel();
         // Supervised by nobody else, and never given up.
         let place = broker.tree.add("health", "health", None);
-        let streams = Streams::new(newsroom, broker.config.health_server.max_streams);
+        let streams = Streams::new(newsroom, broker.config().health_server.max_streams);
         let streamed = streams.clone();
         arbiter.spawn_fn(move || {
-            let limits = supervisor::limits(&broker.config.restart);
+            let limits = supervisor::limits(&broker.config().restart);
             // It is never given up: nobody stands above it, and the broker works without it.
             let initial_delay = limits.initial_delay.max(FIRST_DELAY);
             let limits = Limits {
@@ -186,10 +187,10 @@ impl Health {
                 max_restarts: u32::MAX,
                 ..limits
             };
-            let Endpoints { access, listener, config } = endpoints;
+            let Endpoints { listener, config, .. } = endpoints;
             let (surveyor, asks) = survey::surveyor(broker.router.clone());
             let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), place));
-            let pages = Arc::new(Pages::new(broker.clone(), access, surveyor, streamed));
+            let pages = Arc::new(Pages::new(broker.clone(), surveyor, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
             actix::spawn(stream::take_snapshots(pages.clone()));

@@ -12,7 +12,7 @@
 //!
 //! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
 
-use super::access::{Access, Refusal};
+use super::access::Refusal;
 use super::connections::{Connection, Connections};
 use super::figures;
 use super::judge::{Condition, Facts};
@@ -53,7 +53,6 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 /// What the pages tell of.
 pub(super) struct Pages {
     broker: Arc<Broker>,
-    access: Access,
     surveyor: Surveyor,
     pub(super) streams: Streams,
     /// When the broker started, in seconds since the epoch.
@@ -61,14 +60,14 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(broker: Arc<Broker>, access: Access, surveyor: Surveyor, streams: Streams) -> Pages {
+    pub(super) fn new(broker: Arc<Broker>, surveyor: Surveyor, streams: Streams) -> Pages {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
-        Pages { broker, access, surveyor, streams, started }
+        Pages { broker, surveyor, streams, started }
     }
 
-    pub(super) fn metrics(&self) -> &Metrics {
-        &self.broker.config.metrics
+    pub(super) fn metrics(&self) -> Metrics {
+        self.broker.config().metrics.clone()
     }
 
     /// Whether the process should go on.
@@ -109,7 +108,7 @@ impl Pages {
 /// The server over a socket; it runs when it is awaited.
 pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>) -> io::Result<Server> {
     let HealthServer { max_connections, request_timeout_ms, idle_timeout_secs, unread_timeout_secs, .. } =
-        pages.broker.config.health_server;
+        pages.broker.config().health_server;
     let unread_ms = u32::try_from(unread_timeout_secs * 1000).unwrap_or(u32::MAX);
     let connections = Connections::new(max_connections as usize);
     let pages = web::Data::from(pages);
@@ -218,7 +217,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     let hosts: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
     let pages = request.app_data::<web::Data<Pages>>()?;
     let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    match pages.access.check(&hosts, authorization, request.path()) {
+    match pages.broker.access.borrow().check(&hosts, authorization, request.path()) {
         Ok(()) => None,
         Err(Refusal::NoHost) => Some(text(StatusCode::BAD_REQUEST, "the request names no host\n")),
         Err(Refusal::ForeignHost) => Some(text(

@@ -51,7 +51,8 @@ impl RouterState {
             | ClientFrame::Resumed
             | ClientFrame::SetBreaker { .. }
             | ClientFrame::Upstreams { .. }
-            | ClientFrame::DialUpstream { .. } => return None,
+            | ClientFrame::DialUpstream { .. }
+            | ClientFrame::Reload { .. } => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.inlet_mut(key)?.answered = Some(Box::new((number, answer.clone())));

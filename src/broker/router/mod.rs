@@ -117,6 +117,11 @@ pub(crate) struct SetBreaker {
 #[rtype(result = "Option<Duration>")]
 pub(crate) struct TickBreakers;
 
+/// Takes other settings up. Those that geometry and memory were made by are the same.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(crate) struct Adopt(pub(crate) Settings);
+
 /// Publishes on the broker's own topics: pairs of topic and text.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
@@ -326,6 +331,14 @@ impl Handler<TickBreakers> for ShmRouter {
 
     fn handle(&mut self, _: TickBreakers, _: &mut Self::Context) -> Option<Duration> {
         self.with(RouterState::tick_breakers)
+    }
+}
+
+impl Handler<Adopt> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, Adopt(settings): Adopt, _: &mut Self::Context) {
+        self.with(|state| state.adopt(settings));
     }
 }
 

@@ -199,6 +199,11 @@ pub(super) struct Outlets {
 }
 
 impl Outlets {
+    /// A backlog of so much from now on.
+    pub(super) fn adopt(&mut self, max_backlog: usize) {
+        self.max_backlog = max_backlog;
+    }
+
     pub(super) fn new(memory: Memory, max_backlog: usize) -> Outlets {
         Outlets {
             table: Vec::new(),

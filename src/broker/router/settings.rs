@@ -1,5 +1,6 @@
 //! The router's limits, in the units that it counts in.
 
+use super::state::RouterState;
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::routing::breaker::{RuleBook, Rules};
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
@@ -85,6 +86,16 @@ impl Settings {
             },
             restart_grace: config.restart.restart_grace_ms * MS,
         })
+    }
+}
+
+impl RouterState {
+    /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
+    pub(super) fn adopt(&mut self, settings: Settings) {
+        self.services.adopt(settings.max_services, settings.breakers.clone());
+        self.topics.adopt(settings.max_topics, settings.max_routes);
+        self.outlets.adopt(settings.max_backlog_bytes);
+        self.settings = settings;
     }
 }
 

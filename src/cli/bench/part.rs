@@ -93,7 +93,8 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
         // If nobody reads it, stdin has ended too.
         let _ = say("ready");
     };
-    Ok(broker::run(loaded, ready)?)
+    let again = loaded.clone();
+    Ok(broker::run(loaded, move || Ok(again.clone()), ready)?)
 }
 
 /// The built-in defaults, so that figures compare, unless a file was named; and what the measurement is about.

@@ -1,7 +1,7 @@
 //! What the broker says of itself, and what it is told by hand, for async programs.
 
 use super::super::error::Result;
-use super::super::{BreakerOrder, BreakerStatus, StatusReport, UpstreamStatus, operations, report};
+use super::super::{BreakerOrder, BreakerStatus, ReloadReport, StatusReport, UpstreamStatus, operations, report};
 use super::{AsyncClient, until};
 use crate::wire::control::ClientFrame;
 use std::convert::Infallible;
@@ -56,6 +56,15 @@ impl AsyncClient {
     /// As [`Client::dial_upstream`](crate::client::Client::dial_upstream).
     pub async fn dial_upstream(&self, name: &str) -> Result<UpstreamStatus> {
         operations::one_upstream(self.ask(None, operations::dial_upstream(name)?).await?)
+    }
+
+    /// As [`Client::reload`](crate::client::Client::reload).
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::reload`](crate::client::Client::reload).
+    pub async fn reload(&self) -> Result<ReloadReport> {
+        operations::reloaded(self.ask(None, |serial| ClientFrame::Reload { serial }).await?)
     }
 
     /// As [`Client::closed`](crate::client::Client::closed): waits until the broker ends the connection.

@@ -34,6 +34,8 @@ pub enum FailedCode {
     Unknown,
     /// The client may not do that.
     NotAllowed,
+    /// The broker's configuration is wrong.
+    Configuration,
 }
 
 /// Why the broker closes a connection.

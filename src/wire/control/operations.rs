@@ -1,4 +1,4 @@
-//! Operating the broker over the control socket: the processes that it dials.
+//! Operating the broker over the control socket: the processes that it dials, its configuration.
 //!
 //! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
 //! fields are those of `upstream list --json`.
@@ -25,4 +25,13 @@ pub struct UpstreamStatus {
     pub restarts: u64,
     /// Why the last attempt or connection ended.
     pub last_reason: Option<String>,
+}
+
+/// What came of reloading the configuration. Keys have their full names, `ipc.allowed_uids`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Keys that have another value now.
+    pub changed: Vec<String>,
+    /// Keys whose new value is in force after a restart.
+    pub needs_restart: Vec<String>,
 }

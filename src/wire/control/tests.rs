@@ -46,6 +46,7 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
             .prop_map(|((serial, for_ms), service, order)| ClientFrame::SetBreaker { serial, service, order, for_ms }),
         any::<u32>().prop_map(|serial| ClientFrame::Upstreams { serial }),
         (any::<u32>(), name()).prop_map(|(serial, name)| ClientFrame::DialUpstream { serial, name }),
+        any::<u32>().prop_map(|serial| ClientFrame::Reload { serial }),
     ]
 }
 

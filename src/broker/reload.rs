@@ -1,0 +1,71 @@
+//! Reloading the configuration: by SIGHUP, and by a client that asks.
+//!
+//! The file is read as at the start, with the same overrides. What is wrong with it changes nothing. What needs no
+//! restart (`config::reload` decides) is taken up by the router first, in one message, then by all others, which look
+//! at the present configuration when they need it.
+
+use super::connection::Broker;
+use super::health::Access;
+use super::router::{Adopt, Settings};
+use crate::config::{self, ConfigError, Loaded};
+use crate::wire::control::{BrokerFrame, FailedCode, ReloadReport};
+use std::sync::Arc;
+
+/// Reads the configuration again.
+pub(crate) type Load = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send + Sync>;
+
+/// Where configurations come from, and whether the socket was inherited, so that its path is none of the file's.
+pub(super) struct Source {
+    pub(super) load: Load,
+    pub(super) has_inherited_socket: bool,
+    /// One at a time.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+/// Reloads, and tells the log.
+///
+/// # Errors
+///
+/// Everything that is wrong with the configuration; the one before is in force.
+pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, String> {
+    let result = try_reload(broker).await;
+    match &result {
+        Ok(ReloadReport { changed, needs_restart }) => {
+            let changed = if changed.is_empty() { "none".to_owned() } else { changed.join(",") };
+            log::info!("configuration reloaded by={by} changed={changed}");
+            for key in needs_restart {
+                log::warn!("configuration key needs a restart key={key}");
+            }
+        }
+        Err(error) => {
+            for line in error.lines() {
+                log::error!("configuration not reloaded by={by} reason={line:?}");
+            }
+        }
+    }
+    result
+}
+
+async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
+    let _turn = broker.source.turn.lock().await;
+    let mut loaded = (broker.source.load)().map_err(|error| error.to_string())?;
+    let token = loaded.health_token().map_err(|error| error.to_string())?;
+    let old = broker.config();
+    if broker.source.has_inherited_socket {
+        loaded.config.ipc.socket_path.clone_from(&old.ipc.socket_path);
+    }
+    let (changes, adopted) = config::adopt(&old, &loaded.config);
+    let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
+    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router does not take it up: {error}"))?;
+    broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
+    broker.config.send_replace(Arc::new(adopted));
+    Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })
+}
+
+/// Answers a client that asks for it.
+pub(super) async fn answer(broker: &Broker, connection: u32, serial: u32) -> BrokerFrame {
+    match reload(broker, &format!("connection {connection}")).await {
+        Ok(report) => BrokerFrame::Reloaded { serial, report },
+        Err(message) => BrokerFrame::Failed { serial, code: FailedCode::Configuration, message },
+    }
+}
