@@ -220,6 +220,11 @@ impl Breaker {
         (passes.map(|()| Permit { generation }).map_err(|retry_after| Rejected { retry_after }), transition)
     }
 
+    /// Whether a verdict with this permit still counts.
+    pub(crate) fn is_current(&self, permit: Permit) -> bool {
+        permit.generation == self.generation
+    }
+
     /// A request that was let through has ended.
     #[inline]
     pub(crate) fn record(&mut self, permit: Permit, verdict: Verdict, now: u64) -> Option<Transition> {

@@ -4,6 +4,7 @@
 use super::SetBreaker;
 use super::state::{ECHO, RouterState};
 use crate::broker::events::BreakerChange;
+use crate::routing::arena::Key;
 use crate::routing::breaker::{Permit, Rejected, Stand, Transition, Verdict};
 use crate::routing::services::{Service, ServiceId};
 use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
@@ -27,6 +28,14 @@ impl RouterState {
         let (Some(permit), Some(service)) = (permit, self.services.get_mut(id)) else { return };
         if let Some(transition) = service.breaker.record(permit, verdict, self.now) {
             self.tell_breaker(id, transition, None);
+        }
+    }
+
+    /// The first chunk of a stream is the success of a probe; how the rest ends changes nothing.
+    pub(super) fn judge_first_chunk(&mut self, id: ServiceId, call: Key) {
+        if self.services.get(id).is_some_and(|service| service.breaker.stand() == Stand::HalfOpen) {
+            let permit = self.calls.get_mut(call).and_then(|found| found.permit.take());
+            self.judge(id, permit, Verdict::Success);
         }
     }
 

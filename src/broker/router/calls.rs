@@ -30,7 +30,7 @@ pub(super) struct Call {
     /// `None`: the broker itself, which echoes.
     pub(super) responder: Option<u32>,
     pub(super) service: ServiceId,
-    /// The breaker's leave; `None`: the echo has no breaker.
+    /// The breaker's leave; `None`: the echo has no breaker, or the verdict is given already.
     pub(super) permit: Option<Permit>,
     /// The responder's own number of the service.
     pub(super) number: u32,
@@ -361,6 +361,9 @@ impl RouterState {
         }
         if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
             times.first_chunk.observe(took, 1);
+        }
+        if is_first_chunk {
+            self.judge_first_chunk(service, call);
         }
         if ends {
             self.counters.replies += 1;

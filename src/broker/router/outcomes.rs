@@ -97,8 +97,27 @@ impl RouterState {
             let answered_here = self.calls.iter().filter(|(_, call)| call.responder == Some(key));
             calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
         }
+        // The loss of a responder is one failure of each service, however many calls it had under way.
+        let mut counted: Vec<ServiceId> = Vec::new();
         for (call, outcome) in calls {
+            if outcome == Outcome::ResponderLost {
+                self.count_loss_once(call, &mut counted);
+            }
             self.end_call(call, outcome);
+        }
+    }
+
+    /// A call of a lost responder counts for its service's breaker, unless one of `counted` did before it.
+    fn count_loss_once(&mut self, call: Key, counted: &mut Vec<ServiceId>) {
+        let Some(found) = self.calls.get_mut(call) else { return };
+        let service = found.service;
+        if counted.contains(&service) {
+            let permit = found.permit.take();
+            self.judge(service, permit, Verdict::Neither);
+        } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
+            && service_found.breaker.is_current(permit)
+        {
+            counted.push(service);
         }
     }
 

@@ -321,7 +321,7 @@ fn each_request_has_one_outcome() {
 
 #[test]
 fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
-    let mut router = Router::new(|config| config.circuit_breaker.failure_threshold = 11);
+    let mut router = Router::new(|_| {});
     let (mut requester, responder, other) = (router.connect(), router.connect(), router.connect());
     let service = router.service(&requester, "s");
     router.serve(&responder, "s", 0);

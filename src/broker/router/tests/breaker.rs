@@ -179,7 +179,70 @@ fn deadlines_and_lost_responders_count_and_error_replies_that_are_no_failure_do_
     }
     scene.router.state.client_gone(scene.responder.key, scene.responder.id);
     scene.router.run();
+    assert_eq!((scene.breaker().failures, scene.breaker().state), (1, BreakerState::Closed));
+    assert_eq!(scene.changes(), []);
+}
+
+#[test]
+fn the_loss_of_one_of_three_responders_is_one_failure_and_the_other_two_serve_on() {
+    let mut scene = Scene::new();
+    let (mut second, third) = (scene.router.connect(), scene.router.connect());
+    for slot in 0..5 {
+        scene.ask(slot);
+    }
+    scene.router.serve(&second, "s", 0);
+    scene.router.serve(&third, "s", 0);
+    scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+    scene.router.run();
+    let lost = scene.requester.take_all(&mut scene.router);
+    assert_eq!(lost.iter().filter(|(h, _)| h.code == Outcome::ResponderLost as u16).count(), 5);
+    assert_eq!((scene.breaker().failures, scene.breaker().state), (1, BreakerState::Closed));
+    scene.responder = third;
+    scene.ask(0);
+    scene.ask(1);
+    let calls = second.take_all(&mut scene.router);
+    assert_eq!(kinds(&calls), [Kind::Call]);
+    let answer = Header { flags: END, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
+    assert!(second.push(true, answer, b"!"));
+    let call = scene.call().expect("the third has the other call");
+    scene.answer(call, END);
+    assert_eq!(kinds(&scene.requester.take_all(&mut scene.router)), [Kind::Answer, Kind::Answer]);
+    assert_eq!(scene.breaker().failures, 0);
+}
+
+#[test]
+fn a_responder_that_dies_of_each_request_opens_the_breaker_after_as_many_deaths_as_the_threshold() {
+    let mut scene = Scene::new();
+    for deaths in 1..=5 {
+        assert_eq!(scene.breaker().state, BreakerState::Closed);
+        scene.ask(0);
+        scene.ask(1);
+        scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+        scene.router.run();
+        scene.requester.take_all(&mut scene.router);
+        assert_eq!(scene.breaker().failures, if deaths < 5 { deaths } else { 0 });
+        scene.responder = scene.router.connect();
+        scene.router.serve(&scene.responder, "s", 0);
+    }
     assert_eq!(scene.changes(), [(BreakerState::Closed, BreakerState::Open, "responder_lost")]);
+}
+
+#[test]
+fn the_first_chunk_of_a_stream_is_the_success_of_a_probe() {
+    let mut scene = Scene::with(|config| config.circuit_breaker.success_threshold = 1);
+    scene.open();
+    scene.router.pass(1000);
+    scene.sent += 1;
+    let flags = Flags::WHOLE.with(Flags::STREAM);
+    let request = Header { flags, id2: scene.sent, arg: scene.service, total: 1, ..Header::new(Kind::Request) };
+    assert!(scene.requester.push(true, request, b"?"));
+    scene.router.run();
+    let call = scene.call().expect("a probe");
+    assert_eq!(scene.breaker().state, BreakerState::HalfOpen);
+    scene.answer(call, Flags::WHOLE.with(Flags::STREAM));
+    assert_eq!(scene.breaker().state, BreakerState::Closed, "the stream is under way still");
+    scene.answer(call, FAILURE);
+    assert_eq!((scene.breaker().state, scene.breaker().failures), (BreakerState::Closed, 0));
 }
 
 #[test]
