@@ -43,6 +43,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("crossbeam_queue", &["client", "broker"]),
     ("env_logger", &["broker", "cli", "bin"]),
     ("hdrhistogram", &["cli"]),
+    ("libc", &["shm"]),
     ("listenfd", &["broker"]),
     ("log", ALL),
     // The tests build the models.
