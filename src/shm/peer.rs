@@ -26,8 +26,8 @@ pub(crate) fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     // Not by `rustix`: its process ids are `NonZero`, and the kernel says 0 for a process that our PID namespace does
     // not contain.
     //
-    // SAFETY: `found` and `len` live through the call and are borrowed by nothing else. `len` is the size of `found`, so
-    // the kernel writes at most that much, and every bit pattern is a `ucred`. `socket` is borrowed, thus open.
+    // SAFETY: `found` and `len` live through the call and are borrowed by nothing else. `len` is the size of `found`,
+    // so the kernel writes at most that much, and every bit pattern is a `ucred`. `socket` is borrowed, thus open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
