@@ -5,7 +5,7 @@ use super::log_limit::{Kind, may_log};
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, ResumeError, Sessions};
 use super::tally::Loss;
-use crate::shm::peer;
+use crate::shm::peer::{self, Process};
 use crate::shm::segment::{Nonces, fill_random};
 use crate::wire::control::Token;
 use crate::wire::name::Name;
@@ -27,8 +27,8 @@ pub(super) struct Kept {
     pub(super) uid: u32,
     pub(super) name: Name,
     pub(super) nonces: Nonces,
-    /// Says when the peer's process has ended. `None`: there is no such process any more, or the system does not say.
-    pub(super) process: Option<OwnedFd>,
+    /// What says that the peer's process has ended.
+    pub(super) process: Process,
     /// Whether the router has ended it.
     pub(super) ended: watch::Receiver<Option<Doom>>,
     pub(super) answers: Answers,
@@ -47,7 +47,7 @@ impl Kept {
         (key, id, uid): (u32, u32, u32),
         name: Name,
         nonces: Nonces,
-        process: Option<OwnedFd>,
+        process: Process,
         ended: watch::Receiver<Option<Doom>>,
         permit: OwnedSemaphorePermit,
     ) -> Kept {
@@ -117,15 +117,23 @@ impl SessionTable {
     pub(super) fn tell_refusal(&self, peer: peer::Credentials, error: ResumeError) {
         if may_log(Kind::NotResumed) {
             let reason = error.to_string();
-            log::warn!("session not resumed pid={} uid={} reason={reason:?}", peer.pid, peer.uid);
+            // After a restart of the broker, or a long absence of the client, that is the ordinary way.
+            let is_ordinary = matches!(error, ResumeError::Unknown | ResumeError::Over);
+            let level = if is_ordinary { log::Level::Info } else { log::Level::Warn };
+            log::log!(level, "session not resumed pid={} uid={} reason={reason:?}", peer.pid, peer.uid);
         }
     }
 
     fn let_go(&self, mut kept: Kept, is_ending: bool) {
         let mut inner = self.lock();
         inner.sockets.remove(&kept.id);
-        let process = kept.process.as_ref().and_then(|process| process.try_clone().ok());
-        let may_wait = process.is_some() && !is_ending && !inner.window.is_zero();
+        let has_ended = matches!(kept.process, Process::Ended);
+        // Without a descriptor the end of the window ends it.
+        let process = match &kept.process {
+            Process::Watched(process) => process.try_clone().ok(),
+            Process::Unknown | Process::Ended => None,
+        };
+        let may_wait = !has_ended && !is_ending && !inner.window.is_zero();
         let (watched, taken_up) = oneshot::channel();
         kept.watched = Some(watched);
         let (id, name, ended) = (kept.id, kept.name.clone(), kept.ended.clone());
@@ -275,12 +283,14 @@ async fn watch_session(broker: Arc<Broker>, watch: Watch) {
     drop(kept);
 }
 
-/// Waits until the process has ended; at once if there is none.
+/// Waits until the process has ended; for ever if the system does not tell.
 async fn process_end(process: Option<OwnedFd>) {
-    let Some(process) = process else { return };
+    let Some(process) = process else { return std::future::pending().await };
     // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
     #[allow(deprecated)]
     if let Ok(process) = AsyncFd::with_interest(process, Interest::READABLE) {
         let _ = process.readable().await;
+    } else {
+        std::future::pending().await
     }
 }

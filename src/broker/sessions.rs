@@ -44,7 +44,7 @@ struct Waits<S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ResumeError {
     /// It was never given, is used up, or its session has ended.
-    #[error("no session has this token: forged, stale, or its session has ended")]
+    #[error("unknown session token; the client begins a new session")]
     Unknown,
     /// The session is another user's.
     #[error("the session of this token is another user's")]

@@ -100,7 +100,7 @@ fn connection(c: &ConnectionStatus) -> Vec<String> {
     vec![
         c.id.to_string(),
         c.name.as_str().to_owned(),
-        c.pid.to_string(),
+        if c.pid == 0 { "-".to_owned() } else { c.pid.to_string() },
         age(c.age_ms),
         c.state.as_str().to_owned(),
         c.subscriptions.to_string(),

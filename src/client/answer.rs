@@ -279,7 +279,7 @@ impl<'a> Answer<'a> {
         let (inner, call) = (&request.inner, &request.call);
         loop {
             let (at, total) = (self.at, self.payload.len());
-            let part = &self.payload[at..total.min(at + inner.limits.slot_size as usize)];
+            let part = &self.payload[at..total.min(at + inner.limits.slot_size() as usize)];
             let flags = self.flags.with(part_flags(at, part.len(), total));
             let (seq, total) = (call.call, total as u32);
             let header = Header { flags, total, seq, ..Header::new(RecordKind::Response) };
@@ -317,7 +317,7 @@ impl Answer<'_> {
 
     /// Whether it goes as one record, so that nothing can come between its parts.
     pub(super) fn is_one_record(&self, inner: &Inner) -> bool {
-        self.payload.len() <= inner.limits.slot_size as usize
+        self.payload.len() <= inner.limits.slot_size() as usize
     }
 
     pub(super) fn into_owned(self) -> Answer<'static> {

@@ -178,8 +178,8 @@ impl AsyncClient {
 
     /// As [`Client::limits`].
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.inner.limits
+    pub fn limits(&self) -> Limits {
+        self.inner.limits.all()
     }
 
     async fn ask(&self, deadline: Option<Instant>, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {

@@ -43,7 +43,7 @@ impl Inner {
     /// The time of a call with these options.
     pub(super) fn call_time(&self, options: RequestOptions) -> CallTime {
         let ms = |ms: u32| Duration::from_millis(ms.into());
-        let timeout = options.timeout.unwrap_or(ms(self.limits.default_request_timeout_ms));
-        CallTime { most: timeout.min(ms(self.limits.max_request_timeout_ms)).saturating_add(SLACK), until: None }
+        let timeout = options.timeout.unwrap_or(ms(self.limits.default_request_timeout_ms()));
+        CallTime { most: timeout.min(ms(self.limits.max_request_timeout_ms())).saturating_add(SLACK), until: None }
     }
 }

@@ -12,7 +12,7 @@ use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 pub(super) fn handle_frame(inner: &Inner, frame: BrokerFrame) {
     let mut table = lock(&inner.table);
     let table = &mut *table;
-    let Some(serial) = note(table, inner.limits.slot_size, &frame) else { return };
+    let Some(serial) = note(table, inner.limits.slot_size(), &frame) else { return };
     let question = lock(&inner.outgoing).answered(serial);
     if let Some(what) = table.restoring.remove(&serial) {
         if let Err(error) = session::restored(table, what, &frame) {

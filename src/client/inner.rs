@@ -7,6 +7,7 @@ use super::answer::Incoming;
 use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
+use super::limits::Present;
 use super::link::Link;
 use super::outgoing::Outgoing;
 use super::pending::Pending;
@@ -158,7 +159,7 @@ pub(crate) struct Inner {
     connection: AtomicU64,
     /// Of the process that connected: a child that it forks must leave everything here alone.
     owner: ForkMark,
-    pub(super) limits: Limits,
+    pub(super) limits: Present,
     pub(super) wait: WaitStrategy,
     /// For event loops of the user's own.
     pub(super) nest: Nest,
@@ -192,12 +193,12 @@ impl Inner {
         let nest = Nest::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
-        let (bulk, express, egress) = Inner::ends(&segment, &bells, limits.slot_size);
+        let (bulk, express, egress) = Inner::ends(&segment, &bells, &limits);
         let down: Arc<Down> = Arc::default();
         Ok(Inner {
             connection: AtomicU64::new(u64::from(greeted.connection)),
             owner: ForkMark::new(),
-            limits,
+            limits: Present::new(&limits),
             wait,
             nest,
             lanes: [Lane::new(bulk), Lane::new(express)],
@@ -220,12 +221,12 @@ impl Inner {
     pub(super) fn ends(
         segment: &Segment,
         bells: &Arc<ClientBells>,
-        slot_size: u32,
+        limits: &Limits,
     ) -> (Producing, Producing, Consumer) {
         let (bulk, express, egress) = segment.client_ends();
         let lane = |producer, name| {
             let (space, data) = (segment.space_signal(name), segment.data_signal(name));
-            Producing::new(producer, space, data, bells.clone(), slot_size)
+            Producing::new(producer, space, data, bells.clone(), limits)
         };
         (lane(bulk, RingName::Bulk), lane(express, RingName::Express), egress)
     }
@@ -249,7 +250,7 @@ impl Inner {
 
     /// How much credit for answers and bodies may be owed before it is given back, in cells.
     pub(super) fn stream_step(&self) -> u32 {
-        credit_step(self.limits.stream_credit_cells, self.limits.slot_size)
+        credit_step(self.limits.stream_credit_cells(), self.limits.slot_size())
     }
 
     /// Whether this process is the one that connected.
@@ -324,6 +325,10 @@ impl Inner {
     /// The last word to the broker, which routes what is in the lanes before it lets the connection go.
     pub(super) fn say_goodbye(&self) {
         self.place_posted();
+        self.say_bye();
+    }
+
+    fn say_bye(&self) {
         let bye = ClientFrame::Bye.encode().unwrap_or_default();
         lock(&self.outgoing).say(&bye);
     }
@@ -333,8 +338,11 @@ impl Inner {
         if !self.is_ours() {
             return;
         }
-        self.say_goodbye();
-        self.close(Kind::Disconnected("it was closed here".to_owned()).into());
+        self.place_posted();
+        // Before the broker hears of it: the end of the socket, which follows, is then no loss.
+        lock(&self.table).close(Kind::Disconnected("it was closed here".to_owned()).into());
+        self.say_bye();
+        lock(&self.outgoing).lose();
     }
 }
 

@@ -6,13 +6,14 @@
 //! be, and it needs no second path for those who find it taken. Everything that belongs to one session of the client
 //! lies behind it, so that a session at another broker takes this one's place under that lock.
 
-use super::error::{Kind, Result};
+use super::error::{Error, Kind, Result};
 use super::inner::{Inner, lock, try_lock};
 use super::unsent::Unsents;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::HEADER_WORDS;
 use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
 use crate::sync::{AtomicU64, Ordering};
+use crate::wire::control::Limits;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,6 +51,7 @@ pub(super) struct Producing {
     /// The number of the last flush that was begun.
     pub(super) flush: u64,
     slot_size: usize,
+    max_message_size: usize,
 }
 
 /// A number for this thread, never 0.
@@ -60,6 +62,12 @@ pub(super) fn thread() -> u64 {
 
 pub(super) fn broken(violation: Violation) -> Kind {
     Kind::Protocol(violation.to_string())
+}
+
+/// A record was cut for the broker before, whose records were larger: the call that it belongs to is over.
+#[cold]
+fn outgrown() -> Error {
+    Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into()
 }
 
 /// The flags of the part `at..at + len` of a message of `total` bytes.
@@ -125,7 +133,7 @@ impl Producing {
         space: Signal,
         data: Signal,
         bells: Arc<ClientBells>,
-        slot_size: u32,
+        limits: &Limits,
     ) -> Producing {
         Producing {
             producer,
@@ -138,25 +146,31 @@ impl Producing {
             unlooked: 0,
             unsents: Unsents::default(),
             flush: 0,
-            slot_size: slot_size as usize,
+            slot_size: limits.slot_size as usize,
+            max_message_size: limits.max_message_size as usize,
         }
     }
 
-    /// Goes on in another session, whose lane `next` is. What the last one has not consumed is to be sent again.
+    /// Goes on in another session, whose lane `next` is. What the last one has not consumed is to be sent again, in
+    /// records of the size that the next one takes. Returns how many messages the next one does not take.
     ///
     /// # Errors
     ///
     /// If the last session's lane does not hold what was placed there.
-    pub(super) fn renew(&mut self, next: Producing, session: u64) -> Result<(), Violation> {
+    pub(super) fn renew(&mut self, next: Producing, session: u64) -> (usize, Result<(), Violation>) {
         let taken = self.unsents.take_from(&mut self.producer);
-        let Producing { producer, space, data, bells, .. } = next;
+        let Producing { producer, space, data, bells, slot_size, max_message_size, .. } = next;
         (self.producer, self.space, self.data, self.bells, self.session) = (producer, space, data, bells, session);
-        taken
+        (self.slot_size, self.max_message_size) = (slot_size, max_message_size);
+        (self.unsents.leave_out_above(max_message_size), taken)
     }
 
     /// Places a record if there is space.
     #[inline]
     fn place(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool> {
+        if payload.len() as usize > self.slot_size {
+            return Err(outgrown());
+        }
         self.producer.enter();
         let pushed = self.producer.push(header, payload);
         self.producer.leave();
@@ -234,6 +248,18 @@ impl Producing {
         sent
     }
 
+    /// Whether a message of `len` bytes is one record. It is asked under the lock of the lane: the size of records may be
+    /// another at another broker.
+    #[inline]
+    pub(super) fn is_one_record(&self, len: usize) -> bool {
+        len <= self.slot_size
+    }
+
+    /// The largest payload of one record, in bytes.
+    pub(super) fn record_size(&self) -> u32 {
+        u32::try_from(self.slot_size).unwrap_or(u32::MAX)
+    }
+
     /// Publishes a message of one record, if there is space.
     #[inline]
     pub(super) fn try_publish(&mut self, topic: u32, total: u32, payload: &[u8]) -> Result<bool> {
@@ -285,6 +311,10 @@ impl Parts {
             // Its broker has died within it, and so it is begun anew at the next.
             (self.at, self.begun) = (0, Some(lane.session));
             self.header.flags = Flags::RESENT;
+        }
+        if payload.len() > lane.max_message_size {
+            let max = u32::try_from(lane.max_message_size).unwrap_or(u32::MAX);
+            return Err(Kind::TooLarge { len: payload.len(), max }.into());
         }
         loop {
             let part = &payload[self.at..payload.len().min(self.at + lane.slot_size)];
@@ -409,9 +439,9 @@ impl Inner {
     /// be begun and not ended.
     #[inline]
     pub(super) fn check_size(&self, len: usize) -> Result<u32> {
-        let max = self.limits.max_message_size;
+        let max = self.limits.max_message_size();
         let len = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
-        if len > self.limits.slot_size {
+        if len > self.limits.slot_size() {
             self.may_wait()?;
         }
         Ok(len)

@@ -23,7 +23,7 @@ use crate::shm::descriptors;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::segment::{Segment, fill_random};
 use crate::wire::codec::FrameDecoder;
-use crate::wire::control::{self, BrokerFrame, ClientFrame, RefusedCode, Token};
+use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, RefusedCode, Token};
 use rustix::fs::inotify;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -128,6 +128,9 @@ impl Link {
     /// this client does not come back.
     pub(super) fn lose(&mut self, inner: &Inner, is_over: bool, now: Instant) -> bool {
         let Some(options) = &inner.endpoint.reconnect else { return false };
+        if inner.closed().is_some() {
+            return false;
+        }
         if is_over || matches!(self.line, Line::Restoring(..)) {
             self.token = None;
         }
@@ -150,15 +153,18 @@ impl Link {
     }
 
     /// The session goes on at the broker that has greeted us: what it has brought.
-    pub(super) fn go_on(&mut self, bells: &dyn Fn(ClientBells) -> Arc<ClientBells>) -> Option<(Segment, Greeted)> {
+    pub(super) fn go_on(
+        &mut self,
+        bells: &dyn Fn(ClientBells) -> Arc<ClientBells>,
+    ) -> Option<(Segment, Limits, Greeted)> {
         let Line::Restoring(socket, welcome) = std::mem::replace(&mut self.line, Line::Down) else { return None };
         self.unwatch_path();
         self.bells.unwatch(socket.as_fd());
-        let Welcome { segment, bells: new, greeted, .. } = *welcome;
+        let Welcome { segment, bells: new, limits, greeted, .. } = *welcome;
         self.bells = bells(new);
         (self.token, self.anew) = (Some(greeted.token), Some(Instant::now()));
         self.line = Line::Up(socket);
-        Some((segment, greeted))
+        Some((segment, limits, greeted))
     }
 
     fn tell_waiting(&self, inner: &Inner, next_in: Duration) {
@@ -190,11 +196,18 @@ impl Link {
 
     fn attempt(&mut self, inner: &Inner, now: Instant) {
         let Line::Waiting(retry) = std::mem::replace(&mut self.line, Line::Down) else { return };
+        if inner.closed().is_some() {
+            return self.put_down();
+        }
         let endpoint = &inner.endpoint;
         let dialled = endpoint.try_dial().and_then(|socket| {
             self.bells.watch(socket.as_fd()).map_err(|error| Kind::Disconnected(error.to_string()))?;
-            endpoint.hello(&socket, self.token)?;
-            Ok(socket)
+            // Under the lock, so that no attempt begins once the connection was closed here.
+            let table = lock(&inner.table);
+            match &table.closed {
+                Some(closed) => Err(closed.clone()),
+                None => endpoint.hello(&socket, self.token).map(|()| socket),
+            }
         });
         match dialled {
             Ok(socket) => {
@@ -203,7 +216,7 @@ impl Link {
                 self.line = Line::Greeting(socket.into(), retry, now.checked_add(endpoint.timeout));
                 lock(&inner.table).set_state(ConnectionState::Connecting);
             }
-            Err(error) if error.is_not_allowed() => self.close(inner, error),
+            Err(error) if error.is_not_allowed() || inner.closed().is_some() => self.close(inner, error),
             Err(error) => {
                 if error.is_no_broker() {
                     inner.end_requests();
@@ -254,10 +267,6 @@ impl Link {
         let descriptors = std::mem::take(&mut self.descriptors);
         match greeting(frame) {
             Ok((greeted, limits, geometry)) if self.token.is_none() => {
-                if limits != inner.limits {
-                    let reason = "the broker that is there now has other limits than the one before".to_owned();
-                    return self.close(inner, Kind::Disconnected(reason).into());
-                }
                 let decoder = std::mem::replace(&mut self.decoder, FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX));
                 // It is watched already, and will be behind the new bells by the time that they are in use.
                 match open(socket.as_fd(), descriptors, FrameDecoder::new(0), greeted, limits, geometry) {
@@ -265,7 +274,7 @@ impl Link {
                         let line = Line::Restoring(socket.clone(), welcome.into());
                         let Line::Greeting(socket, ..) = std::mem::replace(&mut self.line, line) else { return };
                         self.decoder = decoder;
-                        session::restore(inner, socket);
+                        session::restore(inner, socket, &limits);
                     }
                     Err(error) => self.close(inner, error),
                 }

@@ -25,6 +25,10 @@ fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
     if !lane.unsents.is_empty() && !lane.send_again()? {
         return Ok(false);
     }
+    if !lane.is_one_record(len as usize) {
+        // Another broker has smaller records.
+        return Err(Kind::TooLarge { len: len as usize, max: lane.record_size() }.into());
+    }
     lane.producer.enter();
     let found = lane.producer.reserve(len).map(|slot| slot.is_some());
     if found != Ok(true) {
@@ -35,7 +39,7 @@ fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
 
 impl<'a> Loan<'a> {
     pub(super) fn new(inner: &'a Inner, topic: u32, len: usize) -> Result<Loan<'a>> {
-        let slot_size = inner.limits.slot_size;
+        let slot_size = inner.limits.slot_size();
         let len =
             u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
         inner.look_up()?;

@@ -59,6 +59,7 @@ mod error_kind;
 mod frames;
 mod inner;
 mod lane;
+mod limits;
 mod link;
 mod listen;
 mod loan;
@@ -167,10 +168,10 @@ impl Client {
         &self.inner.endpoint.path
     }
 
-    /// The limits that the broker set for this connection.
+    /// The limits that the present broker sets for this connection. After a restart of the broker they may be others.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.inner.limits
+    pub fn limits(&self) -> Limits {
+        self.inner.limits.all()
     }
 
     /// Waits until the broker ends the connection, at most for `timeout` (`None`: no limit). Meanwhile everything that

@@ -175,9 +175,9 @@ impl Inner {
     pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
         let total = self.check_size(payload.len())?;
         let is_away = self.look_up()?;
-        if total <= self.limits.slot_size {
+        if total <= self.limits.slot_size() {
             let mut lane = self.bulk().claim()?;
-            if lane.try_publish(topic, total, payload)? {
+            if lane.is_one_record(payload.len()) && lane.try_publish(topic, total, payload)? {
                 if lane.should_look() || is_away {
                     drop(lane);
                     self.look_after_link();
@@ -189,10 +189,13 @@ impl Inner {
     }
 
     fn try_publish(&self, topic: u32, payload: &[u8]) -> Result<bool> {
-        let (len, max) = (payload.len(), self.limits.slot_size);
+        let (len, max) = (payload.len(), self.limits.slot_size());
         let total = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
         let is_away = self.look_up()?;
         let mut lane = self.bulk().claim_within()?;
+        if !lane.is_one_record(len) {
+            return Err(Kind::TooLarge { len, max: self.limits.slot_size() }.into());
+        }
         let is_published = lane.is_free() && lane.try_publish(topic, total, payload)?;
         // Nobody else may look after the connection: this one never waits.
         let should_look = !is_published || lane.should_look() || is_away;

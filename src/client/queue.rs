@@ -4,8 +4,9 @@ use super::error::{Error, Kind};
 use super::inner::lock;
 use super::subscription::Message;
 use super::{DeliveryPolicy, Pattern};
-use crate::shm::layout::message_cost;
+use crate::shm::layout::{cells_for, message_cost};
 use crate::sync::{AtomicU64, Ordering};
+use crate::wire::control::Limits;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
@@ -20,9 +21,10 @@ pub(super) enum Early {
 }
 
 /// Why a subscription gets nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum End {
     Evicted,
+    Refused(Error),
 }
 
 /// Messages that wait for their subscription's owner.
@@ -32,8 +34,10 @@ pub(super) struct Queue {
     pub(super) own: u32,
     pub(super) pattern: Pattern,
     pub(super) policy: DeliveryPolicy,
-    /// Cells of credit that the broker gave.
-    pub(super) capacity: u32,
+    /// Cells of credit that its owner wants.
+    wanted: u32,
+    /// Cells of credit that the present broker gives.
+    capacity: AtomicU64,
     /// The broker's number, in the present session.
     pub(super) id: AtomicU64,
     /// Nobody takes its messages any more.
@@ -65,21 +69,55 @@ struct Partial {
     is_paid: bool,
 }
 
+/// The credit of a subscription that wants so much, at a broker with these limits: room for one record at least.
+fn granted(wanted: u32, limits: &Limits) -> u32 {
+    let most = limits.subscription_credit_cells;
+    wanted.clamp(cells_for(limits.slot_size).min(most), most)
+}
+
 impl Queue {
-    pub(super) fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, capacity: u32) -> Queue {
+    pub(super) fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, wanted: u32, limits: &Limits) -> Queue {
+        let capacity = AtomicU64::new(u64::from(granted(wanted, limits)));
         let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        Queue { own, pattern, policy, capacity, id, is_dropped, state: Mutex::default() }
+        Queue { own, pattern, policy, wanted, capacity, id, is_dropped, state: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed) as u32
     }
 
+    /// Cells of credit that the present broker gives.
+    #[inline]
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity.load(Ordering::Relaxed) as u32
+    }
+
+    /// Cells of credit that a broker with these limits gives.
+    pub(super) fn granted(&self, limits: &Limits) -> u32 {
+        granted(self.wanted, limits)
+    }
+
+    /// The next broker does not give it what the last one gave.
+    pub(super) fn refuse(&self, error: Error) {
+        // Its number may be another's by now.
+        self.id.store(u64::from(u32::MAX), Ordering::Relaxed);
+        lock(&self.state).end = Some(End::Refused(error));
+    }
+
+    /// Another broker has other limits.
+    pub(super) fn adopt(&self, limits: &Limits) {
+        self.capacity.store(u64::from(self.granted(limits)), Ordering::Relaxed);
+    }
+
     /// Another broker serves it, under the number `id`.
-    pub(super) fn renew(&self, id: u32) {
+    pub(super) fn renew(&self, id: u32, limits: &Limits) {
+        self.adopt(limits);
         self.id.store(u64::from(id), Ordering::Relaxed);
         let mut state = lock(&self.state);
         state.partials.clear();
+        if self.policy == DeliveryPolicy::DropOldest {
+            state.waiting = state.messages.iter().map(|message| self.cost(message, limits.slot_size)).sum();
+        }
         state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
     }
 
@@ -88,17 +126,17 @@ impl Queue {
         let mut state = lock(&self.state);
         let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
         if !is_paid && self.policy != DeliveryPolicy::DropOldest {
-            state.unused += message_cost(len, slot_size, self.capacity);
+            state.unused += message_cost(len, slot_size, self.capacity());
         }
     }
 
     pub(super) fn cost(&self, message: &Message, slot_size: u32) -> u32 {
-        if message.is_paid { 0 } else { message_cost(message.payload().len() as u32, slot_size, self.capacity) }
+        if message.is_paid { 0 } else { message_cost(message.payload().len() as u32, slot_size, self.capacity()) }
     }
 
     /// The first part of a message has come.
     pub(super) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
-        let cost = message_cost(total, slot_size, self.capacity);
+        let cost = message_cost(total, slot_size, self.capacity());
         lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
     }
 
@@ -115,9 +153,9 @@ impl Queue {
         }
         if self.policy == DeliveryPolicy::DropOldest {
             state.waiting += self.cost(&message, slot_size);
-            while state.waiting > self.capacity {
+            while state.waiting > self.capacity() {
                 let Some(oldest) = state.messages.pop_front() else { break };
-                state.waiting -= self.cost(&oldest, slot_size);
+                state.waiting = state.waiting.saturating_sub(self.cost(&oldest, slot_size));
                 state.dropped_here += 1;
             }
         }
@@ -160,7 +198,8 @@ impl Queue {
     /// Why nothing more comes, if that is so.
     pub(super) fn end(&self) -> Option<Error> {
         let state = lock(&self.state);
-        match state.end? {
+        match state.end.as_ref()? {
+            End::Refused(error) => Some(error.clone()),
             End::Evicted => Some(Kind::Evicted { dropped: state.dropped_before + state.dropped_by_broker }.into()),
         }
     }

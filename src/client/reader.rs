@@ -212,13 +212,13 @@ impl Reader {
                 if let Some(queue) = table.subscriptions.get(&header.id) {
                     queue.abort(header.origin);
                 }
-                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size());
             }
             RecordKind::Dropped => {
-                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size);
+                table.tell_subscription(header.id, Early::Dropped(header.dropped), inner.limits.slot_size());
             }
             RecordKind::Evicted => {
-                table.tell_subscription(header.id, Early::Evicted(header.dropped), inner.limits.slot_size);
+                table.tell_subscription(header.id, Early::Evicted(header.dropped), inner.limits.slot_size());
                 table.subscriptions.remove(&header.id);
                 self.partials.retain(|(subscription, _), _| *subscription != header.id);
             }
@@ -250,7 +250,7 @@ impl Reader {
             if header.flags.has(Flags::FIRST) {
                 partial.clear();
                 if let Some(queue) = queue {
-                    queue.begin(header.origin, header.total, inner.limits.slot_size);
+                    queue.begin(header.origin, header.total, inner.limits.slot_size());
                 }
                 // Grows with what arrives, not with what is announced.
             }
@@ -267,11 +267,11 @@ impl Reader {
         if let Some(queue) = queue
             && named.seen.note(queue.own, header.origin, header.seq, is_resent)
         {
-            queue.leave_out(header.origin, payload.len() as u32, inner.limits.slot_size);
+            queue.leave_out(header.origin, payload.len() as u32, inner.limits.slot_size());
             return Ok(());
         }
         let message = Message::new(named.topic.clone(), payload, header);
-        let slot_size = inner.limits.slot_size;
+        let slot_size = inner.limits.slot_size();
         if header.dropped > 0 {
             table.tell_subscription(header.id, Early::Dropped(header.dropped), slot_size);
         }
@@ -308,7 +308,7 @@ impl Reader {
     fn call(&mut self, inner: &Inner, table: &mut Table, record: &Record, header: &Header) {
         let (first, last) = (header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         if first {
-            let credit = inner.limits.stream_credit_cells;
+            let credit = inner.limits.stream_credit_cells();
             table.calls.insert(header.seq, Arc::new(Incoming::new(header, table.session, credit)));
         }
         let Some(call) = table.calls.get(&header.seq).cloned() else { return };

@@ -165,7 +165,7 @@ impl Body {
         stream: bool,
         time: CallTime,
     ) -> Result<(ReplyStream, Body)> {
-        let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells));
+        let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells()));
         let (slot, generation, session) = inner.request_slot(pending.clone())?;
         let header = Header {
             flags: Flags::default().with_if(Flags::STREAM, stream),
@@ -176,7 +176,7 @@ impl Body {
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             ..Header::new(RecordKind::Request)
         };
-        let part = inner.limits.slot_size as usize;
+        let part = inner.limits.slot_size() as usize;
         let (inner, is_asked) = (inner.clone(), false);
         let stream = ReplyStream { inner, pending, slot, generation, session, time, done: false, is_asked };
         Ok((stream, Body { header, total, at: 0, part, done: false }))
@@ -233,8 +233,9 @@ impl Inner {
             return Err(closed.clone());
         }
         let slot = match table.free_requests.pop() {
+            // Places beyond the limit of the present broker are left out when the session goes on.
             Some(slot) => slot,
-            None if table.requests.len() >= self.limits.max_requests as usize => {
+            None if table.requests.len() >= self.limits.max_requests() as usize => {
                 return Err(Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None }.into());
             }
             None => {

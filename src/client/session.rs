@@ -19,7 +19,7 @@ use super::state::ConnectionState;
 use super::unsent::Unsent;
 use crate::shm::doorbell::ClientBells;
 use crate::sync::Ordering;
-use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
+use crate::wire::control::{BrokerFrame, ClientFrame, InternKind, Limits};
 use crate::wire::record::Outcome;
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -46,7 +46,7 @@ pub(super) enum Restored {
 }
 
 /// Asks the new broker, behind `socket`, for what the session had at the last one.
-pub(super) fn restore(inner: &Inner, socket: Arc<UnixStream>) {
+pub(super) fn restore(inner: &Inner, socket: Arc<UnixStream>, limits: &Limits) {
     let mut questions = VecDeque::new();
     let mut table = lock(&inner.table);
     let table = &mut *table;
@@ -63,7 +63,7 @@ pub(super) fn restore(inner: &Inner, socket: Arc<UnixStream>) {
         }
     }
     for queue in table.subscriptions.values() {
-        let (policy, credit) = (queue.policy, queue.capacity);
+        let (policy, credit) = (queue.policy, queue.granted(limits));
         ask(Restoring::Subscription(queue.clone()), &|serial| ClientFrame::Subscribe {
             serial,
             pattern: queue.pattern.clone(),
@@ -96,6 +96,10 @@ pub(super) fn restored(table: &mut Table, what: Restoring, answer: &BrokerFrame)
         (Restoring::Offer(inbox), BrokerFrame::Serving { service, .. }) => {
             table.restored.push(Restored::Offer(inbox, *service));
         }
+        // It has smaller limits: the subscription ends, its client goes on.
+        (Restoring::Subscription(queue), BrokerFrame::Failed { code, message, .. }) => {
+            queue.refuse(Kind::Failed { code: *code, message: message.clone() }.into());
+        }
         (_, BrokerFrame::Failed { code, message, .. }) => {
             return Err(Kind::Failed { code: *code, message: message.clone() }.into());
         }
@@ -113,12 +117,19 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
     while reader.sort(inner) > 0 {}
     let Some(mut bulk) = inner.bulk().try_claim() else { return Step::At(Instant::now() + LENT) };
     let last = reader.bells.clone();
-    let Some((segment, greeted)) = reader.link.go_on(&|bells: ClientBells| bells.into()) else { return Step::Rest };
+    let Some((segment, limits, greeted)) = reader.link.go_on(&|bells: ClientBells| bells.into()) else {
+        return Step::Rest;
+    };
     reader.bells = reader.link.bells();
     let mut table = lock(&inner.table);
     let table = &mut *table;
     table.session += 1;
     end_calls(table);
+    inner.limits.adopt(&limits);
+    table.subscribing.values().for_each(|queue| queue.adopt(&limits));
+    // Places of requests beyond the limit rest until a broker has more.
+    let places = table.requests.len().min(limits.max_requests as usize) as u32;
+    table.free_requests = (0..places).collect();
     let mut ends = Vec::new();
     table.subscriptions.clear();
     table.inboxes.clear();
@@ -134,7 +145,7 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
                 ends.push((serial, ClientFrame::Unserve { serial, service }));
             }
             Restored::Subscription(queue, id) => {
-                queue.renew(id);
+                queue.renew(id, &limits);
                 table.subscriptions.insert(id, queue);
             }
             Restored::Offer(inbox, number) => {
@@ -143,8 +154,10 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
             }
         }
     }
-    let (new_bulk, new_express, egress) = Inner::ends(&segment, &reader.bells, inner.limits.slot_size);
-    let taken = bulk.renew(new_bulk, table.session);
+    let (new_bulk, new_express, egress) = Inner::ends(&segment, &reader.bells, &limits);
+    let (left_out, taken) = bulk.renew(new_bulk, table.session);
+    // Its user is told as of messages that a broker takes out.
+    table.set_aside += left_out as u64;
     if bulk.flush > table.flushed {
         // Its answer may have died with the broker.
         let flush = bulk.flush;

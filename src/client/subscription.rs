@@ -83,7 +83,6 @@ pub struct Subscription {
     /// Taken out of the queue at once, to lock it once.
     batch: VecDeque<Message>,
     owed: u32,
-    step: u32,
     failed: bool,
 }
 
@@ -134,20 +133,19 @@ pub(super) fn start<'a>(
     options: SubscribeOptions,
 ) -> Result<(Asked<'a>, Subscription)> {
     let pattern = Pattern::parse(pattern)?;
-    let (most, least) = (inner.limits.subscription_credit_cells, crate::shm::layout::cells_for(inner.limits.slot_size));
-    let capacity = match options.capacity_bytes {
-        0 => most,
-        bytes => (bytes / CELL_BYTES as u32).clamp(least, most),
+    let wanted = match options.capacity_bytes {
+        0 => u32::MAX,
+        bytes => bytes / CELL_BYTES as u32,
     };
     let own = inner.next_number() as u32;
-    let queue = Arc::new(Queue::new(own, pattern.clone(), options.policy, capacity));
+    let queue = Arc::new(Queue::new(own, pattern.clone(), options.policy, wanted, &inner.limits.all()));
+    let capacity = queue.capacity();
     let asked = inner.start_ask(|serial| {
         lock(&inner.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
     })?;
-    let step = credit_step(queue.capacity, inner.limits.slot_size);
     let (inner, batch) = (inner.clone(), VecDeque::new());
-    Ok((asked, Subscription { inner, queue, batch, owed: 0, step, failed: false }))
+    Ok((asked, Subscription { inner, queue, batch, owed: 0, failed: false }))
 }
 
 pub(super) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
@@ -214,12 +212,12 @@ impl Subscription {
     pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
         self.refill();
         if let Some(message) = self.batch.pop_front() {
-            self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
+            self.took(self.queue.cost(&message, self.inner.limits.slot_size()))?;
             return Ok(read(&message.view()));
         }
         let (inner, queue) = (self.inner.clone(), self.queue.clone());
         let mut read = Some(read);
-        let slot_size = inner.limits.slot_size;
+        let slot_size = inner.limits.slot_size();
         let next = inner.wait_reading(|reader| {
             let message = queue.pop();
             if let Some(message) = message {
@@ -233,7 +231,7 @@ impl Subscription {
                 if header.dropped > 0 {
                     self.queue.set_dropped(header.dropped);
                 }
-                self.owe(message_cost(record.len, slot_size, queue.capacity));
+                self.owe(message_cost(record.len, slot_size, queue.capacity()));
                 let view = View::in_ring(topic, header, ring, record);
                 let _viewing = inner.view();
                 read.take().map(|read| Ok(Next::Read(read(&view))))
@@ -274,7 +272,7 @@ impl Subscription {
             })??;
         }
         let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
-        self.took(self.queue.cost(&message, self.inner.limits.slot_size))?;
+        self.took(self.queue.cost(&message, self.inner.limits.slot_size()))?;
         Ok(message)
     }
 
@@ -284,7 +282,7 @@ impl Subscription {
         self.refill();
         match self.batch.pop_front() {
             Some(message) => {
-                let cost = self.queue.cost(&message, self.inner.limits.slot_size);
+                let cost = self.queue.cost(&message, self.inner.limits.slot_size());
                 Some(self.took(cost).map(|()| message))
             }
             None => {
@@ -308,7 +306,7 @@ impl Subscription {
         }
         // If there is no space now: this is called until there is something to take.
         let give = |cells| self.try_give(cells).is_ok_and(|given| given);
-        if self.queue.pay_ahead(self.owed, self.step, give) {
+        if self.queue.pay_ahead(self.owed, self.step(), give) {
             self.owed = 0;
         }
     }
@@ -317,6 +315,11 @@ impl Subscription {
     fn try_give(&self, cells: u32) -> Result<bool> {
         let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
         self.inner.try_express_anyway(&credit, &[])
+    }
+
+    /// Cells that are given back at a time.
+    fn step(&self) -> u32 {
+        credit_step(self.queue.capacity(), self.inner.limits.slot_size())
     }
 
     /// The room of a message that is taken is to be given back.
@@ -331,7 +334,7 @@ impl Subscription {
     /// space: what does not fit is owed until the next one is taken or waited for.
     fn took(&mut self, cost: u32) -> Result<()> {
         self.owe(cost);
-        if self.owed < self.step {
+        if self.owed < self.step() {
             return Ok(());
         }
         match self.try_give(self.owed) {

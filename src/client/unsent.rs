@@ -98,6 +98,13 @@ impl Unsents {
         }
     }
 
+    /// Leaves out messages of more than `most` bytes. Returns how many those are.
+    pub(super) fn leave_out_above(&mut self, most: usize) -> usize {
+        let before = self.queue.len();
+        self.queue.retain(|unsent| unsent.header.kind != Kind::Publish || unsent.payload.len() <= most);
+        before - self.queue.len()
+    }
+
     /// The lane's broker has died: what it had not consumed comes first, then what was to be sent again already.
     ///
     /// # Errors

@@ -3,12 +3,13 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// What the kernel says of the process that connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
-    /// Its process id when it connected.
+    /// Its process id when it connected; 0: unknown, because it runs in a PID namespace of which ours is no part.
     pub(crate) pid: u32,
     /// Its effective user id.
     pub(crate) uid: u32,
@@ -20,15 +21,52 @@ pub(crate) struct Credentials {
 ///
 /// If `socket` is no Unix socket.
 pub(crate) fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
-    let found = rustix::net::sockopt::socket_peercred(socket)?;
-    Ok(Credentials { pid: found.pid.as_raw_nonzero().get().cast_unsigned(), uid: found.uid.as_raw() })
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // Not by `rustix`: its process ids are `NonZero`, and the kernel says 0 for a process that our PID namespace does
+    // not contain.
+    //
+    // SAFETY: `found` and `len` live through the call and are borrowed by nothing else. `len` is the size of `found`,
+    // so the kernel writes at most that much, and every bit pattern is a `ucred`. `socket` is borrowed, thus open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast::<libc::c_void>(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if len as usize != size_of::<libc::ucred>() || found.uid == u32::MAX {
+        // The kernel knows no process at the other end: `socket` was never connected.
+        return Err(io::ErrorKind::NotConnected.into());
+    }
+    Ok(Credentials { pid: u32::try_from(found.pid).unwrap_or(0), uid: found.uid })
 }
 
-/// A descriptor that becomes readable when the process ends. `None`: there is no such process any more, or the system
-/// does not say.
+/// What is known of the end of a peer's process.
+#[derive(Debug)]
+pub(crate) enum Process {
+    /// The descriptor becomes readable when it ends.
+    Watched(OwnedFd),
+    /// The system does not tell: its id is unknown, or a filter forbids `pidfd_open`, or there is no descriptor left.
+    Unknown,
+    /// There is no such process any more.
+    Ended,
+}
+
+/// Watches for the end of the process `pid`; 0: it is unknown.
 #[must_use]
-pub(crate) fn watch_process(pid: u32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty()).ok()
+pub(crate) fn watch_process(pid: u32) -> Process {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Process::Unknown };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(watch) => Process::Watched(watch),
+        Err(rustix::io::Errno::SRCH) => Process::Ended,
+        Err(_) => Process::Unknown,
+    }
 }
 
 /// Whether the other end of `socket` is closed, though something may still be there to be read. Never waits.
@@ -83,7 +121,7 @@ mod tests {
     #[test]
     fn the_end_of_a_process_is_seen() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let watch = watch_process(child.id()).unwrap();
+        let Process::Watched(watch) = watch_process(child.id()) else { panic!("its end is not watched") };
         let ended = |wait: i64| {
             let wait = Timespec { tv_sec: wait, tv_nsec: 0 };
             poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&wait)).unwrap() > 0
@@ -92,6 +130,18 @@ mod tests {
         child.kill().unwrap();
         assert!(ended(30));
         child.wait().unwrap();
-        assert!(watch_process(child.id()).is_none());
+        assert!(matches!(watch_process(child.id()), Process::Ended));
+    }
+
+    #[test]
+    fn a_process_of_another_namespace_is_unknown_and_not_ended() {
+        assert!(matches!(watch_process(0), Process::Unknown));
+        assert!(matches!(watch_process(u32::MAX), Process::Unknown));
+    }
+
+    #[test]
+    fn a_socket_without_a_peer_has_no_credentials() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(credentials(file.as_fd()).is_err());
     }
 }

@@ -266,6 +266,12 @@ impl Broker {
         self.watchdog = None;
     }
 
+    /// The next time that it starts, this key has this value, and those that were set before are the defaults again.
+    pub fn set_only(&mut self, key: &str, value: &str) {
+        self.variables.retain(|(name, _)| !name.starts_with("LAPCE_IPC__"));
+        self.variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value.to_owned()));
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

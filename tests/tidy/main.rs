@@ -44,6 +44,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("env_logger", &["broker", "cli", "bin"]),
     ("futures_core", &["client"]),
     ("hdrhistogram", &["cli"]),
+    ("libc", &["shm"]),
     ("listenfd", &["broker"]),
     ("log", ALL),
     // The tests build the models.

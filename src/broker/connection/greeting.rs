@@ -9,7 +9,7 @@ use crate::broker::sessions::ResumeError;
 use crate::broker::stream::{FrameStream, ReadError};
 use crate::broker::upstream::Dialled;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
-use crate::shm::peer::{Credentials, watch_process};
+use crate::shm::peer::{Credentials, Process, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token};
 use crate::wire::name::Name;
@@ -52,7 +52,7 @@ pub(super) async fn let_in(
             if let Some(dialled) = dialled {
                 dialled.connected(holder.kept().id);
                 // Its peer does not come back to us: we dial it again.
-                holder.kept().process = None;
+                holder.kept().process = Process::Ended;
             }
             return Ok((stream, holder));
         }

@@ -428,7 +428,8 @@ impl RouterState {
     pub(super) fn tell_connection(&mut self, what: &str, info: &Info, reason: Option<&str>) {
         let reason = reason.map(|r| format!(r#","reason":"{}""#, r.replace(['"', '\\'], "'"))).unwrap_or_default();
         let Info { id, name, peer } = info;
-        let text = format!(r#"{{"connection":{id},"name":"{name}","pid":{},"uid":{}{reason}}}"#, peer.pid, peer.uid);
+        let pid = if peer.pid == 0 { "null".to_owned() } else { peer.pid.to_string() };
+        let text = format!(r#"{{"connection":{id},"name":"{name}","pid":{pid},"uid":{}{reason}}}"#, peer.uid);
         self.publish_system(&format!("$sys.connection.{what}"), &text);
     }
 

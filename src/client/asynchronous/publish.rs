@@ -44,7 +44,7 @@ impl AsyncClient {
     async fn publish_to(&self, id: u32, payload: &[u8]) -> Result<()> {
         let inner = &self.inner;
         let total = inner.check_size(payload.len())?;
-        let step = inner.limits.slot_size as usize;
+        let step = inner.limits.slot_size() as usize;
         if payload.len() > step {
             // Part after part, in a task of its own: were it dropped half way, no further message could follow.
             let (this, payload) = (self.clone(), payload.to_vec());

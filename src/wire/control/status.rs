@@ -73,7 +73,8 @@ pub struct ConnectionStatus {
     pub id: u32,
     /// What the client calls itself.
     pub name: Name,
-    /// The client's process.
+    /// The client's process; 0, and `null` in JSON, if it is unknown: it runs in another PID namespace.
+    #[serde(with = "known_pid")]
     pub pid: u32,
     /// The client's user.
     pub uid: u32,
@@ -181,4 +182,24 @@ pub enum ActorState {
     GaveUp,
     /// It was stopped.
     Stopped,
+}
+
+/// A process id of which 0 is written as nothing where people read it; between processes it is a plain number.
+mod known_pid {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(pid: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        match serializer.is_human_readable() {
+            true => Some(*pid).filter(|pid| *pid != 0).serialize(serializer),
+            false => pid.serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        match deserializer.is_human_readable() {
+            true => Ok(Option::deserialize(deserializer)?.unwrap_or(0)),
+            false => u32::deserialize(deserializer),
+        }
+    }
 }
