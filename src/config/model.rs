@@ -52,7 +52,7 @@ section! {
         /// The largest part of the `num_slots` that one ring may lease while it is busy.
         max_window_slots: u32 = 512, integer(1, 1 << 20, "slots");
         /// How often the memory that clients really use is compared with what they have leased.
-        audit_interval_ms: u64 = 5000, integer(100, 3_600_000, "ms");
+        audit_interval_ms: u64 = 5000, integer(10, 3_600_000, "ms");
     }
 }
 

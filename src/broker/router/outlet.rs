@@ -186,7 +186,7 @@ impl Outlet {
 /// The outlets of all connections, by key, and what is to be done for them at the end of a batch.
 #[derive(Debug)]
 pub(super) struct Outlets {
-    table: Vec<Option<Box<Outlet>>>,
+    pub(super) table: Vec<Option<Box<Outlet>>>,
     dirty: Vec<u32>,
     pub(super) doomed: Vec<(u32, Doom)>,
     pub(super) memory: Memory,
