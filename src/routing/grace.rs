@@ -5,20 +5,21 @@
 //! *stalled*, and nothing waits for a stalled one until it has taken something.
 //!
 //! All waiting for one subscription comes out of an allowance of twice the grace. It fills by a tenth of the time that
-//! passes, and by [`EARNED`] for each cell that is taken. So a subscriber below that pace delays publishers for at most a
-//! tenth of the time, and one above it does not slow them below that pace.
+//! passes, and by [`EARNED`] for each cell that is taken. So a subscriber below that pace delays publishers for at most
+//! a tenth of the time, and one above it does not slow them below that pace.
 
 /// Time that each cell taken gives, in nanoseconds: a pace of 100,000 cells a second.
 const EARNED: u64 = 10_000;
 /// The allowance fills by this part of the time.
 const SHARE: u64 = 10;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    #[default]
     Reads,
     /// A publish waits for it, and it has made no progress since then.
-    Waits { since: u64 },
+    Waits {
+        since: u64,
+    },
     Stalled,
 }
 
@@ -32,7 +33,7 @@ pub(crate) enum Lack {
 }
 
 /// The state of one subscription. Times are nanoseconds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Grace {
     state: State,
     /// Of the allowance.
@@ -42,22 +43,30 @@ pub(crate) struct Grace {
     taken: [u64; 2],
 }
 
+impl Default for Grace {
+    /// With the whole allowance.
+    fn default() -> Grace {
+        Grace { state: State::Reads, left: u64::MAX, counted_at: 0, taken: [0; 2] }
+    }
+}
+
 impl Grace {
-    /// Whether a publish that finds no room waits, and until when: `taken` counts the cells that the subscriber has ever
-    /// given room for, of the kind that it lacks.
+    /// Whether a publish that finds no room waits, and until when: `taken` counts the cells that the subscriber has
+    /// ever given room for, of the kind that it lacks.
     pub(crate) fn wait(&mut self, now: u64, lack: Lack, taken: u64, grace: u64) -> Option<u64> {
         let moved = taken.saturating_sub(std::mem::replace(&mut self.taken[lack as usize], taken));
         self.count(now, grace);
         self.left = self.left.saturating_add(moved.saturating_mul(EARNED)).min(2 * grace);
+        // What is left is used in pieces that are worth the while.
+        let least = grace / 8;
         match self.state {
             State::Stalled if moved == 0 => None,
-            State::Waits { since } if moved == 0 && (now >= since + grace || self.left == 0) => {
+            State::Waits { since } if moved == 0 && (now >= since + grace || self.left <= least) => {
                 self.state = State::Stalled;
                 None
             }
             State::Waits { since } if moved == 0 => Some((since + grace).min(now + self.left)),
-            // What is left is used in pieces that are worth the while.
-            _ if self.left <= grace / 8 => {
+            _ if self.left <= least => {
                 self.state = State::Reads;
                 None
             }
@@ -86,9 +95,9 @@ impl Grace {
         let passed = now - std::mem::replace(&mut self.counted_at, now);
         if matches!(self.state, State::Waits { .. }) {
             // A publish waits no longer than that without asking again.
-            self.left = self.left.saturating_sub(passed.min(grace));
+            self.left = self.left.min(2 * grace).saturating_sub(passed.min(grace));
         }
-        self.left = (self.left + passed / SHARE).min(2 * grace);
+        self.left = self.left.saturating_add(passed / SHARE).min(2 * grace);
     }
 }
 
@@ -126,13 +135,23 @@ mod tests {
         let (mut grace, mut now, mut waited) = (Grace::default(), START, 0);
         for cell in 0..1_000 {
             // It takes a cell each ten milliseconds, and each time there is another publish.
-            if grace.wait(now, Lack::Credit, cell, GRACE).is_some() {
-                waited += 10;
-                grace.got(now + 10 * MS, GRACE);
+            if let Some(until) = grace.wait(now, Lack::Credit, cell, GRACE) {
+                let time = (until - now).min(10 * MS);
+                waited += time / MS;
+                grace.got(now + time, GRACE);
             }
             now += 10 * MS;
         }
         assert!((900..1_200).contains(&waited), "{waited} ms of 10 s");
+    }
+
+    #[test]
+    fn a_time_that_is_over_is_not_followed_by_shorter_ones() {
+        let (mut grace, mut now, mut waits) = (Grace::default(), 30 * MS, 0);
+        while let Some(until) = grace.wait(now, Lack::Space, 0, GRACE) {
+            (now, waits) = (until, waits + 1);
+        }
+        assert_eq!((now, waits), (30 * MS + GRACE, 1));
     }
 
     #[test]
