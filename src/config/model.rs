@@ -67,10 +67,10 @@ section! {
         subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");
         /// Credit that each direction of a call begins with.
         stream_credit_bytes: u32 = 65_536, integer(256, 1 << 30, "bytes");
-        /// How long a publish waits for a `drop_oldest` or `drop_newest` subscriber that has no room and makes no
-        /// progress, before it is dropped. A subscriber that goes on reading gets this time anew, but one that is slow
-        /// delays publishers for at most a tenth of the time. 0 drops at once.
-        drop_grace_ms: u64 = 50, integer(0, 1000, "ms");
+        /// How long a publish waits for a `drop_*` subscriber that has no room and makes no progress.
+        /// A subscriber that goes on reading gets this time anew, but a slow one delays publishers for at most a tenth of the
+        /// time. Then it does without the message. 0 drops at once.
+        drop_grace_ms: u64 = 100, integer(0, 1000, "ms");
     }
 }
 
