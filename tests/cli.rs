@@ -140,7 +140,7 @@ fn a_reader_that_has_enough_ends_the_subscription_in_silence() {
 fn a_subscriber_that_cannot_print_drops_the_oldest_and_says_so() {
     let broker = Broker::start_with(&[("delivery.subscription_credit_bytes", "65536")]);
     // Nobody reads its stdout yet.
-    let mut child = broker.command(&["sub", "lapce.>", "--json"]).spawn().unwrap();
+    let mut child = broker.command(&["sub", "lapce.>", "--json", "--policy", "drop-oldest"]).spawn().unwrap();
     let mut errors = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     errors.read_line(&mut line).unwrap();

@@ -1,8 +1,9 @@
 //! `sub`: prints what is published.
 //!
-//! The subscription drops its oldest messages when we are slow, and tells of it. The thread that tells of the
-//! connection takes what arrives out of shared memory, also while stdout takes nothing: a pager that waits for a key
-//! must not hold up the broker.
+//! By default nothing is lost: publishers wait for us when we are slow, and the broker evicts us when we take nothing
+//! for `slow_consumer_timeout_ms`, so a pager that waits for a key does not hold up publishers for long. With a policy
+//! that drops they wait for a moment only, and drops are reported. The thread that tells of the connection takes what
+//! arrives out of shared memory, also while stdout takes nothing.
 
 use super::args::{WaitOption, at_least_one};
 use super::exit::Failure;
@@ -12,7 +13,7 @@ use super::place::Place;
 use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,35 @@ pub(super) struct SubArgs {
     /// with `--raw`
     #[arg(short, long, conflicts_with_all = ["json", "raw"])]
     topics: bool,
+    /// What happens to messages for which there is no room: publishers wait, or the oldest or the newest are dropped
+    #[arg(long, value_name = "POLICY", default_value = "block")]
+    policy: Policy,
+    /// Room for messages that are not printed yet, in bytes; without it, as much as the broker gives
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+    capacity: u32,
     #[command(flatten)]
     wait: WaitOption,
+}
+
+/// A delivery policy.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Policy {
+    /// Publishers wait; nothing is lost
+    Block,
+    /// The oldest messages are dropped
+    DropOldest,
+    /// The newest messages are dropped
+    DropNewest,
+}
+
+impl From<Policy> for DeliveryPolicy {
+    fn from(policy: Policy) -> DeliveryPolicy {
+        match policy {
+            Policy::Block => DeliveryPolicy::Block,
+            Policy::DropOldest => DeliveryPolicy::DropOldest,
+            Policy::DropNewest => DeliveryPolicy::DropNewest,
+        }
+    }
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -44,8 +72,12 @@ Examples:
   lapce-ipc sub lapce.ai.completion --count 1 --raw >answer
   lapce-ipc sub '$sys.>' --json | jq .topic
 
-`subscribed` on stderr says that the subscription is in force. When more arrives than is printed, the oldest messages \
-are dropped, and stderr says how many. A broker that ends is waited for, and stderr says so.";
+`subscribed` on stderr says that the subscription is in force. A broker that ends is waited for, and stderr says so.
+
+When more arrives than is printed, publishers wait (--policy block), so a burst of 50,000 messages into a file is \
+printed whole. If stdout takes nothing for so long that the broker evicts the subscription \
+(delivery.slow_consumer_timeout_ms), the command prints what it has and ends with 75. With --policy drop-oldest or \
+drop-newest publishers wait for a moment only (delivery.drop_grace_ms); what is dropped then is reported on stderr.";
 
 /// How often drops are reported while messages keep coming.
 const REPORT: Duration = Duration::from_secs(1);
@@ -60,11 +92,18 @@ pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
     let mut out = Out::new()?;
     unhurried_stderr()?;
     let client = place.connect_to_stay("sub", args.wait.wait)?;
-    let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, ..SubscribeOptions::default() };
+    let options = SubscribeOptions { policy: args.policy.into(), capacity_bytes: args.capacity };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;
     leave_with_reader();
     note(format_args!("subscribed"));
 
+    let printed = print_all(&mut out, args, &mut subscription);
+    // Also what came before an end.
+    out.flush()?;
+    printed
+}
+
+fn print_all(out: &mut Out, args: &SubArgs, subscription: &mut Subscription) -> Result<(), Failure> {
     let mut drops = Drops { told: 0, at: Instant::now() };
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
@@ -72,17 +111,16 @@ pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
             Some(message) => message,
             None => {
                 out.flush()?;
-                drops.tell(&subscription, Duration::ZERO);
+                drops.tell(subscription, Duration::ZERO);
                 let Some(message) = subscription.next().transpose()? else { break };
                 message
             }
         };
-        print(&mut out, args, &message)?;
-        drops.tell(&subscription, REPORT);
+        print(out, args, &message)?;
+        drops.tell(subscription, REPORT);
         left -= 1;
     }
-    out.flush()?;
-    drops.tell(&subscription, Duration::ZERO);
+    drops.tell(subscription, Duration::ZERO);
     Ok(())
 }
 

@@ -55,7 +55,7 @@ section! {
         /// The largest part of the `num_slots` that one ring may lease while it is busy.
         max_window_slots: u32 = 512, integer(1, 1 << 20, "slots");
         /// How often the memory that clients really use is compared with what they have leased.
-        audit_interval_ms: u64 = 5000, integer(100, 3_600_000, "ms");
+        audit_interval_ms: u64 = 5000, integer(10, 3_600_000, "ms");
     }
 }
 
@@ -70,6 +70,10 @@ section! {
         subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");
         /// Credit that each direction of a call begins with.
         stream_credit_bytes: u32 = 65_536, integer(256, 1 << 30, "bytes");
+        /// How long a publish waits for a `drop_*` subscriber that has no room and makes no progress.
+        /// A subscriber that goes on reading gets this time anew, but a slow one delays publishers for at most a tenth of the
+        /// time. Then it does without the message. 0 drops at once.
+        drop_grace_ms: u64 = 100, integer(0, 1000, "ms");
     }
 }
 

@@ -98,6 +98,11 @@ impl<T> Arena<T> {
         self.places.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_mut()
     }
 
+    /// All values, to change them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places.iter_mut().filter_map(|place| place.value.as_mut())
+    }
+
     /// All values with their keys.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.places.iter().enumerate().filter_map(|(index, place)| {

@@ -13,10 +13,12 @@
 //! | `restart` | whether and when an actor that has ended is started again |
 //! | `group` | which children of a supervisor are stopped and started with it |
 //! | `watch` | whether a thread still turns |
+//! | `grace` | how long a publish waits for a subscription that drops |
 
 pub(crate) mod arena;
 pub(crate) mod breaker;
 pub(crate) mod budget;
+pub(crate) mod grace;
 pub(crate) mod group;
 pub(crate) mod histogram;
 pub(crate) mod restart;

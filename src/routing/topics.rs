@@ -2,6 +2,7 @@
 //! topic, so that the hot path compares no names.
 
 use super::arena::{Arena, Key, MOST_SHORT};
+use super::grace::Grace;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -41,6 +42,10 @@ pub(crate) struct Subscription {
     pub(crate) dropped: u32,
     /// How many of them its owner has been told.
     pub(crate) dropped_told: u32,
+    /// Cells of credit that its owner has ever given.
+    pub(crate) given: u64,
+    /// For one that drops.
+    pub(crate) grace: Grace,
 }
 
 /// Of what there is as much as there may be.
@@ -161,8 +166,9 @@ impl Topics {
         if self.routes + topics.len() > self.most_routes {
             return Err(Full::Routes);
         }
+        let (credit, grace) = (capacity, Grace::default());
         let subscription =
-            Subscription { owner, pattern, policy, credit: capacity, capacity, dropped: 0, dropped_told: 0 };
+            Subscription { owner, pattern, policy, credit, capacity, dropped: 0, dropped_told: 0, given: 0, grace };
         let key = self.subscriptions.insert(subscription).ok_or(Full::Subscriptions)?;
         self.all.push(key);
         self.routes += topics.len();

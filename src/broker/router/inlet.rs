@@ -57,6 +57,8 @@ pub(super) struct Parked {
     pub(super) on: u32,
     /// The message that is to begin, as it was validated (R1); `None` within one.
     pub(super) message: Option<Message>,
+    /// It waits for a subscription that drops: when the time is over, it tries again.
+    pub(super) is_grace: bool,
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 //! Only panics are at issue here, and they come at places, not at any instruction: between a push and the note that it
 //! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
 
+use super::drops::Drops;
 use super::publish::Message;
 use super::state::{RouterState, Timer};
 use crate::broker::events::Event;
@@ -123,6 +124,8 @@ impl RouterState {
         self.end_doomed();
         self.has_mail = true;
         let keys: Vec<_> = (0..self.inlets.len() as u32).filter(|key| self.inlet(*key).is_some()).collect();
+        let now = self.now;
+        self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
         for key in &keys {
             self.schedule.cools(*key);
             self.schedule.wake(*key);
@@ -135,6 +138,7 @@ impl RouterState {
             if self.outlets.pump(*key) {
                 self.retry_waiters(*key);
             }
+            self.tell_late_drops(*key);
         }
         self.outlets.flush();
         // What came in time lies in the lanes, and is taken before any deadline is looked at.
@@ -167,6 +171,11 @@ impl RouterState {
             Timer::Idle(key, id) => {
                 if let Some(inlet) = self.inlet_of(key, id) {
                     inlet.is_watched = false;
+                }
+            }
+            Timer::Drops(key, _) => {
+                if let Some(outlet) = self.outlets.get_mut(key) {
+                    outlet.drops = Drops::Told;
                 }
             }
             Timer::Audit => {

@@ -5,7 +5,7 @@
 
 use super::inlet::Inlet;
 use super::outlet::{Doom, Outlet};
-use super::reclaim::Reclaimer;
+use super::reclaim::{Reclaim, Reclaimer};
 use crate::routing::budget::Budget;
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Violation};
@@ -113,9 +113,13 @@ fn close_unused(inlet: &mut Inlet, outlet: &mut Outlet, closed: &mut Vec<(RingNa
 }
 
 /// Whether a client uses more of its segment than it was given.
+///
+/// Pages on their way back count as given until they are gone. What is allowed is settled before the pages are counted:
+/// a reclaim that ends in between makes them fewer, and no other thread makes them more.
 pub(super) fn audit(inlet: &Inlet, outlet: &Outlet) -> Result<(), Doom> {
     let geometry = outlet.segment.geometry();
-    let leased = u64::from((inlet.windows() + outlet.egress.window()) / PAGE_CELLS);
+    let pending = outlet.reclaim.as_ref().map_or(0, Reclaim::pending);
+    let leased = (u64::from(inlet.windows() + outlet.egress.window()) + pending) / u64::from(PAGE_CELLS);
     let allowed = (geometry.base_bytes() / PAGE_BYTES) as u64 + leased + SLACK_PAGES;
     match outlet.segment.pages() {
         Ok(pages) if pages > allowed => Err(Doom {

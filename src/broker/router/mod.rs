@@ -26,6 +26,7 @@ mod aside;
 mod ask;
 mod breakers;
 mod calls;
+mod drops;
 mod inlet;
 mod journal;
 mod membership;

@@ -3,6 +3,7 @@
 //! Nothing here ever makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
 //! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
 
+use super::drops::Drops;
 use super::inlet::Inlet;
 use super::memory::Memory;
 use super::reclaim::Reclaim;
@@ -77,6 +78,8 @@ pub(super) struct Outlet {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
+    /// Whether its client is to be told of messages that it did not get.
+    pub(super) drops: Drops,
     /// Pages of ours that go back to the system.
     pub(super) reclaim: Option<Reclaim>,
 }
@@ -104,6 +107,7 @@ impl Outlet {
             messages: 0,
             bytes: 0,
             dropped: 0,
+            drops: Drops::Told,
             reclaim: None,
             segment,
             egress,
@@ -186,9 +190,11 @@ impl Outlet {
 /// The outlets of all connections, by key, and what is to be done for them at the end of a batch.
 #[derive(Debug)]
 pub(super) struct Outlets {
-    table: Vec<Option<Box<Outlet>>>,
+    pub(super) table: Vec<Option<Box<Outlet>>>,
     dirty: Vec<u32>,
     pub(super) doomed: Vec<(u32, Doom)>,
+    /// Connections that have just missed a message, and are to be told.
+    pub(super) missed: Vec<u32>,
     pub(super) memory: Memory,
     epoch: u64,
     max_backlog: usize,
@@ -196,6 +202,8 @@ pub(super) struct Outlets {
     /// Clients that were woken since the router slept last.
     pub(super) woken: Vec<u32>,
     pub(super) now: u64,
+    /// How long a publish waits for a subscription that drops.
+    pub(super) drop_grace: u64,
 }
 
 impl Outlets {
@@ -204,17 +212,19 @@ impl Outlets {
         self.max_backlog = max_backlog;
     }
 
-    pub(super) fn new(memory: Memory, max_backlog: usize) -> Outlets {
+    pub(super) fn new(memory: Memory, max_backlog: usize, drop_grace: u64) -> Outlets {
         Outlets {
             table: Vec::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
+            missed: Vec::new(),
             memory,
             epoch: 0,
             max_backlog,
             rung: 0,
             woken: Vec::new(),
             now: 0,
+            drop_grace,
         }
     }
 
@@ -338,6 +348,25 @@ impl Outlets {
             }
             Err(violation) => self.doomed.push((key, violation.into())),
         }
+    }
+
+    /// The client of `key` does without a message.
+    pub(super) fn missed(&mut self, key: u32) {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        outlet.dropped += 1;
+        if outlet.drops == Drops::Told {
+            outlet.drops = Drops::Soon;
+            self.missed.push(key);
+        }
+    }
+
+    /// Cells that the client of `key` has ever consumed of its ring.
+    pub(super) fn consumed(&mut self, key: u32) -> u64 {
+        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return 0 };
+        outlet.egress.look().unwrap_or_else(|violation| {
+            self.doomed.push((key, violation.into()));
+            0
+        })
     }
 
     /// Whether a connection may be given more work: it reads what it has got.

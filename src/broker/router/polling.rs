@@ -65,6 +65,7 @@ impl RouterState {
         if self.outlets.pump(key) {
             self.retry_waiters(key);
         }
+        self.tell_late_drops(key);
     }
 
     /// Polls the quiet connections. Answers whether one has something.

@@ -11,6 +11,7 @@ use super::state::{Counters, Lane, RouterState, Timer};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
+use crate::routing::grace::Lack;
 use crate::routing::topics::{TopicId, Topics};
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
@@ -27,6 +28,17 @@ pub(super) struct Chosen {
     pub(super) gets_it: bool,
     announce: bool,
     pub(super) cost: u32,
+    /// Why it does not get it.
+    pub(super) lack: Lack,
+}
+
+/// A message must wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    /// For this connection.
+    pub(super) on: u32,
+    /// For a subscription that drops: until then, unless there is room before.
+    pub(super) until: Option<u64>,
 }
 
 /// One message, as it is routed.
@@ -45,8 +57,12 @@ impl Chosen {
     #[inline]
     pub(super) fn charge(&self, topics: &mut Topics, outlets: &mut Outlets) {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
-        subscription.credit = subscription.credit.saturating_sub(self.cost);
+        // A queue that is emptied at once pays nothing: its client gives nothing back.
+        if subscription.policy != DeliveryPolicy::DropOldest {
+            subscription.credit = subscription.credit.saturating_sub(self.cost);
+        }
         subscription.dropped_told = subscription.dropped;
+        subscription.grace.got(outlets.now, outlets.drop_grace);
         if let Some(outlet) = outlets.get_mut(subscription.owner) {
             outlet.messages += 1;
         }
@@ -68,9 +84,7 @@ impl Chosen {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
         subscription.dropped = subscription.dropped.saturating_add(1);
         counters.dropped[subscription.policy as usize] += 1;
-        if let Some(outlet) = outlets.get_mut(subscription.owner) {
-            outlet.dropped += 1;
-        }
+        outlets.missed(subscription.owner);
     }
 }
 
@@ -133,14 +147,16 @@ impl RouterState {
         if header.flags.has(Flags::RESENT) && self.waits_for_anybody(key, &message) {
             return Ok(Lane::Parked);
         }
-        if let Err(on) = self.decide(&message, false) {
-            // Asks to be rung, and looks again: the space may have come just now.
-            self.outlets.wait_for_space(on);
-            if let Err(on) = self.decide(&message, false) {
-                fault::point("router.park", u64::from(on));
-                self.park(key, on, Some(message));
+        let mut asked = None;
+        while let Err(wait) = self.decide(&message, false) {
+            if asked == Some(wait.on) {
+                fault::point("router.park", u64::from(wait.on));
+                self.park(key, wait, Some(message));
                 return Ok(Lane::Parked);
             }
+            // Asks to be rung, and looks again: the space may have come just now.
+            self.outlets.wait_for_space(wait.on);
+            asked = Some(wait.on);
         }
         fault::point("router.decided", u64::from(record.len));
         (self.journal.step, self.journal.before) = (0, None);
@@ -159,7 +175,7 @@ impl RouterState {
         }
         let timer = self.wheel.set(until, Timer::Parked(key));
         if let Some(inlet) = self.inlet_mut(key) {
-            inlet.parked = Some(Parked { timer, on: ANYBODY, message: None });
+            inlet.parked = Some(Parked { timer, on: ANYBODY, message: None, is_grace: false });
             // It may have waited for somebody who has left meanwhile: that is another time.
             inlet.waits = None;
         }
@@ -180,29 +196,32 @@ impl RouterState {
         }
     }
 
-    /// Decides who gets a message, into `chosen`; changes nothing else. `Err`: it must wait for this connection.
+    /// Decides who gets a message, into `chosen`; changes nothing that is delivered. `Err`: it must wait.
     /// When it has waited too long, `at_last`, those for whom it waits are passed over.
     #[inline]
-    fn decide(&mut self, message: &Message, at_last: bool) -> Result<(), u32> {
+    fn decide(&mut self, message: &Message, at_last: bool) -> Result<(), Wait> {
         self.chosen.clear();
         self.outlets.start_plan();
         let entry = self.topics.entry(message.topic);
+        let mut any_lacks = false;
         let (name, slot_size) = (entry.topic.as_str().len() as u32, self.settings.geometry.slot_size());
         for (at, target) in entry.targets.iter().enumerate() {
             let Some(subscription) = self.topics.subscriptions.get(target.subscription) else { continue };
             let cost = message_cost(message.total, slot_size, subscription.capacity);
-            let has_credit = subscription.credit >= cost || subscription.policy == DeliveryPolicy::DropOldest;
+            let has_credit = subscription.credit >= cost;
             let announce = !target.announced;
             // In the order in which they are pushed: the name comes first, and the order decides what fits.
             let lengths = [name, message.len];
             let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
-                return Err(subscription.owner);
+                return Err(Wait { on: subscription.owner, until: None });
             }
-            let chosen = Chosen { subscription: target.subscription, target: at, gets_it, announce, cost };
+            any_lacks |= !gets_it;
+            let lack = if has_credit { Lack::Space } else { Lack::Credit };
+            let chosen = Chosen { subscription: target.subscription, target: at, gets_it, announce, cost, lack };
             self.chosen.push(chosen);
         }
-        Ok(())
+        if any_lacks && !at_last { self.wait_for_readers() } else { Ok(()) }
     }
 
     /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
@@ -264,7 +283,7 @@ impl RouterState {
         if let Some(on) = self.blocks_further(key, len) {
             self.outlets.wait_for_space(on);
             if let Some(on) = self.blocks_further(key, len) {
-                self.park(key, on, None);
+                self.park(key, Wait { on, until: None }, None);
                 return Ok(Lane::Parked);
             }
         }
@@ -323,6 +342,14 @@ impl RouterState {
     /// that drop rather than wait do without the message, which had begun when they stopped.
     pub(super) fn waited_too_long(&mut self, key: u32) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
+        if let Some(parked) = inlet.parked.filter(|parked| parked.is_grace) {
+            inlet.parked = None;
+            if let Some(outlet) = self.outlets.get_mut(parked.on) {
+                outlet.waiters.retain(|waiter| *waiter != key);
+            }
+            self.schedule.wake(key);
+            return;
+        }
         let timeout = self.settings.slow_consumer_timeout;
         if inlet.waits.is_some_and(|(_, since)| self.now < since + timeout) {
             // It was parked anew since this timer was due.
@@ -393,21 +420,6 @@ impl RouterState {
             dropped: subscription.dropped,
         });
         self.retry_waiters(subscription.owner);
-    }
-
-    /// The owner of a subscription can take more; publishers that wait for it try again.
-    pub(super) fn credit(&mut self, key: u32, header: &Header) {
-        let subscriptions = &mut self.topics.subscriptions;
-        // One that was evicted meanwhile is no fault of its owner.
-        let found = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription));
-        let Some(found) = found.filter(|found| found.owner == key) else { return };
-        found.credit = found.credit.saturating_add(header.arg).min(found.capacity);
-        if found.dropped != found.dropped_told {
-            found.dropped_told = found.dropped;
-            let notice = Header { id: header.id, dropped: found.dropped, ..Header::new(Kind::Dropped) };
-            self.outlets.send(key, &notice, Payload::EMPTY);
-        }
-        self.retry_waiters(key);
     }
 
     /// One user less of a topic; who knows its number is told when it goes.

@@ -32,6 +32,8 @@ struct Work {
 #[derive(Debug)]
 pub(super) struct Reclaim {
     is_done: Arc<AtomicU64>,
+    /// Cells whose pages are on their way back.
+    cells: u64,
 }
 
 impl Reclaim {
@@ -39,6 +41,11 @@ impl Reclaim {
     pub(super) fn is_done(&self) -> bool {
         // Pairs with the Release in `Shared::work`.
         self.is_done.load(Ordering::Acquire) != 0
+    }
+
+    /// Cells whose pages the segment may still hold: read it before the segment's pages are counted.
+    pub(super) fn pending(&self) -> u64 {
+        if self.is_done() { 0 } else { self.cells }
     }
 }
 
@@ -72,6 +79,7 @@ impl Reclaimer {
     /// Gives the first cells of these rings' extensions back, soon. Nobody may use them from now on.
     pub(super) fn start(&mut self, segment: &Arc<Segment>, rings: Vec<(RingName, u32)>) -> Reclaim {
         let is_done = Arc::new(AtomicU64::new(0));
+        let cells = rings.iter().map(|(_, cells)| u64::from(*cells)).sum();
         let work = Work { segment: segment.clone(), rings, is_done: is_done.clone() };
         if self.0.waiting.push(work).is_err() {
             debug_assert!(false, "nobody else asks for room");
@@ -84,7 +92,7 @@ impl Reclaimer {
                 self.0.workers.fetch_sub(1, Ordering::SeqCst);
             }
         }
-        Reclaim { is_done }
+        Reclaim { is_done, cells }
     }
 
     /// Cells given back since this was last asked.

@@ -37,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) turn_max: u64,
     pub(crate) breakers: RuleBook,
     pub(crate) restart_grace: u64,
+    pub(crate) drop_grace: u64,
 }
 
 impl Settings {
@@ -85,6 +86,7 @@ impl Settings {
                     .collect(),
             },
             restart_grace: config.restart.restart_grace_ms * MS,
+            drop_grace: config.delivery.drop_grace_ms * MS,
         })
     }
 }

@@ -7,7 +7,7 @@ use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
-use super::publish::{Chosen, Message};
+use super::publish::{Chosen, Message, Wait};
 use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::events::Events;
@@ -48,6 +48,8 @@ pub(super) enum Timer {
     Idle(u32, u32),
     /// Compare every segment with its leases.
     Audit,
+    /// Tell a connection, named by key and id, of messages that it did not get.
+    Drops(u32, u32),
 }
 
 /// How often what happened.
@@ -132,12 +134,13 @@ impl RouterState {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
         let mut services = Services::new(settings.max_services, settings.breakers.clone());
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
+        let memory = Memory::new(settings.budget, settings.max_window);
         let mut wheel = Wheel::new(now);
         wheel.set(now + settings.audit_interval, Timer::Audit);
         Ok(RouterState {
             inlets: Vec::new(),
             free_keys: Vec::new(),
-            outlets: Outlets::new(Memory::new(settings.budget, settings.max_window), settings.max_backlog_bytes),
+            outlets: Outlets::new(memory, settings.max_backlog_bytes, settings.drop_grace),
             topics: Topics::new(settings.max_topics, settings.max_routes),
             services,
             echo,
@@ -223,13 +226,17 @@ impl RouterState {
         }
     }
 
-    /// The bulk lane of `key` waits for the connection `on`, to begin `message` or to go on within one.
-    pub(super) fn park(&mut self, key: u32, on: u32, message: Option<Message>) {
+    /// The bulk lane of `key` waits for a connection, to begin `message` or to go on within one.
+    pub(super) fn park(&mut self, key: u32, wait: Wait, message: Option<Message>) {
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        let since = inlet.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
-        inlet.waits = Some((on, since));
-        let timer = self.wheel.set(since + self.settings.slow_consumer_timeout, Timer::Parked(key));
-        inlet.parked = Some(Parked { timer, on, message });
+        let on = wait.on;
+        let until = wait.until.unwrap_or_else(|| {
+            let since = inlet.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
+            inlet.waits = Some((on, since));
+            since + self.settings.slow_consumer_timeout
+        });
+        let timer = self.wheel.set(until, Timer::Parked(key));
+        inlet.parked = Some(Parked { timer, on, message, is_grace: wait.until.is_some() });
         self.counters.parked += 1;
         if let Some(outlet) = self.outlets.get_mut(on) {
             outlet.waiters.push(key);
@@ -244,6 +251,7 @@ impl RouterState {
         self.end_doomed();
         self.outlets.flush();
         self.watch_grown();
+        self.watch_drops();
         self.timings.visited(self.counters.records - before);
         true
     }
@@ -348,6 +356,7 @@ impl RouterState {
                 Timer::Parked(key) => self.waited_too_long(key),
                 Timer::Idle(key, id) => self.trim_if_idle(key, id),
                 Timer::Audit => self.audit(),
+                Timer::Drops(key, id) => self.tell_drops(key, id),
             }
             self.due.pop();
             self.journal.timed();
@@ -356,6 +365,7 @@ impl RouterState {
         self.end_doomed();
         self.outlets.flush();
         self.watch_grown();
+        self.watch_drops();
     }
 
     fn trim_if_idle(&mut self, key: u32, id: u32) {

@@ -1,6 +1,10 @@
 //! Leases come with load and go when it is over, and what all connections make the broker keep is bounded.
 
 use super::*;
+use crate::broker::router::inlet::Inlet;
+use crate::broker::router::memory;
+use crate::broker::router::outlet::Outlets;
+use crate::broker::router::reclaim::Reclaim;
 use std::time::{Duration, Instant};
 
 /// Pages go back on another thread.
@@ -60,6 +64,50 @@ fn a_window_that_is_in_use_stays_until_it_is_not() {
     router.pass(600);
     router.pass(5_000);
     wait_until("the pages to be back", || router.state.outlets.memory.used() == 0);
+}
+
+#[test]
+fn an_honest_client_passes_every_audit_while_its_pages_go_back() {
+    let mut router = Router::new(|_| {});
+    let peer = router.connect();
+    let RouterState { outlets, inlets, .. } = &mut router.state;
+    let inlet = inlets[peer.key as usize].as_deref_mut().expect("its inlet");
+    let (mut audits, mut pending) = (0, 0);
+    for cycle in 0..3000 {
+        let before = audit(inlet, outlets, peer.key);
+        assert_eq!(before, 0, "cycle {cycle}");
+        lease(outlets, peer.key);
+        audit(inlet, outlets, peer.key);
+        outlets.trim(peer.key, inlet).expect("the client keeps the rules");
+        assert_eq!(outlets.egress_window(peer.key), 0);
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let cells = audit(inlet, outlets, peer.key);
+            audits += 1;
+            pending += u32::from(cells > 0);
+            if cells == 0 {
+                break;
+            }
+            assert!(Instant::now() < until, "waited for the pages to be back");
+        }
+    }
+    assert!(pending > 0, "no audit of {audits} came while pages were on their way back");
+}
+
+/// Audits the memory of `key`; returns how many cells are on their way back.
+fn audit(inlet: &Inlet, outlets: &Outlets, key: u32) -> u64 {
+    let outlet = outlets.get(key).expect("its outlet");
+    if let Err(doom) = memory::audit(inlet, outlet) {
+        panic!("{}", doom.reason);
+    }
+    outlet.reclaim.as_ref().map_or(0, Reclaim::pending)
+}
+
+/// Leases an extension for the egress ring of `key`, as soon as the last one is back with the system.
+fn lease(outlets: &mut Outlets, key: u32) {
+    let Outlets { memory, table, .. } = outlets;
+    let outlet = table[key as usize].as_deref_mut().expect("its outlet");
+    wait_until("the extension to be leased", || memory.grow_egress(key, outlet));
 }
 
 #[test]

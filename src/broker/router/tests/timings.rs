@@ -145,6 +145,7 @@ fn fragments_and_drops_are_counted_for_what_they_are() {
     // Nobody gives credit back: the second subscription has had all of its own.
     assert!(publisher.publish(topic, b"whole"));
     router.run();
+    router.pass(101);
     let counters = &router.state.counters;
     assert_eq!((counters.records, counters.fragments, counters.published), (3, 2, 2));
     assert_eq!((counters.dropped, counters.delivered), ([0, 1, 0], 3));
