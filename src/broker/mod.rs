@@ -13,6 +13,7 @@
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
 //! | `inherited` | sockets that whoever started the broker listens on already |
+//! | `limits` | the limits of the process |
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
@@ -22,6 +23,7 @@
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
 //! | `tally` | what is counted outside the router |
 //! | `appearance` | notices that a socket appears at a path |
+//! | `threads` | threads of actors, which may not be to be had |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -48,6 +50,7 @@ mod fault;
 mod health;
 mod holder;
 mod inherited;
+pub(crate) mod limits;
 mod listening;
 mod log_limit;
 mod notify;
@@ -61,6 +64,7 @@ pub(crate) mod stderr;
 mod stream;
 mod supervisor;
 mod tally;
+pub(crate) mod threads;
 mod upstream;
 mod watchdog;
 
@@ -72,3 +76,4 @@ pub use root::{BrokerError, run};
 pub(crate) use router::ECHO;
 pub use socket::SocketError;
 pub use supervisor::GaveUp;
+pub use threads::Refused;
