@@ -19,9 +19,10 @@ use super::tally::Tally;
 use super::threads::{Refused, arbiter, can_watch_signals, refused};
 use super::upstream::Upstream;
 use super::watchdog::{Alive, Pulse, Watchdog, Watched};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, WaitStrategy};
 use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
+use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
 use actix::prelude::*;
 use std::io;
@@ -77,8 +78,12 @@ const STOP: Duration = Duration::from_secs(1);
 /// If it cannot listen, or the system refuses what it needs, or an actor fails too often.
 pub fn run(mut loaded: Loaded, ready: impl FnOnce(&Loaded)) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
-    let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
+    let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
+    if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
+        log::warn!("router does not wait busy reason=one_cpu wait=block");
+        settings.wait = WaitStrategy::Block;
+    }
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
     let listening = Listening::new(listen(ipc, &mut loaded)?);

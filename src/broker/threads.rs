@@ -55,8 +55,8 @@ pub(super) fn can_start(count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the descriptors can be had that the first runtime needs, which watches signals; without them tokio panics. It
-/// takes a pair of sockets and a copy of one; to watch them, three more.
+/// Whether the descriptors can be had that the first runtime needs, which watches signals; without them tokio panics.
+/// It takes a pair of sockets and a copy of one; to watch them, three more.
 ///
 /// # Errors
 ///
