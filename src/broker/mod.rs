@@ -13,6 +13,7 @@
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
 //! | `inherited` | sockets that whoever started the broker listens on already |
+//! | `limits` | the limits of the process |
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
@@ -24,6 +25,7 @@
 //! | `tally` | what is counted outside the router |
 //! | `appearance` | notices that a socket appears at a path |
 //! | `terminal` | whether a SIGHUP is the end of a terminal |
+//! | `threads` | threads of actors, which may not be to be had |
 //! | `upstream` | one actor for each process that the broker dials |
 //! | `watchdog` | ends the process when a thread hangs |
 //! | `router/` | the actor that owns every ring |
@@ -50,6 +52,7 @@ mod fault;
 mod health;
 mod holder;
 mod inherited;
+pub(crate) mod limits;
 mod listening;
 mod log_limit;
 mod notify;
@@ -65,6 +68,7 @@ mod stream;
 mod supervisor;
 mod tally;
 mod terminal;
+pub(crate) mod threads;
 mod upstream;
 mod watchdog;
 
@@ -78,3 +82,4 @@ pub use socket::SocketError;
 pub use supervisor::GaveUp;
 #[cfg(feature = "cli")]
 pub(crate) use terminal::ignores_hang_up;
+pub use threads::Refused;

@@ -8,6 +8,7 @@ use super::fault;
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
+use super::limits;
 use super::listening::Listening;
 use super::notify::Notify;
 use super::reload::{Source, reload};
@@ -17,11 +18,13 @@ use super::stderr;
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::tally::Tally;
 use super::terminal::Terminal;
+use super::threads::{Refused, arbiter, can_watch_signals, refused};
 use super::upstream::Upstream;
 use super::watchdog::{Alive, Pulse, Watchdog, Watched};
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
 use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
+use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
 use actix::prelude::*;
 use std::io;
@@ -54,6 +57,9 @@ pub enum BrokerError {
     /// An actor failed too often, and nothing stands above the root.
     #[error("{0}")]
     GaveUp(#[from] GaveUp),
+    /// The system has no thread or no descriptor for something that it needs.
+    #[error("{0}")]
+    Refused(#[from] Refused),
     /// A second signal came before what was under way had ended.
     #[error("ended at once by a second signal ({0})")]
     AtOnce(&'static str),
@@ -79,8 +85,12 @@ pub fn run(
     ready: impl FnOnce(&Loaded),
 ) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
-    let settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
+    let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
+    if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
+        log::warn!("router does not wait busy reason=one_cpu wait=block");
+        settings.wait = WaitStrategy::Block;
+    }
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;
     let has_inherited_socket = ipc.is_some();
@@ -88,7 +98,10 @@ pub fn run(
     let source = Source { load: Box::new(load), has_inherited_socket, turn: tokio::sync::Mutex::default() };
     let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
-    System::new().block_on(serve((loaded, source), settings, listening, endpoints, notify, ready))
+    can_watch_signals().map_err(refused("the watch over signals"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(refused("the runtime"))?;
+    System::with_tokio_rt(|| runtime).block_on(serve((loaded, source), settings, listening, endpoints, notify, ready))
 }
 
 /// The socket that was inherited, or one of our own.
@@ -140,7 +153,7 @@ async fn serve(
     let (breaker_published, breaker) = watch::channel(None);
     let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
-    let (router_arbiter, bell, turns) = (Arbiter::new(), state.own_bell()?, state.turns());
+    let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.own_bell()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
@@ -157,7 +170,8 @@ async fn serve(
         seat_of_breaker.host(breaker_published, move |_| BreakerActor::new(breaker_changes.clone(), routed.clone())),
     );
 
-    let workers: Vec<Arbiter> = (0..loaded.config.ipc.worker_threads).map(|_| Arbiter::new()).collect();
+    let workers = (0..loaded.config.ipc.worker_threads).map(|_| arbiter("a worker's thread"));
+    let workers = workers.collect::<Result<Vec<Arbiter>, Refused>>()?;
     let (phase, phase_seen) = watch::channel(Phase::Running);
     let (config, most) = (loaded.config.clone(), loaded.config.ipc.max_connections);
     let permits = Arc::new(Semaphore::new(most as usize));
@@ -171,7 +185,8 @@ async fn serve(
         Alive { every, tell: Box::new(move || notify.alive()) }
     });
     let access = watch::Sender::new(endpoints.access.clone());
-    let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort)?;
+    let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort);
+    let watchdog = watchdog.map_err(refused("the watchdog's thread"))?;
     let upstreams = Upstream::all(&config, &tree);
     let broker = Arc::new(Broker {
         upstreams: upstreams.clone(),
@@ -203,7 +218,7 @@ async fn serve(
         });
     }
     let reloaded = broker.clone();
-    let health = Health::start(endpoints, broker.clone(), pulses, newsroom);
+    let health = Health::start(endpoints, broker.clone(), pulses, newsroom)?;
     let listens = listening.clone();
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(acceptor.host(watch::Sender::new(None), move |exit| {
@@ -340,14 +355,13 @@ async fn quiescence(router: &RouterHandle) {
 
 /// Each connection takes six descriptors, one of the endpoints two; a process gets 1,024 unless it asks for more.
 fn raise_descriptor_limit(config: &Config) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        log::warn!("descriptor limit not raised reason={error:?}");
-    }
     let max_connections = config.ipc.max_connections;
     let needed = u64::from(max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64;
-    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
-        log::warn!("descriptor limit is low limit={maximum} needed={needed} max_connections={max_connections}");
+    match limits::raise(limits::Resource::RLIMIT_NOFILE) {
+        Ok(limit) if limit < needed => {
+            log::warn!("descriptor limit is low limit={limit} needed={needed} max_connections={max_connections}");
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("descriptor limit not raised reason={error:?} needed={needed}"),
     }
 }

@@ -6,7 +6,7 @@
 
 use super::guard::Guard;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often a child is asked that there is no descriptor of.
+const LOOK: Duration = Duration::from_millis(5);
 
 struct Listed {
     /// Nothing is started any more.
@@ -74,7 +77,8 @@ pub(super) fn remove_with_us(file: &Path) {
 pub(super) struct Running {
     pub(super) child: Child,
     pid: Pid,
-    exit: OwnedFd,
+    /// `None`: a profile of seccomp refuses it, and it is asked now and then.
+    exit: Option<OwnedFd>,
     is_reaped: bool,
 }
 
@@ -91,20 +95,23 @@ impl Running {
             return Err(io::Error::other("interrupted"));
         }
         listed.guard();
-        let mut child = command.process_group(0).spawn()?;
+        let child = command.process_group(0).spawn()?;
         let pid = Pid::from_child(&child);
-        let exit = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
-            let _ = child.kill();
-            let _ = child.wait();
-        })?;
+        let exit = pidfd_open(pid, PidfdFlags::empty()).ok();
         listed.groups.push(pid);
         listed.guard().group_begins(pid);
         Ok(Running { child, pid, exit, is_reaped: false })
     }
 
-    /// Is readable when the child has ended.
-    pub(super) fn exit(&self) -> BorrowedFd<'_> {
-        self.exit.as_fd()
+    /// Is readable when the child has ended. `None`: only [`Running::has_ended`] tells.
+    pub(super) fn exit(&self) -> Option<BorrowedFd<'_>> {
+        self.exit.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the child has ended. It is not reaped.
+    pub(super) fn has_ended(&self) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
     }
 
     /// How the child ended; waits for it.
@@ -121,11 +128,18 @@ impl Running {
 
     /// Waits until the child has ended, at most for `patience`.
     pub(super) fn await_exit(&self, patience: Option<Duration>) {
+        let Some(exit) = &self.exit else {
+            let until = patience.map(|patience| Instant::now() + patience);
+            while !self.has_ended() && until.is_none_or(|until| Instant::now() < until) {
+                std::thread::sleep(LOOK);
+            }
+            return;
+        };
         let patience = patience.map(|patience| Timespec {
             tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(patience.subsec_nanos()),
         });
-        while poll(&mut [PollFd::new(&self.exit, PollFlags::IN)], patience.as_ref()) == Err(rustix::io::Errno::INTR) {}
+        while poll(&mut [PollFd::new(exit, PollFlags::IN)], patience.as_ref()) == Err(rustix::io::Errno::INTR) {}
     }
 
     /// Before the child is reaped: afterwards its number may be somebody else's.

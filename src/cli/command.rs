@@ -177,7 +177,7 @@ impl Talk {
 
     /// Which of stdin, stdout, stderr and the program's end are ready.
     fn wait(&self, running: &Running) -> io::Result<[bool; 4]> {
-        let exit = (!self.has_ended).then(|| running.exit());
+        let exit = if self.has_ended { None } else { running.exit() };
         let wanted = [
             self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT)),
             self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
@@ -194,6 +194,8 @@ impl Talk {
         for (place, fd) in places.into_iter().zip(&fds) {
             ready[place] = !fd.revents().is_empty();
         }
+        // Without a descriptor.
+        ready[3] |= !self.has_ended && exit.is_none() && running.has_ended();
         Ok(ready)
     }
 

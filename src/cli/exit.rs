@@ -7,6 +7,7 @@ use super::children;
 use super::output::{Out, note};
 use super::place;
 use crate::broker::stderr;
+use crate::broker::threads::can_watch_signals;
 use crate::broker::{self, BrokerError, HealthError, SocketError};
 use crate::client::{self, ErrorDetail as ErrorKind, Unreached};
 use crate::config::ConfigError;
@@ -218,6 +219,7 @@ impl From<BrokerError> for Failure {
             BrokerError::Socket(SocketError::Io { .. } | SocketError::Removed(_))
             | BrokerError::Faults(_)
             | BrokerError::Io(_)
+            | BrokerError::Refused(_)
             | BrokerError::GaveUp(_) => Failure::new(Code::Unavailable, message),
         }
     }
@@ -265,6 +267,7 @@ pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
 /// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end the process at once, after what must not outlive it; SIGHUP
 /// does not if it was ignored, as `nohup` does.
 pub(super) fn leave_on_signals() -> Result<(), Failure> {
+    can_watch_signals().map_err(no_signals)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(no_signals)?;
     // Here and not in the thread, so that no signal comes too early.
     let (mut interrupt, mut terminate, mut quit, mut hang_up) = {

@@ -40,7 +40,8 @@ impl Out {
             return Err(Failure::new(Code::Output, "cannot write to stdout: it is closed"));
         }
         let stdout = io::stdout();
-        let file = File::from(stdout.as_fd().try_clone_to_owned().map_err(failed)?);
+        let no_copy = |error| Failure::new(Code::Unavailable, format!("no descriptor for stdout: {error}"));
+        let file = File::from(stdout.as_fd().try_clone_to_owned().map_err(no_copy)?);
         Ok(Out { writer: BufWriter::with_capacity(BUFFER, file), is_terminal: stdout.is_terminal() })
     }
 

@@ -4,11 +4,10 @@ use super::exit::Failure;
 use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::place::Place;
-use crate::broker;
+use crate::broker::{self, limits};
 use crate::client::DEFAULT_SOCKET;
 use crate::config::{self, Config, ConfigError, Loaded};
 use clap::Args;
-use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 
 #[derive(Debug, Clone, Args)]
@@ -114,7 +113,7 @@ fn banner(loaded: &Loaded) {
         restart.period_secs,
         restart.watchdog_abort_ms,
         health_server.max_connections,
-        getrlimit(Resource::Nofile).current.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string()),
+        limits::told(limits::Resource::RLIMIT_NOFILE),
     );
     if !is_journal() {
         let is_default = ipc.socket_path == Path::new(DEFAULT_SOCKET);

@@ -6,8 +6,8 @@
 //! here has its default there.
 
 use super::exit::{Code, Failure};
+use crate::broker::limits::{self, Resource};
 use nix::sys::signal::SigSet;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};
 use std::fmt;
 use std::sync::Arc;
@@ -28,9 +28,6 @@ pub(super) fn start() -> Result<(), Failure> {
     }
     SigSet::all().thread_unblock().map_err(|error| failed("the signal mask", &error))?;
     // Shared memory counts as a file. If the hard limit is too low as well, the first connection is told so.
-    let size = getrlimit(Resource::Fsize);
-    if size.current.is_some() && size.current != size.maximum {
-        let _ = setrlimit(Resource::Fsize, Rlimit { current: size.maximum, ..size });
-    }
+    let _ = limits::raise(Resource::RLIMIT_FSIZE);
     Ok(())
 }

@@ -107,7 +107,8 @@ impl Builder {
         self
     }
 
-    /// How the client's threads wait.
+    /// How the client's threads wait. On one CPU, [`WaitStrategy::Busy`] would keep the broker from running: then they
+    /// sleep, and the log says so once.
     #[must_use]
     pub fn wait(mut self, wait: WaitStrategy) -> Builder {
         self.wait = wait;
@@ -202,7 +203,7 @@ impl Builder {
     fn greet(&self, endpoint: Endpoint, socket: UnixStream, until: Option<Instant>) -> Result<Client> {
         endpoint.hello(&socket, None)?;
         let welcome = receive_welcome(&socket, until)?;
-        let inner = Inner::new(socket.into(), welcome, self.wait, endpoint)?;
+        let inner = Inner::new(socket.into(), welcome, in_force(self.wait), endpoint)?;
         Ok(Client { inner: inner.into() })
     }
 }
@@ -360,4 +361,14 @@ pub(super) fn open(
     let segment = Segment::open(segment, geometry, nonces).map_err(|error| protocol(&error))?;
     let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket).map_err(|error| protocol(&error))?;
     Ok(Welcome { segment, bells, limits, greeted, decoder })
+}
+
+/// How to wait on the CPUs that we have.
+fn in_force(wait: WaitStrategy) -> WaitStrategy {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if wait != WaitStrategy::Busy || !peer::has_one_cpu() {
+        return wait;
+    }
+    SAID.call_once(|| log::warn!("client does not wait busy reason=one_cpu"));
+    WaitStrategy::Block
 }

@@ -91,6 +91,12 @@ pub(crate) fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
+/// Whether this thread, and those that it starts, have one CPU between them: then nobody comes while somebody spins.
+#[must_use]
+pub(crate) fn has_one_cpu() -> bool {
+    rustix::thread::sched_getaffinity(None).is_ok_and(|cpus| cpus.count() == 1)
+}
+
 /// Lets another thread run that waits for this CPU, if there is one.
 pub(crate) fn yield_cpu() {
     rustix::thread::sched_yield();

@@ -50,7 +50,7 @@ const CRATES: &[(&str, &[&str])] = &[
     // The tests build the models.
     ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
     ("memmap2", &["shm"]),
-    ("nix", &["cli"]),
+    ("nix", &["broker", "cli"]),
     ("prometheus", &["metrics", "broker"]),
     ("rustix", &["sync", "shm", "config", "metrics", "client", "broker", "cli", "bin"]), // wire and routing are pure
     ("sd_notify", &["broker"]),

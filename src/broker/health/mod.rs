@@ -39,6 +39,7 @@ use super::connection::Broker;
 use super::events::Newsroom;
 use super::fault;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
+use super::threads::{Refused, arbiter};
 use super::watchdog::{Pulse, Watched};
 use crate::routing::restart::{Limits, Restart};
 use actix::prelude::*;
@@ -169,8 +170,17 @@ pub(super) struct Health {
 
 impl Health {
     /// Starts them, on a thread of their own.
-    pub(super) fn start(endpoints: Endpoints, broker: Arc<Broker>, pulses: Pulses, newsroom: Newsroom) -> Health {
-        let arbiter = Arbiter::new();
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread.
+    pub(super) fn start(
+        endpoints: Endpoints,
+        broker: Arc<Broker>,
+        pulses: Pulses,
+        newsroom: Newsroom,
+    ) -> Result<Health, Refused> {
+        let arbiter = arbiter("the endpoints' thread")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
         // Supervised by nobody else, and never given up.
@@ -221,7 +231,7 @@ impl Health {
                 let _ = ends.send(());
             });
         });
-        Health { arbiter, stop, ended, streams }
+        Ok(Health { arbiter, stop, ended, streams })
     }
 
     /// Stops them, the last of all.

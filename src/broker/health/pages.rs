@@ -12,6 +12,7 @@
 //!
 //! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
 
+use super::super::threads::can_start;
 use super::access::Refusal;
 use super::connections::{Connection, Connections};
 use super::figures;
@@ -129,6 +130,8 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>
             .service(page("/script.js", page::script))
             .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "there is nothing here\n") }))
     };
+    // One that accepts, one that serves: the library panics without them.
+    can_start(2).map_err(|error| io::Error::other(format!("cannot start the threads of HTTP: {error}")))?;
     let server = HttpServer::new(app)
         .workers(1)
         .worker_max_blocking_threads(1)
