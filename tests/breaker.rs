@@ -2,7 +2,7 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, RequestOptions, Service};
+use lapce_ipc::client::{BreakerState, Client, ErrorKind, ReplyError, RequestOptions, Service};
 use std::time::Duration;
 use support::role::{Child, heard, role, tell};
 use support::{Broker, DEADLINE, code, command, output, stderr, wait_until};
@@ -166,6 +166,44 @@ fn a_program_that_fails_is_spared_from_the_sixth_request_on() {
     assert_eq!(status["services"][0]["breaker"], "open", "{status}");
     let status = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
     assert!(status.lines().any(|line| line.contains("fragile") && line.ends_with(" open")), "{status}");
+}
+
+#[test]
+fn wrong_requests_close_a_service_for_nobody_and_failures_do() {
+    let broker = broker();
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("upper").unwrap();
+    std::thread::spawn(move || {
+        service.run(|request| {
+            let text = std::str::from_utf8(request.payload())?;
+            if text == "fail" { Err(ReplyError::failed("broken")) } else { Ok(text.to_uppercase()) }
+        })
+    });
+    for _ in 0..20 {
+        let error = client.request("upper", [0xff]).unwrap_err();
+        assert!(error.reply_text().is_some_and(|text| text.contains("utf-8")), "{error}");
+    }
+    assert_eq!(client.request("upper", "hi").unwrap(), b"HI");
+    assert_eq!(
+        (client.breakers().unwrap()[0].state, client.breakers().unwrap()[0].failures),
+        (BreakerState::Closed, 0)
+    );
+    for _ in 0..5 {
+        assert_eq!(client.request("upper", "fail").unwrap_err().reply_text(), Some("broken"));
+    }
+    assert_eq!(client.request("upper", "hi").unwrap_err().kind(), ErrorKind::BreakerOpen);
+}
+
+#[test]
+fn a_program_rejects_a_wrong_request_with_exit_code_65() {
+    let broker = broker();
+    let mut reply = broker.spawn(&["reply", "fragile", "--exec", "echo wrong >&2; exit 65"]);
+    reply.wait_for("serving\n");
+    for _ in 0..7 {
+        let told = broker.run(&["request", "fragile", "?"]);
+        assert_eq!((code(&told), stderr(&told).as_str()), (1, "error: wrong\n"));
+    }
+    assert_eq!(broker.client().breakers().unwrap()[0].failures, 0);
 }
 
 #[test]

@@ -55,6 +55,37 @@ fn chunks_of_every_size_arrive_whole() {
     assert!(stream.next().is_none());
 }
 
+/// `LAPCE_IPC_STREAM_SECONDS=120`: a chunk a second for so long, with the limits as they are by default.
+#[test]
+fn a_stream_outlasts_every_time_limit_as_long_as_its_chunks_come() {
+    let seconds = std::env::var("LAPCE_IPC_STREAM_SECONDS").ok().map(|text| text.parse::<u32>().expect("seconds"));
+    let (broker, chunks, interval) = match seconds {
+        Some(seconds) => (Broker::start(), seconds, Duration::from_secs(1)),
+        None => {
+            let limits = [("limits.default_request_timeout_ms", "1500"), ("limits.max_request_timeout_ms", "1500")];
+            (Broker::start_with(&limits), 9, Duration::from_millis(300))
+        }
+    };
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("slow").unwrap();
+    std::thread::spawn(move || {
+        service.run(|request| {
+            assert_eq!(request.deadline(), None);
+            for number in 0..chunks {
+                // The pace of a model: it waits for what never comes.
+                assert!(other.closed(Some(interval)).unwrap_err().is_timeout());
+                request.chunk(number.to_string())?;
+            }
+            Ok::<_, lapce_ipc::client::Error>("end")
+        })
+    });
+    let got: Vec<_> = client.request_stream("slow", "").unwrap().map(|chunk| chunk.unwrap()).collect();
+    let expected: Vec<_> = (0..chunks).map(|n| n.to_string().into_bytes()).chain([b"end".to_vec()]).collect();
+    assert_eq!(got, expected);
+    let breaker = &client.breakers().unwrap()[0];
+    assert_eq!((breaker.state, breaker.failures), (lapce_ipc::client::BreakerState::Closed, 0));
+}
+
 #[test]
 fn a_cancel_reaches_the_responder() {
     let broker = Broker::start();

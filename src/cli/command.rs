@@ -6,7 +6,7 @@
 use super::children::Running;
 use super::output::{note, plain};
 use crate::broker::stderr;
-use crate::client::{Reply, Request};
+use crate::client::{Reply, ReplyError, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
@@ -23,6 +23,8 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const CHUNK: usize = 64 * 1024;
 /// The most of a line of stderr that becomes an error reply.
 const LINE_MAX: usize = 1024;
+/// The exit code with which a program says that the request is wrong: `EX_DATAERR` of `sysexits.h`.
+const REJECTED: i32 = 65;
 
 /// Whether there is a program of this name or path.
 pub(super) fn can_run(name: &OsStr) -> bool {
@@ -63,23 +65,24 @@ impl Program {
     pub(super) fn answer(&self, request: Request, max: u32) -> Reply {
         match self.run(request, max) {
             Ok(sent) => sent,
-            Err((request, why)) => {
-                note(format_args!("error: {why}"));
-                request.fail(&why)
+            Err((request, error)) => {
+                note(format_args!("error: {}", error.text()));
+                if error.is_failure() { request.fail(error.text()) } else { request.refuse(error.text()) }
             }
         }
     }
 
-    fn run(&self, mut request: Request, max: u32) -> Result<Reply, (Request, String)> {
+    fn run(&self, mut request: Request, max: u32) -> Result<Reply, (Request, ReplyError)> {
+        let failed = |request, why: String| Err((request, ReplyError::failed(why)));
         let mut command = Command::new(&self.name);
         command.args(&self.args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = match Running::start(&mut command) {
             Ok(running) => running,
-            Err(error) => return Err((request, format!("cannot run {}: {error}", self.shown()))),
+            Err(error) => return failed(request, format!("cannot run {}: {error}", self.shown())),
         };
         let mut talk = match Talk::new(&mut running) {
             Ok(talk) => talk,
-            Err(error) => return Err((request, format!("cannot talk to {}: {error}", self.shown()))),
+            Err(error) => return failed(request, format!("cannot talk to {}: {error}", self.shown())),
         };
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let mut chunk = vec![0; CHUNK.min(max)];
@@ -96,18 +99,22 @@ impl Program {
                     }
                 }
                 Ok(read) if reply.len() + read > max => {
-                    return Err((request, format!("the reply is larger than max_message_size, {max} bytes")));
+                    return failed(request, format!("the reply is larger than max_message_size, {max} bytes"));
                 }
                 Ok(read) => reply.extend_from_slice(&chunk[..read]),
-                Err(error) => return Err((request, format!("cannot talk to {}: {error}", self.shown()))),
+                Err(error) => return failed(request, format!("cannot talk to {}: {error}", self.shown())),
             }
         }
         talk.read_stderr();
         match running.finish() {
             Ok(status) if status.success() && request.wants_stream() => Ok(request.finish()),
             Ok(status) if status.success() => Ok(request.reply(reply)),
-            Ok(status) => Err((request, self.explain(status, &talk.last_line()))),
-            Err(error) => Err((request, format!("cannot wait for {}: {error}", self.shown()))),
+            Ok(status) if status.code() == Some(REJECTED) => {
+                let why = self.explain(status, &talk.last_line());
+                Err((request, ReplyError::rejected(why)))
+            }
+            Ok(status) => failed(request, self.explain(status, &talk.last_line())),
+            Err(error) => failed(request, format!("cannot wait for {}: {error}", self.shown())),
         }
     }
 

@@ -45,7 +45,8 @@ Examples:
 
 The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks \
 with --stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and \
-several in a row open the service's breaker. If the request is cancelled or its time is over, the command is killed.
+several failures in a row open the service's breaker; with exit code 65 it rejects a wrong request, which does not \
+count. If the request is cancelled or its time is over, the command is killed.
 
 `serving` on stderr says that requests reach us. A broker that ends is waited for, and stderr says so.";
 

@@ -42,7 +42,7 @@ impl Incoming {
             call: header.seq,
             session,
             requester: header.origin,
-            deadline: deadline(Some(Duration::from_nanos(header.nanos))),
+            deadline: (header.nanos > 0).then(|| deadline(Some(Duration::from_nanos(header.nanos)))).flatten(),
             stream: header.flags.has(Flags::STREAM),
             state: Mutex::new(State { body: Vec::new(), owed: 0, credit, ended: None }),
         }
@@ -137,7 +137,8 @@ impl Request {
         self.call.requester
     }
 
-    /// Until when an answer is waited for.
+    /// Until when an answer is waited for; `None`: a stream without a total, which goes on as long as each chunk comes
+    /// within the broker's `default_request_timeout_ms` after the one before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.call.deadline

@@ -286,7 +286,7 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
-        let mut time = inner.call_time(options);
+        let mut time = inner.call_time(options, stream);
         let known = lock(&inner.table).services.get(service).copied();
         let id = match known {
             Some(id) => id,

@@ -24,6 +24,8 @@ pub(super) fn late(error: Error) -> Error {
 pub(super) struct CallTime {
     most: Duration,
     until: Option<Instant>,
+    /// The time is that to the first chunk and between chunks, not that of the whole call.
+    is_idle_time: bool,
 }
 
 impl CallTime {
@@ -33,6 +35,13 @@ impl CallTime {
         self.until
     }
 
+    /// A chunk came: an idle time begins anew.
+    pub(super) fn progressed(&mut self) {
+        if self.is_idle_time {
+            self.until = None;
+        }
+    }
+
     /// Whether that is past.
     pub(super) fn is_over(&self) -> bool {
         self.until.is_some_and(|until| Instant::now() >= until)
@@ -40,10 +49,12 @@ impl CallTime {
 }
 
 impl Inner {
-    /// The time of a call with these options.
-    pub(super) fn call_time(&self, options: RequestOptions) -> CallTime {
+    /// The time of a call with these options. A stream that asks for no total has an idle time instead.
+    pub(super) fn call_time(&self, options: RequestOptions, stream: bool) -> CallTime {
         let ms = |ms: u32| Duration::from_millis(ms.into());
         let timeout = options.timeout.unwrap_or(ms(self.limits.default_request_timeout_ms()));
-        CallTime { most: timeout.min(ms(self.limits.max_request_timeout_ms())).saturating_add(SLACK), until: None }
+        let is_idle_time = stream && options.timeout.is_none();
+        let most = timeout.min(ms(self.limits.max_request_timeout_ms())).saturating_add(SLACK);
+        CallTime { most, until: None, is_idle_time }
     }
 }

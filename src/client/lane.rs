@@ -248,8 +248,8 @@ impl Producing {
         sent
     }
 
-    /// Whether a message of `len` bytes is one record. It is asked under the lock of the lane: the size of records may be
-    /// another at another broker.
+    /// Whether a message of `len` bytes is one record. It is asked under the lock of the lane: the size of records may
+    /// be another at another broker.
     #[inline]
     pub(super) fn is_one_record(&self, len: usize) -> bool {
         len <= self.slot_size

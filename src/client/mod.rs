@@ -71,6 +71,7 @@ mod posted;
 mod publish;
 mod queue;
 mod reader;
+mod reply_error;
 mod report;
 mod request;
 mod retry;
@@ -99,6 +100,7 @@ pub use error_kind::ErrorKind;
 pub use listen::Listener;
 pub use loan::Loan;
 pub use publish::Publisher;
+pub use reply_error::ReplyError;
 pub use request::{ReplyStream, RequestOptions};
 pub use retry::ReconnectOptions;
 pub use serve::Service;
@@ -126,8 +128,9 @@ pub enum WaitStrategy {
 
 /// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
 ///
-/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client returns
-/// [`Error::is_forked`], dropping it tells the broker nothing, and the parent's connection goes on; the child connects by
+/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client
+/// returns [`Error::is_forked`], dropping it tells the broker nothing, and the parent's connection goes on; the child
+/// connects by
 /// itself. (A child that executes another program at once, as `std::process::Command` starts it, inherits nothing: all
 /// descriptors are closed on exec.)
 #[derive(Clone, Debug)]

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
     /// How long the whole call may take, sent anew or not; `None`: what the broker says
-    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). The broker keeps the time,
+    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). A stream without this has no
+    /// total: that limit is then the time to its first chunk, and between one chunk and the next. The broker keeps the time,
     /// for it also tells the responder. If it says nothing, because it is stopped or overrun, the call ends here with
     /// the same outcome, a quarter of a second after its time, counted from when it is first waited for.
     pub timeout: Option<Duration>,
@@ -132,7 +133,7 @@ impl Client {
     fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
-        let mut time = inner.call_time(options);
+        let mut time = inner.call_time(options, stream);
         let service = inner.service(service, &mut time).map_err(late)?;
         let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream, time)?;
         while let Some((at, end)) = body.next_part() {
@@ -290,6 +291,7 @@ impl ReplyStream {
         match found {
             Ok(Found::Message(message, is_last)) => {
                 self.done = is_last;
+                self.time.progressed();
                 Ok(Some(message))
             }
             Ok(Found::End) => {

@@ -4,12 +4,12 @@ use super::answer::{Incoming, Request, give_up};
 use super::asked::Asked;
 use super::error::Result;
 use super::inner::{Inner, deadline, lock, unexpected};
+use super::reply_error::ReplyError;
 use super::{Client, Name};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
 use std::collections::VecDeque;
-use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -135,8 +135,9 @@ pub(super) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> 
 }
 
 impl Service {
-    /// Answers every request with what `handler` returns, until the connection ends. An error or a panic of the handler
-    /// becomes an error reply.
+    /// Replies to every request with what `handler` returns, until the connection ends. An error of the handler becomes
+    /// an error reply: a [`ReplyError::failed`](super::ReplyError::failed) counts at the service's breaker; every other
+    /// error says that the request was wrong, and does not count. A panic of the handler is a failure.
     ///
     /// # Errors
     ///
@@ -146,11 +147,11 @@ impl Service {
     /// # let client = lapce_ipc::client::Client::connect()?;
     /// client.serve("upper")?.run(|request| {
     ///     let text = std::str::from_utf8(request.payload())?;
-    ///     Ok::<_, std::str::Utf8Error>(text.to_uppercase())
+    ///     Ok::<_, std::str::Utf8Error>(text.to_uppercase()) // an error rejects the request
     /// })?;
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
-    pub fn run<R: AsRef<[u8]>, E: Display>(
+    pub fn run<R: AsRef<[u8]>, E: Into<ReplyError>>(
         &mut self,
         mut handler: impl FnMut(&mut Request) -> std::result::Result<R, E>,
     ) -> Result<()> {
@@ -158,7 +159,10 @@ impl Service {
             let mut request = self.receive(None)?;
             let answered = match catch_unwind(AssertUnwindSafe(|| handler(&mut request))) {
                 Ok(Ok(reply)) => request.reply(reply),
-                Ok(Err(error)) => request.fail(&error.to_string()),
+                Ok(Err(error)) => {
+                    let error = error.into();
+                    if error.is_failure() { request.fail(error.text()) } else { request.refuse(error.text()) }
+                }
                 Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
             };
             // The requester may be gone, have cancelled, or its time be over: nobody is there to be told. Only the end

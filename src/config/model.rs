@@ -71,8 +71,8 @@ section! {
         /// Credit that each direction of a call begins with.
         stream_credit_bytes: u32 = 65_536, integer(256, 1 << 30, "bytes");
         /// How long a publish waits for a `drop_*` subscriber that has no room and makes no progress.
-        /// A subscriber that goes on reading gets this time anew, but a slow one delays publishers for at most a tenth of the
-        /// time. Then it does without the message. 0 drops at once.
+        /// A subscriber that goes on reading gets this time anew, but a slow one delays publishers for at most a tenth
+        /// of the time. Then it does without the message. 0 drops at once.
         drop_grace_ms: u64 = 100, integer(0, 1000, "ms");
     }
 }
@@ -97,6 +97,7 @@ section! {
         /// Others of its service are asked first; when all have as many, the next is answered `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Deadline of a request that names none.
+        /// For a stream that names none it is the time to the first chunk, and from each chunk to the next.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
         /// The longest deadline that a request may name.
         /// A longer one is shortened to it; `lapce-ipc request --timeout` refuses it.

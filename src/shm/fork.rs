@@ -1,7 +1,7 @@
 //! Whether this is still the process that made a thing, or a child that `fork` made of it.
 //!
-//! The mark is a word in a page of its own that the kernel clears in each child (`MADV_WIPEONFORK`, Linux 4.14). So a look
-//! costs a load, no system call. A child inherits positions in rings, locks that other threads held, and a socket:
+//! The mark is a word in a page of its own that the kernel clears in each child (`MADV_WIPEONFORK`, Linux 4.14). So a
+//! look costs a load, no system call. A child inherits positions in rings, locks that other threads held, and a socket:
 //! it must touch none of them.
 
 use super::words::Words;

@@ -49,8 +49,8 @@ kinds! {
     Publish = 1,
     /// Bulk. `seq` chosen by the client; answered by [`Kind::Flushed`] when all before it is routed.
     Flush = 2,
-    /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit, 0 for the
-    /// default.
+    /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit of the whole
+    /// call; 0 for the default, which for a [`Flags::STREAM`] is the time to its first chunk and between chunks.
     Request = 8,
     /// Express. `seq` call; one message of the answer; [`Flags::END`] on the last message of the call. A message may
     /// begin before the last one is whole if it has [`Flags::END`] and [`Flags::ERROR`] (on all of its records): the
@@ -81,7 +81,8 @@ kinds! {
     Evicted = 37,
     /// `seq` as in [`Kind::Flush`].
     Flushed = 38,
-    /// `seq` call, `id` service (own number), `origin` requester, `nanos` time left.
+    /// `seq` call, `id` service (own number), `origin` requester, `nanos` time left; 0: a stream without
+    /// a time of the whole call.
     Call = 39,
     /// `seq` call, `code` an [`Outcome`]: nobody waits for the answer any more.
     CallEnded = 40,

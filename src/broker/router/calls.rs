@@ -36,6 +36,10 @@ pub(super) struct Call {
     pub(super) number: u32,
     /// `None` once it has fired.
     pub(super) timer: Option<TimerId>,
+    /// The longest time without progress, of a stream that has no total: to its first chunk, and between chunks.
+    pub(super) idle_limit: Option<u64>,
+    /// When it made progress last: a part of its answer came, or its requester took one.
+    pub(super) progress_at: u64,
     pub(super) stream: bool,
     /// A chunk of its stream has gone to the requester.
     pub(super) has_chunk: bool,
@@ -188,6 +192,7 @@ impl RouterState {
             0 => self.settings.default_request_timeout,
             nanos => nanos.min(self.settings.max_request_timeout),
         };
+        let idle_limit = (header.nanos == 0 && header.flags.has(Flags::STREAM)).then_some(timeout);
         let number = responder
             .and_then(|r| self.inlet(r))
             .and_then(|inlet| inlet.serving.iter().position(|s| *s == Some(service)))
@@ -202,6 +207,8 @@ impl RouterState {
             permit,
             number,
             timer: None,
+            idle_limit,
+            progress_at: self.now,
             stream: header.flags.has(Flags::STREAM),
             has_chunk: false,
             began: self.now,
@@ -227,7 +234,8 @@ impl RouterState {
             inlet.outstanding += 1;
         }
         fault::point("router.express", header.kind as u64);
-        self.forward_body(key, record, header, call, timeout);
+        // A stream without a total has no deadline that its responder could be told.
+        self.forward_body(key, record, header, call, if idle_limit.is_some() { 0 } else { timeout });
     }
 
     /// Sends a record of a request's body to who answers it.
@@ -331,6 +339,7 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.answer_credit = credit;
         found.answer_left = left - len;
+        found.progress_at = self.now;
         let ends = last && header.flags.has(Flags::END);
         let answer = Header {
             flags: Flags(header.flags.0 & ANSWER_FLAGS.0),
@@ -407,6 +416,7 @@ impl RouterState {
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
+        found.progress_at = self.now;
         let (to, credit) = match found.responder {
             Some(responder) => {
                 if !self.takes_more(responder, call) {

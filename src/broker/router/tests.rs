@@ -5,6 +5,7 @@ mod crashes;
 mod given_up;
 mod memory;
 mod resent;
+mod streams;
 mod timings;
 mod waiting;
 
