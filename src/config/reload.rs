@@ -31,6 +31,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("delivery.slow_consumer_timeout_ms", Class::Live),
     ("delivery.subscription_credit_bytes", Class::Restart),
     ("delivery.stream_credit_bytes", Class::Restart),
+    ("delivery.drop_grace_ms", Class::Live),
     ("limits.max_topics", Class::Live),
     ("limits.max_routes", Class::Live),
     ("limits.max_topics_per_connection", Class::Live),

@@ -207,9 +207,9 @@ pub(super) struct Outlets {
 }
 
 impl Outlets {
-    /// A backlog of so much from now on.
-    pub(super) fn adopt(&mut self, max_backlog: usize) {
-        self.max_backlog = max_backlog;
+    /// These limits hold from now on.
+    pub(super) fn adopt(&mut self, max_backlog: usize, drop_grace: u64) {
+        (self.max_backlog, self.drop_grace) = (max_backlog, drop_grace);
     }
 
     pub(super) fn new(memory: Memory, max_backlog: usize, drop_grace: u64) -> Outlets {

@@ -96,7 +96,7 @@ impl RouterState {
     pub(super) fn adopt(&mut self, settings: Settings) {
         self.services.adopt(settings.max_services, settings.breakers.clone());
         self.topics.adopt(settings.max_topics, settings.max_routes);
-        self.outlets.adopt(settings.max_backlog_bytes);
+        self.outlets.adopt(settings.max_backlog_bytes, settings.drop_grace);
         self.settings = settings;
     }
 }
