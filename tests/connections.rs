@@ -193,3 +193,17 @@ fn a_broker_that_is_killed_disconnects_its_clients_at_once() {
     assert!(client.publish("u", "x").unwrap_err().is_disconnected());
     assert!(client.request("svc", "x").unwrap_err().is_disconnected());
 }
+
+#[test]
+fn a_client_waits_for_a_broker_that_is_not_there_yet() {
+    let mut broker = Broker::start();
+    broker.end("TERM");
+    let error = broker.builder().connect().expect_err("no broker, and no patience");
+    assert!(error.is_no_broker(), "{error}");
+    let builder = broker.builder().retry_on_initial_connect();
+    let error = builder.clone().timeout(std::time::Duration::from_millis(50)).connect().expect_err("no broker in time");
+    assert!(error.is_no_broker(), "{error}");
+    let waits = std::thread::spawn(move || builder.timeout(DEADLINE).connect()?.request("echo", "hi"));
+    broker.start_again();
+    assert_eq!(waits.join().unwrap().unwrap(), b"hi");
+}

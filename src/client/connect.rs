@@ -1,6 +1,7 @@
 //! Finding the broker and greeting it.
 
 use super::error::{Error, Kind, Result, Unreached};
+use super::initial;
 use super::inner::{Inner, deadline};
 use super::locate::{self, Located};
 use super::retry::ReconnectOptions;
@@ -42,6 +43,7 @@ pub struct Builder {
     trusted_uids: Vec<u32>,
     timeout: Duration,
     reconnect: Option<ReconnectOptions>,
+    awaits_broker: bool,
 }
 
 /// The broker that a client talks to, and as whom.
@@ -73,6 +75,7 @@ impl Builder {
             trusted_uids: Vec::new(),
             timeout: Duration::from_secs(5),
             reconnect: Some(ReconnectOptions::default()),
+            awaits_broker: false,
         }
     }
 
@@ -143,6 +146,23 @@ impl Builder {
         self
     }
 
+    /// Connecting waits for a broker that is not there yet, within [`Builder::timeout`]: it tries again when its socket
+    /// appears, and with the backoff of [`Builder::reconnect`]. Without this, no broker is an error at once.
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::Client;
+    /// use std::time::Duration;
+    ///
+    /// // A language server that the editor starts before the broker.
+    /// let client = Client::builder().retry_on_initial_connect().timeout(Duration::from_secs(60)).connect()?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn retry_on_initial_connect(mut self) -> Builder {
+        self.awaits_broker = true;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
@@ -151,8 +171,15 @@ impl Builder {
     /// take us in, or not answer, in time; if an option makes no sense ([`Error::is_invalid_option`]).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));
-        let endpoint = self.endpoint(self.located())?;
-        let socket = endpoint.dial(until)?;
+        let attempt = || {
+            let endpoint = self.endpoint(self.located())?;
+            let socket = endpoint.dial(until)?;
+            Ok((endpoint, socket))
+        };
+        let (endpoint, socket) = match self.awaits_broker {
+            true => initial::retry(self.reconnect.clone().unwrap_or_default(), until, attempt)?,
+            false => attempt()?,
+        };
         self.greet(endpoint, socket, until)
     }
 

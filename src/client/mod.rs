@@ -57,6 +57,7 @@ mod connect;
 mod error;
 mod error_kind;
 mod frames;
+mod initial;
 mod inner;
 mod lane;
 mod limits;
