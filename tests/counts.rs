@@ -262,7 +262,7 @@ fn declared() -> BTreeSet<&'static str> {
 #[test]
 fn every_family_is_in_the_metrics_of_a_broker_under_traffic() {
     let upstream = |folder: &std::path::Path| {
-        format!("[[upstream]]\nname = \"absent\"\nsocket = \"{}\"\n", folder.join("absent.sock").display())
+        format!("[[upstream]]\nname = \"absent\"\nsocket_path = \"{}\"\n", folder.join("absent.sock").display())
     };
     let mut broker = Broker::start_configured(upstream, "", &[]);
     let _responder = Child::ready(&broker, "responder");
