@@ -5,6 +5,8 @@
 //! cargo run --features tokio --example async
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it got")]
+
 use lapce_ipc::client::asynchronous::AsyncClient;
 use lapce_ipc::client::{Error, Result};
 

@@ -5,6 +5,8 @@
 //! cargo run --example pubsub
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it got")]
+
 use lapce_ipc::client::{Client, Result};
 
 /// Runs the example.

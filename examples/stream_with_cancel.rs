@@ -5,6 +5,8 @@
 //! cargo run --example stream_with_cancel
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it got")]
+
 use lapce_ipc::client::{Client, Result};
 use std::thread;
 

@@ -78,7 +78,7 @@ fn an_upstream_that_is_absent_does_not_hold_the_start_back() {
     let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
     let (file, absent) = (folder.path().join("config.toml"), folder.path().join("absent"));
     let upstream =
-        format!("[[upstream]]\nname = \"x\"\nsocket_path = {absent:?}\nservices = [\"x\"]\nmax_restarts = 0\n");
+        format!("[[upstream]]\nname = \"x\"\nsocket_path = {absent:?}\nservices = [\"x\"]\nmax_restarts = 1\n");
     std::fs::write(&file, upstream).unwrap();
     let mut broker = managed(folder.path(), &manager);
     broker.arg("--config").arg(file);

@@ -109,7 +109,7 @@ impl Request {
     /// # let mut loaded = Loaded::default();
     /// # loaded.settle_socket(Some(socket.as_os_str()), &Env::default())?;
     /// # let (listens, is_listening) = std::sync::mpsc::sync_channel(1);
-    /// # std::thread::spawn(move || broker::run(loaded, |_| listens.send(()).unwrap()));
+    /// # std::thread::spawn(move || broker::run(loaded, || Ok(Loaded::default()), |_| listens.send(()).unwrap()));
     /// # is_listening.recv()?;
     /// # let client = Client::builder().socket(&socket).connect()?;
     /// let mut service = client.serve("upper")?;

@@ -129,7 +129,8 @@ mod tests {
         let outcome = |outcome| Error::from(Kind::Outcome { outcome, retry_after: None });
         let refused = |code| Error::from(Kind::Refused { code, message: text() });
         let failed = |code| Error::from(Kind::Failed { code, message: text() });
-        let cases: [(Error, ErrorKind, fn(&Error) -> bool); 13] = [
+        type Case = (Error, ErrorKind, fn(&Error) -> bool);
+        let cases: [Case; 13] = [
             (outcome(Outcome::BreakerOpen), ErrorKind::BreakerOpen, Error::is_breaker_open),
             (outcome(Outcome::Disconnected), ErrorKind::Disconnected, Error::is_disconnected),
             (outcome(Outcome::TooLarge), ErrorKind::TooLarge, Error::is_too_large),

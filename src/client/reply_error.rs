@@ -4,10 +4,10 @@ use std::fmt::Display;
 
 /// An error in place of a reply: either the request is wrong, or the service has failed.
 ///
-/// The difference matters to everybody else who asks the service: failures count at its breaker, and several in a row
-/// open it; rejections do not count, however many there are. Any error that can be displayed becomes a rejection by
-/// `?` or `into()`, so that wrong requests close a service for nobody. What is the service's own fault is a failure only
-/// where the handler says so, or panics.
+/// The difference matters to the service's other requesters: failures count at its breaker, and several in a row open
+/// it; rejections do not count, however many there are. Any error that can be displayed becomes a rejection by `?` or
+/// `into()`, so wrong requests do not close a service. The handler marks the service's own failures with
+/// [`ReplyError::failed`]; a panic is one, too.
 ///
 /// ```
 /// use lapce_ipc::client::ReplyError;

@@ -1,8 +1,8 @@
 //! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
 //!
 //! A responder that lets a deadline pass is *suspect*: it is chosen only when no other responder can take the call.
-//! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any reply
-//! clears the suspicion. So a responder that is stopped costs its service one call for each probe.
+//! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any
+//! reply clears the suspicion. So a responder that is stopped costs its service one call for each probe.
 
 use super::breaker::{Breaker, RuleBook, Stand};
 use super::histogram::Durations;
