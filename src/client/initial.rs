@@ -1,7 +1,7 @@
 //! Connecting to a broker that is not there yet.
 //!
-//! The attempts follow the same backoff as those of a client that lost its socket, and one is made at once when something
-//! appears in the folder of the socket.
+//! The attempts follow the same backoff as those of a client that lost its socket, and one is made at once when
+//! something appears in the folder of the socket.
 
 use super::error::{Error, Kind, Result, Unreached};
 use super::retry::{ReconnectOptions, Retry};

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
     /// How long the whole call may take, sent anew or not; `None`: what the broker says
-    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). A stream without this has no
-    /// total: that limit is then the time to its first chunk, and between one chunk and the next. The broker keeps the
-    /// time, for it also tells the responder. If it says nothing, because it is stopped or overrun, the call ends here with
-    /// the same outcome, a quarter of a second after its time, counted from when it is first waited for.
+    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). A stream without this
+    /// has no total: that limit is then the time to its first chunk, and between one chunk and the next. The broker
+    /// keeps the time, for it also tells the responder. If it says nothing, because it is stopped or overrun, the
+    /// call ends here with the same outcome, a quarter of a second after its time, counted from when it is first
+    /// waited for.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
     /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
