@@ -32,14 +32,12 @@ pub(super) fn retry<T>(
         }
         if watch.is_none() {
             // Without it the delays must do. What appeared before it is found by one more attempt.
-            watch = folder_of(&error).and_then(|folder| watch_folder(folder).ok());
+            watch = path_of(&error).and_then(|path| watch_folder_of(path).ok());
             if watch.is_some() {
                 continue;
             }
         }
-        let mut random = [0; 4];
-        let chance = fill_random(&mut random).map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / 2f64.powi(32));
-        let _ = retry.failed(now, chance);
+        let _ = retry.failed(now, chance());
         let next = until.map_or(retry.at(), |until| until.min(retry.at()));
         if sleep(watch.as_ref(), next) {
             retry.path_appeared(Instant::now());
@@ -47,16 +45,23 @@ pub(super) fn retry<T>(
     }
 }
 
-fn folder_of(error: &Error) -> Option<&Path> {
+fn path_of(error: &Error) -> Option<&Path> {
     let Kind::Connect { path, why: Unreached::Nobody, .. } = error.detail() else { return None };
-    let folder = path.parent()?;
-    Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+    Some(path)
 }
 
-fn watch_folder(folder: &Path) -> io::Result<OwnedFd> {
+/// Watches what appears in the folder of a socket's path.
+pub(super) fn watch_folder_of(path: &Path) -> io::Result<OwnedFd> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&watch, folder, inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO)?;
     Ok(watch)
+}
+
+/// A random number in 0..1 for the jitter of a delay. Without randomness the delay is what it is.
+pub(super) fn chance() -> f64 {
+    let mut random = [0; 4];
+    fill_random(&mut random).map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / 2f64.powi(32))
 }
 
 /// Sleeps until `next`, or until something appears in the folder: then it returns `true`.

@@ -15,13 +15,14 @@
 
 use super::connect::{Endpoint, Greeted, Welcome, greeting, open};
 use super::error::{Error, Kind};
+use super::initial::{chance, watch_folder_of};
 use super::inner::{Inner, lock};
 use super::retry::Retry;
 use super::session;
 use super::state::ConnectionState;
 use crate::shm::descriptors;
 use crate::shm::doorbell::ClientBells;
-use crate::shm::segment::{Segment, fill_random};
+use crate::shm::segment::Segment;
 use crate::wire::codec::FrameDecoder;
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, RefusedCode, Token};
 use rustix::fs::inotify;
@@ -230,10 +231,7 @@ impl Link {
     /// The attempt failed: waits for the next one, or gives up.
     fn failed(&mut self, inner: &Inner, reason: &str) {
         let (Line::Waiting(mut retry) | Line::Greeting(_, mut retry, _)) = self.take_line() else { return };
-        let mut chance = [0; 4];
-        // Without randomness the delay is what it is.
-        let chance = fill_random(&mut chance).map_or(0.5, |()| f64::from(u32::from_le_bytes(chance)) / 2f64.powi(32));
-        match retry.failed(Instant::now(), chance) {
+        match retry.failed(Instant::now(), chance()) {
             Some(delay) => {
                 self.line = Line::Waiting(retry);
                 self.tell_waiting(inner, delay);
@@ -328,11 +326,8 @@ impl Link {
     }
 
     fn watch_path(&mut self, inner: &Inner) {
-        let folder = inner.endpoint.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let watch = || {
-            let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            inotify::add_watch(&watch, folder.unwrap_or(std::path::Path::new(".")), flags)?;
+            let watch = watch_folder_of(&inner.endpoint.path)?;
             self.bells.watch_path(watch.as_fd())?;
             std::io::Result::Ok(watch)
         };
