@@ -5,7 +5,7 @@
 //! and the `pub use` itself is no edge: it lists names, it does not need them. Test modules are left out.
 //! The circles are the strongly connected components of more than one node (Tarjan, 1972).
 
-use super::source::File;
+use super::source::{File, Token};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -28,14 +28,14 @@ impl Graph {
         for file in &sources {
             let here = module(&file.path);
             let exported = re_exports(file);
-            for path in file.paths() {
+            let tests = inline_tests(file);
+            for path in file.paths().into_iter().filter(|path| !contains(&tests, path.line)) {
                 // `mod child;`, or a variable with the name of a child.
                 if path.segments.len() == 1 && !path.imported {
                     continue;
                 }
                 let Some(absolute) = graph.absolute(&here, &path.segments) else { continue };
-                let is_export = path.imported && exported.iter().any(|(from, to)| (from..=to).contains(&&path.line));
-                if is_export {
+                if path.imported && contains(&exported, path.line) {
                     let name = path.segments.last().cloned().unwrap_or_default();
                     graph.exports.insert((here.clone(), name), absolute.join("::"));
                 } else {
@@ -172,6 +172,27 @@ fn re_exports(file: &File) -> Vec<(usize, usize)> {
     found
 }
 
+/// The first and last lines of `mod tests { … }`.
+fn inline_tests(file: &File) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for (at, words) in file.tokens.windows(3).enumerate() {
+        if words[0].text == "mod" && words[1].text == "tests" && words[2].text == "{" {
+            let mut depth = 0;
+            let closes = |token: &&Token| {
+                depth += i32::from(token.text == "{") - i32::from(token.text == "}");
+                depth == 0
+            };
+            let end = file.tokens[at + 2..].iter().find(closes).map_or(usize::MAX, |end| end.line);
+            found.push((words[0].line, end));
+        }
+    }
+    found
+}
+
+fn contains(ranges: &[(usize, usize)], line: usize) -> bool {
+    ranges.iter().any(|(first, last)| (*first..=*last).contains(&line))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +235,7 @@ mod tests {
         let found = circles(&[
             ("src/a.rs", "mod x;\nstruct A(x::X);\n"),
             ("src/a/x.rs", "use super::A;\n"),
+            ("src/a/y.rs", "fn f() {}\n#[cfg(test)]\nmod tests {\n    use super::*;\n    use super::super::A;\n}\n"),
             ("src/a/tests.rs", "use super::x::X;\n"),
         ]);
         assert_eq!(found, [["src/a.rs", "src/a/x.rs"]]);
