@@ -86,12 +86,12 @@ fn check_config_refuses_what_the_broker_would_refuse() {
     };
     refused("no such file");
     file(folder.path(), "token", "short\n");
-    refused("its first line is no token");
+    refused("invalid token in the first line");
     file(folder.path(), "token", "correct-horse\n");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o604)).unwrap();
-    refused("mode 0604 lets others read");
+    refused("mode 0604 is readable by others");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o622)).unwrap();
-    refused("mode 0622 lets group or others write");
+    refused("mode 0622 is writable by group or others");
     // Nobody ever writes into this one.
     fs::remove_file(&token).unwrap();
     assert!(std::process::Command::new("mkfifo").arg("-m600").arg(&token).status().unwrap().success());
@@ -130,7 +130,7 @@ fn a_socket_that_we_may_not_open_is_no_absent_broker() {
     ask.uid(NOBODY).gid(NOBODY).current_dir("/").arg("--socket").arg(&path).args(["request", "echo", "hi"]);
     let told = output(ask, b"");
     fails_with(&told, 77, &[&format!("error: the socket {} cannot be opened: permission denied", path.display())]);
-    assert!(!stderr(&told).contains("start one"), "{}", stderr(&told));
+    assert!(!stderr(&told).contains("start a broker"), "{}", stderr(&told));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn how_a_request_ended_is_told_with_what_it_was() {
 #[test]
 fn a_file_without_a_name_and_a_variable_that_names_none_are_named() {
     let broker = Broker::start();
-    fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` names no file"]);
+    fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` without a file name"]);
     let told = run(IPC_SERVER_MAIN, &["--check-config"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
     fails_with(&told, 78, &["error: /nonexistent/c.toml: no such file, which LAPCE_IPC_CONFIG names"]);
 }

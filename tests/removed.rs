@@ -35,7 +35,7 @@ fn a_broker_whose_path_another_program_took_is_not_ready_and_leaves_it_alone() {
     let other = UnixListener::bind(broker.socket()).unwrap();
     wait_until("the broker to say so", || {
         let ready = broker.get("/ready");
-        ready.code == 503 && ready.json().to_string().contains("another program listens there")
+        ready.code == 503 && ready.json().to_string().contains("another program is listening")
     });
     drop(other);
     fs::remove_file(broker.socket()).unwrap();

@@ -53,26 +53,26 @@ impl Inherited {
         // What is of the wrong kind is left in its place.
         if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
             if name == HEALTH {
-                return Err("is a Unix socket, and health takes TCP".to_owned());
+                return Err("is a Unix socket; the health endpoint needs a TCP socket".to_owned());
             }
             check(listener.as_fd(), fd)?;
             let address = listener.local_addr().map_err(|error| error.to_string())?;
-            let path = address.as_pathname().ok_or("has no path, by which clients would find it")?;
+            let path = address.as_pathname().ok_or("has no path, so clients cannot find it")?;
             if !path.is_absolute() {
-                return Err(format!("has the path {:?}, which is not absolute", path.display().to_string()));
+                return Err(format!("has the relative path {:?}", path.display().to_string()));
             }
             if self.ipc.replace((listener, path.to_owned())).is_some() {
-                return Err("is one control socket too many".to_owned());
+                return Err("is a second control socket".to_owned());
             }
             return Ok(());
         }
         if let Ok(Some(listener)) = descriptors.take_tcp_listener(index) {
             if name == IPC {
-                return Err("is a TCP socket, and clients come through a Unix socket".to_owned());
+                return Err("is a TCP socket; the control socket must be a Unix socket".to_owned());
             }
             check(listener.as_fd(), fd)?;
             if self.health.replace(listener).is_some() {
-                return Err("is one socket for the health endpoints too many".to_owned());
+                return Err("is a second health socket".to_owned());
             }
             return Ok(());
         }
@@ -82,11 +82,11 @@ impl Inherited {
 
 fn check(socket: BorrowedFd<'_>, fd: i32) -> Result<(), String> {
     if socket.as_raw_fd() != fd {
-        return Err(format!("came as {}", socket.as_raw_fd()));
+        return Err(format!("was inherited as descriptor {}", socket.as_raw_fd()));
     }
     match rustix::net::sockopt::socket_acceptconn(socket) {
         Ok(true) => Ok(()),
-        Ok(false) => Err("is a stream socket that does not listen".to_owned()),
+        Ok(false) => Err("is a stream socket that is not listening".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, St
         }
         Err(error) => {
             for line in error.lines() {
-                log::error!("configuration not reloaded by={by} reason={line:?}");
+                log::error!("configuration reload failed by={by} reason={line:?}");
             }
         }
     }
@@ -56,7 +56,7 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     }
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
-    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router does not take it up: {error}"))?;
+    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
     broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
     broker.config.send_replace(Arc::new(adopted));
     Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })

@@ -19,7 +19,7 @@ pub enum HealthError {
     #[error("{0}")]
     Token(#[from] ConfigError),
     /// The address cannot be bound, and `health_server.required` is set.
-    #[error("health endpoints cannot listen on {address}: {source} (health_server.required)")]
+    #[error("cannot bind health endpoint {address}: {source} (health_server.required)")]
     Listen {
         /// Host and port.
         address: String,
@@ -52,7 +52,7 @@ impl Endpoints {
             }
             Err(error) => {
                 log::warn!(
-                    "health does not listen address={} reason={:?} retries=true",
+                    "cannot bind health endpoint, will retry address={} reason={:?} retries=true",
                     address(config),
                     error.to_string()
                 );
@@ -76,9 +76,9 @@ fn bind(config: &HealthServer) -> io::Result<TcpListener> {
 /// Says where it listens.
 fn tell(listener: TcpListener, has_token: bool) -> io::Result<TcpListener> {
     let address = listener.local_addr()?;
-    log::info!("health listens address={address}");
+    log::info!("health endpoint listening address={address}");
     if !address.ip().is_loopback() && !has_token {
-        log::warn!("health is open to the network address={address} reason=no_token hint=health_server.token_file");
+        log::warn!("health endpoint reachable without a token address={address} hint=health_server.token_file");
     }
     Ok(listener)
 }
@@ -122,7 +122,8 @@ impl Socket {
             // It is never given up.
             let Decision::Restart { attempt, delay, .. } = decision else { return Err(io::Error::other(reason)) };
             let delay = Duration::from_nanos(delay);
-            log::debug!("health does not listen reason={reason:?} attempt={attempt} delay_ms={}", delay.as_millis());
+            let ms = delay.as_millis();
+            log::debug!("cannot bind health endpoint, will retry reason={reason:?} attempt={attempt} delay_ms={ms}");
             self.tree.waits(self.place, delay);
             tokio::time::sleep(delay).await;
             let has_token = !self.config.token_file.is_empty();
