@@ -645,7 +645,7 @@ fn a_path_that_is_no_socket_is_left_alone() {
     fs::write(&path, "data").unwrap();
     let mut serve = command(IPC_SERVER_MAIN);
     serve.arg("--socket").arg(&path);
-    fails_with(&output(serve, b""), 78, "is no socket");
+    fails_with(&output(serve, b""), 78, "not a socket");
     assert_eq!(fs::read(&path).unwrap(), b"data");
 }
 

@@ -67,7 +67,7 @@ fn what_may_pass_by_itself_does_not_keep_the_service_manager_from_trying_again()
     let long = format!("/tmp/{}", "x".repeat(120));
     fails_with(&run(IPC_SERVER_MAIN, &["--socket", &long], &[]), 78, &["107 bytes"]);
     let precious = file(folder.path(), "precious", "data");
-    fails_with(&run(IPC_SERVER_MAIN, &["--socket", &precious], &[]), 78, &["is no socket"]);
+    fails_with(&run(IPC_SERVER_MAIN, &["--socket", &precious], &[]), 78, &["not a socket"]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_broker_of_another_user_is_trusted_when_that_is_said() {
     };
     const VARIABLE: &str = "LAPCE_IPC_TRUSTED_UIDS";
     let told = ask(&[], &[]);
-    fails_with(&told, 77, &["runs as user 65534", "hint: if you trust it: --trust-uid 65534"]);
+    fails_with(&told, 77, &["runs as user 65534", "hint: to trust this user: --trust-uid 65534"]);
     assert_eq!(ask(&["--trust-uid", "4242", "--trust-uid", "65534"], &[]).stdout, b"hi\n");
     assert_eq!(ask(&[], &[(VARIABLE, "4242, 65534")]).stdout, b"hi\n");
     fails_with(&ask(&["--trust-uid", "4242"], &[(VARIABLE, "4243")]), 77, &["65534"]);
