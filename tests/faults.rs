@@ -334,7 +334,7 @@ fn the_health_actor_dies_and_its_socket_stays() {
     wait_until("the broker to be ready", || broker.get("/ready").code == 200);
     assert_eq!(restarts(&mut broker, "health"), 3);
     assert_eq!(broker.health(), address);
-    assert_eq!(broker.process().stderr().matches("health listens").count(), 1);
+    assert_eq!(broker.process().stderr().matches("health endpoint listening").count(), 1);
     assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="health",reason="panic"}"#), 3.0);
     assert_eq!(restarts(&mut broker, "router"), 0);
 }
@@ -366,7 +366,7 @@ fn a_manager_hears_that_the_broker_is_ready_when_the_router_answers() {
     broker.arg("--socket").arg(folder.path().join("ipc.sock")).env("NOTIFY_SOCKET", manager.path());
     broker.env("LAPCE_IPC_FAULTS", "router.started=stall:4000*1");
     let mut broker = Process::start(broker);
-    broker.wait_for("health listens");
+    broker.wait_for("health endpoint listening");
     broker.wait_for("hint:");
     assert_eq!(manager.rest(), Vec::<Vec<String>>::new(), "it listens, and the router does not respond yet");
     assert_eq!(manager.next()[0], "READY=1");

@@ -22,7 +22,7 @@ fn a_removed_socket_is_made_anew() {
         assert_eq!(fs::metadata(broker.socket()).unwrap().mode() & 0o777, 0o600);
         assert_eq!(client.request("echo", "x").unwrap(), b"x");
     }
-    broker.process().wait_for("socket made anew");
+    broker.process().wait_for("socket recreated");
     broker.end("TERM");
     assert!(!broker.socket().exists());
     assert!(!broker.folder().join("ipc.sock.lock").exists());

@@ -70,7 +70,7 @@ fn a_router_that_panics_is_started_again_and_its_clients_stay() {
     let message = subscription.next_timeout(DEADLINE).unwrap().expect("a message");
     assert_eq!(message.payload(), b"after");
     broker.process().wait_for("actor stable actor=router attempt=1");
-    assert_eq!(lines(&mut broker, &["INFO", "actor holds"]).len(), 1);
+    assert_eq!(lines(&mut broker, &["INFO", "actor stable"]).len(), 1);
     assert_eq!(actor(&client, "router").restarts, 1);
     assert_eq!(connect(&broker).request("echo", "hi").unwrap(), b"hi", "the acceptor came back with it");
 }

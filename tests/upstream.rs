@@ -64,7 +64,7 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
         });
     }
     assert_eq!(lines(&mut broker, &["upstream connected upstream=tools"]).len(), 3);
-    assert!(lines(&mut broker, &["upstream incomplete"]).is_empty());
+    assert!(lines(&mut broker, &["upstream lacks configured services"]).is_empty());
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
     };
     let mut broker = Broker::start_configured(file, "", &[]);
     let watch = broker.client();
-    broker.process().wait_for("actor gives up");
+    broker.process().wait_for("giving up on actor");
     let restarts =
         lines(&mut broker, &["WARN", "restarting actor actor=upstream id=flap reason=\"closed by peer", "limit=6"]);
     let plain = [20, 40, 80, 160, 160, 160];
@@ -151,7 +151,7 @@ fn an_upstream_that_comes_later_is_dialled_as_soon_as_its_socket_appears() {
     let attempts = |broker: &Broker, name| actor(&broker.client(), &format!("upstream {name}")).restarts;
     wait_until("the first attempts", || attempts(&broker, "engine") == 1 && attempts(&broker, "deep") == 1);
     wait_until("many attempts", || attempts(&broker, "limitless") > 100);
-    assert!(lines(&mut broker, &["actor gives up"]).is_empty(), "{}", broker.process().stderr());
+    assert!(lines(&mut broker, &["giving up on actor"]).is_empty(), "{}", broker.process().stderr());
     let told = lines(&mut broker, &["restarting actor", "id=limitless", "limit=none"]);
     assert!(told.len() <= 16 + 32, "the log has ever fewer of them: {}", told.len());
     // Other files in the folder are no reason.
@@ -209,7 +209,7 @@ fn a_restart_that_holds_is_told_and_the_next_begins_with_the_first_delay() {
     let client = listener.accept().unwrap();
     broker.process().wait_for("actor stable actor=upstream id=x attempt=");
     let before = lines(&mut broker, &["restarting actor", "id=x"]).len();
-    assert_eq!(number(&lines(&mut broker, &["INFO", "actor holds"])[0], "attempt"), before as u64);
+    assert_eq!(number(&lines(&mut broker, &["INFO", "actor stable"])[0], "attempt"), before as u64);
     drop(client);
     wait_until("the next", || lines(&mut broker, &["restarting actor", "id=x"]).len() > before);
     let next = lines(&mut broker, &["restarting actor", "id=x"]).remove(before);
@@ -249,7 +249,7 @@ fn peers_that_are_no_clients_cost_their_own_lines_only() {
         [("silent", "no hello within 200 ms"), ("http", ""), ("old", "the client speaks version"), ("huge", "")]
     {
         broker.process().wait_for(&format!("giving up on actor actor=upstream id={name} "));
-        let told = lines(&mut broker, &["actor gives up", &format!("id={name} "), reason]);
+        let told = lines(&mut broker, &["giving up on actor", &format!("id={name} "), reason]);
         assert_eq!(told.len(), 1, "{name}: {}", broker.process().stderr());
         assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 2);
     }
@@ -269,7 +269,10 @@ fn an_upstream_serves_what_it_is_configured_for() {
     assert!(error.to_string().contains("upstream x is not configured to offer other"), "{error}");
     let _one = client.serve("wanted.one").unwrap();
     broker.process().wait_for("upstream lacks configured services upstream=x");
-    assert_eq!(lines(&mut broker, &["WARN", "upstream incomplete", "missing=wanted.two waited_ms=100"]).len(), 1);
+    assert_eq!(
+        lines(&mut broker, &["WARN", "upstream lacks configured services", "missing=wanted.two waited_ms=100"]).len(),
+        1
+    );
     assert_eq!(lines(&mut broker, &["WARN", "upstream service refused upstream=x service=other"]).len(), 1);
     // Late is not too late.
     let mut two = client.serve("wanted.two").unwrap();
