@@ -53,7 +53,7 @@ fn a_snapshot_has_what_the_other_paths_say_and_the_next_one_goes_on() {
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(members(&first["status"]), members(&broker.get("/api/status").json()));
     assert_eq!(members(&first["health"]), members(&broker.get("/health").json()));
-    assert_eq!((&first["answers"], &first["threads_late"]), (&true.into(), &0.into()));
+    assert_eq!((&first["router_responds"], &first["threads_late"]), (&true.into(), &0.into()));
     assert_eq!(first["streams"], serde_json::json!({ "now": 1, "limit": 16 }));
     assert!(first["process"]["memory_bytes"].as_f64().unwrap() > 100_000.0, "{}", first["process"]);
     for _ in 0..5 {
@@ -123,7 +123,7 @@ fn a_slow_reader_loses_events_and_is_told_how_many_and_disturbs_nobody() {
         while heard + lost < CHANGES {
             let (name, data) = quick.next().expect("it goes on");
             match name.as_str() {
-                "news" if data["topic"] == same => heard += 1,
+                "event" if data["topic"] == same => heard += 1,
                 "lost" => lost += data["count"].as_u64().unwrap(),
                 _ => {}
             }
@@ -141,7 +141,7 @@ fn a_slow_reader_loses_events_and_is_told_how_many_and_disturbs_nobody() {
     while heard + lost < CHANGES {
         let (name, data) = slow.next().expect("it goes on");
         match name.as_str() {
-            "news" if data["topic"] == topic => heard += 1,
+            "event" if data["topic"] == topic => heard += 1,
             "lost" => lost += data["count"].as_u64().unwrap(),
             _ => {}
         }

@@ -264,16 +264,16 @@ fn followers_are_told_of_a_router_that_hangs_with_its_last_figures() {
     let client = broker.client();
     let mut follower = Follower::of(&mut broker);
     let first = follower.until("snapshot", |told| told["status"]["connections"][0]["id"] == client.id());
-    assert_eq!(first["answers"], true);
+    assert_eq!(first["router_responds"], true);
     client.publish("a.b", [0; 777]).unwrap();
-    let hangs = follower.until("snapshot", |told| told["answers"] == false && told["threads_late"] == 1);
+    let hangs = follower.until("snapshot", |told| told["router_responds"] == false && told["threads_late"] == 1);
     assert_eq!(hangs["health"]["status"], "unhealthy");
     assert_eq!(hangs["status"]["connections"][0]["id"], client.id(), "what was known is told still");
     let later = follower.snapshot();
     // The age is rounded down, so the time is right to a millisecond.
     let counted = |told: &serde_json::Value| told["counted_at_ms"].as_u64().unwrap();
     assert!(counted(&later).abs_diff(counted(&hangs)) <= 1, "{later}");
-    assert!(later["answered_ms_ago"].as_u64() > hangs["answered_ms_ago"].as_u64(), "{later}");
+    assert!(later["router_heartbeat_age_ms"].as_u64() > hangs["router_heartbeat_age_ms"].as_u64(), "{later}");
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
     assert_eq!(actors["status"], "degraded", "{told}");
     let reason = actors["not_running"]["upstream gone"].as_str().unwrap_or_else(|| panic!("it is not named: {told}"));
     assert!(reason.contains("cannot connect to "), "{reason}");
-    assert_eq!(actors["near_the_limit"], serde_json::json!(["upstream gone"]), "it alone has a low limit: {told}");
+    assert_eq!(actors["near_restart_limit"], serde_json::json!(["upstream gone"]), "it alone has a low limit: {told}");
     let upstreams = &told["components"]["upstreams"];
     assert_eq!((&upstreams["status"], &upstreams["configured"]), (&"degraded".into(), &2.into()), "{told}");
     for name in ["away", "gone"] {

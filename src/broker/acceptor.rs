@@ -110,7 +110,7 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
             }
             Err(refused) => refused,
         };
-        broker.tally.refused(refused.0);
+        broker.counters.refused(refused.0);
         if may_log(Kind::Refused) {
             log::warn!("connection refused reason={:?}", refused.1);
         }
@@ -135,7 +135,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         mailbox: CONNECTION_MAILBOX,
         stop_within: Duration::ZERO,
         tree: &broker.tree,
-        place: broker.connections,
+        node: broker.connections,
         hurry: None,
     };
     let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());

@@ -1,6 +1,6 @@
 //! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it.
 //! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
-//! full are counted, and the count is told. What it publishes on its own topics goes the same way to those who follow
+//! full are counted, and the count is items. What it publishes on its own topics goes the same way to those who subscribe
 //! it over HTTP, if there are any.
 
 use crate::routing::breaker::Transition;
@@ -15,72 +15,72 @@ use tokio::sync::{Notify, broadcast};
 /// Events that may wait.
 const CAPACITY: usize = 1024;
 
-/// News that somebody who follows them may be behind.
+/// SystemEvent that somebody who follows them may be behind.
 const BEHIND: usize = 256;
 
 /// Something on one of the broker's own topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct SystemEvent {
     pub(crate) topic: String,
     /// JSON.
     pub(crate) text: String,
 }
 
-/// What those hear who follow the news.
+/// What those hear who subscribe the published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    News(Arc<News>),
+pub(crate) enum BusItem {
+    Event(Arc<SystemEvent>),
     /// So many found no room on their way.
     Lost(u64),
 }
 
-/// Where the news can be followed. Clones are the same.
+/// Where the published can be followed. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Newsroom {
-    told: broadcast::Sender<Told>,
-    followers: Arc<AtomicU64>,
+pub(crate) struct EventBus {
+    items: broadcast::Sender<BusItem>,
+    subscribers: Arc<AtomicU64>,
 }
 
-impl Newsroom {
-    fn new() -> Newsroom {
-        Newsroom { told: broadcast::Sender::new(BEHIND), followers: Arc::new(AtomicU64::new(0)) }
+impl EventBus {
+    fn new() -> EventBus {
+        EventBus { items: broadcast::Sender::new(BEHIND), subscribers: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// Follows the news from now on. Who is too slow loses some, and disturbs nobody.
-    pub(crate) fn follow(&self) -> Follower {
-        let told = self.told.subscribe();
-        self.followers.fetch_add(1, Ordering::Relaxed);
-        Follower { told, followers: self.followers.clone() }
+    /// Follows the published from now on. Who is too slow loses some, and disturbs nobody.
+    pub(crate) fn subscribe(&self) -> EventSubscriber {
+        let items = self.items.subscribe();
+        self.subscribers.fetch_add(1, Ordering::Relaxed);
+        EventSubscriber { items, subscribers: self.subscribers.clone() }
     }
 
     /// Whether anybody follows: what the router asks, for which it needs no lock.
-    fn is_followed(&self) -> bool {
-        self.followers.load(Ordering::Relaxed) > 0
+    fn has_subscribers(&self) -> bool {
+        self.subscribers.load(Ordering::Relaxed) > 0
     }
 }
 
-/// Somebody who follows the news.
+/// Somebody who follows the published.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    told: broadcast::Receiver<Told>,
-    followers: Arc<AtomicU64>,
+pub(crate) struct EventSubscriber {
+    items: broadcast::Receiver<BusItem>,
+    subscribers: Arc<AtomicU64>,
 }
 
-impl Follower {
+impl EventSubscriber {
     /// What comes next, or how much was lost since the last; `None` when there will be no more. Nothing is lost if this
     /// is given up.
-    pub(crate) async fn next(&mut self) -> Option<Told> {
-        match self.told.recv().await {
-            Ok(told) => Some(told),
-            Err(broadcast::error::RecvError::Lagged(count)) => Some(Told::Lost(count)),
+    pub(crate) async fn next(&mut self) -> Option<BusItem> {
+        match self.items.recv().await {
+            Ok(items) => Some(items),
+            Err(broadcast::error::RecvError::Lagged(count)) => Some(BusItem::Lost(count)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }
 }
 
-impl Drop for Follower {
+impl Drop for EventSubscriber {
     fn drop(&mut self) {
-        self.followers.fetch_sub(1, Ordering::Relaxed);
+        self.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -152,51 +152,51 @@ impl<T> Queue<T> {
 pub(crate) struct Events {
     log: Queue<Event>,
     breakers: Queue<BreakerChange>,
-    news: Queue<News>,
+    published: Queue<SystemEvent>,
     /// Of actors; not yet published.
-    actors: Queue<News>,
-    newsroom: Newsroom,
+    actors: Queue<SystemEvent>,
+    bus: EventBus,
 }
 
 impl Events {
     pub(crate) fn new() -> Events {
-        let (log, breakers, news, actors) = (Queue::new(), Queue::new(), Queue::new(), Queue::new());
-        Events { log, breakers, news, actors, newsroom: Newsroom::new() }
+        let (log, breakers, published, actors) = (Queue::new(), Queue::new(), Queue::new(), Queue::new());
+        Events { log, breakers, published, actors, bus: EventBus::new() }
     }
 
     /// Leaves word of an actor, to be published. Never blocks.
-    pub(crate) fn actor(&self, news: News) {
-        self.actors.push(news);
+    pub(crate) fn actor(&self, published: SystemEvent) {
+        self.actors.push(published);
     }
 
     /// What is said of actors, for the one who has it published.
-    pub(crate) fn actors(&self) -> Queue<News> {
+    pub(crate) fn actors(&self) -> Queue<SystemEvent> {
         self.actors.clone()
     }
 
     /// Leaves word of what is published on a topic of the broker's, if anybody wants to hear it. Never blocks.
     pub(crate) fn published(&self, topic: &str, text: &str) {
-        if self.newsroom.is_followed() {
-            self.news.push(News { topic: topic.to_owned(), text: text.to_owned() });
+        if self.bus.has_subscribers() {
+            self.published.push(SystemEvent { topic: topic.to_owned(), text: text.to_owned() });
         }
     }
 
-    /// Where to follow that.
-    pub(crate) fn newsroom(&self) -> Newsroom {
-        self.newsroom.clone()
+    /// Where to subscribe that.
+    pub(crate) fn bus(&self) -> EventBus {
+        self.bus.clone()
     }
 
-    /// Passes news on to those who follow them.
-    pub(crate) async fn spread(self) {
+    /// Passes published on to those who subscribe them.
+    pub(crate) async fn forward(self) {
         loop {
-            self.news.came().await;
+            self.published.came().await;
             // Whoever followed may be gone.
-            while let Some(news) = self.news.pop() {
-                let _ = self.newsroom.told.send(Told::News(Arc::new(news)));
+            while let Some(published) = self.published.pop() {
+                let _ = self.bus.items.send(BusItem::Event(Arc::new(published)));
             }
-            let missed = self.news.take_missed();
+            let missed = self.published.take_missed();
             if missed > 0 {
-                let _ = self.newsroom.told.send(Told::Lost(missed));
+                let _ = self.bus.items.send(BusItem::Lost(missed));
             }
         }
     }
@@ -258,17 +258,18 @@ mod tests {
     async fn news_are_told_to_followers_and_who_is_slow_hears_how_many_were_lost() {
         let events = Events::new();
         events.published("$sys.a", "before anybody followed");
-        assert_eq!(events.news.0.queue.len(), 0);
-        let (mut quick, mut slow) = (events.newsroom().follow(), events.newsroom().follow());
-        actix::spawn(events.clone().spread());
-        let news = |n: usize| Told::News(Arc::new(News { topic: "$sys.a".to_owned(), text: n.to_string() }));
+        assert_eq!(events.published.0.queue.len(), 0);
+        let (mut quick, mut slow) = (events.bus().subscribe(), events.bus().subscribe());
+        actix::spawn(events.clone().forward());
+        let published =
+            |n: usize| BusItem::Event(Arc::new(SystemEvent { topic: "$sys.a".to_owned(), text: n.to_string() }));
         for n in 0..BEHIND + 7 {
             events.published("$sys.a", &n.to_string());
-            assert_eq!(quick.next().await, Some(news(n)));
+            assert_eq!(quick.next().await, Some(published(n)));
         }
-        assert_eq!(slow.next().await, Some(Told::Lost(7)));
-        assert_eq!(slow.next().await, Some(news(7)), "and it goes on with the oldest that there is");
-        // All at once: what does not fit into the queue is told, too.
+        assert_eq!(slow.next().await, Some(BusItem::Lost(7)));
+        assert_eq!(slow.next().await, Some(published(7)), "and it goes on with the oldest that there is");
+        // All at once: what does not fit into the queue is items, too.
         drop(slow);
         for n in 0..CAPACITY + 5 {
             events.published("$sys.a", &n.to_string());
@@ -276,13 +277,13 @@ mod tests {
         let (mut lost, mut heard) = (0, 0);
         while lost + heard < CAPACITY as u64 + 5 {
             match quick.next().await {
-                Some(Told::Lost(count)) => lost += count,
-                Some(Told::News(_)) => heard += 1,
+                Some(BusItem::Lost(count)) => lost += count,
+                Some(BusItem::Event(_)) => heard += 1,
                 None => unreachable!(),
             }
         }
         assert_eq!(heard, BEHIND as u64 - 1, "the last is that five found no room");
         drop(quick);
-        assert!(!events.newsroom.is_followed());
+        assert!(!events.bus.has_subscribers());
     }
 }

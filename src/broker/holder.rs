@@ -1,10 +1,10 @@
 //! What holds a session: the guard that a connection's actor has, and the watch over sessions that nobody holds.
 
 use super::connection::{Broker, Phase};
+use super::counters::SessionLoss;
 use super::log_limit::{Kind, may_log};
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, ResumeError, Sessions};
-use super::tally::Loss;
 use crate::shm::peer::{self, Process};
 use crate::shm::segment::{Nonces, fill_random};
 use crate::wire::control::Token;
@@ -269,13 +269,13 @@ async fn watch_session(broker: Arc<Broker>, watch: Watch) {
     let loss = tokio::select! {
         biased;
         _ = taken_up => return,
-        _ = ended.wait_for(Option::is_some) => Loss::RouterEnded,
-        () = process_end(process) => Loss::ProcessEnded,
-        _ = phase.wait_for(Phase::is_ending) => Loss::BrokerEnds,
-        () = tokio::time::sleep_until(until.into()) => Loss::Expired,
+        _ = ended.wait_for(Option::is_some) => SessionLoss::RouterEnded,
+        () = process_end(process) => SessionLoss::ProcessEnded,
+        _ = phase.wait_for(Phase::is_ending) => SessionLoss::Shutdown,
+        () = tokio::time::sleep_until(until.into()) => SessionLoss::Expired,
     };
     let Some(kept) = broker.sessions.lock().sessions.end_waiting(id, turn) else { return };
-    broker.tally.lost(loss);
+    broker.counters.lost(loss);
     if may_log(Kind::Closed) {
         log::info!("session ended connection={id} name={} reason={:?}", kept.name, loss.reason());
     }

@@ -22,7 +22,7 @@
 //! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
-//! | `tally` | what is counted outside the router |
+//! | `counters` | what is counted outside the router |
 //! | `appearance` | notices that a socket appears at a path |
 //! | `terminal` | whether a SIGHUP is the end of a terminal |
 //! | `threads` | threads of actors, which may not be to be had |
@@ -47,6 +47,7 @@ mod acceptor;
 mod appearance;
 mod breaker;
 mod connection;
+mod counters;
 mod events;
 mod fault;
 mod health;
@@ -66,7 +67,6 @@ mod socket;
 pub(crate) mod stderr;
 mod stream;
 mod supervisor;
-mod tally;
 mod terminal;
 pub(crate) mod threads;
 mod upstream;

@@ -10,7 +10,7 @@
 //! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
 
 use super::connection::Broker;
-use super::health::Facts;
+use super::health::Snapshot;
 use super::router::Survey;
 use crate::sync::Ordering;
 use sd_notify::NotifyState;
@@ -101,7 +101,7 @@ impl Notify {
         }
         loop {
             let surveyed = broker.router.send(Survey { connections: false }).await;
-            if Facts::of(&broker, None, surveyed.is_ok()).unready().is_empty() {
+            if Snapshot::of(&broker, None, surveyed.is_ok()).unready().is_empty() {
                 break;
             }
             tokio::time::sleep(READY_LOOK).await;
@@ -121,13 +121,13 @@ impl Notify {
 
 /// How the broker is, in words. Nobody is asked for it: the watchdog has asked the router whether it lives.
 fn status(broker: &Broker) -> String {
-    let facts = Facts::of(broker, None, true);
-    let mut parts = facts.unready();
-    if broker.late_beside.load(Ordering::Relaxed) > 0 {
+    let snapshot = Snapshot::of(broker, None, true);
+    let mut parts = snapshot.unready();
+    if broker.late_non_vital.load(Ordering::Relaxed) > 0 {
         parts.push("the health endpoints are stuck".to_owned());
     }
     match parts.is_empty() {
-        true => format!("{} connections on {}", facts.connections, broker.config().ipc.socket_path.display()),
+        true => format!("{} connections on {}", snapshot.connections, broker.config().ipc.socket_path.display()),
         false => parts.join("; "),
     }
 }

@@ -3,7 +3,8 @@
 use super::acceptor::Acceptor;
 use super::breaker::BreakerActor;
 use super::connection::{Broker, Phase};
-use super::events::{Events, News, Queue};
+use super::counters::Counters;
+use super::events::{Events, Queue, SystemEvent};
 use super::fault;
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::holder::{SessionTable, watch_sessions};
@@ -16,7 +17,6 @@ use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, 
 use super::socket::{self, Bound, SocketError};
 use super::stderr;
 use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
-use super::tally::Tally;
 use super::terminal::Terminal;
 use super::threads::{Refused, arbiter, can_watch_signals, refused};
 use super::upstream::Upstream;
@@ -139,12 +139,12 @@ async fn serve(
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let events = Events::new();
     actix::spawn(events.clone().write());
-    actix::spawn(events.clone().spread());
-    let newsroom = events.newsroom();
+    actix::spawn(events.clone().forward());
+    let bus = events.bus();
     let actor_news = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
-    let (whole, is_whole) = watch::channel(false);
-    let mut children = Supervisor::new(supervisor::ROOT, Strategy::RestForOne, tree.clone(), whole);
+    let (all_running, is_whole) = watch::channel(false);
+    let mut children = Supervisor::new(supervisor::ROOT, Strategy::RestForOne, tree.clone(), all_running);
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
@@ -153,7 +153,7 @@ async fn serve(
     let (breaker_published, breaker) = watch::channel(None);
     let breaker_changes = events.breakers();
     let state = RouterState::new(settings.clone(), events, 0)?;
-    let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.own_bell()?, state.turns());
+    let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.router_waker()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
@@ -203,11 +203,11 @@ async fn serve(
         started,
         connections: tree.add_many("connection", supervisor::ROOT),
         tree: tree.clone(),
-        tally: Tally::default(),
+        counters: Counters::default(),
         ready: is_whole,
         socket_lost: listening.lost(),
         late: watchdog.late(),
-        late_beside: watchdog.late_beside(),
+        late_non_vital: watchdog.late_non_vital(),
     });
     actix::spawn(watch_sessions(broker.clone()));
     let follows = actix::spawn(notify.clone().follow(broker.clone()));
@@ -218,7 +218,7 @@ async fn serve(
         });
     }
     let reloaded = broker.clone();
-    let health = Health::start(endpoints, broker.clone(), pulses, newsroom)?;
+    let health = Health::start(endpoints, broker.clone(), pulses, bus)?;
     let listens = listening.clone();
     let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
     actix::spawn(acceptor.host(watch::Sender::new(None), move |exit| {
@@ -293,11 +293,11 @@ async fn reload_until_closed(hang_up: &mut Signal, terminal: &Terminal, broker: 
 
 /// Has the router publish what is said of actors, until there will be no router any more. What was said while there was
 /// none comes when there is one again.
-async fn publish(said: Queue<News>, router: RouterHandle) {
+async fn publish(said: Queue<SystemEvent>, router: RouterHandle) {
     loop {
         said.came().await;
         let mut news = Vec::new();
-        while let Some(News { topic, text }) = said.pop() {
+        while let Some(SystemEvent { topic, text }) = said.pop() {
             news.push((topic, text));
         }
         if !news.is_empty() && router.send(Announce(news)).await.is_err() {

@@ -11,7 +11,7 @@
 use super::appearance;
 use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
 use super::fault;
-use super::supervisor::{self, Child, Exit, Outcome, Place, Stop, supervise};
+use super::supervisor::{self, Child, Exit, NodeId, Outcome, Stop, supervise};
 use crate::config;
 use crate::routing::restart::{Limits, NEVER, Restart};
 use crate::shm::peer;
@@ -41,7 +41,7 @@ pub(super) struct Upstream {
     path: PathBuf,
     services: Vec<Name>,
     limits: Limits,
-    place: Place,
+    node: NodeId,
     /// Counts what ends the delay before the next dial.
     hurry: watch::Sender<u64>,
     /// Counts the commands to dial.
@@ -51,7 +51,7 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// All that are configured, each with its place in the tree.
+    /// All that are configured, each with its node in the tree.
     pub(super) fn all(config: &config::Config, tree: &supervisor::Tree) -> Vec<Arc<Upstream>> {
         let upstream = |upstream: &config::Upstream| {
             let mut limits = supervisor::limits(&config.restart_for(&upstream.name));
@@ -64,7 +64,7 @@ impl Upstream {
                 path: upstream.socket_path.clone(),
                 services: upstream.services.iter().filter_map(|name| Name::parse(name).ok()).collect(),
                 limits,
-                place: tree.add(
+                node: tree.add(
                     &actor_name(&upstream.name),
                     SUPERVISOR,
                     (limits.max_restarts != NEVER).then_some(limits),
@@ -104,7 +104,7 @@ impl Upstream {
             mailbox: MAILBOX,
             stop_within: Duration::from_millis(broker.config().ipc.drain_timeout_ms) + STOP,
             tree: &broker.tree,
-            place: upstream.place,
+            node: upstream.node,
             hurry: Some(&upstream.hurry),
         };
         let mut phase = broker.phase.clone();

@@ -77,7 +77,7 @@ impl Pulse {
     }
 
     /// The watch over a thread that may be there or not, and that the process can do without.
-    pub(super) fn watched_beside(self: Arc<Pulse>, name: &str) -> Watched {
+    pub(super) fn watched_non_vital(self: Arc<Pulse>, name: &str) -> Watched {
         let pulse = self.clone();
         let count = move || (pulse.beating.load(Ordering::Relaxed) > 0).then(|| pulse.count.load(Ordering::Relaxed));
         Watched { count: Box::new(count), is_vital: false, ..self.watched(name.to_owned()) }
@@ -88,7 +88,7 @@ impl Pulse {
 #[derive(Debug)]
 pub(super) struct Watchdog {
     late: Arc<AtomicU64>,
-    late_beside: Arc<AtomicU64>,
+    late_non_vital: Arc<AtomicU64>,
     _ends_it: SyncSender<()>,
 }
 
@@ -106,11 +106,11 @@ impl Watchdog {
         hangs: impl Fn() + Send + 'static,
     ) -> io::Result<Watchdog> {
         let (ends_it, ended) = sync_channel::<()>(0);
-        let (late, late_beside) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (late, late_non_vital) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let most = alive.as_ref().map_or(LOOK, |alive| alive.every / 2);
         let every = (abort_after / 8).min(LOOK).min(most).max(SHORTEST);
         let warn = WARN.min(abort_after / 2);
-        let (clock, told, told_beside) = (Instant::now(), late.clone(), late_beside.clone());
+        let (clock, told, late_non_vital_out) = (Instant::now(), late.clone(), late_non_vital.clone());
         let watch = move || {
             let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let watch = |is_vital: bool| {
@@ -128,7 +128,7 @@ impl Watchdog {
                 };
                 let vital = late(true);
                 told.store(vital, Ordering::Relaxed);
-                told_beside.store(late(false), Ordering::Relaxed);
+                late_non_vital_out.store(late(false), Ordering::Relaxed);
                 if let Some(alive) = alive.as_ref().filter(|_| vital == 0) {
                     // The next look may be too late, so half of one early.
                     let is_due = |at: Instant| at.elapsed() + every / 2 >= alive.every;
@@ -140,7 +140,7 @@ impl Watchdog {
             }
         };
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch)?;
-        Ok(Watchdog { late, late_beside, _ends_it: ends_it })
+        Ok(Watchdog { late, late_non_vital, _ends_it: ends_it })
     }
 
     /// How many threads are late: the count that `/live` is about.
@@ -149,8 +149,8 @@ impl Watchdog {
     }
 
     /// How many threads of the endpoints are late.
-    pub(super) fn late_beside(&self) -> Arc<AtomicU64> {
-        self.late_beside.clone()
+    pub(super) fn late_non_vital(&self) -> Arc<AtomicU64> {
+        self.late_non_vital.clone()
     }
 }
 
@@ -218,21 +218,24 @@ mod tests {
         let tell = Box::new(move || {
             let _ = pings.try_send(());
         });
-        let watched = vec![gone.watched_beside("gone"), hanging.clone().watched_beside("hanging")];
+        let watched = vec![gone.watched_non_vital("gone"), hanging.clone().watched_non_vital("hanging")];
         let alive = Alive { every: Duration::from_millis(1), tell };
         let hangs = || panic!("it is not vital");
         let watchdog = Watchdog::start(watched, Duration::from_millis(10), Some(alive), hangs).unwrap();
-        while watchdog.late_beside().load(Ordering::Relaxed) < 1 {
+        while watchdog.late_non_vital().load(Ordering::Relaxed) < 1 {
             told.recv_timeout(Duration::from_secs(30)).unwrap();
         }
         // It is late for good, and it goes on telling that we live.
         for _ in 0..20 {
             told.recv_timeout(Duration::from_secs(30)).unwrap();
         }
-        assert_eq!((watchdog.late_beside().load(Ordering::Relaxed), watchdog.late().load(Ordering::Relaxed)), (1, 0));
+        assert_eq!(
+            (watchdog.late_non_vital().load(Ordering::Relaxed), watchdog.late().load(Ordering::Relaxed)),
+            (1, 0)
+        );
         // It answers again.
         hanging.count.fetch_add(1, Ordering::Relaxed);
-        while watchdog.late_beside().load(Ordering::Relaxed) > 0 {
+        while watchdog.late_non_vital().load(Ordering::Relaxed) > 0 {
             hanging.count.fetch_add(1, Ordering::Relaxed);
             told.recv_timeout(Duration::from_secs(30)).unwrap();
         }

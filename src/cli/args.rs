@@ -1,7 +1,7 @@
 //! The commands, and options that several of them share. Each command's own options stand beside its code.
 
 use super::exit::Code;
-use super::place::{Place, Trust};
+use super::place::{BrokerTarget, Trust};
 use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
 use crate::client::WaitStrategy;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -14,7 +14,7 @@ use std::time::Duration;
 #[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct ServerCli {
     #[command(flatten)]
-    pub(super) place: Place,
+    pub(super) place: BrokerTarget,
     #[command(flatten)]
     pub(super) serve: serve::ServeArgs,
 }
@@ -45,7 +45,7 @@ fn exit_codes() -> String {
 #[command(name = "lapce-ipc", version, after_help = EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct Cli {
     #[command(flatten)]
-    pub(super) place: Place,
+    pub(super) place: BrokerTarget,
     #[command(flatten)]
     pub(super) trust: Trust,
     #[command(subcommand)]

@@ -3,7 +3,7 @@
 use super::args::duration;
 use super::exit::Failure;
 use super::output::Out;
-use super::place::Place;
+use super::place::BrokerTarget;
 use super::status::table;
 use crate::client::{BreakerOrder, BreakerState, BreakerStatus, WaitStrategy, age};
 use clap::{Args, Subcommand};
@@ -13,14 +13,14 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(super) struct BreakerArgs {
     #[command(subcommand)]
-    what: What,
+    action: Action,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Action {
     /// Show the breaker of each service that has or had a responder
     List,
     /// Reject every request
@@ -58,17 +58,17 @@ Exits with 1 if the service has never been offered.";
 /// # Errors
 ///
 /// If there is no broker, or it does not know the service.
-pub(super) fn run(place: &Place, args: &BreakerArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &BreakerArgs) -> Result<(), Failure> {
     let client = place.connect("breaker", WaitStrategy::Block)?;
     let set = |service, order, time| client.set_breaker(service, order, time).map_err(Failure::of_order);
-    let one = match &args.what {
-        What::List => {
+    let one = match &args.action {
+        Action::List => {
             let all = client.breakers()?;
             return print(&all, &all, args.json);
         }
-        What::Open(Forced { service, time }) => set(service, BreakerOrder::Open, *time)?,
-        What::Close(Forced { service, time }) => set(service, BreakerOrder::Close, *time)?,
-        What::Auto { service } => set(service, BreakerOrder::Auto, None)?,
+        Action::Open(Forced { service, time }) => set(service, BreakerOrder::Open, *time)?,
+        Action::Close(Forced { service, time }) => set(service, BreakerOrder::Close, *time)?,
+        Action::Auto { service } => set(service, BreakerOrder::Auto, None)?,
     };
     print(&one, std::slice::from_ref(&one), args.json)
 }

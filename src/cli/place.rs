@@ -20,7 +20,7 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// The options that every command has.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Place {
+pub(super) struct BrokerTarget {
     /// The broker's socket
     #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub(super) socket: Option<PathBuf>,
@@ -46,13 +46,13 @@ pub(super) struct Trust {
 /// Users, as [`Trust`] has them.
 const TRUSTED_UIDS: &str = "LAPCE_IPC_TRUSTED_UIDS";
 
-impl Place {
+impl BrokerTarget {
     /// The same for a client, with the users whose broker it trusts: those that are named, and those of the variable.
     ///
     /// # Errors
     ///
     /// If the variable holds anything else.
-    pub(super) fn trusting(&self, trust: &Trust) -> Result<Place, Failure> {
+    pub(super) fn trusting(&self, trust: &Trust) -> Result<BrokerTarget, Failure> {
         let env = Env::of_process();
         let listed = env.get(TRUSTED_UIDS).map(|list| list.to_string_lossy()).unwrap_or_default();
         let listed = listed.split(',').map(str::trim).filter(|uid| !uid.is_empty()).map(|uid| {
@@ -60,7 +60,7 @@ impl Place {
             uid.parse().map_err(|_: ParseIntError| wrong())
         });
         let trusted = trust.trust_uid.iter().map(|uid| Ok(*uid)).chain(listed).collect::<Result<_, Failure>>()?;
-        Ok(Place { trusted, ..self.clone() })
+        Ok(BrokerTarget { trusted, ..self.clone() })
     }
 
     /// The same for a broker, which trusts whom its configuration names.
@@ -68,7 +68,7 @@ impl Place {
     /// # Errors
     ///
     /// If a client's option is given.
-    pub(super) fn serving(&self, trust: &Trust) -> Result<&Place, Failure> {
+    pub(super) fn serving(&self, trust: &Trust) -> Result<&BrokerTarget, Failure> {
         match trust.trust_uid[..] {
             [] => Ok(self),
             _ => Err(Failure::new(Code::Usage, "--trust-uid is for clients; use ipc.allowed_uids for a broker")),
@@ -121,7 +121,7 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// As [`Place::connect`], or if it takes longer.
+    /// As [`BrokerTarget::connect`], or if it takes longer.
     pub(super) fn connect_within(
         &self,
         command: &str,

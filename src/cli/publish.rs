@@ -4,7 +4,7 @@ use super::args::at_least_one;
 use super::data::DataArgs;
 use super::exit::Failure;
 use super::output::note;
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::client::WaitStrategy;
 use clap::Args;
 use std::io::IsTerminal;
@@ -38,7 +38,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// If there is no broker, or the message cannot be read or sent.
-pub(super) fn run(place: &Place, args: &PubArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &PubArgs) -> Result<(), Failure> {
     let client = place.connect("pub", WaitStrategy::Adaptive)?;
     let payload = args.data.get().read(client.limits().max_message_size)?;
     let publisher = client.publisher(&args.topic)?;

@@ -2,7 +2,7 @@
 
 use super::exit::Failure;
 use super::output::{Out, note};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::client::WaitStrategy;
 use clap::Args;
 
@@ -23,7 +23,7 @@ ipc.operator_uids; otherwise exit code 77. SIGHUP does the same and logs the res
 /// # Errors
 ///
 /// If there is no broker, invalid configuration, or our user may not.
-pub(super) fn run(place: &Place, json: bool) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, json: bool) -> Result<(), Failure> {
     let report = place.connect("reload", WaitStrategy::Block)?.reload().map_err(Failure::of_order)?;
     let mut out = Out::new()?;
     if json {

@@ -6,7 +6,7 @@ use super::command::{self, Program};
 use super::exit::{Code, Failure, tell};
 use super::logging::unhurried_stderr;
 use super::output::{note, plain};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::client::{self, Client, Name, Request};
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;
@@ -56,7 +56,7 @@ stderr.";
 /// # Errors
 ///
 /// If the service cannot be offered, or the broker wants no more of us.
-pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure> {
     unhurried_stderr()?;
     let program = match (&args.exec, &args.command[..]) {
         (Some(line), _) => Some(Program::shell(line)),
@@ -83,7 +83,7 @@ pub(super) fn run(place: &Place, args: &ReplyArgs) -> Result<(), Failure> {
 /// Answers each broker that dials, in a thread of its own.
 fn listen(
     path: &Path,
-    place: &Place,
+    place: &BrokerTarget,
     args: &ReplyArgs,
     answer: impl Fn(&Client) -> Result<(), Failure> + Sync,
 ) -> Result<(), Failure> {

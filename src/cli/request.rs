@@ -4,7 +4,7 @@ use super::args::{WaitOption, duration};
 use super::data::DataArgs;
 use super::exit::{Code, Failure};
 use super::output::{Out, plain};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::client::{Client, Error, ErrorDetail as ErrorKind, RequestOptions};
 use clap::Args;
 use std::time::Duration;
@@ -43,7 +43,7 @@ breaker is open: 75.";
 /// # Errors
 ///
 /// How the request ended, if not by a reply; or what kept it from being sent or printed.
-pub(super) fn run(place: &Place, args: &RequestArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failure> {
     let mut out = Out::new()?;
     let (client, left) = match args.timeout {
         Some(timeout) => {

@@ -3,7 +3,7 @@
 use super::exit::Failure;
 use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::broker::{self, limits};
 use crate::client::DEFAULT_SOCKET;
 use crate::config::{self, Config, ConfigError, Loaded};
@@ -62,7 +62,7 @@ impl HealthAddr {
 /// # Errors
 ///
 /// If its configuration is wrong, it cannot listen, or it fails.
-pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure> {
     if args.reload {
         return super::reload::run(place, false);
     }
@@ -83,7 +83,7 @@ pub(super) fn run(place: &Place, args: &ServeArgs) -> Result<(), Failure> {
 }
 
 /// The configuration, with what the options say.
-fn load(place: &Place, args: &ServeArgs) -> Result<Loaded, ConfigError> {
+fn load(place: &BrokerTarget, args: &ServeArgs) -> Result<Loaded, ConfigError> {
     let mut loaded = place.load()?;
     if let Some(HealthAddr { host, port }) = &args.health_addr {
         loaded.set_from_command_line("health_server.host", host)?;

@@ -2,7 +2,7 @@
 
 use super::exit::Failure;
 use super::output::{Out, plain};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::broker;
 use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
 use crate::client::{WaitStrategy, age};
@@ -26,7 +26,7 @@ Examples:
 /// # Errors
 ///
 /// If there is no broker.
-pub(super) fn run(place: &Place, args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &StatusArgs) -> Result<(), Failure> {
     let client = place.connect("status", WaitStrategy::Block)?;
     let (report, breakers) = (client.status()?, client.breakers()?);
     let mut out = Out::new()?;

@@ -9,7 +9,7 @@ use super::args::{WaitOption, at_least_one};
 use super::exit::Failure;
 use super::logging::unhurried_stderr;
 use super::output::{Out, leave_with_reader, note};
-use super::place::Place;
+use super::place::BrokerTarget;
 use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -88,7 +88,7 @@ const REPORT: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// If there is no broker, it wants no more of us, or stdout fails.
-pub(super) fn run(place: &Place, args: &SubArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &SubArgs) -> Result<(), Failure> {
     Pattern::parse(&args.pattern).map_err(client::Error::from)?;
     let mut out = Out::new()?;
     unhurried_stderr()?;

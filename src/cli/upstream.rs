@@ -2,7 +2,7 @@
 
 use super::exit::{Code, Failure};
 use super::output::{Out, note, plain};
-use super::place::Place;
+use super::place::BrokerTarget;
 use super::status::table;
 use crate::client::{ActorState, Client, UpstreamStatus, WaitStrategy, age};
 use clap::{Args, Subcommand};
@@ -46,7 +46,7 @@ Unknown name: exit code 1.";
 /// # Errors
 ///
 /// If there is no broker, it has no such upstream, or the upstream cannot be connected.
-pub(super) fn run(place: &Place, args: &UpstreamArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &UpstreamArgs) -> Result<(), Failure> {
     let client = place.connect("upstream", WaitStrategy::Block)?;
     match &args.action {
         Action::List => {

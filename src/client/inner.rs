@@ -16,7 +16,7 @@ use super::reader::Reader;
 use super::serve::{Arrived, Inbox};
 use super::session::{Restored, Restoring};
 use super::state::{ConnectionState, Down, States};
-use crate::shm::doorbell::{ClientBells, Nest};
+use crate::shm::doorbell::{AggregateEpoll, ClientBells};
 use crate::shm::fork::ForkMark;
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
@@ -162,7 +162,7 @@ pub(crate) struct Inner {
     pub(super) limits: Present,
     pub(super) wait: WaitStrategy,
     /// For event loops of the user's own.
-    pub(super) nest: Nest,
+    pub(super) nest: AggregateEpoll,
     lanes: [Lane; 2],
     pub(super) table: Mutex<Table>,
     pub(super) endpoint: Endpoint,
@@ -190,7 +190,7 @@ impl Inner {
         endpoint: Endpoint,
     ) -> Result<Inner> {
         let Welcome { segment, bells, limits, greeted, decoder } = welcome;
-        let nest = Nest::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
+        let nest = AggregateEpoll::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Inner::ends(&segment, &bells, &limits);

@@ -23,19 +23,19 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
         Err(error) => {
             // What comes before the first bad byte is good, by definition.
             let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let place = Places { path, text: &good }.at(good.len());
+            let place = SourceMap { path, text: &good }.at(good.len());
             problems.push(Problem { place, key: None, fault: Fault::NotUtf8 });
             return;
         }
     };
-    let places = Places { path, text };
+    let source = SourceMap { path, text };
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         // What the parser made of a document that it did not understand is no ground for further complaints.
-        syntax(&places, &errors, problems);
+        syntax(&source, &errors, problems);
         return;
     }
-    let mut reader = Reader { loaded, places, found: Vec::new() };
+    let mut reader = Reader { loaded, source, found: Vec::new() };
     reader.document(document.get_ref());
     let mut found = reader.found;
     found.sort_by_key(|(offset, _)| *offset);
@@ -43,12 +43,12 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
 }
 
 /// One problem a line: the parser, once astray, tends to say more about the same thing.
-fn syntax(places: &Places<'_>, errors: &[toml::de::Error], problems: &mut Vec<Problem>) {
+fn syntax(source: &SourceMap<'_>, errors: &[toml::de::Error], problems: &mut Vec<Problem>) {
     let mut last_line = None;
     let mut sorted: Vec<_> = errors.iter().collect();
     sorted.sort_by_key(|error| error.span().map(|span| span.start));
     for error in sorted {
-        let place = places.at(error.span().map_or(places.text.len(), |span| span.start));
+        let place = source.at(error.span().map_or(source.text.len(), |span| span.start));
         let line = if let Origin::File { line, .. } = place { Some(line) } else { None };
         if line != last_line {
             let fault = Fault::Syntax(error.message().replace('\n', ", "));
@@ -59,12 +59,12 @@ fn syntax(places: &Places<'_>, errors: &[toml::de::Error], problems: &mut Vec<Pr
 }
 
 /// Where in the file a byte is.
-struct Places<'a> {
+struct SourceMap<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
-impl Places<'_> {
+impl SourceMap<'_> {
     fn at(&self, offset: usize) -> Origin {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
@@ -84,14 +84,14 @@ type Entry<'t, 'i> = (&'t Spanned<std::borrow::Cow<'i, str>>, &'t Spanned<DeValu
 
 struct Reader<'a> {
     loaded: &'a mut Loaded,
-    places: Places<'a>,
+    source: SourceMap<'a>,
     /// Problems with their offset: the parser gives tables in alphabetical order.
     found: Vec<(usize, Problem)>,
 }
 
 impl Reader<'_> {
     fn problem(&mut self, span: Range<usize>, key: &str, fault: Fault) {
-        let problem = Problem { place: self.places.at(span.start), key: Some(key.to_owned()), fault };
+        let problem = Problem { place: self.source.at(span.start), key: Some(key.to_owned()), fault };
         self.found.push((span.start, problem));
     }
 
@@ -123,7 +123,7 @@ impl Reader<'_> {
 
     /// A key of a section.
     fn key(&mut self, section: &'static str, key: &'static Key, value: &Spanned<DeValue<'_>>) {
-        let place = self.places.at(value.span().start);
+        let place = self.source.at(value.span().start);
         let put = Value::from_toml(value.get_ref(), key.rule.expected())
             .and_then(|value| self.loaded.put(section, key, &value, &place));
         if let Err(fault) = put {
@@ -164,7 +164,7 @@ impl Reader<'_> {
                     Ok(value) => _ = overrides.values.insert(key.name, value),
                     Err(fault) => self.problem(value.span(), &full, fault),
                 }
-                let place = self.places.at(value.span().start);
+                let place = self.source.at(value.span().start);
                 self.loaded.provenance.insert(full, place);
             }
             self.loaded.config.breaker_services.insert(service.get_ref().to_string(), overrides);
@@ -214,7 +214,7 @@ impl Reader<'_> {
                 let why = "is also the name of another upstream".to_owned();
                 self.problem(item.span(), &format!("{full}.name"), Fault::Unusable { value, why });
             }
-            let place = self.places.at(item.span().start);
+            let place = self.source.at(item.span().start);
             self.loaded.provenance.insert(full, place);
             if !restart.values.is_empty() {
                 self.loaded.config.upstream_restart.insert(upstream.name.clone(), restart);

@@ -7,7 +7,7 @@
 //! | `value` | one value, whatever it came from |
 //! | `name` | names of services, and names that are nearly right |
 //! | `paths` | which file is read, and whether it can be trusted |
-//! | `file` | TOML, with places |
+//! | `file` | TOML, with source positions |
 //! | `secret` | the token of the endpoints, out of its file |
 //! | `env` | variables that override keys |
 //! | `check` | values that do not go together |

@@ -11,7 +11,7 @@ pub(crate) enum Kind {
     Histogram,
 }
 
-/// Figures of one name.
+/// Samples of one name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Family {
     pub(crate) name: &'static str,

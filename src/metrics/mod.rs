@@ -2,7 +2,7 @@
 //! names, and not where they come from.
 //!
 //! Nobody counts twice: the router has plain counters that only it writes, and whoever is asked for metrics reads them,
-//! puts them into [`Figures`], and has those collected. So metrics cost nothing while nobody looks.
+//! puts them into [`Samples`], and has those collected. So metrics cost nothing while nobody looks.
 
 pub(crate) mod families;
 pub(crate) mod memory;
@@ -14,12 +14,12 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::collections::BTreeMap;
 
-/// The content type of what [`Figures::render`] writes.
+/// The content type of what [`Samples::render`] writes.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The figures of one moment.
+/// The samples of one moment.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Figures(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, Sample>)>);
+pub(crate) struct Samples(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, Sample>)>);
 
 /// One figure of a family.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub(crate) struct Distribution {
     pub(crate) sum: f64,
 }
 
-impl Figures {
+impl Samples {
     /// Adds to the figure of these labels, which begins with 0. The labels are in the family's order.
     pub(crate) fn add(&mut self, family: &'static Family, labels: &[&str], value: f64) {
         debug_assert!(family.kind != Kind::Histogram, "{}", family.name);
@@ -66,7 +66,7 @@ impl Figures {
         samples.entry(labels).or_insert(first)
     }
 
-    /// The figures in the text format of Prometheus.
+    /// The samples in the text format of Prometheus.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Figures {
     }
 }
 
-impl Collector for Figures {
+impl Collector for Samples {
     fn desc(&self) -> Vec<&Desc> {
         // The registry tells collectors apart by them. There is one collector, and its families are its own affair.
         Vec::new()
@@ -203,11 +203,11 @@ mod tests {
 
     #[test]
     fn histograms_are_written_with_what_is_below_each_bound_and_add_up() {
-        let mut figures = Figures::default();
+        let mut samples = Samples::default();
         let half = || Distribution { buckets: vec![(1e-7, 2), (2e-7, 0), (0.5, 1)], count: 4, sum: 3.5 };
-        figures.distribute(&families::ROUND_TRIP, &["other"], half());
-        figures.distribute(&families::ROUND_TRIP, &["other"], half());
-        let text = figures.render().unwrap();
+        samples.distribute(&families::ROUND_TRIP, &["other"], half());
+        samples.distribute(&families::ROUND_TRIP, &["other"], half());
+        let text = samples.render().unwrap();
         let name = families::ROUND_TRIP.name;
         let samples: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(name)).collect();
         assert_eq!(
@@ -226,12 +226,12 @@ mod tests {
 
     #[test]
     fn figures_are_written_once_each_and_labels_are_escaped() {
-        let mut figures = Figures::default();
-        figures.add(&families::SERVICE_REQUESTS, &["a\"b\\c\nd"], 2.0);
-        figures.add(&families::SERVICE_REQUESTS, &["other"], 3.0);
-        figures.add(&families::SERVICE_REQUESTS, &["other"], 4.0);
-        figures.add(&families::CONNECTIONS, &[], 0.0);
-        let text = figures.render().unwrap();
+        let mut samples = Samples::default();
+        samples.add(&families::SERVICE_REQUESTS, &["a\"b\\c\nd"], 2.0);
+        samples.add(&families::SERVICE_REQUESTS, &["other"], 3.0);
+        samples.add(&families::SERVICE_REQUESTS, &["other"], 4.0);
+        samples.add(&families::CONNECTIONS, &[], 0.0);
+        let text = samples.render().unwrap();
         let samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             samples,

@@ -41,13 +41,13 @@ impl Key {
 /// An arena.
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
-    places: Vec<Place<T>>,
+    slots: Vec<Slot<T>>,
     free: Vec<u32>,
     most: usize,
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct Slot<T> {
     generation: u32,
     value: Option<T>,
 }
@@ -55,26 +55,26 @@ struct Place<T> {
 impl<T> Arena<T> {
     /// An arena of at most `most` values.
     pub(crate) fn new(most: usize) -> Arena<T> {
-        Arena { places: Vec::new(), free: Vec::new(), most }
+        Arena { slots: Vec::new(), free: Vec::new(), most }
     }
 
     /// Puts `value` in, unless the arena is full.
     pub(crate) fn insert(&mut self, value: T) -> Option<Key> {
         if let Some(index) = self.free.pop() {
-            let place = &mut self.places[index as usize];
+            let place = &mut self.slots[index as usize];
             place.value = Some(value);
             return Some(Key { index, generation: place.generation });
         }
-        if self.places.len() >= self.most {
+        if self.slots.len() >= self.most {
             return None;
         }
-        let index = u32::try_from(self.places.len()).ok()?;
-        self.places.push(Place { generation: 1, value: Some(value) });
+        let index = u32::try_from(self.slots.len()).ok()?;
+        self.slots.push(Slot { generation: 1, value: Some(value) });
         Some(Key { index, generation: 1 })
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        let place = self.places.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?;
+        let place = self.slots.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?;
         let value = place.value.take()?;
         place.generation = key.next_generation();
         self.free.push(key.index);
@@ -84,35 +84,35 @@ impl<T> Arena<T> {
     /// The key with this short form, if its value is here.
     pub(crate) fn find(&self, short: u32) -> Option<Key> {
         let index = short & (MOST_SHORT - 1) as u32;
-        let place = self.places.get(index as usize).filter(|place| place.value.is_some())?;
+        let place = self.slots.get(index as usize).filter(|place| place.value.is_some())?;
         Some(Key { index, generation: place.generation }).filter(|key| key.to_u32() == short)
     }
 
     #[inline]
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        self.places.get(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_ref()
+        self.slots.get(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_ref()
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.places.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_mut()
+        self.slots.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_mut()
     }
 
     /// All values, to change them.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.places.iter_mut().filter_map(|place| place.value.as_mut())
+        self.slots.iter_mut().filter_map(|place| place.value.as_mut())
     }
 
     /// All values with their keys.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.places.iter().enumerate().filter_map(|(index, place)| {
+        self.slots.iter().enumerate().filter_map(|(index, place)| {
             let key = Key { index: index as u32, generation: place.generation };
             place.value.as_ref().map(|value| (key, value))
         })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 }
 

@@ -10,17 +10,17 @@
 //! ```
 //!
 //! This is deficit round robin (Shreedhar and Varghese, 1995) with the sparse-flow rule of FQ-CoDel (RFC 8290): a
-//! connection that had nothing to say goes ahead of those that have much. The quantum is counted by the router, which
+//! connection that was idle goes ahead of those that are backlogged. The quantum is counted by the router, which
 //! ends a connection's turn; fresh ones come first. *Quiet* connections are polled in memory, few at most; *cold* ones
 //! ring. So the cost follows activity, not the number of connections.
 
 use std::collections::VecDeque;
 
-/// How many connections are polled although they say nothing.
+/// How many idle connections are polled.
 pub(crate) const MOST_QUIET: usize = 8;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum QueueState {
     #[default]
     Cold,
     Fresh,
@@ -30,73 +30,73 @@ enum Place {
     Turn,
 }
 
-/// The order of service. Connections are named by small numbers that come again.
+/// The order of service. Connections are named by small numbers, which are reused.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    places: Vec<Place>,
+    states: Vec<QueueState>,
     fresh: VecDeque<u32>,
     busy: VecDeque<u32>,
     quiet: Vec<u32>,
 }
 
 impl Schedule {
-    /// Makes room for connection `key`; it is cold.
+    /// Adds connection `key`, which is cold.
     pub(crate) fn add(&mut self, key: u32) {
-        if self.places.len() <= key as usize {
-            self.places.resize(key as usize + 1, Place::Cold);
+        if self.states.len() <= key as usize {
+            self.states.resize(key as usize + 1, QueueState::Cold);
         }
-        debug_assert_eq!(self.places[key as usize], Place::Cold);
+        debug_assert_eq!(self.states[key as usize], QueueState::Cold);
     }
 
-    /// Forgets connection `key`, wherever it is.
+    /// Removes connection `key`, in any state.
     pub(crate) fn remove(&mut self, key: u32) {
-        match self.places[key as usize] {
-            Place::Fresh => self.fresh.retain(|k| *k != key),
-            Place::Busy => self.busy.retain(|k| *k != key),
-            Place::Quiet => self.quiet.retain(|k| *k != key),
-            Place::Cold | Place::Turn => {}
+        match self.states[key as usize] {
+            QueueState::Fresh => self.fresh.retain(|k| *k != key),
+            QueueState::Busy => self.busy.retain(|k| *k != key),
+            QueueState::Quiet => self.quiet.retain(|k| *k != key),
+            QueueState::Cold | QueueState::Turn => {}
         }
-        self.places[key as usize] = Place::Cold;
+        self.states[key as usize] = QueueState::Cold;
     }
 
-    /// Connection `key` has something to say, or may have.
+    /// Connection `key` may have records.
     pub(crate) fn wake(&mut self, key: u32) {
-        match self.places[key as usize] {
-            Place::Quiet => self.quiet.retain(|k| *k != key),
-            Place::Cold => {}
-            Place::Fresh | Place::Busy | Place::Turn => return,
+        match self.states[key as usize] {
+            QueueState::Quiet => self.quiet.retain(|k| *k != key),
+            QueueState::Cold => {}
+            QueueState::Fresh | QueueState::Busy | QueueState::Turn => return,
         }
-        self.places[key as usize] = Place::Fresh;
+        self.states[key as usize] = QueueState::Fresh;
         self.fresh.push_back(key);
     }
 
-    /// The next to be served; `yields`, `is_dry` or `cools` must follow.
+    /// The next to be served; `requeue`, `mark_idle` or `mark_cold` must follow.
     pub(crate) fn next(&mut self) -> Option<u32> {
         let key = self.fresh.pop_front().or_else(|| self.busy.pop_front())?;
-        self.places[key as usize] = Place::Turn;
+        self.states[key as usize] = QueueState::Turn;
         Some(key)
     }
 
-    /// The one that is served has more to say.
-    pub(crate) fn yields(&mut self, key: u32) {
-        if self.places[key as usize] == Place::Turn {
-            self.places[key as usize] = Place::Busy;
+    /// The served connection has more records.
+    pub(crate) fn requeue(&mut self, key: u32) {
+        if self.states[key as usize] == QueueState::Turn {
+            self.states[key as usize] = QueueState::Busy;
             self.busy.push_back(key);
         }
     }
 
-    /// The one that is served has nothing more to say, and is polled from now on. Answers who must cool down instead,
-    /// because too many are polled: the one that has been quiet longest.
-    pub(crate) fn is_dry(&mut self, key: u32) -> Option<u32> {
-        if self.places[key as usize] == Place::Turn {
-            self.places[key as usize] = Place::Quiet;
+    /// The served connection has no more records, and is polled from now on. Returns the evicted connection, if too
+    /// many are polled: the one that has been quiet longest, for [`Schedule::mark_cold`].
+    pub(crate) fn mark_idle(&mut self, key: u32) -> Option<u32> {
+        if self.states[key as usize] == QueueState::Turn {
+            self.states[key as usize] = QueueState::Quiet;
             self.quiet.push(key);
         }
         (self.quiet.len() > MOST_QUIET).then(|| self.quiet[0])
     }
 
-    /// Connection `key` is not polled any more, and will ring.
-    pub(crate) fn cools(&mut self, key: u32) {
+    /// Connection `key` is no longer polled, and will ring.
+    pub(crate) fn mark_cold(&mut self, key: u32) {
         self.remove(key);
     }
 
@@ -105,7 +105,7 @@ impl Schedule {
         &self.quiet
     }
 
-    /// Whether anybody waits to be served.
+    /// Whether no connection waits to be served.
     pub(crate) fn is_idle(&self) -> bool {
         self.fresh.is_empty() && self.busy.is_empty()
     }
@@ -127,11 +127,11 @@ mod tests {
         for key in [0, 1] {
             schedule.wake(key);
             assert_eq!(schedule.next(), Some(key));
-            schedule.yields(key);
+            schedule.requeue(key);
         }
         schedule.wake(2);
         assert_eq!(schedule.next(), Some(2), "fresh");
-        schedule.yields(2);
+        schedule.requeue(2);
         assert_eq!((schedule.next(), schedule.next(), schedule.next()), (Some(0), Some(1), Some(2)), "then in turn");
         assert_eq!(schedule.next(), None);
     }
@@ -143,13 +143,13 @@ mod tests {
         schedule.wake(0);
         assert_eq!((schedule.next(), schedule.next()), (Some(0), None));
         schedule.wake(0);
-        assert_eq!(schedule.is_dry(0), None);
+        assert_eq!(schedule.mark_idle(0), None);
         assert_eq!(schedule.quiet(), [0]);
         schedule.wake(0);
         assert_eq!(schedule.quiet(), [] as [u32; 0]);
         assert_eq!(schedule.next(), Some(0));
         schedule.remove(0);
-        schedule.yields(0);
+        schedule.requeue(0);
         assert!(schedule.is_idle(), "a removed connection does not come back");
     }
 
@@ -159,9 +159,9 @@ mod tests {
         for key in 0..20 {
             schedule.wake(key);
             schedule.next();
-            if let Some(cold) = schedule.is_dry(key) {
+            if let Some(cold) = schedule.mark_idle(key) {
                 assert_eq!(cold, key - MOST_QUIET as u32);
-                schedule.cools(cold);
+                schedule.mark_cold(cold);
             }
         }
         assert_eq!(schedule.quiet().len(), MOST_QUIET);

@@ -114,10 +114,10 @@ impl BellBoard {
     /// # Errors
     ///
     /// If the system refuses.
-    pub(crate) fn own_bell(&self) -> io::Result<OwnBell> {
+    pub(crate) fn router_waker(&self) -> io::Result<RouterWaker> {
         let bell = new_eventfd()?;
         epoll::add(&self.epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        Ok(OwnBell(bell))
+        Ok(RouterWaker(bell))
     }
 
     /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them, and with
@@ -152,9 +152,9 @@ impl AsFd for BellBoard {
 
 /// A bell that only the broker holds, by which its other threads wake the router's.
 #[derive(Debug)]
-pub(crate) struct OwnBell(OwnedFd);
+pub(crate) struct RouterWaker(OwnedFd);
 
-impl OwnBell {
+impl RouterWaker {
     /// Wakes whoever looks at the board.
     pub(crate) fn ring(&self) {
         ring_eventfd(&self.0);
@@ -252,16 +252,16 @@ impl ClientBells {
 
 /// A descriptor that stays the same while the bells behind it change: readable when there may be something to do.
 #[derive(Debug)]
-pub(crate) struct Nest(OwnedFd);
+pub(crate) struct AggregateEpoll(OwnedFd);
 
-impl Nest {
+impl AggregateEpoll {
     /// Over these bells.
     ///
     /// # Errors
     ///
     /// If the system refuses.
-    pub(crate) fn new(bells: &ClientBells) -> io::Result<Nest> {
-        let nest = Nest(epoll::create(CreateFlags::CLOEXEC)?);
+    pub(crate) fn new(bells: &ClientBells) -> io::Result<AggregateEpoll> {
+        let nest = AggregateEpoll(epoll::create(CreateFlags::CLOEXEC)?);
         nest.put(bells)?;
         Ok(nest)
     }
@@ -281,7 +281,7 @@ impl Nest {
     }
 }
 
-impl AsFd for Nest {
+impl AsFd for AggregateEpoll {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

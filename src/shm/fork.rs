@@ -46,7 +46,7 @@ impl ForkMark {
     }
 
     fn word(&self) -> Option<&AtomicU64> {
-        self.page.as_ref()?.all().first()
+        self.page.as_ref()?.as_slice().first()
     }
 }
 

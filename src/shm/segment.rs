@@ -265,11 +265,11 @@ impl CpuWords {
     }
 
     fn set(&self, word: usize, cpu: usize) {
-        self.control.all()[word].store(cpu as u64 + 1, crate::sync::Ordering::Relaxed);
+        self.control.as_slice()[word].store(cpu as u64 + 1, crate::sync::Ordering::Relaxed);
     }
 
     fn get(&self, word: usize) -> Option<usize> {
-        (self.control.all()[word].load(crate::sync::Ordering::Relaxed) as usize).checked_sub(1)
+        (self.control.as_slice()[word].load(crate::sync::Ordering::Relaxed) as usize).checked_sub(1)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Words {
 
 impl fmt::Debug for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Words({})", self.all().len())
+        write!(f, "Words({})", self.as_slice().len())
     }
 }
 
@@ -88,7 +88,7 @@ impl Words {
 
     /// All of these words.
     #[inline(always)]
-    pub(crate) fn all(&self) -> &[AtomicU64] {
+    pub(crate) fn as_slice(&self) -> &[AtomicU64] {
         #[cfg(not(lapce_ipc_loom))]
         return self.words;
         #[cfg(lapce_ipc_loom)]

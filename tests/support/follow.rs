@@ -88,7 +88,7 @@ impl Follower {
     /// The data of the next news of a topic that are as wanted.
     #[track_caller]
     pub fn news(&mut self, topic: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
-        self.until("news", |data| data["topic"] == topic && is_wanted(&data["data"]))["data"].clone()
+        self.until("event", |data| data["topic"] == topic && is_wanted(&data["data"]))["data"].clone()
     }
 
     /// The next snapshot.

@@ -59,7 +59,7 @@ pub(super) async fn let_in(
         Err(None) => return Err("it left before it was welcome".to_owned()),
         Err(Some(refused)) => refused,
     };
-    broker.tally.refused(code);
+    broker.counters.refused(code);
     // What became of a token is told where it was looked up.
     if !matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken) && may_log(Kind::Refused) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
@@ -128,7 +128,7 @@ async fn greet(
         })?;
         let kept = holder.kept();
         kept.process = process;
-        broker.tally.resumed();
+        broker.counters.resumed();
         if may_log(Kind::Opened) {
             log::info!("session resumed connection={} name={} pid={}", kept.id, kept.name, peer.pid);
         }

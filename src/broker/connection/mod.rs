@@ -6,6 +6,7 @@ mod greeting;
 pub(super) use greeting::all_taken;
 
 use super::breaker::{self, BreakerActor};
+use super::counters::Counters;
 use super::fault;
 use super::health::Access;
 use super::holder::{Holder, Kept, SessionTable};
@@ -13,8 +14,7 @@ use super::reload::{self, Source};
 use super::report;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
-use super::supervisor::{Place, Stop, Tree};
-use super::tally::Tally;
+use super::supervisor::{NodeId, Stop, Tree};
 use super::upstream::{self, Dialled, Upstream};
 use crate::broker::log_limit::{Kind, may_log};
 use crate::config::Config;
@@ -68,10 +68,10 @@ pub(super) struct Broker {
     pub(super) sessions: SessionTable,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
-    pub(super) tally: Tally,
+    pub(super) counters: Counters,
     pub(super) upstreams: Vec<Arc<Upstream>>,
     /// Where all connections are in the tree.
-    pub(super) connections: Place,
+    pub(super) connections: NodeId,
     /// Whether all actors of the root run: what `/ready` is about.
     pub(super) ready: watch::Receiver<bool>,
     /// Why clients do not find the socket, if they do not.
@@ -79,7 +79,7 @@ pub(super) struct Broker {
     /// How many threads do not turn: what `/live` is about.
     pub(super) late: Arc<AtomicU64>,
     /// How many threads of the endpoints do not turn.
-    pub(super) late_beside: Arc<AtomicU64>,
+    pub(super) late_non_vital: Arc<AtomicU64>,
 }
 
 impl Broker {

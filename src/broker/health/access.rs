@@ -1,29 +1,29 @@
-//! Who may read the endpoints. Pure: it looks at what a request says of itself.
+//! Access control of the endpoints. Pure: a decision from the headers of a request.
 //!
-//! The host that a request names must be ours. A page that somebody lured a browser to may have its own name resolve to
-//! this machine's address (DNS rebinding), and would then read what is told here as its own; but the name that it has
-//! stands in the request. An address is nobody's name, so probes that know only an address pass.
+//! The Host header must name this endpoint. A hostile page can let its own name resolve to this machine's address
+//! (DNS rebinding) and then read the responses as its own; but the request carries the hostile name. An IP address is
+//! accepted: probes may know only an address, and a rebound name never appears as one.
 
 use crate::config::HealthServer;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Paths that everybody may read: probes have no token, and are told nothing but yes or no; the page is the same
-/// everywhere, and asks for all that it shows with the token.
+/// Paths without access control: probes have no token and learn only yes or no; the page's files are static, and the
+/// page requests all data with the token.
 const OPEN: [&str; 5] = ["/live", "/ready", "/", "/style.css", "/script.js"];
 
-/// Why a request is not answered.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It names no host, or several.
+    /// It has no Host header, or several.
     NoHost,
-    /// It names a host that we are not.
+    /// Its Host is not allowed.
     ForeignHost,
     /// It has no token, or a wrong one.
     NoToken,
 }
 
-/// Who may read.
+/// The access rules.
 #[derive(Debug)]
 pub(in crate::broker) struct Access {
     hosts: Vec<String>,
@@ -31,22 +31,22 @@ pub(in crate::broker) struct Access {
 }
 
 impl Access {
-    /// As the configuration says, with the token of its file.
+    /// From the configuration and the token of its file.
     pub(in crate::broker) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
         let hosts = config.allowed_hosts.iter().chain([&config.host]).map(|host| host.to_ascii_lowercase()).collect();
         Access { hosts, token }
     }
 
-    /// Whether a token is asked for.
+    /// Whether a token is required.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Whether a request may be answered, by its hosts, its `Authorization` and its path.
+    /// Checks a request by its hosts, its `Authorization` header and its path.
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// The reason of a refusal.
     pub(super) fn check(&self, hosts: &[&str], authorization: Option<&[u8]>, path: &str) -> Result<(), Refusal> {
         if hosts.is_empty() {
             return Err(Refusal::NoHost);
@@ -59,7 +59,7 @@ impl Access {
         if is_same(token, given) { Ok(()) } else { Err(Refusal::NoToken) }
     }
 
-    /// Whether a host, with or without a port, is an address, or a name of ours.
+    /// Whether a host, with or without a port, is an IP address or an allowed name.
     fn is_ours(&self, host: &str) -> bool {
         let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
         if let Some(rest) = host.strip_prefix('[') {
@@ -78,7 +78,7 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// Whether the token is the one that was given, in a time that depends on the length of what was given only.
+/// Compares in a time that depends only on the length of `given`.
 fn is_same(token: &[u8], given: &[u8]) -> bool {
     let mut differs = u8::from(token.len() != given.len());
     for (at, byte) in given.iter().enumerate() {

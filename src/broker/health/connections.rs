@@ -1,8 +1,8 @@
-//! Which connection of the endpoints gives way when all are taken: the one that is quiet longest. So slow and idle
-//! clients, however many, do not keep a probe from its answer.
+//! Which connection of the endpoints is closed at the limit: the one that has been idle longest. So slow and idle
+//! clients, however many, cannot keep a probe from its response.
 //!
-//! A connection is quiet while no request of it is under way: before its first, between two, and while an answer is
-//! still being read or streamed. It is not waited for: its socket is shut down, and the library puts it away.
+//! A connection is idle while none of its requests is being handled: before the first, between two, and while a
+//! response is being sent or streamed. Closing shuts its socket down without waiting; the library releases it.
 
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
@@ -12,12 +12,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Who is connected, by how long they are quiet. Pure: `T` is what stands for a connection.
+/// The connections by their idle time. Pure: `T` stands for a connection.
 #[derive(Debug)]
 struct Table<T> {
     max: usize,
     busy: usize,
-    /// By the turn in which it became quiet.
+    /// By the turn in which it became idle.
     quiet: BTreeMap<u64, T>,
     turn: u64,
 }
@@ -27,21 +27,21 @@ impl<T> Table<T> {
         Table { max, busy: 0, quiet: BTreeMap::new(), turn: 0 }
     }
 
-    /// One more. Answers its turn, and who gives way.
+    /// Adds a connection. Returns its turn, and the connection to close.
     fn enter(&mut self, connection: T) -> (u64, Option<T>) {
         let is_full = self.quiet.len() + self.busy >= self.max;
         let gives_way = if is_full { self.quiet.pop_first() } else { None };
         (self.put(connection), gives_way.map(|(_, connection)| connection))
     }
 
-    /// A request of it is under way. `None`: it has given way.
+    /// A request is being handled. `None`: the connection was closed.
     fn begin(&mut self, turn: u64) -> Option<T> {
         let connection = self.quiet.remove(&turn)?;
         self.busy += 1;
         Some(connection)
     }
 
-    /// It is answered. Answers the new turn.
+    /// The request was handled. Returns the new turn.
     fn end(&mut self, connection: T) -> u64 {
         self.busy -= 1;
         self.put(connection)
@@ -53,7 +53,7 @@ impl<T> Table<T> {
         self.turn
     }
 
-    /// It has ended.
+    /// The connection has ended.
     fn leave(&mut self, turn: u64) {
         self.quiet.remove(&turn);
     }
@@ -64,16 +64,16 @@ impl<T> Table<T> {
 pub(super) struct Connections(Arc<Mutex<Table<OwnedFd>>>);
 
 impl Connections {
-    /// At most so many at a time.
+    /// With a limit of connections.
     pub(super) fn new(max: usize) -> Connections {
         Connections(Arc::new(Mutex::new(Table::new(max))))
     }
 
-    /// One more: another gives way if it must. Put it where it ends with the connection.
+    /// Adds a connection; at the limit another is closed. Keep the value for as long as the connection lasts.
     ///
     /// # Errors
     ///
-    /// If there is no descriptor for it. It then gives way to nobody.
+    /// If there is no descriptor for it. Then it is never closed to make room.
     pub(super) fn enter(&self, socket: impl AsFd) -> io::Result<Rc<Connection>> {
         let (turn, gives_way) = self.table().enter(socket.as_fd().try_clone_to_owned()?);
         if let Some(socket) = gives_way {
@@ -97,7 +97,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A request of it is under way, until what this answers is dropped. `None`: it has given way meanwhile.
+    /// Begins a request, which lasts until the returned value is dropped. `None`: the connection was closed.
     pub(super) fn serves(self: Rc<Connection>) -> Option<Serves> {
         let socket = self.all.table().begin(*self.turn.borrow());
         socket.map(|socket| Serves { connection: self, socket: Some(socket) })
@@ -110,7 +110,7 @@ impl Drop for Connection {
     }
 }
 
-/// A request that is under way.
+/// A request that is being handled.
 #[derive(Debug)]
 pub(super) struct Serves {
     connection: Rc<Connection>,

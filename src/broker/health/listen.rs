@@ -1,9 +1,9 @@
-//! The address of the endpoints. It is bound before the broker starts, so that a broker that needs it can refuse to; if
-//! it is taken, one warning says so, and it is tried again by the supervisors' rules. Once bound it stays bound: an
-//! actor that follows another has the same socket.
+//! The address of the endpoints. It is bound before the broker starts, so that a broker that requires it can refuse
+//! to start. If the port is taken, one warning says so, and binding is retried with the supervisors' backoff. Once
+//! bound, the socket is kept: the next incarnation of the actor uses it.
 
 use super::access::Access;
-use crate::broker::supervisor::{Place, Tree, elapsed, random};
+use crate::broker::supervisor::{NodeId, Tree, elapsed, random};
 use crate::config::{ConfigError, HealthServer, Loaded};
 use crate::routing::restart::{Decision, Limits, Restart, Restarts};
 use std::cell::RefCell;
@@ -12,10 +12,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Why there can be no endpoints, and so no broker.
+/// Why the endpoints, and so the broker, cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// There is to be a token, and there is none.
+    /// The token file cannot be used.
     #[error("{0}")]
     Token(#[from] ConfigError),
     /// The address cannot be bound, and `health_server.required` is set.
@@ -23,12 +23,12 @@ pub enum HealthError {
     Listen {
         /// Host and port.
         address: String,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// What is known of the endpoints before they run.
+/// The endpoints before they run.
 pub(in crate::broker) struct Endpoints {
     pub(super) config: HealthServer,
     pub(in crate::broker) access: Arc<Access>,
@@ -40,10 +40,10 @@ impl Endpoints {
     ///
     /// # Errors
     ///
-    /// If there is no token and should be; if the address is taken, and the endpoints are required.
+    /// If the token file cannot be used, or the address cannot be bound and the endpoints are required.
     pub(in crate::broker) fn new(loaded: &Loaded, inherited: Option<TcpListener>) -> Result<Endpoints, HealthError> {
         let config = &loaded.config.health_server;
-        // To go on without would open what was to be closed.
+        // Without the token the endpoints would be open to all users.
         let access = Access::new(config, loaded.health_token()?);
         let bound = inherited.map_or_else(|| bind(config), Ok).and_then(|listener| tell(listener, access.has_token()));
         let listener = match bound {
@@ -73,7 +73,7 @@ fn bind(config: &HealthServer) -> io::Result<TcpListener> {
     TcpListener::bind((config.host.as_str(), config.port))
 }
 
-/// Says where it listens.
+/// Logs the address.
 fn tell(listener: TcpListener, has_token: bool) -> io::Result<TcpListener> {
     let address = listener.local_addr()?;
     log::info!("health endpoint listening address={address}");
@@ -83,30 +83,30 @@ fn tell(listener: TcpListener, has_token: bool) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// The socket of all actors that follow each other, on their thread.
+/// The socket, shared by all incarnations of the actor on their thread.
 pub(super) struct Socket {
     config: HealthServer,
     listener: RefCell<io::Result<TcpListener>>,
     back_off: RefCell<Restarts>,
     clock: Instant,
     tree: Arc<Tree>,
-    place: Place,
+    node: NodeId,
 }
 
 impl Socket {
-    /// A socket that is bound, or was tried to be.
+    /// The result of the last attempt to bind.
     pub(super) fn new(
         config: HealthServer,
         listener: io::Result<TcpListener>,
         limits: Limits,
         tree: Arc<Tree>,
-        place: Place,
+        node: NodeId,
     ) -> Socket {
         let back_off = RefCell::new(Restarts::new(Restart::Permanent, limits));
-        Socket { config, listener: RefCell::new(listener), back_off, clock: Instant::now(), tree, place }
+        Socket { config, listener: RefCell::new(listener), back_off, clock: Instant::now(), tree, node }
     }
 
-    /// The listening socket, as soon as there is one.
+    /// The listening socket, as soon as it is bound.
     ///
     /// # Errors
     ///
@@ -117,19 +117,19 @@ impl Socket {
                 Ok(listener) => return listener.try_clone(),
                 Err(error) => error.to_string(),
             };
-            self.tree.failed(self.place, &format!("cannot listen on {}: {reason}", address(&self.config)));
+            self.tree.failed(self.node, &format!("cannot listen on {}: {reason}", address(&self.config)));
             let decision = self.back_off.borrow_mut().ended(true, elapsed(self.clock), random());
-            // It is never given up.
+            // There is no restart limit.
             let Decision::Restart { attempt, delay, .. } = decision else { return Err(io::Error::other(reason)) };
             let delay = Duration::from_nanos(delay);
             let ms = delay.as_millis();
             log::debug!("cannot bind health endpoint, will retry reason={reason:?} attempt={attempt} delay_ms={ms}");
-            self.tree.waits(self.place, delay);
+            self.tree.restarts_in(self.node, delay);
             tokio::time::sleep(delay).await;
             let has_token = !self.config.token_file.is_empty();
             let bound = bind(&self.config).and_then(|listener| tell(listener, has_token));
             if bound.is_ok() {
-                self.tree.runs(self.place);
+                self.tree.running(self.node);
             }
             *self.listener.borrow_mut() = bound;
         }

@@ -1,42 +1,42 @@
-//! `HealthActor`: people, probes and Prometheus see over HTTP how the broker is.
+//! `HealthActor`: the HTTP endpoints for operators, probes and Prometheus.
 //!
-//! It lives on a thread of its own, under a supervisor of its own, outside the tree that it tells of: it answers while
-//! the rest is started again, while it drains, and while the router hangs. It only reads: what the supervisors and the
-//! watchdog publish, and one cached answer of the router.
+//! It lives on its own thread, under its own supervisor, outside the tree that it reports: it responds while actors
+//! are restarted, while the broker drains, and while the router is stuck. It only reads: the state that supervisors
+//! and the watchdog publish, and one cached reply of the router.
 //!
 //! | file | idea |
 //! |---|---|
-//! | `listen` | the address: bound before the broker starts, and tried again if it is taken |
-//! | `access` | who may read |
-//! | `pages` | what is answered to which path |
-//! | `page` | the status page, which a browser shows |
-//! | `stream` | what happens, as it happens, and a snapshot a second |
-//! | `survey` | what is known of the router, without a burden on it |
-//! | `connections` | who gives way when too many are connected |
-//! | `facts` | where the facts come from |
-//! | `judge` | live, ready, healthy: what is made of the facts |
-//! | `figures` | the facts as metrics |
-//! | `process` | what the kernel knows of this process |
+//! | `listen` | the address: bound before the broker starts, and retried if it is taken |
+//! | `access` | access control: Host header and token |
+//! | `pages` | the paths and their responses |
+//! | `page` | the status page for browsers |
+//! | `stream` | `/events`: events of the broker, and a snapshot a second |
+//! | `probe` | the state of the router, with a bounded load on it |
+//! | `connections` | the limit of HTTP connections |
+//! | `snapshot` | the state of the broker at one moment |
+//! | `readiness` | liveness, readiness and health of a snapshot |
+//! | `prometheus` | a snapshot as metrics |
+//! | `process` | the kernel's data about this process |
 
 mod access;
 mod connections;
-mod facts;
-mod figures;
-mod judge;
 mod listen;
 mod page;
 mod pages;
+mod probe;
 mod process;
+mod prometheus;
+mod readiness;
+mod snapshot;
 mod stream;
-mod survey;
 
 pub(super) use access::Access;
-pub(super) use judge::Facts;
 pub(super) use listen::Endpoints;
 pub use listen::HealthError;
+pub(super) use snapshot::Snapshot;
 
 use super::connection::Broker;
-use super::events::Newsroom;
+use super::events::EventBus;
 use super::fault;
 use super::supervisor::{self, Child, Exit, Stop, supervise};
 use super::threads::{Refused, arbiter};
@@ -54,18 +54,18 @@ use std::time::Duration;
 use stream::Streams;
 use tokio::sync::oneshot;
 
-/// Nothing is sent to it but `Stop`.
+/// It receives only `Stop`.
 const MAILBOX: usize = 4;
 /// How long it may take to stop.
 const STOP: Duration = Duration::from_secs(1);
-/// The shortest first delay: a port that is taken stays so for a while.
+/// The shortest first delay: a taken port is rarely free at once.
 const FIRST_DELAY: u64 = 100_000_000;
-/// How long streams may take to send their last words.
+/// How long streams may take to send their last event.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long the summary in the log waits for the router.
 const SUMMARY: Duration = Duration::from_secs(1);
 
-/// The signs of life of the endpoints' two threads.
+/// The heartbeats of the endpoints' two threads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulses {
     actor: Arc<Pulse>,
@@ -73,9 +73,9 @@ pub(super) struct Pulses {
 }
 
 impl Pulses {
-    /// The watch over both.
+    /// Both, for the watchdog.
     pub(super) fn watched(&self) -> [Watched; 2] {
-        [self.actor.clone().watched_beside("health"), self.http.clone().watched_beside("http")]
+        [self.actor.clone().watched_non_vital("health"), self.http.clone().watched_non_vital("http")]
     }
 }
 
@@ -101,7 +101,7 @@ impl HealthActor {
             }
         };
         self.server = Some(server.handle());
-        // Not within this actor: it must be there to hear that it is to stop, also after a panic here.
+        // Outside of this actor, so that the server outlives a panic here and hears `Stop`.
         let served = actix::spawn(server);
         ctx.spawn(served.into_actor(self).map(|served, this, ctx| {
             let why = match served {
@@ -116,12 +116,12 @@ impl HealthActor {
 
     fn summarize(&mut self, ctx: &mut Context<Self>) {
         let pages = self.pages.clone();
-        let look = async move { pages.glance(SUMMARY).await };
-        ctx.spawn(look.into_actor(self).map(|(facts, seen), this, _| {
-            let Some(seen) = seen.filter(|_| facts.answers) else { return };
-            let restarts = facts.actors.iter().map(|actor| actor.restarts).sum();
+        let look = async move { pages.query_brief(SUMMARY).await };
+        ctx.spawn(look.into_actor(self).map(|(snapshot, seen), this, _| {
+            let Some(seen) = seen.filter(|_| snapshot.router_responds) else { return };
+            let restarts = snapshot.actors.iter().map(|actor| actor.restarts).sum();
             let report = &seen.surveyed.report;
-            if let Some(line) = figures::summary(report, facts.connections, restarts, &mut this.summary) {
+            if let Some(line) = prometheus::summary(report, snapshot.connections, restarts, &mut this.summary) {
                 log::info!("metrics {line}");
             }
         }));
@@ -154,7 +154,7 @@ impl Handler<Stop> for HealthActor {
 impl Drop for HealthActor {
     fn drop(&mut self) {
         if let Some(server) = &self.server {
-            // It is told at once; nobody waits for it to have stopped.
+            // The server stops in the background.
             drop(server.stop(false));
         }
     }
@@ -169,27 +169,27 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Starts them, on a thread of their own.
+    /// Starts them on a new thread.
     ///
     /// # Errors
     ///
-    /// If there can be no thread.
+    /// If the thread cannot be created.
     pub(super) fn start(
         endpoints: Endpoints,
         broker: Arc<Broker>,
         pulses: Pulses,
-        newsroom: Newsroom,
+        bus: EventBus,
     ) -> Result<Health, Refused> {
         let arbiter = arbiter("the thread of the health endpoints")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
-        // Supervised by nobody else, and never given up.
-        let place = broker.tree.add("health", "health", None);
-        let streams = Streams::new(newsroom, broker.config().health_server.max_streams);
+        // Outside the tree's supervisors, and without a restart limit.
+        let node = broker.tree.add("health", "health", None);
+        let streams = Streams::new(bus, broker.config().health_server.max_streams);
         let streamed = streams.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config().restart);
-            // It is never given up: nobody stands above it, and the broker works without it.
+            // No restart limit: no supervisor is above it, and the broker works without it.
             let initial_delay = limits.initial_delay.max(FIRST_DELAY);
             let limits = Limits {
                 initial_delay,
@@ -198,9 +198,9 @@ impl Health {
                 ..limits
             };
             let Endpoints { listener, config, .. } = endpoints;
-            let (surveyor, asks) = survey::surveyor(broker.router.clone());
-            let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), place));
-            let pages = Arc::new(Pages::new(broker.clone(), surveyor, streamed));
+            let (probe, asks) = probe::start(broker.router.clone());
+            let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), node));
+            let pages = Arc::new(Pages::new(broker.clone(), probe, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
             actix::spawn(stream::take_snapshots(pages.clone()));
@@ -212,7 +212,7 @@ impl Health {
                     mailbox: MAILBOX,
                     stop_within: STOP,
                     tree: &broker.tree,
-                    place,
+                    node,
                     hurry: None,
                 };
                 let factory = |exit| HealthActor {
@@ -227,16 +227,16 @@ impl Health {
                     let _ = stopped.await;
                 };
                 supervise(&child, || "-".to_owned(), until, factory).await;
-                // Whoever waits may have given up.
+                // The receiver may have timed out.
                 let _ = ends.send(());
             });
         });
         Ok(Health { arbiter, stop, ended, streams })
     }
 
-    /// Stops them, the last of all.
+    /// Stops them, after all other actors.
     pub(super) async fn stop(self) {
-        // They were told to end when the broker began to; who reads is not to miss the last word.
+        // The streams end when draining begins; let them send their last event.
         let _ = tokio::time::timeout(LAST_WORDS, self.streams.ended()).await;
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(STOP, self.ended).await;

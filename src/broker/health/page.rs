@@ -1,14 +1,14 @@
-//! `/`: the status page. It is three texts that are part of the program, and the same for everybody: what it shows it
-//! gets from `/events`, with the token that stands behind `#` in its address, which browsers send to nobody.
+//! `/`: the status page: three static files, built into the program. The page reads `/events` with the token that
+//! follows `#` in its address, which browsers do not send.
 //!
-//! It may load its own style and script and ask its own origin; nothing else, and it may not be embedded.
+//! It may load its own style and script and connect to its own origin; it must not be embedded.
 
 use actix_web::HttpResponse;
 use actix_web::http::header;
 
 const INDEX: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
-/// One idea a file, in the order in which they need each other.
+/// One idea per file, in the order of their dependencies.
 const SCRIPT: &str = concat!(
     include_str!("page/text.js"),
     include_str!("page/charts.js"),
@@ -25,12 +25,12 @@ pub(super) async fn index() -> HttpResponse {
     answer("text/html; charset=utf-8", INDEX)
 }
 
-/// How it looks.
+/// Its style sheet.
 pub(super) async fn style() -> HttpResponse {
     answer("text/css; charset=utf-8", STYLE)
 }
 
-/// What it does.
+/// Its script.
 pub(super) async fn script() -> HttpResponse {
     answer("text/javascript; charset=utf-8", SCRIPT)
 }
@@ -54,7 +54,7 @@ mod tests {
         assert!(INDEX.contains(r#"<link rel="stylesheet" href="style.css">"#));
         assert!(INDEX.contains(r#"<script src="script.js" defer></script>"#) && INDEX.matches("<script").count() == 1);
         assert!(!INDEX.split('<').any(|tag| tag.contains(" on")), "a handler in the page");
-        // Foreign text is text, and nothing is compiled.
+        // Foreign text is set as text, and nothing is compiled.
         for forbidden in
             ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", ".style"]
         {

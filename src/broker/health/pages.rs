@@ -1,26 +1,27 @@
-//! What is answered to which path.
+//! The paths and their responses.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `/live` | 503 when a thread does not turn; asks nobody |
+//! | `/live` | 503 when a thread is stuck; needs no other thread |
 //! | `/ready` | 503 with the reasons while work should not be sent here |
-//! | `/health` | how each part is; 503 if the broker is unhealthy |
+//! | `/health` | the condition of each part; 503 if the broker is unhealthy |
 //! | `/api/status` | the report of `lapce-ipc status --json` |
-//! | `/metrics` | for Prometheus |
-//! | `/events` | a stream of what happens, and of the status (`stream`) |
-//! | `/` | the page that shows it (`page`) |
+//! | `/metrics` | the metrics for Prometheus |
+//! | `/events` | a stream of events and snapshots (`stream`) |
+//! | `/` | the status page (`page`) |
 //!
-//! All take GET and HEAD, and no body. Nothing is cached, nothing may be embedded or read by pages of others.
+//! All take GET and HEAD without a body. Responses must not be cached, embedded or read by other origins.
 
 use super::super::threads::can_start;
 use super::access::Refusal;
 use super::connections::{Connection, Connections};
-use super::figures;
-use super::judge::{Condition, Facts};
 use super::page;
+use super::probe::{LastReply, RouterProbe};
 use super::process::Usage;
+use super::prometheus;
+use super::readiness::Condition;
+use super::snapshot::Snapshot;
 use super::stream::{self, Streams};
-use super::survey::{Seen, Surveyor};
 use crate::broker::connection::{Broker, Phase};
 use crate::broker::fault;
 use crate::broker::report;
@@ -44,63 +45,66 @@ use tokio::sync::watch;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// Connections beyond the most, while those that give way are being put away.
+/// Connections beyond the limit, while idle ones are being closed.
 const GIVING_WAY: usize = 16;
 /// How long a client may take to close.
 const DISCONNECT: Duration = Duration::from_secs(1);
-/// How long a reader waits for the router; a probe's own patience is often a second.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a reader waits for the router; a probe's own timeout is often a second.
+pub(super) const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What the pages tell of.
+/// The shared state of all handlers.
 pub(super) struct Pages {
     broker: Arc<Broker>,
-    surveyor: Surveyor,
+    probe: RouterProbe,
     pub(super) streams: Streams,
     /// When the broker started, in seconds since the epoch.
     started: f64,
 }
 
 impl Pages {
-    pub(super) fn new(broker: Arc<Broker>, surveyor: Surveyor, streams: Streams) -> Pages {
+    pub(super) fn new(broker: Arc<Broker>, probe: RouterProbe, streams: Streams) -> Pages {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
-        Pages { broker, surveyor, streams, started }
+        Pages { broker, probe, streams, started }
     }
 
     pub(super) fn metrics(&self) -> Metrics {
         self.broker.config().metrics.clone()
     }
 
-    /// Whether the process should go on.
+    /// Whether no thread is stuck.
     fn is_live(&self) -> bool {
         self.broker.late.load(Ordering::Relaxed) == 0
     }
 
-    /// What is known now; the router is waited for so long.
-    pub(super) async fn facts(&self, patience: Duration) -> (Facts, Option<Seen>) {
-        self.facts_of(self.surveyor.look(patience)).await
+    /// A snapshot; waits for the router for `timeout` at most.
+    pub(super) async fn snapshot(&self, timeout: Duration) -> (Snapshot, Option<LastReply>) {
+        self.snapshot_of(self.probe.query(timeout)).await
     }
 
     /// The same, perhaps without the list of connections.
-    pub(super) async fn glance(&self, patience: Duration) -> (Facts, Option<Seen>) {
-        self.facts_of(self.surveyor.glance(patience)).await
+    pub(super) async fn query_brief(&self, timeout: Duration) -> (Snapshot, Option<LastReply>) {
+        self.snapshot_of(self.probe.query_brief(timeout)).await
     }
 
-    async fn facts_of(&self, look: impl Future<Output = (Option<Seen>, bool)>) -> (Facts, Option<Seen>) {
-        // Who hangs is not asked.
-        let (seen, answers) = if self.is_live() { look.await } else { (self.surveyor.last(), false) };
-        let facts = Facts::of(&self.broker, seen.as_ref(), answers);
-        (facts, seen)
+    async fn snapshot_of(
+        &self,
+        look: impl Future<Output = (Option<LastReply>, bool)>,
+    ) -> (Snapshot, Option<LastReply>) {
+        // A stuck router is not probed.
+        let (seen, router_responds) = if self.is_live() { look.await } else { (self.probe.last(), false) };
+        let snapshot = Snapshot::of(&self.broker, seen.as_ref(), router_responds);
+        (snapshot, seen)
     }
 
-    /// The broker's status, with what the router said last.
-    pub(super) fn status(&self, seen: &Seen) -> serde_json::Value {
+    /// The broker's status, with the last reply of the router.
+    pub(super) fn status(&self, seen: &LastReply) -> serde_json::Value {
         let mut told = seen.surveyed.report.clone();
         report::complete(&mut told, &self.broker);
         report::status_json(&told, &seen.surveyed.breakers)
     }
 
-    /// Where the broker is in its life.
+    /// The phase of the broker's life.
     pub(super) fn phase(&self) -> watch::Receiver<Phase> {
         self.broker.phase.clone()
     }
@@ -130,7 +134,7 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>
             .service(page("/script.js", page::script))
             .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "not found\n") }))
     };
-    // One that accepts, one that serves: the library panics without them.
+    // One acceptor and one worker: the library panics without them.
     can_start(2).map_err(|error| io::Error::other(format!("cannot start the threads of HTTP: {error}")))?;
     let server = HttpServer::new(app)
         .workers(1)
@@ -142,7 +146,7 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>
         .client_disconnect_timeout(DISCONNECT)
         .on_connect(move |connection, data| {
             let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() else { return };
-            // A client that does not read its answer is the kernel's to end; the library would wait for ever.
+            // The kernel closes a connection whose client does not read; the library would wait without limit.
             if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
                 log::debug!("cannot limit the time of a health connection reason={error:?}");
             }
@@ -168,18 +172,18 @@ where
             .content_type(header::ContentType::plaintext())
             .body("only GET and HEAD are allowed\n")
     };
-    // `App::route` would answer 404 to HEAD.
+    // `App::route` would return 404 for HEAD.
     web::resource(path).get(handler.clone()).route(web::head().to(handler)).default_service(web::to(other))
 }
 
-/// Before and after every answer: who may read, and what whoever shows it may do with it.
+/// Middleware: access control before the handler, security headers after it.
 async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
     fault::point("health.asked", 0);
     let _serves = request.conn_data::<Rc<Connection>>().cloned().and_then(Connection::serves);
     let mut response = match refusal(&request) {
         Some(refusal) => {
-            // As long as somebody has the body, the library closes the connection after the answer; otherwise it would
-            // wait for the end of a chunked one, for ever.
+            // While a clone of the body exists, the library closes the connection after the response; otherwise it
+            // would wait for the end of a chunked one, without limit.
             let body = request.take_payload();
             actix_web::rt::spawn(async move {
                 tokio::time::sleep(DISCONNECT).await;
@@ -189,7 +193,7 @@ async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<Servi
         }
         None => next.call(request).await?,
     };
-    // The page says itself what it needs.
+    // The page sets its own policy.
     let has_policy = response.headers().contains_key(header::CONTENT_SECURITY_POLICY);
     let policy = (!has_policy).then_some((header::CONTENT_SECURITY_POLICY, "default-src 'none'"));
     for (name, value) in policy.into_iter().chain([
@@ -202,12 +206,12 @@ async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<Servi
     Ok(response)
 }
 
-/// The answer to a request that is not to be answered.
+/// The response to a refused request.
 fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     let headers = request.headers();
     let has_body = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     if has_body || headers.contains_key(header::TRANSFER_ENCODING) {
-        // Nobody reads it, so what follows on this connection could not be told from it.
+        // The body is not read, so the next request on this connection could not be delimited.
         return Some(
             HttpResponse::PayloadTooLarge()
                 .force_close()
@@ -215,7 +219,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
                 .body("request bodies are not accepted\n"),
         );
     }
-    // What is no text is no host of ours.
+    // A Host header that is not text is not allowed.
     let named = headers.get_all(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let hosts: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
     let pages = request.app_data::<web::Data<Pages>>()?;
@@ -251,18 +255,18 @@ async fn live(pages: web::Data<Pages>) -> HttpResponse {
 }
 
 async fn ready(pages: web::Data<Pages>) -> HttpResponse {
-    let reasons = pages.glance(PATIENCE).await.0.unready();
+    let reasons = pages.query_brief(TIMEOUT).await.0.unready();
     json(reasons.is_empty(), &serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons }))
 }
 
 async fn health(pages: web::Data<Pages>) -> HttpResponse {
-    let health = pages.glance(PATIENCE).await.0.judge();
+    let health = pages.query_brief(TIMEOUT).await.0.evaluate();
     json(health.status != Condition::Unhealthy, &health)
 }
 
 async fn status(pages: web::Data<Pages>) -> HttpResponse {
-    let (facts, seen) = pages.facts(PATIENCE).await;
-    let Some(seen) = seen.filter(|_| facts.answers) else {
+    let (snapshot, seen) = pages.snapshot(TIMEOUT).await;
+    let Some(seen) = seen.filter(|_| snapshot.router_responds) else {
         return json(false, &serde_json::json!({ "error": "the router does not respond" }));
     };
     json(true, &pages.status(&seen))
@@ -272,9 +276,9 @@ async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
     if !pages.metrics().enable {
         return text(StatusCode::NOT_FOUND, "metrics are disabled (metrics.enable)\n");
     }
-    // A router that does not answer is told of with its last figures: that is when people look.
-    let (facts, seen) = pages.glance(PATIENCE).await;
-    match figures::figures(&facts, seen.as_ref(), Usage::read(), pages.started).render() {
+    // If the router does not respond, its last metrics are shown: that is when they are needed.
+    let (snapshot, seen) = pages.query_brief(TIMEOUT).await;
+    match prometheus::samples(&snapshot, seen.as_ref(), Usage::read(), pages.started).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {
             log::error!("cannot encode metrics reason={:?}", error.to_string());

@@ -1,11 +1,11 @@
-//! What the kernel knows of this process, as far as it is cheap to read.
+//! The kernel's data about this process, as far as it is cheap to read.
 
 use crate::broker::limits;
 use crate::metrics::memory::Memory;
 use rustix::param::clock_ticks_per_second;
 use std::fs;
 
-/// The figures of a process.
+/// CPU, memory, threads and descriptors of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
@@ -13,7 +13,7 @@ pub(super) struct Usage {
     pub(super) threads: f64,
     pub(super) descriptors: f64,
     pub(super) descriptors_limit: f64,
-    /// By the project's definition, if the kernel says all of it.
+    /// Resident memory and page tables, if the kernel reports both.
     pub(super) memory: Option<Memory>,
 }
 
@@ -29,11 +29,10 @@ impl Usage {
     }
 }
 
-/// Descriptors that are open. Since Linux 6.2 they are the folder's size; to list it takes some milliseconds for
-/// thousands.
+/// Open descriptors. Since Linux 6.2 the folder's size is their number; listing thousands takes milliseconds.
 fn descriptors() -> Option<u64> {
     match fs::metadata("/proc/self/fd").ok()?.len() {
-        // The one that reads the folder is among them.
+        // Without the descriptor that reads the folder.
         0 => Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as u64),
         counted => Some(counted),
     }

@@ -1,21 +1,21 @@
-//! `/events`: server-sent events, for the status page and for whoever wants to watch with `curl -N`.
+//! `/events`: server-sent events, for the status page and for `curl -N`.
 //!
 //! | event | data |
 //! |---|---|
-//! | `snapshot` | once a second: health, status, the process; with the router's last figures if it hangs |
-//! | `news` | what the broker publishes below `$sys.`, as it happens: `topic`, `data` |
-//! | `lost` | `count` news did not reach this reader: it is too slow, or too much happened at once |
-//! | `end` | the last one: the broker is shutting down |
+//! | `snapshot` | once a second: health, status, the process; with the router's last reply if it is stuck |
+//! | `event` | an event that the broker publishes below `$sys.`: `topic`, `data` |
+//! | `lost` | `count` events were lost: this reader is too slow, or there were too many at once |
+//! | `end` | the last event: the broker is shutting down |
 //!
-//! One snapshot is taken for all who follow, and none when nobody does. Streams are limited, so that they leave the
-//! server's connections to the probes; and since a stream has no queue of its own but a place in that of all, a reader
-//! that is slow costs the others nothing.
+//! One snapshot serves all streams, and none is taken without streams. Their number is limited, so that connections
+//! are left for probes. A stream has no queue of its own but a position in the shared one, so a slow reader costs the
+//! others nothing.
 
-use super::pages::{PATIENCE, Pages, text};
+use super::pages::{Pages, TIMEOUT, text};
+use super::probe::LastReply;
 use super::process::Usage;
-use super::survey::Seen;
 use crate::broker::connection::Phase;
-use crate::broker::events::{Follower, News, Newsroom, Told};
+use crate::broker::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
 use crate::broker::report::ms_since;
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::http::{Method, StatusCode};
@@ -34,26 +34,26 @@ use tokio::time::MissedTickBehavior;
 const EVERY: Duration = Duration::from_secs(1);
 const CONTENT_TYPE: &str = "text/event-stream";
 
-/// What all streams share. Clones are the same.
+/// The state shared by all streams. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Streams {
-    newsroom: Newsroom,
-    /// The last snapshot, as it is sent; `None` if nobody has followed lately.
+    bus: EventBus,
+    /// The last snapshot, encoded; `None` without streams.
     snapshot: watch::Sender<Option<Bytes>>,
-    /// Somebody has begun to follow.
-    wanted: Arc<Notify>,
+    /// A stream has begun.
+    demand: Arc<Notify>,
     permits: Arc<Semaphore>,
     max: u32,
 }
 
 impl Streams {
-    pub(super) fn new(newsroom: Newsroom, max: u32) -> Streams {
-        let (snapshot, wanted, permits) =
+    pub(super) fn new(bus: EventBus, max: u32) -> Streams {
+        let (snapshot, demand, permits) =
             (watch::Sender::new(None), Arc::new(Notify::new()), Arc::new(Semaphore::new(max as usize)));
-        Streams { newsroom, snapshot, wanted, permits, max }
+        Streams { bus, snapshot, demand, permits, max }
     }
 
-    /// Waits until nobody follows.
+    /// Waits until all streams have ended.
     pub(super) async fn ended(&self) {
         let _ = self.permits.acquire_many(self.max).await;
     }
@@ -62,18 +62,18 @@ impl Streams {
         (self.max as usize).saturating_sub(self.permits.available_permits()) as u64
     }
 
-    /// `None` if as many follow as may.
+    /// `None` at the limit of streams.
     fn begin(&self, phase: watch::Receiver<Phase>) -> Option<Stream> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
-        let (follower, mut snapshots) = (self.newsroom.follow(), self.snapshot.subscribe());
-        // The one that is there is news to whoever comes.
+        let (follower, mut snapshots) = (self.bus.subscribe(), self.snapshot.subscribe());
+        // The present snapshot is sent first.
         snapshots.mark_changed();
-        self.wanted.notify_one();
+        self.demand.notify_one();
         Some(Stream { follower, snapshots, phase, _permit: permit, has_ended: false })
     }
 }
 
-/// Takes a snapshot a second for as long as anybody follows.
+/// Takes a snapshot a second while there are streams.
 pub(super) async fn take_snapshots(pages: Arc<Pages>) {
     let streams = &pages.streams;
     let mut last = None;
@@ -81,10 +81,10 @@ pub(super) async fn take_snapshots(pages: Arc<Pages>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while streams.snapshot.receiver_count() == 0 {
-            // It would be an old one to whoever comes next.
+            // It would be outdated for the next stream.
             streams.snapshot.send_replace(None);
             last = None;
-            streams.wanted.notified().await;
+            streams.demand.notified().await;
             tick.reset_immediately();
         }
         tick.tick().await;
@@ -93,13 +93,13 @@ pub(super) async fn take_snapshots(pages: Arc<Pages>) {
     }
 }
 
-/// Everything that is known now. If the router does not respond, with the `last` that it said to such a question.
-async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
-    let (facts, seen) = pages.facts(PATIENCE).await;
-    if facts.answers || last.is_none() {
+/// The state now; if the router does not respond, with the `last` full reply.
+async fn take(pages: &Pages, last: &mut Option<LastReply>) -> Value {
+    let (snapshot, seen) = pages.snapshot(TIMEOUT).await;
+    if snapshot.router_responds || last.is_none() {
         last.clone_from(&seen);
     }
-    let answered_ms_ago = last.as_ref().map(|seen| ms_since(seen.at));
+    let heartbeat_age_ms = last.as_ref().map(|seen| ms_since(seen.at));
     let process = Usage::read().map(|usage| {
         json!({
             "memory_bytes": usage.memory.map(|memory| memory.rss),
@@ -110,19 +110,19 @@ async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
         })
     });
     json!({
-        "answers": facts.answers,
-        "answered_ms_ago": answered_ms_ago,
+        "router_responds": snapshot.router_responds,
+        "router_heartbeat_age_ms": heartbeat_age_ms,
         // When the router counted, by the broker's clock: rates are differences of counters over differences of this.
-        "counted_at_ms": answered_ms_ago.map(|ago| facts.uptime_ms.saturating_sub(ago)),
-        "threads_late": facts.late,
-        "health": facts.judge(),
+        "counted_at_ms": heartbeat_age_ms.map(|ago| snapshot.uptime_ms.saturating_sub(ago)),
+        "threads_late": snapshot.late,
+        "health": snapshot.evaluate(),
         "status": last.as_ref().map(|seen| pages.status(seen)),
         "process": process,
         "streams": { "now": pages.streams.now(), "limit": pages.streams.max },
     })
 }
 
-/// The answer to `/events`.
+/// The handler of `/events`.
 pub(super) async fn events(request: HttpRequest, pages: web::Data<Pages>) -> HttpResponse {
     if request.method() == Method::HEAD {
         return HttpResponse::Ok().content_type(CONTENT_TYPE).finish();
@@ -140,9 +140,9 @@ pub(super) async fn events(request: HttpRequest, pages: web::Data<Pages>) -> Htt
     }
 }
 
-/// One who follows.
+/// One stream.
 struct Stream {
-    follower: Follower,
+    follower: EventSubscriber,
     snapshots: watch::Receiver<Option<Bytes>>,
     phase: watch::Receiver<Phase>,
     _permit: OwnedSemaphorePermit,
@@ -152,7 +152,7 @@ struct Stream {
 type Turn = Pin<Box<dyn Future<Output = Option<(Bytes, Stream)>>>>;
 
 impl Stream {
-    /// The next event, and the stream to go on with.
+    /// The next event, and the stream to continue with.
     fn turn(mut self) -> Turn {
         Box::pin(async move {
             let event = self.next().await?;
@@ -167,11 +167,11 @@ impl Stream {
         tokio::select! {
             biased;
             _ = self.phase.wait_for(Phase::is_ending) => {}
-            // At most one a second: before the news, of which there may be very many.
+            // At most one a second, before the events, of which there may be many.
             Some(snapshot) = next(&mut self.snapshots) => return Some(snapshot),
             Some(told) = self.follower.next() => return Some(match told {
-                Told::News(news) => of_news(&news),
-                Told::Lost(count) => event("lost", &json!({ "count": count })),
+                BusItem::Event(news) => system_event(&news),
+                BusItem::Lost(count) => event("lost", &json!({ "count": count })),
             }),
             else => {}
         }
@@ -180,7 +180,7 @@ impl Stream {
     }
 }
 
-/// A stream as the body of an answer. It is asked for more only when what it gave is sent, or nearly.
+/// A stream as a response body. It is polled for more only when its last event is sent, or nearly.
 struct Body(Turn);
 
 impl MessageBody for Body {
@@ -200,7 +200,7 @@ impl MessageBody for Body {
     }
 }
 
-/// The next snapshot; `None` if there will be none.
+/// The next snapshot; `None` at the end.
 async fn next(snapshots: &mut watch::Receiver<Option<Bytes>>) -> Option<Bytes> {
     loop {
         snapshots.changed().await.ok()?;
@@ -211,13 +211,13 @@ async fn next(snapshots: &mut watch::Receiver<Option<Bytes>>) -> Option<Bytes> {
     }
 }
 
-fn of_news(news: &News) -> Bytes {
+fn system_event(news: &SystemEvent) -> Bytes {
     // It is JSON, unless it was too long for one record.
     let data = serde_json::from_str(&news.text).unwrap_or_else(|_| Value::from(news.text.as_str()));
-    event("news", &json!({ "topic": news.topic, "data": data }))
+    event("event", &json!({ "topic": news.topic, "data": data }))
 }
 
-/// An event as it is sent. JSON has no ends of lines that are not escaped.
+/// Encodes an event. JSON contains no unescaped line ends.
 fn event(name: &str, data: &Value) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
 }
@@ -227,13 +227,13 @@ mod tests {
     use super::*;
 
     fn news(text: &str) -> String {
-        let news = News { topic: "$sys.a".to_owned(), text: text.to_owned() };
-        String::from_utf8(of_news(&news).to_vec()).unwrap()
+        let news = SystemEvent { topic: "$sys.a".to_owned(), text: text.to_owned() };
+        String::from_utf8(system_event(&news).to_vec()).unwrap()
     }
 
     #[test]
     fn an_event_is_two_lines_whatever_is_in_it() {
-        assert_eq!(news(r#"{"a":1}"#), "event: news\ndata: {\"data\":{\"a\":1},\"topic\":\"$sys.a\"}\n\n");
+        assert_eq!(news(r#"{"a":1}"#), "event: event\ndata: {\"data\":{\"a\":1},\"topic\":\"$sys.a\"}\n\n");
         let cut = news("{\"a\":\"b\n\nevent: end\ndata: ");
         assert_eq!(cut.lines().count(), 3, "{cut}");
         assert!(cut.contains(r#""data":"{\"a\":\"b\n\nevent: end\ndata: ""#), "{cut}");

@@ -127,7 +127,7 @@ impl RouterState {
         let now = self.now;
         self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
         for key in &keys {
-            self.schedule.cools(*key);
+            self.schedule.mark_cold(*key);
             self.schedule.wake(*key);
             self.outlets.touch(*key);
             self.unpark(*key);

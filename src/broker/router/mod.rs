@@ -51,7 +51,7 @@ pub(crate) use timings::{RouterFigures, ServiceFigures};
 
 use crate::broker::fault;
 use crate::broker::supervisor::Stop;
-use crate::shm::doorbell::{BrokerBells, OwnBell};
+use crate::shm::doorbell::{BrokerBells, RouterWaker};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
 use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
@@ -159,7 +159,7 @@ pub(crate) struct Surveyed {
 #[derive(Clone)]
 pub(crate) struct RouterHandle {
     address: watch::Receiver<Option<Addr<ShmRouter>>>,
-    bell: Arc<OwnBell>,
+    bell: Arc<RouterWaker>,
 }
 
 /// There will be no router any more.
@@ -169,7 +169,7 @@ pub(crate) struct RouterGone;
 
 impl RouterHandle {
     /// A handle to whichever router is in `address`; `None` while there is none, closed when there will be none.
-    pub(crate) fn new(address: watch::Receiver<Option<Addr<ShmRouter>>>, bell: OwnBell) -> RouterHandle {
+    pub(crate) fn new(address: watch::Receiver<Option<Addr<ShmRouter>>>, bell: RouterWaker) -> RouterHandle {
         RouterHandle { address, bell: Arc::new(bell) }
     }
 

@@ -74,7 +74,7 @@ impl RouterState {
         let mut at = 0;
         while let Some(&key) = self.schedule.quiet().get(at) {
             let Some(inlet) = self.inlets[key as usize].as_deref_mut() else {
-                self.schedule.cools(key);
+                self.schedule.mark_cold(key);
                 continue;
             };
             if inlet.has_something() {
@@ -89,7 +89,7 @@ impl RouterState {
 
     /// Stops polling `key`: arms its flag, then looks once more (R8).
     pub(super) fn cool(&mut self, key: u32) {
-        self.schedule.cools(key);
+        self.schedule.mark_cold(key);
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
         inlet.data.arm();
         if inlet.has_something() {

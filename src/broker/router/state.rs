@@ -17,7 +17,7 @@ use crate::routing::schedule::Schedule;
 use crate::routing::services::{ServiceId, Services};
 use crate::routing::topics::Topics;
 use crate::routing::wheel::Wheel;
-use crate::shm::doorbell::{BellBoard, LOOK, OwnBell};
+use crate::shm::doorbell::{BellBoard, LOOK, RouterWaker};
 use crate::shm::layout::RingName;
 use crate::sync::AtomicU64;
 use crate::wire::name::Name;
@@ -170,8 +170,8 @@ impl RouterState {
     /// # Errors
     ///
     /// If the system refuses a descriptor.
-    pub(crate) fn own_bell(&self) -> io::Result<OwnBell> {
-        self.board.own_bell()
+    pub(crate) fn router_waker(&self) -> io::Result<RouterWaker> {
+        self.board.router_waker()
     }
 
     #[inline]
@@ -281,12 +281,12 @@ impl RouterState {
         // All that the client has said of calls is said, so they are over, however long its publishes wait.
         let calls_end = inlet.ended && express == Lane::Dry;
         if express == Lane::More || bulk == Lane::More {
-            self.schedule.yields(key);
+            self.schedule.requeue(key);
         } else if inlet.ended && bulk == Lane::Dry {
-            self.schedule.cools(key);
+            self.schedule.mark_cold(key);
             let left = Doom { code: crate::wire::control::ClosingCode::Shutdown, reason: "client left".into() };
             self.outlets.doomed.push((key, left));
-        } else if let Some(coldest) = self.schedule.is_dry(key) {
+        } else if let Some(coldest) = self.schedule.mark_idle(key) {
             self.cool(coldest);
         }
         if calls_end {

@@ -24,7 +24,7 @@ mod tree;
 
 pub(super) use incarnation::{End, Exit, Stop, install_panic_hook};
 pub(super) use single::{Child, Outcome, supervise};
-pub(super) use tree::{Place, Restarted, Tree};
+pub(super) use tree::{NodeId, RecentRestarts, Tree};
 
 use crate::config;
 use crate::routing::group::{Action, Group, Strategy};
@@ -95,7 +95,7 @@ type Ended = (usize, End);
 /// The supervisor's end of a child.
 struct Held {
     spec: Spec,
-    place: Place,
+    node: NodeId,
     commands: mpsc::Sender<Command>,
     /// Wakes the child's thread, if that does not sleep in its runtime.
     wake: Box<dyn Fn()>,
@@ -139,8 +139,8 @@ impl Supervisor {
     pub(super) fn add(&mut self, spec: Spec, wake: impl Fn() + 'static) -> Seat {
         let number = self.group.add(spec.restart, spec.limits, 0);
         let (commands, orders) = mpsc::channel(4);
-        let place = self.tree.add(spec.name, self.name, Some(spec.limits));
-        self.children.push(Held { spec, place, commands, wake: Box::new(wake), last: End::Normal });
+        let node = self.tree.add(spec.name, self.name, Some(spec.limits));
+        self.children.push(Held { spec, node, commands, wake: Box::new(wake), last: End::Normal });
         Seat { number, spec, orders, ends: self.ends.0.clone() }
     }
 
@@ -194,7 +194,7 @@ impl Supervisor {
     fn order(&mut self, child: usize, command: Command) {
         let held = &self.children[child];
         match command {
-            Command::Start => self.tree.runs(held.place),
+            Command::Start => self.tree.running(held.node),
             Command::Stop => {}
         }
         // It has read what came before, and there is a seat for as long as it is not retired. If there is none, its
@@ -211,7 +211,7 @@ impl Supervisor {
         let now = self.now();
         let decision = self.group.ended(child, end.is_failure(), now, random());
         let held = &mut self.children[child];
-        let (name, place) = (held.spec.name, held.place);
+        let (name, node) = (held.spec.name, held.node);
         match decision {
             None => {
                 if end.is_failure() || end == End::Dropped {
@@ -220,12 +220,12 @@ impl Supervisor {
                 match self.group.due(child) {
                     Some(due) => {
                         let delay = Duration::from_nanos(due.saturating_sub(now));
-                        self.tree.restarts_with_sibling(place, delay);
+                        self.tree.restarts_with_sibling(node, delay);
                     }
-                    None => self.tree.stopped(place),
+                    None => self.tree.stopped(node),
                 }
             }
-            Some(decision) => tell(name, "-", &end, decision, self.group.period(child), &self.tree, place),
+            Some(decision) => report(name, "-", &end, decision, self.group.period(child), &self.tree, node),
         }
         held.last = end;
         if self.group.has_given_up() {
@@ -308,21 +308,21 @@ impl Seat {
 }
 
 /// Tells people what follows from an end: one line, and the status.
-fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, place: Place) {
+fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, node: NodeId) {
     let reason = end.reason();
     if end.is_failure() {
-        tree.failed(place, &reason);
+        tree.failed(node, &reason);
     }
     match decision {
         Decision::Restart { attempt, limit, delay } => {
             let delay = Duration::from_nanos(delay);
-            tree.restarts(place, end.cause(), &reason, delay);
+            tree.restarts(node, end.cause(), &reason, delay);
             let ms = delay.as_millis();
             let (is_limited, limit) = (limit != NEVER, (limit != NEVER).then_some(limit));
             let details = serde_json::json!({
                 "actor": name, "id": id, "reason": short(&reason), "attempt": attempt, "limit": limit, "delay_ms": ms,
             });
-            tree.tell("restarted", &details);
+            tree.publish("restarted", &details);
             let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
             // Without a limit the attempts go on for days: the log has ever fewer of them.
             let level =
@@ -333,18 +333,18 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
             );
         }
         Decision::GiveUp { restarts } => {
-            tree.gave_up(place, &reason);
+            tree.gave_up(node, &reason);
             let secs = period / 1_000_000_000;
             let details = serde_json::json!({
                 "actor": name, "id": id, "reason": short(&reason), "restarts": restarts, "period_secs": secs,
             });
-            tree.tell("gave_up", &details);
+            tree.publish("gave_up", &details);
             log::error!(
                 "giving up on actor actor={name} id={id} reason={reason:?} restarts={restarts} period_secs={secs}"
             );
         }
         Decision::Done => {
-            tree.stopped(place);
+            tree.stopped(node);
             if end.is_failure() {
                 log::warn!("actor failed actor={name} id={id} reason={reason:?}");
             }

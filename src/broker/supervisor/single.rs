@@ -1,8 +1,8 @@
 //! A child on its own, one-for-one, made at run time: a connection, an upstream. Nothing of it is left when it is over.
 
 use super::incarnation::{End, Exit, Life, Stop};
-use super::tree::{Place, Tree};
-use super::{elapsed, random, sleep_until, tell};
+use super::tree::{NodeId, Tree};
+use super::{elapsed, random, report, sleep_until};
 use crate::routing::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) mailbox: usize,
     pub(in crate::broker) stop_within: Duration,
     pub(in crate::broker) tree: &'a Tree,
-    pub(in crate::broker) place: Place,
+    pub(in crate::broker) node: NodeId,
     /// Each change ends the delay before a restart: what it failed of may be over.
     pub(in crate::broker) hurry: Option<&'a watch::Sender<u64>>,
 }
@@ -56,7 +56,7 @@ where
             hurry.mark_unchanged();
         }
         restarts.started(elapsed(clock));
-        child.tree.runs(child.place);
+        child.tree.running(child.node);
         let end = match Life::start(child.mailbox, &mut factory) {
             Err(end) => end,
             Ok(mut life) => loop {
@@ -66,7 +66,7 @@ where
                     () = &mut stop => {
                         // On the heap: what never stops does not pay for it.
                         Box::pin(life.stop(child.stop_within)).await;
-                        child.tree.stopped(child.place);
+                        child.tree.stopped(child.node);
                         return Outcome::Stopped;
                     }
                     end = life.ended() => break end,
@@ -79,7 +79,7 @@ where
             },
         };
         let decision = restarts.ended(end.is_failure(), elapsed(clock), random());
-        tell(child.name, &id(), &end, decision, restarts.period(), child.tree, child.place);
+        report(child.name, &id(), &end, decision, restarts.period(), child.tree, child.node);
         match decision {
             Decision::Done => return Outcome::Done(end),
             Decision::GiveUp { .. } => return Outcome::GaveUp(end),
@@ -87,7 +87,7 @@ where
                 () = tokio::time::sleep(Duration::from_nanos(delay)) => {}
                 () = hurried(&mut hurry, started) => restarts.begin_again(),
                 () = &mut stop => {
-                    child.tree.stopped(child.place);
+                    child.tree.stopped(child.node);
                     return Outcome::Stopped;
                 }
             },

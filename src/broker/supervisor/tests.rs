@@ -122,7 +122,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// A child on its own whose lives have the fates given, and then run; answers the outcome and the tree.
 async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record) -> (Outcome, Tree) {
     let tree = Tree::default();
-    let place = tree.add("test", "root", None);
+    let node = tree.add("test", "root", None);
     let lives = Cell::new(0);
     let (ran, stop) = (Cell::new(false), tokio::sync::Notify::new());
     let child = Child {
@@ -132,7 +132,7 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
         mailbox: 4,
         stop_within: Duration::from_millis(20),
         tree: &tree,
-        place,
+        node,
         hurry: None,
     };
     let factory = |exit| {
@@ -183,7 +183,7 @@ fn every_kind_of_end_is_seen_and_followed_by_a_fresh_actor() {
 fn a_factory_that_panics_is_a_failed_start() {
     System::new().block_on(async {
         let tree = Tree::default();
-        let place = tree.add("test", "root", None);
+        let node = tree.add("test", "root", None);
         let child = Child {
             name: "test",
             restart: Restart::Permanent,
@@ -191,7 +191,7 @@ fn a_factory_that_panics_is_a_failed_start() {
             mailbox: 4,
             stop_within: Duration::ZERO,
             tree: &tree,
-            place,
+            node,
             hurry: None,
         };
         let outcome =
@@ -231,9 +231,9 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
     System::new().block_on(async {
         for round in 0..30 {
             let (record, tree) = (Record::default(), Tree::default());
-            let place = tree.add("test", "root", None);
+            let node = tree.add("test", "root", None);
             let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
-            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, place, hurry: None };
+            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, node, hurry: None };
             // Comes with the end itself: both are there when the supervisor looks.
             let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
                 true => std::task::Poll::Pending,
@@ -375,7 +375,7 @@ fn two_hundred_children_that_panic_leave_nothing() {
     System::new().block_on(async {
         let record = Record::default();
         let tree = Rc::new(Tree::default());
-        let place = tree.add_many("connection", "root");
+        let node = tree.add_many("connection", "root");
         let over = Rc::new(Cell::new(0));
         for number in 0..200 {
             let (record, tree, over) = (record.clone(), tree.clone(), over.clone());
@@ -388,7 +388,7 @@ fn two_hundred_children_that_panic_leave_nothing() {
                     mailbox: 4,
                     stop_within: Duration::ZERO,
                     tree: &tree,
-                    place,
+                    node,
                     hurry: None,
                 };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);

@@ -1,6 +1,6 @@
-//! The supervision tree, as `status` tells it: who runs, who waits for a restart, who was given up, and why.
+//! The supervision tree, as `status` tells it: who running, who restarts_in for a restart, who was given up, and why.
 
-use crate::broker::events::{Events, News};
+use crate::broker::events::{Events, SystemEvent};
 use crate::routing::restart::Limits;
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 /// The most restarts of an actor whose times are kept, unless its limit is higher.
 const RECENT: usize = 1024;
 
-/// A place in the tree, taken for the life of the broker.
+/// An actor's entry in the tree, for the life of the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::broker) struct Place(usize);
+pub(in crate::broker) struct NodeId(usize);
 
-/// Where an actor is.
+/// The state of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Running,
@@ -23,23 +23,23 @@ enum State {
     Stopped,
 }
 
-/// An actor that was started again lately.
+/// The restarts of an actor within the period of its limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::broker) struct Restarted {
+pub(in crate::broker) struct RecentRestarts {
     pub(in crate::broker) name: String,
     pub(in crate::broker) supervisor: String,
     pub(in crate::broker) times: usize,
-    /// After how many it is given up; `None`: never, or each of many has its own count.
+    /// The restart limit; `None`: none, or each of many actors has its own.
     pub(in crate::broker) limit: Option<u32>,
 }
 
-/// Why an actor was started again, as metrics name it.
+/// Why an actor was restarted, as the metrics label it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::broker) enum Cause {
     Panic,
-    /// It left an error.
+    /// It ended with an error.
     Failure,
-    /// It ended without one, though it should run.
+    /// It ended without an error, although it should run.
     Ended,
     /// It was stopped because another one had ended (rest-for-one).
     Sibling,
@@ -62,25 +62,25 @@ impl Cause {
 struct Node {
     name: String,
     supervisor: String,
-    /// It stands for any number of children, so it has no state of its own.
+    /// It stands for any number of children, and has no state of its own.
     many: bool,
-    /// When it is given up, if ever.
+    /// Its restart limits, if it has any.
     limits: Option<Limits>,
     state: State,
     restarts: u64,
-    /// In the order of `Cause::ALL`. Those because of a sibling are in none of the other numbers.
+    /// In the order of `Cause::ALL`. `restarts` does not count those because of a sibling.
     causes: [u64; Cause::ALL.len()],
     failures: u64,
     reason: Option<String>,
-    /// When it was started again, the last times.
+    /// The times of the latest restarts.
     recent: VecDeque<Instant>,
 }
 
-/// The tree. Only supervisors write, and nobody holds the lock for long; the router knows nothing of it.
+/// The tree. Only supervisors write it; the lock is held briefly, and never by the router.
 #[derive(Debug)]
 pub(in crate::broker) struct Tree {
     nodes: Mutex<Vec<Node>>,
-    /// Where restarts are told as they happen.
+    /// Where restarts are published.
     events: Option<Events>,
 }
 
@@ -91,30 +91,30 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// An empty tree. Restarts are told as events.
+    /// An empty tree. Restarts are published as events.
     pub(in crate::broker) fn new(events: Option<Events>) -> Tree {
         Tree { nodes: Mutex::default(), events }
     }
 
-    /// Tells that an actor is started again, or not any more; `details` is a JSON object.
-    pub(in crate::broker) fn tell(&self, what: &str, details: &serde_json::Value) {
+    /// Publishes an event of an actor on `$sys.actor.{what}`; `details` is a JSON object.
+    pub(in crate::broker) fn publish(&self, what: &str, details: &serde_json::Value) {
         if let Some(events) = &self.events {
-            events.actor(News { topic: format!("$sys.actor.{what}"), text: details.to_string() });
+            events.actor(SystemEvent { topic: format!("$sys.actor.{what}"), text: details.to_string() });
         }
     }
 
-    /// A place for one actor, and the limits at which it is given up, if it ever is. All places are taken when the
+    /// Adds a node for one actor, with its restart limits, if it has any. All nodes are added when the
     /// broker starts, so the tree does not grow.
-    pub(in crate::broker) fn add(&self, name: &str, supervisor: &str, limits: Option<Limits>) -> Place {
-        self.take(name, supervisor, false, limits)
+    pub(in crate::broker) fn add(&self, name: &str, supervisor: &str, limits: Option<Limits>) -> NodeId {
+        self.add_node(name, supervisor, false, limits)
     }
 
-    /// One place for any number of actors that come and go.
-    pub(in crate::broker) fn add_many(&self, name: &str, supervisor: &str) -> Place {
-        self.take(name, supervisor, true, None)
+    /// Adds one node for any number of actors that come and go.
+    pub(in crate::broker) fn add_many(&self, name: &str, supervisor: &str) -> NodeId {
+        self.add_node(name, supervisor, true, None)
     }
 
-    fn take(&self, name: &str, supervisor: &str, many: bool, limits: Option<Limits>) -> Place {
+    fn add_node(&self, name: &str, supervisor: &str, many: bool, limits: Option<Limits>) -> NodeId {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
         let state = if many { State::Running } else { State::Stopped };
         let mut nodes = self.nodes();
@@ -130,29 +130,29 @@ impl Tree {
             reason: None,
             recent: VecDeque::new(),
         });
-        Place(nodes.len() - 1)
+        NodeId(nodes.len() - 1)
     }
 
-    /// It runs.
-    pub(in crate::broker) fn runs(&self, place: Place) {
-        self.change(place, |node| node.state = State::Running);
+    /// It running.
+    pub(in crate::broker) fn running(&self, id: NodeId) {
+        self.change(id, |node| node.state = State::Running);
     }
 
-    /// It has ended in failure.
-    pub(in crate::broker) fn failed(&self, place: Place, reason: &str) {
-        self.change(place, |node| {
+    /// The actor has failed.
+    pub(in crate::broker) fn failed(&self, id: NodeId, reason: &str) {
+        self.change(id, |node| {
             node.failures += 1;
             node.reason = Some(reason.to_owned());
         });
     }
 
-    /// It will be started again after `delay`.
-    pub(in crate::broker) fn restarts(&self, place: Place, cause: Cause, reason: &str, delay: Duration) {
+    /// The actor will be restarted after `delay`.
+    pub(in crate::broker) fn restarts(&self, id: NodeId, cause: Cause, reason: &str, delay: Duration) {
         let at = Instant::now() + delay;
-        self.change(place, |node| {
+        self.change(id, |node| {
             node.restarts += 1;
             node.causes[cause as usize] += 1;
-            // Whether it is near to its limit must be seen.
+            // Enough to see whether the actor is near its limit.
             let kept = node.limits.map_or(RECENT, |limits| RECENT.max(limits.max_restarts as usize));
             node.recent.truncate(kept - 1);
             node.recent.push_front(Instant::now());
@@ -161,29 +161,29 @@ impl Tree {
         });
     }
 
-    /// It was stopped because of another, and will be started after `delay`.
-    pub(in crate::broker) fn restarts_with_sibling(&self, place: Place, delay: Duration) {
-        self.change(place, |node| node.causes[Cause::Sibling as usize] += 1);
-        self.waits(place, delay);
+    /// The actor was stopped because of a sibling, and will be restarted after `delay`.
+    pub(in crate::broker) fn restarts_with_sibling(&self, id: NodeId, delay: Duration) {
+        self.change(id, |node| node.causes[Cause::Sibling as usize] += 1);
+        self.restarts_in(id, delay);
     }
 
-    /// It does not run, and will be started after `delay`.
-    pub(in crate::broker) fn waits(&self, place: Place, delay: Duration) {
+    /// The actor is down, and will be started after `delay`.
+    pub(in crate::broker) fn restarts_in(&self, id: NodeId, delay: Duration) {
         let at = Instant::now() + delay;
-        self.change(place, |node| node.state = State::RestartsAt(at));
+        self.change(id, |node| node.state = State::RestartsAt(at));
     }
 
-    /// It will not be started again, though it should run.
-    pub(in crate::broker) fn gave_up(&self, place: Place, reason: &str) {
-        self.change(place, |node| {
+    /// The actor has reached its restart limit.
+    pub(in crate::broker) fn gave_up(&self, id: NodeId, reason: &str) {
+        self.change(id, |node| {
             node.reason = Some(reason.to_owned());
             node.state = State::GaveUp;
         });
     }
 
-    /// It was stopped, or need not run any more.
-    pub(in crate::broker) fn stopped(&self, place: Place) {
-        self.change(place, |node| node.state = State::Stopped);
+    /// The actor was stopped, or is done.
+    pub(in crate::broker) fn stopped(&self, id: NodeId) {
+        self.change(id, |node| node.state = State::Stopped);
     }
 
     /// All actors, supervisors before their children.
@@ -208,29 +208,29 @@ impl Tree {
         self.nodes().iter().map(status).collect()
     }
 
-    /// How often each actor was started again within the period of its limits, or else within `time`, of those that
-    /// were, and up to what is kept; and who has started it.
-    pub(in crate::broker) fn restarted_within(&self, time: Duration) -> Vec<Restarted> {
+    /// The actors that were restarted within the period of their limits, or else within `time`, with the number of
+    /// restarts, as far as their times are kept.
+    pub(in crate::broker) fn restarted_within(&self, time: Duration) -> Vec<RecentRestarts> {
         let now = Instant::now();
         let nodes = self.nodes();
         let restarted = nodes.iter().map(|node| {
             let period = node.limits.map_or(time, |limits| Duration::from_nanos(limits.period));
             let times = node.recent.iter().take_while(|at| now.saturating_duration_since(**at) < period).count();
             let limit = node.limits.map(|limits| limits.max_restarts);
-            Restarted { name: node.name.clone(), supervisor: node.supervisor.clone(), times, limit }
+            RecentRestarts { name: node.name.clone(), supervisor: node.supervisor.clone(), times, limit }
         });
         restarted.filter(|restarted| restarted.times > 0).collect()
     }
 
-    /// How often each actor was started again, for each reason that there is.
+    /// The restarts of each actor by cause.
     pub(in crate::broker) fn restarts_by_cause(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
         let by_cause =
             |node: &Node| Cause::ALL.iter().map(|cause| (cause.as_str(), node.causes[*cause as usize])).collect();
         self.nodes().iter().map(|node| (node.name.clone(), by_cause(node))).collect()
     }
 
-    fn change(&self, place: Place, change: impl FnOnce(&mut Node)) {
-        if let Some(node) = self.nodes().get_mut(place.0) {
+    fn change(&self, id: NodeId, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.nodes().get_mut(id.0) {
             let state = node.state;
             change(node);
             if node.many {
@@ -255,7 +255,7 @@ mod tests {
         let (router, many) = (tree.add("router", "root", None), tree.add_many("connections", "root"));
         let state = |at: usize| tree.report()[at].state;
         assert_eq!((state(0), state(1)), (ActorState::Stopped, ActorState::Running));
-        tree.runs(router);
+        tree.running(router);
         assert_eq!(state(0), ActorState::Running);
         tree.failed(router, "panicked: x");
         tree.restarts(router, Cause::Panic, "panicked: x", Duration::from_secs(3600));
@@ -295,7 +295,7 @@ mod tests {
             tree.restarts(router, Cause::Panic, "panicked: x", Duration::ZERO);
         }
         let (name, supervisor) = ("router".to_owned(), "root".to_owned());
-        let restarted = Restarted { name, supervisor, times: RECENT, limit: None };
+        let restarted = RecentRestarts { name, supervisor, times: RECENT, limit: None };
         assert_eq!(tree.restarted_within(Duration::from_secs(3600)), [restarted]);
         assert_eq!(tree.restarted_within(Duration::ZERO), []);
     }
@@ -314,7 +314,8 @@ mod tests {
             tree.restarts(brief, Cause::Panic, "panicked: x", Duration::ZERO);
         }
         // Each within the period of its own.
-        let [Restarted { times: 1600, limit: Some(2000), .. }] = tree.restarted_within(Duration::from_secs(3600))[..]
+        let [RecentRestarts { times: 1600, limit: Some(2000), .. }] =
+            tree.restarted_within(Duration::from_secs(3600))[..]
         else {
             panic!("{:?}", tree.restarted_within(Duration::from_secs(3600)))
         };

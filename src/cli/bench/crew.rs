@@ -4,7 +4,7 @@ use super::part::Role;
 use crate::cli::args::Wait;
 use crate::cli::children::{Folder, Running};
 use crate::cli::exit::{Code, Failure};
-use crate::cli::place::Place;
+use crate::cli::place::BrokerTarget;
 use crate::client::Client;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufRead, BufReader};
@@ -36,7 +36,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn start(role: Role, place: &Place, wait: Wait, limits: Limits) -> Result<Member, Failure> {
+    fn start(role: Role, place: &BrokerTarget, wait: Wait, limits: Limits) -> Result<Member, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -94,7 +94,7 @@ impl Drop for Member {
 
 /// All of them.
 pub(super) struct Crew {
-    place: Place,
+    place: BrokerTarget,
     wait: Wait,
     /// They end in this order: clients, the broker, its folder.
     pub(super) members: Vec<Member>,
@@ -108,7 +108,7 @@ impl Crew {
     /// # Errors
     ///
     /// If it does not start.
-    pub(super) fn new(place: &Place, wait: Wait, limits: Limits) -> Result<Crew, Failure> {
+    pub(super) fn new(place: &BrokerTarget, wait: Wait, limits: Limits) -> Result<Crew, Failure> {
         let members = Vec::new();
         if place.socket.is_some() {
             return Ok(Crew { place: place.clone(), wait, members, broker: None, _folder: None });
@@ -116,9 +116,9 @@ impl Crew {
         let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
-        let place = Place { socket: Some(socket), ..place.clone() };
+        let place = BrokerTarget { socket: Some(socket), ..place.clone() };
         let broker = Member::start(Role::Broker, &place, wait, limits)?;
-        let place = Place { config: None, ..place };
+        let place = BrokerTarget { config: None, ..place };
         Ok(Crew { place, wait, members, broker: Some(broker), _folder: Some(folder) })
     }
 

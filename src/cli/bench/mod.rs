@@ -30,7 +30,7 @@ mod scrape;
 use super::args::WaitOption;
 use super::exit::{Code, Failure};
 use super::output::{Out, note};
-use super::place::Place;
+use super::place::BrokerTarget;
 use clap::{Args, ValueEnum};
 use crew::{Crew, Limits};
 use report::{Figures, Report};
@@ -123,7 +123,7 @@ struct Work {
 /// # Errors
 ///
 /// If a process cannot be started or fails, or the broker does not answer.
-pub(super) fn run(place: &Place, args: &BenchArgs) -> Result<(), Failure> {
+pub(super) fn run(place: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure> {
     let connections = match (args.mode, args.count) {
         (Mode::Connections | Mode::Scrape, count) => Some(count.unwrap_or(CONNECTIONS)),
         (mode, Some(_)) => {

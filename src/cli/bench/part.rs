@@ -6,7 +6,7 @@ use crate::cli::args::WaitOption;
 use crate::cli::exit::{Code, Failure, leave, leave_on_signals};
 use crate::cli::logging::log_to_stderr;
 use crate::cli::output::Out;
-use crate::cli::place::Place;
+use crate::cli::place::BrokerTarget;
 use crate::config::Loaded;
 use clap::{Args, ValueEnum};
 use rustix::process::{Signal, getpid, kill_process};
@@ -55,7 +55,7 @@ impl Role {
 /// # Errors
 ///
 /// If it cannot.
-pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure> {
+pub(in crate::cli) fn run(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     if args.role == Role::Broker {
         return run_broker(place, args);
     }
@@ -83,7 +83,7 @@ pub(in crate::cli) fn run(place: &Place, args: &PartArgs) -> Result<(), Failure>
     }
 }
 
-fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
+fn run_broker(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     let loaded = configuration(place, args)?;
     log_to_stderr("warn")?;
     let ready = |_: &Loaded| {
@@ -98,7 +98,7 @@ fn run_broker(place: &Place, args: &PartArgs) -> Result<(), Failure> {
 }
 
 /// The built-in defaults, so that figures compare, unless a file was named; and what the measurement is about.
-fn configuration(place: &Place, args: &PartArgs) -> Result<Loaded, Failure> {
+fn configuration(place: &BrokerTarget, args: &PartArgs) -> Result<Loaded, Failure> {
     let mut loaded = match place.config {
         Some(_) => place.load()?,
         None => {
@@ -149,7 +149,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Cli {
         #[command(flatten)]
-        place: Place,
+        place: BrokerTarget,
         #[command(flatten)]
         part: PartArgs,
     }

@@ -73,7 +73,7 @@ impl Consumer {
     #[inline]
     pub(crate) fn payload(&self, record: &Record) -> &[AtomicU64] {
         let start = record.at as usize * CELL_WORDS + 1 + HEADER_WORDS;
-        &self.ring.bank(record.bank).all()[start..start + (record.len as usize).div_ceil(8)]
+        &self.ring.bank(record.bank).as_slice()[start..start + (record.len as usize).div_ceil(8)]
     }
 
     /// Appends a record's payload to `to`.
@@ -108,7 +108,7 @@ impl Consumer {
     pub(crate) fn publish(&mut self) {
         if self.published != self.consumed {
             self.published = self.consumed;
-            self.ring.control.all()[self.ring.ids.consumed].store(self.consumed, release(Site::Consume));
+            self.ring.control.as_slice()[self.ring.ids.consumed].store(self.consumed, release(Site::Consume));
         }
     }
 
@@ -124,13 +124,13 @@ impl Consumer {
     /// If the window would shrink (that is [`Consumer::try_trim`]) or the extension has not so many cells.
     pub(crate) fn grow(&mut self, cells: u32) {
         assert!(
-            cells >= self.window && cells as usize * CELL_WORDS <= self.ring.extension.all().len(),
+            cells >= self.window && cells as usize * CELL_WORDS <= self.ring.extension.as_slice().len(),
             "{cells} cells"
         );
         self.window = cells;
         // Pairs with the Acquire in `Producer::enter`: the memory, taken away before or not, is there before the
         // window.
-        self.ring.control.all()[self.ring.ids.window].store(u64::from(cells), Ordering::Release);
+        self.ring.control.as_slice()[self.ring.ids.window].store(u64::from(cells), Ordering::Release);
     }
 
     /// Takes the extension back, if the producer is outside and nothing is in flight (R7). On `true` its pages may be
@@ -143,11 +143,11 @@ impl Consumer {
         self.publish();
         let window = self.window;
         let control = self.ring.control.clone();
-        let announced = &control.all()[self.ring.ids.window];
+        let announced = &control.as_slice()[self.ring.ids.window];
         announced.store(0, Ordering::Relaxed);
         fence(Site::Trim);
         // Acquire pairs with the Release in `Producer::leave`: what a producer placed before it left is seen by `peek`.
-        let outside = control.all()[self.ring.ids.busy].load(acquire(Site::Leave)) == 0;
+        let outside = control.as_slice()[self.ring.ids.busy].load(acquire(Site::Leave)) == 0;
         if outside && self.peek()?.is_none() {
             self.window = 0;
             return Ok(true);
@@ -161,15 +161,16 @@ impl Consumer {
     #[inline]
     fn follow(&mut self) {
         if self.follows {
-            let window = self.ring.control.all()[self.ring.ids.window].load(Ordering::Relaxed);
-            self.window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
+            let window = self.ring.control.as_slice()[self.ring.ids.window].load(Ordering::Relaxed);
+            self.window =
+                u32::try_from(window).unwrap_or(0).min((self.ring.extension.as_slice().len() / CELL_WORDS) as u32);
         }
     }
 
     #[inline(always)]
     fn size(&self, bank: Bank) -> u32 {
         match bank {
-            Bank::Base => (self.ring.base.all().len() / CELL_WORDS) as u32,
+            Bank::Base => (self.ring.base.as_slice().len() / CELL_WORDS) as u32,
             Bank::Extension => self.window,
         }
     }
@@ -178,14 +179,14 @@ impl Consumer {
     fn is_at(&self, bank: Bank, offset: u32, tag: u64) -> bool {
         // Pairs with the Release in `Slot::publish` (R4).
         offset < self.size(bank)
-            && self.ring.bank(bank).all()[offset as usize * CELL_WORDS].load(acquire(Site::Take)) == tag
+            && self.ring.bank(bank).as_slice()[offset as usize * CELL_WORDS].load(acquire(Site::Take)) == tag
     }
 
     /// Copies the header once and validates it; only the copy is used from here on (R1).
     #[inline]
     fn read(&mut self, bank: Bank, at: u32) -> Result<Record, Violation> {
         let start = at as usize * CELL_WORDS + 1;
-        let words = &self.ring.bank(bank).all()[start..start + HEADER_WORDS];
+        let words = &self.ring.bank(bank).as_slice()[start..start + HEADER_WORDS];
         let header = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
         let len = (header[0] & 0xffff_ffff) as u32;
         if len > self.ring.max_payload {

@@ -45,18 +45,19 @@ impl Producer {
     /// (R7).
     #[inline]
     pub(crate) fn enter(&mut self) {
-        let control = self.ring.control.all();
+        let control = self.ring.control.as_slice();
         control[self.ring.ids.busy].swap(1, Ordering::AcqRel);
         fence(Site::Enter);
         // Pairs with the Release in `Consumer::grow`.
         let window = control[self.ring.ids.window].load(Ordering::Acquire);
-        self.window = u32::try_from(window).unwrap_or(0).min((self.ring.extension.all().len() / CELL_WORDS) as u32);
+        self.window =
+            u32::try_from(window).unwrap_or(0).min((self.ring.extension.as_slice().len() / CELL_WORDS) as u32);
     }
 
     /// After a client's thread has placed its records, or found no space (R7).
     #[inline]
     pub(crate) fn leave(&mut self) {
-        self.ring.control.all()[self.ring.ids.busy].store(0, release(Site::Leave));
+        self.ring.control.as_slice()[self.ring.ids.busy].store(0, release(Site::Leave));
     }
 
     /// Cells ever claimed: it moves when a record is published, and only then.
@@ -106,7 +107,7 @@ impl Producer {
                 found = all.find(|(bank, at)| self.is_at(*bank, *at, count));
             }
             let (bank, at) = found.ok_or(Violation::Outside { at: place.1, cells: 0, window: self.size(place.0) })?;
-            let record = &self.ring.bank(bank).all()[at as usize * CELL_WORDS..];
+            let record = &self.ring.bank(bank).as_slice()[at as usize * CELL_WORDS..];
             let header: [u64; HEADER_WORDS] = std::array::from_fn(|n| record[n + 1].load(Ordering::Relaxed));
             let (len, max) = (header[0] as u32, self.ring.max_payload);
             if len > max {
@@ -131,7 +132,7 @@ impl Producer {
 
     fn is_at(&self, bank: Bank, at: u32, count: u64) -> bool {
         at < self.size(bank)
-            && self.ring.bank(bank).all()[at as usize * CELL_WORDS].load(Ordering::Relaxed) == self.ring.tag(count)
+            && self.ring.bank(bank).as_slice()[at as usize * CELL_WORDS].load(Ordering::Relaxed) == self.ring.tag(count)
     }
 
     /// Cells of the extension in use by this ring.
@@ -146,9 +147,9 @@ impl Producer {
     ///
     /// If the extension has not so many cells.
     pub(crate) fn set_window(&mut self, cells: u32) {
-        assert!(cells as usize * CELL_WORDS <= self.ring.extension.all().len(), "window of {cells} cells");
+        assert!(cells as usize * CELL_WORDS <= self.ring.extension.as_slice().len(), "window of {cells} cells");
         self.window = cells;
-        self.ring.control.all()[self.ring.ids.window].store(u64::from(cells), Ordering::Relaxed);
+        self.ring.control.as_slice()[self.ring.ids.window].store(u64::from(cells), Ordering::Relaxed);
     }
 
     /// The plan as it stands, to see with [`Producer::plan`] whether several records would fit.
@@ -190,7 +191,7 @@ impl Producer {
         let mut all = cells(Bank::Base).chain(cells(Bank::Extension));
         let (bank, at) = all.find(|(bank, at)| self.is_at(*bank, *at, self.claimed() - 1)).expect("one cell");
         for (n, word) in header.iter().enumerate() {
-            self.ring.bank(bank).all()[at as usize * CELL_WORDS + 1 + n].store(*word, Ordering::Relaxed);
+            self.ring.bank(bank).as_slice()[at as usize * CELL_WORDS + 1 + n].store(*word, Ordering::Relaxed);
         }
     }
 
@@ -237,12 +238,12 @@ impl Producer {
 
     #[inline(always)]
     fn base_cells(&self) -> u32 {
-        (self.ring.base.all().len() / CELL_WORDS) as u32
+        (self.ring.base.as_slice().len() / CELL_WORDS) as u32
     }
 
     /// Reads the consumer's count once, validates it, keeps it (R1, R5).
     fn refresh(&mut self) -> Result<(), Violation> {
-        let consumed = self.ring.control.all()[self.ring.ids.consumed].load(acquire(Site::Reclaim));
+        let consumed = self.ring.control.as_slice()[self.ring.ids.consumed].load(acquire(Site::Reclaim));
         if consumed < self.consumed || consumed > self.plan.claimed() {
             return Err(Violation::Consumed { consumed, last: self.consumed, claimed: self.plan.claimed() });
         }
@@ -262,7 +263,7 @@ pub(crate) struct Slot<'a> {
 impl Slot<'_> {
     fn record(&self) -> &[AtomicU64] {
         let start = self.place.1 as usize * CELL_WORDS;
-        &self.producer.ring.bank(self.place.0).all()[start..start + self.cells as usize * CELL_WORDS]
+        &self.producer.ring.bank(self.place.0).as_slice()[start..start + self.cells as usize * CELL_WORDS]
     }
 
     /// The words for the payload.

@@ -110,8 +110,8 @@ impl Ring {
             let start = payload.as_ptr().wrapping_sub(1 + HEADER_WORDS);
             cells.contains(&start) && start.wrapping_add(cells_for(record.len) as usize * CELL_WORDS) <= cells.end
         };
-        let window = &self.channel.extension.all()[..self.consumer.window() as usize * CELL_WORDS];
-        assert!(lies_in(self.channel.base.all()) || lies_in(window), "{record:?}");
+        let window = &self.channel.extension.as_slice()[..self.consumer.window() as usize * CELL_WORDS];
+        assert!(lies_in(self.channel.base.as_slice()) || lies_in(window), "{record:?}");
         Ok(Some(record))
     }
 }
@@ -299,8 +299,8 @@ fn harm() -> impl Strategy<Value = Harm> {
 
 fn hurt(ring: &Ring, consumed: u64, harm: &Harm) {
     let (channel, order) = (&ring.channel, Ordering::Relaxed);
-    let control = channel.control.all();
-    let bank = |extension: &bool| if *extension { channel.extension.all() } else { channel.base.all() };
+    let control = channel.control.as_slice();
+    let bank = |extension: &bool| if *extension { channel.extension.as_slice() } else { channel.base.as_slice() };
     match harm {
         Harm::Control(word, value) => control[*word].store(*value, order),
         Harm::Nudge(which, by) => {

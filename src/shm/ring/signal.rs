@@ -30,26 +30,26 @@ impl Signal {
     /// Sleeper: asks to be woken. Look once more after this, before sleeping.
     #[inline]
     pub(crate) fn arm(&self) {
-        self.control.all()[self.word].swap(1, Ordering::AcqRel);
+        self.control.as_slice()[self.word].swap(1, Ordering::AcqRel);
         fence(Site::Sleep);
     }
 
     /// Sleeper: no longer asks.
     #[inline]
     pub(crate) fn disarm(&self) {
-        self.control.all()[self.word].swap(0, Ordering::AcqRel);
+        self.control.as_slice()[self.word].swap(0, Ordering::AcqRel);
     }
 
     /// Whether somebody asks to be woken. A hint: only `take` decides.
     #[inline]
     pub(crate) fn is_armed(&self) -> bool {
-        self.control.all()[self.word].load(Ordering::Relaxed) != 0
+        self.control.as_slice()[self.word].load(Ordering::Relaxed) != 0
     }
 
     /// Waker, after [`publication_fence`]: whether to ring.
     #[inline]
     pub(crate) fn take(&self) -> bool {
-        let flag = &self.control.all()[self.word];
+        let flag = &self.control.as_slice()[self.word];
         flag.load(Ordering::Relaxed) != 0 && flag.swap(0, Ordering::AcqRel) != 0
     }
 }

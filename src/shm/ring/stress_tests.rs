@@ -337,8 +337,8 @@ impl Broker {
     fn tags_left(&self) -> Vec<u64> {
         let map = MmapOptions::new().len(geometry().segment_bytes()).map_raw(&self.segment.as_fd()).unwrap();
         let lane = Channel::new(&Words::of_mapping(Arc::new(map)), &geometry(), RingName::Bulk, self.nonces.bulk);
-        let window = &lane.extension.all()[..self.side.consumer.window() as usize * CELL_WORDS];
-        let cells = lane.base.all().chunks(CELL_WORDS).chain(window.chunks(CELL_WORDS));
+        let window = &lane.extension.as_slice()[..self.side.consumer.window() as usize * CELL_WORDS];
+        let cells = lane.base.as_slice().chunks(CELL_WORDS).chain(window.chunks(CELL_WORDS));
         let next = lane.tag(self.side.cells);
         let ahead = cells.map(|cell| cell[0].load(Ordering::Relaxed).wrapping_sub(next));
         ahead.filter(|ahead| *ahead < u64::from(EXTENSION_PAGES * PAGE_CELLS)).collect()

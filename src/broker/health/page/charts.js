@@ -21,9 +21,9 @@ class Chart {
     caption.append(make('h2', '', title), this.when, legend);
     this.svg = this.shape('svg', { role: 'img', tabindex: '0' });
     figure.replaceChildren(caption, this.svg);
-    this.svg.addEventListener('pointermove', (event) => this.look(this.placeAt(event)));
-    this.svg.addEventListener('pointerleave', () => this.look(null));
-    this.svg.addEventListener('blur', () => this.look(null));
+    this.svg.addEventListener('pointermove', (event) => this.query(this.placeAt(event)));
+    this.svg.addEventListener('pointerleave', () => this.query(null));
+    this.svg.addEventListener('blur', () => this.query(null));
     this.svg.addEventListener('keydown', (event) => this.key(event));
     new ResizeObserver(() => this.resize()).observe(this.svg);
   }
@@ -42,7 +42,7 @@ class Chart {
     if (step === undefined && event.key !== 'Escape') return;
     event.preventDefault();
     const next = (this.at ?? PLACES - 1) + (step ?? 0);
-    this.look(step === undefined ? null : Math.max(0, Math.min(PLACES - 1, next)));
+    this.query(step === undefined ? null : Math.max(0, Math.min(PLACES - 1, next)));
   }
 
   placeAt(event) {

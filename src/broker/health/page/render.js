@@ -76,9 +76,9 @@ function showHead(snapshot) {
   say(element('pid'), status?.pid ?? '–');
   say(element('socket'), status?.socket ?? '–');
   say(element('config'), status?.config_file ?? 'built-in defaults');
-  const ago = snapshot.answered_ms_ago;
+  const ago = snapshot.heartbeat_age_ms;
   const age = ago === null ? 'unknown' : `${duration(ago)} old`;
-  say(element('link'), snapshot.answers ? '' : `the metrics are ${age}`);
+  say(element('link'), snapshot.router_responds ? '' : `the metrics are ${age}`);
   document.title = `${health.status} · lapce-ipc`;
 }
 
@@ -168,7 +168,7 @@ function detailOf(data) {
 }
 
 /** Puts an event at the top of the list. */
-function renderNews(topic, data, at = new Date()) {
+function renderEvent(topic, data, at = new Date()) {
   const list = element('events');
   const entry = make('li');
   const when = make('time', '', clock(at));

@@ -64,10 +64,10 @@ function take(name, data) {
   if (name === 'snapshot') {
     showLink('live');
     render(value);
-  } else if (name === 'news') {
-    renderNews(value.topic, value.data);
+  } else if (name === 'event') {
+    renderEvent(value.topic, value.data);
   } else if (name === 'lost') {
-    renderNews('lost', `${plural(value.count, 'event', 'events')} lost: this page was too slow`);
+    renderEvent('lost', `${plural(value.count, 'event', 'events')} lost: this page was too slow`);
   }
   return name === 'end' ? value.reason : null;
 }

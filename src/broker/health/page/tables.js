@@ -5,9 +5,9 @@ const ROWS_MAX = 200;
 /** Makes the children of `parent` those of `items`, in their order. */
 function keep(parent, items, keyOf, build, update) {
   const known = parent.kept ??= new Map();
-  const wanted = new Set(items.map(keyOf));
+  const demand = new Set(items.map(keyOf));
   for (const [key, node] of known) {
-    if (!wanted.has(key)) {
+    if (!demand.has(key)) {
       node.remove();
       known.delete(key);
     }
@@ -90,8 +90,8 @@ function showServices(services) {
   say(element('services-count'), services.length || '');
 }
 
-function showConnections(connections, wanted) {
-  const needle = wanted.trim().toLowerCase();
+function showConnections(connections, demand) {
+  const needle = demand.trim().toLowerCase();
   const text = (c) => [c.id, c.name, c.pid, c.uid, words(c.state ?? ''), ...(c.services ?? [])].join(' ').toLowerCase();
   const found = needle ? connections.filter((c) => text(c).includes(needle)) : connections;
   const shown = found.slice(0, ROWS_MAX);

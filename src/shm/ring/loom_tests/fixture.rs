@@ -36,13 +36,13 @@ impl Ring {
     }
 
     pub(super) fn base_cells(&self) -> usize {
-        self.channel.base.all().len() / CELL_WORDS
+        self.channel.base.as_slice().len() / CELL_WORDS
     }
 
     /// The shadows of the record whose payload is given.
     pub(super) fn tracks(&self, payload: &[AtomicU64], len: u32) -> &[Track] {
         let record = payload.as_ptr().wrapping_sub(1 + HEADER_WORDS);
-        let in_bank = |bank: &Words| bank.all().iter().position(|word| std::ptr::eq(word, record));
+        let in_bank = |bank: &Words| bank.as_slice().iter().position(|word| std::ptr::eq(word, record));
         let first = match in_bank(&self.channel.base) {
             Some(word) => word / CELL_WORDS,
             None => self.base_cells() + in_bank(&self.channel.extension).expect("a record lies in a bank") / CELL_WORDS,
@@ -52,7 +52,7 @@ impl Ring {
 
     /// As the kernel when pages are punched out: the words read as zero.
     pub(super) fn punch(&self) {
-        for word in self.channel.extension.all() {
+        for word in self.channel.extension.as_slice() {
             word.store(0, Ordering::Relaxed);
         }
         self.tracks[self.base_cells()..].iter().for_each(|track| track.0.with_mut(|_| ()));

@@ -1,6 +1,5 @@
-//! What is known of the router, without asking it more than need be: one question under way at most, and a new one a
-//! tenth of a second after the last at the earliest, however many read. A router that hangs holds up nobody for longer
-//! than they want to wait.
+//! Probes of the router with a bounded load: one at a time, and at most ten a second, for any number of readers. A
+//! stuck router delays a reader by the reader's own timeout.
 
 use super::super::router::{RouterHandle, Survey, Surveyed};
 use crate::sync::{AtomicU64, Ordering};
@@ -8,47 +7,46 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// How old an answer may be.
+/// The age up to which a reply is fresh.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// What the router said, and when.
+/// The last reply of the router, and when it came.
 #[derive(Clone, Debug)]
-pub(in crate::broker) struct Seen {
+pub(in crate::broker) struct LastReply {
     pub(super) at: Instant,
     pub(super) surveyed: Arc<Surveyed>,
 }
 
-/// Whoever wants to know; clones ask the same router.
+/// A handle for readers; clones share the probes.
 #[derive(Clone, Debug)]
-pub(super) struct Surveyor {
-    seen: watch::Receiver<Option<Seen>>,
-    wanted: Arc<Wanted>,
+pub(super) struct RouterProbe {
+    seen: watch::Receiver<Option<LastReply>>,
+    demand: Arc<Demand>,
 }
 
-/// That somebody wants to know, and whether with the list of connections.
+/// A reader's demand for a new probe.
 #[derive(Debug, Default)]
-struct Wanted {
-    /// 1 if so.
+struct Demand {
+    /// 1 if with the list of connections.
     connections: AtomicU64,
     notify: Notify,
 }
 
-impl Surveyor {
-    /// What is known when it is fresh, or after `patience`: the last that is known, if anything, and whether it is
-    /// fresh.
-    pub(super) async fn look(&self, patience: Duration) -> (Option<Seen>, bool) {
-        self.look_for(patience, true).await
+impl RouterProbe {
+    /// The fresh reply, or after `timeout` the last one, if any; and whether it is fresh.
+    pub(super) async fn query(&self, timeout: Duration) -> (Option<LastReply>, bool) {
+        self.query_for(timeout, true).await
     }
 
-    /// The same, perhaps without the list of connections, which is what takes the router long if there are many.
-    pub(super) async fn glance(&self, patience: Duration) -> (Option<Seen>, bool) {
-        self.look_for(patience, false).await
+    /// The same, perhaps without the list of connections, which is costly with many of them.
+    pub(super) async fn query_brief(&self, timeout: Duration) -> (Option<LastReply>, bool) {
+        self.query_for(timeout, false).await
     }
 
-    async fn look_for(&self, patience: Duration, connections: bool) -> (Option<Seen>, bool) {
-        // Not what was true before we were asked and a moment earlier.
+    async fn query_for(&self, timeout: Duration, connections: bool) -> (Option<LastReply>, bool) {
+        // Fresh means: not much older than this call.
         let since = Instant::now().checked_sub(FRESH);
-        let is_fresh = |seen: &Option<Seen>| {
+        let is_fresh = |seen: &Option<LastReply>| {
             seen.as_ref().is_some_and(|seen| {
                 since.is_none_or(|since| seen.at >= since) && (seen.surveyed.has_connections || !connections)
             })
@@ -56,25 +54,25 @@ impl Surveyor {
         let mut seen = self.seen.clone();
         if !is_fresh(&seen.borrow_and_update()) {
             if connections {
-                self.wanted.connections.store(1, Ordering::Relaxed);
+                self.demand.connections.store(1, Ordering::Relaxed);
             }
-            // One that is under way without them is followed by one more.
-            self.wanted.notify.notify_one();
-            let _ = tokio::time::timeout(patience, seen.wait_for(is_fresh)).await;
+            // A running probe without the list is followed by one with it.
+            self.demand.notify.notify_one();
+            let _ = tokio::time::timeout(timeout, seen.wait_for(is_fresh)).await;
         }
         let last = self.seen.borrow().clone();
         let fresh = is_fresh(&last);
         (last, fresh)
     }
 
-    /// What is known, and nobody is asked.
-    pub(super) fn last(&self) -> Option<Seen> {
+    /// The last reply, without a probe.
+    pub(super) fn last(&self) -> Option<LastReply> {
         self.seen.borrow().clone()
     }
 }
 
-/// Who asks, and the task that does it until there will be no router any more.
-pub(super) fn surveyor(router: RouterHandle) -> (Surveyor, impl Future<Output = ()>) {
+/// The handle, and the task that probes until the router is gone for good.
+pub(super) fn start(router: RouterHandle) -> (RouterProbe, impl Future<Output = ()>) {
     let ask = move |connections| {
         let router = router.clone();
         async move { router.send(Survey { connections }).await.ok() }
@@ -82,21 +80,21 @@ pub(super) fn surveyor(router: RouterHandle) -> (Surveyor, impl Future<Output = 
     over(ask)
 }
 
-fn over<F: Future<Output = Option<Surveyed>>>(ask: impl Fn(bool) -> F) -> (Surveyor, impl Future<Output = ()>) {
+fn over<F: Future<Output = Option<Surveyed>>>(ask: impl Fn(bool) -> F) -> (RouterProbe, impl Future<Output = ()>) {
     let (told, seen) = watch::channel(None);
-    let wanted = Arc::new(Wanted::default());
-    let surveyor = Surveyor { seen, wanted: wanted.clone() };
+    let demand = Arc::new(Demand::default());
+    let probe = RouterProbe { seen, demand: demand.clone() };
     let asks = async move {
         loop {
-            wanted.notify.notified().await;
-            let connections = wanted.connections.swap(0, Ordering::Relaxed) == 1;
+            demand.notify.notified().await;
+            let connections = demand.connections.swap(0, Ordering::Relaxed) == 1;
             let Some(surveyed) = ask(connections).await else { return };
-            // When it was told, not when it was asked: so whoever waits for it takes it.
-            told.send_replace(Some(Seen { at: Instant::now(), surveyed: Arc::new(surveyed) }));
+            // The time of the reply, not of the probe, so that all waiting readers accept it.
+            told.send_replace(Some(LastReply { at: Instant::now(), surveyed: Arc::new(surveyed) }));
             tokio::time::sleep(FRESH).await;
         }
     };
-    (surveyor, asks)
+    (probe, asks)
 }
 
 #[cfg(test)]
@@ -117,7 +115,7 @@ pub(super) mod tests {
     async fn many_readers_are_one_question_and_a_router_that_hangs_is_waited_for_once() {
         let (asked, hangs) = (Cell::new(0), Cell::new(false));
         let (asked, hangs) = (&asked, &hangs);
-        let (surveyor, asks) = over(|_| async move {
+        let (probe, asks) = over(|_| async move {
             asked.set(asked.get() + 1);
             if hangs.get() {
                 std::future::pending::<()>().await;
@@ -125,22 +123,20 @@ pub(super) mod tests {
             Some(surveyed())
         });
         let reads = async {
-            let patience = Duration::from_secs(60);
-            for (seen, fresh) in
-                [surveyor.look(patience).await, surveyor.look(patience).await, surveyor.look(patience).await]
-            {
+            let timeout = Duration::from_secs(60);
+            for (seen, fresh) in [probe.query(timeout).await, probe.query(timeout).await, probe.query(timeout).await] {
                 assert!(seen.is_some() && fresh);
             }
             // On a slow machine the second look may have been a tenth of a second after the first.
             let before = asked.get();
             assert!(before <= 3, "{before}");
             hangs.set(true);
-            while surveyor.look(Duration::from_millis(1)).await.1 {}
+            while probe.query(Duration::from_millis(1)).await.1 {}
             for _ in 0..20 {
-                let (seen, fresh) = surveyor.look(Duration::from_millis(1)).await;
+                let (seen, fresh) = probe.query(Duration::from_millis(1)).await;
                 assert!(seen.is_some() && !fresh, "what was known is known still");
             }
-            assert!(surveyor.last().is_some());
+            assert!(probe.last().is_some());
             asked.get() - before
         };
         tokio::select! {
@@ -152,18 +148,18 @@ pub(super) mod tests {
     #[actix::test]
     async fn the_list_of_connections_is_asked_for_when_somebody_wants_it() {
         let asked = std::cell::RefCell::new(Vec::new());
-        let (surveyor, asks) = over(|has_connections| {
+        let (probe, asks) = over(|has_connections| {
             asked.borrow_mut().push(has_connections);
             async move { Some(Surveyed { has_connections, ..surveyed() }) }
         });
         let reads = async {
-            let patience = Duration::from_secs(60);
-            assert!(surveyor.glance(patience).await.1);
+            let timeout = Duration::from_secs(60);
+            assert!(probe.query_brief(timeout).await.1);
             assert!(asked.borrow().iter().all(|connections| !connections), "{asked:?}");
             // What is known is fresh, but not enough.
-            let (seen, fresh) = surveyor.look(patience).await;
+            let (seen, fresh) = probe.query(timeout).await;
             assert!(fresh && seen.is_some_and(|seen| seen.surveyed.has_connections));
-            assert!(surveyor.glance(patience).await.1, "more than enough");
+            assert!(probe.query_brief(timeout).await.1, "more than enough");
             assert_eq!(asked.borrow().iter().filter(|connections| **connections).count(), 1, "{asked:?}");
         };
         tokio::select! {

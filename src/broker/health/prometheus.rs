@@ -1,12 +1,12 @@
-//! The broker's figures, as metrics: what the router counts, what the supervisors count, what the kernel knows.
+//! A snapshot as metrics for Prometheus: counters of the router and the supervisors, data of the kernel.
 
-use super::judge::Facts;
+use super::probe::LastReply;
 use super::process::Usage;
-use super::survey::Seen;
+use super::snapshot::Snapshot;
 use crate::broker::router::{ECHO, RouterFigures, ServiceFigures, breaker_state};
 use crate::metrics::families::*;
 use crate::metrics::memory::Memory;
-use crate::metrics::{Distribution, Family, Figures};
+use crate::metrics::{Distribution, Family, Samples};
 use crate::routing::breaker::Stand;
 use crate::routing::histogram::Histogram;
 use crate::routing::services::CallTimes;
@@ -14,13 +14,13 @@ use crate::wire::control::{ActorState, BreakerState, StatusReport};
 use crate::wire::record::Outcome;
 use std::collections::BTreeSet;
 
-/// Services that have labels of their own; the others share one.
+/// Services with labels of their own; the others share one.
 const SERVICES_MAX: usize = 100;
 const OTHER: &str = "other";
 /// Nanoseconds of a second.
 const NANOS: f64 = 1e9;
 
-/// The router's counters, by the names that they have in the status.
+/// The router's counters, by their names in the status.
 const COUNTERS: &[(&str, &Family)] = &[
     ("connections", &CONNECTIONS_OPENED),
     ("records", &RECORDS),
@@ -53,81 +53,81 @@ const BREAKER_STATES: [BreakerState; 5] = [
     BreakerState::ForcedClosed,
 ];
 
-/// The policies of subscriptions, in their order.
+/// The delivery policies, in the order of their codes.
 const POLICIES: [&str; 3] = ["block", "drop_newest", "drop_oldest"];
 
-/// Everything that is told. What the router knows is as of its last answer, if there was one.
-pub(super) fn figures(facts: &Facts, seen: Option<&Seen>, usage: Option<Usage>, started: f64) -> Figures {
-    let mut figures = Figures::default();
+/// All samples. Those of the router are from its last reply, if there is one.
+pub(super) fn samples(snapshot: &Snapshot, seen: Option<&LastReply>, usage: Option<Usage>, started: f64) -> Samples {
+    let mut samples = Samples::default();
     let flag = |is: bool| f64::from(u8::from(is));
-    figures.add(&BUILD_INFO, &[facts.version], 1.0);
-    figures.add(&UPTIME, &[], facts.uptime_ms as f64 / 1000.0);
-    figures.add(&READY, &[], flag(facts.unready().is_empty()));
-    figures.add(&THREADS_LATE, &[], facts.late as f64);
-    figures.add(&CONNECTIONS, &[], facts.connections as f64);
-    figures.add(&CONNECTIONS_LIMIT, &[], facts.max_connections as f64);
-    for actor in &facts.actors {
+    samples.add(&BUILD_INFO, &[snapshot.version], 1.0);
+    samples.add(&UPTIME, &[], snapshot.uptime_ms as f64 / 1000.0);
+    samples.add(&READY, &[], flag(snapshot.unready().is_empty()));
+    samples.add(&THREADS_LATE, &[], snapshot.late as f64);
+    samples.add(&CONNECTIONS, &[], snapshot.connections as f64);
+    samples.add(&CONNECTIONS_LIMIT, &[], snapshot.max_connections as f64);
+    for actor in &snapshot.actors {
         let labels = [actor.name.as_str()];
-        figures.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
-        figures.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
+        samples.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
+        samples.add(&ACTOR_FAILURES, &labels, actor.failures as f64);
     }
-    for upstream in &facts.upstreams {
-        figures.add(&UPSTREAM_CONNECTED, &[upstream.name.as_str()], flag(upstream.connection.is_some()));
+    for upstream in &snapshot.upstreams {
+        samples.add(&UPSTREAM_CONNECTED, &[upstream.name.as_str()], flag(upstream.connection.is_some()));
     }
-    for (actor, causes) in &facts.restarts {
-        causes.iter().for_each(|(cause, times)| figures.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
+    for (actor, causes) in &snapshot.restarts {
+        causes.iter().for_each(|(cause, times)| samples.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
     }
-    facts.counts.refused.iter().for_each(|(reason, times)| figures.add(&REFUSED, &[reason], *times as f64));
-    figures.add(&RESUMED, &[], facts.counts.resumed as f64);
-    facts.counts.lost.iter().for_each(|(reason, times)| figures.add(&LOST, &[reason], *times as f64));
-    figures.add(&LOG_LINES_DROPPED, &[], facts.counts.log_lines_dropped as f64);
+    snapshot.counts.refused.iter().for_each(|(reason, times)| samples.add(&REFUSED, &[reason], *times as f64));
+    samples.add(&RESUMED, &[], snapshot.counts.resumed as f64);
+    snapshot.counts.lost.iter().for_each(|(reason, times)| samples.add(&LOST, &[reason], *times as f64));
+    samples.add(&LOG_LINES_DROPPED, &[], snapshot.counts.log_lines_dropped as f64);
     if let Some(seen) = seen {
-        figures.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
-        routed(&mut figures, &seen.surveyed.report);
-        timed(&mut figures, &seen.surveyed.figures);
-        services(&mut figures, seen);
+        samples.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
+        routed(&mut samples, &seen.surveyed.report);
+        timed(&mut samples, &seen.surveyed.figures);
+        services(&mut samples, seen);
     }
     if let Some(usage) = usage {
-        figures.add(&PROCESS_CPU, &[], usage.cpu_seconds);
-        figures.add(&PROCESS_VIRTUAL, &[], usage.virtual_bytes);
-        figures.add(&PROCESS_THREADS, &[], usage.threads);
-        figures.add(&PROCESS_FDS, &[], usage.descriptors);
-        figures.add(&PROCESS_FDS_LIMIT, &[], usage.descriptors_limit);
-        figures.add(&PROCESS_STARTED, &[], started);
+        samples.add(&PROCESS_CPU, &[], usage.cpu_seconds);
+        samples.add(&PROCESS_VIRTUAL, &[], usage.virtual_bytes);
+        samples.add(&PROCESS_THREADS, &[], usage.threads);
+        samples.add(&PROCESS_FDS, &[], usage.descriptors);
+        samples.add(&PROCESS_FDS_LIMIT, &[], usage.descriptors_limit);
+        samples.add(&PROCESS_STARTED, &[], started);
         if let Some(Memory { rss, page_tables }) = usage.memory {
-            figures.add(&PROCESS_MEMORY, &[], rss as f64);
-            figures.add(&MEMORY, &["resident"], rss as f64);
-            figures.add(&MEMORY, &["page_tables"], page_tables as f64);
+            samples.add(&PROCESS_MEMORY, &[], rss as f64);
+            samples.add(&MEMORY, &["resident"], rss as f64);
+            samples.add(&MEMORY, &["page_tables"], page_tables as f64);
         }
     }
-    figures
+    samples
 }
 
-fn routed(figures: &mut Figures, report: &StatusReport) {
+fn routed(samples: &mut Samples, report: &StatusReport) {
     for (name, value) in &report.counters {
         let outcome = name.strip_prefix("failed_");
         if let Some(outcome) = outcome.filter(|outcome| Outcome::ALL.iter().any(|known| known.as_str() == *outcome)) {
-            figures.add(&REQUESTS_FAILED, &[outcome], *value as f64);
+            samples.add(&REQUESTS_FAILED, &[outcome], *value as f64);
         } else if let Some((_, family)) = COUNTERS.iter().find(|(known, _)| known == name) {
-            figures.add(family, &[], *value as f64);
+            samples.add(family, &[], *value as f64);
         }
     }
-    figures.add(&SLOTS_USED, &[], report.slots_used.into());
-    figures.add(&SLOTS_LIMIT, &[], report.slots_total.into());
-    figures.add(&TOPICS, &[], report.topics.into());
-    figures.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
+    samples.add(&SLOTS_USED, &[], report.slots_used.into());
+    samples.add(&SLOTS_LIMIT, &[], report.slots_total.into());
+    samples.add(&TOPICS, &[], report.topics.into());
+    samples.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
 }
 
-fn timed(figures: &mut Figures, router: &RouterFigures) {
-    figures.distribute(&IN_BROKER, &[], distribution(&router.in_broker, NANOS));
-    figures.distribute(&BATCHES, &[], distribution(&router.batches, 1.0));
-    POLICIES.iter().zip(router.dropped).for_each(|(policy, times)| figures.add(&DROPPED, &[policy], times as f64));
+fn timed(samples: &mut Samples, router: &RouterFigures) {
+    samples.distribute(&IN_BROKER, &[], distribution(&router.in_broker, NANOS));
+    samples.distribute(&BATCHES, &[], distribution(&router.batches, 1.0));
+    POLICIES.iter().zip(router.dropped).for_each(|(policy, times)| samples.add(&DROPPED, &[policy], times as f64));
     let (surveys, cpu) = router.surveys;
-    figures.add(&PROBES, &[], surveys as f64);
-    figures.add(&PROBE_CPU, &[], cpu as f64 / NANOS);
+    samples.add(&PROBES, &[], surveys as f64);
+    samples.add(&PROBE_CPU, &[], cpu as f64 / NANOS);
 }
 
-/// A histogram in units of which there are `per` to one of ours.
+/// A histogram whose unit is `per` times smaller than that of the metric.
 fn distribution<const BASE: u64, const BUCKETS: usize>(histogram: &Histogram<BASE, BUCKETS>, per: f64) -> Distribution {
     let bounds = Histogram::<BASE, BUCKETS>::bounds().map(|bound| bound as f64 / per);
     Distribution {
@@ -137,7 +137,7 @@ fn distribution<const BASE: u64, const BUCKETS: usize>(histogram: &Histogram<BAS
     }
 }
 
-fn services(figures: &mut Figures, seen: &Seen) {
+fn services(samples: &mut Samples, seen: &LastReply) {
     let router = &seen.surveyed.figures;
     let (services, breakers) = (&seen.surveyed.report.services, &seen.surveyed.breakers);
     let names = services.iter().map(|service| &service.name).chain(breakers.iter().map(|breaker| &breaker.service));
@@ -150,48 +150,48 @@ fn services(figures: &mut Figures, seen: &Seen) {
     let label = |name| if labelled.contains(name) { name } else { OTHER };
     for service in services {
         let labels = [label(service.name.as_str())];
-        // The broker's own has none, and misses none.
+        // The broker's own service has no responders.
         if service.name.as_str() != ECHO {
-            figures.add(&SERVICE_RESPONDERS, &labels, service.responders.into());
+            samples.add(&SERVICE_RESPONDERS, &labels, service.responders.into());
         }
-        figures.add(&SERVICE_OUTSTANDING, &labels, service.outstanding.into());
-        figures.add(&SERVICE_REQUESTS, &labels, service.requests as f64);
-        figures.add(&SERVICE_FAILURES, &labels, service.failures as f64);
+        samples.add(&SERVICE_OUTSTANDING, &labels, service.outstanding.into());
+        samples.add(&SERVICE_REQUESTS, &labels, service.requests as f64);
+        samples.add(&SERVICE_FAILURES, &labels, service.failures as f64);
     }
     for breaker in breakers {
         let service = label(breaker.service.as_str());
         for state in BREAKER_STATES {
             let is_in = f64::from(u8::from(state == breaker.state));
-            figures.add(&BREAKER_STATE, &[service, state.as_str()], is_in);
+            samples.add(&BREAKER_STATE, &[service, state.as_str()], is_in);
         }
-        figures.add(&BREAKER_OPENED, &[service], breaker.opened as f64);
-        figures.add(&BREAKER_REJECTED, &[service], breaker.rejected as f64);
+        samples.add(&BREAKER_OPENED, &[service], breaker.opened as f64);
+        samples.add(&BREAKER_REJECTED, &[service], breaker.rejected as f64);
     }
     for ServiceFigures { name, times, transitions } in &router.services {
         let service = label(name.as_str());
         for (stand, times) in Stand::ALL.into_iter().zip(transitions) {
-            figures.add(&BREAKER_TRANSITIONS, &[service, breaker_state(stand).as_str()], *times as f64);
+            samples.add(&BREAKER_TRANSITIONS, &[service, breaker_state(stand).as_str()], *times as f64);
         }
-        durations(figures, service, times);
+        durations(samples, service, times);
     }
-    durations(figures, OTHER, &router.forgotten);
+    durations(samples, OTHER, &router.forgotten);
 }
 
-/// What nobody has asked for has no lines: they are many.
-fn durations(figures: &mut Figures, service: &str, times: &CallTimes) {
+/// Services without calls are left out: there may be many.
+fn durations(samples: &mut Samples, service: &str, times: &CallTimes) {
     for (family, histogram) in [(&ROUND_TRIP, &times.round_trip), (&FIRST_CHUNK, &times.first_chunk)] {
         if histogram.count() > 0 {
-            figures.distribute(family, &[service], distribution(histogram, NANOS));
+            samples.distribute(family, &[service], distribution(histogram, NANOS));
         }
     }
 }
 
-/// Whether the counter moves by itself, or has not moved.
+/// Whether a counter is no sign of traffic, or is 0.
 fn is_quiet((name, value): &(String, u64)) -> bool {
     *value == 0 || ["looks", "sleeps", "rings"].contains(&name.as_str())
 }
 
-/// What the log says of the figures now and then: `None` if nothing that people wait for has happened since `before`.
+/// The summary for the log; `None` without traffic since `before`.
 pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, before: &mut String) -> Option<String> {
     let mut line = format!("connections={connections}");
     for name in ["published", "delivered", "requests", "replies", "dropped", "evicted"] {
@@ -200,7 +200,7 @@ pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, be
     }
     let failed: u64 = report.counters.iter().filter(|(n, _)| n.starts_with("failed_")).map(|(_, value)| value).sum();
     line += &format!(" failed={failed} restarts={restarts} slots_used={}", report.slots_used);
-    // Of the first one nothing is known but that all of it has happened since the start.
+    // The first summary has no predecessor: any counter that moved since the start is traffic.
     let is_idle = if before.is_empty() { report.counters.iter().all(is_quiet) } else { line == *before };
     before.clone_from(&line);
     (!is_idle).then_some(line)
@@ -209,7 +209,7 @@ pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, be
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::health::survey::tests::surveyed;
+    use crate::broker::health::probe::tests::surveyed;
 
     #[test]
     fn the_log_is_told_only_when_something_has_happened() {
@@ -242,9 +242,9 @@ mod tests {
             surveyed.figures.services.push(ServiceFigures { name, times, transitions });
         }
         surveyed.figures.forgotten.round_trip.observe(150, 7);
-        let mut figures = Figures::default();
-        services(&mut figures, &Seen { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
-        let text = figures.render().unwrap();
+        let mut samples = Samples::default();
+        services(&mut samples, &LastReply { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
+        let text = samples.render().unwrap();
         let lines: Vec<_> = text.lines().filter(|line| line.starts_with("lapce_ipc_service_requests_total{")).collect();
         assert_eq!(lines.len(), SERVICES_MAX + 1);
         let rest = format!("lapce_ipc_service_requests_total{{service=\"other\"}} {}", (100..105).sum::<u64>());
