@@ -194,6 +194,15 @@ section! {
         unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
         /// How many may follow `/events` at a time, as the status page does; more are refused.
         max_streams: u32 = 16, integer(0, 64, "");
+        /// A Unix socket to listen on instead of `host` and `port`; empty for none.
+        /// Its mode is `shared_memory.permissions`, and only users who may connect to the broker are answered, so no
+        /// other user of this machine reads the pages: `curl --unix-socket PATH http://localhost/health`. A browser and
+        /// Prometheus need TCP.
+        socket_path: String = String::new(), Rule::SocketOrNone;
+        /// Whether readers must send a token also if no `token_file` is named.
+        /// The broker then makes the file with a new token: beside its control socket, with `.token` at its end, mode
+        /// 0600. `lapce-ipc status` names it.
+        require_token: bool = false, Rule::Flag;
     }
 }
 

@@ -17,23 +17,30 @@
 //! | `judge` | live, ready, healthy: what is made of the facts |
 //! | `figures` | the facts as metrics |
 //! | `process` | what the kernel knows of this process |
+//! | `error` | why the broker does not start without them |
+//! | `location` | where they listen, for the status |
+//! | `token` | the token file that the broker makes |
 
 mod access;
 mod connections;
+mod error;
 mod facts;
 mod figures;
 mod judge;
 mod listen;
+mod location;
 mod page;
 mod pages;
 mod process;
 mod stream;
 mod survey;
+mod token;
 
 pub(super) use access::Access;
+pub use error::HealthError;
 pub(super) use judge::Facts;
-pub(super) use listen::Endpoints;
-pub use listen::HealthError;
+pub(super) use listen::{Endpoints, Listener};
+pub(super) use location::Location;
 
 use super::connection::Broker;
 use super::events::Newsroom;
@@ -47,7 +54,6 @@ use actix_web::dev::ServerHandle;
 use listen::Socket;
 use pages::Pages;
 use std::io;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +97,7 @@ struct HealthActor {
 }
 
 impl HealthActor {
-    fn serve(&mut self, listener: io::Result<TcpListener>, ctx: &mut Context<Self>) {
+    fn serve(&mut self, listener: io::Result<Listener>, ctx: &mut Context<Self>) {
         let server = match listener.and_then(|listener| pages::server(listener, self.pages.clone(), self.pulse.clone()))
         {
             Ok(server) => server,
@@ -166,6 +172,7 @@ pub(super) struct Health {
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
     streams: Streams,
+    location: Arc<Location>,
 }
 
 impl Health {
@@ -187,6 +194,7 @@ impl Health {
         let place = broker.tree.add("health", "health", None);
         let streams = Streams::new(newsroom, broker.config().health_server.max_streams);
         let streamed = streams.clone();
+        let location = endpoints.location.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config().restart);
             // It is never given up: nobody stands above it, and the broker works without it.
@@ -197,9 +205,8 @@ impl Health {
                 max_restarts: u32::MAX,
                 ..limits
             };
-            let Endpoints { listener, config, .. } = endpoints;
             let (surveyor, asks) = survey::surveyor(broker.router.clone());
-            let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), place));
+            let socket = Rc::new(Socket::new(endpoints, limits, broker.tree.clone(), place));
             let pages = Arc::new(Pages::new(broker.clone(), surveyor, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
@@ -231,7 +238,7 @@ impl Health {
                 let _ = ends.send(());
             });
         });
-        Ok(Health { arbiter, stop, ended, streams })
+        Ok(Health { arbiter, stop, ended, streams, location })
     }
 
     /// Stops them, the last of all.
@@ -241,5 +248,6 @@ impl Health {
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(STOP, self.ended).await;
         self.arbiter.stop();
+        self.location.close();
     }
 }
