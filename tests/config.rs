@@ -292,6 +292,18 @@ fn impossible_values() {
         "health_server.token_file = \"t\"",
         "config.toml:1:28: health_server.token_file: \"t\" is not an absolute path",
     );
+    refused(
+        "health_server.socket_path = \"http.sock\"",
+        "config.toml:1:29: health_server.socket_path: \"http.sock\" is not an absolute path",
+    );
+    refused(
+        "health_server.require_token = \"maybe\"",
+        "config.toml:1:31: health_server.require_token: expected true or false, found the string \"maybe\"",
+    );
+    refused(
+        "health_server.socket_path = \"/tmp/lapce_ipc.sock\"",
+        "config.toml:1:29: health_server.socket_path: \"/tmp/lapce_ipc.sock\" is also ipc.socket_path",
+    );
 }
 
 proptest! {

@@ -238,9 +238,9 @@ fn what_is_inherited_and_is_no_such_socket_is_named() {
         ("ipc", stream.into(), None, "inherited descriptor 3 (ipc): is a stream socket that is not listening"),
         ("ipc", unnamed, None, "inherited descriptor 3 (ipc): is a stream socket that is not listening"),
         ("ipc", tcp(), None, "inherited descriptor 3 (ipc): is a TCP socket"),
-        ("health", unix("a"), None, "inherited descriptor 3 (health): is a Unix socket"),
+        ("health:health", unix("a"), Some(tcp()), "inherited descriptor 4 (health): is a second health socket"),
         ("ipc:ipc", unix("b"), Some(unix("c")), "inherited descriptor 4 (ipc): is a second control socket"),
-        ("x:\u{1b}y", tcp(), Some(tcp()), "inherited descriptor 4 (\\u{1b}y): is one socket for the health endpoints"),
+        ("x:\u{1b}y", tcp(), Some(tcp()), "inherited descriptor 4 (\\u{1b}y): is a second health socket"),
         ("ipc:health", unix("d"), None, "LISTEN_FDS: "),
     ] {
         let (code, log) = ended(inheriting(program(), names, first, second).start());
@@ -277,6 +277,20 @@ fn the_endpoints_take_an_inherited_socket_too() {
     assert_eq!(Answer::parse(&answer).unwrap().code, 200);
     assert!(broker.stderr().contains(&format!("health endpoint listening address={address}")), "{}", broker.stderr());
     assert_eq!(client(&path).request("echo", "hi").unwrap(), b"hi");
+}
+
+#[test]
+fn the_endpoints_take_an_inherited_unix_socket_and_leave_it() {
+    let (folder, path, listener) = listening();
+    let health = folder.path().join("http.sock");
+    let http = UnixListener::bind(&health).unwrap();
+    let mut broker = inheriting(program(), "health:ipc", http.into(), Some(listener.into())).start();
+    broker.wait_for("hint:");
+    let report = client(&path).status().unwrap();
+    assert_eq!(report.health.socket.as_deref(), health.to_str());
+    broker.signal("TERM");
+    assert_eq!(broker.code(), 0);
+    assert!(health.exists(), "it is the manager's");
 }
 
 const NOBODY: u32 = 65_534;
@@ -453,6 +467,25 @@ fn the_users_socket_is_where_clients_look() {
     ask.env("XDG_RUNTIME_DIR", folder.path()).args(["request", "echo", "hi"]);
     let told = output(ask, b"");
     assert_eq!((told.status.code(), &told.stdout[..]), (Some(0), &b"hi\n"[..]), "{}", stderr(&told));
+}
+
+#[test]
+fn the_users_unit_has_an_endpoint_that_no_other_user_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = unit("user/lapce-ipc.service");
+    let (key, path) = setting(&service, "Environment").split_once('=').unwrap();
+    let path = path.replace("%t", folder.path().to_str().unwrap());
+    let brokers = ["a.sock", "b.sock"].map(|name| {
+        let mut broker = command(program().to_str().unwrap());
+        broker.env(key, path.replace("health", name)).env("LAPCE_IPC__HEALTH_SERVER__REQUIRED", "true");
+        broker.arg("--socket").arg(folder.path().join(name));
+        let mut broker = Process::start(broker);
+        broker.wait_for("hint:");
+        (broker, path.replace("health", name))
+    });
+    for (broker, path) in &brokers {
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{}", broker.stderr());
+    }
 }
 
 #[test]

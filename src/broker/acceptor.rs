@@ -150,9 +150,7 @@ fn admit(
     resuming: &Arc<tokio::sync::Semaphore>,
 ) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
     let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
-    // Root can read everything in any case.
-    let is_known = [peer::own_uid(), 0].contains(&peer.uid) || broker.config().ipc.allowed_uids.contains(&peer.uid);
-    if !is_known {
+    if !broker.may_connect(peer.uid) {
         return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
     }
     if let Ok(permit) = broker.permits.clone().try_acquire_owned() {

@@ -5,9 +5,9 @@
 //! The variables are left as they are (to change them is unsafe where there may be threads); what they name is marked
 //! close-on-exec, and is for our process number only.
 
+use super::health::Listener;
 use super::socket::SocketError;
 use listenfd::ListenFd;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub(super) struct Inherited {
     /// The control socket, and its path.
     pub(super) ipc: Option<(UnixListener, PathBuf)>,
     /// The socket of the health endpoints.
-    pub(super) health: Option<TcpListener>,
+    pub(super) health: Option<Listener>,
 }
 
 impl Inherited {
@@ -52,14 +52,14 @@ impl Inherited {
     fn put(&mut self, descriptors: &mut ListenFd, index: usize, fd: i32, name: &str) -> Result<(), String> {
         // What is of the wrong kind is left in its place.
         if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
-            if name == HEALTH {
-                return Err("is a Unix socket; the health endpoint needs a TCP socket".to_owned());
-            }
             check(listener.as_fd(), fd)?;
             let address = listener.local_addr().map_err(|error| error.to_string())?;
             let path = address.as_pathname().ok_or("has no path, so clients cannot find it")?;
             if !path.is_absolute() {
                 return Err(format!("has the relative path {:?}", path.display().to_string()));
+            }
+            if name == HEALTH {
+                return self.put_health(Listener::Unix(listener));
             }
             if self.ipc.replace((listener, path.to_owned())).is_some() {
                 return Err("is a second control socket".to_owned());
@@ -71,12 +71,16 @@ impl Inherited {
                 return Err("is a TCP socket; the control socket must be a Unix socket".to_owned());
             }
             check(listener.as_fd(), fd)?;
-            if self.health.replace(listener).is_some() {
-                return Err("is a second health socket".to_owned());
-            }
-            return Ok(());
+            return self.put_health(Listener::Tcp(listener));
         }
         Err("is neither a Unix nor a TCP stream socket".to_owned())
+    }
+
+    fn put_health(&mut self, listener: Listener) -> Result<(), String> {
+        match self.health.replace(listener) {
+            Some(_) => Err("is a second health socket".to_owned()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -49,7 +49,8 @@ pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, St
 async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     let _turn = broker.source.turn.lock().await;
     let mut loaded = (broker.source.load)().map_err(|error| error.to_string())?;
-    let token = loaded.health_token().map_err(|error| error.to_string())?;
+    // Read before anything is changed.
+    loaded.health_token().map_err(|error| error.to_string())?;
     let old = broker.config();
     if broker.source.has_inherited_socket {
         loaded.config.ipc.socket_path.clone_from(&old.ipc.socket_path);
@@ -57,6 +58,9 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
     broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
+    // Where the socket is now, and not where a later broker would have it.
+    loaded.config.ipc.socket_path.clone_from(&adopted.ipc.socket_path);
+    let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;
     broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
     broker.config.send_replace(Arc::new(adopted));
     Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })

@@ -18,6 +18,8 @@ pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
     report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
     report.draining = broker.phase.borrow().is_ending();
     report.actors = broker.tree.report();
+    *report.health = broker.location.status();
+    report.socket_lost.clone_from(&broker.socket_lost.borrow());
     let waiting = broker.sessions.waiting();
     for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
         connection.state = SessionState::AwaitingPeer;

@@ -26,6 +26,7 @@ use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
+use crate::wire::control::HealthStatus;
 use actix::prelude::*;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -82,7 +83,7 @@ const STOP: Duration = Duration::from_secs(1);
 pub fn run(
     mut loaded: Loaded,
     load: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
-    ready: impl FnOnce(&Loaded),
+    ready: impl FnOnce(&Loaded, &HealthStatus),
 ) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
@@ -130,7 +131,7 @@ async fn serve(
     listening: Rc<Listening>,
     endpoints: Endpoints,
     notify: Notify,
-    ready: impl FnOnce(&Loaded),
+    ready: impl FnOnce(&Loaded, &HealthStatus),
 ) -> Result<(), BrokerError> {
     let started = Instant::now();
     let terminal = Terminal::at_start();
@@ -185,6 +186,7 @@ async fn serve(
         Alive { every, tell: Box::new(move || notify.alive()) }
     });
     let access = watch::Sender::new(endpoints.access.clone());
+    let location = endpoints.location.clone();
     let watchdog = Watchdog::start(watched, Duration::from_millis(config.restart.watchdog_abort_ms), alive, abort);
     let watchdog = watchdog.map_err(refused("the watchdog's thread"))?;
     let upstreams = Upstream::all(&config, &tree);
@@ -208,6 +210,7 @@ async fn serve(
         socket_lost: listening.lost(),
         late: watchdog.late(),
         late_non_vital: watchdog.late_non_vital(),
+        location: location.clone(),
     });
     actix::spawn(watch_sessions(broker.clone()));
     let follows = actix::spawn(notify.clone().follow(broker.clone()));
@@ -224,7 +227,7 @@ async fn serve(
     actix::spawn(acceptor.host(watch::Sender::new(None), move |exit| {
         Acceptor::new(listens.clone(), broker.clone(), handles.clone(), exit)
     }));
-    ready(&loaded);
+    ready(&loaded, &location.status());
 
     let ended = tokio::select! {
         signal = signalled(&mut term, &mut int) => Ok(signal),

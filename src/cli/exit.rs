@@ -213,6 +213,7 @@ impl From<BrokerError> for Failure {
             BrokerError::Health(HealthError::Listen { .. }) => {
                 Failure::new(Code::Unavailable, message).hint("choose another address with --health-addr")
             }
+            BrokerError::Health(HealthError::TokenFile { .. }) => Failure::new(Code::Unavailable, message),
             BrokerError::AtOnce("SIGINT") => Failure::new(Code::Interrupted, message),
             BrokerError::AtOnce(_) => Failure::new(Code::Terminated, message),
             // A disk that is full, a folder that is not there yet: another time it may work.

@@ -5,7 +5,7 @@ use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::place::BrokerTarget;
 use crate::broker::{self, limits};
-use crate::client::DEFAULT_SOCKET;
+use crate::client::{DEFAULT_SOCKET, HealthStatus};
 use crate::config::{self, Config, ConfigError, Loaded};
 use clap::Args;
 use std::path::Path;
@@ -86,17 +86,26 @@ pub(super) fn run(place: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure>
 fn load(place: &BrokerTarget, args: &ServeArgs) -> Result<Loaded, ConfigError> {
     let mut loaded = place.load()?;
     if let Some(HealthAddr { host, port }) = &args.health_addr {
+        loaded.set_from_command_line("health_server.socket_path", "")?;
         loaded.set_from_command_line("health_server.host", host)?;
         loaded.set_from_command_line("health_server.port", &port.to_string())?;
     }
     Ok(loaded)
 }
 
-fn banner(loaded: &Loaded) {
+fn banner(loaded: &Loaded, health: &HealthStatus) {
     let Config { ipc, shared_memory, router, restart, health_server, .. } = &loaded.config;
     let path = |path: &Path| value(path.to_string_lossy());
     let config = loaded.source.as_deref().map_or_else(|| value("built-in defaults"), path);
-    log::info!("lapce-ipc {} listens socket={} config={config}", env!("CARGO_PKG_VERSION"), path(&ipc.socket_path));
+    let endpoint = match health.address.as_ref().or(health.socket.as_ref()) {
+        Some(place) => value(place),
+        None => format!("none health_reason={}", value(health.reason.as_deref().unwrap_or_default())),
+    };
+    log::info!(
+        "lapce-ipc {} listens socket={} config={config} health={endpoint}",
+        env!("CARGO_PKG_VERSION"),
+        path(&ipc.socket_path)
+    );
     log::info!(
         "limits max_connections={} max_message_size={} slot_size={} num_slots={} permissions={:04o} allowed_uids={} \
          router_wait={} drain_timeout_ms={} max_restarts={} period_secs={} watchdog_abort_ms={} http_connections={} \

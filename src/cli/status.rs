@@ -4,8 +4,8 @@ use super::exit::Failure;
 use super::output::{Out, plain};
 use super::place::BrokerTarget;
 use crate::broker;
-use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, ServiceStatus, StatusReport};
-use crate::client::{WaitStrategy, age};
+use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, HealthStatus, ServiceStatus};
+use crate::client::{StatusReport, WaitStrategy, age};
 use clap::Args;
 use std::fmt::Write;
 
@@ -54,7 +54,8 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
             "broker",
             format!("lapce-ipc {}, pid {}, up {}{state}", plain(&report.version), report.pid, age(report.uptime_ms)),
         ),
-        ("socket", plain(&report.socket)),
+        ("socket", socket(report)),
+        ("health", health(&report.health)),
         ("config", config),
         ("slots", format!("{} of {} leased", report.slots_used, report.slots_total)),
         ("topics", report.topics.to_string()),
@@ -71,6 +72,23 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     let counters = report.counters.iter().map(|(name, value)| vec![plain(name), value.to_string()]).collect();
     table(&mut text, "counters", &["name", "value"], counters);
     text
+}
+
+/// The control socket, and what is wrong with it.
+fn socket(report: &StatusReport) -> String {
+    let path = plain(&report.socket);
+    report.socket_lost.as_ref().map_or(path.clone(), |reason| format!("{path}, lost: {}", plain(reason)))
+}
+
+/// Where the endpoints are, as a client of HTTP takes it.
+fn health(health: &HealthStatus) -> String {
+    let place = match (&health.address, &health.socket) {
+        (Some(address), _) => format!("http://{}", plain(address)),
+        (None, Some(path)) => format!("unix {}", plain(path)),
+        (None, None) => format!("none: {}", plain(health.reason.as_deref().unwrap_or("unknown"))),
+    };
+    let token = health.token_file.as_deref().map(|file| format!(", token in {}", plain(file)));
+    place + &token.unwrap_or_default()
 }
 
 const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last reason"];

@@ -89,7 +89,7 @@ mod waiting;
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
 pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
-pub use crate::wire::control::{ReloadReport, UpstreamStatus};
+pub use crate::wire::control::{HealthStatus, ReloadReport, UpstreamStatus};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use answer::{Reply, Request};

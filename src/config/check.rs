@@ -4,7 +4,7 @@ use super::error::{Fault, Origin, Problem};
 use super::file::quoted_if_dotted;
 use super::load::Loaded;
 use super::model::{CircuitBreaker, Config};
-use super::value::Value;
+use super::value::{Value, shown_text};
 
 /// Pairs of keys of which the first must not be larger than the second.
 const ORDERED: &[(&str, &str)] = &[
@@ -43,6 +43,11 @@ pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
         }
     }
     budget(loaded, &mut problems);
+    let health = config.health_server.socket_path.as_str();
+    if !health.is_empty() && config.ipc.socket_path == std::path::Path::new(health) {
+        let fault = Fault::Unusable { value: shown_text(health), why: "is also ipc.socket_path".to_owned() };
+        problems.push(at(loaded, "health_server.socket_path", fault));
+    }
     credits(loaded, &mut problems);
     for (index, upstream) in config.upstream.iter().enumerate() {
         let restart = config.restart_for(&upstream.name);

@@ -87,6 +87,8 @@ pub enum Rule {
     SocketPath,
     /// An absolute path, or empty for none.
     FileOrNone,
+    /// As `SocketPath`, or empty for none.
+    SocketOrNone,
     /// A host's name or address.
     Host,
     /// A name: tokens joined by dots.
@@ -138,6 +140,8 @@ impl Rule {
                 let why = format!("is longer than {SOCKET_PATH_MAX} bytes, the limit for a socket path");
                 reject_if(text.len() > SOCKET_PATH_MAX, value, &why)
             }
+            (Self::SocketOrNone, Value::Text(text)) if text.is_empty() => Ok(()),
+            (Self::SocketOrNone, Value::Text(_)) => Self::SocketPath.check(value),
             (Self::FileOrNone, Value::Text(text)) => {
                 reject_if(!text.is_empty() && !text.starts_with('/'), value, "is not an absolute path")?;
                 reject_if(text.contains('\0'), value, "contains a zero byte")?;
@@ -169,7 +173,7 @@ impl Rule {
     /// in TOML.
     pub(super) fn parse(&self, text: &str) -> Result<Value, Fault> {
         match self {
-            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::Host | Self::Name => {
+            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::SocketOrNone | Self::Host | Self::Name => {
                 Ok(Value::Text(text.to_owned()))
             }
             Self::List { .. } if text.trim().is_empty() => Ok(Value::List(Vec::new())),
@@ -195,7 +199,9 @@ impl Rule {
             Self::Integer { .. } | Self::MultipleOf8 { .. } | Self::Mode => "an integer",
             Self::Float { .. } => "a number",
             Self::Flag => "true or false",
-            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::Host | Self::Name => "a string",
+            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::SocketOrNone | Self::Host | Self::Name => {
+                "a string"
+            }
             Self::List { of: Self::Integer { .. }, .. } => "an array of integers",
             Self::List { .. } => "an array of strings",
         }
@@ -213,6 +219,9 @@ impl Rule {
             Self::Choice(words) => one_of(words),
             Self::SocketPath => format!("an absolute path of at most {SOCKET_PATH_MAX} bytes"),
             Self::FileOrNone => "an absolute path, or empty for none".to_owned(),
+            Self::SocketOrNone => {
+                format!("an absolute path of at most {SOCKET_PATH_MAX} bytes, or empty for none")
+            }
             Self::Host => "a host name or address".to_owned(),
             Self::Name => "a name: tokens of A-Z a-z 0-9 _ -, joined by dots".to_owned(),
             Self::List { of, max } => format!("an array of at most {max}, each {}", of.describe()),

@@ -194,6 +194,14 @@ section! {
         unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
         /// Limit of `/events` streams, including those of status pages; further ones are refused.
         max_streams: u32 = 16, integer(0, 64, "");
+        /// A Unix socket to listen on instead of `host` and `port`; empty for none.
+        /// Its mode is `shared_memory.permissions`, and only users that may connect to the broker get responses:
+        /// `curl --unix-socket PATH http://localhost/health`. Browsers and Prometheus need TCP.
+        socket_path: String = String::new(), Rule::SocketOrNone;
+        /// Whether readers must send a token even without a `token_file`.
+        /// The broker then creates a file with a new token beside its control socket (`.token` appended, mode 0600), which
+        /// `lapce-ipc status` shows.
+        require_token: bool = false, Rule::Flag;
     }
 }
 

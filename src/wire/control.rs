@@ -77,7 +77,7 @@ pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
 pub use operations::{ReloadReport, UpstreamStatus};
 pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
-pub use status::{ServiceStatus, SessionState, StatusReport};
+pub use status::{HealthStatus, ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
 
 /// The version of the protocol that this library speaks.

@@ -8,7 +8,7 @@ pub(super) use greeting::all_taken;
 use super::breaker::{self, BreakerActor};
 use super::counters::Counters;
 use super::fault;
-use super::health::Access;
+use super::health::{Access, Location};
 use super::holder::{Holder, Kept, SessionTable};
 use super::reload::{self, Source};
 use super::report;
@@ -80,12 +80,19 @@ pub(super) struct Broker {
     pub(super) late: Arc<AtomicU64>,
     /// How many threads of the endpoints do not turn.
     pub(super) late_non_vital: Arc<AtomicU64>,
+    /// Where the endpoints listen.
+    pub(super) location: Arc<Location>,
 }
 
 impl Broker {
     /// The configuration that is in force now.
     pub(super) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
+    }
+
+    /// Whether a user may connect. Root can read everything in any case.
+    pub(super) fn may_connect(&self, uid: u32) -> bool {
+        [peer::own_uid(), 0].contains(&uid) || self.config().ipc.allowed_uids.contains(&uid)
     }
 
     /// Whether a user may give orders that change others.

@@ -6,7 +6,10 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `listen` | the address: bound before the broker starts, and retried if it is taken |
+//! | `listen` | the listener: bound before the broker starts, and retried if the port is taken |
+//! | `location` | the bound address or the reason for none, and the files that belong to it |
+//! | `token` | the token file that the broker creates |
+//! | `error` | errors that keep the broker from starting |
 //! | `access` | access control: Host header and token |
 //! | `pages` | the paths and their responses |
 //! | `page` | the status page for browsers |
@@ -20,7 +23,9 @@
 
 mod access;
 mod connections;
+mod error;
 mod listen;
+mod location;
 mod page;
 mod pages;
 mod probe;
@@ -29,10 +34,12 @@ mod prometheus;
 mod readiness;
 mod snapshot;
 mod stream;
+mod token;
 
 pub(super) use access::Access;
-pub(super) use listen::Endpoints;
-pub use listen::HealthError;
+pub use error::HealthError;
+pub(super) use listen::{Endpoints, Listener};
+pub(super) use location::Location;
 pub(super) use snapshot::Snapshot;
 
 use super::connection::Broker;
@@ -47,7 +54,6 @@ use actix_web::dev::ServerHandle;
 use listen::Socket;
 use pages::Pages;
 use std::io;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +97,7 @@ struct HealthActor {
 }
 
 impl HealthActor {
-    fn serve(&mut self, listener: io::Result<TcpListener>, ctx: &mut Context<Self>) {
+    fn serve(&mut self, listener: io::Result<Listener>, ctx: &mut Context<Self>) {
         let server = match listener.and_then(|listener| pages::server(listener, self.pages.clone(), self.pulse.clone()))
         {
             Ok(server) => server,
@@ -166,6 +172,7 @@ pub(super) struct Health {
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
     streams: Streams,
+    location: Arc<Location>,
 }
 
 impl Health {
@@ -187,6 +194,7 @@ impl Health {
         let node = broker.tree.add("health", "health", None);
         let streams = Streams::new(bus, broker.config().health_server.max_streams);
         let streamed = streams.clone();
+        let location = endpoints.location.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config().restart);
             // No restart limit: no supervisor is above it, and the broker works without it.
@@ -197,9 +205,8 @@ impl Health {
                 max_restarts: u32::MAX,
                 ..limits
             };
-            let Endpoints { listener, config, .. } = endpoints;
             let (probe, asks) = probe::start(broker.router.clone());
-            let socket = Rc::new(Socket::new(config, listener, limits, broker.tree.clone(), node));
+            let socket = Rc::new(Socket::new(endpoints, limits, broker.tree.clone(), node));
             let pages = Arc::new(Pages::new(broker.clone(), probe, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
@@ -231,7 +238,7 @@ impl Health {
                 let _ = ends.send(());
             });
         });
-        Ok(Health { arbiter, stop, ended, streams })
+        Ok(Health { arbiter, stop, ended, streams, location })
     }
 
     /// Stops them, after all other actors.
@@ -241,5 +248,6 @@ impl Health {
         let _ = self.stop.send(());
         let _ = tokio::time::timeout(STOP, self.ended).await;
         self.arbiter.stop();
+        self.location.close();
     }
 }

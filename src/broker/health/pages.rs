@@ -15,6 +15,7 @@
 use super::super::threads::can_start;
 use super::access::Refusal;
 use super::connections::{Connection, Connections};
+use super::listen::Listener;
 use super::page;
 use super::probe::{LastReply, RouterProbe};
 use super::process::Usage;
@@ -28,16 +29,18 @@ use crate::broker::report;
 use crate::broker::watchdog::Pulse;
 use crate::config::{HealthServer, Metrics};
 use crate::metrics;
+use crate::shm::peer;
 use crate::sync::Ordering;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::http::{KeepAlive, StatusCode};
 use actix_web::middleware::{Next, from_fn};
+use actix_web::rt::net::{TcpStream, UnixStream};
 use actix_web::{App, Error, FromRequest, Handler, HttpMessage, HttpResponse, HttpServer, Resource, Responder, web};
 use serde::Serialize;
 use std::io;
-use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -111,7 +114,7 @@ impl Pages {
 }
 
 /// The server over a socket; it runs when it is awaited.
-pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>) -> io::Result<Server> {
+pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -> io::Result<Server> {
     let HealthServer { max_connections, request_timeout_ms, idle_timeout_secs, unread_timeout_secs, .. } =
         pages.broker.config().health_server;
     let unread_ms = u32::try_from(unread_timeout_secs * 1000).unwrap_or(u32::MAX);
@@ -145,21 +148,35 @@ pub(super) fn server(listener: TcpListener, pages: Arc<Pages>, pulse: Arc<Pulse>
         .keep_alive(KeepAlive::Timeout(Duration::from_secs(idle_timeout_secs)))
         .client_disconnect_timeout(DISCONNECT)
         .on_connect(move |connection, data| {
-            let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() else { return };
-            // The kernel closes a connection whose client does not read; the library would wait without limit.
-            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
-                log::debug!("cannot limit the time of a health connection reason={error:?}");
-            }
-            match connections.enter(stream) {
+            let entered = if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+                // A client that does not read its answer is the kernel's to end; the library would wait for ever.
+                if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
+                    log::debug!("cannot limit the time of a health connection reason={error:?}");
+                }
+                connections.enter(stream)
+            } else if let Some(stream) = connection.downcast_ref::<UnixStream>() {
+                data.insert(Peer(peer::credentials(stream.as_fd()).ok().map(|peer| peer.uid)));
+                connections.enter(stream)
+            } else {
+                return;
+            };
+            match entered {
                 Ok(connection) => drop(data.insert(connection)),
                 Err(error) => log::debug!("cannot track a health connection reason={error:?}"),
             }
         })
         .shutdown_timeout(1)
-        .disable_signals()
-        .listen(listener)?;
+        .disable_signals();
+    let server = match listener {
+        Listener::Tcp(listener) => server.listen(listener)?,
+        Listener::Unix(listener) => server.listen_uds(listener)?,
+    };
     Ok(server.run())
 }
+
+/// The user at the other end of a Unix socket; `None` if the system does not say.
+#[derive(Clone, Copy)]
+struct Peer(Option<u32>);
 
 fn page<F, Args>(path: &str, handler: F) -> Resource
 where
@@ -219,10 +236,16 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
                 .body("request bodies are not accepted\n"),
         );
     }
-    // A Host header that is not text is not allowed.
+    let pages = request.app_data::<web::Data<Pages>>()?;
+    // By a Unix socket come the users who may connect to the broker, whatever its mode.
+    if let Some(Peer(uid)) = request.conn_data::<Peer>()
+        && !uid.is_some_and(|uid| pages.broker.may_connect(uid))
+    {
+        return Some(text(StatusCode::FORBIDDEN, "user not allowed (ipc.allowed_uids)\n"));
+    }
+    // What is no text is no host of ours.
     let named = headers.get_all(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let hosts: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
-    let pages = request.app_data::<web::Data<Pages>>()?;
     let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     match pages.broker.access.borrow().check(&hosts, authorization, request.path()) {
         Ok(()) => None,
@@ -235,7 +258,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
             HttpResponse::Unauthorized()
                 .insert_header((header::WWW_AUTHENTICATE, "Bearer"))
                 .content_type(header::ContentType::plaintext())
-                .body("token required (health_server.token_file)\n"),
+                .body("token required; lapce-ipc status shows its file\n"),
         ),
     }
 }

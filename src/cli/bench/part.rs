@@ -7,6 +7,7 @@ use crate::cli::exit::{Code, Failure, leave, leave_on_signals};
 use crate::cli::logging::log_to_stderr;
 use crate::cli::output::Out;
 use crate::cli::place::BrokerTarget;
+use crate::client::HealthStatus;
 use crate::config::Loaded;
 use clap::{Args, ValueEnum};
 use rustix::process::{Signal, getpid, kill_process};
@@ -86,7 +87,7 @@ pub(in crate::cli) fn run(place: &BrokerTarget, args: &PartArgs) -> Result<(), F
 fn run_broker(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     let loaded = configuration(place, args)?;
     log_to_stderr("warn")?;
-    let ready = |_: &Loaded| {
+    let ready = |_: &Loaded, _: &HealthStatus| {
         when_stdin_ends(|| {
             let _ = kill_process(getpid(), Signal::TERM);
         });

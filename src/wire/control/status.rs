@@ -40,6 +40,23 @@ pub struct StatusReport {
     pub actors: Vec<ActorStatus>,
     /// How long things take. (Apart, so that frames stay small.)
     pub latency: Box<LatencyStatus>,
+    /// Where the health endpoints are.
+    pub health: Box<HealthStatus>,
+    /// Why clients do not find the control socket at its path, if they do not: it was removed.
+    pub socket_lost: Option<String>,
+}
+
+/// Where the health endpoints listen: at a TCP address or at a Unix socket, or nowhere, for a reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// The TCP address and port that are bound.
+    pub address: Option<String>,
+    /// The path of the Unix socket.
+    pub socket: Option<String>,
+    /// Why they do not listen, if they do not.
+    pub reason: Option<String>,
+    /// The file that holds the token that readers must send, if they must.
+    pub token_file: Option<String>,
 }
 
 /// How long things take, since the broker started. (In the JSON of `status --json` times are in seconds.)

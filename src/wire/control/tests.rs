@@ -123,6 +123,11 @@ fn quantiles() -> impl Strategy<Value = QuantileStatus> {
     any::<[u64; 4]>().prop_map(|[count, p50_ns, p95_ns, p99_ns]| QuantileStatus { count, p50_ns, p95_ns, p99_ns })
 }
 
+fn health() -> impl Strategy<Value = HealthStatus> {
+    [option::of(".{0,9}"), option::of(".{0,9}"), option::of(".{0,9}"), option::of(".{0,9}")]
+        .prop_map(|[address, socket, reason, token_file]| HealthStatus { address, socket, reason, token_file })
+}
+
 fn report() -> impl Strategy<Value = StatusReport> {
     let parts = (
         prop::collection::vec(connection(), 0..3),
@@ -130,31 +135,36 @@ fn report() -> impl Strategy<Value = StatusReport> {
         prop::collection::vec(actor(), 0..3),
     );
     let texts = (".{0,9}", ".{0,9}", option::of(".{0,9}"), prop::collection::vec((".{0,9}", any::<u64>()), 0..3));
-    (parts, texts, any::<(u64, u32, bool)>(), any::<[u32; 4]>(), [quantiles(), quantiles(), quantiles()]).prop_map(
-        |(
-            (connections, services, actors),
-            (version, socket, config_file, counters),
-            (uptime_ms, pid, draining),
-            [slots_used, slots_total, topics, subscriptions],
-            [in_broker, round_trip, first_chunk],
-        )| StatusReport {
-            uptime_ms,
-            version,
-            pid,
-            socket,
-            config_file,
-            draining,
-            connections,
-            services,
-            counters,
-            slots_used,
-            slots_total,
-            topics,
-            subscriptions,
-            actors,
-            latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
-        },
-    )
+    let more = (health(), option::of(".{0,9}"));
+    (parts, texts, any::<(u64, u32, bool)>(), any::<[u32; 4]>(), [quantiles(), quantiles(), quantiles()], more)
+        .prop_map(
+            |(
+                (connections, services, actors),
+                (version, socket, config_file, counters),
+                (uptime_ms, pid, draining),
+                [slots_used, slots_total, topics, subscriptions],
+                [in_broker, round_trip, first_chunk],
+                (health, socket_lost),
+            )| StatusReport {
+                uptime_ms,
+                version,
+                pid,
+                socket,
+                config_file,
+                draining,
+                connections,
+                services,
+                counters,
+                slots_used,
+                slots_total,
+                topics,
+                subscriptions,
+                actors,
+                latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
+                health: Box::new(health),
+                socket_lost,
+            },
+        )
 }
 
 fn breaker() -> impl Strategy<Value = BreakerStatus> {
