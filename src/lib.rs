@@ -2,7 +2,7 @@
 //!
 //! The broker (`ipc_server_main`) runs beside an editor and carries messages between editor, AI engines, language
 //! tools and plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the broker and
-//! with nobody else.
+//! only.
 //!
 //! ```no_run
 //! use lapce_ipc::client::Client;

@@ -135,7 +135,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_left() {
     server.arg("--socket").arg(broker.socket()).arg("--config").arg(broker.folder().join("config.toml"));
     let told = output(server, b"");
     assert_eq!(code(&told), 69, "{}", stderr(&told));
-    let error = format!("{}: another program listens there", path.display());
+    let error = format!("{}: another program is listening", path.display());
     assert!(stderr(&told).contains(&error), "{}", stderr(&told));
     drop(other);
 }

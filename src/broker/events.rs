@@ -1,7 +1,7 @@
-//! What the router has to say to people. It never writes a log line itself: a log that nobody reads must not stop it.
+//! Events of the router for operators. The router never writes a log line itself: a blocked log must not stop it.
 //! It leaves events in a bounded lock-free queue; a task on the main thread writes them. Events that find the queue
-//! full are counted, and the count is items. What it publishes on its own topics goes the same way to those who subscribe
-//! it over HTTP, if there are any.
+//! full are counted, and the count is logged. What it publishes on its own topics goes the same way to the event bus,
+//! if `/events` streams subscribe to it.
 
 use crate::routing::breaker::Transition;
 use crate::shm::layout::RingName;
@@ -15,10 +15,10 @@ use tokio::sync::{Notify, broadcast};
 /// Events that may wait.
 const CAPACITY: usize = 1024;
 
-/// SystemEvent that somebody who follows them may be behind.
+/// Events that a subscriber of the bus may lag behind.
 const BEHIND: usize = 256;
 
-/// Something on one of the broker's own topics.
+/// An event on one of the broker's own topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SystemEvent {
     pub(crate) topic: String,
@@ -26,15 +26,15 @@ pub(crate) struct SystemEvent {
     pub(crate) text: String,
 }
 
-/// What those hear who subscribe the published.
+/// An item of the event bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BusItem {
     Event(Arc<SystemEvent>),
-    /// So many found no room on their way.
+    /// The number of events that were lost.
     Lost(u64),
 }
 
-/// Where the published can be followed. Clones are the same.
+/// The event bus. Clones are the same bus.
 #[derive(Clone, Debug)]
 pub(crate) struct EventBus {
     items: broadcast::Sender<BusItem>,
@@ -46,20 +46,20 @@ impl EventBus {
         EventBus { items: broadcast::Sender::new(BEHIND), subscribers: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// Follows the published from now on. Who is too slow loses some, and disturbs nobody.
+    /// Subscribes from now on. A subscriber that is too slow loses events, and delays no other.
     pub(crate) fn subscribe(&self) -> EventSubscriber {
         let items = self.items.subscribe();
         self.subscribers.fetch_add(1, Ordering::Relaxed);
         EventSubscriber { items, subscribers: self.subscribers.clone() }
     }
 
-    /// Whether anybody follows: what the router asks, for which it needs no lock.
+    /// Whether the bus has subscribers; the router asks, without a lock.
     fn has_subscribers(&self) -> bool {
         self.subscribers.load(Ordering::Relaxed) > 0
     }
 }
 
-/// Somebody who follows the published.
+/// A subscriber of the event bus.
 #[derive(Debug)]
 pub(crate) struct EventSubscriber {
     items: broadcast::Receiver<BusItem>,
@@ -67,7 +67,7 @@ pub(crate) struct EventSubscriber {
 }
 
 impl EventSubscriber {
-    /// What comes next, or how much was lost since the last; `None` when there will be no more. Nothing is lost if this
+    /// The next item, or the number of lost ones; `None` at the end. Cancel safe.
     /// is given up.
     pub(crate) async fn next(&mut self) -> Option<BusItem> {
         match self.items.recv().await {
@@ -84,7 +84,7 @@ impl Drop for EventSubscriber {
     }
 }
 
-/// Something that people may want to know.
+/// An event for the log.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A subscription did not take its messages in time.
@@ -98,7 +98,7 @@ pub(crate) enum Event {
 pub(crate) struct BreakerChange {
     pub(crate) service: Name,
     pub(crate) transition: Transition,
-    /// The connection that wanted it so, if one did.
+    /// The connection that ordered it, if any.
     pub(crate) by: Option<u32>,
 }
 
@@ -109,7 +109,7 @@ struct Shared<T> {
     came: Notify,
 }
 
-/// A bounded queue out of the router's thread. Clones are the same queue.
+/// A bounded lock-free queue out of the router's thread. Clones are the same queue.
 #[derive(Debug)]
 pub(crate) struct Queue<T>(Arc<Shared<T>>);
 
@@ -141,7 +141,7 @@ impl<T> Queue<T> {
         self.0.queue.pop()
     }
 
-    /// How many found no room since this was last asked.
+    /// The number of items lost since the last call.
     pub(crate) fn take_missed(&self) -> u64 {
         self.0.missed.swap(0, Ordering::Relaxed)
     }
@@ -153,7 +153,7 @@ pub(crate) struct Events {
     log: Queue<Event>,
     breakers: Queue<BreakerChange>,
     published: Queue<SystemEvent>,
-    /// Of actors; not yet published.
+    /// Events of actors, not yet published.
     actors: Queue<SystemEvent>,
     bus: EventBus,
 }
@@ -164,33 +164,33 @@ impl Events {
         Events { log, breakers, published, actors, bus: EventBus::new() }
     }
 
-    /// Leaves word of an actor, to be published. Never blocks.
+    /// Queues an event of an actor, to be published. Never blocks.
     pub(crate) fn actor(&self, published: SystemEvent) {
         self.actors.push(published);
     }
 
-    /// What is said of actors, for the one who has it published.
+    /// The queue of actors' events, for the task that publishes them.
     pub(crate) fn actors(&self) -> Queue<SystemEvent> {
         self.actors.clone()
     }
 
-    /// Leaves word of what is published on a topic of the broker's, if anybody wants to hear it. Never blocks.
+    /// Puts an event of the broker's own topics on the bus, if it has subscribers. Never blocks.
     pub(crate) fn published(&self, topic: &str, text: &str) {
         if self.bus.has_subscribers() {
             self.published.push(SystemEvent { topic: topic.to_owned(), text: text.to_owned() });
         }
     }
 
-    /// Where to subscribe that.
+    /// The event bus.
     pub(crate) fn bus(&self) -> EventBus {
         self.bus.clone()
     }
 
-    /// Passes published on to those who subscribe them.
+    /// Forwards published events to the subscribers of the bus.
     pub(crate) async fn forward(self) {
         loop {
             self.published.came().await;
-            // Whoever followed may be gone.
+            // The subscribers may be gone.
             while let Some(published) = self.published.pop() {
                 let _ = self.bus.items.send(BusItem::Event(Arc::new(published)));
             }
@@ -201,17 +201,17 @@ impl Events {
         }
     }
 
-    /// Leaves an event. Never blocks.
+    /// Queues an event for the log. Never blocks.
     pub(crate) fn tell(&self, event: Event) {
         self.log.push(event);
     }
 
-    /// Leaves word of a breaker. Never blocks.
+    /// Queues a change of a breaker. Never blocks.
     pub(crate) fn breaker_changed(&self, change: BreakerChange) {
         self.breakers.push(change);
     }
 
-    /// What is said of breakers, for the one who passes it on.
+    /// The queue of breakers' changes, for `BreakerActor`.
     pub(crate) fn breakers(&self) -> Queue<BreakerChange> {
         self.breakers.clone()
     }
@@ -257,7 +257,7 @@ mod tests {
     #[actix::test]
     async fn news_are_told_to_followers_and_who_is_slow_hears_how_many_were_lost() {
         let events = Events::new();
-        events.published("$sys.a", "before anybody followed");
+        events.published("$sys.a", "before any subscriber");
         assert_eq!(events.published.0.queue.len(), 0);
         let (mut quick, mut slow) = (events.bus().subscribe(), events.bus().subscribe());
         actix::spawn(events.clone().forward());

@@ -3,16 +3,16 @@
 //! | file | idea |
 //! |---|---|
 //! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
-//! | `socket` | the socket's path: who owns it, how it is bound and removed |
+//! | `socket` | the socket's path: ownership, binding, removal |
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection/` | one actor for each control socket: the greeting, questions, the end |
 //! | `breaker` | the breakers' times, their news, and orders given to them by hand |
-//! | `sessions` | who may take a session up that has lost its socket: a pure registry |
-//! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
+//! | `sessions` | the registry of sessions and their tokens; pure |
+//! | `holder` | the session guard, and the watch over detached sessions |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
-//! | `inherited` | sockets that whoever started the broker listens on already |
+//! | `inherited` | sockets inherited from the service manager |
 //! | `limits` | the limits of the process |
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
@@ -22,7 +22,7 @@
 //! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
-//! | `counters` | what is counted outside the router |
+//! | `counters` | the counters kept outside the router |
 //! | `appearance` | notices that a socket appears at a path |
 //! | `terminal` | whether a SIGHUP is the end of a terminal |
 //! | `threads` | threads of actors, which may not be to be had |

@@ -119,7 +119,7 @@ impl Notify {
     }
 }
 
-/// How the broker is, in words. Nobody is asked for it: the watchdog has asked the router whether it lives.
+/// The status text. It needs no probe: the watchdog knows whether the router responds.
 fn status(broker: &Broker) -> String {
     let snapshot = Snapshot::of(broker, None, true);
     let mut parts = snapshot.unready();

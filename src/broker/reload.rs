@@ -22,7 +22,7 @@ pub(super) struct Source {
     pub(super) turn: tokio::sync::Mutex<()>,
 }
 
-/// Reloads, and tells the log.
+/// Reloads the configuration and logs the result.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })
 }
 
-/// Answers a client that asks for it.
+/// Handles a client's reload request.
 pub(super) async fn answer(broker: &Broker, connection: u32, serial: u32) -> BrokerFrame {
     match reload(broker, &format!("connection {connection}")).await {
         Ok(report) => BrokerFrame::Reloaded { serial, report },

@@ -344,7 +344,7 @@ fn watched(router: &RouterHandle, turns: Arc<AtomicU64>, workers: &[Arbiter]) ->
     watched
 }
 
-/// What hangs cannot be stopped from inside: the process ends as by a crash, and whoever started it starts it again.
+/// A stuck thread cannot be stopped from inside: the process aborts, and the service manager restarts it.
 fn abort() {
     stderr::flush();
     std::process::abort()

@@ -1,5 +1,5 @@
 //! The socket's path. A lock file beside it decides which broker owns the path. A socket file that a dead broker left
-//! is replaced; one at which anybody listens is not, be it no broker at all: a program that is dialled, a socket unit.
+//! is replaced; one with a listener is not, be it another program: an upstream, a socket unit.
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,16 +17,16 @@ pub enum SocketError {
     /// Another broker holds the lock.
     #[error("{}: another broker is listening", .0.display())]
     InUse(PathBuf),
-    /// Some other program listens there: it takes connections, or would.
+    /// Another program is listening there.
     #[error("{}: another program is listening", .0.display())]
     Taken(PathBuf),
-    /// It was removed, and only its service manager can make it anew.
+    /// The inherited socket was removed; only its service manager can recreate it.
     #[error("{}: the inherited socket was removed; restart its socket unit", .0.display())]
     Removed(PathBuf),
-    /// Something else stands at the path.
+    /// The path is not a socket.
     #[error("{}: not a socket", .0.display())]
     NotASocket(PathBuf),
-    /// The lock file is not one of ours.
+    /// The lock file belongs to another user, or is not a regular file.
     #[error("{}: not a regular file of the broker's user, so it cannot be the lock file", .0.display())]
     ForeignLock(PathBuf),
     /// The path is longer than a socket's address can be.
@@ -37,7 +37,7 @@ pub enum SocketError {
         /// The most bytes.
         max: usize,
     },
-    /// Whoever started us left something that is not as it should be.
+    /// An inherited descriptor is not usable.
     #[error("inherited descriptor {fd} ({name}): {why}")]
     Inherited {
         /// The descriptor's number.
@@ -104,7 +104,7 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
     Ok((Bound { path: path.to_owned(), socket, permissions: Some(permissions), lock }, listener))
 }
 
-/// Takes the lock of the path of a socket that somebody else has bound, so that no other broker takes its place. Who
+/// Takes the lock of the path of an inherited socket, so that no other broker takes its place. Who
 /// holds the listening socket is not asked: a socket unit listens while no broker runs.
 ///
 /// # Errors
@@ -163,7 +163,7 @@ fn take(path: &Path, permissions: u32) -> Result<UnixListener, SocketError> {
 }
 
 /// The process's umask stays as it is, because there may be other threads: a new socket file has the mode of its
-/// descriptor, less the umask. What the umask took away comes back before anybody can connect.
+/// descriptor, less the umask. What the umask took away comes back before a client can connect.
 fn listen(path: &Path, permissions: u32) -> Result<UnixListener, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -181,7 +181,7 @@ fn identity(path: &Path) -> io::Result<Identity> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// Whether nobody listens at the socket that stands at `path`. Asks without waiting for anybody.
+/// Whether the socket at `path` has no listener. Does not block.
 fn is_dead(path: &Path) -> Result<bool, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -222,7 +222,7 @@ fn lock(lock_path: &Path, path: &Path) -> Result<Lock, SocketError> {
         }
         let is_locked = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => true,
-            // A profile of seccomp, a file system without locks. Whether anybody listens at the path decides, then.
+            // A profile of seccomp, a file system without locks. Then a listener at the path decides.
             Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK)) => {
                 log::warn!("cannot lock the socket path={:?} reason={error:?}", lock_path.display().to_string());
                 false
@@ -278,7 +278,7 @@ mod tests {
         let (bound, listener) = bind(&path, 0o600).unwrap();
         assert!(matches!(bind(&path, 0o600), Err(SocketError::InUse(p)) if p == path));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        // As a killed broker leaves it: the file stays, the lock goes, and nobody listens.
+        // As a killed broker leaves it: the file stays, the lock goes, and there is no listener.
         rustix::fs::flock(&bound.lock._file, FlockOperation::Unlock).unwrap();
         drop(listener);
         let (second, _listener) = bind(&path, 0o660).unwrap();

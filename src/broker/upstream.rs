@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-/// Who keeps them, as the tree has it: not the root, whose actors the broker cannot do without.
+/// Their supervisor in the tree: not the root, whose actors are vital.
 const SUPERVISOR: &str = "upstreams";
 /// Messages that may wait: one `Stop` in a life.
 const MAILBOX: usize = 4;
@@ -141,7 +141,7 @@ fn actor_name(upstream: &str) -> String {
     format!("upstream {upstream}")
 }
 
-/// Answers [`ClientFrame::Upstreams`].
+/// The reply to [`ClientFrame::Upstreams`].
 pub(super) fn list(broker: &Broker, serial: u32) -> BrokerFrame {
     BrokerFrame::Upstreams { serial, upstreams: statuses(broker) }
 }
@@ -152,7 +152,7 @@ pub(super) fn statuses(broker: &Broker) -> Vec<UpstreamStatus> {
     broker.upstreams.iter().map(|upstream| upstream.status(&actors)).collect()
 }
 
-/// Answers [`ClientFrame::DialUpstream`]: ends the delay before the next dial, and takes up again what was given up.
+/// Handles [`ClientFrame::DialUpstream`]: ends the backoff, and restarts an upstream that was given up.
 pub(super) fn dial(broker: &Broker, connection: u32, serial: u32, name: &Name) -> BrokerFrame {
     let Some(upstream) = broker.upstreams.iter().find(|upstream| upstream.name == *name) else {
         let message = format!("unknown upstream: {name}");
@@ -193,7 +193,7 @@ impl Handler<Stop> for UpstreamActor {
     fn handle(&mut self, _: Stop, _: &mut Self::Context) {}
 }
 
-/// Dials, and serves the connection to its end. Answers why it is over.
+/// Dials, and serves the connection to its end. Returns why it ended.
 async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
     let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
     let path = upstream.path.display();
@@ -202,7 +202,7 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
         Err(error) => return format!("cannot connect to {path}: {error}"),
     };
     fault::point("upstream.dialled", 0);
-    // Before anything is sent: whoever listens there must be one whom we would let in.
+    // Before anything is sent: the listening process must belong to an allowed user.
     let peer = match peer::credentials(stream.as_fd()) {
         Ok(peer) => peer,
         Err(error) => return format!("cannot read the credentials of {path}: {error}"),
@@ -247,7 +247,7 @@ impl Dialled {
         log::info!("upstream connected upstream={} connection={id}", self.upstream.name);
     }
 
-    /// The answer to a frame that is not for this peer to send.
+    /// The error reply to a frame that this peer must not send.
     pub(super) fn refusal(&self, frame: &ClientFrame) -> Option<BrokerFrame> {
         let ClientFrame::Serve { serial, service, .. } = frame else { return None };
         if self.upstream.services.contains(service) {

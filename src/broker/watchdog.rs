@@ -1,8 +1,8 @@
-//! A watchdog: a thread of its own that asks the others for a sign of life, and ends the process when one hangs.
+//! The watchdog: a thread of its own that asks the others for heartbeats, and aborts the process when one is stuck.
 //!
-//! A thread that spins or blocks for ever cannot be killed from inside; what is left is to say so, and to abort, so
-//! that systemd starts the broker anew. The watched threads sleep when there is nothing to do, so the watchdog does not
-//! expect signs of life but asks for them: the router by its bell, the others by a task on their runtime.
+//! A thread that spins or blocks for ever cannot be killed from inside; so the watchdog logs it and aborts, and
+//! systemd restarts the broker. The watched threads sleep when there is nothing to do, so the watchdog does not
+//! expect heartbeats but requests them: from the router by its bell, from the others by a task on their runtime.
 
 use crate::routing::watch::{Verdict, Watch};
 use crate::sync::{AtomicU64, Ordering};
@@ -12,40 +12,40 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How late a thread may be before people are told.
+/// How late a thread may be before a log line says so.
 const WARN: Duration = Duration::from_secs(1);
-/// The longest between two looks.
+/// The longest interval between two checks.
 const LOOK: Duration = Duration::from_millis(500);
-/// The shortest, whatever others want to hear.
+/// The shortest interval.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// A thread that is watched.
+/// A watched thread.
 pub(super) struct Watched {
     pub(super) name: String,
-    /// What it counts when it turns; `None` while nobody is there to count.
+    /// Its heartbeat counter; `None` while the thread is absent.
     pub(super) count: Box<dyn Fn() -> Option<u64> + Send>,
-    /// Asks it to count once more.
+    /// Requests a heartbeat.
     pub(super) ask: Box<dyn Fn() + Send>,
-    /// Whether the process ends when it hangs.
+    /// Whether the process aborts when it is stuck.
     pub(super) is_vital: bool,
 }
 
-/// Who else wants to know that nothing hangs, and how often.
+/// The listener that is told that no thread is stuck, and how often.
 pub(super) struct Alive {
     pub(super) every: Duration,
     pub(super) tell: Box<dyn Fn() + Send>,
 }
 
-/// The sign of life of a thread that sleeps in its runtime.
+/// The heartbeat of a thread that sleeps in its runtime.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
     count: AtomicU64,
     asked: Notify,
-    /// How many beat at the moment.
+    /// Running heartbeat tasks.
     beating: AtomicU64,
 }
 
-/// One who beats.
+/// A running heartbeat task.
 struct Beats<'a>(&'a Pulse);
 
 impl Drop for Beats<'_> {
@@ -55,7 +55,7 @@ impl Drop for Beats<'_> {
 }
 
 impl Pulse {
-    /// Answers when asked. To be spawned on the thread that is watched.
+    /// Beats when asked. To be spawned on the watched thread.
     pub(super) async fn beat(self: Arc<Pulse>) {
         self.beating.fetch_add(1, Ordering::Relaxed);
         let _beats = Beats(&self);
@@ -65,7 +65,7 @@ impl Pulse {
         }
     }
 
-    /// The watch over it.
+    /// Watches the thread of this heartbeat.
     pub(super) fn watched(self: Arc<Pulse>, name: String) -> Watched {
         let asked = self.clone();
         Watched {
@@ -76,7 +76,7 @@ impl Pulse {
         }
     }
 
-    /// The watch over a thread that may be there or not, and that the process can do without.
+    /// Watches a thread that may be absent, and that is not vital.
     pub(super) fn watched_non_vital(self: Arc<Pulse>, name: &str) -> Watched {
         let pulse = self.clone();
         let count = move || (pulse.beating.load(Ordering::Relaxed) > 0).then(|| pulse.count.load(Ordering::Relaxed));
@@ -157,14 +157,14 @@ impl Watchdog {
 fn look(watched: &Watched, watch: &mut Watch, now: u64, hangs: &impl Fn()) {
     let (name, ms) = (&watched.name, |nanos: u64| nanos / 1_000_000);
     match watch.look((watched.count)(), now) {
-        Verdict::Turns => (watched.ask)(),
-        Verdict::TurnsAgain(late) => {
+        Verdict::Alive => (watched.ask)(),
+        Verdict::Recovered(late) => {
             log::warn!("thread recovered thread={name} late_ms={}", ms(late));
             (watched.ask)();
         }
-        Verdict::Waits => {}
+        Verdict::Pending => {}
         Verdict::Late(late) => log::error!("thread stuck thread={name} late_ms={}", ms(late)),
-        Verdict::Hangs(late) => {
+        Verdict::Stuck(late) => {
             log::error!("thread stuck, aborting thread={name} late_ms={}", ms(late));
             hangs();
         }
@@ -233,7 +233,7 @@ mod tests {
             (watchdog.late_non_vital().load(Ordering::Relaxed), watchdog.late().load(Ordering::Relaxed)),
             (1, 0)
         );
-        // It answers again.
+        // It responds again.
         hanging.count.fetch_add(1, Ordering::Relaxed);
         while watchdog.late_non_vital().load(Ordering::Relaxed) > 0 {
             hanging.count.fetch_add(1, Ordering::Relaxed);

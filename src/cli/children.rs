@@ -1,6 +1,6 @@
 //! Processes, folders and sockets that must not outlive us.
 //!
-//! Each is put away when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`put_away`]
+//! Each is put away when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`clean_up`]
 //! goes through the list. For a death that runs none of our code the guard process has them, too. Children lead a
 //! process group of their own, so that what a shell started ends with the shell.
 
@@ -43,11 +43,11 @@ fn listed() -> MutexGuard<'static, Listed> {
     LISTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What [`put_away`] goes through, locked. Nobody takes a child off it, and so nobody reports how one ended.
-pub(super) struct PutAway(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
+/// The locked list of [`clean_up`]: no child is removed from it, so none is reported as ended.
+pub(super) struct CleanedUp(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
 
 /// Kills every child that still runs, removes every folder, and lets nothing be started any more.
-pub(super) fn put_away() -> PutAway {
+pub(super) fn clean_up() -> CleanedUp {
     let mut listed = listed();
     listed.closed = true;
     for group in listed.groups.drain(..) {
@@ -59,11 +59,11 @@ pub(super) fn put_away() -> PutAway {
     for file in listed.files.drain(..) {
         let _ = std::fs::remove_file(file);
     }
-    PutAway(listed)
+    CleanedUp(listed)
 }
 
 /// Returns at once, unless a signal ends the process: then never.
-pub(super) fn unless_we_leave() {
+pub(super) fn block_if_exiting() {
     drop(listed());
 }
 
@@ -89,7 +89,7 @@ impl Running {
     ///
     /// If it cannot be started, or we are about to end.
     pub(super) fn start(command: &mut Command) -> io::Result<Running> {
-        // Held over the start, so that `put_away` does not come in between.
+        // Held over the start, so that `clean_up` does not come in between.
         let mut listed = listed();
         if listed.closed {
             return Err(io::Error::other("interrupted"));
@@ -142,7 +142,7 @@ impl Running {
         while poll(&mut [PollFd::new(exit, PollFlags::IN)], patience.as_ref()) == Err(rustix::io::Errno::INTR) {}
     }
 
-    /// Before the child is reaped: afterwards its number may be somebody else's.
+    /// Before the child is reaped: afterwards its number may be reused.
     fn unlist(&self) {
         let mut listed = listed();
         listed.groups.retain(|group| *group != self.pid);

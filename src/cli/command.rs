@@ -1,7 +1,7 @@
-//! Running a program to answer a request.
+//! Running a program that produces the reply to a request.
 //!
 //! One loop feeds stdin and reads stdout and stderr as they are ready, so that no order in which the program reads and
-//! writes can block us, and looks now and then whether anybody still waits for the answer.
+//! writes can block us, and checks at intervals whether the request is still outstanding.
 
 use super::children::Running;
 use super::output::{note, plain};
@@ -17,7 +17,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
-/// How often it is looked whether anybody still waits.
+/// The interval of checks whether the request is still outstanding.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// The most that is read, or sent as one chunk, at a time.
 const CHUNK: usize = 64 * 1024;
@@ -57,11 +57,11 @@ impl Program {
         plain(&self.name.to_string_lossy())
     }
 
-    /// Answers a request with what the program makes of it. `max`: the longest reply.
+    /// Replies to a request with the program's output. `max`: the longest reply.
     ///
     /// # Errors
     ///
-    /// If nobody waits for the answer any more; then the program has been killed.
+    /// If the request is no longer outstanding; then the program has been killed.
     pub(super) fn answer(&self, request: Request, max: u32) -> Reply {
         match self.run(request, max) {
             Ok(sent) => sent,
@@ -157,7 +157,7 @@ impl Talk {
         self.has_ended && self.stdout.is_none()
     }
 
-    /// Waits a moment for something to do, and does it. Answers how much of stdout is in `chunk`.
+    /// Waits a moment for something to do, and does it. Returns how much of stdout is in `chunk`.
     fn step(&mut self, running: &Running, request: &[u8], chunk: &mut [u8]) -> io::Result<usize> {
         if self.written == request.len() {
             self.stdin = None;

@@ -18,32 +18,32 @@ use std::io;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What the exit code says.
+/// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
-    /// All is done, or nobody wants the rest.
+    /// Success, or the reader of the output has left.
     Done = 0,
-    /// The reply was an error; the broker does not know what was named, or keeps it for itself.
+    /// The reply was an error; the broker does not know the name, or does not permit the order.
     ErrorReply = 1,
-    /// The command line makes no sense.
+    /// Usage error.
     Usage = 64,
-    /// A message is larger than the broker takes.
+    /// The message is too large.
     TooLarge = 65,
     /// No broker, no responders, disconnected; of a broker: the system refuses what it needs.
     Unavailable = 69,
-    /// What was to be written could not be.
+    /// Output cannot be written.
     Output = 74,
-    /// Trying again later may help.
+    /// A temporary failure.
     TryAgain = 75,
-    /// Who listens speaks another version, or is no broker.
+    /// Another protocol version, or not a broker.
     Protocol = 76,
-    /// The broker's user is not ours, or ours not one of its, or may not open the socket.
+    /// Untrusted user, or no access to the socket.
     NotAllowed = 77,
-    /// The configuration is wrong.
+    /// Invalid configuration.
     Config = 78,
     /// SIGINT.
     Interrupted = 130,
-    /// SIGTERM, of those who have something to put away.
+    /// SIGTERM, of commands with children or files to clean up.
     Terminated = 143,
 }
 
@@ -64,7 +64,7 @@ impl Code {
         Code::Terminated,
     ];
 
-    /// What it says, in the README and behind `--help`.
+    /// The meaning, in the README and in `--help`.
     pub(super) fn meaning(self) -> &'static str {
         match self {
             Code::Done => "done",
@@ -85,7 +85,7 @@ impl Code {
     }
 }
 
-/// Why a command ends without having done all it was asked for.
+/// The failure of a command.
 #[derive(Debug)]
 pub(super) struct Failure {
     code: Code,
@@ -108,14 +108,14 @@ impl Failure {
         self.message
     }
 
-    /// Of what it was: stands behind the message.
+    /// Appends context in parentheses.
     #[must_use]
     pub(super) fn about(mut self, what: fmt::Arguments<'_>) -> Failure {
         self.message = format!("{} ({what})", self.message);
         self
     }
 
-    /// As an error of an order that not every user may give.
+    /// The failure of an administrative order.
     pub(super) fn of_order(error: client::Error) -> Failure {
         let is_refused = error.is_not_allowed();
         let mut failure = Failure::from(error);
@@ -125,7 +125,7 @@ impl Failure {
         failure
     }
 
-    /// Whoever read our output has gone: no more is wanted.
+    /// The reader of our output has gone.
     pub(super) fn silent() -> Failure {
         Failure::new(Code::Done, "")
     }
@@ -226,9 +226,9 @@ impl From<BrokerError> for Failure {
     }
 }
 
-/// The end of a command: tells what went wrong.
+/// Reports the failure of a command, and returns its exit code.
 pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
-    children::unless_we_leave();
+    children::block_if_exiting();
     let Err(failure) = result else {
         stderr::flush();
         return ExitCode::SUCCESS;
@@ -239,7 +239,7 @@ pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
     ExitCode::from(code as u8)
 }
 
-/// Tells what went wrong, and goes on.
+/// Prints the failure.
 pub(super) fn tell(failure: Failure) {
     // Several problems stand one on a line.
     for line in failure.message.lines() {
@@ -250,7 +250,7 @@ pub(super) fn tell(failure: Failure) {
     }
 }
 
-/// The end of a command line that clap did not take, or that only asked for help.
+/// The exit code of a command line that clap refused, or that asked for help.
 pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         // Without a stderr the exit code has to do.
@@ -306,7 +306,7 @@ fn no_signals(error: io::Error) -> Failure {
 pub(super) fn leave(code: Code) -> ! {
     // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of
     // the connection, as the reason.
-    let _put_away = children::put_away();
+    let _put_away = children::clean_up();
     place::say_goodbye();
     stderr::flush();
     std::process::exit(code as i32)

@@ -82,7 +82,7 @@ impl Guard {
     }
 }
 
-/// The process in between: starts the guard and ends, so that the guard is nobody's child that waits for its children.
+/// The process in between: starts the guard and ends, so that no waiting process is the guard's parent.
 ///
 /// # Errors
 ///

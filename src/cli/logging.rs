@@ -1,8 +1,8 @@
 //! The log on stderr: one line for each thing that happens, `words key=value …`.
 //!
-//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); everybody else is
+//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); other readers are
 //! told the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and
-//! inode of a stream, and whoever inherits the variable, but writes elsewhere, does not write to the journal.
+//! inode of a stream, and a process that inherits the variable but writes elsewhere does not write to the journal.
 
 use super::exit::{Code, Failure};
 use super::output::plain;
@@ -17,10 +17,10 @@ use std::io::{self, IsTerminal, Write};
 ///
 /// # Errors
 ///
-/// If somebody else took the log.
+/// If a logger is already installed.
 pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
     let mut builder = env_logger::Builder::new();
-    // What the HTTP library calls an error is one in somebody's request, which is no news of ours. Who wants it anyhow
+    // What the HTTP library logs as an error is a fault in a client's request, not in the broker. To see it anyhow
     // names it.
     builder.parse_filters(&format!("{level},actix_http=off,actix_server=warn"));
     if let Ok(filters) = std::env::var("RUST_LOG") {
@@ -40,7 +40,7 @@ pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
     builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
 }
 
-/// Has lines on stderr delay nobody, where there is no log.
+/// Makes writes to stderr non-blocking for commands without a log.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ impl Write for Queued {
     }
 }
 
-/// Whether stderr is a terminal of which nobody said that it should have no colours.
+/// Whether stderr is a terminal, and colours are not disabled.
 fn is_coloured() -> bool {
     let says = |name, value: &str| std::env::var_os(name).is_some_and(|is| is == value);
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -10,7 +10,7 @@
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
-//! | `command` | running a program to answer a request |
+//! | `command` | running a program that produces a reply |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// Writes a line to stderr. Whether somebody reads it is no concern of ours.
+/// Writes a line to stderr; errors are ignored.
 pub(super) fn note(line: fmt::Arguments<'_>) {
     // In one piece, so that lines of several processes do not mix.
     stderr::write(format!("{line}\n").as_bytes());

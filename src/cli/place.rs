@@ -63,7 +63,7 @@ impl BrokerTarget {
         Ok(BrokerTarget { trusted, ..self.clone() })
     }
 
-    /// The same for a broker, which trusts whom its configuration names.
+    /// The same for a broker, whose trusted users are in its configuration.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl BrokerTarget {
         self.connect_by(self.builder(command, wait)?.no_reconnect())
     }
 
-    /// The same, if it takes no longer than `timeout`. Answers what is left of that.
+    /// The same, if it takes no longer than `timeout`. Returns the time left.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl BrokerTarget {
         let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
         *staying() = Some(client.clone());
         let events = client.events();
-        // Whoever waits brings the connection back. Without the thread it does so in silence.
+        // Any waiting thread restores the connection; without this thread no line says so.
         let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || tell(events));
         Ok(client)
     }
@@ -158,7 +158,7 @@ impl BrokerTarget {
     fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
         let builder = self.unplaced(command, wait)?;
         Ok(match self.socket()? {
-            // Root asks any user's broker how it is: the question holds nothing, and the answer is only printed.
+            // Root may ask any user's broker for its status: the request holds no data, and the reply is only printed.
             Some((path, option)) if command == "status" && geteuid().is_root() => {
                 let owner = std::fs::metadata(&path).map(|socket| socket.uid()).ok();
                 builder.trusted_uids(owner).socket_chosen_by(path, option)
@@ -168,7 +168,7 @@ impl BrokerTarget {
         })
     }
 
-    /// As whom, how and with whom: all but where.
+    /// All options but the socket.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! `reply`: offers a service that a command answers.
+//! `reply`: offers a service whose replies a command produces.
 
 use super::args::WaitOption;
 use super::children;
@@ -51,7 +51,7 @@ count. If the request is cancelled or its time is over, the command is killed.
 `serving` on stderr: the service is offered. If the broker ends, the command waits for the next one and says so on \
 stderr.";
 
-/// Answers requests. A broker that ends is waited for.
+/// Serves requests, across restarts of the broker.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ pub(super) fn run(place: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure>
     }
 }
 
-/// Answers each broker that dials, in a thread of its own.
+/// Serves each broker that dials, in a thread of its own.
 fn listen(
     path: &Path,
     place: &BrokerTarget,
@@ -138,7 +138,7 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
                 None => break Ok(()),
             };
             let answer = || {
-                // An error says that nobody waits for the answer any more.
+                // An error means that the request is no longer outstanding.
                 let _ = program.answer(request, max);
             };
             if let Err(error) = std::thread::Builder::new().name("answer".to_owned()).spawn_scoped(scope, answer) {
@@ -146,9 +146,9 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
                 note(format_args!("error: cannot start a thread: {error}"));
             }
         };
-        // Nobody waits for what still runs. (Of several brokers, others may.)
+        // The outstanding requests of this connection have ended. (Other brokers' may continue.)
         if args.listen.is_none() {
-            drop(children::put_away());
+            drop(children::clean_up());
         }
         ended
     })

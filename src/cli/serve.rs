@@ -138,7 +138,7 @@ fn shown(path: &Path) -> String {
     if path.chars().all(is_word) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
-/// How whoever started us would start the client.
+/// The command line that starts the client, as this process was started.
 fn client_command() -> &'static str {
     match (std::env::var_os("CARGO"), cfg!(debug_assertions)) {
         (None, _) => "lapce-ipc",

@@ -1,10 +1,11 @@
-//! Values that are each sound, and yet do not go together.
+//! Contradictions between values that are each valid.
 
 use super::error::{Fault, Origin, Problem};
 use super::file::quoted_if_dotted;
 use super::load::Loaded;
 use super::model::{CircuitBreaker, Config};
 use super::value::{Value, shown_text};
+use crate::shm::layout::{CELL_BYTES, HEADER_BYTES};
 
 /// Pairs of keys of which the first must not be larger than the second.
 const ORDERED: &[(&str, &str)] = &[
@@ -19,12 +20,8 @@ const ORDERED: &[(&str, &str)] = &[
 
 /// The most that all rings together may take.
 const BUDGET_MAX: u64 = 4 << 30;
-/// Bytes of a cell; a record's header has half a cell. (The ring's own constants are in a layer that is not for use
-/// here.)
-const CELL: u64 = 128;
-const RECORD_HEADER: u64 = 64;
 
-/// Each contradiction, at one of the keys that make it: one that somebody set, if there is one.
+/// Each contradiction, at one of its keys: preferably one that was set.
 pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
     let mut problems = Vec::new();
@@ -75,7 +72,8 @@ fn budget(loaded: &Loaded, problems: &mut Vec<Problem>) {
 
 /// Credit that is too small for one full record would hold a stream up for ever.
 fn credits(loaded: &Loaded, problems: &mut Vec<Problem>) {
-    let record = (u64::from(loaded.config.shared_memory.slot_size) + RECORD_HEADER).next_multiple_of(CELL);
+    let record =
+        (u64::from(loaded.config.shared_memory.slot_size) + HEADER_BYTES as u64).next_multiple_of(CELL_BYTES as u64);
     let delivery = &loaded.config.delivery;
     for (key, credit) in [
         ("delivery.subscription_credit_bytes", delivery.subscription_credit_bytes),

@@ -1,7 +1,7 @@
 //! The environment, and the variables that override keys.
 //!
 //! `LAPCE_IPC__IPC__SOCKET_PATH=/x` is `ipc.socket_path = "/x"`: the prefix, the section and the key in capitals, with
-//! two underscores between them, so that the single ones in a key's name cannot be mistaken. Whoever misspells such a
+//! two underscores between them, so that the single ones in a key's name cannot be mistaken. A misspelt
 //! variable is told so. `LAPCE_IPC_SOCKET` and `LAPCE_IPC_CONFIG` have a single underscore and are other things.
 //!
 //! The environment is an argument everywhere, never looked up on the way: tests need not change that of their process.

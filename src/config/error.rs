@@ -71,7 +71,7 @@ impl fmt::Display for Problem {
 /// Where a value, or a problem, comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The built-in default.
     Default,
     /// A configuration file.
     File {
@@ -86,7 +86,7 @@ pub enum Origin {
     Environment(String),
     /// An option of the command.
     CommandLine,
-    /// A socket that whoever started the broker listens on.
+    /// A socket inherited from the service manager.
     Inherited,
 }
 
@@ -141,12 +141,12 @@ pub enum Fault {
         /// The permission bits.
         mode: u32,
     },
-    /// Somebody else could change what the broker does.
+    /// Another user could change the configuration.
     #[error("owned by uid {owner}, expected uid {own} or root; refused")]
     ForeignOwner {
         /// The file's owner.
         owner: u32,
-        /// Who we are.
+        /// The user of this process.
         own: u32,
     },
     /// No configuration is that large.
@@ -219,7 +219,7 @@ pub enum Fault {
         /// What is wrong with it.
         why: String,
     },
-    /// Everybody could read what is to be a secret.
+    /// Other users could read the secret.
     #[error("mode {mode:04o} is readable by others; refused (chmod o-r)")]
     ReadableByOthers {
         /// The permission bits.

@@ -138,7 +138,7 @@ impl Reader<'_> {
         for (service, value) in services.iter() {
             if let Some(why) = name::fault(service.get_ref()) {
                 let value = shown_text(service.get_ref());
-                self.problem(service.span(), TABLE, Fault::Unusable { value, why: why.to_owned() });
+                self.problem(service.span(), TABLE, Fault::Unusable { value, why });
                 continue;
             }
             let full = format!("{TABLE}.{}", quoted_if_dotted(service.get_ref()));

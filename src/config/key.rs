@@ -153,7 +153,7 @@ impl Rule {
                 reject_if(!host, value, "is not a host name or address")
             }
             (Self::Name, Value::Text(text)) => match name::fault(text) {
-                Some(why) => reject_if(true, value, why),
+                Some(why) => reject_if(true, value, &why),
                 None => Ok(()),
             },
             (Self::List { of, max }, Value::List(items)) => {

@@ -129,7 +129,7 @@ impl Loaded {
         self.set(KEY, &absolute, origin)
     }
 
-    /// The broker listens at `path`, by a socket that it has inherited. Answers what was configured, if somebody had
+    /// The broker listens at `path`, by a socket that it has inherited. Returns the configured path, if it had been
     /// said that it listens elsewhere.
     ///
     /// ```

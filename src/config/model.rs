@@ -199,8 +199,8 @@ section! {
         /// `curl --unix-socket PATH http://localhost/health`. Browsers and Prometheus need TCP.
         socket_path: String = String::new(), Rule::SocketOrNone;
         /// Whether readers must send a token even without a `token_file`.
-        /// The broker then creates a file with a new token beside its control socket (`.token` appended, mode 0600), which
-        /// `lapce-ipc status` shows.
+        /// The broker then creates a file with a new token beside its control socket (`.token` appended, mode 0600),
+        /// which `lapce-ipc status` shows.
         require_token: bool = false, Rule::Flag;
     }
 }

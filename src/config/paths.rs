@@ -2,7 +2,7 @@
 //!
 //! In order: the file that was named (`--config`, then `LAPCE_IPC_CONFIG`), `$XDG_CONFIG_HOME/lapce-ipc/config.toml`
 //! (with `~/.config` if the variable is not set), `/etc/lapce-ipc/config.toml`. The first that exists is the only one
-//! that is read. The working directory is never looked at: a repository that somebody cloned must not configure the
+//! that is read. The working directory is never looked at: a cloned repository must not configure the
 //! broker. For the same reason a file is refused that another user could have written: the broker acts on what it says.
 
 use std::fs::File;
@@ -22,7 +22,7 @@ pub struct Options {
     pub file: Option<PathBuf>,
     /// The machine's directory of configurations: `/etc`, but for tests.
     pub etc: PathBuf,
-    /// The user who may own a file besides root: the one we run as, but for tests.
+    /// The user that may own a file besides root: the user of this process, except in tests.
     pub own_uid: u32,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<
     Ok(None)
 }
 
-/// Where a configuration is looked for that nobody named. A relative directory in a variable is passed over, as the XDG
+/// The default locations of a configuration. A relative directory in a variable is ignored, as the XDG
 /// specification wants it: it would be below the working directory.
 fn usual_places(options: &Options, env: &Env) -> Vec<PathBuf> {
     let of_variable = |name| env.get(name).map(PathBuf::from);
@@ -70,8 +70,8 @@ fn usual_places(options: &Options, env: &Env) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Opens a file if it is there, and nobody else could have written it. That is asked of the open file, not of the path,
-/// which could change in between. Answers its mode, too.
+/// Opens a file if it exists, and no other user could have written it. The check is on the open file, not on the path,
+/// which could change in between. Returns its mode, too.
 fn open(path: &Path, own_uid: u32) -> Result<Option<(File, u32)>, Fault> {
     // A pipe without a writer would hang the open.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -101,7 +101,7 @@ fn read(path: &Path, own_uid: u32) -> Result<Option<Vec<u8>>, Fault> {
     if text.len() as u64 > FILE_MAX { Err(Fault::FileTooLarge { max: FILE_MAX }) } else { Ok(Some(text)) }
 }
 
-/// Reads the first `max` bytes of a file that is there and that not everybody can read.
+/// Reads the first `max` bytes of a file that not all users can read.
 pub(super) fn read_secret(path: &Path, own_uid: u32, max: u64) -> Result<Vec<u8>, Fault> {
     match open(path, own_uid)? {
         None => Err(Fault::NoSuchFile { variable: None }),

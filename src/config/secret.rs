@@ -15,7 +15,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, others can write it or everybody can read it, or there is no token in it.
+    /// If the file cannot be read, is writable by other users or readable by all, or has no token.
     ///
     /// ```
     /// # use lapce_ipc::config::Loaded;
@@ -96,7 +96,7 @@ mod tests {
             let (_folder, file) = written(b"secret-token", mode);
             assert_eq!(read_token(&file, own_uid()), Err(why.to_owned()));
         }
-        // A group may be whom the token is for.
+        // The token may be for a group.
         let (folder, file) = written(b"secret-token", 0o640);
         assert!(read_token(&file, own_uid()).is_ok());
         assert_eq!(read_token(folder.path(), own_uid()), Err("is not a regular file".to_owned()));

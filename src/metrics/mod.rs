@@ -1,8 +1,8 @@
-//! What is counted for Prometheus: the families by name, and how they are written down. Layer 1: it knows numbers and
-//! names, and not where they come from.
+//! Metrics for Prometheus: the families, and the exposition format. It knows numbers and
+//! names, but not their sources.
 //!
-//! Nobody counts twice: the router has plain counters that only it writes, and whoever is asked for metrics reads them,
-//! puts them into [`Samples`], and has those collected. So metrics cost nothing while nobody looks.
+//! Nothing is counted twice: the router has plain counters that only it writes, and the handler of `/metrics` reads
+//! them into [`Samples`]. So metrics cost nothing between scrapes.
 
 pub(crate) mod families;
 pub(crate) mod memory;
@@ -21,25 +21,25 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(BTreeMap<&'static str, (&'static Family, BTreeMap<Vec<String>, Sample>)>);
 
-/// One figure of a family.
+/// One sample of a family.
 #[derive(Clone, Debug)]
 enum Sample {
     Value(f64),
     Distribution(Distribution),
 }
 
-/// How often what was observed.
+/// A histogram: observation counts per bucket.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Distribution {
-    /// Upper bounds of the buckets, rising, and how many observations are in each, those before it not included.
+    /// Upper bounds of the buckets, ascending, and the observations in each (not cumulative).
     pub(crate) buckets: Vec<(f64, u64)>,
-    /// All observations, with those beyond the last bound.
+    /// All observations, including those beyond the last bound.
     pub(crate) count: u64,
     pub(crate) sum: f64,
 }
 
 impl Samples {
-    /// Adds to the figure of these labels, which begins with 0. The labels are in the family's order.
+    /// Adds to the sample of these labels, which begins with 0. The labels are in the family's order.
     pub(crate) fn add(&mut self, family: &'static Family, labels: &[&str], value: f64) {
         debug_assert!(family.kind != Kind::Histogram, "{}", family.name);
         if let Sample::Value(sum) = self.sample(family, labels, Sample::Value(0.0)) {
@@ -70,7 +70,7 @@ impl Samples {
     ///
     /// # Errors
     ///
-    /// If two families have one name, or a name is none, which a test excludes.
+    /// If two families have one name, or a name is invalid, which a test excludes.
     pub(crate) fn render(self) -> Result<String, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(self))?;

@@ -3,7 +3,7 @@
 /// The first lease of a ring, in cells: four pages.
 const FIRST: u32 = 128;
 
-/// What is leased of what there is.
+/// The leases of the shared budget.
 #[derive(Debug)]
 pub(crate) struct Budget {
     total: u64,

@@ -17,7 +17,7 @@ const SHARE: u64 = 10;
 enum State {
     Reads,
     /// A publish waits for it, and it has made no progress since then.
-    Waits {
+    Pending {
         since: u64,
     },
     Stalled,
@@ -61,17 +61,17 @@ impl Grace {
         let least = grace / 8;
         match self.state {
             State::Stalled if moved == 0 => None,
-            State::Waits { since } if moved == 0 && (now >= since + grace || self.left <= least) => {
+            State::Pending { since } if moved == 0 && (now >= since + grace || self.left <= least) => {
                 self.state = State::Stalled;
                 None
             }
-            State::Waits { since } if moved == 0 => Some((since + grace).min(now + self.left)),
+            State::Pending { since } if moved == 0 => Some((since + grace).min(now + self.left)),
             _ if self.left <= least => {
                 self.state = State::Reads;
                 None
             }
             _ => {
-                self.state = State::Waits { since: now };
+                self.state = State::Pending { since: now };
                 Some(now + grace.min(self.left))
             }
         }
@@ -93,7 +93,7 @@ impl Grace {
 
     fn count(&mut self, now: u64, grace: u64) {
         let passed = now - std::mem::replace(&mut self.counted_at, now);
-        if matches!(self.state, State::Waits { .. }) {
+        if matches!(self.state, State::Pending { .. }) {
             // A publish waits no longer than that without asking again.
             self.left = self.left.min(2 * grace).saturating_sub(passed.min(grace));
         }

@@ -1,4 +1,4 @@
-//! A supervisor's children in their order: who is to be stopped and started when one of them has ended.
+//! A supervisor's children in their order: which are stopped and restarted when one of them has ended.
 //!
 //! ```text
 //!              next: Start                    next: Stop
@@ -12,14 +12,14 @@
 //!
 //! With *one-for-one* each child goes its own way. With *rest-for-one* those after a child that ended are stopped, the
 //! last one first and each only after the one behind it, and started again in order, each after those before it run.
-//! When a child is given up, all others are stopped likewise, and then the group *escalates* to whoever owns it.
+//! When a child is given up, all others are stopped likewise, and then the group *escalates* to its owner.
 
 use super::restart::{Decision, Limits, Restart, Restarts};
 
-/// Who is started again beside the one that ended.
+/// Which siblings of an ended child are restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
-    /// Nobody.
+    /// None.
     #[allow(dead_code, reason = "the children of the root depend on each other")]
     OneForOne,
     /// All that come after it.
@@ -60,7 +60,7 @@ struct Member {
 pub(crate) struct Group {
     strategy: Strategy,
     members: Vec<Member>,
-    /// From here on nobody is started again.
+    /// Children from this number on are not restarted.
     retired_from: usize,
     retiring: bool,
     given_up: Option<usize>,
@@ -73,7 +73,7 @@ impl Group {
         Group { strategy, members, retired_from: usize::MAX, retiring: false, given_up: None, escalated: false }
     }
 
-    /// A child more, the last one; it is to be started now. Answers its number.
+    /// Adds a child, the last one; it is to be started now. Returns its number.
     pub(crate) fn add(&mut self, restart: Restart, limits: Limits, now: u64) -> usize {
         let restarts = Restarts::new(restart, limits);
         self.members.push(Member { restarts, state: State::Stopped, due: Some(now), must_stop: false });
@@ -94,7 +94,7 @@ impl Group {
         }
     }
 
-    /// A child has ended. Answers what follows for itself, unless it was to be stopped anyway.
+    /// A child has ended. Returns the decision about it, unless it was to be stopped anyway.
     pub(crate) fn ended(&mut self, child: usize, failed: bool, now: u64, random: f64) -> Option<Decision> {
         let member = self.members.get_mut(child)?;
         match member.state {

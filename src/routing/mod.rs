@@ -7,7 +7,7 @@
 //! | `schedule` | which connection is served next: fair by deficit, the quiet ones first |
 //! | `topics` | topics, subscriptions, and which goes to which |
 //! | `services` | services, their responders, and which of them gets the next call |
-//! | `budget` | who may use how much of the memory for extensions |
+//! | `budget` | the shared memory budget and its leases |
 //! | `breaker` | which requests a service is spared, because it fails |
 //! | `histogram` | how often what was observed |
 //! | `restart` | whether and when an actor that has ended is started again |

@@ -1,4 +1,4 @@
-//! When an actor that has ended is started again: restart policies as in Erlang/OTP, with exponential back-off.
+//! When an ended actor is restarted: restart policies as in Erlang/OTP, with exponential backoff and jitter.
 //!
 //! ```text
 //!            ended, and the policy wants it back                  has run for `stable`
@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-/// After which ends an actor is started again.
+/// The restart policy: after which ends an actor is restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Restart {
     /// After each.
@@ -26,22 +26,22 @@ pub(crate) enum Restart {
     Temporary,
 }
 
-/// The limit of restarts of an actor that is never given up.
+/// No restart limit.
 pub(crate) const NEVER: u32 = u32::MAX;
 
-/// How often, and after which delays.
+/// Backoff and restart limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limits {
     /// Before the first restart; each further attempt doubles it.
     pub(crate) initial_delay: u64,
-    /// The longest delay, whatever chance adds.
+    /// The longest delay, jitter included.
     pub(crate) max_delay: u64,
-    /// How far chance moves a delay, as a part of it.
+    /// Random jitter, as a fraction of the delay.
     pub(crate) jitter: f64,
     /// The most restarts within `period`; [`NEVER`]: it is never given up.
     pub(crate) max_restarts: u32,
     pub(crate) period: u64,
-    /// Whoever has run for so long begins again with the first delay.
+    /// After running this long, an actor's backoff is reset.
     pub(crate) stable: u64,
 }
 
@@ -55,12 +55,12 @@ impl Limits {
     }
 }
 
-/// What follows from an end.
+/// The decision after an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// It need not come back.
+    /// It is not restarted.
     Done,
-    /// It comes back after a delay.
+    /// It is restarted after a delay.
     Restart {
         /// Attempts since it last held, with this one.
         attempt: u32,
@@ -68,7 +68,7 @@ pub(crate) enum Decision {
         limit: u32,
         delay: u64,
     },
-    /// It has been started again as often as it may within the period.
+    /// It has reached its restart limit.
     GiveUp {
         /// Restarts within the period.
         restarts: u32,
@@ -139,7 +139,7 @@ impl Restarts {
         self.since.filter(|_| self.attempt > 0).map(|since| since.saturating_add(self.limits.stable))
     }
 
-    /// Whether the last restart has held, of which each is told once: answers how many attempts it took.
+    /// The number of attempts after which the actor became stable; `Some` once per restart.
     pub(crate) fn held(&mut self, now: u64) -> Option<u32> {
         self.holds_at().filter(|at| *at <= now).map(|_| std::mem::take(&mut self.attempt))
     }
@@ -308,7 +308,7 @@ mod tests {
                     }
                     (Decision::GiveUp { restarts }, Err(within)) => {
                         prop_assert_eq!(restarts as usize, within);
-                        // Nobody starts it again; a later end is one of a period in which less has happened.
+                        // It is not restarted; a later end belongs to a quieter period.
                         now += period / 2;
                     }
                     (ours, naive) => prop_assert!(false, "{:?}, but the model says {:?}", ours, naive),

@@ -46,21 +46,21 @@ impl Responder {
     }
 }
 
-/// A service, known while anybody serves it or has asked for its number; and after that while its breaker is not at
-/// rest, or a responder that dies of each request would come back with a clean sheet each time. When there are as many
-/// services as there may be, those without users go first.
+/// A service, known while it has responders or a client has asked for its number; and after that while its breaker is
+/// not at rest, or a responder that dies of each request would come back with a clean sheet each time. When there are
+/// as many services as there may be, those without users go first.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) name: Name,
     pub(crate) responders: Vec<Responder>,
     pub(crate) breaker: Breaker,
-    /// Somebody serves it, or did.
+    /// It has or had a responder.
     pub(crate) was_served: bool,
     /// Requests that came for it.
     pub(crate) requests: u64,
     /// Those that ended otherwise than by a reply.
     pub(crate) failures: u64,
-    /// How long its responders took; kept since somebody first served it.
+    /// How long its responders took; kept since its first responder.
     pub(crate) times: Option<Box<CallTimes>>,
     users: u32,
     next: usize,
@@ -86,7 +86,7 @@ impl CallTimes {
 /// Why a request finds no responder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoResponder {
-    /// Nobody serves.
+    /// No responders.
     None,
     /// All have as much as they take.
     AllBusy,
@@ -174,7 +174,7 @@ impl Services {
             Stand::Closed => 0,
             Stand::HalfOpen => 1,
             Stand::Open => 2,
-            // Somebody wanted it so.
+            // It was ordered.
             Stand::ForcedOpen | Stand::ForcedClosed => 3,
         };
         let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.users == 0)?)));

@@ -1,21 +1,21 @@
-//! Whether a thread still turns, by a count that it advances when it is asked to.
+//! Whether a thread is stuck, by a counter that it advances when asked.
 //!
 //! Time counts only as far as the watcher itself saw it pass: a process that was stopped, or a machine that slept,
 //! wakes up with all of its threads late, and none of them to blame.
 
-/// What a look at a thread finds.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It has answered since it was last asked: ask again.
-    Turns,
-    /// It has answered after it had been late for so long.
-    TurnsAgain(u64),
-    /// It has not answered yet.
-    Waits,
-    /// It has not answered for so long that people are to know. Told once.
+    /// It has beaten since it was last asked.
+    Alive,
+    /// It has beaten after it had been late for so long.
+    Recovered(u64),
+    /// It has not beaten yet.
+    Pending,
+    /// It is late. Returned once.
     Late(u64),
-    /// It has not answered for too long.
-    Hangs(u64),
+    /// It is stuck for too long.
+    Stuck(u64),
 }
 
 /// The watch over one thread. Times in nanoseconds.
@@ -37,23 +37,23 @@ impl Watch {
         Watch { warn, abort, step: every.saturating_mul(2), looked: now, count: None, late: 0, told: false }
     }
 
-    /// Looks at the thread's count; `None` while there is nobody whose count it could be.
+    /// Checks the thread's counter; `None` while the thread is absent.
     pub(crate) fn look(&mut self, count: Option<u64>, now: u64) -> Verdict {
         let passed = now.saturating_sub(self.looked).min(self.step);
         self.looked = now;
         if count.is_none() || count != self.count {
             let (late, told) = (std::mem::take(&mut self.late), std::mem::take(&mut self.told));
             self.count = count;
-            return if told { Verdict::TurnsAgain(late) } else { Verdict::Turns };
+            return if told { Verdict::Recovered(late) } else { Verdict::Alive };
         }
         self.late = self.late.saturating_add(passed);
         if self.late >= self.abort {
-            return Verdict::Hangs(self.late);
+            return Verdict::Stuck(self.late);
         }
         if self.late >= self.warn && !std::mem::replace(&mut self.told, true) {
             return Verdict::Late(self.late);
         }
-        Verdict::Waits
+        Verdict::Pending
     }
 
     /// Whether it is late.
@@ -74,7 +74,7 @@ mod tests {
     fn a_thread_that_answers_is_never_late() {
         let mut watch = watch();
         for tick in 0..1_000 {
-            assert_eq!(watch.look(Some(tick), tick * 250), Verdict::Turns);
+            assert_eq!(watch.look(Some(tick), tick * 250), Verdict::Alive);
         }
     }
 
@@ -84,11 +84,11 @@ mod tests {
         let mut told = Vec::new();
         for tick in 0..=20 {
             match watch.look(Some(7), tick * 250) {
-                Verdict::Turns | Verdict::Waits => {}
+                Verdict::Alive | Verdict::Pending => {}
                 verdict => told.push((tick * 250, verdict)),
             }
         }
-        assert_eq!(told, [(1_000, Verdict::Late(1_000)), (5_000, Verdict::Hangs(5_000))]);
+        assert_eq!(told, [(1_000, Verdict::Late(1_000)), (5_000, Verdict::Stuck(5_000))]);
         assert!(watch.is_late());
     }
 
@@ -98,9 +98,9 @@ mod tests {
         for tick in 0..=8 {
             watch.look(Some(7), tick * 250);
         }
-        assert_eq!(watch.look(Some(8), 2_250), Verdict::TurnsAgain(2_000));
+        assert_eq!(watch.look(Some(8), 2_250), Verdict::Recovered(2_000));
         assert!(!watch.is_late());
-        assert_eq!(watch.look(Some(8), 2_500), Verdict::Waits);
+        assert_eq!(watch.look(Some(8), 2_500), Verdict::Pending);
     }
 
     #[test]
@@ -117,8 +117,8 @@ mod tests {
     impl Verdict {
         fn min_late(self) -> u64 {
             match self {
-                Verdict::Waits | Verdict::Turns => 0,
-                Verdict::TurnsAgain(late) | Verdict::Late(late) | Verdict::Hangs(late) => late,
+                Verdict::Pending | Verdict::Alive => 0,
+                Verdict::Recovered(late) | Verdict::Late(late) | Verdict::Stuck(late) => late,
             }
         }
     }
@@ -128,8 +128,8 @@ mod tests {
         let mut watch = watch();
         watch.look(Some(7), 0);
         for tick in 1..100 {
-            assert_eq!(watch.look(None, tick * 250), Verdict::Turns);
+            assert_eq!(watch.look(None, tick * 250), Verdict::Alive);
         }
-        assert_eq!(watch.look(Some(7), 25_000), Verdict::Turns, "the next one begins anew");
+        assert_eq!(watch.look(Some(7), 25_000), Verdict::Alive, "the next one begins anew");
     }
 }

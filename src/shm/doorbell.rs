@@ -1,4 +1,4 @@
-//! Doorbells: how a process that sleeps is woken, so that no peer can make the one who rings block.
+//! Doorbells: waking a sleeping process without ever blocking the ringing side.
 //!
 //! An eventfd that two processes hold is one open file description: either can clear its `O_NONBLOCK`, fill its
 //! counter, and so hang the other's next write. Therefore the broker never writes to, or reads from, anything a client
@@ -29,7 +29,7 @@ fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Rings an eventfd that nobody but the broker holds.
+/// Rings an eventfd that only the broker holds.
 #[inline]
 fn ring_eventfd(bell: &OwnedFd) {
     // Full after 2^64 - 2 rings: then the counter is emptied, which only its holder can do.
@@ -155,7 +155,7 @@ impl AsFd for BellBoard {
 pub(crate) struct RouterWaker(OwnedFd);
 
 impl RouterWaker {
-    /// Wakes whoever looks at the board.
+    /// Wakes the thread that waits on the board.
     pub(crate) fn ring(&self) {
         ring_eventfd(&self.0);
     }

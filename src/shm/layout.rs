@@ -14,7 +14,7 @@
 //! only as far as the broker has leased them (the *window*).
 //!
 //! Words that different sides write never share a cache line. Each side keeps its own positions in private memory and
-//! only publishes them here; nobody reads back what it has written itself.
+//! only publishes them here; no side reads back what it has written itself.
 
 use super::words::{WORD, Words};
 
@@ -37,7 +37,7 @@ pub(crate) const MAX_SLOT_SIZE: u32 = 65536;
 /// The most cells of an extension: 64 MiB of address space for each ring.
 pub(crate) const MAX_EXTENSION_CELLS: u32 = 1 << 19;
 
-/// The control words: which word of the segment holds what, and who writes it.
+/// The control words: which word of the segment holds what, and which side writes it.
 pub(crate) mod control {
     /// Cells of the egress ring that the client has consumed (client).
     pub(crate) const EGRESS_CONSUMED: usize = 0;
@@ -47,9 +47,9 @@ pub(crate) mod control {
     pub(crate) const BULK_CONSUMED: usize = 8;
     /// Cells of the express lane that the broker has consumed (broker).
     pub(crate) const EXPRESS_CONSUMED: usize = 9;
-    /// Set by the broker when it does not poll this connection; swapped to 0 by the client, who then rings.
+    /// Set by the broker when it does not poll this connection; swapped to 0 by the client, which then rings.
     pub(crate) const INGRESS_DATA: usize = 16;
-    /// Set by the client when its reader sleeps; swapped to 0 by the broker, who then rings.
+    /// Set by the client when its reader sleeps; swapped to 0 by the broker, which then rings.
     pub(crate) const EGRESS_DATA: usize = 24;
     /// Set by a client's thread that waits for space in the bulk lane; swapped to 0 by the broker.
     pub(crate) const BULK_SPACE: usize = 32;

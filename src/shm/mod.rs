@@ -5,12 +5,12 @@
 //! |---|---|
 //! | `words` | shared memory as a run of atomic words; an `unsafe` block |
 //! | `layout` | where everything lies in a segment |
-//! | `ring/` | records from one producer role to one consumer; the flags of those who wait |
+//! | `ring/` | records from one producer role to one consumer; the flags of waiting sides |
 //! | `segment` | a sealed memory file, mapped; leasing and taking back its pages |
-//! | `doorbell` | waking a process that sleeps, so that no peer can make the one who rings block |
+//! | `doorbell` | waking a sleeping process without blocking the ringing side |
 //! | `descriptors` | descriptors over a Unix socket |
 //! | `fork` | whether this process is the one that connected, or a child of it; an `unsafe` block |
-//! | `peer` | who is at the other end of a socket; on which CPU we run |
+//! | `peer` | credentials of the peer of a socket; the CPU of this thread |
 //! | `stdio` | whether stdin or stdout was closed at the start |
 //!
 //! The rules of the folder (design section 5): each side keeps its positions in private memory; what a peer may write

@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket, and where we run.
+//! Credentials of the peer of a socket, and the CPUs of this thread.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -15,7 +15,7 @@ pub(crate) struct Credentials {
     pub(crate) uid: u32,
 }
 
-/// Asks the kernel who is at the other end (`SO_PEERCRED`).
+/// The credentials of the peer of a socket (`SO_PEERCRED`).
 ///
 /// # Errors
 ///
@@ -91,7 +91,8 @@ pub(crate) fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
-/// Whether this thread, and those that it starts, have one CPU between them: then nobody comes while somebody spins.
+/// Whether this thread, and those that it starts, have one CPU between them: then the peer cannot run while this side
+/// spins.
 #[must_use]
 pub(crate) fn has_one_cpu() -> bool {
     rustix::thread::sched_getaffinity(None).is_ok_and(|cpus| cpus.count() == 1)

@@ -159,13 +159,13 @@ impl Segment {
         )
     }
 
-    /// The flag of whoever waits for data towards the broker (`Bulk`, `Express`: the same one) or the client
+    /// The flag of the side that waits for data towards the broker (`Bulk`, `Express`: the same one) or the client
     /// (`Egress`).
     pub(crate) fn data_signal(&self, ring: RingName) -> Signal {
         self.signal(if ring == RingName::Egress { control::EGRESS_DATA } else { control::INGRESS_DATA })
     }
 
-    /// The flag of whoever waits for space in `ring`.
+    /// The flag of the side that waits for space in `ring`.
     pub(crate) fn space_signal(&self, ring: RingName) -> Signal {
         self.signal(match ring {
             RingName::Bulk => control::BULK_SPACE,
@@ -199,7 +199,7 @@ impl Segment {
         }
     }
 
-    /// Gives the memory of the first `cells` of a ring's extension back to the system. This waits for whoever holds the
+    /// Gives the memory of the first `cells` of a ring's extension back to the system. This waits for the holder of the
     /// file's lock: not for the router's thread.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ impl Segment {
         (self.geometry.extension_offset(ring) as u64, u64::from(cells) * super::layout::CELL_BYTES as u64)
     }
 
-    /// Pages of memory that the segment really holds, whoever touched them: what an audit compares with the leases.
+    /// Pages of memory that the segment really holds, touched by either side: an audit compares them with the leases.
     ///
     /// # Errors
     ///

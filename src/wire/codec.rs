@@ -21,8 +21,8 @@
 //! # Frames
 //!
 //! On the control socket each value travels as a frame: the length of the body in bytes as a `u32`, then the body.
-//! The length does not count itself. A length of zero, or above the receiver's limit, is an error, and since nobody
-//! can tell where the next frame would begin, it ends the connection.
+//! The length does not count itself. A length of zero, or above the receiver's limit, is an error, and since no
+//! receiver can tell where the next frame would begin, it ends the connection.
 //!
 //! # What a stranger can cost
 //!

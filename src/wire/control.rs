@@ -2,11 +2,12 @@
 //!
 //! A connection begins with one [`ClientFrame::Hello`] and its answer, [`BrokerFrame::Welcome`] or
 //! [`BrokerFrame::Refused`] (after which the broker closes). The descriptors of the shared memory travel beside the
-//! Welcome, as ancillary data. From then on the client asks and the broker answers, each answer carrying the `serial`
-//! of its question; the client chooses serials, and answers come in the order of the questions. An answer means that
-//! what was asked for is in force. [`BrokerFrame::Draining`] and [`BrokerFrame::Closing`] come unasked.
+//! Welcome, as ancillary data. From then on the client sends control requests and the broker replies, each reply
+//! carrying the `serial` of its request; the client chooses serials, and replies come in the order of the requests. A
+//! reply means that what was asked for is in force. [`BrokerFrame::Draining`] and [`BrokerFrame::Closing`] come
+//! unasked.
 //!
-//! | question | answer |
+//! | request | reply |
 //! |---|---|
 //! | `Hello` | `Welcome` or `Refused` |
 //! | `Intern` | `Interned` or `Failed` |
@@ -113,7 +114,7 @@ pub enum ClientFrame {
     },
     /// Asks for a number that stands for a topic or service on this connection.
     Intern {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// What `name` names.
         kind: InternKind,
@@ -122,7 +123,7 @@ pub enum ClientFrame {
     },
     /// Asks for the messages on all topics that match.
     Subscribe {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// Which topics.
         pattern: Pattern,
@@ -133,14 +134,14 @@ pub enum ClientFrame {
     },
     /// Ends a subscription.
     Unsubscribe {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// The number from [`BrokerFrame::Subscribed`].
         subscription: u32,
     },
-    /// Offers to answer requests to a service.
+    /// Offers a service.
     Serve {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// Which service.
         service: Name,
@@ -149,51 +150,51 @@ pub enum ClientFrame {
     },
     /// Ends an offer to serve.
     Unserve {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// The number from [`BrokerFrame::Serving`].
         service: u32,
     },
     /// Asks for a [`StatusReport`].
     Status {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
     },
     /// Announces an orderly end; nothing follows.
     Bye,
     /// Asks how the breakers of all services stand.
     Breakers {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
     },
     /// Sets the breaker of one service by hand.
     SetBreaker {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// Which service.
         service: Name,
         /// What is wanted of it.
         order: BreakerOrder,
-        /// For how many milliseconds; 0 is until somebody says otherwise. Always 0 with [`BreakerOrder::Auto`].
+        /// For how many milliseconds; 0 is until the next order. Always 0 with [`BreakerOrder::Auto`].
         for_ms: u64,
     },
     /// The Welcome of a resumed session has arrived: the token before the one that it brought is void. Not answered.
     Resumed,
     /// Asks for the state of every process that the broker dials.
     Upstreams {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
     },
     /// Dials an upstream at once instead of after its delay, also one that was given up.
     DialUpstream {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
         /// Its name in the configuration.
         name: Name,
     },
     /// Has the broker read its configuration again.
     Reload {
-        /// Comes back in the answer.
+        /// Repeated in the reply.
         serial: u32,
     },
 }
@@ -287,7 +288,7 @@ pub enum HelloError {
         /// The number of the variant.
         variant: u32,
     },
-    /// The magic is another: whoever connected speaks another protocol.
+    /// Wrong magic: the peer speaks another protocol.
     #[error("hello has the wrong magic")]
     Magic,
 }
@@ -350,33 +351,33 @@ pub enum BrokerFrame {
         /// The version that the broker speaks.
         version: u16,
     },
-    /// Answers [`ClientFrame::Intern`].
+    /// The reply to [`ClientFrame::Intern`].
     Interned {
         /// From the question.
         serial: u32,
         /// The number that stands for the name on this connection.
         id: u32,
     },
-    /// Answers [`ClientFrame::Subscribe`]: every message published from now on is seen.
+    /// The reply to [`ClientFrame::Subscribe`]: every message published from now on is seen.
     Subscribed {
         /// From the question.
         serial: u32,
         /// The number of the subscription on this connection.
         subscription: u32,
     },
-    /// Answers [`ClientFrame::Serve`]: requests may arrive from now on.
+    /// The reply to [`ClientFrame::Serve`]: requests may arrive from now on.
     Serving {
         /// From the question.
         serial: u32,
         /// The number of the offer on this connection.
         service: u32,
     },
-    /// Answers [`ClientFrame::Unsubscribe`] and [`ClientFrame::Unserve`].
+    /// The reply to [`ClientFrame::Unsubscribe`] and [`ClientFrame::Unserve`].
     Done {
         /// From the question.
         serial: u32,
     },
-    /// Answers any question that could not be met; the connection goes on.
+    /// The error reply to any request; the connection goes on.
     Failed {
         /// From the question.
         serial: u32,
@@ -385,7 +386,7 @@ pub enum BrokerFrame {
         /// Why, for people.
         message: String,
     },
-    /// Answers [`ClientFrame::Status`].
+    /// The reply to [`ClientFrame::Status`].
     Status {
         /// From the question.
         serial: u32,
@@ -404,21 +405,21 @@ pub enum BrokerFrame {
         /// Why, for people.
         message: String,
     },
-    /// Answers [`ClientFrame::Breakers`]; and [`ClientFrame::SetBreaker`], with the one that was set.
+    /// The reply to [`ClientFrame::Breakers`]; and [`ClientFrame::SetBreaker`], with the one that was set.
     Breakers {
         /// From the question.
         serial: u32,
         /// One for each service that has or had a responder.
         breakers: Vec<BreakerStatus>,
     },
-    /// Answers [`ClientFrame::Upstreams`]; and [`ClientFrame::DialUpstream`], with the one that is dialled.
+    /// The reply to [`ClientFrame::Upstreams`]; and [`ClientFrame::DialUpstream`], with the one that is dialled.
     Upstreams {
         /// From the question.
         serial: u32,
         /// One for each `[[upstream]]`.
         upstreams: Vec<UpstreamStatus>,
     },
-    /// Answers [`ClientFrame::Reload`].
+    /// The reply to [`ClientFrame::Reload`].
     Reloaded {
         /// From the question.
         serial: u32,

@@ -1,7 +1,7 @@
 //! What travels between a client and the broker, as pure bytes.
 //!
 //! Nothing here knows sockets, shared memory or time: each type is a value with a byte layout, and each decoder takes
-//! bytes that a stranger may have written and answers with a value that is valid or an error that says what is wrong.
+//! untrusted bytes and returns a valid value, or an error that says what is wrong.
 //!
 //! | file | holds | travels |
 //! |---|---|---|

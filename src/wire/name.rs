@@ -1,9 +1,9 @@
 //! Names of clients and services, and topics.
 //!
 //! One grammar serves all of them: tokens of `[A-Za-z0-9_-]{1,64}` joined by dots, at most [`TOKENS_MAX`] tokens and
-//! [`NAME_BYTES_MAX`] bytes. Names reach logs, pages and metric labels, so nothing that would need escaping in any of
-//! these is let in. One leading `$` marks the broker's own topics (`$sys.connections.opened`); everybody may subscribe
-//! to those, only the broker publishes them.
+//! [`NAME_BYTES_MAX`] bytes. Names reach logs, pages and metric labels, so no character that would need escaping in any
+//! of these is accepted. One leading `$` marks the broker's own topics (`$sys.connections.opened`); all clients may
+//! subscribe to those, only the broker publishes them.
 //!
 //! | type | grammar | checked by |
 //! |---|---|---|
@@ -12,7 +12,7 @@
 //! | [`Topic`] of the broker | plain, or one leading `$` | [`Topic::parse_system`] |
 //!
 //! A value of these types is always valid, also one that was decoded: serde goes through the same check. A decoded
-//! topic may be one of the broker's own, since the broker sends those too; who receives a topic from a client asks
+//! topic may be one of the broker's own, since the broker sends those too; a receiver of a client's topic checks
 //! [`Topic::is_system`].
 
 use std::fmt;
@@ -322,7 +322,7 @@ impl Topic {
         Self::parse_with(text, Dollar::Allowed)
     }
 
-    /// Whether this is one of the broker's own topics, where nobody else may publish.
+    /// Whether this is one of the broker's own topics, on which only the broker publishes.
     #[must_use]
     pub fn is_system(&self) -> bool {
         self.0.starts_with('$')

@@ -8,7 +8,7 @@
 //! | `>` | one or more tokens, to the end | last only |
 //!
 //! A wildcard is a whole token: `ab*` is an error, not a prefix match. A wildcard in the first place does not match the
-//! broker's own topics, so that `>` means "all that the applications say"; who wants the broker's says `$sys.>`.
+//! broker's own topics, so `>` means all topics of applications; `$sys.>` means the broker's.
 
 use std::fmt;
 use std::sync::Arc;

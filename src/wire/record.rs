@@ -52,7 +52,7 @@ kinds! {
     /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit of the whole
     /// call; 0 for the default, which for a [`Flags::STREAM`] is the time to its first chunk and between chunks.
     Request = 8,
-    /// Express. `seq` call; one message of the answer; [`Flags::END`] on the last message of the call. A message may
+    /// Express. `seq` call; one message of the reply; [`Flags::END`] on the last message of the call. A message may
     /// begin before the last one is whole if it has [`Flags::END`] and [`Flags::ERROR`] (on all of its records): the
     /// rest of that one will not come. If it is whole in one cell, it needs no credit. So a call can be given up at any
     /// time.
@@ -61,7 +61,7 @@ kinds! {
     Cancel = 10,
     /// Express. `id` subscription, `arg` cells that its owner can take in addition.
     Credit = 11,
-    /// Express. `id`, `id2` request, `arg` cells of answer that the requester can take in addition.
+    /// Express. `id`, `id2` request, `arg` cells of the reply that the requester can take in addition.
     ResponseCredit = 12,
     /// Express. `seq` call, `arg` cells of request body that the responder can take in addition.
     BodyCredit = 13,
@@ -84,11 +84,11 @@ kinds! {
     /// `seq` call, `id` service (own number), `origin` requester, `nanos` time left; 0: a stream without
     /// a time of the whole call.
     Call = 39,
-    /// `seq` call, `code` an [`Outcome`]: nobody waits for the answer any more.
+    /// `seq` call, `code` an [`Outcome`]: the call has ended.
     CallEnded = 40,
-    /// `seq` call, `arg` cells of answer that may be sent in addition.
+    /// `seq` call, `arg` cells of the reply that may be sent in addition.
     CallCredit = 41,
-    /// `id`, `id2` request: one message of the answer, as in [`Kind::Response`]. [`Flags::FIRST`] in the middle of a
+    /// `id`, `id2` request: one message of the reply, as in [`Kind::Response`]. [`Flags::FIRST`] in the middle of a
     /// message: that one was given up.
     Answer = 42,
     /// `id`, `id2` request, `code` an [`Outcome`], `nanos` when to try again, or 0. The call is over.
@@ -118,7 +118,7 @@ impl Flags {
     /// A call whose requester expects a stream.
     pub const STREAM: Flags = Flags(16);
     /// Along with `ERROR`: the responder has failed, and its breaker counts it. Without this an error reply is an
-    /// answer like any other: the question was at fault.
+    /// reply like any other: the request was at fault.
     pub const FAILURE: Flags = Flags(32);
     /// A publish that is sent again because another broker had not consumed it. It may have been delivered all the
     /// same.
@@ -146,7 +146,7 @@ impl Flags {
     }
 }
 
-/// How a request ended, other than by an answer; also why a call is over for its responder.
+/// How a request ended without a reply; also why a call is over for its responder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Outcome {

@@ -217,7 +217,7 @@ fn tool_call(call: &ToolCall) -> Result<(), TypedError> {
 /// Asks for text at a place in a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CompletionRequest {
-    /// The requester's number for this request; comes back in every answer.
+    /// The requester's number for this request; repeated in every reply.
     pub id: u64,
     /// The URI of the document; not empty.
     pub document: String,
@@ -278,7 +278,7 @@ pub enum FinishReason {
 /// Asks a model to go on with a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatRequest {
-    /// The requester's number for this request; comes back in every answer.
+    /// The requester's number for this request; repeated in every reply.
     pub id: u64,
     /// The conversation so far; not empty.
     pub messages: Vec<ChatMessage>,
@@ -292,14 +292,14 @@ pub struct ChatRequest {
     pub tools: Vec<ToolDefinition>,
     /// Instructions that stand above the conversation.
     pub system_prompt: Option<String>,
-    /// Whether to answer in [`ChatChunk`]s instead of one [`ChatResponse`].
+    /// Whether to reply in [`ChatChunk`]s instead of one [`ChatResponse`].
     pub stream: bool,
 }
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// Who speaks.
+    /// The author.
     pub role: Role,
     /// What is said.
     pub content: String,
@@ -316,7 +316,7 @@ impl ChatMessage {
     }
 }
 
-/// Who speaks in a conversation.
+/// The author of a message of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -341,12 +341,12 @@ pub struct ToolDefinition {
     pub parameters: String,
 }
 
-/// A piece of a streamed answer.
+/// A chunk of a streamed reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatChunk {
     /// The request's number.
     pub id: u64,
-    /// Counts the chunks of an answer from 0.
+    /// Counts the chunks of a reply from 0.
     pub index: u32,
     /// The text to append.
     pub delta: String,
@@ -358,7 +358,7 @@ pub struct ChatChunk {
     pub usage: Option<Usage>,
 }
 
-/// A whole answer.
+/// A complete reply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatResponse {
     /// The request's number.
@@ -371,12 +371,12 @@ pub struct ChatResponse {
     pub usage: Option<Usage>,
 }
 
-/// What an answer cost, in tokens.
+/// The cost of a reply, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Tokens of the request.
     pub prompt_tokens: u32,
-    /// Tokens of the answer.
+    /// Tokens of the reply.
     pub completion_tokens: u32,
 }
 
@@ -387,7 +387,7 @@ pub struct ToolCall {
     pub id: String,
     /// The name of the tool; not empty.
     pub name: String,
-    /// The arguments as JSON text. Models err: whoever runs the tool checks them.
+    /// The arguments as JSON text. Models err: the runner of the tool must check them.
     pub arguments: String,
 }
 

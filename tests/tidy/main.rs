@@ -10,6 +10,7 @@
 mod circles;
 mod examples;
 mod source;
+mod wording;
 
 use source::File;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("shm", &["sync"]),
     ("wire", &[]),
-    ("config", &["wire"]), // names in the configuration are checked by wire's grammar
+    ("config", &["shm", "wire"]), // the ring's constants, and the grammar of names
     ("metrics", &[]),
     ("client", &["shm", "wire", "sync"]),
     ("routing", &["wire"]),
@@ -40,9 +41,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("actix_web", &["broker"]),
     ("base64", &["cli"]),
     ("bincode", &["src/wire/codec.rs"]),
-    ("clap", &["cli", "bin"]),
+    ("clap", &["cli"]),
     ("crossbeam_queue", &["client", "broker"]),
-    ("env_logger", &["broker", "cli", "bin"]),
+    ("env_logger", &["cli"]),
     ("futures_core", &["client"]),
     ("hdrhistogram", &["cli"]),
     ("libc", &["shm"]),
@@ -58,6 +59,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("serde", ALL),
     ("serde_json", ALL), // also a development dependency: unit tests anywhere may read JSON
     ("signal_hook", &["cli"]),
+    ("strsim", &["config"]),
+    ("subtle", &["broker"]),
     ("thiserror", ALL),
     ("tokio", &["client", "broker", "cli", "bin"]),
     ("toml", &["config"]),
@@ -366,6 +369,28 @@ fn the_layer_table_points_one_way() {
             assert!(above, "`{module}` uses `{used}`, which does not stand above it in the table");
         }
     }
+}
+
+#[test]
+fn every_permission_is_used() {
+    let files = repository();
+    let uses = |of: &dyn Fn(&File) -> bool, path: &dyn Fn(&[String]) -> bool| {
+        files.iter().any(|file| file.in_src() && of(file) && file.paths().iter().any(|found| path(&found.segments)))
+    };
+    let mut report = String::new();
+    for (module, used) in LAYERS.iter().flat_map(|(module, uses)| uses.iter().map(move |used| (module, used))) {
+        let names = |path: &[String]| path.len() > 1 && path[0] == "crate" && path[1] == *used;
+        if *used != "*" && !uses(&|file| file.module() == *module, &names) {
+            report += &format!("LAYERS: `{module}` does not use `{used}`\n");
+        }
+    }
+    for (name, place) in CRATES.iter().flat_map(|(name, places)| places.iter().map(move |place| (name, place))) {
+        let of = |file: &File| *place == "*" || file.module() == *place || file.path == *place;
+        if !uses(&of, &|path| path[0] == *name) {
+            report += &format!("CRATES: `{place}` does not use `{name}`\n");
+        }
+    }
+    assert!(report.is_empty(), "permissions that nothing needs:\n{report}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// What is kept of a reason, in characters: a panic message may be of any length.
+/// The longest reason, in characters: a panic message may have any length.
 const REASON_MAX: usize = 300;
 
 /// Asks an actor to end by itself.
@@ -26,7 +26,7 @@ const REASON_MAX: usize = 300;
 #[rtype(result = "()")]
 pub(in crate::broker) struct Stop;
 
-/// How a life ended.
+/// How an incarnation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::broker) enum End {
     /// It stopped by itself.
@@ -35,9 +35,9 @@ pub(in crate::broker) enum End {
     Failed(String),
     /// It panicked.
     Panicked(String),
-    /// It was to stop, and did.
+    /// It stopped when asked.
     Stopped,
-    /// It was to stop, did not in time, and was dropped.
+    /// It did not stop in time, and was dropped.
     Dropped,
 }
 
@@ -47,7 +47,7 @@ impl End {
         matches!(self, End::Failed(_) | End::Panicked(_))
     }
 
-    /// What it is to be called that follows from it.
+    /// The cause of the restart that follows.
     pub(super) fn cause(&self) -> Cause {
         match self {
             End::Panicked(_) => Cause::Panic,
@@ -56,7 +56,7 @@ impl End {
         }
     }
 
-    /// The end as it stands in logs and in the status.
+    /// The reason in logs and in the status.
     pub(in crate::broker) fn reason(&self) -> String {
         let reason = match self {
             End::Normal => "ended".to_owned(),
@@ -73,25 +73,25 @@ impl End {
     }
 }
 
-/// Where an actor leaves the error that it ends with.
+/// Where an actor stores the error that it ends with.
 #[derive(Clone, Debug, Default)]
 pub(in crate::broker) struct Exit(Rc<RefCell<Option<String>>>);
 
 impl Exit {
-    /// Makes the end that follows a failure.
+    /// Makes the coming end a failure.
     pub(in crate::broker) fn fail(&self, reason: impl ToString) {
         *self.0.borrow_mut() = Some(reason.to_string());
     }
 }
 
-/// An actor that runs.
+/// A running actor.
 pub(super) struct Life<A: Actor> {
     pub(super) address: Addr<A>,
     pub(super) task: JoinHandle<End>,
 }
 
 impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
-    /// Builds an actor and starts it on this thread. Whoever gets the address may send to it at once: its mailbox has
+    /// Builds an actor and starts it on this thread. Its address may be used at once: its mailbox has
     /// its size already.
     pub(super) fn start(mailbox: usize, factory: impl FnOnce(Exit) -> A) -> Result<Life<A>, End> {
         let exit = Exit::default();
@@ -113,14 +113,14 @@ impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
     pub(super) async fn ended(&mut self) -> End {
         match (&mut self.task).await {
             Ok(end) => end,
-            // Nobody but us cancels it, and panics do not reach it.
+            // Only this supervisor cancels the task, and panics are caught inside.
             Err(error) => End::Failed(error.to_string()),
         }
     }
 
     /// Asks it to stop, and drops it if it has not within `time`.
     pub(super) async fn stop(mut self, time: Duration) -> End {
-        // A full mailbox is one that nobody reads.
+        // An actor with a full mailbox does not read it.
         let _ = self.address.try_send(Stop);
         match tokio::time::timeout(time, self.ended()).await {
             Ok(end) if end.is_failure() => end,
@@ -187,7 +187,7 @@ fn told(info: &PanicHookInfo<'_>, verbose: bool) -> String {
 }
 
 /// From now on the panic of a supervised actor is told by its supervisor, in one line, and not by the thread that
-/// panics: a log that nobody reads must not stop the router. All other panics, and all of them if `RUST_BACKTRACE` is
+/// panics: a blocked log must not stop the router. All other panics, and all of them if `RUST_BACKTRACE` is
 /// set, are told as before.
 pub(in crate::broker) fn install_panic_hook() {
     static INSTALLED: Once = Once::new();

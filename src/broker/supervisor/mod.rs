@@ -1,4 +1,5 @@
-//! Supervision: whoever starts an actor sees its end, builds a fresh one from the factory, and publishes its address.
+//! Supervision: the supervisor of an actor sees its end, builds the next one from the factory, and publishes its
+//! address.
 //!
 //! ```text
 //!   Supervisor (main)                       Seat::host (the actor's thread)
@@ -37,7 +38,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// The supervisor whose actors the broker cannot do without, as the tree names it.
+/// The tree's name of the supervisor whose actors are vital.
 pub(super) const ROOT: &str = "root";
 
 /// Attempts in a row that each have a line in the log; of later ones without a limit, each power of two.
@@ -45,7 +46,7 @@ const ALL_TOLD: u32 = 16;
 /// The longest reason in an event, in characters.
 const REASON_MAX: usize = 200;
 
-/// What a supervisor knows of a child.
+/// The specification of a child.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spec {
     pub(super) name: &'static str,
@@ -57,11 +58,11 @@ pub(super) struct Spec {
     pub(super) stop_within: Duration,
 }
 
-/// A child was started again as often as it may, and failed once more.
+/// A child has reached its restart limit and failed once more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{actor} failed {} times within {period_secs} s, the last time: {reason}", u64::from(*restarts) + 1)]
 pub struct GaveUp {
-    /// Who.
+    /// The name of the actor.
     pub actor: String,
     /// Restarts within the period.
     pub restarts: u32,
@@ -71,7 +72,7 @@ pub struct GaveUp {
     pub reason: String,
 }
 
-/// How the configuration counts, in the units of the policy.
+/// The limits of the configuration, in nanoseconds.
 pub(super) fn limits(restart: &config::Restart) -> Limits {
     const MS: u64 = 1_000_000;
     Limits {
@@ -114,7 +115,7 @@ pub(super) struct Supervisor {
     clock: Instant,
 }
 
-/// What a supervisor was driven to.
+/// Why a supervisor stopped driving its children.
 #[derive(Debug)]
 enum Driven {
     Retired,
@@ -298,7 +299,7 @@ impl Seat {
                 },
             }
         };
-        // Nobody is to find it any more, also while it stops.
+        // From now on it must not be found, also while it stops.
         address.send_replace(None);
         match end {
             Some(end) => end,
@@ -307,7 +308,7 @@ impl Seat {
     }
 }
 
-/// Tells people what follows from an end: one line, and the status.
+/// Reports the decision after an end: one log line, the status, an event.
 fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, node: NodeId) {
     let reason = end.reason();
     if end.is_failure() {
@@ -324,7 +325,7 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
             });
             tree.publish("restarted", &details);
             let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-            // Without a limit the attempts go on for days: the log has ever fewer of them.
+            // Without a limit the attempts may go on for days: the log skips more and more of them.
             let level =
                 if is_limited || attempt <= ALL_TOLD || attempt.is_power_of_two() { Level::Warn } else { Level::Debug };
             log::log!(
@@ -352,7 +353,7 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
     }
 }
 
-/// As much of a reason as an event has room for.
+/// A reason, cut to the length that an event may have.
 fn short(reason: &str) -> String {
     reason.chars().take(REASON_MAX).collect()
 }
@@ -361,7 +362,7 @@ pub(super) fn elapsed(clock: Instant) -> u64 {
     u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Until a time of the clock; without one, for ever.
+/// Sleeps until a time of the clock; without one, for ever.
 async fn sleep_until(clock: Instant, at: Option<u64>) {
     match at.and_then(|at| clock.checked_add(Duration::from_nanos(at))) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -374,7 +375,7 @@ pub(super) fn random() -> f64 {
     let mut bytes = [0; 4];
     match fill_random(&mut bytes) {
         Ok(()) => f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
-        // Without chance, then: in the middle.
+        // Without entropy: no jitter.
         Err(_) => 0.5,
     }
 }

@@ -1,4 +1,4 @@
-//! The supervision tree, as `status` tells it: who running, who restarts_in for a restart, who was given up, and why.
+//! The supervision tree, as `status` shows it: the state of each actor, its restarts and their reasons.
 
 use crate::broker::events::{Events, SystemEvent};
 use crate::routing::restart::Limits;
@@ -133,7 +133,7 @@ impl Tree {
         NodeId(nodes.len() - 1)
     }
 
-    /// It running.
+    /// The actor runs.
     pub(in crate::broker) fn running(&self, id: NodeId) {
         self.change(id, |node| node.state = State::Running);
     }
@@ -240,7 +240,7 @@ impl Tree {
     }
 
     fn nodes(&self) -> std::sync::MutexGuard<'_, Vec<Node>> {
-        // Nobody panics half way through a change.
+        // No change panics half way.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,8 @@
 //! `connections`: what a connection costs the broker, in memory once it has been used, and in CPU while it is idle.
 //!
 //! All connections are this process's. Each has a subscription, and messages and replies go through its rings first: a
-//! page that nobody has touched would cost nothing. Page tables are no part of resident memory, and count beside it.
+//! page that no process has touched would cost nothing. Page tables are no part of resident memory, and count beside
+//! it.
 
 use super::Work;
 use super::crew::Crew;

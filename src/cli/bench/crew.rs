@@ -15,8 +15,8 @@ use std::time::Duration;
 /// How long a process may take to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a process may take to start, or to answer when all is done.
-const ANSWER: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+/// How long a process may take to start, or to reply at the end.
+const REPLY: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// What a broker of our own is told besides the defaults, unless a file says it all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,7 +73,7 @@ impl Member {
     pub(super) fn line(&mut self) -> io::Result<String> {
         // Lines are short and come whole: what the buffer does not have, the pipe has.
         if self.lines.buffer().is_empty()
-            && poll(&mut [PollFd::new(self.lines.get_ref(), PollFlags::IN)], Some(&ANSWER)) == Ok(0)
+            && poll(&mut [PollFd::new(self.lines.get_ref(), PollFlags::IN)], Some(&REPLY)) == Ok(0)
         {
             return Err(io::Error::other("no reply"));
         }

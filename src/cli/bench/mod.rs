@@ -107,7 +107,7 @@ impl Mode {
     }
 }
 
-/// Connections that `connections` and `scrape` open, if nobody says.
+/// Connections that `connections` and `scrape` open, by default.
 const CONNECTIONS: u32 = 1000;
 
 /// How much to measure.
@@ -122,7 +122,7 @@ struct Work {
 ///
 /// # Errors
 ///
-/// If a process cannot be started or fails, or the broker does not answer.
+/// If a process cannot be started or fails, or the broker does not reply.
 pub(super) fn run(place: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure> {
     let connections = match (args.mode, args.count) {
         (Mode::Connections | Mode::Scrape, count) => Some(count.unwrap_or(CONNECTIONS)),

@@ -35,7 +35,7 @@ pub(in crate::cli) struct PartArgs {
 pub(super) enum Role {
     /// Runs a broker.
     Broker,
-    /// Answers requests with what was asked.
+    /// Replies with the request.
     Responder,
     /// Counts messages and prints how many there were.
     Subscriber,
@@ -91,7 +91,7 @@ fn run_broker(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
         when_stdin_ends(|| {
             let _ = kill_process(getpid(), Signal::TERM);
         });
-        // If nobody reads it, stdin has ended too.
+        // Without a reader, stdin has ended too.
         let _ = say("ready");
     };
     let again = loaded.clone();
@@ -131,7 +131,7 @@ fn when_stdin_ends(then: impl FnOnce() + Send + 'static) {
         }
         then();
     };
-    // Without the thread, who started us kills us.
+    // Without the thread, the parent kills this process.
     let _ = std::thread::Builder::new().name("stdin".to_owned()).spawn(watch);
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Between two scrapes.
 const EVERY: Duration = Duration::from_millis(100);
-/// How long an answer may take.
+/// How long a response may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was found.
@@ -24,9 +24,9 @@ pub(super) struct Scrapes {
     pub(super) connections: u32,
     /// CPU time of the router's thread for each, in nanoseconds.
     pub(super) router_cpu: Histogram<u64>,
-    /// Until the answer was there, in nanoseconds.
+    /// Time to the complete response, in nanoseconds.
     pub(super) took: Histogram<u64>,
-    /// Bytes of the last answer.
+    /// Bytes of the last response.
     pub(super) bytes: u64,
     /// Messages a second meanwhile.
     pub(super) msgs_per_s: u64,
@@ -45,7 +45,7 @@ pub(super) fn free_port() -> io::Result<u16> {
 ///
 /// # Errors
 ///
-/// If a process fails, or the broker does not answer.
+/// If a process fails, or the broker does not reply.
 pub(super) fn run(crew: &mut Crew, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
     if crew.broker().is_none() {
         let message = "bench scrape runs a broker of its own";

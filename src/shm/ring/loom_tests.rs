@@ -149,7 +149,7 @@ fn trim(regrow: bool) {
     take_all(&ring, &mut consumer, &mut got);
     assert_eq!(got, (1..=pushed).collect::<Vec<_>>());
     if !trimmed {
-        assert!(consumer.try_trim().unwrap(), "drained, and nobody is inside");
+        assert!(consumer.try_trim().unwrap(), "drained, and no side is inside");
         ring.punch();
     }
     assert!(push_inside(&ring, &mut producer, pushed + 1, ONE));

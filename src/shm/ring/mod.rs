@@ -11,7 +11,7 @@
 //! The producer counts the cells that it ever *claimed*, the consumer those that it ever *consumed*; both counts are
 //! private. A record's first word is its tag, `nonce + claimed`, which never comes twice, so a consumer knows its next
 //! record by the tag alone and looks for it in three places: behind the last record, at the start of the base window,
-//! at the start of the extension. Therefore the producer may start a new *lap* at either start without telling anybody:
+//! at the start of the extension. Therefore the producer may start a new *lap* at either start without a message:
 //! wrapping round, starting again at cell 0 when the ring is drained, growing into the extension and coming back from
 //! it are all the same step, and unused cells at the end of a lap cost nothing. `position` decides where a record goes,
 //! `producer` and `consumer` carry it out, `signal` is how either side waits. The rules R1–R9 are in `actors.md`;
@@ -100,7 +100,7 @@ impl Channel {
                 window: control::EXPRESS_WINDOW,
                 busy: control::EXPRESS_BUSY,
             },
-            // Nobody is `busy` in the egress ring: its producer owns the windows and trims between two records.
+            // `busy` is not used in the egress ring: its producer owns the windows and trims between two records.
             RingName::Egress => {
                 Ids { consumed: control::EGRESS_CONSUMED, window: control::EGRESS_WINDOW, busy: control::BULK_BUSY }
             }

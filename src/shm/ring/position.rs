@@ -37,7 +37,7 @@ impl Plan {
     }
 
     /// Claims `cells` contiguous cells, given what the consumer has `consumed` of them and how many each bank offers
-    /// now. Answers where they lie, or `None` if they do not fit yet; then nothing has changed.
+    /// now. Returns where they lie, or `None` if they do not fit yet; then nothing has changed.
     ///
     /// A record that fits into the base window always fits once the consumer has consumed everything.
     #[inline]

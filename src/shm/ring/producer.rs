@@ -252,7 +252,7 @@ impl Producer {
     }
 }
 
-/// The place of a record that is being written. Nobody sees it before [`Slot::publish`].
+/// The slot of a record that is being written. It is invisible before [`Slot::publish`].
 pub(crate) struct Slot<'a> {
     producer: &'a mut Producer,
     after: Plan,

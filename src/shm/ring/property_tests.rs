@@ -320,7 +320,7 @@ fn hurt(ring: &Ring, consumed: u64, harm: &Harm) {
     }
 }
 
-/// Does a step and passes over its answer. Returns the cells that were consumed with it.
+/// Does a step and ignores its result. Returns the cells that were consumed with it.
 fn step_blindly(ring: &mut Ring, step: &Step) -> Result<u64, Violation> {
     let mut consumed = 0;
     match step {
@@ -371,7 +371,7 @@ proptest! {
         prop_assert!(checked.push(slot_size), "a drained ring has room for the largest record");
     }
 
-    /// Whatever a peer writes between two steps: an answer or a violation, no panic, no record outside the window or
+    /// Whatever a peer writes between two steps: a result or a violation, no panic, no record outside the window or
     /// larger than a record may be. (A connection ends at its first violation; here it goes on, which is harder.)
     #[test]
     fn a_hostile_peer_breaks_nothing(

@@ -40,7 +40,7 @@ impl Signal {
         self.control.as_slice()[self.word].swap(0, Ordering::AcqRel);
     }
 
-    /// Whether somebody asks to be woken. A hint: only `take` decides.
+    /// Whether a side asks to be woken. A hint: only `take` decides.
     #[inline]
     pub(crate) fn is_armed(&self) -> bool {
         self.control.as_slice()[self.word].load(Ordering::Relaxed) != 0

@@ -91,7 +91,7 @@ struct Side {
     records: (u64, u64),
     /// Whether each record answers the one before it from the other side; the client begins.
     turns: bool,
-    /// What this side arms, for data and for space; what it looks at, for whoever waits for its data and its space.
+    /// What this side arms, for data and for space; what it checks, for waits for its data and its space.
     waits: (Signal, Signal),
     wakes: (Signal, Signal),
     buffer: Vec<u8>,

@@ -1,4 +1,4 @@
-//! The breakers of services over the control socket: how they stand, and how somebody sets one.
+//! Circuit breakers over the control socket: their status, and orders.
 //!
 //! Part of the wire format: the order of variants and fields is theirs on the wire, too. Serialised as JSON the names
 //! are those of `breaker list --json`.
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::name::Name;
 
-/// What somebody wants of a breaker.
+/// An order to a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerOrder {
@@ -29,9 +29,9 @@ pub enum BreakerState {
     Open,
     /// Some requests pass on trial.
     HalfOpen,
-    /// Somebody has opened it.
+    /// Opened by an order.
     ForcedOpen,
-    /// Somebody has closed it.
+    /// Closed by an order.
     ForcedClosed,
 }
 

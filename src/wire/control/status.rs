@@ -172,7 +172,7 @@ pub struct ServiceStatus {
 pub struct ActorStatus {
     /// What it is called, as in the log.
     pub name: String,
-    /// Who starts it again.
+    /// Its supervisor.
     pub supervisor: String,
     /// Where it is.
     pub state: ActorState,

@@ -15,7 +15,7 @@ impl Token {
         Self(bytes)
     }
 
-    /// The bytes, for who stores or compares them.
+    /// The bytes, to be stored or compared.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0

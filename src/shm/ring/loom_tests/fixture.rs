@@ -1,4 +1,4 @@
-//! What the models share: a tiny ring whose cells are shadowed, records that say who they are, a doorbell, the
+//! What the models share: a tiny ring whose cells are shadowed, numbered records, a doorbell, the
 //! explorer.
 #![allow(clippy::print_stderr)]
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub(super) const ONE: u32 = 64;
 pub(super) const TWO: u32 = 72;
 
-/// Stands for a cell as plain memory. It holds nothing: only loom's record of who touched it matters.
+/// Stands for a cell as plain memory. It holds nothing: only loom's record of its accesses matters.
 #[derive(Default)]
 pub(super) struct Track(UnsafeCell<()>);
 
@@ -107,7 +107,7 @@ pub(super) fn take_all(ring: &Ring, consumer: &mut Consumer, got: &mut Vec<u64>)
     got.extend(std::iter::from_fn(|| take(ring, consumer)));
 }
 
-/// A doorbell that remembers one ring. Whoever sleeps on it and is never rung is a deadlock, which loom reports.
+/// A doorbell that remembers one ring. A sleeper that is never rung is a deadlock, which loom reports.
 #[derive(Default)]
 pub(super) struct Bell {
     rang: Mutex<bool>,
