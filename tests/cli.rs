@@ -289,7 +289,7 @@ fn how_a_request_ends_is_in_the_exit_code() {
     assert!(asking.stderr().contains("error: responder lost"), "{}", asking.stderr());
 
     let nowhere = output(command(LAPCE_IPC).arg_in("--socket").arg_in("/nonexistent/s").arg_in("status"), b"");
-    fails_with(&nowhere, 69, "hint: start one: lapce-ipc serve --socket /nonexistent/s");
+    fails_with(&nowhere, 69, "hint: start a broker: lapce-ipc serve --socket /nonexistent/s");
 }
 
 #[test]
@@ -569,7 +569,7 @@ fn an_error_names_what_chose_the_socket() {
     ask(
         &["--socket", "/nonexistent/s"],
         &[],
-        "(chosen by --socket)\nhint: start one: lapce-ipc serve --socket /nonexist",
+        "(chosen by --socket)\nhint: start a broker: lapce-ipc serve --socket /nonexist",
     );
     ask(&[], &[("LAPCE_IPC_SOCKET", "/nonexistent/s")], "(chosen by LAPCE_IPC_SOCKET)");
     ask(&["--config", file.to_str().unwrap()], &[], "no broker at /nonexistent/configured: nothing is there");
@@ -623,7 +623,7 @@ fn a_second_broker_is_refused_and_a_dead_ones_socket_is_replaced() {
         command.arg("serve").arg("--socket").arg(broker.socket());
         command
     };
-    fails_with(&output(serve(), b""), 69, "another broker listens there");
+    fails_with(&output(serve(), b""), 69, "another broker is listening");
     assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
     let second = serve();
     broker.process().signal("KILL");
@@ -645,7 +645,7 @@ fn a_path_that_is_no_socket_is_left_alone() {
     fs::write(&path, "data").unwrap();
     let mut serve = command(IPC_SERVER_MAIN);
     serve.arg("--socket").arg(&path);
-    fails_with(&output(serve, b""), 78, "is no socket");
+    fails_with(&output(serve, b""), 78, "not a socket");
     assert_eq!(fs::read(&path).unwrap(), b"data");
 }
 

@@ -177,7 +177,7 @@ fn out_of_range() {
     refused(
         "ipc.max_connections = 9999999999999999999999999999999999999999999999999",
         "config.toml:1:23: ipc.max_connections: 9999999999999999999999999999999999999999999999999 \
-         is too large a number",
+         is too large",
     );
     refused("restart.jitter = 1.5", "config.toml:1:18: restart.jitter: 1.5 is out of range 0..=1");
     refused("restart.jitter = nan", "config.toml:1:18: restart.jitter: NaN is out of range 0..=1");
@@ -256,11 +256,11 @@ fn impossible_values() {
     refused("shared_memory.slot_size = 1020", "config.toml:1:27: shared_memory.slot_size: 1020 is not a multiple of 8");
     refused(
         "shared_memory.permissions = 511",
-        "config.toml:1:29: shared_memory.permissions: 511 is mode 0777, which lets somebody execute",
+        "config.toml:1:29: shared_memory.permissions: 511 is mode 0777, which has execute bits",
     );
     refused(
         "shared_memory.permissions = 0o440",
-        "config.toml:1:29: shared_memory.permissions: 288 is mode 0440, which does not let the owner read and write",
+        "config.toml:1:29: shared_memory.permissions: 288 is mode 0440, which denies the owner read or write access",
     );
     refused(
         "shared_memory.permissions = 0o1600",
@@ -271,19 +271,19 @@ fn impossible_values() {
         "config.toml:1:15: router.wait: \"lazy\" is not one of \"adaptive\", \"busy\" or \"block\"",
     );
     refused("ipc.socket_path = \"x.sock\"", "config.toml:1:19: ipc.socket_path: \"x.sock\" is not an absolute path");
-    refused("ipc.socket_path = \"/x\\u0000\"", "config.toml:1:19: ipc.socket_path: \"/x\\u0000\" holds a zero byte");
+    refused("ipc.socket_path = \"/x\\u0000\"", "config.toml:1:19: ipc.socket_path: \"/x\\u0000\" contains a zero byte");
     refused("ipc.socket_path = \"/tmp/\"", "config.toml:1:19: ipc.socket_path: \"/tmp/\" names a directory");
     let path = format!("/{}", "x".repeat(107));
     refused(
         format!("ipc.socket_path = \"{path}\""),
         &format!(
             "config.toml:1:19: ipc.socket_path: \"{}\"… is longer than 107 bytes, \
-             the most that a socket's path may have",
+             the limit for a socket path",
             &path[..64]
         ),
     );
     accepted(&format!("ipc.socket_path = \"{}\"", &path[..107]));
-    refused("ipc.allowed_uids = [7, 7]", "config.toml:1:20: ipc.allowed_uids: 7 is there twice");
+    refused("ipc.allowed_uids = [7, 7]", "config.toml:1:20: ipc.allowed_uids: 7 is listed twice");
     refused(
         "health_server.host = \"a b\"",
         "config.toml:1:22: health_server.host: \"a b\" is not a host name or address",
@@ -370,7 +370,7 @@ fn breaker_tables_of_services() {
     );
     refused(
         "[circuit_breaker.services.\"<script>\"]\n",
-        "config.toml:1:27: circuit_breaker.services: \"<script>\" is no name: \
+        "config.toml:1:27: circuit_breaker.services: \"<script>\" is not a name: \
          only A-Z a-z 0-9 _ - and dots between tokens are allowed",
     );
     refused(
@@ -392,13 +392,13 @@ fn upstreams() {
     refused(
         "[[upstream]]\nname = \"a b\"\nservice = []\n",
         "config.toml:1:1: upstream[0].socket_path: missing\n\
-         config.toml:2:8: upstream[0].name: \"a b\" is no name: \
+         config.toml:2:8: upstream[0].name: \"a b\" is not a name: \
          only A-Z a-z 0-9 _ - and dots between tokens are allowed\n\
          config.toml:3:1: upstream[0].service: unknown key (did you mean services?)",
     );
     refused(
         "[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\n[[upstream]]\nname = \"a\"\nsocket_path = \"/b\"\n",
-        "config.toml:4:1: upstream[1].name: \"a\" is the name of another upstream too",
+        "config.toml:4:1: upstream[1].name: \"a\" is also the name of another upstream",
     );
 }
 
@@ -601,7 +601,8 @@ fn a_file_that_others_can_write_is_refused() {
     for mode in [0o620, 0o602, 0o666] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let error = load(&fixture.options(None), &Env::default()).expect_err("refused");
-        let expected = format!("{}: mode {mode:04o} lets group or others write; refused (chmod go-w)", path.display());
+        let expected =
+            format!("{}: mode {mode:04o} is writable by group or others; refused (chmod go-w)", path.display());
         assert_eq!(error.to_string(), expected);
     }
     for mode in [0o400, 0o644, 0o755] {
@@ -635,8 +636,7 @@ fn a_file_of_somebody_else_is_refused() {
     };
     let options = Options { own_uid: pretended, ..fixture.options(Some(&path)) };
     let error = load(&options, &Env::default()).expect_err("refused");
-    let expected =
-        format!("{}: belongs to uid {owner}, neither to uid {pretended} nor to root; refused", path.display());
+    let expected = format!("{}: owned by uid {owner}, expected uid {pretended} or root; refused", path.display());
     assert_eq!(error.to_string(), expected);
     load(&Options { own_uid: owner, ..options }, &Env::default()).expect("the owner may");
 }
@@ -696,7 +696,7 @@ fn the_socket_of_the_broker() {
     loaded.settle_socket(Some("/a".as_ref()), &variables).unwrap();
     assert_eq!(socket(&loaded), "/a");
     let error = loaded.settle_socket(Some("".as_ref()), &variables).unwrap_err().to_string();
-    assert!(error.starts_with("command line: ipc.socket_path: \"\" is no path"), "{error}");
+    assert!(error.starts_with("command line: ipc.socket_path: \"\" is not a path"), "{error}");
     let absolute = std::path::absolute("s").unwrap();
     loaded.settle_socket(Some("./s".as_ref()), &variables).unwrap();
     // The directory may be too deep for a socket.

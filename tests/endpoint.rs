@@ -95,7 +95,7 @@ fn endpoints_at_a_unix_socket_are_private_and_there_are_no_others() {
     assert_eq!(line(&broker), format!("unix {}", path.display()));
     let log = broker.process().stderr();
     assert!(
-        !log.contains("health listens address=") && log.contains(&format!(" health={}\n", path.display())),
+        !log.contains("health endpoint listening address=") && log.contains(&format!(" health={}\n", path.display())),
         "{log}"
     );
     for target in ["/live", "/health", "/api/status", "/metrics", "/"] {
@@ -135,7 +135,7 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_left() {
     server.arg("--socket").arg(broker.socket()).arg("--config").arg(broker.folder().join("config.toml"));
     let told = output(server, b"");
     assert_eq!(code(&told), 69, "{}", stderr(&told));
-    let error = format!("{}: another program listens there", path.display());
+    let error = format!("{}: another program is listening", path.display());
     assert!(stderr(&told).contains(&error), "{}", stderr(&told));
     drop(other);
 }
@@ -148,7 +148,7 @@ fn an_address_on_the_command_line_outranks_the_socket() {
     server.env("LAPCE_IPC__HEALTH_SERVER__SOCKET_PATH", folder.path().join("http.sock"));
     let mut server = support::Process::start(server);
     server.wait_for("hint:");
-    assert!(server.stderr().contains("health listens address=127.0.0.1:"), "{}", server.stderr());
+    assert!(server.stderr().contains("health endpoint listening address=127.0.0.1:"), "{}", server.stderr());
     assert!(!folder.path().join("http.sock").exists());
 }
 

@@ -230,7 +230,7 @@ fn streams_end_with_a_last_word_and_hold_nobody_up() {
     let (_, last) = counts.join().unwrap();
     assert_eq!(last, "end");
     let refused = broker.get("/events");
-    assert_eq!((refused.code, refused.body.as_str()), (503, "the broker is going to end\n"));
+    assert_eq!((refused.code, refused.body.as_str()), (503, "the broker is shutting down\n"));
     under_way.reply("ho").unwrap();
     assert_eq!(request.join().unwrap().unwrap(), b"ho");
     assert_eq!(broker.process().code(), 0);
@@ -241,7 +241,7 @@ fn streams_end_with_a_last_word_and_hold_nobody_up() {
     follower.snapshot();
     broker.process().signal("TERM");
     let end = follower.until("end", |_| true);
-    assert_eq!(end["reason"], "the broker is going to end");
+    assert_eq!(end["reason"], "the broker is shutting down");
     assert_eq!(follower.next(), None);
     assert_eq!(broker.process().code(), 0);
 }

@@ -67,7 +67,7 @@ fn what_may_pass_by_itself_does_not_keep_the_service_manager_from_trying_again()
     let long = format!("/tmp/{}", "x".repeat(120));
     fails_with(&run(IPC_SERVER_MAIN, &["--socket", &long], &[]), 78, &["107 bytes"]);
     let precious = file(folder.path(), "precious", "data");
-    fails_with(&run(IPC_SERVER_MAIN, &["--socket", &precious], &[]), 78, &["is no socket"]);
+    fails_with(&run(IPC_SERVER_MAIN, &["--socket", &precious], &[]), 78, &["not a socket"]);
 }
 
 #[test]
@@ -86,12 +86,12 @@ fn check_config_refuses_what_the_broker_would_refuse() {
     };
     refused("no such file");
     file(folder.path(), "token", "short\n");
-    refused("its first line is no token");
+    refused("invalid token in the first line");
     file(folder.path(), "token", "correct-horse\n");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o604)).unwrap();
-    refused("mode 0604 lets others read");
+    refused("mode 0604 is readable by others");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o622)).unwrap();
-    refused("mode 0622 lets group or others write");
+    refused("mode 0622 is writable by group or others");
     // Nobody ever writes into this one.
     fs::remove_file(&token).unwrap();
     assert!(std::process::Command::new("mkfifo").arg("-m600").arg(&token).status().unwrap().success());
@@ -130,7 +130,7 @@ fn a_socket_that_we_may_not_open_is_no_absent_broker() {
     ask.uid(NOBODY).gid(NOBODY).current_dir("/").arg("--socket").arg(&path).args(["request", "echo", "hi"]);
     let told = output(ask, b"");
     fails_with(&told, 77, &[&format!("error: the socket {} cannot be opened: permission denied", path.display())]);
-    assert!(!stderr(&told).contains("start one"), "{}", stderr(&told));
+    assert!(!stderr(&told).contains("start a broker"), "{}", stderr(&told));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_broker_of_another_user_is_trusted_when_that_is_said() {
     };
     const VARIABLE: &str = "LAPCE_IPC_TRUSTED_UIDS";
     let told = ask(&[], &[]);
-    fails_with(&told, 77, &["runs as user 65534", "hint: if you trust it: --trust-uid 65534"]);
+    fails_with(&told, 77, &["runs as user 65534", "hint: to trust this user: --trust-uid 65534"]);
     assert_eq!(ask(&["--trust-uid", "4242", "--trust-uid", "65534"], &[]).stdout, b"hi\n");
     assert_eq!(ask(&[], &[(VARIABLE, "4242, 65534")]).stdout, b"hi\n");
     fails_with(&ask(&["--trust-uid", "4242"], &[(VARIABLE, "4243")]), 77, &["65534"]);
@@ -200,7 +200,7 @@ fn how_a_request_ended_is_told_with_what_it_was() {
 #[test]
 fn a_file_without_a_name_and_a_variable_that_names_none_are_named() {
     let broker = Broker::start();
-    fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` names no file"]);
+    fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` without a file name"]);
     let told = run(IPC_SERVER_MAIN, &["--check-config"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
     fails_with(&told, 78, &["error: /nonexistent/c.toml: no such file, which LAPCE_IPC_CONFIG names"]);
 }

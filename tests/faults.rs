@@ -26,7 +26,7 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 fn restarts(broker: &mut Broker, actor: &str) -> usize {
-    broker.process().stderr().matches(&format!("actor restarts actor={actor} ")).count()
+    broker.process().stderr().matches(&format!("restarting actor actor={actor} ")).count()
 }
 
 /// Connects, again if the acceptor has died with our socket in its hands.
@@ -143,7 +143,7 @@ fn dies(actor: &str, point: &str, every: u32, may_lose_responder: bool) {
     keep_ledger(&mut broker, point, may_lose_responder, |broker| restarts(broker, actor) >= TIMES);
     let log = broker.process().stderr();
     let (name, _) = point.split_once('@').unwrap_or((point, ""));
-    let line = log.lines().find(|line| line.contains("actor restarts")).unwrap();
+    let line = log.lines().find(|line| line.contains("restarting actor")).unwrap();
     for part in [&format!("actor={actor} "), "reason=", &format!("injected at {name}"), "attempt=", "delay_ms="] {
         assert!(line.contains(part), "{part:?} is not in {line}");
     }
@@ -196,7 +196,7 @@ fn a_message_that_always_kills_is_set_aside_and_the_others_pass() {
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     assert_eq!(broker.counter("set_aside"), 2);
     wait_until("both are in the log", || {
-        broker.process().stderr().matches("record set aside connection=").count() == 2
+        broker.process().stderr().matches("poison message quarantined connection=").count() == 2
     });
 }
 
@@ -232,7 +232,7 @@ fn a_router_that_hangs_is_told_of_and_then_the_process_aborts() {
     client.publish("a.b", [0; 777]).unwrap();
     assert_eq!(broker.process().code(), -6, "SIGABRT");
     let log = broker.process().stderr();
-    let (late, hangs) = (log.find("thread hangs thread=router"), log.find("thread hangs, aborting thread=router"));
+    let (late, hangs) = (log.find("thread stuck thread=router"), log.find("thread stuck, aborting thread=router"));
     assert!(late.is_some() && late < hangs, "{log}");
 }
 
@@ -245,10 +245,10 @@ fn the_endpoints_tell_of_a_router_that_hangs_and_do_not_hang_with_it() {
     client.publish("a.b", [0; 777]).unwrap();
     wait_until("the broker not to live", || broker.get("/live").code == 503);
     let log = broker.process().stderr();
-    assert!(log.contains("thread hangs thread=router late_ms=1"), "found within two seconds: {log}");
+    assert!(log.contains("thread stuck thread=router late_ms=1"), "found within two seconds: {log}");
     let ready = broker.get("/ready");
     assert_eq!(ready.code, 503);
-    assert_eq!(ready.json()["reasons"], serde_json::json!(["1 thread does not turn", "the router does not answer"]));
+    assert_eq!(ready.json()["reasons"], serde_json::json!(["1 thread is stuck", "the router does not respond"]));
     let health = broker.get("/health");
     assert_eq!((health.code, &health.json()["status"]), (503, &"unhealthy".into()));
     assert_eq!(health.json()["components"]["router"]["status"], "unhealthy");
@@ -300,7 +300,7 @@ fn the_endpoints_tell_of_a_router_that_waits_for_its_restart() {
     wait_until("the broker not to be ready", || broker.get("/ready").code == 503);
     assert_eq!(broker.get("/live").code, 200, "to start the process anew would help nobody");
     let reasons = broker.get("/ready").json()["reasons"].to_string();
-    assert!(reasons.contains("router does not run"), "{reasons}");
+    assert!(reasons.contains("router is not running"), "{reasons}");
     let health = broker.get("/health").json();
     assert_eq!(health["status"], "unhealthy", "{health}");
     assert!(health["components"]["actors"]["not_running"]["router"].to_string().contains("panicked"), "{health}");
@@ -318,7 +318,7 @@ fn a_restart_limit_that_is_near_is_told_before_it_is_reached() {
     }
     wait_until("the broker not to be ready", || broker.get("/ready").code == 503);
     let ready = broker.get("/ready").json();
-    assert_eq!(ready["reasons"], serde_json::json!(["acceptor will soon be given up"]));
+    assert_eq!(ready["reasons"], serde_json::json!(["acceptor is near its restart limit"]));
     assert_eq!(
         broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="acceptor",reason="panic"}"#),
         8.0
@@ -334,7 +334,7 @@ fn the_health_actor_dies_and_its_socket_stays() {
     wait_until("the broker to be ready", || broker.get("/ready").code == 200);
     assert_eq!(restarts(&mut broker, "health"), 3);
     assert_eq!(broker.health(), address);
-    assert_eq!(broker.process().stderr().matches("health listens").count(), 1);
+    assert_eq!(broker.process().stderr().matches("health endpoint listening").count(), 1);
     assert_eq!(broker.get("/metrics").sample(r#"lapce_ipc_actor_restarts_total{actor="health",reason="panic"}"#), 3.0);
     assert_eq!(restarts(&mut broker, "router"), 0);
 }
@@ -350,12 +350,12 @@ fn an_actor_that_never_runs_is_given_up_with_growing_delays_and_the_process_ends
     let mut broker = Broker::start_faulty("router.started=panic", &keys);
     assert_eq!(broker.process().code(), 69);
     let log = broker.process().stderr();
-    let restarts: Vec<_> = log.lines().filter(|line| line.contains("actor restarts actor=router id=-")).collect();
+    let restarts: Vec<_> = log.lines().filter(|line| line.contains("restarting actor actor=router id=-")).collect();
     assert_eq!(restarts.len(), 4, "{log}");
     for (attempt, (line, delay)) in restarts.iter().zip([20, 40, 80, 100]).enumerate() {
         assert!(line.contains(&format!("attempt={} limit=4 delay_ms={delay}", attempt + 1)), "{line}");
     }
-    assert!(log.contains("actor gives up actor=router"), "{log}");
+    assert!(log.contains("giving up on actor actor=router"), "{log}");
     assert!(!broker.socket().exists(), "its socket goes with it");
 }
 
@@ -366,9 +366,9 @@ fn a_manager_hears_that_the_broker_is_ready_when_the_router_answers() {
     broker.arg("--socket").arg(folder.path().join("ipc.sock")).env("NOTIFY_SOCKET", manager.path());
     broker.env("LAPCE_IPC_FAULTS", "router.started=stall:4000*1");
     let mut broker = Process::start(broker);
-    broker.wait_for("health listens");
+    broker.wait_for("health endpoint listening");
     broker.wait_for("hint:");
-    assert_eq!(manager.rest(), Vec::<Vec<String>>::new(), "it listens, and the router does not answer yet");
+    assert_eq!(manager.rest(), Vec::<Vec<String>>::new(), "it listens, and the router does not respond yet");
     assert_eq!(manager.next()[0], "READY=1");
 }
 
@@ -383,7 +383,7 @@ fn a_managers_watchdog_hears_nothing_of_a_router_that_hangs() {
     manager.until("READY=1");
     manager.until("WATCHDOG=1");
     Client::builder().socket(&socket).connect().unwrap().publish("a.b", [0; 777]).unwrap();
-    let told = manager.until("STATUS=1 thread does not turn");
+    let told = manager.until("STATUS=1 thread is stuck");
     assert!(told.iter().flatten().any(|line| line == "WATCHDOG=1"), "{told:?}");
     // Its own watchdog ends it; until then, three seconds and more, no sign of life.
     assert_eq!(broker.code(), -6, "SIGABRT");
@@ -410,12 +410,12 @@ fn endpoints_that_hang_are_told_of_and_the_broker_goes_on() {
         let request = "GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         move || talk(address, request.as_bytes())
     });
-    broker.wait_for("thread hangs thread=http");
-    manager.until("STATUS=the health endpoints hang");
+    broker.wait_for("thread stuck thread=http");
+    manager.until("STATUS=the health endpoints are stuck");
     let client = Client::builder().socket(&socket).connect().unwrap();
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     manager.until("WATCHDOG=1");
-    broker.wait_for("thread turns again thread=http");
+    broker.wait_for("thread recovered thread=http");
     assert_eq!(Answer::parse(&hangs.join().unwrap()).unwrap().code, 200);
     assert_eq!(ask("/health").json()["components"]["threads"]["late"], 0);
     assert!(!broker.has_ended() && !broker.stderr().contains("aborting"), "{}", broker.stderr());

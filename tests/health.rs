@@ -106,7 +106,7 @@ fn a_broker_that_drains_is_live_and_not_ready() {
     let request_under_way = service.next().unwrap().unwrap();
     broker.process().signal("TERM");
     let answer = answers(&mut broker, "/ready", 503);
-    assert_eq!(answer.json()["reasons"], serde_json::json!(["the broker is going to end"]));
+    assert_eq!(answer.json()["reasons"], serde_json::json!(["the broker is shutting down"]));
     assert_eq!(broker.get("/live").code, 200);
     let health = broker.get("/health");
     assert_eq!((health.code, &health.json()["status"]), (200, &"degraded".into()));
@@ -137,7 +137,7 @@ fn a_port_that_is_taken_is_one_warning_and_is_tried_again() {
     wait_until("further attempts", || failures(&client) >= 3);
     let warnings = |log: &str| log.lines().filter(|line| line.contains(" WARN ")).count();
     let log = broker.process().stderr();
-    assert_eq!(log.matches("health does not listen address=").count(), 1, "{log}");
+    assert_eq!(log.matches("cannot bind health endpoint, will retry address=").count(), 1, "{log}");
     assert_eq!(warnings(&log), 1, "{log}");
     drop(taken);
     assert_eq!(answers(&mut broker, "/ready", 200).json()["ready"], true);
@@ -169,7 +169,7 @@ fn the_command_line_says_where_to_listen_and_an_open_port_is_warned_of() {
     let log = server.stderr();
     let address = address_in(&log).unwrap();
     assert!(address.ip().is_unspecified() && address.port() != 0, "{address}");
-    assert!(log.contains(" WARN ") && log.contains("health is open to the network"), "{log}");
+    assert!(log.contains(" WARN ") && log.contains("health endpoint reachable without a token"), "{log}");
     let mut to = address;
     to.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     let answer = talk(to, b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
@@ -365,7 +365,7 @@ const NAMES: [(&str, &str); 22] = [
     ("late", "replies_late"),
     ("parked", "publishers_parked"),
     ("violations", "connections_violated"),
-    ("set_aside", "records_set_aside"),
+    ("set_aside", "poison_messages"),
     ("rings", "doorbells_rung"),
     ("looks", "doorbell_looks"),
     ("sleeps", "router_sleeps"),

@@ -47,10 +47,10 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "http",
             b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
-            "frame announces 542393671 bytes, allowed are 65536",
+            "frame announces 542393671 bytes, limit is 65536",
         ),
-        ("oversized", 65_537u32.to_le_bytes().to_vec(), "frame announces 65537 bytes, allowed are 65536"),
-        ("longest", vec![0xff; 4], "frame announces 4294967295 bytes, allowed are 65536"),
+        ("oversized", 65_537u32.to_le_bytes().to_vec(), "frame announces 65537 bytes, limit is 65536"),
+        ("longest", vec![0xff; 4], "frame announces 4294967295 bytes, limit is 65536"),
         ("zero", vec![0; 4], "frame of length zero"),
     ]
 }
@@ -67,16 +67,16 @@ fn bytes_that_are_no_hello_are_refused() {
     cases.extend([
         ("short", framed(&[0, 0, 0, 0, b'L']), "hello is cut off after 5 bytes"),
         ("truncated", framed(&good[4..good.len() - 1]), "value is cut off after 35 bytes"),
-        ("trailing", framed(&trailing), "3 bytes too many after the value"),
-        ("another magic", magic, "hello has not the magic of this protocol"),
+        ("trailing", framed(&trailing), "3 bytes left after the value"),
+        ("another magic", magic, "hello has the wrong magic"),
         (
             "no hello",
             ClientFrame::Status { serial: 1 }.encode().expect("a frame"),
-            "first frame is variant 6, not a hello",
+            "first frame is variant 6, expected a hello",
         ),
-        ("bye", ClientFrame::Bye.encode().expect("a frame"), "first frame is variant 7, not a hello"),
-        ("no variant", framed(&[0xff; 40]), "first frame is variant 4294967295, not a hello"),
-        ("larger than any", framed(&[&good[4..], &[0; 5000]].concat()), "bytes are more than the allowed 4096"),
+        ("bye", ClientFrame::Bye.encode().expect("a frame"), "first frame is variant 7, expected a hello"),
+        ("no variant", framed(&[0xff; 40]), "first frame is variant 4294967295, expected a hello"),
+        ("larger than any", framed(&[&good[4..], &[0; 5000]].concat()), "bytes exceed the limit of 4096"),
     ]);
     for (name, bytes, text) in cases {
         let mut offender = scene.control();
@@ -114,7 +114,7 @@ fn bytes_that_are_no_question_end_the_connection() {
     huge[12..20].copy_from_slice(&u64::MAX.to_le_bytes());
     cases.extend([
         ("truncated", framed(&status[4..7]), "value is cut off after 3 bytes"),
-        ("trailing", framed(&trailing), "1 bytes too many after the value"),
+        ("trailing", framed(&trailing), "1 bytes left after the value"),
         ("no-variant", framed(&[200, 0, 0, 0, 1, 0, 0, 0]), "malformed value: invalid value: integer `200`"),
         ("no-policy", policy, "malformed value: invalid value: integer `9`"),
         ("huge-text", huge, "value is cut off after"),
@@ -455,7 +455,7 @@ fn what_is_no_socket_is_told_apart_and_left_alone() {
         let mut broker = Process::start(serve);
         assert_ne!(broker.code(), 0);
         let (log, lock) = (broker.stderr(), format!("{}.lock", place.display()));
-        assert!(log.contains(&format!("{}: exists and is no socket", place.display())), "{log}");
+        assert!(log.contains(&format!("{}: not a socket", place.display())), "{log}");
         assert!(std::fs::read(&lock).is_ok_and(|bytes| bytes.is_empty()) || !Path::new(&lock).exists());
     }
     assert_eq!(std::fs::read(&path).expect("the file"), b"precious");
@@ -471,7 +471,7 @@ fn a_dead_brokers_socket_is_replaced_and_a_living_ones_is_not() {
     };
     let mut second = start();
     assert_eq!(second.code(), 69, "{}", second.stderr());
-    let complaint = format!("{}: another broker listens there", scene.broker.socket().display());
+    let complaint = format!("{}: another broker is listening", scene.broker.socket().display());
     assert!(second.stderr().contains(&complaint), "{}", second.stderr());
     scene.good.goes_on();
     assert_eq!(scene.broker.client().request("echo", "first").expect("the first broker"), b"first");

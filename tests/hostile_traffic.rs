@@ -30,13 +30,13 @@ fn a_record_that_breaks_the_rules_ends_its_connection() {
     use Lane::{Bulk, Express};
     type Attack = fn(&mut Raw);
     let attacks: &[(&str, &str, Attack)] = &[
-        ("longer-than-a-slot", "record of 1025 bytes where at most 1024 are allowed", |raw| {
+        ("longer-than-a-slot", "record of 1025 bytes exceeds the limit of 1024", |raw| {
             raw.place(Bulk, &forged(1, 1025), &[]);
         }),
-        ("longest-length", "record of 4294967295 bytes where at most 1024 are allowed", |raw| {
+        ("longest-length", "record of 4294967295 bytes exceeds the limit of 1024", |raw| {
             raw.place(Express, &forged(8, u32::MAX), &[]);
         }),
-        ("behind-the-window", "record of 9 cells at cell 8 reaches behind the window of 9 cells", |raw| {
+        ("behind-the-window", "record of 9 cells at cell 8 exceeds the window of 9 cells", |raw| {
             for _ in 0..8 {
                 raw.push(Express, &Header { id: u32::MAX, ..Header::new(Kind::Credit) }, &[]);
             }

@@ -16,7 +16,7 @@ fn busy_on_one_cpu_sleeps_and_says_so() {
     // What is started from here inherits it.
     sched_setaffinity(None, &one).unwrap();
     let mut broker = Broker::start_with(&[("router.wait", "busy")]);
-    broker.process().wait_for("router does not wait busy reason=one_cpu");
+    broker.process().wait_for("busy waiting disabled reason=one_cpu");
     let client = Client::builder().socket(broker.socket()).wait(WaitStrategy::Busy).connect().unwrap();
     let mut times: Vec<Duration> = (0..200)
         .map(|_| {

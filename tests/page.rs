@@ -268,7 +268,11 @@ fn the_page_says_that_the_broker_is_gone_and_goes_on_when_it_is_back() {
     broker.kill();
     browser.wait("the page to say so", "document.body.dataset.link === 'gone'");
     assert_eq!(browser.text("#state"), "gone");
-    assert!(browser.text("#notice").starts_with("The broker is gone: "), "{}", browser.text("#notice"));
+    assert!(
+        browser.text("#notice").starts_with("The connection to the broker is lost: "),
+        "{}",
+        browser.text("#notice")
+    );
     assert_eq!(browser.eval("element('notice').checkVisibility()"), true);
     broker.start_again();
     browser.wait("the next broker", &format!("element('pid').textContent === '{}'", broker.process().pid()));
@@ -276,7 +280,7 @@ fn the_page_says_that_the_broker_is_gone_and_goes_on_when_it_is_back() {
     assert_eq!(browser.eval("element('notice').hidden"), true);
     // One that ends in order says it itself.
     broker.end("TERM");
-    browser.wait("the page to say so", "element('notice').textContent.includes('the broker is going to end')");
+    browser.wait("the page to say so", "element('notice').textContent.includes('the broker is shutting down')");
 }
 
 #[test]
@@ -293,7 +297,7 @@ fn the_page_takes_its_token_out_of_the_fragment_and_says_when_it_is_wrong() {
     let page = format!("http://{}/", broker.health());
     browser.open(&page);
     browser.wait("a token to be asked for", "document.body.dataset.link === 'refused'");
-    assert!(browser.text("#notice").starts_with("This broker asks for a token."), "{}", browser.text("#notice"));
+    assert!(browser.text("#notice").starts_with("This broker requires a token."), "{}", browser.text("#notice"));
     browser.eval("location.hash = '#token=wrong-horse'");
     browser.wait("it to be wrong", "element('notice').textContent.startsWith('The token in the address is wrong.')");
     browser.eval("location.hash = '#token=correct-horse%2Bbattery'");

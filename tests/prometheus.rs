@@ -26,7 +26,7 @@ const QUIET: [&str; 9] = [
     "LapceIpcHangs",
     "LapceIpcNotReady",
     "LapceIpcConnectionsNearLimit",
-    "LapceIpcRecordsSetAside",
+    "LapceIpcPoisonMessages",
     "LapceIpcProtocolViolations",
     "LapceIpcDescriptorsNearLimit",
     "LapceIpcSessionsExpired",

@@ -71,7 +71,7 @@ fn a_wrong_configuration_changes_nothing_and_is_told_with_its_line() {
     assert_eq!(code(&told), 78, "{}", stderr(&told));
     assert!(stderr(&told).contains("config.toml:3:1: limits.max_topic: unknown key"), "{}", stderr(&told));
     broker.process().signal("HUP");
-    broker.process().wait_for("configuration not reloaded by=SIGHUP");
+    broker.process().wait_for("configuration reload failed by=SIGHUP");
     assert_eq!(lines(&mut broker, &["ERROR", "config.toml:3:1: limits.max_topic"]).len(), 2);
     let client = broker.client();
     let _subscriptions = [client.subscribe("a").unwrap(), client.subscribe("b").unwrap()];

@@ -22,7 +22,7 @@ fn a_removed_socket_is_made_anew() {
         assert_eq!(fs::metadata(broker.socket()).unwrap().mode() & 0o777, 0o600);
         assert_eq!(client.request("echo", "x").unwrap(), b"x");
     }
-    broker.process().wait_for("socket made anew");
+    broker.process().wait_for("socket recreated");
     broker.end("TERM");
     assert!(!broker.socket().exists());
     assert!(!broker.folder().join("ipc.sock.lock").exists());
@@ -35,7 +35,7 @@ fn a_broker_whose_path_another_program_took_is_not_ready_and_leaves_it_alone() {
     let other = UnixListener::bind(broker.socket()).unwrap();
     wait_until("the broker to say so", || {
         let ready = broker.get("/ready");
-        ready.code == 503 && ready.json().to_string().contains("another program listens there")
+        ready.code == 503 && ready.json().to_string().contains("another program is listening")
     });
     drop(other);
     fs::remove_file(broker.socket()).unwrap();

@@ -118,7 +118,7 @@ fn the_window_ends_a_session_whose_peer_does_not_come_back() {
     assert_eq!(subscription.next().unwrap().unwrap().payload(), b"bye");
     wait_until("the session to end", || sessions(&watch) == 0);
     assert_eq!(refusal(&broker, raw.token).0, RefusedCode::ResumeFailed);
-    broker.process().wait_for("reason=\"its peer did not come back\"");
+    broker.process().wait_for("reason=\"resume window expired\"");
     assert_eq!(watch.request("echo", "still here").unwrap(), b"still here");
 }
 

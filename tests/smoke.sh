@@ -85,7 +85,7 @@ listens_or_ended() {
 }
 until_true "the socket" listens_or_ended
 if has_ended "$broker"; then
-    fail "the broker ended at once"
+    fail "the broker stopped at once"
 fi
 
 step "request echo answers"

@@ -24,12 +24,12 @@ fn an_acceptor_that_panics_is_started_again_over_the_same_socket() {
     let mut broker = Broker::start_faulty("acceptor.accepted=panic#2*3", &keys);
     let first = broker.client();
     let mut clients = Vec::new();
-    while lines(&mut broker, &["actor restarts"]).len() < 3 {
+    while lines(&mut broker, &["restarting actor"]).len() < 3 {
         clients.push(connect(&broker));
         assert_eq!(first.request("echo", "hi").unwrap(), b"hi", "who is connected notices nothing");
     }
     for (attempt, delay) in [(1, 10), (2, 20), (3, 20)] {
-        let line = "actor restarts actor=acceptor id=- \
+        let line = "restarting actor actor=acceptor id=- \
                     reason=\"panicked: injected at acceptor.accepted@0 at src/broker/fault.rs:";
         let end = format!("attempt={attempt} limit=10 delay_ms={delay}");
         assert_eq!(lines(&mut broker, &["WARN", line, &end]).len(), 1, "{end}: {}", broker.process().stderr());
@@ -53,7 +53,7 @@ fn a_breaker_that_panics_takes_router_and_acceptor_along_and_all_come_back() {
     });
     let restarts = ["breaker", "router", "acceptor"].map(|name| actor(&client, name).restarts);
     assert_eq!(restarts, [2, 0, 0], "those behind it have not failed themselves");
-    assert_eq!(lines(&mut broker, &["actor restarts"]).len(), 2);
+    assert_eq!(lines(&mut broker, &["restarting actor"]).len(), 2);
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
 }
 
@@ -63,14 +63,14 @@ fn a_router_that_panics_is_started_again_and_its_clients_stay() {
     let mut broker = Broker::start_faulty("router.message=panic#5*1", &keys);
     let (client, other) = (broker.client(), broker.client());
     let mut subscription = other.subscribe("t").unwrap();
-    while lines(&mut broker, &["actor restarts actor=router id=-"]).is_empty() {
+    while lines(&mut broker, &["restarting actor actor=router id=-"]).is_empty() {
         client.status().unwrap();
     }
     client.publish("t", "after").unwrap();
     let message = subscription.next_timeout(DEADLINE).unwrap().expect("a message");
     assert_eq!(message.payload(), b"after");
-    broker.process().wait_for("actor holds actor=router attempt=1");
-    assert_eq!(lines(&mut broker, &["INFO", "actor holds"]).len(), 1);
+    broker.process().wait_for("actor stable actor=router attempt=1");
+    assert_eq!(lines(&mut broker, &["INFO", "actor stable"]).len(), 1);
     assert_eq!(actor(&client, "router").restarts, 1);
     assert_eq!(connect(&broker).request("echo", "hi").unwrap(), b"hi", "the acceptor came back with it");
 }
@@ -87,8 +87,9 @@ fn an_actor_that_fails_too_often_ends_the_process_and_clients_are_told() {
     assert_eq!(broker.process().code(), 69);
     assert!(client.closed(Some(DEADLINE)).unwrap_err().is_disconnected());
     let log = broker.process().stderr();
-    assert_eq!(lines(&mut broker, &["actor restarts actor=acceptor"]).len(), 3, "{log}");
-    assert_eq!(lines(&mut broker, &["ERROR", "actor gives up actor=acceptor", "restarts=3 period_secs=60"]).len(), 1);
+    assert_eq!(lines(&mut broker, &["restarting actor actor=acceptor"]).len(), 3, "{log}");
+    let words = ["ERROR", "giving up on actor actor=acceptor", "restarts=3 period_secs=60"];
+    assert_eq!(lines(&mut broker, &words).len(), 1);
     assert!(log.contains("error: acceptor failed 4 times within 60 s"), "{log}");
     assert!(!broker.socket().exists());
 }
@@ -111,7 +112,7 @@ fn two_hundred_connections_whose_actors_panic_leave_nothing() {
     wait_until("connections to go", || watch.status().unwrap().connections.len() == 1);
     wait_until("descriptors to go", || broker.descriptors() == descriptors);
     let told =
-        lines(&mut broker, &["WARN", "actor fails actor=connection id=", "panicked: injected at connection.welcomed"]);
+        lines(&mut broker, &["WARN", "actor failed actor=connection id=", "panicked: injected at connection.welcomed"]);
     assert_eq!(told.len(), 200);
     let status = actor(&watch, "connection");
     assert_eq!((status.state, status.restarts), (ActorState::Running, 0));
@@ -124,7 +125,7 @@ fn a_connection_that_never_came_to_be_gives_its_permit_back() {
     let mut broker = Broker::start_faulty("connection.started=panic*20", &[("ipc.max_connections", "1")]);
     let client = connect(&broker);
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
-    assert_eq!(lines(&mut broker, &["actor fails actor=connection id=-"]).len(), 20);
+    assert_eq!(lines(&mut broker, &["actor failed actor=connection id=-"]).len(), 20);
 }
 
 #[test]
@@ -140,8 +141,11 @@ fn an_upstream_that_panics_is_dialled_again() {
         client = listener.accept().ok().filter(|client| client.request("echo", "hi").is_ok());
         client.is_some()
     });
-    assert_eq!(lines(&mut broker, &["actor restarts actor=upstream id=x", "injected at upstream.dialled"]).len(), 2);
-    assert_eq!(lines(&mut broker, &["actor restarts actor=upstream id=x", "injected at connection.welcomed"]).len(), 3);
+    assert_eq!(lines(&mut broker, &["restarting actor actor=upstream id=x", "injected at upstream.dialled"]).len(), 2);
+    assert_eq!(
+        lines(&mut broker, &["restarting actor actor=upstream id=x", "injected at connection.welcomed"]).len(),
+        3
+    );
     // Those that died are forgotten by the router, too.
     let watch = broker.client();
     wait_until("the others to go", || watch.status().unwrap().connections.len() == 2);
@@ -161,8 +165,8 @@ fn a_thread_that_hangs_is_told_and_then_the_process_aborts() {
         });
         assert_eq!(broker.process().code(), -6, "SIGABRT: {}", broker.process().stderr());
         let log = broker.process().stderr();
-        assert!(log.contains(&format!("thread hangs thread={thread} late_ms=")), "{log}");
-        assert!(log.contains(&format!("thread hangs, aborting thread={thread} late_ms=")), "{log}");
+        assert!(log.contains(&format!("thread stuck thread={thread} late_ms=")), "{log}");
+        assert!(log.contains(&format!("thread stuck, aborting thread={thread} late_ms=")), "{log}");
         assert!(client.join().unwrap().is_err());
     }
 }
@@ -172,7 +176,7 @@ fn a_thread_that_is_late_and_turns_again_is_told_and_forgiven() {
     let mut broker = Broker::start_faulty("router.message=stall:2500*1", &[]);
     let client = broker.client();
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
-    broker.process().wait_for("thread turns again thread=router");
-    assert_eq!(lines(&mut broker, &["ERROR", "thread hangs thread=router late_ms="]).len(), 1);
+    broker.process().wait_for("thread recovered thread=router");
+    assert_eq!(lines(&mut broker, &["ERROR", "thread stuck thread=router late_ms="]).len(), 1);
     assert_eq!(actor(&client, "router").restarts, 0);
 }

@@ -66,7 +66,7 @@ fn the_manager_hears_of_the_start_the_state_and_the_end() {
     broker.signal("TERM");
     let end = manager.next();
     assert_eq!(end[0], "STOPPING=1");
-    assert_eq!(end[1], "STATUS=SIGTERM: finishes what is under way, within 3000 ms");
+    assert_eq!(end[1], "STATUS=SIGTERM: draining, at most 3000 ms");
     assert_eq!(end[2], "EXTEND_TIMEOUT_USEC=13000000");
     assert_eq!(broker.code(), 0);
     let rest = manager.rest();
@@ -83,7 +83,7 @@ fn an_upstream_that_is_absent_does_not_hold_the_start_back() {
     let mut broker = managed(folder.path(), &manager);
     broker.arg("--config").arg(file);
     let mut broker = Process::start(broker);
-    broker.wait_for("actor gives up actor=upstream id=x");
+    broker.wait_for("giving up on actor actor=upstream id=x");
     let told = manager.next();
     assert_eq!(told[0], "READY=1");
     broker.signal("TERM");
@@ -131,14 +131,14 @@ fn a_manager_that_is_gone_is_one_warning() {
     broker.env("WATCHDOG_USEC", "20000");
     drop(manager);
     let mut broker = Process::start(broker);
-    broker.wait_for("service manager not told");
+    broker.wait_for("cannot notify the service manager");
     let client = client(&folder.path().join("ipc.sock"));
     for _ in 0..20 {
         assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     }
     broker.signal("TERM");
     let (code, log) = ended(broker);
-    assert_eq!((code, log.matches("service manager not told").count()), (0, 1), "{log}");
+    assert_eq!((code, log.matches("cannot notify the service manager").count()), (0, 1), "{log}");
 }
 
 // --------------------------------------------------------------------------------------------------- inherited sockets
@@ -202,7 +202,7 @@ fn there_is_one_broker_for_a_path_however_it_is_started() {
     let inherits = inheriting(program(), "ipc", listener.into(), None);
     for second in [Process::start(second), inherits.start()] {
         let (code, log) = ended(second);
-        assert!(code == 69 && log.contains("another broker listens there"), "{code} {log}");
+        assert!(code == 69 && log.contains("another broker is listening"), "{code} {log}");
     }
     assert_eq!(client(&path).request("echo", "hi").unwrap(), b"hi");
 }
@@ -216,7 +216,7 @@ fn an_inherited_socket_is_where_it_is_whatever_is_configured() {
     broker.wait_for("hint:");
     let log = broker.stderr();
     let line = log.lines().find(|line| line.contains(" WARN ")).unwrap();
-    assert!(line.contains("inherited socket is not where the configuration says"), "{line}");
+    assert!(line.contains("inherited socket differs from the configuration"), "{line}");
     assert!(line.contains(path.to_str().unwrap()) && line.contains("other.sock"), "{line}");
     assert!(!folder.path().join("other.sock").exists());
     assert_eq!(client(&path).request("echo", "hi").unwrap(), b"hi");
@@ -235,12 +235,12 @@ fn what_is_inherited_and_is_no_such_socket_is_named() {
     for (names, first, second, why) in [
         ("ipc", datagram.into(), None, "inherited descriptor 3 (ipc): is neither a Unix nor a TCP stream socket"),
         ("ipc", file, None, "inherited descriptor 3 (ipc): is neither"),
-        ("ipc", stream.into(), None, "inherited descriptor 3 (ipc): is a stream socket that does not listen"),
-        ("ipc", unnamed, None, "inherited descriptor 3 (ipc): is a stream socket that does not listen"),
+        ("ipc", stream.into(), None, "inherited descriptor 3 (ipc): is a stream socket that is not listening"),
+        ("ipc", unnamed, None, "inherited descriptor 3 (ipc): is a stream socket that is not listening"),
         ("ipc", tcp(), None, "inherited descriptor 3 (ipc): is a TCP socket"),
-        ("health:health", unix("a"), Some(tcp()), "inherited descriptor 4 (health): is one socket for the health"),
-        ("ipc:ipc", unix("b"), Some(unix("c")), "inherited descriptor 4 (ipc): is one control socket too many"),
-        ("x:\u{1b}y", tcp(), Some(tcp()), "inherited descriptor 4 (\\u{1b}y): is one socket for the health endpoints"),
+        ("health:health", unix("a"), Some(tcp()), "inherited descriptor 4 (health): is a second health socket"),
+        ("ipc:ipc", unix("b"), Some(unix("c")), "inherited descriptor 4 (ipc): is a second control socket"),
+        ("x:\u{1b}y", tcp(), Some(tcp()), "inherited descriptor 4 (\\u{1b}y): is a second health socket"),
         ("ipc:health", unix("d"), None, "LISTEN_FDS: "),
     ] {
         let (code, log) = ended(inheriting(program(), names, first, second).start());
@@ -275,7 +275,7 @@ fn the_endpoints_take_an_inherited_socket_too() {
     broker.wait_for("hint:");
     let answer = talk(address, b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(Answer::parse(&answer).unwrap().code, 200);
-    assert!(broker.stderr().contains(&format!("health listens address={address}")), "{}", broker.stderr());
+    assert!(broker.stderr().contains(&format!("health endpoint listening address={address}")), "{}", broker.stderr());
     assert_eq!(client(&path).request("echo", "hi").unwrap(), b"hi");
 }
 
@@ -355,13 +355,13 @@ fn the_journal_gets_levels_and_no_times() {
     journal.wait_for("connection opened");
     drop(client);
     journal.signal("TERM");
-    journal.wait_for("broker ended");
+    journal.wait_for("broker stopped");
     let log = journal.stderr();
     for line in log.lines() {
         let told = ["<3>", "<4>", "<6>"].iter().find_map(|priority| line.strip_prefix(priority));
         assert!(told.is_some_and(|told| told.starts_with("lapce_ipc::")), "{line}");
     }
-    assert!(log.contains("<4>lapce_ipc::broker::health::listen health is open to the network"), "{log}");
+    assert!(log.contains("<4>lapce_ipc::broker::health::listen health endpoint reachable without a token"), "{log}");
     assert!(log.contains("<6>lapce_ipc::cli::serve lapce-ipc "), "{log}");
     assert!(!log.contains("hint:"), "{log}");
     // Values are one word or quoted; the file that was used is named.

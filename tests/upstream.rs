@@ -44,7 +44,7 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
     let file = |folder: &Path| upstream(folder, "tools", &["upper"], EAGER);
     let mut broker = Broker::start_configured(file, "", &[]);
     // It is dialled before it is there, and found once it is.
-    broker.process().wait_for("actor restarts actor=upstream id=tools reason=\"cannot connect");
+    broker.process().wait_for("restarting actor actor=upstream id=tools reason=\"cannot connect");
     let path = broker.folder().join("tools");
     for round in 1..=3 {
         let listen = path.to_str().unwrap();
@@ -58,13 +58,13 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
         assert_eq!(path.exists(), round != 2, "only who is killed leaves its socket");
         wait_until("it to be missed", || !serves(&broker, "upper"));
         wait_until("the line", || {
-            let mut lost = lines(&mut broker, &["actor restarts", "id=tools"]);
+            let mut lost = lines(&mut broker, &["restarting actor", "id=tools"]);
             lost.retain(|line| line.contains("reason=\"it left\"") || line.contains("reason=\"its socket has ended\""));
             lost.len() == round
         });
     }
     assert_eq!(lines(&mut broker, &["upstream connected upstream=tools"]).len(), 3);
-    assert!(lines(&mut broker, &["upstream incomplete"]).is_empty());
+    assert!(lines(&mut broker, &["upstream lacks configured services"]).is_empty());
 }
 
 #[test]
@@ -78,8 +78,9 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
     };
     let mut broker = Broker::start_configured(file, "", &[]);
     let watch = broker.client();
-    broker.process().wait_for("actor gives up");
-    let restarts = lines(&mut broker, &["WARN", "actor restarts actor=upstream id=flap reason=\"it left", "limit=6"]);
+    broker.process().wait_for("giving up on actor");
+    let restarts =
+        lines(&mut broker, &["WARN", "restarting actor actor=upstream id=flap reason=\"closed by peer", "limit=6"]);
     let plain = [20, 40, 80, 160, 160, 160];
     assert_eq!(restarts.len(), plain.len(), "{restarts:#?}");
     for (attempt, (line, plain)) in restarts.iter().zip(plain).enumerate() {
@@ -88,13 +89,13 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
         assert!((plain * 8 / 10 - 1..=(plain * 12 / 10).min(160)).contains(&delay), "{line}");
     }
     let given_up =
-        lines(&mut broker, &["ERROR", "actor gives up actor=upstream id=flap", "restarts=6 period_secs=3600"]);
+        lines(&mut broker, &["ERROR", "giving up on actor actor=upstream id=flap", "restarts=6 period_secs=3600"]);
     assert_eq!(given_up.len(), 1);
     let status = actor(&watch, "upstream flap");
     assert_eq!((status.state, status.restarts, status.failures), (ActorState::GaveUp, 6, 7));
     let told = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
     let row = told.lines().find(|line| line.contains("upstream flap")).unwrap();
-    assert!(row.contains("gave up") && row.contains("it left"), "{row}");
+    assert!(row.contains("gave up") && row.contains("closed by peer"), "{row}");
     let json = String::from_utf8(broker.run(&["status", "--json"]).stdout).unwrap();
     assert!(json.contains(r#""state": "gave_up""#), "{json}");
     // Whoever has nothing to do with it has noticed nothing.
@@ -109,8 +110,8 @@ fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
     };
     let mut broker = Broker::start_configured(file, "", &[]);
     // More often than the root's actors may be, and far below its own limit.
-    wait_until("many attempts", || lines(&mut broker, &["actor restarts", "id=away"]).len() > 20);
-    broker.process().wait_for("actor gives up actor=upstream id=gone");
+    wait_until("many attempts", || lines(&mut broker, &["restarting actor", "id=away"]).len() > 20);
+    broker.process().wait_for("giving up on actor actor=upstream id=gone");
     let mut ready = broker.get("/ready");
     wait_until("it to be ready", || {
         ready = broker.get("/ready");
@@ -150,8 +151,8 @@ fn an_upstream_that_comes_later_is_dialled_as_soon_as_its_socket_appears() {
     let attempts = |broker: &Broker, name| actor(&broker.client(), &format!("upstream {name}")).restarts;
     wait_until("the first attempts", || attempts(&broker, "engine") == 1 && attempts(&broker, "deep") == 1);
     wait_until("many attempts", || attempts(&broker, "limitless") > 100);
-    assert!(lines(&mut broker, &["actor gives up"]).is_empty(), "{}", broker.process().stderr());
-    let told = lines(&mut broker, &["actor restarts", "id=limitless", "limit=none"]);
+    assert!(lines(&mut broker, &["giving up on actor"]).is_empty(), "{}", broker.process().stderr());
+    let told = lines(&mut broker, &["restarting actor", "id=limitless", "limit=none"]);
     assert!(told.len() <= 16 + 32, "the log has ever fewer of them: {}", told.len());
     // Other files in the folder are no reason.
     std::fs::write(broker.folder().join("other"), "").unwrap();
@@ -174,14 +175,14 @@ fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
             + &upstream(folder, "ended", &[], &given_up.replace("initial_delay_ms = 600000", "initial_delay_ms = 1"))
     };
     let mut broker = Broker::start_configured(file, "", &[]);
-    broker.process().wait_for("actor restarts actor=upstream id=waits");
-    broker.process().wait_for("actor gives up actor=upstream id=ended");
+    broker.process().wait_for("restarting actor actor=upstream id=waits");
+    broker.process().wait_for("giving up on actor actor=upstream id=ended");
     let told = broker.run(&["upstream", "dial", "waits"]);
     assert_eq!(code(&told), 69, "nothing is there: {}", stderr(&told));
     assert!(stderr(&told).contains("upstream waits is not connected: cannot connect to "), "{}", stderr(&told));
     let unknown = broker.run(&["upstream", "dial", "nope"]);
     assert_eq!(code(&unknown), 1, "{}", stderr(&unknown));
-    assert!(stderr(&unknown).contains("no upstream is called nope"), "{}", stderr(&unknown));
+    assert!(stderr(&unknown).contains("unknown upstream: nope"), "{}", stderr(&unknown));
     // The path of one that was given up is not watched any more.
     let elsewhere = broker.folder().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
@@ -194,7 +195,7 @@ fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
     let _ended = accepts.join().unwrap().unwrap();
     let listed = String::from_utf8(broker.run(&["upstream", "list"]).stdout).unwrap();
     assert!(listed.lines().any(|line| line.contains("ended") && line.contains("connected")), "{listed}");
-    assert!(listed.lines().any(|line| line.contains("waits") && line.contains("dialled in ")), "{listed}");
+    assert!(listed.lines().any(|line| line.contains("waits") && line.contains("redial in ")), "{listed}");
     let json: serde_json::Value = serde_json::from_slice(&broker.run(&["upstream", "list", "--json"]).stdout).unwrap();
     assert_eq!((&json[0]["name"], &json[0]["connection"]), (&"waits".into(), &serde_json::Value::Null));
 }
@@ -203,15 +204,15 @@ fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
 fn a_restart_that_holds_is_told_and_the_next_begins_with_the_first_delay() {
     let own = "initial_delay_ms = 5\nmax_delay_ms = 1000\njitter = 0\nstable_secs = 1";
     let mut broker = Broker::start_configured(|folder| upstream(folder, "x", &[], own), "", &[]);
-    wait_until("two attempts", || lines(&mut broker, &["actor restarts", "id=x"]).len() >= 2);
+    wait_until("two attempts", || lines(&mut broker, &["restarting actor", "id=x"]).len() >= 2);
     let listener = Listener::bind(broker.folder().join("x")).unwrap();
     let client = listener.accept().unwrap();
-    broker.process().wait_for("actor holds actor=upstream id=x attempt=");
-    let before = lines(&mut broker, &["actor restarts", "id=x"]).len();
-    assert_eq!(number(&lines(&mut broker, &["INFO", "actor holds"])[0], "attempt"), before as u64);
+    broker.process().wait_for("actor stable actor=upstream id=x attempt=");
+    let before = lines(&mut broker, &["restarting actor", "id=x"]).len();
+    assert_eq!(number(&lines(&mut broker, &["INFO", "actor stable"])[0], "attempt"), before as u64);
     drop(client);
-    wait_until("the next", || lines(&mut broker, &["actor restarts", "id=x"]).len() > before);
-    let next = lines(&mut broker, &["actor restarts", "id=x"]).remove(before);
+    wait_until("the next", || lines(&mut broker, &["restarting actor", "id=x"]).len() > before);
+    let next = lines(&mut broker, &["restarting actor", "id=x"]).remove(before);
     assert_eq!((number(&next, "attempt"), number(&next, "delay_ms")), (1, 5), "{next}");
     let again = listener.accept().unwrap();
     assert_eq!(again.request("echo", "hi").unwrap(), b"hi");
@@ -247,14 +248,14 @@ fn peers_that_are_no_clients_cost_their_own_lines_only() {
     for (name, reason) in
         [("silent", "no hello within 200 ms"), ("http", ""), ("old", "the client speaks version"), ("huge", "")]
     {
-        broker.process().wait_for(&format!("actor gives up actor=upstream id={name} "));
-        let told = lines(&mut broker, &["actor gives up", &format!("id={name} "), reason]);
+        broker.process().wait_for(&format!("giving up on actor actor=upstream id={name} "));
+        let told = lines(&mut broker, &["giving up on actor", &format!("id={name} "), reason]);
         assert_eq!(told.len(), 1, "{name}: {}", broker.process().stderr());
         assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 2);
     }
     assert_eq!(watch.request("svc", "hi").unwrap(), b"hi");
     assert_eq!(watch.status().unwrap().connections.len(), 2, "the good one and we");
-    assert!(lines(&mut broker, &["actor gives up actor=upstream id=good"]).is_empty());
+    assert!(lines(&mut broker, &["giving up on actor actor=upstream id=good"]).is_empty());
 }
 
 #[test]
@@ -265,10 +266,13 @@ fn an_upstream_serves_what_it_is_configured_for() {
     let client = listener.accept().unwrap();
     let error = client.serve("other").unwrap_err();
     assert!(error.is_not_allowed(), "{error}");
-    assert!(error.to_string().contains("upstream x for other services than other"), "{error}");
+    assert!(error.to_string().contains("upstream x is not configured to offer other"), "{error}");
     let _one = client.serve("wanted.one").unwrap();
-    broker.process().wait_for("upstream incomplete upstream=x");
-    assert_eq!(lines(&mut broker, &["WARN", "upstream incomplete", "missing=wanted.two waited_ms=100"]).len(), 1);
+    broker.process().wait_for("upstream lacks configured services upstream=x");
+    assert_eq!(
+        lines(&mut broker, &["WARN", "upstream lacks configured services", "missing=wanted.two waited_ms=100"]).len(),
+        1
+    );
     assert_eq!(lines(&mut broker, &["WARN", "upstream service refused upstream=x service=other"]).len(), 1);
     // Late is not too late.
     let mut two = client.serve("wanted.two").unwrap();
@@ -290,7 +294,7 @@ fn a_broker_that_ends_tells_its_upstreams_and_does_not_dial_again() {
     let error = client.closed(Some(DEADLINE)).unwrap_err();
     assert_eq!(error.closing_code(), Some(ClosingCode::Shutdown), "{error}");
     assert_eq!(broker.process().code(), 0, "{}", broker.process().stderr());
-    assert!(lines(&mut broker, &["actor restarts", "id=x reason=\"it left"]).is_empty());
+    assert!(lines(&mut broker, &["restarting actor", "id=x reason=\"closed by peer"]).is_empty());
 }
 
 #[test]

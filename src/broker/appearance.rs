@@ -29,7 +29,7 @@ pub(super) async fn watch(path: &Path, appeared: impl Fn()) -> Infallible {
                 // It ends when the folder goes, or the system fails.
                 let _ = follow(path, &events, &appeared).await;
             }
-            Err(error) => log::debug!("path not watched path={:?} reason={error:?}", path.display().to_string()),
+            Err(error) => log::debug!("cannot watch path={:?} reason={error:?}", path.display().to_string()),
         }
         was_blind = true;
         tokio::time::sleep(AGAIN).await;

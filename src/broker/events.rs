@@ -227,7 +227,7 @@ impl Events {
                          reason=slow_consumer"
                     ),
                     Event::SetAside { connection, lane, position } => log::error!(
-                        "record set aside connection={connection} lane={lane:?} position={position} \
+                        "poison message quarantined connection={connection} lane={lane:?} position={position} \
                          reason=killed_two_routers"
                     ),
                 }

@@ -82,7 +82,7 @@ pub(crate) fn check() -> Result<(), String> {
     let Some(faults) = std::env::var_os(VARIABLE).filter(|faults| !faults.is_empty()) else { return Ok(()) };
     #[cfg(feature = "fault-injection")]
     {
-        let faults = faults.to_str().ok_or_else(|| format!("{VARIABLE} is no text"))?;
+        let faults = faults.to_str().ok_or_else(|| format!("{VARIABLE} is not UTF-8"))?;
         let rules = injected::parse(faults).map_err(|error| format!("{VARIABLE}: {error}"))?;
         injected::RULES.get_or_init(|| rules);
         Ok(())
@@ -180,13 +180,13 @@ mod injected {
     }
 
     fn rule(fault: &str) -> Result<Rule, String> {
-        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} in {fault:?} is no number"));
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} in {fault:?} is not a number"));
         let (place, action) = fault.split_once('=').ok_or_else(|| format!("{fault:?} has no ="))?;
         let (name, argument) = match place.split_once('@') {
             Some((name, argument)) => (name, Some(number(argument)?)),
             None => (place, None),
         };
-        let point = POINTS.iter().find(|(point, _)| *point == name).ok_or_else(|| format!("no point {name:?}"))?.0;
+        let point = POINTS.iter().find(|(point, _)| *point == name).ok_or_else(|| format!("unknown point {name:?}"))?.0;
         let (action, times) = match action.split_once('*') {
             Some((action, times)) => (action, number(times)?),
             None => (action, u64::MAX),
@@ -199,7 +199,7 @@ mod injected {
             None if action == "panic" => Action::Panic,
             None if action == "fail" => Action::Fail,
             Some(("stall", ms)) => Action::Stall(Duration::from_millis(number(ms)?)),
-            _ => return Err(format!("{action:?} in {fault:?} is none of panic, stall:MS, fail")),
+            _ => return Err(format!("unknown action {action:?} in {fault:?}, expected panic, stall:MS or fail")),
         };
         Ok(Rule { point, argument, action, every, times, reached: AtomicU64::new(0) })
     }

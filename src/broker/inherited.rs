@@ -54,21 +54,21 @@ impl Inherited {
         if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
             check(listener.as_fd(), fd)?;
             let address = listener.local_addr().map_err(|error| error.to_string())?;
-            let path = address.as_pathname().ok_or("has no path, by which clients would find it")?;
+            let path = address.as_pathname().ok_or("has no path, so clients cannot find it")?;
             if !path.is_absolute() {
-                return Err(format!("has the path {:?}, which is not absolute", path.display().to_string()));
+                return Err(format!("has the relative path {:?}", path.display().to_string()));
             }
             if name == HEALTH {
                 return self.put_health(Listener::Unix(listener));
             }
             if self.ipc.replace((listener, path.to_owned())).is_some() {
-                return Err("is one control socket too many".to_owned());
+                return Err("is a second control socket".to_owned());
             }
             return Ok(());
         }
         if let Ok(Some(listener)) = descriptors.take_tcp_listener(index) {
             if name == IPC {
-                return Err("is a TCP socket, and clients come through a Unix socket".to_owned());
+                return Err("is a TCP socket; the control socket must be a Unix socket".to_owned());
             }
             check(listener.as_fd(), fd)?;
             return self.put_health(Listener::Tcp(listener));
@@ -78,7 +78,7 @@ impl Inherited {
 
     fn put_health(&mut self, listener: Listener) -> Result<(), String> {
         match self.health.replace(listener) {
-            Some(_) => Err("is one socket for the health endpoints too many".to_owned()),
+            Some(_) => Err("is a second health socket".to_owned()),
             None => Ok(()),
         }
     }
@@ -86,11 +86,11 @@ impl Inherited {
 
 fn check(socket: BorrowedFd<'_>, fd: i32) -> Result<(), String> {
     if socket.as_raw_fd() != fd {
-        return Err(format!("came as {}", socket.as_raw_fd()));
+        return Err(format!("was inherited as descriptor {}", socket.as_raw_fd()));
     }
     match rustix::net::sockopt::socket_acceptconn(socket) {
         Ok(true) => Ok(()),
-        Ok(false) => Err("is a stream socket that does not listen".to_owned()),
+        Ok(false) => Err("is a stream socket that is not listening".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

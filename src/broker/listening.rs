@@ -62,18 +62,18 @@ impl Listening {
         loop {
             self.until_gone().await;
             let path = self.bound.borrow().path().display().to_string();
-            log::warn!("socket removed path={path:?}");
+            log::warn!("socket file removed path={path:?}");
             tokio::time::sleep(SETTLE).await;
             loop {
                 if self.bound.borrow().is_there() {
-                    log::info!("socket is back path={path:?}");
+                    log::info!("socket file restored path={path:?}");
                     self.lost.send_replace(None);
                     break;
                 }
                 let again = self.bound.borrow_mut().bind_again();
                 match again {
                     Ok(listener) => {
-                        log::warn!("socket made anew path={path:?}");
+                        log::warn!("socket recreated path={path:?}");
                         self.listener.replace(listener);
                         self.lost.send_replace(None);
                         return self.listener();
@@ -89,7 +89,7 @@ impl Listening {
         let reason = error.to_string();
         let is_new = self.lost.send_if_modified(|lost| lost.replace(reason.clone()).as_ref() != Some(&reason));
         if is_new {
-            log::warn!("socket not made anew reason={reason:?}");
+            log::warn!("cannot recreate the socket reason={reason:?}");
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) fn may_log(kind: Kind) -> bool {
         actix::spawn(async move {
             tokio::time::sleep(LogLimit::PERIOD).await;
             let count = std::mem::take(&mut lock().kept_back);
-            log::warn!("log lines kept back kind={} count={count}", Kind::ALL[kind as usize]);
+            log::warn!("log lines suppressed kind={} count={count}", Kind::ALL[kind as usize]);
         });
     }
     false

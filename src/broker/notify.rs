@@ -5,7 +5,7 @@
 //! | `READY=1` | `/ready` would say yes for the first time |
 //! | `STATUS=` | in words, when it changes |
 //! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is late that the process would be aborted for |
-//! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is going to end, and how long that may take |
+//! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is shutting down, and how long that may take |
 //!
 //! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
 
@@ -61,7 +61,7 @@ impl Notify {
             for message in messages {
                 let sent = send(&message);
                 if let (Err(error), false) = (&sent, failed) {
-                    log::warn!("service manager not told reason={:?}", error.to_string());
+                    log::warn!("cannot notify the service manager reason={:?}", error.to_string());
                 }
                 // Once is enough, until it works again.
                 failed = sent.is_err();
@@ -84,7 +84,7 @@ impl Notify {
 
     /// The end begins, and may take so long beyond what all ends take.
     pub(super) fn stopping(&self, why: &str, drain: Duration) {
-        let status = format!("{why}: finishes what is under way, within {} ms", drain.as_millis());
+        let status = format!("{why}: draining, at most {} ms", drain.as_millis());
         self.tell(Message::Stopping { status, within: drain + BEYOND_DRAIN });
     }
 
@@ -124,7 +124,7 @@ fn status(broker: &Broker) -> String {
     let facts = Facts::of(broker, None, true);
     let mut parts = facts.unready();
     if broker.late_beside.load(Ordering::Relaxed) > 0 {
-        parts.push("the health endpoints hang".to_owned());
+        parts.push("the health endpoints are stuck".to_owned());
     }
     match parts.is_empty() {
         true => format!("{} connections on {}", facts.connections, broker.config().ipc.socket_path.display()),

@@ -39,7 +39,7 @@ pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, St
         }
         Err(error) => {
             for line in error.lines() {
-                log::error!("configuration not reloaded by={by} reason={line:?}");
+                log::error!("configuration reload failed by={by} reason={line:?}");
             }
         }
     }
@@ -57,7 +57,7 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     }
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
-    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router does not take it up: {error}"))?;
+    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
     // Where the socket is now, and not where a later broker would have it.
     loaded.config.ipc.socket_path.clone_from(&adopted.ipc.socket_path);
     let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-/// Why the broker ended otherwise than by a signal.
+/// Why the broker stopped otherwise than by a signal.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// It could not listen.
@@ -62,7 +62,7 @@ pub enum BrokerError {
     #[error("{0}")]
     Refused(#[from] Refused),
     /// A second signal came before what was under way had ended.
-    #[error("ended at once by a second signal ({0})")]
+    #[error("stopped at once by a second signal ({0})")]
     AtOnce(&'static str),
 }
 
@@ -89,7 +89,7 @@ pub fn run(
     let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
     if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
-        log::warn!("router does not wait busy reason=one_cpu wait=block");
+        log::warn!("busy waiting disabled reason=one_cpu wait=block");
         settings.wait = WaitStrategy::Block;
     }
     raise_descriptor_limit(&loaded.config);
@@ -99,7 +99,7 @@ pub fn run(
     let source = Source { load: Box::new(load), has_inherited_socket, turn: tokio::sync::Mutex::default() };
     let endpoints = Endpoints::new(&loaded, health)?;
     let notify = Notify::from_env()?;
-    can_watch_signals().map_err(refused("the watch over signals"))?;
+    can_watch_signals().map_err(refused("the signal watcher"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(refused("the runtime"))?;
     System::with_tokio_rt(|| runtime).block_on(serve((loaded, source), settings, listening, endpoints, notify, ready))
@@ -116,7 +116,7 @@ fn listen(
     let bound = socket::adopt(&path, &listener)?;
     match loaded.inherit_socket(&path) {
         Some(configured) => log::warn!(
-            "inherited socket is not where the configuration says listens={:?} configured={:?}",
+            "inherited socket differs from the configuration listens={:?} configured={:?}",
             path.display().to_string(),
             configured.display().to_string()
         ),
@@ -241,15 +241,15 @@ async fn serve(
             let ms = reloaded.config().ipc.drain_timeout_ms;
             notify.stopping(signal, Duration::from_millis(ms));
             children.retire(acceptor_number).await;
-            log::info!("broker drains reason={signal} limit_ms={ms}");
+            log::info!("draining reason={signal} limit_ms={ms}");
             let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
             let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
             if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
-                log::warn!("broker ends with work under way limit_ms={ms}");
+                log::warn!("drain timeout expired, outstanding work discarded limit_ms={ms}");
             }
         }
         if ended.is_err() {
-            notify.stopping("an actor was given up", Duration::ZERO);
+            notify.stopping("an actor reached its restart limit", Duration::ZERO);
         }
         let _ = phase.send(Phase::Closing);
         let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
@@ -260,7 +260,7 @@ async fn serve(
         signal = signalled(&mut term, &mut int) => Some(signal),
     };
     if let Some(signal) = at_once {
-        log::warn!("broker ends at once reason=second_signal signal={signal}");
+        log::warn!("stopping at once reason=second_signal signal={signal}");
     }
     workers.iter().for_each(|worker| {
         worker.stop();
@@ -270,7 +270,7 @@ async fn serve(
     // With the acceptor and all that it had of it.
     listening.close();
     health.stop().await;
-    log::info!("broker ended");
+    log::info!("broker stopped");
     at_once.map_or(ended.map(|_| ()), |signal| Err(BrokerError::AtOnce(signal)))
 }
 
@@ -365,6 +365,6 @@ fn raise_descriptor_limit(config: &Config) {
             log::warn!("descriptor limit is low limit={limit} needed={needed} max_connections={max_connections}");
         }
         Ok(_) => {}
-        Err(error) => log::warn!("descriptor limit not raised reason={error:?} needed={needed}"),
+        Err(error) => log::warn!("cannot raise the descriptor limit reason={error:?} needed={needed}"),
     }
 }

@@ -15,22 +15,22 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another broker holds the lock.
-    #[error("{}: another broker listens there", .0.display())]
+    #[error("{}: another broker is listening", .0.display())]
     InUse(PathBuf),
     /// Some other program listens there: it takes connections, or would.
-    #[error("{}: another program listens there", .0.display())]
+    #[error("{}: another program is listening", .0.display())]
     Taken(PathBuf),
     /// It was removed, and only its service manager can make it anew.
-    #[error("{}: the inherited socket was removed, and only the service manager can make it anew", .0.display())]
+    #[error("{}: the inherited socket was removed; restart its socket unit", .0.display())]
     Removed(PathBuf),
     /// Something else stands at the path.
-    #[error("{}: exists and is no socket", .0.display())]
+    #[error("{}: not a socket", .0.display())]
     NotASocket(PathBuf),
     /// The lock file is not one of ours.
-    #[error("{}: is no plain file of our own, so it cannot be the lock", .0.display())]
+    #[error("{}: not a regular file of the broker's user, so it cannot be the lock file", .0.display())]
     ForeignLock(PathBuf),
     /// The path is longer than a socket's address can be.
-    #[error("{}: longer than the {max} bytes that a socket's path may have", .path.display())]
+    #[error("{}: longer than {max} bytes, the limit for a socket path", .path.display())]
     TooLong {
         /// The path.
         path: PathBuf,
@@ -93,7 +93,7 @@ struct Lock {
 ///
 /// # Errors
 ///
-/// If another broker listens there, something else stands there, or the system refuses.
+/// If another broker is listening, something else stands there, or the system refuses.
 pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener), SocketError> {
     if path.as_os_str().len() > MAX_PATH {
         return Err(SocketError::TooLong { path: path.to_owned(), max: MAX_PATH });
@@ -109,7 +109,7 @@ pub(super) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener
 ///
 /// # Errors
 ///
-/// If another broker listens there, or the system refuses.
+/// If another broker is listening, or the system refuses.
 pub(super) fn adopt(path: &Path, listener: &UnixListener) -> Result<Bound, SocketError> {
     let lock = lock(&lock_path(path), path)?;
     listener.set_nonblocking(true).map_err(io_at(path))?;
@@ -224,7 +224,7 @@ fn lock(lock_path: &Path, path: &Path) -> Result<Lock, SocketError> {
             Ok(()) => true,
             // A profile of seccomp, a file system without locks. Whether anybody listens at the path decides, then.
             Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK)) => {
-                log::warn!("socket not locked path={:?} reason={error:?}", lock_path.display().to_string());
+                log::warn!("cannot lock the socket path={:?} reason={error:?}", lock_path.display().to_string());
                 false
             }
             Err(Errno::WOULDBLOCK) => return Err(SocketError::InUse(path.to_owned())),
@@ -304,7 +304,7 @@ mod tests {
         let (_folder, path) = folder();
         let listener = UnixListener::bind(&path).unwrap();
         let error = bind(&path, 0o600).unwrap_err();
-        assert_eq!(error.to_string(), format!("{}: another program listens there", path.display()));
+        assert_eq!(error.to_string(), format!("{}: another program is listening", path.display()));
         // Nor if it is too busy to take another caller (the one of a moment ago was not accepted), or of another kind.
         rustix::net::listen(&listener, 0).unwrap();
         assert!(matches!(bind(&path, 0o600), Err(SocketError::Taken(_))));
@@ -342,7 +342,7 @@ mod tests {
         let (_folder, path) = folder();
         std::fs::write(&path, "precious").unwrap();
         let error = bind(&path, 0o600).unwrap_err();
-        assert_eq!(error.to_string(), format!("{}: exists and is no socket", path.display()));
+        assert_eq!(error.to_string(), format!("{}: not a socket", path.display()));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 

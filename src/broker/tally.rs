@@ -42,10 +42,10 @@ impl Loss {
     /// As the log says it.
     pub(super) fn reason(self) -> &'static str {
         match self {
-            Loss::Expired => "its peer did not come back",
-            Loss::ProcessEnded => "its process has ended",
-            Loss::RouterEnded => "the router has ended it",
-            Loss::BrokerEnds => "the broker ends",
+            Loss::Expired => "resume window expired",
+            Loss::ProcessEnded => "client process ended",
+            Loss::RouterEnded => "ended by the router",
+            Loss::BrokerEnds => "shutting down",
         }
     }
 }

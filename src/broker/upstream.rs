@@ -155,11 +155,11 @@ pub(super) fn statuses(broker: &Broker) -> Vec<UpstreamStatus> {
 /// Answers [`ClientFrame::DialUpstream`]: ends the delay before the next dial, and takes up again what was given up.
 pub(super) fn dial(broker: &Broker, connection: u32, serial: u32, name: &Name) -> BrokerFrame {
     let Some(upstream) = broker.upstreams.iter().find(|upstream| upstream.name == *name) else {
-        let message = format!("no upstream is called {name}");
+        let message = format!("unknown upstream: {name}");
         return BrokerFrame::Failed { serial, code: FailedCode::Unknown, message };
     };
     if upstream.connection().is_none() {
-        log::info!("upstream dialled by hand upstream={name} connection={connection}");
+        log::info!("upstream dialled on request upstream={name} connection={connection}");
         upstream.asked.send_modify(|count| *count += 1);
         upstream.hurry.send_modify(|count| *count += 1);
     }
@@ -205,11 +205,11 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
     // Before anything is sent: whoever listens there must be one whom we would let in.
     let peer = match peer::credentials(stream.as_fd()) {
         Ok(peer) => peer,
-        Err(error) => return format!("who listens at {path} is unknown: {error}"),
+        Err(error) => return format!("cannot read the credentials of {path}: {error}"),
     };
     let trusted = [peer::own_uid(), 0].contains(&peer.uid) || broker.config().ipc.allowed_uids.contains(&peer.uid);
     if !trusted {
-        return format!("user {}, who listens at {path}, is not one of ours (ipc.allowed_uids)", peer.uid);
+        return format!("the process listening at {path} runs as untrusted user {} (ipc.allowed_uids)", peer.uid);
     }
     let within = Duration::from_millis(broker.config().ipc.handshake_timeout_ms);
     let dialled = Dialled { missing: RefCell::new(upstream.services.clone()), upstream, within };
@@ -220,7 +220,7 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
     let admitted = Admitted { permit: Some(permit), _resuming: None };
     let start = Accepted { stream, peer, admitted, named: Named::default() };
     match connection::session(start, Some(&dialled), broker.clone()).await {
-        Ok(()) => "it left".to_owned(),
+        Ok(()) => "closed by peer".to_owned(),
         Err(reason) => reason,
     }
 }
@@ -255,7 +255,7 @@ impl Dialled {
         }
         let name = &self.upstream.name;
         log::warn!("upstream service refused upstream={name} service={service} reason=not_configured");
-        let message = format!("the broker dials upstream {name} for other services than {service}");
+        let message = format!("upstream {name} is not configured to offer {service}");
         Some(BrokerFrame::Failed { serial: *serial, code: FailedCode::NotAllowed, message })
     }
 
@@ -272,7 +272,9 @@ impl Dialled {
         let missing = self.missing.borrow().iter().map(Name::to_string).collect::<Vec<_>>().join(",");
         if !missing.is_empty() {
             let (name, ms) = (&self.upstream.name, self.within.as_millis());
-            log::warn!("upstream incomplete upstream={name} connection={id} missing={missing} waited_ms={ms}");
+            log::warn!(
+                "upstream lacks configured services upstream={name} connection={id} missing={missing} waited_ms={ms}"
+            );
         }
         std::future::pending().await
     }

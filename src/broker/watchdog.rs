@@ -159,13 +159,13 @@ fn look(watched: &Watched, watch: &mut Watch, now: u64, hangs: &impl Fn()) {
     match watch.look((watched.count)(), now) {
         Verdict::Turns => (watched.ask)(),
         Verdict::TurnsAgain(late) => {
-            log::warn!("thread turns again thread={name} late_ms={}", ms(late));
+            log::warn!("thread recovered thread={name} late_ms={}", ms(late));
             (watched.ask)();
         }
         Verdict::Waits => {}
-        Verdict::Late(late) => log::error!("thread hangs thread={name} late_ms={}", ms(late)),
+        Verdict::Late(late) => log::error!("thread stuck thread={name} late_ms={}", ms(late)),
         Verdict::Hangs(late) => {
-            log::error!("thread hangs, aborting thread={name} late_ms={}", ms(late));
+            log::error!("thread stuck, aborting thread={name} late_ms={}", ms(late));
             hangs();
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// The broker of lapce-ipc: carries messages between the programs of one machine.
 ///
-/// It listens on a Unix socket until SIGTERM or SIGINT, then finishes what is under way and removes the socket.
+/// It listens on a Unix socket until SIGTERM or SIGINT, then finishes outstanding work and removes the socket.
 #[derive(Debug, Parser)]
 #[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct ServerCli {
@@ -21,12 +21,12 @@ pub(super) struct ServerCli {
 
 const SERVER_EXAMPLES: &str = "\
 Examples:
-  ipc_server_main                             listen where clients look
-  ipc_server_main --socket /run/user/1000/my  listen elsewhere
+  ipc_server_main                             listen at the default path
+  ipc_server_main --socket /run/user/1000/my  listen at another path
   ipc_server_main --check-config              show every setting and its source
 
 Configuration, the first that exists: --config; LAPCE_IPC_CONFIG; $XDG_CONFIG_HOME/lapce-ipc/config.toml; \
-/etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets what is logged (default: info).
+/etc/lapce-ipc/config.toml; built-in defaults. RUST_LOG sets the log level (default: info).
 
 Socket lookup order: --socket; LAPCE_IPC_SOCKET; ipc.socket_path of the configuration; /tmp/lapce_ipc.sock.
 
@@ -55,8 +55,8 @@ pub(super) struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   lapce-ipc serve                          run a broker
-  lapce-ipc request echo hi                ask the service that every broker has
-  lapce-ipc sub 'lapce.>'                  print what is published below `lapce`
+  lapce-ipc request echo hi                call the broker's own echo service
+  lapce-ipc sub 'lapce.>'                  print all messages on topics below `lapce`
   lapce-ipc pub lapce.ai.completion hello  publish
   lapce-ipc reply upper -- tr a-z A-Z      offer a service
 
@@ -75,10 +75,10 @@ pub(super) enum Command {
     /// Publish a message on a topic
     #[command(after_help = publish::EXAMPLES)]
     Pub(publish::PubArgs),
-    /// Subscribe, and print what is published
+    /// Subscribe, and print the messages
     #[command(after_help = sub::EXAMPLES)]
     Sub(sub::SubArgs),
-    /// Ask a service and print its reply
+    /// Send a request to a service and print its reply
     #[command(after_help = request::EXAMPLES)]
     Request(request::RequestArgs),
     /// Offer a service
@@ -90,13 +90,13 @@ pub(super) enum Command {
     /// Show the circuit breakers of services, or set one by hand
     #[command(after_help = breaker::EXAMPLES)]
     Breaker(breaker::BreakerArgs),
-    /// Show the processes that the broker dials, or dial one now
+    /// Show the upstreams (processes that the broker dials), or dial one now
     #[command(after_help = upstream::EXAMPLES)]
     Upstream(upstream::UpstreamArgs),
-    /// Have the broker read its configuration again
+    /// Reload the broker's configuration
     #[command(after_help = reload::NOTES)]
     Reload(reload::ReloadArgs),
-    /// Measure latency, throughput and what connections cost
+    /// Measure latency, throughput and the cost of connections
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
     /// One of the processes that `bench` starts
@@ -113,7 +113,7 @@ pub(super) enum Command {
 /// How to wait for the broker.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct WaitOption {
-    /// How to wait: spin a little and then sleep; only spin; only sleep
+    /// Wait strategy: adaptive (spin briefly, then sleep), busy (never sleep), block (sleep at once)
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(super) wait: Wait,
 }
@@ -171,8 +171,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number.parse().map_err(|_| WANTED)?;
     match Duration::try_from_secs_f64(number * seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err("must be longer than nothing".to_owned()),
-        Err(_) => Err("is too long".to_owned()),
+        Ok(_) => Err("must be greater than zero".to_owned()),
+        Err(_) => Err("too long".to_owned()),
     }
 }
 

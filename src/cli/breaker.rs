@@ -1,4 +1,4 @@
-//! `breaker`: how the breakers of services stand, and setting them by hand.
+//! `breaker`: lists the services' circuit breakers, and forces one open or closed.
 
 use super::args::duration;
 use super::exit::Failure;
@@ -23,22 +23,22 @@ pub(super) struct BreakerArgs {
 enum What {
     /// Show the breaker of each service that has or had a responder
     List,
-    /// Let no request through
+    /// Reject every request
     Open(Forced),
-    /// Let every request through, whatever comes of it
+    /// Admit every request, whatever its outcome
     Close(Forced),
-    /// Do as the results say, beginning anew with a closed breaker
+    /// Return to automatic mode, starting closed
     Auto {
-        /// Whose breaker
+        /// The service
         service: String,
     },
 }
 
 #[derive(Debug, Args)]
 struct Forced {
-    /// Whose breaker
+    /// The service
     service: String,
-    /// For how long: 30s, 5m, 1h; until `auto` if not given
+    /// Duration: 30s, 5m, 1h; until `auto` by default
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
 }
@@ -46,12 +46,12 @@ struct Forced {
 pub(super) const EXAMPLES: &str = "\
 Examples:
   lapce-ipc breaker list
-  lapce-ipc breaker open chat --for 5m  requests to `chat` fail for five minutes
-  lapce-ipc breaker close chat          they all pass, until told otherwise
-  lapce-ipc breaker auto chat           its results decide again
+  lapce-ipc breaker open chat --for 5m  reject requests to `chat` for five minutes
+  lapce-ipc breaker close chat          admit all requests until the next command
+  lapce-ipc breaker auto chat           return to automatic mode
   lapce-ipc sub '$sys.breaker.>'        watch breakers change
 
-A service that nobody serves, nor has: exit code 1.";
+Exits with 1 if the service has never been offered.";
 
 /// Lists breakers, or sets one and shows it.
 ///

@@ -82,7 +82,7 @@ impl Program {
         };
         let mut talk = match Talk::new(&mut running) {
             Ok(talk) => talk,
-            Err(error) => return failed(request, format!("cannot talk to {}: {error}", self.shown())),
+            Err(error) => return failed(request, format!("cannot exchange data with {}: {error}", self.shown())),
         };
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let mut chunk = vec![0; CHUNK.min(max)];
@@ -102,7 +102,7 @@ impl Program {
                     return failed(request, format!("the reply is larger than max_message_size, {max} bytes"));
                 }
                 Ok(read) => reply.extend_from_slice(&chunk[..read]),
-                Err(error) => return failed(request, format!("cannot talk to {}: {error}", self.shown())),
+                Err(error) => return failed(request, format!("cannot exchange data with {}: {error}", self.shown())),
             }
         }
         talk.read_stderr();

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 /// How a message is given.
 #[derive(Debug, Args)]
 pub(super) struct DataArgs {
-    /// The message; `-` reads it from stdin, `@FILE` from a file. Without it, stdin is read, or the message is empty if
-    /// stdin is a terminal
+    /// The message; `-` reads stdin, `@FILE` a file. By default stdin is read, or the message is empty if stdin is a
+    /// terminal
     #[arg(value_name = "DATA | - | @FILE")]
     data: Option<OsString>,
     /// Send TEXT literally, even if it is `-` or starts with `@`
@@ -70,8 +70,8 @@ impl Data {
             }
             Data::Stdin => ("stdin".to_owned(), read(io::stdin().lock(), max)),
             Data::File(path) if path.as_os_str().is_empty() => {
-                let failure = Failure::new(Code::Usage, "`@` names no file");
-                return Err(failure.hint("@FILE reads a file; --data @ is the text"));
+                let failure = Failure::new(Code::Usage, "`@` without a file name");
+                return Err(failure.hint("@FILE reads a file; --data @ sends the text `@`"));
             }
             Data::File(path) => (plain(&path.to_string_lossy()), File::open(&path).and_then(|file| read(file, max))),
         };

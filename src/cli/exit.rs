@@ -71,14 +71,14 @@ impl Code {
             Code::ErrorReply => {
                 "the service replied with an error, or the broker rejected the request (unknown name or not permitted)"
             }
-            Code::Usage => "wrong usage",
+            Code::Usage => "usage error",
             Code::TooLarge => "the message is too large",
-            Code::Unavailable => "no broker, no responders, disconnected; a broker that cannot run",
-            Code::Output => "stdout cannot be written, or is closed",
-            Code::TryAgain => "breaker open, deadline, responder lost, overloaded, too many connections",
-            Code::Protocol => "the broker speaks another version of the protocol, or is no broker",
+            Code::Unavailable => "no broker, no responders, disconnected; the broker cannot start",
+            Code::Output => "cannot write to stdout",
+            Code::TryAgain => "temporary: breaker open, deadline, responder lost, overloaded, too many connections",
+            Code::Protocol => "protocol error: another protocol version, or not a broker",
             Code::NotAllowed => "permission denied: untrusted user, or no access to the socket",
-            Code::Config => "the configuration is wrong",
+            Code::Config => "invalid configuration",
             Code::Interrupted => "interrupted (SIGINT); a broker ends with 0",
             Code::Terminated => "terminated (SIGTERM); a broker ends with 0",
         }
@@ -135,13 +135,13 @@ impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Failure {
         let failure = Failure::new(code_of(error.detail()), error.to_string());
         match error.detail() {
-            ErrorKind::Connect { why: Unreached::Nobody, .. } => failure.hint("start one: lapce-ipc serve"),
-            ErrorKind::UntrustedBroker { uid, .. } => failure.hint(format!("if you trust it: --trust-uid {uid}")),
+            ErrorKind::Connect { why: Unreached::Nobody, .. } => failure.hint("start a broker: lapce-ipc serve"),
+            ErrorKind::UntrustedBroker { uid, .. } => failure.hint(format!("to trust this user: --trust-uid {uid}")),
             ErrorKind::Failed { code: FailedCode::Unknown, .. } => {
-                failure.hint("lapce-ipc breaker list shows the services that have one")
+                failure.hint("lapce-ipc breaker list shows all breakers")
             }
             ErrorKind::Outcome { outcome: Outcome::NoResponders, .. } => {
-                failure.hint("lapce-ipc status lists the services that there are")
+                failure.hint("lapce-ipc status lists all services")
             }
             _ => failure,
         }
@@ -198,7 +198,7 @@ impl From<BrokerError> for Failure {
         match error {
             BrokerError::Socket(SocketError::InUse(_) | SocketError::Taken(_)) => {
                 Failure::new(Code::Unavailable, message)
-                    .hint("use that one, stop it, or listen elsewhere with --socket")
+                    .hint("use that broker, stop it, or choose another path with --socket")
             }
             // What does not get better by itself: no service manager should try again.
             BrokerError::Socket(
@@ -211,7 +211,7 @@ impl From<BrokerError> for Failure {
             | BrokerError::Geometry(_)
             | BrokerError::Health(HealthError::Token(_)) => Failure::new(Code::Config, message),
             BrokerError::Health(HealthError::Listen { .. }) => {
-                Failure::new(Code::Unavailable, message).hint("listen elsewhere with --health-addr")
+                Failure::new(Code::Unavailable, message).hint("choose another address with --health-addr")
             }
             BrokerError::Health(HealthError::TokenFile { .. }) => Failure::new(Code::Unavailable, message),
             BrokerError::AtOnce("SIGINT") => Failure::new(Code::Interrupted, message),
@@ -302,10 +302,7 @@ fn no_signals(error: io::Error) -> Failure {
 }
 
 /// Ends the process at once: the main thread may be waiting where nothing can wake it.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a client owns no socket file; its children and folders are put away here"
-)]
+#[allow(clippy::disallowed_methods, reason = "a client owns no socket file; its children and folders are removed here")]
 pub(super) fn leave(code: Code) -> ! {
     // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of
     // the connection, as the reason.

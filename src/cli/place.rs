@@ -24,7 +24,7 @@ pub(super) struct Place {
     /// The broker's socket
     #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub(super) socket: Option<PathBuf>,
-    /// The configuration file of the broker; a client reads its ipc.socket_path
+    /// The broker's configuration file; a client reads ipc.socket_path from it
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(super) config: Option<PathBuf>,
     /// Users whose broker a client trusts besides its own and root.
@@ -37,7 +37,7 @@ const GLOBAL: &str = "Global options";
 /// What clients are told besides.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Trust {
-    /// For clients: trust also a broker of this user, not only ours and root's; may be given again
+    /// For clients: also trust a broker of this user, besides the own user's and root's; may be repeated
     /// [LAPCE_IPC_TRUSTED_UIDS=UID,UID]
     #[arg(long, global = true, value_name = "UID", help_heading = GLOBAL)]
     trust_uid: Vec<u32>,
@@ -56,7 +56,7 @@ impl Place {
         let env = Env::of_process();
         let listed = env.get(TRUSTED_UIDS).map(|list| list.to_string_lossy()).unwrap_or_default();
         let listed = listed.split(',').map(str::trim).filter(|uid| !uid.is_empty()).map(|uid| {
-            let wrong = || Failure::new(Code::Config, format!("{TRUSTED_UIDS}: {uid:?} is no user's number"));
+            let wrong = || Failure::new(Code::Config, format!("{TRUSTED_UIDS}: invalid user id {uid:?}"));
             uid.parse().map_err(|_: ParseIntError| wrong())
         });
         let trusted = trust.trust_uid.iter().map(|uid| Ok(*uid)).chain(listed).collect::<Result<_, Failure>>()?;
@@ -71,7 +71,7 @@ impl Place {
     pub(super) fn serving(&self, trust: &Trust) -> Result<&Place, Failure> {
         match trust.trust_uid[..] {
             [] => Ok(self),
-            _ => Err(Failure::new(Code::Usage, "--trust-uid is for clients; a broker has ipc.allowed_uids")),
+            _ => Err(Failure::new(Code::Usage, "--trust-uid is for clients; use ipc.allowed_uids for a broker")),
         }
     }
 
@@ -181,7 +181,7 @@ impl Place {
     fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
         builder.connect().map_err(|error| match error.detail() {
             ErrorKind::Connect { why: Unreached::Nobody, path, .. } if *path != Path::new(DEFAULT_SOCKET) => {
-                let hint = format!("start one: lapce-ipc serve --socket {}", path.display());
+                let hint = format!("start a broker: lapce-ipc serve --socket {}", path.display());
                 Failure::from(error).hint(hint)
             }
             _ => error.into(),

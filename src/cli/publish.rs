@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(super) struct PubArgs {
-    /// Where to publish: names joined by dots
+    /// Topic: tokens joined by dots
     topic: String,
     #[command(flatten)]
     data: DataArgs,
@@ -28,7 +28,7 @@ Examples:
   date | lapce-ipc pub lapce.clock -
   lapce-ipc pub lapce.handle --data @someone
 
-When it ends, the message is on its way to everybody who had subscribed.";
+The command exits when the broker has accepted the message for all current subscribers.";
 
 /// How long the work may take in silence, if a person watches.
 const PROGRESS: Duration = Duration::from_secs(2);

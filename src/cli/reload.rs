@@ -14,15 +14,15 @@ pub(super) struct ReloadArgs {
 }
 
 pub(super) const NOTES: &str = "\
-The broker reads the file that it was started with, or the first of the usual places, as at its start. Keys that need a
-restart keep their values. If anything is wrong, nothing changes: exit code 78. Allowed for the broker's user, root and
-ipc.operator_uids: otherwise exit code 77. SIGHUP does the same, and tells the log.";
+The broker reads its configuration file again, by the same lookup order as at its start. Keys that need a restart keep
+their values. If the configuration is invalid, nothing changes: exit code 78. Allowed for the broker's user, root and
+ipc.operator_uids; otherwise exit code 77. SIGHUP does the same and logs the result.";
 
 /// Orders it and prints the keys.
 ///
 /// # Errors
 ///
-/// If there is no broker, the configuration is wrong, or our user may not.
+/// If there is no broker, invalid configuration, or our user may not.
 pub(super) fn run(place: &Place, json: bool) -> Result<(), Failure> {
     let report = place.connect("reload", WaitStrategy::Block)?.reload().map_err(Failure::of_order)?;
     let mut out = Out::new()?;
@@ -39,7 +39,7 @@ pub(super) fn run(place: &Place, json: bool) -> Result<(), Failure> {
         out.write(format!("needs a restart {key}\n").as_bytes())?;
     }
     if report.changed.is_empty() && report.needs_restart.is_empty() {
-        note(format_args!("nothing has changed"));
+        note(format_args!("no changes"));
     }
     out.flush()
 }

@@ -16,18 +16,18 @@ use std::path::{Path, PathBuf};
 #[command(override_usage = USAGE)]
 #[command(group = ArgGroup::new("how").required(true).args(["echo", "exec", "command"]))]
 pub(super) struct ReplyArgs {
-    /// What the service is called
+    /// Name of the service
     service: String,
-    /// Answer with what was asked
+    /// Reply with the request
     #[arg(long)]
     echo: bool,
-    /// Answer with what a line of shell prints
+    /// Reply with the output of a shell command line
     #[arg(long, value_name = "LINE")]
     exec: Option<OsString>,
-    /// Answer with what a command prints
+    /// Reply with the output of a command
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// Answer brokers that dial us at this socket: `[[upstream]]` in their configuration
+    /// Listen on this socket for brokers that dial: `[[upstream]]` in their configuration
     #[arg(long, value_name = "PATH")]
     listen: Option<PathBuf>,
     #[command(flatten)]
@@ -43,12 +43,13 @@ Examples:
   lapce-ipc reply mirror --echo
   lapce-ipc reply mirror --echo --listen /run/user/1000/mirror.sock
 
-The command runs once for each request, several at a time: the request is its stdin, its stdout the reply. Who asks \
+The command runs once per request, several at a time: the request is its stdin, the reply its stdout. A requester \
 with --stream gets the reply as it is printed. If the command fails, the last line of its stderr is the error, and \
 several failures in a row open the service's breaker; with exit code 65 it rejects a wrong request, which does not \
 count. If the request is cancelled or its time is over, the command is killed.
 
-`serving` on stderr says that requests reach us. A broker that ends is waited for, and stderr says so.";
+`serving` on stderr: the service is offered. If the broker ends, the command waits for the next one and says so on \
+stderr.";
 
 /// Answers requests. A broker that ends is waited for.
 ///
@@ -104,7 +105,7 @@ fn listen(
                 }
             };
             let serve = move || match answer(&client) {
-                Ok(()) => note(format_args!("a broker has left")),
+                Ok(()) => note(format_args!("the broker closed its connection")),
                 Err(failure) => tell(failure),
             };
             if let Err(error) = std::thread::Builder::new().name("broker".to_owned()).spawn_scoped(scope, serve) {

@@ -11,18 +11,18 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(super) struct RequestArgs {
-    /// Whom to ask
+    /// Name of the service
     service: String,
     #[command(flatten)]
     data: DataArgs,
-    /// How long it may take, connecting included: 500ms, 2s, 1m; at most limits.max_request_timeout_ms of the broker;
-    /// unless given, limits.default_request_timeout_ms
+    /// Deadline, connecting included: 500ms, 2s, 1m; at most the broker's limits.max_request_timeout_ms, by default its
+    /// limits.default_request_timeout_ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
-    /// Print the reply's chunks as they come
+    /// Print the reply's chunks as they arrive
     #[arg(long)]
     stream: bool,
-    /// Print the bytes as they are, without a newline at the end
+    /// Print the reply without a newline at the end
     #[arg(long)]
     raw: bool,
     #[command(flatten)]
@@ -35,7 +35,7 @@ Examples:
   lapce-ipc request format @src/main.rs --raw --timeout 5s
   lapce-ipc request chat 'why is the sky blue?' --stream
 
-An error reply goes to stderr, and the exit code is 1. Nobody who serves it: 69. No reply in time, or a service whose \
+An error reply goes to stderr, and the exit code is 1. No responders: 69. No reply in time, or a service whose \
 breaker is open: 75.";
 
 /// Asks and prints the reply.

@@ -12,27 +12,27 @@ use std::path::Path;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct ServeArgs {
-    /// Where the health endpoints listen, instead of what the configuration says
+    /// Address of the health endpoints; overrides the configuration
     #[arg(long, value_name = "HOST:PORT", value_parser = HealthAddr::parse)]
     health_addr: Option<HealthAddr>,
-    /// Show every setting and where it comes from, or what is wrong, and end
+    /// Print every setting and its source, or the errors, and exit
     #[arg(long)]
     check_config: bool,
-    /// Have the broker that runs read its configuration again, as `lapce-ipc reload` does, and end
+    /// Reload the running broker's configuration, as `lapce-ipc reload` does, and exit
     #[arg(long, conflicts_with = "check_config")]
     reload: bool,
 }
 
 pub(super) const NOTES: &str = "\
-It listens until SIGTERM or SIGINT, then finishes what is under way and removes the socket, and ends with 0. A second \
+It listens until SIGTERM or SIGINT, then finishes outstanding work, removes the socket and exits with 0. A second \
 signal ends it at once, with 143 or 130.
 
-RUST_LOG sets what is logged, for all or for single modules: error, warn, info (the default), debug, trace, off.
+RUST_LOG sets the log level, globally or per module: error, warn, info (the default), debug, trace, off.
   RUST_LOG=warn                                    less
-  RUST_LOG=info,lapce_ipc::broker::connection=off  not who comes and goes
-  RUST_LOG=warn,lapce_ipc::broker::events=info     more of routing
+  RUST_LOG=info,lapce_ipc::broker::connection=off  no lines about single connections
+  RUST_LOG=warn,lapce_ipc::broker::events=info     more about routing
 
-No line is written for each message, whatever the level.";
+No level logs a line per message.";
 
 /// An address as it is written; IPv6 in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -57,7 +57,7 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
         ("socket", socket(report)),
         ("health", health(&report.health)),
         ("config", config),
-        ("slots", format!("{} of {} lent out", report.slots_used, report.slots_total)),
+        ("slots", format!("{} of {} leased", report.slots_used, report.slots_total)),
         ("topics", report.topics.to_string()),
         ("subscriptions", report.subscriptions.to_string()),
     ];
@@ -91,7 +91,7 @@ fn health(health: &HealthStatus) -> String {
     place + &token.unwrap_or_default()
 }
 
-const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last end"];
+const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last reason"];
 
 fn actor(a: &ActorStatus) -> Vec<String> {
     let state = match a.state {

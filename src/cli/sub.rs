@@ -19,25 +19,25 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(super) struct SubArgs {
-    /// Which topics: `*` stands for one name, a final `>` for one or more
+    /// Topic pattern: `*` matches one token, a final `>` one or more
     pattern: String,
     /// Exit after N messages
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     count: Option<u64>,
-    /// Print a JSON object a line: topic, publisher, sequence, and data or data_base64
+    /// Print one JSON object per line: topic, publisher, sequence, and data or data_base64
     #[arg(long, conflicts_with = "raw")]
     json: bool,
-    /// Print the bytes as they are, and nothing between messages
+    /// Print the payloads only, without separators
     #[arg(long)]
     raw: bool,
-    /// Print the topic and a space before each message; an event of the broker, below `$sys.`, always has them, but not
-    /// with `--raw`
+    /// Print the topic and a space before each message; always on for events of the broker (below `$sys.`), except with
+    /// `--raw`
     #[arg(short, long, conflicts_with_all = ["json", "raw"])]
     topics: bool,
-    /// What happens to messages for which there is no room: publishers wait, or the oldest or the newest are dropped
+    /// Delivery policy of a subscription without credit: publishers wait, or the oldest or newest messages are dropped
     #[arg(long, value_name = "POLICY", default_value = "block")]
     policy: Policy,
-    /// Room for messages that are not printed yet, in bytes; without it, as much as the broker gives
+    /// Credit for unread messages, in bytes; the broker's maximum by default
     #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
     capacity: u32,
     #[command(flatten)]
@@ -72,12 +72,13 @@ Examples:
   lapce-ipc sub lapce.ai.completion --count 1 --raw >answer
   lapce-ipc sub '$sys.>' --json | jq .topic
 
-`subscribed` on stderr says that the subscription is in force. A broker that ends is waited for, and stderr says so.
+`subscribed` on stderr: the subscription is in force. If the broker ends, the command waits for the next one and says \
+so on stderr.
 
-When more arrives than is printed, publishers wait (--policy block), so a burst of 50,000 messages into a file is \
-printed whole. If stdout takes nothing for so long that the broker evicts the subscription \
-(delivery.slow_consumer_timeout_ms), the command prints what it has and ends with 75. With --policy drop-oldest or \
-drop-newest publishers wait for a moment only (delivery.drop_grace_ms); what is dropped then is reported on stderr.";
+If messages arrive faster than they are printed, publishers wait (--policy block), so a burst of 50,000 messages \
+into a file is printed whole. If stdout is blocked for so long that the broker evicts the subscription \
+(delivery.slow_consumer_timeout_ms), the command prints the messages it has and exits with 75. With --policy \
+drop-oldest or drop-newest publishers wait for at most delivery.drop_grace_ms; drops are reported on stderr.";
 
 /// How often drops are reported while messages keep coming.
 const REPORT: Duration = Duration::from_secs(1);

@@ -77,7 +77,7 @@ fn result(client: &Client, before: UpstreamStatus) -> Result<UpstreamStatus, Fai
         std::thread::sleep(LOOK);
         match client.upstreams()?.into_iter().find(|upstream| upstream.name == before.name) {
             Some(found) => now = found,
-            None => note(format_args!("upstream {} is not configured any more", before.name)),
+            None => note(format_args!("upstream {} is no longer configured", before.name)),
         }
     }
     Ok(now)
@@ -97,14 +97,14 @@ fn print(value: &(impl Serialize + ?Sized), upstreams: &[UpstreamStatus], json: 
     out.flush()
 }
 
-const HEAD: [&str; 6] = ["name", "state", "connection", "restarts", "socket", "last end"];
+const HEAD: [&str; 6] = ["name", "state", "connection", "restarts", "socket", "last reason"];
 
 fn row(upstream: &UpstreamStatus) -> Vec<String> {
     let state = match (upstream.connection, upstream.state) {
         (Some(_), _) => "connected".to_owned(),
         (None, ActorState::Running) => "dialling".to_owned(),
-        (None, ActorState::Restarting { next_in_ms }) => format!("dialled in {}", age(next_in_ms)),
-        (None, ActorState::GaveUp) => "given up".to_owned(),
+        (None, ActorState::Restarting { next_in_ms }) => format!("redial in {}", age(next_in_ms)),
+        (None, ActorState::GaveUp) => "gave up".to_owned(),
         (None, ActorState::Stopped) => "stopped".to_owned(),
     };
     vec![

@@ -136,13 +136,13 @@ pub enum Fault {
     #[error("is not a regular file")]
     NotAFile,
     /// Others could change what the broker does.
-    #[error("mode {mode:04o} lets group or others write; refused (chmod go-w)")]
+    #[error("mode {mode:04o} is writable by group or others; refused (chmod go-w)")]
     WritableByOthers {
         /// The permission bits.
         mode: u32,
     },
     /// Somebody else could change what the broker does.
-    #[error("belongs to uid {owner}, neither to uid {own} nor to root; refused")]
+    #[error("owned by uid {owner}, expected uid {own} or root; refused")]
     ForeignOwner {
         /// The file's owner.
         owner: u32,
@@ -188,7 +188,7 @@ pub enum Fault {
         found: String,
     },
     /// A number beyond what can be told.
-    #[error("{text} is too large a number")]
+    #[error("{text} is too large")]
     NoSuchNumber {
         /// The number as written.
         text: String,
@@ -220,7 +220,7 @@ pub enum Fault {
         why: String,
     },
     /// Everybody could read what is to be a secret.
-    #[error("mode {mode:04o} lets others read; refused (chmod o-r)")]
+    #[error("mode {mode:04o} is readable by others; refused (chmod o-r)")]
     ReadableByOthers {
         /// The permission bits.
         mode: u32,

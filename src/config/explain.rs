@@ -141,15 +141,15 @@ const HEAD: &str = "\
 # The broker reads the first of these that exists, and no other:
 #   the file that `--config` names; the file that LAPCE_IPC_CONFIG names;
 #   $XDG_CONFIG_HOME/lapce-ipc/config.toml (or ~/.config/lapce-ipc/config.toml); /etc/lapce-ipc/config.toml
-# It does not read a file of the working directory, nor one that others than its own user and root can write.
+# It never reads a file of the working directory, and refuses one that users other than its own and root can write.
 #
 # A variable overrides a key: LAPCE_IPC__IPC__SOCKET_PATH=/x is socket_path of [ipc]. Arrays are written with commas.
-# There are none for the tables of single services and of [[upstream]].
-# `ipc_server_main --check-config` shows each value and where it comes from.
+# [circuit_breaker.services.*] and [[upstream]] have no variables.
+# `ipc_server_main --check-config` shows each value and its source.
 ";
 
 const SERVICES_EXAMPLE: &str = "
-# Other values for a single service: any of the keys above. A name with a dot in it must be quoted.
+# Overrides for a single service: any of the keys above. A name with a dot must be quoted.
 #[circuit_breaker.services.\"ai.complete\"]
 #failure_threshold = 10
 #timeout_secs = 5
@@ -157,13 +157,13 @@ const SERVICES_EXAMPLE: &str = "
 
 const UPSTREAM_HEAD: &str = "
 
-# A program that listens, as `lapce-ipc reply SERVICE --listen PATH` does, and that the broker dials: its services are
-# offered here. One such table for each. A lost one is dialled again as [restart] says.
+# A program that listens (as `lapce-ipc reply SERVICE --listen PATH` does) and that the broker dials to offer its
+# services. One table for each. A lost upstream is redialled with the backoff of [restart].
 ";
 
 const UPSTREAM_RESTART: &str = "
-# For this one only, as the keys of the same names in [restart]: initial_delay_ms, max_delay_ms, jitter, max_restarts,
-# period_secs, stable_secs. Without max_restarts of its own, or with 0, it is dialled for ever; a socket that appears is
+# Overrides of [restart] for this upstream: initial_delay_ms, max_delay_ms, jitter, max_restarts, period_secs,
+# stable_secs. Without max_restarts here, or with 0, it is redialled without limit. When its socket appears, it is
 # dialled at once.
 #initial_delay_ms = 100
 ";

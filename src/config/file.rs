@@ -211,7 +211,7 @@ impl Reader<'_> {
             let twin = self.loaded.config.upstream.iter().any(|other| other.name == upstream.name);
             if twin && !upstream.name.is_empty() {
                 let value = shown_text(&upstream.name);
-                let why = "is the name of another upstream too".to_owned();
+                let why = "is also the name of another upstream".to_owned();
                 self.problem(item.span(), &format!("{full}.name"), Fault::Unusable { value, why });
             }
             let place = self.places.at(item.span().start);

@@ -121,8 +121,8 @@ impl Rule {
             (Self::Mode, Value::Integer(number)) => {
                 in_range(*number, 0, 0o777)?;
                 let why = |what: &str| format!("is mode {number:04o}, which {what}");
-                reject_if(number & !0o666 != 0, value, &why("lets somebody execute"))?;
-                reject_if(number & 0o600 != 0o600, value, &why("does not let the owner read and write"))
+                reject_if(number & !0o666 != 0, value, &why("has execute bits"))?;
+                reject_if(number & 0o600 != 0o600, value, &why("denies the owner read or write access"))
             }
             (Self::Float { min, max }, Value::Float(number)) => float_in_range(*number, min, max),
             (Self::Float { min, max }, Value::Integer(number)) => match i32::try_from(*number) {
@@ -136,15 +136,15 @@ impl Rule {
             (Self::SocketPath, Value::Text(text)) => {
                 reject_if(!text.starts_with('/'), value, "is not an absolute path")?;
                 reject_if(text.ends_with('/'), value, "names a directory")?;
-                reject_if(text.contains('\0'), value, "holds a zero byte")?;
-                let why = format!("is longer than {SOCKET_PATH_MAX} bytes, the most that a socket's path may have");
+                reject_if(text.contains('\0'), value, "contains a zero byte")?;
+                let why = format!("is longer than {SOCKET_PATH_MAX} bytes, the limit for a socket path");
                 reject_if(text.len() > SOCKET_PATH_MAX, value, &why)
             }
             (Self::SocketOrNone, Value::Text(text)) if text.is_empty() => Ok(()),
             (Self::SocketOrNone, Value::Text(_)) => Self::SocketPath.check(value),
             (Self::FileOrNone, Value::Text(text)) => {
                 reject_if(!text.is_empty() && !text.starts_with('/'), value, "is not an absolute path")?;
-                reject_if(text.contains('\0'), value, "holds a zero byte")?;
+                reject_if(text.contains('\0'), value, "contains a zero byte")?;
                 reject_if(text.len() > PATH_MAX, value, &format!("is longer than {PATH_MAX} bytes"))
             }
             (Self::Host, Value::Text(text)) => {
@@ -158,10 +158,10 @@ impl Rule {
             },
             (Self::List { of, max }, Value::List(items)) => {
                 let long = Value::Integer(items.len().try_into().unwrap_or(i128::MAX));
-                reject_if(items.len() > max, &long, &format!("entries are more than {max}"))?;
+                reject_if(items.len() > max, &long, &format!("entries, at most {max} are allowed"))?;
                 for (index, item) in items.iter().enumerate() {
                     of.check(item)?;
-                    reject_if(items[..index].contains(item), item, "is there twice")?;
+                    reject_if(items[..index].contains(item), item, "is listed twice")?;
                 }
                 Ok(())
             }

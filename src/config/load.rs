@@ -116,7 +116,7 @@ impl Loaded {
         let problem = |fault| Problem { place: origin.clone(), key: Some(KEY.to_owned()), fault };
         let text = path.to_str().ok_or_else(|| problem(Fault::NotUtf8))?;
         let unusable = |error: std::io::Error| {
-            problem(Fault::Unusable { value: super::value::shown_text(text), why: format!("is no path: {error}") })
+            problem(Fault::Unusable { value: super::value::shown_text(text), why: format!("is not a path: {error}") })
         };
         let absolute = std::path::absolute(text).map_err(unusable)?;
         let absolute = absolute.to_str().ok_or_else(|| problem(Fault::NotUtf8))?.to_owned();

@@ -11,156 +11,156 @@ use super::key::{Key, Rule, Section, integer, section};
 use super::value::{Setting, Value};
 
 section! {
-    /// The control socket, and what one connection may do there.
+    /// The control socket and its connections.
     Ipc {
         /// The Unix socket where clients connect.
         /// `--socket` and `LAPCE_IPC_SOCKET` come before it. Clients do not read it: if it is not the default, set
         /// `LAPCE_IPC_SOCKET` for them.
         socket_path: PathBuf = PathBuf::from("/tmp/lapce_ipc.sock"), Rule::SocketPath;
-        /// Connections at a time; the next is refused with a reason.
-        /// Sessions that wait for their peer to come back count too.
+        /// Limit of connections; further ones are refused with a reason.
+        /// Sessions that wait for their client to reconnect count too.
         max_connections: u32 = 1000, integer(1, 100_000, "connections");
-        /// The largest message, whatever carries it; a larger one is an error at its sender.
+        /// The largest message, of any kind; a larger one is an error at its sender.
         max_message_size: u32 = 10_485_760, integer(1, 1 << 30, "bytes");
-        /// Users who may connect besides the broker's own and root.
-        /// For others than the owner to reach the socket, `shared_memory.permissions` must let them, too.
+        /// User ids that may connect besides the broker's own user and root.
+        /// `shared_memory.permissions` must give these users access to the socket, too.
         allowed_uids: Vec<u32> = Vec::new(), Rule::List { of: &integer(0, u32::MAX as u64 - 1, ""), max: 256 };
-        /// How long a new connection may take to say hello before it is closed.
+        /// Limit of the handshake's duration; a slower connection is closed.
         handshake_timeout_ms: u64 = 2000, integer(10, 600_000, "ms");
-        /// How long a broker that was told to stop goes on to deliver what it has taken.
+        /// How long to keep delivering accepted messages after a stop request.
         drain_timeout_ms: u64 = 2000, integer(0, 600_000, "ms");
-        /// The largest frame on the control socket; a larger one ends its connection.
+        /// The largest frame on the control socket; a larger one closes its connection.
         max_control_frame_bytes: u32 = 65_536, integer(4096, 16 << 20, "bytes");
         /// Threads that serve the control sockets.
         /// Messages do not pass through them, so one is enough for most machines.
         worker_threads: u32 = 1, integer(1, 64, "threads");
-        /// Users who may give orders that change others: set breakers, dial upstreams, reload the configuration.
-        /// The broker's own user and root always may; others who may connect may not.
+        /// User ids that may administrate: set breakers, dial upstreams, reload the configuration.
+        /// The broker's own user and root always may; other users that may connect may not.
         operator_uids: Vec<u32> = Vec::new(), Rule::List { of: &integer(0, u32::MAX as u64 - 1, ""), max: 256 };
     }
 }
 
 section! {
-    /// The segments that messages pass through: one for each connection.
-    /// What they hold at a time comes out of one budget of `num_slots` × `slot_size`.
+    /// The shared memory segments, one per connection.
+    /// Their rings share one budget of `num_slots` × `slot_size`.
     SharedMemory {
-        /// The largest payload of one record; larger messages go as several.
-        /// The name of a topic goes as one record, so it is not less than the longest name.
+        /// The largest payload of one record; larger messages are sent as several records.
+        /// A topic name is sent as one record, so the minimum is the longest name.
         slot_size: u32 = 1024, Rule::MultipleOf8 { min: 256, max: 65_536, unit: "bytes" };
-        /// How many slots of `slot_size` all connections share; 1024 of 1 KiB are 1 MiB.
+        /// Slots of `slot_size` that all connections share; 1024 of 1 KiB are 1 MiB.
         num_slots: u32 = 1024, integer(1, 1 << 20, "slots");
         /// The mode of the socket and of the segments.
-        /// 384 is 0600: only the broker's own user. Nobody executes either of them, so the execute bits are refused.
+        /// 384 is 0600: only the broker's own user. Execute bits are refused: neither is executed.
         permissions: u32 = 0o600, Rule::Mode;
-        /// The largest part of the `num_slots` that one ring may lease while it is busy.
+        /// Slots that one ring may lease at most while it is busy.
         max_window_slots: u32 = 512, integer(1, 1 << 20, "slots");
-        /// How often the memory that clients really use is compared with what they have leased.
+        /// Interval at which the memory that clients use is compared with their leases.
         audit_interval_ms: u64 = 5000, integer(10, 3_600_000, "ms");
     }
 }
 
 section! {
-    /// Flow control: how much may be under way to a receiver that does not take it.
+    /// Flow control: credit and timeouts of receivers that do not keep up.
     Delivery {
-        /// How long a publish waits for a `block` subscriber before that subscription is evicted.
-        /// While a message of several records is delivered, each MiB that is taken gives as long again. A subscription
-        /// that drops instead of waiting keeps such a message waiting as long, and then does without it.
+        /// How long a publish waits for a `block` subscriber before that subscription is evicted as a slow consumer.
+        /// A message of several records restarts the timeout at each MiB read. A `drop_*` subscription delays such a
+        /// message for as long, then loses it.
         slow_consumer_timeout_ms: u64 = 1000, integer(1, 600_000, "ms");
-        /// Credit of a subscription that asks for none, and the most that one may ask for.
+        /// Default and maximum credit of a subscription.
         subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");
-        /// Credit that each direction of a call begins with.
+        /// Initial credit of each direction of a call.
         stream_credit_bytes: u32 = 65_536, integer(256, 1 << 30, "bytes");
-        /// How long a publish waits for a `drop_*` subscriber that has no room and makes no progress.
-        /// A subscriber that goes on reading gets this time anew, but a slow one delays publishers for at most a tenth
-        /// of the time. Then it does without the message. 0 drops at once.
+        /// How long a publish waits for a `drop_*` subscriber without room before the message is dropped.
+        /// Each message read restarts the time, but a slow subscriber delays publishers for a tenth of the time at
+        /// most. 0 drops at once.
         drop_grace_ms: u64 = 100, integer(0, 1000, "ms");
     }
 }
 
 section! {
-    /// Limits on everything that a client can make the broker keep.
+    /// Limits on all state that clients can create in the broker.
     Limits {
-        /// Topics known at a time, of all connections.
+        /// Topics, of all connections.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
-        /// Pairs of a topic and a subscription that gets it, known at a time, of all connections.
-        /// Each takes 12 bytes, and when a client with many subscriptions leaves, all are looked through.
+        /// Routes (pairs of a topic and a matching subscription), of all connections.
+        /// Each takes 12 bytes, and all are searched when a client with many subscriptions disconnects.
         max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");
-        /// Topics that one connection may know.
+        /// Topics per connection.
         max_topics_per_connection: u32 = 8192, integer(1, 1 << 24, "topics");
-        /// Subscriptions that one connection may hold.
+        /// Subscriptions per connection.
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
-        /// Services known at a time, of all connections.
+        /// Services, of all connections.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
-        /// Requests that one connection may have outstanding; the next is answered `Overloaded`.
+        /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
-        /// Requests that one responder may have under way.
-        /// Others of its service are asked first; when all have as many, the next is answered `Overloaded`.
+        /// Outstanding requests per responder.
+        /// When all responders of a service are at this limit, further requests fail with `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
-        /// Deadline of a request that names none.
-        /// For a stream that names none it is the time to the first chunk, and from each chunk to the next.
+        /// Default deadline of a request.
+        /// For a stream without a deadline: the limit of the time to the first chunk and between chunks.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
-        /// The longest deadline that a request may name.
-        /// A longer one is shortened to it; `lapce-ipc request --timeout` refuses it.
+        /// The longest deadline of a request.
+        /// Longer ones are shortened to it; `lapce-ipc request --timeout` refuses them.
         max_request_timeout_ms: u64 = 600_000, integer(1, 86_400_000, "ms");
-        /// What the broker holds for one connection that does not drain its ring.
+        /// Memory in the broker for one connection that does not drain its ring; more closes it.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
-        /// Rings of a client's doorbell in a second that bring no record; more end its connection.
+        /// Empty doorbell rings per second, at most; more close the client's connection.
         max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");
     }
 }
 
 section! {
-    /// How the router trades CPU for latency.
+    /// The router's trade-off between CPU and latency.
     Router {
-        /// How the router waits when its rings are dry.
+        /// How the router waits while its rings are empty.
         /// `adaptive` spins while a peer is awake on another CPU, then sleeps; `busy` never sleeps and costs one core;
         /// `block` sleeps at once. With `adaptive` and `block` an idle broker costs no CPU.
         wait: WaitStrategy = WaitStrategy::Adaptive, Rule::Choice(WaitStrategy::WORDS);
-        /// The longest that `adaptive` spins before it sleeps; it finds the right time below by itself.
+        /// The longest time that `adaptive` spins before it sleeps; it adapts below that.
         spin_max_us: u64 = 50, integer(0, 10_000, "µs");
-        /// Records that one connection's turn may route before the next has its turn.
+        /// Records routed per connection before the next connection's turn.
         batch_records: u32 = 64, integer(1, 4096, "records");
-        /// The longest that the router routes before it looks at its mailbox.
+        /// The longest time that the router routes before it reads its mailbox.
         turn_max_us: u64 = 50, integer(1, 10_000, "µs");
     }
 }
 
 section! {
-    /// How actors that fail are started again, and how long sessions outlive their socket.
+    /// Restarts of failed actors, and the resume window of sessions.
     Restart {
-        /// Delay before the first restart; each further one doubles it.
+        /// Delay before the first restart; each further restart doubles it (exponential backoff).
         initial_delay_ms: u64 = 100, integer(0, 600_000, "ms");
         /// The longest delay between restarts.
         max_delay_ms: u64 = 5000, integer(0, 600_000, "ms");
-        /// How far chance moves a delay, as a part of it, so that not all come back at once.
+        /// Random jitter, as a fraction of the delay; it keeps restarts apart.
         jitter: f64 = 0.2, Rule::Float { min: 0.0, max: 1.0 };
-        /// Restarts within `period_secs` after which the supervisor gives up.
+        /// Restart limit: the supervisor gives up after so many restarts within `period_secs`.
         max_restarts: u32 = 10, integer(0, 1_000_000, "restarts");
-        /// The period in which restarts are counted.
+        /// The sliding period of the restart limit.
         period_secs: u64 = 60, integer(1, 86_400, "s");
-        /// An actor that has run for so long begins again with the first delay.
+        /// After running this long, an actor's restart delay is reset.
         stable_secs: u64 = 30, integer(0, 86_400, "s");
-        /// How long a session waits for a peer that lost only its socket.
+        /// Resume window: how long a session waits for a client that lost its socket.
         resume_window_ms: u64 = 5000, integer(0, 600_000, "ms");
-        /// After a restart of the broker, how long a message that is sent again waits for its subscriber.
+        /// After a restart of the broker, how long a re-sent message waits for its subscriber.
         restart_grace_ms: u64 = 2000, integer(0, 600_000, "ms");
-        /// How long a thread may hang before the process aborts, for systemd to start it anew.
+        /// How long a thread may be stuck before the process aborts, for the service manager to restart it.
         watchdog_abort_ms: u64 = 10_000, integer(100, 3_600_000, "ms");
     }
 }
 
 section! {
-    /// When a service that fails is given a rest.
+    /// Circuit breakers of services.
     CircuitBreaker {
-        /// Failures in a row that open the breaker.
+        /// Consecutive failures that open the breaker.
         failure_threshold: u32 = 5, integer(1, 1_000_000, "failures");
-        /// Successes of a half-open breaker that close it.
+        /// Successful probes that close a half-open breaker.
         success_threshold: u32 = 2, integer(1, 1_000_000, "successes");
-        /// How long an open breaker stays open at first; each time that the trial fails it doubles.
+        /// How long a breaker stays open; each failed trial doubles it.
         timeout_secs: u64 = 60, integer(1, 86_400, "s");
-        /// The longest that a breaker stays open.
+        /// The longest time that a breaker stays open.
         max_timeout_secs: u64 = 600, integer(1, 86_400, "s");
-        /// Requests that a half-open breaker lets through on trial.
+        /// Probes (trial requests) that a half-open breaker admits.
         half_open_max_requests: u32 = 3, integer(1, 1_000_000, "requests");
     }
 }
@@ -168,31 +168,31 @@ section! {
 section! {
     /// The HTTP endpoints `/health`, `/ready`, `/live` and `/metrics`.
     HealthServer {
-        /// The TCP port; 0 lets the system choose, and the log names it.
+        /// The TCP port; 0 lets the system choose, and the log shows it.
         port: u16 = 9090, integer(0, 65_535, "");
         /// The address to listen on.
-        /// The original listened on 0.0.0.0. Here it is the loopback address, because the pages tell names and numbers
-        /// of what runs on this machine, and whoever reaches the port may read them: open it to a network on purpose.
+        /// The default is the loopback address: every client that reaches the port can read the names, process ids and
+        /// counters of the connected programs.
         host: String = String::from("127.0.0.1"), Rule::Host;
         /// Whether the broker refuses to start when it cannot listen here.
         required: bool = false, Rule::Flag;
-        /// Values of the `Host` header that are answered besides the loopback names and `host`.
-        /// A browser that was lured by a name of somebody else gets nothing.
+        /// Accepted values of the `Host` header besides the loopback names and `host`.
+        /// The check protects against DNS rebinding.
         allowed_hosts: Vec<String> = Vec::new(), Rule::List { of: &Rule::Host, max: 64 };
-        /// A file whose first line is a token that readers must send; empty for none.
-        /// It is refused if everybody can read it, or others than its owner can write it.
+        /// A file whose first line is the bearer token that readers must send; empty for none.
+        /// The file is refused if it is readable by all users, or writable by users other than its owner.
         token_file: String = String::new(), Rule::FileOrNone;
-        /// Connections at a time; when they are all taken, the next takes the place of the one that is quiet longest.
-        /// So nobody keeps `/live` from being answered by holding connections open, whatever they are used for.
+        /// Limit of HTTP connections; a further one replaces the connection that has been idle longest.
+        /// So idle or slow clients cannot keep a probe from reading `/live`.
         max_connections: u32 = 128, integer(4, 10_000, "connections");
-        /// How long a client may take to send the head of a request; 408 is the answer to one who takes longer.
-        /// The head may have 96 headers and 128 KiB, which the library sets; a larger one is refused.
+        /// How long a client may take to send the head of a request; a slower one gets 408.
+        /// A head of more than 96 headers or 128 KiB is refused.
         request_timeout_ms: u64 = 3000, integer(100, 600_000, "ms");
-        /// How long a connection is kept after an answer, for a next request.
+        /// Keep-alive: how long an idle connection stays open for the next request.
         idle_timeout_secs: u64 = 15, integer(1, 3600, "s");
-        /// How long a client may leave an answer unread before its connection is closed.
+        /// How long a client may leave a response unread before its connection is closed.
         unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
-        /// How many may follow `/events` at a time, as the status page does; more are refused.
+        /// Limit of `/events` streams, including those of status pages; further ones are refused.
         max_streams: u32 = 16, integer(0, 64, "");
         /// A Unix socket to listen on instead of `host` and `port`; empty for none.
         /// Its mode is `shared_memory.permissions`, and only users who may connect to the broker are answered, so no
@@ -207,28 +207,28 @@ section! {
 }
 
 section! {
-    /// What is counted for Prometheus.
+    /// Metrics for Prometheus.
     Metrics {
-        /// Whether metrics are shown, at `/metrics` and in the log.
+        /// Whether metrics are exported, at `/metrics` and in the log.
         enable: bool = true, Rule::Flag;
-        /// How often the figures go to the log, in one line, if anything has happened.
+        /// Interval of the one-line summary in the log, which is skipped without traffic.
         export_interval_secs: u64 = 10, integer(1, 3600, "s");
     }
 }
 
 section! {
-    /// A program that listens, and that the broker dials: its services are offered here.
+    /// Upstreams: programs that listen, and that the broker dials. The broker offers their services.
     Upstream {
-        /// What it is called in the log and in the status; no other has the name.
+        /// Its unique name in the log and in the status.
         name: String = String::new(), Rule::Name;
         /// Its Unix socket.
         socket_path: PathBuf = PathBuf::new(), Rule::SocketPath;
-        /// The services that it may offer; it is told so if it offers another one, and the log if one is missing.
+        /// The services that it may offer; others are refused, and the log names missing ones.
         services: Vec<String> = Vec::new(), Rule::List { of: &Rule::Name, max: 1024 };
     }
 }
 
-/// How somebody waits for a ring.
+/// How a thread waits for a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WaitStrategy {
     /// Spin while the peer is awake on another CPU, then sleep.

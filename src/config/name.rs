@@ -12,20 +12,20 @@ const NAME_MAX: usize = 255;
 pub(super) fn fault(text: &str) -> Option<&'static str> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if text.len() > NAME_MAX {
-        return Some("is no name: longer than 255 bytes");
+        return Some("is not a name: longer than 255 bytes");
     }
     if text.split('.').count() > TOKENS_MAX {
-        return Some("is no name: more than 16 tokens");
+        return Some("is not a name: more than 16 tokens");
     }
     for token in text.split('.') {
         if token.is_empty() {
-            return Some("is no name: an empty token");
+            return Some("is not a name: an empty token");
         }
         if token.len() > TOKEN_MAX {
-            return Some("is no name: a token longer than 64 bytes");
+            return Some("is not a name: a token longer than 64 bytes");
         }
         if !token.bytes().all(good) {
-            return Some("is no name: only A-Z a-z 0-9 _ - and dots between tokens are allowed");
+            return Some("is not a name: only A-Z a-z 0-9 _ - and dots between tokens are allowed");
         }
     }
     None

@@ -48,7 +48,9 @@ fn read_token(file: &Path, own_uid: u32) -> Result<Vec<u8>, String> {
     let token = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
     if !TOKEN.contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
         let (least, most) = (TOKEN.start(), TOKEN.end());
-        return Err(format!("its first line is no token: {least} to {most} printable characters without spaces"));
+        return Err(format!(
+            "invalid token in the first line: expected {least} to {most} printable characters without spaces"
+        ));
     }
     Ok(token.to_vec())
 }
@@ -80,16 +82,16 @@ mod tests {
         assert_eq!(read(b"secret-token\r\n"), Ok(b"secret-token".to_vec()));
         assert_eq!(read(&[b'x'; 512]), Ok(vec![b'x'; 512]));
         for text in [&b""[..], b"\nsecret-token\n", b"short\n", b"with a space\n", &[b'x'; 513], b"secret\xfftoken\n"] {
-            assert!(read(text).unwrap_err().contains("no token"), "{text:?}");
+            assert!(read(text).unwrap_err().contains("invalid token"), "{text:?}");
         }
     }
 
     #[test]
     fn what_others_could_have_written_or_read_is_no_secret() {
         for (mode, why) in [
-            (0o604, "mode 0604 lets others read; refused (chmod o-r)"),
-            (0o620, "mode 0620 lets group or others write; refused (chmod go-w)"),
-            (0o602, "mode 0602 lets group or others write; refused (chmod go-w)"),
+            (0o604, "mode 0604 is readable by others; refused (chmod o-r)"),
+            (0o620, "mode 0620 is writable by group or others; refused (chmod go-w)"),
+            (0o602, "mode 0602 is writable by group or others; refused (chmod go-w)"),
         ] {
             let (_folder, file) = written(b"secret-token", mode);
             assert_eq!(read_token(&file, own_uid()), Err(why.to_owned()));

@@ -17,7 +17,7 @@ pub(crate) struct Family {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) labels: &'static [&'static str],
-    /// What is written beside it, for whoever reads the metrics.
+    /// The `# HELP` text.
     pub(crate) help: &'static str,
 }
 
@@ -38,107 +38,109 @@ macro_rules! families {
 
 families! {
     BUILD_INFO: Gauge "lapce_ipc_build_info" ["version"] = "Always 1; the broker's version is the label.";
-    UPTIME: Gauge "lapce_ipc_uptime_seconds" = "How long the broker has been running.";
-    READY: Gauge "lapce_ipc_ready" = "Whether the broker is ready: 1 or 0, as /ready says.";
-    THREADS_LATE: Gauge "lapce_ipc_threads_late" = "Threads that have not answered the watchdog for a second.";
+    UPTIME: Gauge "lapce_ipc_uptime_seconds" = "Time since the broker started.";
+    READY: Gauge "lapce_ipc_ready" = "1 if the broker is ready (/ready returns 200), else 0.";
+    THREADS_LATE: Gauge "lapce_ipc_threads_late" = "Threads that have missed the watchdog's heartbeat for a second.";
     HEARTBEAT_AGE: Gauge "lapce_ipc_router_heartbeat_age_seconds"
-        = "Time since the router was last known to answer. The figures that are the router's are as old.";
+        = "Time since the last reply of the router, which is the age of the router's metrics.";
 
-    CONNECTIONS: Gauge "lapce_ipc_connections" = "Connections now, with those that are still saying hello.";
-    CONNECTIONS_LIMIT: Gauge "lapce_ipc_connections_limit" = "The most connections at a time (ipc.max_connections).";
-    CONNECTIONS_OPENED: Counter "lapce_ipc_connections_total" = "Connections that were taken in.";
+    CONNECTIONS: Gauge "lapce_ipc_connections" = "Connections now, including those in the handshake.";
+    CONNECTIONS_LIMIT: Gauge "lapce_ipc_connections_limit" = "Limit of connections (ipc.max_connections).";
+    CONNECTIONS_OPENED: Counter "lapce_ipc_connections_total" = "Connections accepted.";
     REFUSED: Counter "lapce_ipc_connections_refused_total" ["reason"]
-        = "Connections that were refused at their hello or before, by reason.";
+        = "Connections refused before or during the handshake, by reason.";
     RESUMED: Counter "lapce_ipc_sessions_resumed_total"
-        = "Sessions that their client took up again after their socket was lost.";
+        = "Sessions resumed by their client after a lost socket.";
     LOST: Counter "lapce_ipc_sessions_lost_total" ["reason"]
-        = "Sessions that ended while they waited for their client, by reason.";
+        = "Sessions that ended while waiting for their client to reconnect, by reason.";
     LOG_LINES_DROPPED: Counter "lapce_ipc_log_lines_dropped_total"
-        = "Lines of the log that were dropped, because the reader of stderr was too slow.";
+        = "Log lines dropped because the reader of stderr was too slow.";
     VIOLATIONS: Counter "lapce_ipc_connections_violated_total"
-        = "Connections that were ended because the client broke the protocol or used more than it had.";
+        = "Connections closed because the client violated the protocol or exceeded its memory.";
 
-    PUBLISHED: Counter "lapce_ipc_messages_published_total" = "Messages that were published.";
-    DELIVERED: Counter "lapce_ipc_messages_delivered_total" = "Messages given to subscriptions, each counted for each.";
-    UNMATCHED: Counter "lapce_ipc_messages_unmatched_total" = "Messages that no subscription matched.";
+    PUBLISHED: Counter "lapce_ipc_messages_published_total" = "Messages published.";
+    DELIVERED: Counter "lapce_ipc_messages_delivered_total" = "Messages delivered, counted once per subscription.";
+    UNMATCHED: Counter "lapce_ipc_messages_unmatched_total" = "Messages without a matching subscription.";
     DROPPED: Counter "lapce_ipc_messages_dropped_total" ["policy"]
-        = "Messages that a subscription lost at the router, by its policy. What drop_oldest drops in the \
-           client's own queue is not known here.";
-    ABORTED: Counter "lapce_ipc_messages_aborted_total" = "Messages that were cut off half way, at their receivers.";
+        = "Messages dropped by the router, by delivery policy. Drops of drop_oldest in the client's own queue are \
+           not included.";
+    ABORTED: Counter "lapce_ipc_messages_aborted_total" = "Partially delivered messages that were aborted.";
     EVICTED: Counter "lapce_ipc_subscriptions_evicted_total"
-        = "Subscriptions that were ended because they held publishers up for too long; only the policy block does.";
-    PARKED: Counter "lapce_ipc_publishers_parked_total" = "How often a publisher had to wait for a subscription.";
+        = "Subscriptions evicted as slow consumers (policy block only).";
+    PARKED: Counter "lapce_ipc_publishers_parked_total"
+        = "Times that a publisher was blocked by a subscription (backpressure).";
 
-    REQUESTS: Counter "lapce_ipc_requests_total" = "Requests that were taken in.";
+    REQUESTS: Counter "lapce_ipc_requests_total" = "Requests accepted.";
     REQUESTS_FAILED: Counter "lapce_ipc_requests_failed_total" ["outcome"]
         = "Requests that ended without a reply, by outcome.";
-    REPLIES: Counter "lapce_ipc_replies_total" = "Replies that went to their requester.";
-    REPLIES_LATE: Counter "lapce_ipc_replies_late_total" = "Replies, or parts of them, whose request was over.";
+    REPLIES: Counter "lapce_ipc_replies_total" = "Replies delivered to their requester.";
+    REPLIES_LATE: Counter "lapce_ipc_replies_late_total"
+        = "Replies or chunks that arrived after their request had ended.";
     CHUNKS: Counter "lapce_ipc_chunks_total" = "Chunks of streamed replies.";
-    CANCELS: Counter "lapce_ipc_cancels_total" = "Requests that their requester cancelled.";
+    CANCELS: Counter "lapce_ipc_cancels_total" = "Requests cancelled by their requester.";
 
     IN_BROKER: Histogram "lapce_ipc_in_broker_seconds"
-        = "Time in the broker of a message that has not to wait for anybody, until its receivers are woken. \
-           Of a sample: all messages of each 16th visit of the router to a connection, with the time of the visit.";
+        = "Time in the broker of messages that no receiver delays, until the receivers are woken. \
+           Sampled: all messages of every 16th router visit to a connection.";
     BATCHES: Histogram "lapce_ipc_batch_records"
-        = "Records that the router has taken in one visit to a connection; each 16th visit is counted.";
+        = "Records read per router visit to a connection. Sampled: every 16th visit.";
     ROUND_TRIP: Histogram "lapce_ipc_request_duration_seconds" ["service"]
-        = "Time from a request to its reply, as the router sees it; the broker's own echo is no part of it. \
-           Beyond 100 services, and of those that are forgotten, the rest is in `other`.";
+        = "Time from a request to its reply, measured in the router, without the broker's own echo. \
+           Services beyond the first 100, and forgotten ones, are summed up in `other`.";
     FIRST_CHUNK: Histogram "lapce_ipc_request_first_chunk_seconds" ["service"]
-        = "Time from a request to the first chunk of its streamed reply, as the router sees it.";
+        = "Time from a request to the first chunk of its streamed reply, measured in the router.";
 
-    RECORDS: Counter "lapce_ipc_records_total" = "Records that the router has taken out of clients' rings.";
-    FRAGMENTS: Counter "lapce_ipc_fragments_total" = "Those of the records that are a part of a message of several.";
-    BYTES: Counter "lapce_ipc_bytes_total" = "Payload that the router has taken out of clients' rings, in bytes.";
-    SET_ASIDE: Counter "lapce_ipc_records_set_aside_total" = "Records and timers that killed the router twice.";
-    RUNG: Counter "lapce_ipc_doorbells_rung_total" = "How often a sleeping client was woken.";
-    LOOKS: Counter "lapce_ipc_doorbell_looks_total" = "How often the router looked at its own bells.";
-    SURVEYS: Counter "lapce_ipc_router_surveys_total"
-        = "How often the router was asked for its figures; whoever asks within a tenth of a second gets the same ones.";
-    SURVEY_CPU: Counter "lapce_ipc_router_survey_cpu_seconds_total"
-        = "CPU time that these have cost the router's thread.";
-    SLEEPS: Counter "lapce_ipc_router_sleeps_total" = "How often the router went to sleep.";
+    RECORDS: Counter "lapce_ipc_records_total" = "Records read from clients' rings.";
+    FRAGMENTS: Counter "lapce_ipc_fragments_total" = "Records that are part of a fragmented message.";
+    BYTES: Counter "lapce_ipc_bytes_total" = "Payload bytes read from clients' rings.";
+    POISON_MESSAGES: Counter "lapce_ipc_poison_messages_total"
+        = "Poison messages quarantined: records and timers that killed the router twice.";
+    RUNG: Counter "lapce_ipc_doorbells_rung_total" = "Wakes of sleeping clients.";
+    LOOKS: Counter "lapce_ipc_doorbell_looks_total" = "Polls of the router's own doorbells.";
+    PROBES: Counter "lapce_ipc_router_probes_total"
+        = "Probes of the router for its metrics; all readers within a tenth of a second share one probe.";
+    PROBE_CPU: Counter "lapce_ipc_router_probe_cpu_seconds_total"
+        = "CPU time of the router's thread spent on probes.";
+    SLEEPS: Counter "lapce_ipc_router_sleeps_total" = "Times that the router went to sleep.";
 
-    SLOTS_USED: Gauge "lapce_ipc_slots_used" = "Slots of the shared budget that are lent out.";
-    SLOTS_LIMIT: Gauge "lapce_ipc_slots_limit" = "Slots of the shared budget in all (shared_memory.num_slots).";
-    LEASES_REFUSED: Counter "lapce_ipc_leases_refused_total" = "How often a ring could not grow.";
-    TOPICS: Gauge "lapce_ipc_topics" = "Topics that are known.";
+    SLOTS_USED: Gauge "lapce_ipc_slots_used" = "Slots of the shared budget that are leased.";
+    SLOTS_LIMIT: Gauge "lapce_ipc_slots_limit" = "Slots of the shared budget (shared_memory.num_slots).";
+    LEASES_REFUSED: Counter "lapce_ipc_leases_refused_total" = "Times that a ring could not grow.";
+    TOPICS: Gauge "lapce_ipc_topics" = "Topics known to the broker.";
     SUBSCRIPTIONS: Gauge "lapce_ipc_subscriptions" = "Subscriptions of all connections.";
 
-    SERVICE_RESPONDERS: Gauge "lapce_ipc_service_responders" ["service"] = "Who shares the service.";
+    SERVICE_RESPONDERS: Gauge "lapce_ipc_service_responders" ["service"] = "Responders that share the service.";
     SERVICE_OUTSTANDING: Gauge "lapce_ipc_service_requests_outstanding" ["service"]
-        = "Requests of the service that have a responder and no outcome.";
+        = "Requests assigned to a responder, without an outcome yet.";
     SERVICE_REQUESTS: Counter "lapce_ipc_service_requests_total" ["service"]
-        = "Requests to the service. Beyond 100 services the rest is in `other`.";
+        = "Requests to the service. Services beyond the first 100 are summed up in `other`.";
     SERVICE_FAILURES: Counter "lapce_ipc_service_failures_total" ["service"]
         = "Requests to the service that failed.";
     BREAKER_STATE: Gauge "lapce_ipc_breaker_state" ["service", "state"]
-        = "1 for the state in which the service's breaker is; for `other` how many are in it.";
-    BREAKER_OPENED: Counter "lapce_ipc_breaker_opened_total" ["service"] = "How often the breaker has opened.";
+        = "1 for the current state of the service's breaker; for `other` the number of breakers in that state.";
+    BREAKER_OPENED: Counter "lapce_ipc_breaker_opened_total" ["service"] = "Times that the breaker opened.";
     BREAKER_TRANSITIONS: Counter "lapce_ipc_breaker_transitions_total" ["service", "state"]
-        = "How often the breaker has come into the state.";
+        = "Transitions of the breaker into the state.";
     BREAKER_REJECTED: Counter "lapce_ipc_breaker_rejected_total" ["service"]
-        = "Requests that the breaker did not let through.";
+        = "Requests rejected by the breaker.";
 
-    ACTOR_UP: Gauge "lapce_ipc_actor_up" ["actor"] = "Whether the actor runs: 1 or 0.";
+    ACTOR_UP: Gauge "lapce_ipc_actor_up" ["actor"] = "1 if the actor is running, else 0.";
     UPSTREAM_CONNECTED: Gauge "lapce_ipc_upstream_connected" ["upstream"]
-        = "Whether the upstream is connected: 1 or 0.";
+        = "1 if the upstream is connected, else 0.";
     ACTOR_RESTARTS: Counter "lapce_ipc_actor_restarts_total" ["actor", "reason"]
-        = "How often the actor was started again: after a panic, a failure, an end without one, or because a sibling \
-           had ended.";
+        = "Restarts of the actor, by reason: panic, failure, an end without failure, or a sibling's end.";
     ACTOR_FAILURES: Counter "lapce_ipc_actor_failures_total" ["actor"]
-        = "How often the actor failed, by an error or a panic.";
+        = "Failures of the actor: errors and panics.";
 
     MEMORY: Gauge "lapce_ipc_memory_bytes" ["part"]
-        = "Memory of the broker: resident, with what it shares with its clients, and page tables. Both are its cost.";
+        = "Memory of the broker: resident, including shared memory, and page tables.";
 
-    PROCESS_CPU: Counter "process_cpu_seconds_total" = "CPU time of the broker's process.";
+    PROCESS_CPU: Counter "process_cpu_seconds_total" = "CPU time of the process.";
     PROCESS_MEMORY: Gauge "process_resident_memory_bytes"
-        = "Resident memory of the broker's process, with what it shares with its clients.";
-    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" = "Address space of the broker's process.";
-    PROCESS_THREADS: Gauge "process_threads" = "Threads of the broker's process.";
-    PROCESS_FDS: Gauge "process_open_fds" = "Descriptors that the broker's process has open.";
-    PROCESS_FDS_LIMIT: Gauge "process_max_fds" = "Descriptors that the broker's process may have open.";
-    PROCESS_STARTED: Gauge "process_start_time_seconds" = "When the broker's process started, since the epoch.";
+        = "Resident memory of the process, including shared memory.";
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" = "Virtual memory of the process.";
+    PROCESS_THREADS: Gauge "process_threads" = "Threads of the process.";
+    PROCESS_FDS: Gauge "process_open_fds" = "Open file descriptors of the process.";
+    PROCESS_FDS_LIMIT: Gauge "process_max_fds" = "Limit of open file descriptors of the process.";
+    PROCESS_STARTED: Gauge "process_start_time_seconds" = "Start time of the process, in seconds since the epoch.";
 }

@@ -48,7 +48,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mu
         }
     }
     if got.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > WELCOME_DESCRIPTORS {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than Welcome has"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than Welcome carries"));
     }
     Ok(got.bytes)
 }
@@ -79,7 +79,7 @@ mod tests {
         let (mut bytes, mut got) = ([0; 1], Vec::new());
         receive(b.as_fd(), &mut bytes, &mut got).unwrap();
         let error = receive(b.as_fd(), &mut bytes, &mut got).unwrap_err();
-        assert_eq!(error.to_string(), "more descriptors than Welcome has");
+        assert_eq!(error.to_string(), "more descriptors than Welcome carries");
     }
 
     #[test]

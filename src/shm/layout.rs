@@ -154,10 +154,10 @@ pub(crate) struct Geometry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GeometryError {
     /// The slot size is no multiple of 8 or out of range.
-    #[error("slot size {0} is no multiple of 8 in 64..={MAX_SLOT_SIZE}")]
+    #[error("slot size {0} is not a multiple of 8 in 64..={MAX_SLOT_SIZE}")]
     SlotSize(u32),
     /// The extension is no whole number of pages or too large.
-    #[error("extension of {0} cells is no multiple of {PAGE_CELLS} up to {MAX_EXTENSION_CELLS}")]
+    #[error("extension of {0} cells is not a multiple of {PAGE_CELLS} up to {MAX_EXTENSION_CELLS}")]
     Extension(u32),
 }
 

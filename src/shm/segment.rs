@@ -67,7 +67,7 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SegmentError {
     /// The file has another size than Welcome said.
-    #[error("segment of {found} bytes where {expected} were announced")]
+    #[error("segment has {found} bytes, announced were {expected}")]
     Size {
         /// Size of the file.
         found: u64,

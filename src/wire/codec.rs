@@ -55,13 +55,13 @@ const IDLE_BUFFER_BYTES_MAX: usize = 1024;
 #[non_exhaustive]
 pub enum CodecError {
     /// A value needs more bytes than allowed; nothing was sent.
-    #[error("value needs more than the allowed {limit} bytes")]
+    #[error("value exceeds the limit of {limit} bytes")]
     ValueTooLarge {
         /// The limit in bytes.
         limit: usize,
     },
     /// A slice is longer than allowed; it was not looked at.
-    #[error("{found} bytes are more than the allowed {limit}")]
+    #[error("{found} bytes exceed the limit of {limit}")]
     InputTooLarge {
         /// The length of the slice in bytes.
         found: usize,
@@ -75,7 +75,7 @@ pub enum CodecError {
         found: usize,
     },
     /// The value ends before the bytes do.
-    #[error("{count} bytes too many after the value")]
+    #[error("{count} bytes left after the value")]
     TrailingBytes {
         /// How many bytes followed.
         count: usize,
@@ -90,7 +90,7 @@ pub enum CodecError {
     #[error("frame of length zero")]
     EmptyFrame,
     /// A frame announces a body that is longer than allowed.
-    #[error("frame announces {announced} bytes, allowed are {limit}")]
+    #[error("frame announces {announced} bytes, limit is {limit}")]
     FrameTooLarge {
         /// The length that the frame announces in bytes.
         announced: u32,
@@ -203,8 +203,8 @@ fn explain(error: DecodeError, found: usize) -> CodecError {
         // Written by our own types, which escape what they show, or by serde about a variant's number.
         DecodeError::OtherString(reason) => reason,
         DecodeError::Utf8 { inner } => format!("text is not UTF-8: {inner}"),
-        DecodeError::InvalidBooleanValue(value) => format!("bool is {value}, neither 0 nor 1"),
-        DecodeError::UnexpectedVariant { found, .. } => format!("option's tag is {found}, neither 0 nor 1"),
+        DecodeError::InvalidBooleanValue(value) => format!("bool is {value}, expected 0 or 1"),
+        DecodeError::UnexpectedVariant { found, .. } => format!("option tag is {found}, expected 0 or 1"),
         other => shown(&format!("{other:?}")),
     };
     CodecError::Malformed { reason }
@@ -397,10 +397,10 @@ mod tests {
             assert_eq!(decode::<Vec<u16>>(&bytes), Err(CodecError::Truncated { found: 10 }), "{length}");
         }
         let text = |result: Result<String, CodecError>| result.unwrap_err().to_string();
-        assert_eq!(text(decode::<bool>(&[2]).map(|_| String::new())), "malformed value: bool is 2, neither 0 nor 1");
+        assert_eq!(text(decode::<bool>(&[2]).map(|_| String::new())), "malformed value: bool is 2, expected 0 or 1");
         assert_eq!(
             text(decode::<Option<u8>>(&[2, 0]).map(|_| String::new())),
-            "malformed value: option's tag is 2, neither 0 nor 1"
+            "malformed value: option tag is 2, expected 0 or 1"
         );
         let error = text(decode::<String>(&[1, 0, 0, 0, 0, 0, 0, 0, 0xff]));
         assert!(error.starts_with("malformed value: text is not UTF-8: "), "{error}");

@@ -282,13 +282,13 @@ pub enum HelloError {
         found: usize,
     },
     /// Another frame than a Hello.
-    #[error("first frame is variant {variant}, not a hello")]
+    #[error("first frame is variant {variant}, expected a hello")]
     NotHello {
         /// The number of the variant.
         variant: u32,
     },
     /// The magic is another: whoever connected speaks another protocol.
-    #[error("hello has not the magic of this protocol")]
+    #[error("hello has the wrong magic")]
     Magic,
 }
 

@@ -84,7 +84,7 @@ pub enum NameProblem {
     #[error("more than {TOKENS_MAX} tokens")]
     TooManyTokens,
     /// A leading `$` in a topic that does not come from the broker.
-    #[error("a leading '$' is kept for the broker's own topics")]
+    #[error("a leading '$' is reserved for the broker's topics")]
     Reserved,
     /// A wildcard in a pattern that is not a token by itself.
     #[error("wildcard {0:?} must be a token by itself")]
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(topic_error("a.$b"), r#"invalid topic "a.$b": character '$' is not allowed at byte 2"#);
         assert_eq!(
             topic_error("$sys.a"),
-            r#"invalid topic "$sys.a": a leading '$' is kept for the broker's own topics at byte 0"#
+            r#"invalid topic "$sys.a": a leading '$' is reserved for the broker's topics at byte 0"#
         );
     }
 

@@ -83,7 +83,7 @@ pub fn read(stream: &mut TcpStream) -> Vec<u8> {
 
 /// Where a broker's endpoints listen, out of its log.
 pub fn address_in(log: &str) -> Option<SocketAddr> {
-    let rest = log.split("health listens address=").nth(1)?;
+    let rest = log.split("health endpoint listening address=").nth(1)?;
     // A line that is half written is none.
     rest.split_once('\n')?.0.trim().parse().ok()
 }

@@ -11,7 +11,7 @@ pub enum HealthError {
     #[error("{0}")]
     Token(#[from] ConfigError),
     /// The address cannot be bound, and `health_server.required` is set.
-    #[error("health endpoints cannot listen on {address}: {source} (health_server.required)")]
+    #[error("cannot bind health endpoint {address}: {source} (health_server.required)")]
     Listen {
         /// Host and port, or the path.
         address: String,

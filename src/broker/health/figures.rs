@@ -38,7 +38,7 @@ const COUNTERS: &[(&str, &Family)] = &[
     ("late", &REPLIES_LATE),
     ("parked", &PARKED),
     ("violations", &VIOLATIONS),
-    ("set_aside", &SET_ASIDE),
+    ("set_aside", &POISON_MESSAGES),
     ("rings", &RUNG),
     ("looks", &LOOKS),
     ("sleeps", &SLEEPS),
@@ -123,8 +123,8 @@ fn timed(figures: &mut Figures, router: &RouterFigures) {
     figures.distribute(&BATCHES, &[], distribution(&router.batches, 1.0));
     POLICIES.iter().zip(router.dropped).for_each(|(policy, times)| figures.add(&DROPPED, &[policy], times as f64));
     let (surveys, cpu) = router.surveys;
-    figures.add(&SURVEYS, &[], surveys as f64);
-    figures.add(&SURVEY_CPU, &[], cpu as f64 / NANOS);
+    figures.add(&PROBES, &[], surveys as f64);
+    figures.add(&PROBE_CPU, &[], cpu as f64 / NANOS);
 }
 
 /// A histogram in units of which there are `per` to one of ours.

@@ -92,29 +92,25 @@ impl Facts {
         let mut reasons = Vec::new();
         if !self.is_live() {
             let late = self.late;
-            reasons.push(if late == 1 {
-                "1 thread does not turn".to_owned()
-            } else {
-                format!("{late} threads do not turn")
-            });
+            reasons.push(if late == 1 { "1 thread is stuck".to_owned() } else { format!("{late} threads are stuck") });
         }
         if !self.answers {
-            reasons.push("the router does not answer".to_owned());
+            reasons.push("the router does not respond".to_owned());
         }
         if self.draining {
-            reasons.push("the broker is going to end".to_owned());
+            reasons.push("the broker is shutting down".to_owned());
         }
         let mut down = self.root_actors().filter(|actor| actor.state != ActorState::Running).peekable();
         if down.peek().is_none() && !self.whole {
             reasons.push("the broker is starting".to_owned());
         }
         if let Some(why) = &self.socket_lost {
-            reasons.push(format!("clients do not find the socket: {why}"));
+            reasons.push(format!("clients cannot reach the socket: {why}"));
         }
         // While it ends, its actors are stopped on purpose.
-        reasons.extend(down.filter(|_| !self.draining).map(|actor| format!("{} does not run", actor.name)));
+        reasons.extend(down.filter(|_| !self.draining).map(|actor| format!("{} is not running", actor.name)));
         let near = self.near_the_limit().filter(|actor| actor.supervisor == ROOT);
-        reasons.extend(near.map(|actor| format!("{} will soon be given up", actor.name)));
+        reasons.extend(near.map(|actor| format!("{} is near its restart limit", actor.name)));
         reasons
     }
 
@@ -194,7 +190,7 @@ impl Facts {
     fn upstreams(&self) -> Component {
         let absent = self.upstreams.iter().filter(|upstream| upstream.connection.is_none());
         let absent: BTreeMap<_, _> = absent
-            .map(|upstream| (upstream.name.as_str(), upstream.last_reason.as_deref().unwrap_or("it is dialled")))
+            .map(|upstream| (upstream.name.as_str(), upstream.last_reason.as_deref().unwrap_or("dialling")))
             .collect();
         let status = if absent.is_empty() { Condition::Healthy } else { Condition::Degraded };
         Component { status, details: json!({ "configured": self.upstreams.len(), "absent": absent }) }
@@ -323,12 +319,12 @@ mod tests {
         let mut facts = facts();
         facts.actors[2].state = ActorState::GaveUp;
         facts.answers = false;
-        assert_eq!(facts.unready(), ["the router does not answer", "acceptor does not run"]);
+        assert_eq!(facts.unready(), ["the router does not respond", "acceptor is not running"]);
         facts.late = 1;
-        assert_eq!(facts.unready()[0], "1 thread does not turn");
+        assert_eq!(facts.unready()[0], "1 thread is stuck");
         facts.draining = true;
         facts.late = 2;
-        let reasons = ["2 threads do not turn", "the router does not answer", "the broker is going to end"];
+        let reasons = ["2 threads are stuck", "the router does not respond", "the broker is shutting down"];
         assert_eq!(facts.unready(), reasons);
         facts.breakers = vec![breaker(BreakerState::Open)];
         let health = serde_json::to_value(facts.judge()).unwrap();

@@ -66,7 +66,7 @@ impl Endpoints {
             }
             Err(error) => {
                 log::warn!(
-                    "health does not listen address={} reason={:?} retries=true",
+                    "cannot bind health endpoint, will retry address={} reason={:?} retries=true",
                     address(config),
                     error.to_string()
                 );
@@ -114,17 +114,17 @@ fn tell(
     match &listener {
         Listener::Tcp(tcp) => {
             let address = tcp.local_addr()?;
-            log::info!("health listens address={address}");
+            log::info!("health endpoint listening address={address}");
             if !address.ip().is_loopback() && !has_token {
                 log::warn!(
-                    "health is open to the network address={address} reason=no_token hint=health_server.require_token"
+                    "health endpoint reachable without a token address={address} hint=health_server.require_token"
                 );
             }
             location.listens(location::Place::Tcp(address), None);
         }
         Listener::Unix(unix) => {
             let path = unix.local_addr()?.as_pathname().unwrap_or(Path::new("")).to_owned();
-            log::info!("health listens socket={:?}", path.display().to_string());
+            log::info!("health endpoint listening socket={:?}", path.display().to_string());
             location.listens(location::Place::Unix(path), bound);
         }
     }
@@ -170,7 +170,8 @@ impl Socket {
             // It is never given up.
             let Decision::Restart { attempt, delay, .. } = decision else { return Err(io::Error::other(reason)) };
             let delay = Duration::from_nanos(delay);
-            log::debug!("health does not listen reason={reason:?} attempt={attempt} delay_ms={}", delay.as_millis());
+            let ms = delay.as_millis();
+            log::debug!("cannot bind health endpoint, will retry reason={reason:?} attempt={attempt} delay_ms={ms}");
             self.tree.waits(self.place, delay);
             tokio::time::sleep(delay).await;
             let has_token = self.location.status().token_file.is_some();

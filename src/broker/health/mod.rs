@@ -187,7 +187,7 @@ impl Health {
         pulses: Pulses,
         newsroom: Newsroom,
     ) -> Result<Health, Refused> {
-        let arbiter = arbiter("the endpoints' thread")?;
+        let arbiter = arbiter("the thread of the health endpoints")?;
         let (stop, stopped) = oneshot::channel::<()>();
         let (ends, ended) = oneshot::channel();
         // Supervised by nobody else, and never given up.

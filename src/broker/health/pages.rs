@@ -131,7 +131,7 @@ pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -
             .service(page("/", page::index))
             .service(page("/style.css", page::style))
             .service(page("/script.js", page::script))
-            .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "there is nothing here\n") }))
+            .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "not found\n") }))
     };
     // One that accepts, one that serves: the library panics without them.
     can_start(2).map_err(|error| io::Error::other(format!("cannot start the threads of HTTP: {error}")))?;
@@ -147,7 +147,7 @@ pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -
             let entered = if let Some(stream) = connection.downcast_ref::<TcpStream>() {
                 // A client that does not read its answer is the kernel's to end; the library would wait for ever.
                 if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
-                    log::debug!("health connection has no time limit reason={error:?}");
+                    log::debug!("cannot limit the time of a health connection reason={error:?}");
                 }
                 connections.enter(stream)
             } else if let Some(stream) = connection.downcast_ref::<UnixStream>() {
@@ -158,7 +158,7 @@ pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -
             };
             match entered {
                 Ok(connection) => drop(data.insert(connection)),
-                Err(error) => log::debug!("health connection gives way to nobody reason={error:?}"),
+                Err(error) => log::debug!("cannot track a health connection reason={error:?}"),
             }
         })
         .shutdown_timeout(1)
@@ -183,7 +183,7 @@ where
         HttpResponse::MethodNotAllowed()
             .insert_header((header::ALLOW, "GET, HEAD"))
             .content_type(header::ContentType::plaintext())
-            .body("only GET and HEAD are taken here\n")
+            .body("only GET and HEAD are allowed\n")
     };
     // `App::route` would answer 404 to HEAD.
     web::resource(path).get(handler.clone()).route(web::head().to(handler)).default_service(web::to(other))
@@ -229,7 +229,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
             HttpResponse::PayloadTooLarge()
                 .force_close()
                 .content_type(header::ContentType::plaintext())
-                .body("no body is taken here\n"),
+                .body("request bodies are not accepted\n"),
         );
     }
     let pages = request.app_data::<web::Data<Pages>>()?;
@@ -245,7 +245,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     match pages.broker.access.borrow().check(&hosts, authorization, request.path()) {
         Ok(()) => None,
-        Err(Refusal::NoHost) => Some(text(StatusCode::BAD_REQUEST, "the request names no host\n")),
+        Err(Refusal::NoHost) => Some(text(StatusCode::BAD_REQUEST, "the Host header is missing\n")),
         Err(Refusal::ForeignHost) => Some(text(
             StatusCode::MISDIRECTED_REQUEST,
             "this host is not ours; other names than localhost must be in health_server.allowed_hosts\n",
@@ -286,22 +286,22 @@ async fn health(pages: web::Data<Pages>) -> HttpResponse {
 async fn status(pages: web::Data<Pages>) -> HttpResponse {
     let (facts, seen) = pages.facts(PATIENCE).await;
     let Some(seen) = seen.filter(|_| facts.answers) else {
-        return json(false, &serde_json::json!({ "error": "the router does not answer" }));
+        return json(false, &serde_json::json!({ "error": "the router does not respond" }));
     };
     json(true, &pages.status(&seen))
 }
 
 async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
     if !pages.metrics().enable {
-        return text(StatusCode::NOT_FOUND, "metrics are not enabled (metrics.enable)\n");
+        return text(StatusCode::NOT_FOUND, "metrics are disabled (metrics.enable)\n");
     }
     // A router that does not answer is told of with its last figures: that is when people look.
     let (facts, seen) = pages.glance(PATIENCE).await;
     match figures::figures(&facts, seen.as_ref(), Usage::read(), pages.started).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {
-            log::error!("metrics cannot be written reason={:?}", error.to_string());
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n")
+            log::error!("cannot encode metrics reason={:?}", error.to_string());
+            text(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics\n")
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | `snapshot` | once a second: health, status, the process; with the router's last figures if it hangs |
 //! | `news` | what the broker publishes below `$sys.`, as it happens: `topic`, `data` |
 //! | `lost` | `count` news did not reach this reader: it is too slow, or too much happened at once |
-//! | `end` | the last one: the broker is going to end |
+//! | `end` | the last one: the broker is shutting down |
 //!
 //! One snapshot is taken for all who follow, and none when nobody does. Streams are limited, so that they leave the
 //! server's connections to the probes; and since a stream has no queue of its own but a place in that of all, a reader
@@ -93,7 +93,7 @@ pub(super) async fn take_snapshots(pages: Arc<Pages>) {
     }
 }
 
-/// Everything that is known now. If the router does not answer, with the `last` that it said to such a question.
+/// Everything that is known now. If the router does not respond, with the `last` that it said to such a question.
 async fn take(pages: &Pages, last: &mut Option<Seen>) -> Value {
     let (facts, seen) = pages.facts(PATIENCE).await;
     if facts.answers || last.is_none() {
@@ -129,13 +129,13 @@ pub(super) async fn events(request: HttpRequest, pages: web::Data<Pages>) -> Htt
     }
     let phase = pages.phase();
     if phase.borrow().is_ending() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the broker is going to end\n");
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the broker is shutting down\n");
     }
     match pages.streams.begin(phase) {
         Some(stream) => HttpResponse::Ok().content_type(CONTENT_TYPE).body(Body(stream.turn())),
         None => text(
             StatusCode::SERVICE_UNAVAILABLE,
-            "as many follow the events as may (health_server.max_streams); try again later\n",
+            "all event streams are taken (health_server.max_streams); try again later\n",
         ),
     }
 }
@@ -176,7 +176,7 @@ impl Stream {
             else => {}
         }
         self.has_ended = true;
-        Some(event("end", &json!({ "reason": "the broker is going to end" })))
+        Some(event("end", &json!({ "reason": "the broker is shutting down" })))
     }
 }
 

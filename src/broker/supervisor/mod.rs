@@ -171,7 +171,7 @@ impl Supervisor {
         loop {
             let now = self.now();
             while let Some((child, attempt)) = self.group.held(now) {
-                log::info!("actor holds actor={} attempt={attempt}", self.children[child].spec.name);
+                log::info!("actor stable actor={} attempt={attempt}", self.children[child].spec.name);
             }
             while let Some(action) = self.group.next(now) {
                 match action {
@@ -201,7 +201,7 @@ impl Supervisor {
         // thread is gone, and that is its end.
         if held.commands.try_send(command).is_err() {
             let number = child;
-            let end = End::Failed("its thread has ended".to_owned());
+            let end = End::Failed("thread ended".to_owned());
             let _ = self.ends.0.try_send((number, end));
         }
         (held.wake)();
@@ -215,7 +215,7 @@ impl Supervisor {
         match decision {
             None => {
                 if end.is_failure() || end == End::Dropped {
-                    log::warn!("actor stops badly actor={name} id=- reason={:?}", end.reason());
+                    log::warn!("actor did not stop cleanly actor={name} id=- reason={:?}", end.reason());
                 }
                 match self.group.due(child) {
                     Some(due) => {
@@ -329,7 +329,7 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
                 if is_limited || attempt <= ALL_TOLD || attempt.is_power_of_two() { Level::Warn } else { Level::Debug };
             log::log!(
                 level,
-                "actor restarts actor={name} id={id} reason={reason:?} attempt={attempt} limit={limit} delay_ms={ms}"
+                "restarting actor actor={name} id={id} reason={reason:?} attempt={attempt} limit={limit} delay_ms={ms}"
             );
         }
         Decision::GiveUp { restarts } => {
@@ -339,12 +339,14 @@ fn tell(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: 
                 "actor": name, "id": id, "reason": short(&reason), "restarts": restarts, "period_secs": secs,
             });
             tree.tell("gave_up", &details);
-            log::error!("actor gives up actor={name} id={id} reason={reason:?} restarts={restarts} period_secs={secs}");
+            log::error!(
+                "giving up on actor actor={name} id={id} reason={reason:?} restarts={restarts} period_secs={secs}"
+            );
         }
         Decision::Done => {
             tree.stopped(place);
             if end.is_failure() {
-                log::warn!("actor fails actor={name} id={id} reason={reason:?}");
+                log::warn!("actor failed actor={name} id={id} reason={reason:?}");
             }
         }
     }

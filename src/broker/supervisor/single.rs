@@ -72,7 +72,7 @@ where
                     end = life.ended() => break end,
                     () = sleep_until(clock, restarts.holds_at()) => {
                         if let Some(attempt) = restarts.held(elapsed(clock)) {
-                            log::info!("actor holds actor={} id={} attempt={attempt}", child.name, id());
+                            log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
                         }
                     }
                 }

@@ -366,7 +366,7 @@ fn a_child_without_a_seat_is_given_up() {
         let (tree, (told, _whole)) = (Arc::new(Tree::default()), watch::channel(false));
         let mut supervisor = Supervisor::new("root", Strategy::OneForOne, tree, told);
         drop(supervisor.add(spec("a", Restart::Permanent, FAST), || {}));
-        assert_eq!(supervisor.run().await.reason, "its thread has ended");
+        assert_eq!(supervisor.run().await.reason, "thread ended");
     });
 }
 

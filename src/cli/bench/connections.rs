@@ -41,7 +41,7 @@ fn look<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Re
     let path = format!("/proc/{broker}/{file}");
     let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot read {path}: {why}"));
     let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
-    parse(&text).ok_or_else(|| failed("not in the form that is known".to_owned()))
+    parse(&text).ok_or_else(|| failed("unknown format".to_owned()))
 }
 
 /// A connection with a subscription.
@@ -88,8 +88,8 @@ impl Used {
 /// If the broker is not ours, does not take so many, or fails.
 pub(super) fn run(crew: &Crew, count: u32, work: Work) -> Result<Cost, Failure> {
     let Some(broker) = crew.broker() else {
-        let message = "bench connections measures a broker of its own, not one that others use";
-        return Err(Failure::new(Code::Usage, message).hint("leave --socket away"));
+        let message = "bench connections runs a broker of its own";
+        return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     };
     raise_descriptor_limit();
     let before = look(broker, "status", Memory::parse)?;

@@ -75,11 +75,11 @@ impl Member {
         if self.lines.buffer().is_empty()
             && poll(&mut [PollFd::new(self.lines.get_ref(), PollFlags::IN)], Some(&ANSWER)) == Ok(0)
         {
-            return Err(io::Error::other("it does not answer"));
+            return Err(io::Error::other("no reply"));
         }
         let mut line = String::new();
         match self.lines.read_line(&mut line)? {
-            0 => Err(io::Error::other("it ended at once; see above")),
+            0 => Err(io::Error::other("it exited at once; see above")),
             _ => Ok(line.trim_end().to_owned()),
         }
     }

@@ -45,10 +45,10 @@ pub(super) struct BenchArgs {
     /// Bytes of a message
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     size: u32,
-    /// How many connections to open; for `connections` and `scrape` only [default: 1000]
+    /// Number of connections to open; for `connections` and `scrape` only [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: Option<u32>,
-    /// How long to measure, in seconds; the warm-up comes on top
+    /// Seconds to measure, after the warm-up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     #[command(flatten)]
@@ -66,14 +66,14 @@ Examples:
   lapce-ipc bench connections --count 500 --seconds 10
 
 It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other \
-processes that it needs; all end with it. With --socket it measures the broker that is there. The floor is the median \
+processes that it needs; all end with it. With --socket it measures a running broker. The floor is the median \
 round trip of one word between two cores, measured in the same run.
 
-bench connections always has a broker of its own. Each connection gets a subscription, some messages and some \
-replies; then all are idle for --seconds. Memory is what the broker has grown by; a clock tick is 10 ms of CPU.
+bench connections always starts a broker of its own. Each connection gets a subscription, some messages and some \
+replies; then all are idle for --seconds. Memory is the broker's growth; a clock tick is 10 ms of CPU.
 
 bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The \
-broker's router says itself how much CPU time it has spent on that.";
+broker's router counts the CPU time that it spends on them.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -81,15 +81,15 @@ enum Mode {
     Latency,
     /// Round trips to a service of another process
     Routed,
-    /// Requests a second to the broker's echo, with many outstanding
+    /// Requests per second to the broker's echo, with many outstanding
     Requests,
-    /// Messages a second from one publisher to one subscriber
+    /// Messages per second from one publisher to one subscriber
     Pubsub,
-    /// Messages a second from one publisher to eight subscribers, in eight processes
+    /// Messages per second from one publisher to eight subscribers, in eight processes
     Fanout,
-    /// A broker's memory per connection, and its CPU while all are idle
+    /// The broker's memory per connection, and its CPU while all are idle
     Connections,
-    /// What it costs the router to be asked for metrics, under load and with many connections
+    /// The router's cost of a metrics scrape, under load and with many connections
     Scrape,
 }
 

@@ -48,8 +48,8 @@ pub(super) fn free_port() -> io::Result<u16> {
 /// If a process fails, or the broker does not answer.
 pub(super) fn run(crew: &mut Crew, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
     if crew.broker().is_none() {
-        let message = "bench scrape measures a broker of its own, not one that others use";
-        return Err(Failure::new(Code::Usage, message).hint("leave --socket away"));
+        let message = "bench scrape runs a broker of its own";
+        return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     }
     raise_descriptor_limit();
     let idle = (0..count).map(|number| Used::open(crew, number)).collect::<Result<Vec<_>, _>>()?;
@@ -62,7 +62,7 @@ pub(super) fn run(crew: &mut Crew, count: u32, port: u16, work: Work) -> Result<
     });
     drop(idle);
     let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot scrape port {port}: {why}"));
-    let scraped = scraped.map_err(|_| failed("the thread that does has ended".to_owned()))?;
+    let scraped = scraped.map_err(|_| failed("its thread ended".to_owned()))?;
     let (router_cpu, took, bytes) = scraped.map_err(|error| failed(error.to_string()))?;
     Ok(Scrapes { connections: count, router_cpu, took, bytes, msgs_per_s: load?.msgs_per_s() as u64 })
 }
@@ -104,9 +104,9 @@ fn surveys(text: &str) -> io::Result<(u64, f64)> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.trim().parse::<f64>().ok())
     };
-    match (value("lapce_ipc_router_surveys_total"), value("lapce_ipc_router_survey_cpu_seconds_total")) {
+    match (value("lapce_ipc_router_probes_total"), value("lapce_ipc_router_probe_cpu_seconds_total")) {
         (Some(surveys), Some(seconds)) => Ok((surveys as u64, seconds)),
-        _ => Err(io::Error::other(format!("no figures of surveys: {}", text.lines().next().unwrap_or_default()))),
+        _ => Err(io::Error::other(format!("no probe metrics: {}", text.lines().next().unwrap_or_default()))),
     }
 }
 
@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn surveys_are_read() {
-        let text = "HTTP/1.1 200 OK\r\n\r\n# HELP lapce_ipc_router_surveys_total x\nlapce_ipc_router_surveys_total 7\n\
-                    lapce_ipc_router_survey_cpu_seconds_total 0.000125\n";
+        let text = "HTTP/1.1 200 OK\r\n\r\n# HELP lapce_ipc_router_probes_total x\nlapce_ipc_router_probes_total 7\n\
+                    lapce_ipc_router_probe_cpu_seconds_total 0.000125\n";
         assert_eq!(surveys(text).unwrap(), (7, 0.000_125));
         assert!(surveys("HTTP/1.1 404 Not Found\r\n\r\n").is_err());
     }

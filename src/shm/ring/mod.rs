@@ -40,7 +40,7 @@ use super::words::Words;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Violation {
     /// A record announces more payload than a record may have.
-    #[error("record of {len} bytes where at most {max} are allowed")]
+    #[error("record of {len} bytes exceeds the limit of {max}")]
     Length {
         /// The announced payload bytes.
         len: u32,
@@ -48,7 +48,7 @@ pub(crate) enum Violation {
         max: u32,
     },
     /// A record would reach behind the part of the ring that may be used.
-    #[error("record of {cells} cells at cell {at} reaches behind the window of {window} cells")]
+    #[error("record of {cells} cells at cell {at} exceeds the window of {window} cells")]
     Outside {
         /// First cell of the record.
         at: u32,

@@ -340,7 +340,7 @@ fn a_hello_of_another_version_can_be_peeked_but_not_decoded() {
     assert_eq!(peek_hello(&bytes), Err(HelloError::NotHello { variant: 7 }));
     assert_eq!(
         peek_hello(b"GET / HTTP/1.1\r\n").unwrap_err().to_string(),
-        "first frame is variant 542393671, not a hello"
+        "first frame is variant 542393671, expected a hello"
     );
 }
 
@@ -352,16 +352,16 @@ fn decoding_checks_magic_names_and_variants() {
         bytes[at] = value;
         ClientFrame::decode(&bytes).unwrap_err().to_string()
     };
-    assert_eq!(changed(4, b'l'), "malformed value: hello has not the magic of this protocol");
+    assert_eq!(changed(4, b'l'), "malformed value: hello has the wrong magic");
     assert_eq!(
         changed(22, b'\n'),
         r#"malformed value: invalid name "\nditor": character '\n' is not allowed at byte 0"#
     );
-    assert_eq!(changed(40, 9), "malformed value: option's tag is 9, neither 0 nor 1");
+    assert_eq!(changed(40, 9), "malformed value: option tag is 9, expected 0 or 1");
     assert!(changed(0, 99).contains("99"), "{}", changed(0, 99));
     assert_eq!(changed(14, 200), "value is cut off after 41 bytes");
     let error = ClientFrame::decode(&[0; CLIENT_FRAME_BYTES_MAX + 1]).unwrap_err();
-    assert_eq!(error.to_string(), "4097 bytes are more than the allowed 4096");
+    assert_eq!(error.to_string(), "4097 bytes exceed the limit of 4096");
 }
 
 #[test]

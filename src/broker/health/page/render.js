@@ -1,4 +1,4 @@
-// What a snapshot and an event become on the page. Nothing here knows where they come from.
+// Rendering of snapshots and events.
 
 const EVENTS_MAX = 100;
 
@@ -10,7 +10,7 @@ const charts = {
   latency: new Chart(element('chart-latency'), 'Latency',
     ['in the broker, median', 'in the broker, 99 %', 'round trip, median', 'round trip, 99 %'], seconds, 'decades'),
   data: new Chart(element('chart-data'), 'Payload', ['received'], bytesPerSecond, 'binary'),
-  process: new Chart(element('chart-process'), 'Processor time of the broker', ['of one core'], percent),
+  process: new Chart(element('chart-process'), 'Broker CPU', ['of one core'], percent),
 };
 
 /** Latencies, if the broker tells them: `in_broker`, `round_trip`, `first_chunk`, each with a count and p50 to p99. */
@@ -20,7 +20,7 @@ function latencyOf(snapshot) {
 
 const countersOf = (snapshot) => Object.fromEntries(snapshot.status?.counters ?? []);
 
-/** What happened a second since the snapshot before; nothing if that was of another broker, or nobody has counted. */
+/** Rates per second since the previous snapshot; none if that was of another broker. */
 function ratesOf(snapshot, before) {
   const status = snapshot.status;
   const ms = snapshot.counted_at_ms - before?.counted_at_ms;
@@ -77,12 +77,12 @@ function showHead(snapshot) {
   say(element('socket'), status?.socket ?? '–');
   say(element('config'), status?.config_file ?? 'built-in defaults');
   const ago = snapshot.answered_ms_ago;
-  const age = ago === null ? 'not known' : `${duration(ago)} old`;
-  say(element('link'), snapshot.answers ? '' : `the figures are ${age}`);
+  const age = ago === null ? 'unknown' : `${duration(ago)} old`;
+  say(element('link'), snapshot.answers ? '' : `the metrics are ${age}`);
   document.title = `${health.status} · lapce-ipc`;
 }
 
-/** Why a broker that is ready is not well. */
+/** Why a ready broker is degraded. */
 function troubles(health) {
   const parts = health.components ?? {};
   const found = [];
@@ -90,10 +90,10 @@ function troubles(health) {
     found.push(`the breaker of ${service} is ${words(state)}`);
   }
   for (const [actor, reason] of Object.entries(parts.actors?.not_running ?? {})) {
-    found.push(`${actor} does not run: ${reason}`);
+    found.push(`${actor} is not running: ${reason}`);
   }
   const { now, limit, status } = parts.connections ?? {};
-  if (status && status !== 'healthy') found.push(`${count(now)} of ${count(limit)} connections are taken`);
+  if (status && status !== 'healthy') found.push(`${count(now)} of ${count(limit)} connections are in use`);
   return found;
 }
 
@@ -113,16 +113,16 @@ function showTiles(snapshot, rates) {
     { name: 'Published', value: perSecond(rates.published), note: `${count(counters.published)} in all` },
     { name: 'Delivered', value: perSecond(rates.delivered), note: `${count(counters.delivered)} in all` },
     { name: 'Requests', value: perSecond(rates.requests), note: `${count(counters.requests)} in all` },
-    { name: 'Unanswered', value: perSecond(failing), note: `${count(failures)} in all`,
+    { name: 'Requests without a reply', value: perSecond(failing), note: `${count(failures)} in all`,
       tone: failing > 0 ? 'warn' : null },
     { name: 'Dropped', value: count(counters.dropped), note: plural(counters.evicted ?? 0, 'eviction', 'evictions'),
       tone: (rates.dropped ?? 0) + (rates.evicted ?? 0) > 0 ? 'warn' : null },
-    { name: 'Slots lent out', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
-      // All lent out is what they are there for.
+    { name: 'Slots leased', value: count(status?.slots_used), note: `of ${count(status?.slots_total)}`,
+      // A full budget is normal.
       meter: [status?.slots_used, status?.slots_total, 1] },
     { name: 'Memory', value: bytes(memory), note: process ? `${count(process.threads)} threads` : '' },
-    { name: 'Restarts', value: count(restarts), note: late ? plural(late, 'thread hangs', 'threads hang') : 'no hangs',
-      tone: late ? 'bad' : null },
+    { name: 'Restarts', value: count(restarts),
+      note: late ? plural(late, 'thread stuck', 'threads stuck') : 'no stuck threads', tone: late ? 'bad' : null },
   ];
   keep(element('tiles'), tiles, (tile) => tile.name, buildTile, showTile);
 }
@@ -146,7 +146,7 @@ function showTile(tile, { value, note, tone, meter }) {
   Object.assign(bar, { min: 0, max: Math.max(limit, 1), high: limit * high, optimum: 0, value: now });
 }
 
-/** How much attention an event wants. */
+/** The severity of an event. */
 function toneOf(topic, data) {
   if (topic.startsWith('$sys.breaker.')) return BREAKERS[data?.to];
   if (topic === '$sys.actor.gave_up') return 'bad';
@@ -155,7 +155,7 @@ function toneOf(topic, data) {
   return null;
 }
 
-/** What people look for first. */
+/** Members shown first. */
 const FIRST = ['name', 'actor', 'service', 'from', 'to', 'reason', 'pattern'];
 
 /** The members of an event in a line. */

@@ -1,14 +1,14 @@
-// Follows `/events`: by fetch, because an EventSource cannot send a token. When the broker is gone, the page says so
-// and tries again, ever more slowly, and goes on when there is one.
+// Follows `/events` by fetch, because an EventSource cannot send a token. When the connection is lost, the page says so
+// and reconnects with exponential backoff.
 
-/** How long nothing may come, in milliseconds: a snapshot comes each second. */
+/** Silence after which the connection is given up, in milliseconds: a snapshot arrives each second. */
 const SILENCE = 6000;
 /** The delay before the first new attempt and the longest, in milliseconds. */
 const [RETRY_FIRST, RETRY_MAX] = [250, 8000];
 /** The longest event, in characters. */
 const EVENT_MAX = 64 * 1024 * 1024;
 
-/** The token is whatever follows `#token=` in the address, which no browser sends to anybody. */
+/** The token follows `#token=` in the address; browsers do not send that part. */
 function tokenIn(hash) {
   const found = /^#(?:.*&)?token=([^&]*)/.exec(hash);
   if (!found) return '';
@@ -42,15 +42,15 @@ class EventParser {
   }
 }
 
-/** Says how the page stands to the broker: `live`, `connecting`, `busy`, `gone`, `refused`. */
+/** Shows the state of the connection to the broker: `live`, `connecting`, `busy`, `gone`, `refused`. */
 function showLink(link, notice) {
   mark(document.body, 'data-link', link);
   const where = element('notice');
   say(where, notice ?? '');
   where.hidden = !notice;
   if (link === 'live') return;
-  const stands = { gone: ['gone', 'bad'], refused: ['not allowed', 'bad'], busy: ['waiting', 'warn'] };
-  const [word, tone] = stands[link] ?? ['connecting', 'quiet'];
+  const states = { gone: ['gone', 'bad'], refused: ['not allowed', 'bad'], busy: ['waiting', 'warn'] };
+  const [word, tone] = states[link] ?? ['connecting', 'quiet'];
   say(element('state'), word);
   mark(element('state'), 'data-tone', tone);
   say(element('link'), '');
@@ -58,7 +58,7 @@ function showLink(link, notice) {
   document.title = `${word} · lapce-ipc`;
 }
 
-/** Takes an event in. `end` ends the stream. */
+/** Handles an event. `end` ends the stream. */
 function take(name, data) {
   const value = JSON.parse(data);
   if (name === 'snapshot') {
@@ -67,12 +67,12 @@ function take(name, data) {
   } else if (name === 'news') {
     renderNews(value.topic, value.data);
   } else if (name === 'lost') {
-    renderNews('lost', `${plural(value.count, 'event', 'events')} came too fast for this page`);
+    renderNews('lost', `${plural(value.count, 'event', 'events')} lost: this page was too slow`);
   }
   return name === 'end' ? value.reason : null;
 }
 
-/** Follows the stream once. Answers why it ended, and whether anything came. */
+/** Follows the stream once. Returns why it ended, and whether any event arrived. */
 async function follow(token) {
   const stop = new AbortController();
   let timer = setTimeout(() => stop.abort(), SILENCE);
@@ -81,11 +81,11 @@ async function follow(token) {
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const response = await fetch('events', { headers, signal: stop.signal, cache: 'no-store', credentials: 'omit' });
     if (response.status === 401) return { refused: true };
-    if (!response.ok) return { busy: (await response.text()).trim() || `it answers ${response.status}` };
+    if (!response.ok) return { busy: (await response.text()).trim() || `HTTP status ${response.status}` };
     const [reader, decoder, parser] = [response.body.getReader(), new TextDecoder(), new EventParser()];
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return { why: 'it has ended', came };
+      if (done) return { why: 'the stream ended', came };
       clearTimeout(timer);
       timer = setTimeout(() => stop.abort(), SILENCE);
       for (const [name, data] of parser.take(decoder.decode(value, { stream: true }))) {
@@ -95,7 +95,7 @@ async function follow(token) {
       }
     }
   } catch {
-    return { why: stop.signal.aborted ? 'it does not answer' : 'nobody listens there', came };
+    return { why: stop.signal.aborted ? 'no response' : 'cannot connect', came };
   } finally {
     clearTimeout(timer);
     stop.abort();
@@ -113,25 +113,25 @@ function pause(ms) {
   });
 }
 
-async function followForEver() {
+async function keepFollowing() {
   for (let delay = RETRY_FIRST; ;) {
     const token = tokenIn(location.hash);
     const { refused, busy, why, came } = await follow(token);
     if (refused) {
       showLink('refused', token
-        ? 'The token in the address is wrong. Put the right one behind #token= and press Enter.'
-        : 'This broker asks for a token. Put it behind the address, as in /#token=TOKEN; it is the first line of '
+        ? 'The token in the address is wrong. Correct it after #token= and press Enter.'
+        : 'This broker requires a token. Append it to the address, as in /#token=TOKEN; it is the first line of '
           + 'health_server.token_file.');
       await pause(null);
       delay = RETRY_FIRST;
       continue;
     }
     if (came) delay = RETRY_FIRST;
-    const last = shown.snapshot ? ` What is shown is as of ${clock(new Date())}.` : '';
+    const last = shown.snapshot ? ` The page shows the state at ${clock(new Date())}.` : '';
     if (busy) {
-      showLink('busy', `The broker does not stream to this page: ${busy}.`);
+      showLink('busy', `The broker refuses this page's event stream: ${busy}.`);
     } else if (came || document.body.dataset.link !== 'gone') {
-      showLink('gone', `The broker is gone: ${why}.${last} This page goes on when it is back.`);
+      showLink('gone', `The connection to the broker is lost: ${why}.${last} The page reconnects by itself.`);
     }
     // Pages that lost the same broker do not all come back at once.
     await pause(delay * (0.75 + Math.random() / 2));
@@ -139,4 +139,4 @@ async function followForEver() {
   }
 }
 
-followForEver();
+keepFollowing();

@@ -1,5 +1,4 @@
-// Tables and the tree. Rows are kept by their keys and changed in place, so that what is selected stays, and a row that
-// is gone is taken out.
+// Tables and the tree. Rows are kept by their keys and updated in place, so that a selection stays.
 
 const ROWS_MAX = 200;
 
@@ -100,9 +99,9 @@ function showConnections(connections, wanted) {
   element('connections').hidden = shown.length === 0;
   say(element('connections-count'), connections.length || '');
   const rest = found.length - shown.length;
-  const limit = `The first ${ROWS_MAX} are shown, and ${count(rest)} more are there: filter to find one.`;
+  const limit = `Showing the first ${ROWS_MAX}; ${count(rest)} more: use the filter.`;
   const more = rest > 0 ? limit : '';
-  const none = connections.length === 0 ? 'Nobody is connected.' : 'No connection has that in it.';
+  const none = connections.length === 0 ? 'No connections.' : 'No matching connections.';
   say(element('connections-rest'), shown.length === 0 ? none : more);
 }
 
@@ -129,7 +128,7 @@ function isFresh(actor, now) {
 function showTree(actors, now) {
   const names = new Set(actors.map((actor) => actor.name));
   const under = (supervisor) => actors.filter((a) => a.supervisor === supervisor && a.name !== supervisor);
-  // Who supervises without being an actor stands at the top; so does who has only itself above it.
+  // The roots: supervisors that are no actors themselves, and actors that are their own supervisor.
   const tops = [...new Set(actors.map((actor) => actor.supervisor))].filter((s) => !names.has(s));
   const roots = [...tops.map((name) => ({ name })), ...actors.filter((actor) => actor.supervisor === actor.name)];
   const level = (list, items) => keep(list, items, (item) => item.name, buildNode, (node, item) => {

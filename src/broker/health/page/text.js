@@ -1,6 +1,5 @@
 'use strict';
-// How values are written. What comes from outside becomes text here, and nothing else: names, reasons and paths are set
-// by textContent only.
+// Formatting of values. Foreign strings (names, reasons, paths) are set by textContent only.
 
 const element = (id) => document.getElementById(id);
 
