@@ -32,6 +32,20 @@ async fn requests_of_all_sizes_are_answered() {
 }
 
 #[tokio::test]
+async fn names_that_are_used_one_after_the_other_need_few_numbers() {
+    let broker = Broker::start_with(&[("limits.max_topics_per_connection", "20"), ("limits.max_services", "30")]);
+    let client = connect(&broker).await;
+    for number in 0..200 {
+        client.publish(&format!("n.{number}"), vec![7; number * 20]).await.unwrap();
+        client.publisher(&format!("p.{number}")).await.unwrap().publish(b"x").await.unwrap();
+        assert!(client.request(&format!("s{number}"), b"").await.unwrap_err().is_no_responders());
+    }
+    client.flush().await.unwrap();
+    let published = client.status().await.unwrap().counters.into_iter().find(|(name, _)| name == "published");
+    assert_eq!(published.map(|(_, count)| count), Some(400));
+}
+
+#[tokio::test]
 async fn many_tasks_share_a_connection() {
     let broker = Broker::start();
     let client = connect(&broker).await;

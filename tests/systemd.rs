@@ -66,7 +66,7 @@ fn the_manager_hears_of_the_start_the_state_and_the_end() {
     broker.signal("TERM");
     let end = manager.next();
     assert_eq!(end[0], "STOPPING=1");
-    assert_eq!(end[1], "STATUS=SIGTERM: finishes what is under way, within 3000 ms");
+    assert_eq!(end[1], "STATUS=SIGTERM: draining, at most 3000 ms");
     assert_eq!(end[2], "EXTEND_TIMEOUT_USEC=13000000");
     assert_eq!(broker.code(), 0);
     let rest = manager.rest();
@@ -131,14 +131,14 @@ fn a_manager_that_is_gone_is_one_warning() {
     broker.env("WATCHDOG_USEC", "20000");
     drop(manager);
     let mut broker = Process::start(broker);
-    broker.wait_for("service manager not told");
+    broker.wait_for("cannot notify the service manager");
     let client = client(&folder.path().join("ipc.sock"));
     for _ in 0..20 {
         assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     }
     broker.signal("TERM");
     let (code, log) = ended(broker);
-    assert_eq!((code, log.matches("service manager not told").count()), (0, 1), "{log}");
+    assert_eq!((code, log.matches("cannot notify the service manager").count()), (0, 1), "{log}");
 }
 
 // --------------------------------------------------------------------------------------------------- inherited sockets

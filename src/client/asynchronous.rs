@@ -37,14 +37,14 @@ pub use serve::{AsyncRequest, AsyncService};
 use super::again::Again;
 use super::call_time::late;
 use super::error::Result;
+use super::hold::{Hold, LOOK, LOOKS};
 use super::inner::{Inner, lock};
 use super::link::Step;
 use super::request::{Body, ReplyStream, RequestOptions};
 use super::serve as blocking;
 use super::subscription::{self, Message, SubscribeOptions, Subscription};
-use super::{Builder, Client, Limits, inner};
+use super::{Builder, Client, Limits};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
-use crate::wire::name::{Name, Topic};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -187,10 +187,32 @@ impl AsyncClient {
         within(&self.inner, deadline, || asked.answer()).await
     }
 
-    async fn intern(&self, kind: InternKind, name: Topic, deadline: Option<Instant>) -> Result<u32> {
-        match self.ask(deadline, |serial| ClientFrame::Intern { serial, kind, name }).await? {
-            BrokerFrame::Interned { id, .. } => Ok(id),
-            other => Err(inner::unexpected(&other)),
+    /// A use of a name.
+    async fn hold(
+        &self,
+        kind: InternKind,
+        name: &str,
+        keep: bool,
+        deadline: impl FnOnce() -> Option<Instant>,
+    ) -> Result<Hold> {
+        let inner = &self.inner;
+        if let Some(held) = inner.held(kind, name, keep)? {
+            return Ok(held);
+        }
+        let (deadline, mut is_last) = (deadline(), false);
+        loop {
+            let answer = self.ask(deadline, inner.to_hold(kind, name)?).await?;
+            if !inner.took_hold(kind, &answer, is_last)? {
+                is_last = true;
+                for _ in 0..LOOKS {
+                    if inner.has_heard(kind) {
+                        break;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            } else if let Some(held) = inner.held(kind, name, keep)? {
+                return Ok(held);
+            }
         }
     }
 
@@ -287,17 +309,12 @@ impl AsyncClient {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
         let mut time = inner.call_time(options, stream);
-        let known = lock(&inner.table).services.get(service).copied();
-        let id = match known {
-            Some(id) => id,
-            None => {
-                let name = Topic::from(&Name::parse(service)?);
-                let id = self.intern(InternKind::Service, name, time.until()).await.map_err(late)?;
-                lock(&inner.table).services.insert(service.to_owned(), id);
-                id
+        let (mut stream, mut body) = loop {
+            let service = self.hold(InternKind::Service, service, true, || time.until()).await.map_err(late)?;
+            if let Some(begun) = Body::new(inner, service, payload.len(), options, stream, time)? {
+                break begun;
             }
         };
-        let (mut stream, mut body) = Body::new(inner, id, payload.len(), options, stream, time)?;
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             if !body.try_send(&mut stream, part)? {

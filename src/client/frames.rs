@@ -20,9 +20,13 @@ pub(super) fn handle_frame(inner: &Inner, frame: BrokerFrame) {
         }
         return;
     }
-    if let (BrokerFrame::Interned { .. }, Some(ClientFrame::Intern { kind, name, .. })) = (&frame, question) {
-        // The broker numbers them from 0 on: that is how the next one can be asked for the same numbers.
-        table.named[usize::from(kind == InternKind::Service)].push(name);
+    if let (&BrokerFrame::Interned { id, .. }, Some(ClientFrame::Intern { kind, name, .. })) = (&frame, question) {
+        match kind {
+            InternKind::Topic => table.topics.granted(name, id),
+            InternKind::Service => table.services.granted(name, id),
+        }
+        // If it was asked for twice at a time.
+        inner.has_leaving.store(1, Ordering::Relaxed);
     }
     let number = inner.next_number() as u32;
     if let Some(end) = end_of_dropped(table, number, &frame) {

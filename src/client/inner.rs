@@ -9,6 +9,7 @@ use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
 use super::limits::Present;
 use super::link::Link;
+use super::names::Names;
 use super::outgoing::Outgoing;
 use super::pending::Pending;
 use super::queue::{Early, Queue};
@@ -23,7 +24,6 @@ use crate::shm::ring::Consumer;
 use crate::shm::segment::Segment;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, Limits};
-use crate::wire::name::Topic;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::net::UnixStream;
@@ -98,10 +98,8 @@ pub(super) struct Table {
     pub(super) flushed: u64,
     /// Messages of ours that the broker took out.
     pub(super) set_aside: u64,
-    pub(super) topics: HashMap<String, u32>,
-    pub(super) services: HashMap<String, u32>,
-    /// The names that the broker has given numbers to, by those: topics, services.
-    pub(super) named: [Vec<Topic>; 2],
+    pub(super) topics: Names,
+    pub(super) services: Names,
     /// How many brokers, or sessions of one, there were before the present.
     pub(super) session: u64,
     /// What the next broker was asked for, and what it has given.
@@ -179,6 +177,8 @@ pub(crate) struct Inner {
     pub(super) has_posted: AtomicU64,
     /// Not 0 while cancels wait for space.
     pub(super) owes_cancels: AtomicU64,
+    /// Not 0 while names are to be released: see `hold`.
+    pub(super) has_leaving: AtomicU64,
     pub(super) down: Arc<Down>,
 }
 
@@ -213,6 +213,7 @@ impl Inner {
             serial: AtomicU64::new(1),
             has_posted: AtomicU64::new(0),
             owes_cancels: AtomicU64::new(0),
+            has_leaving: AtomicU64::new(0),
             down,
         })
     }

@@ -8,6 +8,7 @@
 
 use super::error::{Error, Kind, Result};
 use super::inner::{Inner, lock, try_lock};
+use super::names::{NONE, Names, Place, Placed};
 use super::unsent::Unsents;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::HEADER_WORDS;
@@ -15,6 +16,7 @@ use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::Limits;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,8 +43,10 @@ pub(super) struct Producing {
     bells: Arc<ClientBells>,
     /// Which of the client's sessions this is.
     pub(super) session: u64,
-    /// The number of the last message, by the number of its topic.
-    sequences: Vec<u64>,
+    /// The topics, by their places.
+    topics: Vec<Placed>,
+    /// Why the present broker knows a topic no more, by its id.
+    refused: HashMap<u64, Error>,
     /// A thread waits for space in the middle of a message of several records.
     is_taken: bool,
     /// Messages since the publisher looked at the control socket.
@@ -141,7 +145,8 @@ impl Producing {
             data,
             bells,
             session: 0,
-            sequences: Vec::new(),
+            topics: Vec::new(),
+            refused: HashMap::new(),
             is_taken: false,
             unlooked: 0,
             unsents: Unsents::default(),
@@ -157,12 +162,14 @@ impl Producing {
     /// # Errors
     ///
     /// If the last session's lane does not hold what was placed there.
-    pub(super) fn renew(&mut self, next: Producing, session: u64) -> (usize, Result<(), Violation>) {
-        let taken = self.unsents.take_from(&mut self.producer);
+    pub(super) fn renew(&mut self, next: Producing, session: u64, names: &mut Names) -> (usize, Result<(), Violation>) {
+        let consumed = self.producer.look().unwrap_or(u64::MAX);
+        let mut numbers = names.go_on(consumed, &mut self.topics, &mut self.refused);
+        let (unknown, taken) = self.unsents.take_from(&mut self.producer, &mut numbers);
         let Producing { producer, space, data, bells, slot_size, max_message_size, .. } = next;
         (self.producer, self.space, self.data, self.bells, self.session) = (producer, space, data, bells, session);
         (self.slot_size, self.max_message_size) = (slot_size, max_message_size);
-        (self.unsents.leave_out_above(max_message_size), taken)
+        (unknown + self.unsents.leave_out_above(max_message_size), taken)
     }
 
     /// Places a record if there is space.
@@ -262,38 +269,58 @@ impl Producing {
 
     /// Publishes a message of one record, if there is space.
     #[inline]
-    pub(super) fn try_publish(&mut self, topic: u32, total: u32, payload: &[u8]) -> Result<bool> {
-        let seq = self.sequences.get(topic as usize).map_or(1, |last| last + 1);
-        let header = Header { flags: Flags::WHOLE, id: topic, total, seq, ..Header::new(RecordKind::Publish) };
+    pub(super) fn try_publish(&mut self, topic: &Place, total: u32, payload: &[u8]) -> Result<bool> {
+        let Placed { number: id, seq, .. } = *self.topic(topic)?;
+        let seq = seq + 1;
+        let header = Header { flags: Flags::WHOLE, id, total, seq, ..Header::new(RecordKind::Publish) };
         let pushed = self.try_push(&header, payload)?;
         if pushed {
-            self.set_sequence(topic, seq);
+            self.topics[topic.at as usize].seq = seq;
         }
         Ok(pushed)
     }
 
-    /// The number for the next message in a topic.
-    pub(super) fn next_sequence(&mut self, topic: u32) -> u64 {
-        let seq = self.sequences.get(topic as usize).map_or(1, |last| last + 1);
-        self.set_sequence(topic, seq);
-        seq
+    /// A topic's number and the sequence number of its last message.
+    ///
+    /// # Errors
+    ///
+    /// If the present broker has refused the topic.
+    #[inline]
+    pub(super) fn topic(&mut self, topic: &Place) -> Result<&mut Placed> {
+        let at = topic.at as usize;
+        if self.topics.get(at).is_none_or(|placed| placed.id != topic.id || placed.number == NONE) {
+            self.learn(topic)?;
+        }
+        Ok(&mut self.topics[at])
     }
 
-    #[inline]
-    fn set_sequence(&mut self, topic: u32, seq: u64) {
-        match self.sequences.get_mut(topic as usize) {
-            Some(last) => *last = seq,
-            None => {
-                self.sequences.resize(topic as usize + 1, 0);
-                self.sequences[topic as usize] = seq;
-            }
+    #[cold]
+    fn learn(&mut self, topic: &Place) -> Result<()> {
+        if self.session != topic.session {
+            // Known in each session that it was held in: this one's broker has refused it.
+            let gone = || Kind::Disconnected("the broker that is there now does not know the topic".to_owned()).into();
+            return Err(self.refused.get(&topic.id).cloned().unwrap_or_else(gone));
         }
+        let at = topic.at as usize;
+        if self.topics.len() <= at {
+            self.topics.resize(at + 1, Placed::default());
+        }
+        let placed = &mut self.topics[at];
+        let seq = if placed.id == topic.id { placed.seq } else { topic.past };
+        *placed = Placed { id: topic.id, number: topic.number, seq };
+        Ok(())
+    }
+
+    /// The sequence number of the last message of the topic with this place and id, if it had any.
+    pub(super) fn last_sequence(&self, at: u32, id: u64) -> Option<u64> {
+        self.topics.get(at as usize).filter(|placed| placed.id == id).map(|placed| placed.seq)
     }
 }
 
 /// A message on its way into the bulk lane, part by part.
 #[derive(Debug)]
 pub(super) struct Parts {
+    topic: Place,
     header: Header,
     at: usize,
     /// The session in which it was begun, if it was.
@@ -301,14 +328,15 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn new(topic: u32, total: u32) -> Parts {
-        Parts { header: Header { id: topic, total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
+    pub(super) fn new(topic: Place, total: u32) -> Parts {
+        Parts { topic, header: Header { total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
     }
 
     /// Places parts as far as there is space. Answers whether it is whole.
     pub(super) fn place(&mut self, lane: &mut Producing, payload: &[u8], keep: bool) -> Result<bool> {
         if self.begun.is_some_and(|session| session != lane.session) {
             // Its broker has died within it, and so it is begun anew at the next.
+            self.header.id = lane.topic(&self.topic)?.number;
             (self.at, self.begun) = (0, Some(lane.session));
             self.header.flags = Flags::RESENT;
         }
@@ -319,14 +347,15 @@ impl Parts {
         loop {
             let part = &payload[self.at..payload.len().min(self.at + lane.slot_size)];
             if self.begun.is_none() {
-                self.header.seq = lane.sequences.get(self.header.id as usize).map_or(1, |last| last + 1);
+                let Placed { number, seq, .. } = *lane.topic(&self.topic)?;
+                (self.header.id, self.header.seq) = (number, seq + 1);
             }
             let flags = self.header.flags.with(part_flags(self.at, part.len(), payload.len()));
             if !lane.try_push(&Header { flags, ..self.header }, part)? {
                 return Ok(false);
             }
             if self.begun.is_none() {
-                lane.set_sequence(self.header.id, self.header.seq);
+                lane.topic(&self.topic)?.seq = self.header.seq;
                 self.begun = Some(lane.session);
             }
             self.at += part.len();
@@ -366,8 +395,8 @@ impl Inner {
 
     /// Publishes a message of any size, waiting for space if need be.
     #[cold]
-    pub(super) fn publish_waiting(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
-        let (mut message, keep) = (Parts::new(topic, total), self.endpoint.reconnect.is_some());
+    pub(super) fn publish_waiting(&self, topic: &Place, total: u32, payload: &[u8]) -> Result<()> {
+        let (mut message, keep) = (Parts::new(*topic, total), self.endpoint.reconnect.is_some());
         loop {
             let mut lane = self.bulk().claim()?;
             if message.place(&mut lane, payload, keep)? {

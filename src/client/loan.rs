@@ -3,6 +3,7 @@
 use super::error::{Kind, Result};
 use super::inner::Inner;
 use super::lane::{Producing, broken, thread};
+use super::names::Place;
 use crate::shm::words::write_bytes_at;
 use crate::sync::Ordering;
 use crate::wire::record::{Flags, Header, Kind as RecordKind};
@@ -16,7 +17,7 @@ use std::sync::MutexGuard;
 pub struct Loan<'a> {
     inner: &'a Inner,
     lane: MutexGuard<'a, Producing>,
-    topic: u32,
+    topic: Place,
     len: u32,
 }
 
@@ -38,13 +39,14 @@ fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
 }
 
 impl<'a> Loan<'a> {
-    pub(super) fn new(inner: &'a Inner, topic: u32, len: usize) -> Result<Loan<'a>> {
+    pub(super) fn new(inner: &'a Inner, topic: Place, len: usize) -> Result<Loan<'a>> {
         let slot_size = inner.limits.slot_size();
         let len =
             u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
         inner.look_up()?;
         loop {
             let mut lane = inner.bulk().claim()?;
+            lane.topic(&topic)?;
             if reserve(&mut lane, len)? {
                 inner.bulk().lender.store(thread(), Ordering::Relaxed);
                 return Ok(Loan { inner, lane, topic, len });
@@ -101,7 +103,9 @@ impl<'a> Loan<'a> {
     /// If the connection has ended meanwhile.
     pub fn publish(mut self) -> Result<()> {
         self.inner.look_up()?;
-        let (flags, id, total, seq) = (Flags::WHOLE, self.topic, self.len, self.lane.next_sequence(self.topic));
+        let placed = self.lane.topic(&self.topic)?;
+        placed.seq += 1;
+        let (flags, id, total, seq) = (Flags::WHOLE, placed.number, self.len, placed.seq);
         let header = Header { flags, id, total, seq, ..Header::new(RecordKind::Publish) };
         if let Some(slot) = self.lane.producer.reserve(self.len).map_err(broken)? {
             slot.publish(&header.to_words(), self.len);

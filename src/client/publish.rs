@@ -1,10 +1,11 @@
 //! Publishing.
 
+use super::Client;
 use super::error::{Kind, Result};
-use super::inner::{Inner, deadline, lock, unexpected};
+use super::hold::Hold;
+use super::inner::{Inner, deadline, lock};
 use super::loan::Loan;
-use super::{Client, Topic};
-use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
+use super::names::Place;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,15 +22,15 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
-        let topic = self.inner.topic(topic)?;
-        self.inner.publish(topic, payload.as_ref())
+        let topic = self.inner.topic(topic, true)?;
+        self.inner.publish(&topic.place, payload.as_ref())
     }
 
     /// For many messages on one topic: its name is looked up once.
     ///
     /// # Errors
     ///
-    /// If the name is invalid or the broker knows as many topics as it may.
+    /// If the name is invalid, or this connection or the broker has as many topics as it may.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -40,7 +41,7 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn publisher(&self, topic: &str) -> Result<Publisher> {
-        Ok(Publisher { topic: self.inner.topic(topic)?, inner: self.inner.clone() })
+        Ok(Publisher { topic: self.inner.topic(topic, false)?.into(), inner: self.inner.clone() })
     }
 
     /// Waits until everything that was published before has been routed to its subscribers' rings.
@@ -95,10 +96,11 @@ impl Client {
     }
 }
 
-/// Publishes on one topic. A handle, like [`Client`].
+/// Publishes on one topic. A handle, like [`Client`]. When the last clone is dropped the topic is released: it does not
+/// count any more among those that this connection and the broker may have.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    topic: u32,
+    topic: Arc<Hold>,
     inner: Arc<Inner>,
 }
 
@@ -109,7 +111,7 @@ impl Publisher {
     ///
     /// If the message is too large or the connection has ended.
     pub fn publish(&self, payload: impl AsRef<[u8]>) -> Result<()> {
-        self.inner.publish(self.topic, payload.as_ref())
+        self.inner.publish(&self.topic.place, payload.as_ref())
     }
 
     /// Publishes `payload`, at most [`Limits::slot_size`](super::Limits::slot_size) bytes, if there is space at once.
@@ -128,7 +130,7 @@ impl Publisher {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn try_publish(&self, payload: impl AsRef<[u8]>) -> Result<bool> {
-        self.inner.try_publish(self.topic, payload.as_ref())
+        self.inner.try_publish(&self.topic.place, payload.as_ref())
     }
 
     /// Lends space for a message of `len` bytes, at most [`Limits::slot_size`](super::Limits::slot_size), to be written
@@ -148,31 +150,13 @@ impl Publisher {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn loan(&self, len: usize) -> Result<Loan<'_>> {
-        Loan::new(&self.inner, self.topic, len)
+        Loan::new(&self.inner, self.topic.place, len)
     }
 }
 
 impl Inner {
-    /// The broker's number for a topic.
-    pub(super) fn topic(&self, name: &str) -> Result<u32> {
-        self.check_fork()?;
-        if let Some(id) = lock(&self.table).topics.get(name) {
-            return Ok(*id);
-        }
-        let id = self.intern(InternKind::Topic, Topic::parse(name)?, None)?;
-        // One number for all threads, if two have asked at the same time: messages are counted by it.
-        Ok(*lock(&self.table).topics.entry(name.to_owned()).or_insert(id))
-    }
-
-    pub(super) fn intern(&self, kind: InternKind, name: Topic, deadline: Option<Instant>) -> Result<u32> {
-        match self.ask_until(deadline, |serial| ClientFrame::Intern { serial, kind, name })? {
-            BrokerFrame::Interned { id, .. } => Ok(id),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     #[inline]
-    pub(super) fn publish(&self, topic: u32, payload: &[u8]) -> Result<()> {
+    pub(super) fn publish(&self, topic: &Place, payload: &[u8]) -> Result<()> {
         let total = self.check_size(payload.len())?;
         let is_away = self.look_up()?;
         if total <= self.limits.slot_size() {
@@ -188,7 +172,7 @@ impl Inner {
         self.publish_waiting(topic, total, payload)
     }
 
-    fn try_publish(&self, topic: u32, payload: &[u8]) -> Result<bool> {
+    fn try_publish(&self, topic: &Place, payload: &[u8]) -> Result<bool> {
         let (len, max) = (payload.len(), self.limits.slot_size());
         let total = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
         let is_away = self.look_up()?;

@@ -24,7 +24,7 @@ use crate::shm::segment::{CpuWords, Segment};
 use crate::wire::control::ClosingCode;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 const SPIN_MIN: Duration = Duration::from_micros(2);
 /// Looks at the ring between two looks at the clock while spinning.
 const POLLS: u32 = 32;
+/// Topics that are gone of which it is remembered what came last: more than a lane holds.
+const MOST_GONE: usize = 4096;
 
 /// A topic that the broker has a number for.
 #[derive(Debug)]
@@ -58,8 +60,11 @@ pub(super) struct Reader {
     base: u32,
     pub(super) link: Link,
     names: HashMap<u32, Named, ById>,
-    /// What came last in topics that the last broker had named.
+    /// What came last in topics that the last broker had named, or that are gone: a message on one of these may yet be
+    /// sent again.
     seen: HashMap<Topic, Seen>,
+    /// Those that are gone, in order.
+    gone: VecDeque<Topic>,
     /// Messages of several records that are under way, by subscription and publisher.
     partials: HashMap<(u32, u32), Vec<u8>>,
     spin: Duration,
@@ -80,6 +85,7 @@ impl Reader {
             link,
             names: HashMap::default(),
             seen: HashMap::new(),
+            gone: VecDeque::new(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
             has_unsent: false,
@@ -103,6 +109,7 @@ impl Reader {
     pub(super) fn step(&mut self, inner: &Inner) -> Step {
         inner.place_posted();
         inner.place_cancels();
+        inner.release_leaving();
         if self.has_unsent {
             // If there is no space now, a bell says when there is.
             self.has_unsent = !inner.send_again();
@@ -202,10 +209,13 @@ impl Reader {
                 let name = String::from_utf8_lossy(&self.bytes(record)).into_owned();
                 let topic = Topic::parse_system(&name).map_err(|error| Kind::Protocol(error.to_string()))?;
                 let seen = self.seen.remove(&topic).unwrap_or_default();
-                self.names.insert(header.id, Named { topic, seen });
+                // That the number was another's, and is free, it was not told while it had much to read.
+                let gone = self.names.insert(header.id, Named { topic, seen });
+                self.forget(gone);
             }
             RecordKind::TopicGone => {
-                self.names.remove(&header.id);
+                let gone = self.names.remove(&header.id);
+                self.forget(gone);
             }
             RecordKind::Aborted => {
                 self.partials.remove(&(header.id, header.origin));
@@ -227,6 +237,18 @@ impl Reader {
             kind => return Err(Kind::Protocol(format!("record of kind {kind:?} from the broker")).into()),
         }
         Ok(())
+    }
+
+    /// A topic is gone. What came last on it is remembered for a time.
+    fn forget(&mut self, gone: Option<Named>) {
+        let Some(Named { topic, seen }) = gone else { return };
+        self.seen.insert(topic.clone(), seen);
+        self.gone.push_back(topic);
+        if self.gone.len() > MOST_GONE
+            && let Some(topic) = self.gone.pop_front()
+        {
+            self.seen.remove(&topic);
+        }
     }
 
     fn bytes(&self, record: &Record) -> Vec<u8> {

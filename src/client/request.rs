@@ -1,14 +1,14 @@
 //! Requests: one reply, or a stream of chunks.
 
+use super::Client;
 use super::again::Again;
 use super::call_time::{CallTime, late};
 use super::error::{Kind, Result};
+use super::hold::Hold;
 use super::inner::{Inner, RequestSlot, deadline, lock};
 use super::lane::part_flags;
 use super::pending::{Found, Pending};
-use super::{Client, Name, Topic};
 use crate::shm::layout::cells_for;
-use crate::wire::control::InternKind;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -135,8 +135,12 @@ impl Client {
         let inner = &self.inner;
         inner.check_size(payload.len())?;
         let mut time = inner.call_time(options, stream);
-        let service = inner.service(service, &mut time).map_err(late)?;
-        let (mut stream, mut body) = Body::new(inner, service, payload.len(), options, stream, time)?;
+        let (mut stream, mut body) = loop {
+            let service = inner.service(service, || time.until()).map_err(late)?;
+            if let Some(begun) = Body::new(inner, service, payload.len(), options, stream, time)? {
+                break begun;
+            }
+        };
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
@@ -154,26 +158,29 @@ pub(super) struct Body {
     total: usize,
     at: usize,
     part: usize,
+    _service: Hold,
     /// There is no more to be sent, though nothing was of a body that is empty.
     done: bool,
 }
 
 impl Body {
+    /// `None`: the session in which the service has its number is over.
     pub(super) fn new(
         inner: &Arc<Inner>,
-        service: u32,
+        service: Hold,
         total: usize,
         options: RequestOptions,
         stream: bool,
         time: CallTime,
-    ) -> Result<(ReplyStream, Body)> {
+    ) -> Result<Option<(ReplyStream, Body)>> {
         let pending = Arc::new(Pending::new(inner.limits.stream_credit_cells()));
-        let (slot, generation, session) = inner.request_slot(pending.clone())?;
+        let session = service.place.session;
+        let Some((slot, generation)) = inner.request_slot(pending.clone(), session)? else { return Ok(None) };
         let header = Header {
             flags: Flags::default().with_if(Flags::STREAM, stream),
             id: slot,
             id2: generation,
-            arg: service,
+            arg: service.place.number,
             total: inner.check_size(total)?,
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             ..Header::new(RecordKind::Request)
@@ -181,7 +188,7 @@ impl Body {
         let part = inner.limits.slot_size() as usize;
         let (inner, is_asked) = (inner.clone(), false);
         let stream = ReplyStream { inner, pending, slot, generation, session, time, done: false, is_asked };
-        Ok((stream, Body { header, total, at: 0, part, done: false }))
+        Ok(Some((stream, Body { header, total, at: 0, part, _service: service, done: false })))
     }
 
     /// The next part to send, as a range of the body.
@@ -218,19 +225,12 @@ impl Body {
 }
 
 impl Inner {
-    /// The broker's number for a service.
-    fn service(&self, name: &str, time: &mut CallTime) -> Result<u32> {
-        self.check_fork()?;
-        if let Some(id) = lock(&self.table).services.get(name) {
-            return Ok(*id);
-        }
-        let id = self.intern(InternKind::Service, Topic::from(&Name::parse(name)?), time.until())?;
-        lock(&self.table).services.insert(name.to_owned(), id);
-        Ok(id)
-    }
-
-    fn request_slot(&self, pending: Arc<Pending>) -> Result<(u32, u32, u64)> {
+    /// A place for a request in that session, if it is the present one.
+    fn request_slot(&self, pending: Arc<Pending>, session: u64) -> Result<Option<(u32, u32)>> {
         let mut table = lock(&self.table);
+        if table.session != session {
+            return Ok(None);
+        }
         if let Some(closed) = &table.closed {
             return Err(closed.clone());
         }
@@ -245,11 +245,10 @@ impl Inner {
                 table.requests.len() as u32 - 1
             }
         };
-        let session = table.session;
         let place = &mut table.requests[slot as usize];
         place.generation = place.generation.wrapping_add(1);
         place.pending = Some(pending);
-        Ok((slot, place.generation, session))
+        Ok(Some((slot, place.generation)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::answer::{Incoming, Request, give_up};
 use super::asked::Asked;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
 use super::reply_error::ReplyError;
 use super::{Client, Name};
@@ -11,7 +11,7 @@ use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// What arrives for a service.
@@ -40,6 +40,8 @@ pub(super) struct Inbox {
     pub(super) number: AtomicU64,
     /// Nobody serves any more.
     pub(super) is_dropped: AtomicU64,
+    /// Why the present broker does not take the offer.
+    refused: OnceLock<Error>,
 }
 
 /// What a service is offered as: again, if the broker is another.
@@ -51,11 +53,27 @@ pub(super) struct Offer {
 
 impl Inbox {
     pub(super) fn new(offer: Offer) -> Inbox {
-        Inbox { arrived: Mutex::default(), offer, number: AtomicU64::new(0), is_dropped: AtomicU64::new(0) }
+        Inbox {
+            arrived: Mutex::default(),
+            offer,
+            number: AtomicU64::new(0),
+            is_dropped: AtomicU64::new(0),
+            refused: OnceLock::new(),
+        }
     }
 
     pub(super) fn push(&self, arrived: Arrived) {
         lock(&self.arrived).push_back(arrived);
+    }
+
+    /// The present broker does not take the offer.
+    pub(super) fn refuse(&self, error: Error) {
+        let _ = self.refused.set(error);
+    }
+
+    /// Why nothing more comes, though the connection stands.
+    pub(super) fn end(&self) -> Option<Error> {
+        self.refused.get().cloned()
     }
 
     fn number(&self) -> u32 {
@@ -141,7 +159,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// Why the connection ended.
+    /// Why the connection ended, or why another broker does not take the offer.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -190,11 +208,16 @@ impl Service {
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Request> {
         let inner = self.inner.clone();
-        inner.wait_until(deadline(timeout), || self.poll())
+        inner.wait_until(deadline(timeout), || self.poll())?
+    }
+
+    /// The next request if it is there, or why no more come.
+    pub(super) fn poll(&mut self) -> Option<Result<Request>> {
+        self.poll_request().map(Ok).or_else(|| self.inbox.end().map(Err))
     }
 
     /// The next request if it is there; on the way it gives credit back for bodies that are coming in.
-    pub(super) fn poll(&mut self) -> Option<Request> {
+    fn poll_request(&mut self) -> Option<Request> {
         loop {
             let arrived = lock(&self.inbox.arrived).pop_front()?;
             match arrived {

@@ -1,11 +1,12 @@
 //! Going on at another broker, when the last one has died or has ended the session.
 //!
-//! Three steps. *Restoring*: the new broker is asked for the numbers of all topics and services, in the order in which
-//! the last one gave them, so that they are the same; then for all subscriptions and offers. Meanwhile everybody else
-//! still uses the lanes of the last session, which nobody reads. *Going on*: in one step, under the locks of the table
-//! and of both lanes, requests under way end as disconnected, calls to be answered are over, subscriptions and offers
-//! get their new numbers, and what the last broker has not consumed is taken out of the bulk lane to be sent again.
-//! *Sending again*: whoever publishes or waits places it in the new lane, before anything else.
+//! Three steps. *Restoring*: the new broker is asked for the numbers of all topics, also of those that were released
+//! and whose messages the last one may not have consumed; then for all subscriptions and offers. (Services are asked
+//! for by the next request to each.) Meanwhile everybody else still uses the lanes of the last session, which nobody
+//! reads. *Going on*: in one step, under the locks of the table and of both lanes, requests under way end as
+//! disconnected, calls to be answered are over, topics, subscriptions and offers get their new numbers, and what the
+//! last broker has not consumed is taken out of the bulk lane to be sent again. What the new broker refuses ends with
+//! the reason. *Sending again*: whoever publishes or waits places it in the new lane, before anything else.
 
 use super::error::{Error, Kind};
 use super::inner::{Inner, Table, lock};
@@ -32,8 +33,8 @@ const LENT: Duration = Duration::from_millis(2);
 /// What the new broker is asked for.
 #[derive(Debug)]
 pub(super) enum Restoring {
-    /// The number of a topic or service, which must be this.
-    Name(u32),
+    /// The number of the topic with this id.
+    Topic(u64),
     Subscription(Arc<Queue>),
     Offer(Arc<Inbox>),
 }
@@ -57,10 +58,10 @@ pub(super) fn restore(inner: &Inner, socket: Arc<UnixStream>, limits: &Limits) {
         table.restoring.insert(serial, what);
         questions.push_back((serial, question(serial)));
     };
-    for (kind, names) in [(InternKind::Topic, &table.named[0]), (InternKind::Service, &table.named[1])] {
-        for (number, name) in names.iter().enumerate() {
-            ask(Restoring::Name(number as u32), &|serial| ClientFrame::Intern { serial, kind, name: name.clone() });
-        }
+    table.topics.ask_anew();
+    for (id, name) in table.topics.all() {
+        let kind = InternKind::Topic;
+        ask(Restoring::Topic(id), &|serial| ClientFrame::Intern { serial, kind, name: name.clone() });
     }
     for queue in table.subscriptions.values() {
         let (policy, credit) = (queue.policy, queue.granted(limits));
@@ -89,7 +90,12 @@ pub(super) fn restore(inner: &Inner, socket: Arc<UnixStream>, limits: &Limits) {
 /// If it does not give what the last one gave.
 pub(super) fn restored(table: &mut Table, what: Restoring, answer: &BrokerFrame) -> Result<(), Error> {
     match (what, answer) {
-        (Restoring::Name(number), BrokerFrame::Interned { id, .. }) if *id == number => {}
+        (Restoring::Topic(topic), BrokerFrame::Interned { id, .. }) => table.topics.restored(topic, Ok(*id)),
+        // It has smaller limits: what is published on the topic is refused, its client goes on.
+        (Restoring::Topic(topic), BrokerFrame::Failed { code, message, .. }) => {
+            let refused = Kind::Failed { code: *code, message: message.clone() };
+            table.topics.restored(topic, Err(refused.into()));
+        }
         (Restoring::Subscription(queue), BrokerFrame::Subscribed { subscription, .. }) => {
             table.restored.push(Restored::Subscription(queue, *subscription));
         }
@@ -100,8 +106,8 @@ pub(super) fn restored(table: &mut Table, what: Restoring, answer: &BrokerFrame)
         (Restoring::Subscription(queue), BrokerFrame::Failed { code, message, .. }) => {
             queue.refuse(Kind::Failed { code: *code, message: message.clone() }.into());
         }
-        (_, BrokerFrame::Failed { code, message, .. }) => {
-            return Err(Kind::Failed { code: *code, message: message.clone() }.into());
+        (Restoring::Offer(inbox), BrokerFrame::Failed { code, message, .. }) => {
+            inbox.refuse(Kind::Failed { code: *code, message: message.clone() }.into());
         }
         (what, answer) => {
             let reason = format!("the broker that is there now answers {answer:?} where {what:?} was asked for");
@@ -155,7 +161,9 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
         }
     }
     let (new_bulk, new_express, egress) = Inner::ends(&segment, &reader.bells, &limits);
-    let (left_out, taken) = bulk.renew(new_bulk, table.session);
+    let (left_out, taken) = bulk.renew(new_bulk, table.session, &mut table.topics);
+    table.services.clear();
+    inner.has_leaving.store(1, Ordering::Relaxed);
     // Its user is told as of messages that a broker takes out.
     table.set_aside += left_out as u64;
     if bulk.flush > table.flushed {

@@ -2,6 +2,7 @@
 //! records of calls that found no space in the express lane, and die with it.
 
 use super::lane::part_flags;
+use super::names::Renumbering;
 use crate::shm::ring::{Producer, Violation};
 use crate::wire::record::{Flags, Header, Kind};
 use std::collections::VecDeque;
@@ -105,18 +106,26 @@ impl Unsents {
         before - self.queue.len()
     }
 
-    /// The lane's broker has died: what it had not consumed comes first, then what was to be sent again already.
+    /// The lane's broker has died: what it had not consumed comes first, then what was to be sent again already, all
+    /// with the topics' numbers at the next one. Returns how many messages are on topics that have none.
     ///
     /// # Errors
     ///
     /// If the lane holds what was never placed: what follows is lost, and shows as a gap.
-    pub(super) fn take_from(&mut self, lane: &mut Producer) -> Result<(), Violation> {
+    pub(super) fn take_from(
+        &mut self,
+        lane: &mut Producer,
+        numbers: &mut Renumbering,
+    ) -> (usize, Result<(), Violation>) {
         let mut found = VecDeque::new();
         // The message under way, and whether it is whole already.
         let mut open: Option<(Unsent, bool)> = None;
         let large = std::mem::take(&mut self.large);
         let read = lane.unconsumed(|words, payload| {
             let Ok(header) = Header::from_words(words) else { return };
+            if header.kind == Kind::Release {
+                numbers.release(header.id);
+            }
             if header.kind != Kind::Publish {
                 return;
             }
@@ -136,13 +145,24 @@ impl Unsents {
                 && let Some((unsent, _)) = open.take()
                 && unsent.payload.len() == unsent.header.total as usize
             {
-                found.push_back(unsent);
+                let number = numbers.publish(unsent.header.id);
+                found.push_back((unsent, number));
             }
         });
         self.at = 0;
-        found.append(&mut self.queue);
-        self.queue = found;
-        read
+        let waiting = std::mem::take(&mut self.queue);
+        found.extend(waiting.into_iter().map(|unsent| {
+            let number = numbers.publish(unsent.header.id);
+            (unsent, number)
+        }));
+        let before = found.len();
+        self.queue.extend(found.into_iter().filter_map(|(mut unsent, number)| {
+            if unsent.header.kind == Kind::Publish {
+                unsent.header.id = number?;
+            }
+            Some(unsent)
+        }));
+        (before - self.queue.len(), read)
     }
 }
 
@@ -159,6 +179,13 @@ mod tests {
         let segment = Segment::create(Geometry::new(SLOT as u32, 64).unwrap(), Nonces::random().unwrap(), 0o600);
         let segment = segment.unwrap();
         (segment.client_ends().0, segment.broker_ends().0)
+    }
+
+    /// The topic has the same number at the next broker.
+    fn same() -> Renumbering {
+        let mut numbers = Renumbering::default();
+        numbers.add(3, Some(3));
+        numbers
     }
 
     fn header(seq: u64, len: usize) -> Header {
@@ -205,7 +232,7 @@ mod tests {
         consume(&mut broker, 2);
         let mut unsents = Unsents::default();
         unsents.push(Unsent::flush(9));
-        unsents.take_from(&mut lane).unwrap();
+        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
         let whole = Flags::WHOLE.with(Flags::RESENT);
         assert_eq!(unsents.queue[0].payload, [3; 30]);
         assert_eq!(taken(&mut unsents), [(3, 30, whole), (4, 40, whole), (9, 0, Flags(0))]);
@@ -225,7 +252,7 @@ mod tests {
         assert_eq!(at, payload.len());
         let claimed = lane.claimed();
         unsents.keep(&header(1, payload.len()), &payload, claimed, lane.look().unwrap());
-        unsents.take_from(&mut lane).unwrap();
+        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
         assert_eq!((unsents.queue.len(), &unsents.queue[0].payload), (1, &payload));
         let (first, last) = (Flags::FIRST.with(Flags::RESENT), Flags::LAST.with(Flags::RESENT));
         assert_eq!(taken(&mut unsents), [(1, 1024, first), (1, 1024, Flags::RESENT), (1, 952, last)]);
@@ -239,10 +266,10 @@ mod tests {
         let (mut lane, mut broker) = lane();
         assert!(place(&mut lane, 1, &[1; 3000], 0) < 3000);
         let mut unsents = Unsents::default();
-        unsents.take_from(&mut lane).unwrap();
+        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
         assert!(unsents.is_empty());
         consume(&mut broker, 1);
-        unsents.take_from(&mut lane).unwrap();
+        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
         assert!(unsents.is_empty());
     }
 
@@ -255,8 +282,24 @@ mod tests {
         let (first, part) = unsents.next(SLOT).unwrap();
         assert!(lane.push(&first.to_words(), Payload::Bytes(part)).unwrap());
         unsents.placed(SLOT, lane.claimed());
-        unsents.take_from(&mut lane).unwrap();
+        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
         let sequences: Vec<_> = unsents.queue.iter().map(|unsent| unsent.header.seq).collect();
         assert_eq!((sequences, unsents.at), (vec![5, 6], 0));
+    }
+
+    #[test]
+    fn a_number_that_was_released_and_given_again_stands_for_both_topics_in_their_order() {
+        let (mut lane, _broker) = lane();
+        let mut numbers = Renumbering::default();
+        (numbers.add(3, Some(0)), numbers.add(3, None), numbers.add(3, Some(2)));
+        for seq in 1..=3 {
+            place(&mut lane, seq, b"x", 0);
+            let release = Header { id: 3, ..Header::new(Kind::Release) };
+            assert!(lane.push(&release.to_words(), Payload::EMPTY).unwrap());
+        }
+        let mut unsents = Unsents::default();
+        assert_eq!(unsents.take_from(&mut lane, &mut numbers), (1, Ok(())), "one has no number there");
+        let again: Vec<_> = unsents.queue.iter().map(|unsent| (unsent.header.id, unsent.header.seq)).collect();
+        assert_eq!(again, [(0, 1), (2, 3)]);
     }
 }

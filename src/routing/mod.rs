@@ -6,6 +6,7 @@
 //! | `wheel` | timers: set, cancelled and fired in constant time, without allocation |
 //! | `schedule` | which connection is served next: fair by deficit, the quiet ones first |
 //! | `topics` | topics, subscriptions, and which goes to which |
+//! | `numbers` | the numbers that stand for names on a connection |
 //! | `services` | services, their responders, and which of them gets the next call |
 //! | `budget` | the shared memory budget and its leases |
 //! | `breaker` | which requests a service is spared, because it fails |
@@ -21,6 +22,7 @@ pub(crate) mod budget;
 pub(crate) mod grace;
 pub(crate) mod group;
 pub(crate) mod histogram;
+pub(crate) mod numbers;
 pub(crate) mod restart;
 pub(crate) mod schedule;
 pub(crate) mod services;

@@ -66,6 +66,13 @@ pub(crate) struct Service {
     next: usize,
 }
 
+impl Service {
+    /// No connection has a number for it, and none has a call of it to answer.
+    fn is_unused(&self) -> bool {
+        self.users == 0 && self.responders.is_empty()
+    }
+}
+
 /// How long calls took, from when the router has taken the request in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CallTimes {
@@ -163,7 +170,7 @@ impl Services {
 
     /// Forgets a service that has neither users nor a breaker with something to remember.
     pub(crate) fn forget_if_unused(&mut self, id: ServiceId) {
-        if self.get(id).is_some_and(|service| service.users == 0 && service.breaker.is_at_rest()) {
+        if self.get(id).is_some_and(|service| service.is_unused() && service.breaker.is_at_rest()) {
             self.forget(id);
         }
     }
@@ -177,7 +184,7 @@ impl Services {
             // It was ordered.
             Stand::ForcedOpen | Stand::ForcedClosed => 3,
         };
-        let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.users == 0)?)));
+        let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
         let least = unused.min_by_key(|(_, service)| weight(service)).map(|(id, _)| id);
         least.is_some_and(|id| {
             self.forget(id);

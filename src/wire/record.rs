@@ -49,6 +49,10 @@ kinds! {
     Publish = 1,
     /// Bulk. `seq` chosen by the client; answered by [`Kind::Flushed`] when all before it is routed.
     Flush = 2,
+    /// Bulk. `id` topic (the connection's own number): the client does not use the number any more, and it may be given
+    /// to another name. Not answered; a number that stands for nothing is ignored. It comes behind the last message
+    /// with that number, never within one.
+    Release = 3,
     /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit of the whole
     /// call; 0 for the default, which for a [`Flags::STREAM`] is the time to its first chunk and between chunks.
     Request = 8,
@@ -65,6 +69,8 @@ kinds! {
     ResponseCredit = 12,
     /// Express. `seq` call, `arg` cells of request body that the responder can take in addition.
     BodyCredit = 13,
+    /// Express. `arg` service (own number): as [`Kind::Release`]. Calls that are under way go on.
+    ReleaseService = 14,
 
     /// `id` topic (the broker's number), payload its name. Comes before the first message with that number.
     TopicName = 32,

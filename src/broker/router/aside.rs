@@ -55,6 +55,9 @@ impl RouterState {
     /// still to come of the message goes to nobody.
     pub(super) fn set_publish_aside(&mut self, key: u32, record: &Record) {
         let Ok(header) = Header::from_words(&record.header) else { return };
+        if header.kind == Kind::Release {
+            return;
+        }
         if header.kind == Kind::Flush {
             // What was before it is routed, and nothing of it can be lost.
             let answer = Header { seq: header.seq, ..Header::new(Kind::Flushed) };
@@ -72,7 +75,7 @@ impl RouterState {
             Work::Undecided if header.kind == Kind::Publish && header.flags.has(Flags::FIRST) => {
                 let Some(inlet) = self.inlet_mut(key).filter(|inlet| inlet.partial.is_none()) else { return };
                 inlet.partial_targets.clear();
-                let Some(published) = inlet.topics.get(header.id as usize) else { return };
+                let Some(published) = inlet.topics.get(header.id) else { return };
                 let (topic, seq, origin) = (published.topic, header.seq.max(published.sent), inlet.info.id);
                 let (total, len, flags) = (header.total, record.len, header.flags);
                 self.skip_rest(key, header.id, &Message { topic, origin, seq, total, len, flags });
@@ -105,7 +108,7 @@ impl RouterState {
     /// The first record of a message is taken out; so its further ones have no receivers.
     fn skip_rest(&mut self, key: u32, id: u32, message: &Message) {
         let Some(inlet) = self.inlet_mut(key) else { return };
-        if let Some(published) = inlet.topics.get_mut(id as usize) {
+        if let Some(published) = inlet.topics.get_mut(id) {
             published.sent = message.seq;
         }
         if message.total > message.len {

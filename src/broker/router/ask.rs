@@ -13,9 +13,6 @@ use crate::wire::name::{Name, Topic};
 use crate::wire::pattern::Pattern;
 use crate::wire::record::Outcome;
 
-/// How many offers to serve a connection may make in its life, as a multiple of those that it may have at a time.
-const OFFERS: usize = 1024;
-
 type Answer = Result<BrokerFrame, (FailedCode, String)>;
 
 impl RouterState {
@@ -69,8 +66,7 @@ impl RouterState {
         }
         let id = self.topics.intern(topic).map_err(|full| self.too_many(full))?;
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
-        inlet.topics.push(Published { topic: id, sent: 0 });
-        Ok(BrokerFrame::Interned { serial, id: inlet.topics.len() as u32 - 1 })
+        Ok(BrokerFrame::Interned { serial, id: inlet.topics.give(Published { topic: id, sent: 0 }) })
     }
 
     fn intern_service(&mut self, key: u32, serial: u32, name: &Topic) -> Answer {
@@ -81,8 +77,7 @@ impl RouterState {
         }
         let service = self.services.intern(&name).ok_or_else(too_many_services)?;
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
-        inlet.services.push(service);
-        Ok(BrokerFrame::Interned { serial, id: inlet.services.len() as u32 - 1 })
+        Ok(BrokerFrame::Interned { serial, id: inlet.services.give(service) })
     }
 
     fn subscribe(&mut self, key: u32, serial: u32, pattern: Pattern, policy: DeliveryPolicy, credit: u32) -> Answer {
@@ -135,14 +130,8 @@ impl RouterState {
             return Err((FailedCode::NotAllowed, format!("the broker itself serves {ECHO}")));
         }
         let most = self.settings.max_subscriptions_per_connection;
-        let serving = self.inlet(key).map_or(&[][..], |inlet| &inlet.serving);
-        if serving.iter().flatten().count() >= most {
+        if self.inlet(key).is_some_and(|inlet| inlet.serving.len() >= most) {
             return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
-        }
-        // A number is not given twice, for a call may be under way that has it.
-        if serving.len() >= most * OFFERS {
-            let offered = most * OFFERS;
-            return Err((FailedCode::Limit, format!("this connection has made {offered} offers, which is the limit")));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
         let most = self.settings.max_requests_per_responder;
@@ -152,15 +141,18 @@ impl RouterState {
             return Err((FailedCode::Invalid, format!("this connection serves {name} already")));
         }
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
-        inlet.serving.push(Some(service));
-        Ok(BrokerFrame::Serving { serial, service: inlet.serving.len() as u32 - 1 })
+        let number = inlet.next_offer;
+        inlet.next_offer = number.wrapping_add(1);
+        inlet.serving.push((number, service));
+        Ok(BrokerFrame::Serving { serial, service: number })
     }
 
     fn unserve(&mut self, key: u32, serial: u32, number: u32) -> Answer {
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
-        let Some(service) = inlet.serving.get_mut(number as usize).and_then(Option::take) else {
+        let Some(at) = inlet.serving.iter().position(|(given, _)| *given == number) else {
             return Err((FailedCode::Unknown, format!("no service has the number {number}")));
         };
+        let (_, service) = inlet.serving.remove(at);
         self.services.unserve(service, key);
         self.services.release(service);
         Ok(BrokerFrame::Done { serial })
@@ -173,7 +165,7 @@ impl RouterState {
         let listed = if with_connections { self.inlets.as_slice() } else { &[] };
         for (key, inlet) in listed.iter().enumerate() {
             let (Some(inlet), Some(outlet)) = (inlet.as_deref(), self.outlets.get(key as u32)) else { continue };
-            let services = inlet.serving.iter().flatten().filter_map(|s| self.services.get(*s));
+            let services = inlet.serving.iter().filter_map(|(_, service)| self.services.get(*service));
             let subscriptions = outlet.subscriptions.iter().filter_map(|s| self.topics.subscriptions.get(*s));
             let (used, credit) = subscriptions.fold((0, 0), |(used, all), s| {
                 (used + u64::from(s.capacity.saturating_sub(s.credit)), all + u64::from(s.capacity))

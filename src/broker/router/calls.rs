@@ -82,6 +82,10 @@ impl RouterState {
             }
             Kind::ResponseCredit => self.response_credit(key, record, &header)?,
             Kind::BodyCredit => self.body_credit(key, record, &header)?,
+            Kind::ReleaseService => {
+                self.decided(record, &header);
+                self.release_service_number(key, &header);
+            }
             kind => return Err(Doom::violation(format_args!("record of kind {kind:?} in the express lane"))),
         }
         self.done(key, RingName::Express, record, header.kind);
@@ -106,7 +110,7 @@ impl RouterState {
                 header.total
             )));
         }
-        let Some(service) = inlet.services.get(header.arg as usize).copied() else {
+        let Some(service) = inlet.services.get(header.arg).copied() else {
             return Err(Doom::violation(format_args!("request to service number {}, never given", header.arg)));
         };
         if header.id >= max_requests {
@@ -195,8 +199,8 @@ impl RouterState {
         let idle_limit = (header.nanos == 0 && header.flags.has(Flags::STREAM)).then_some(timeout);
         let number = responder
             .and_then(|r| self.inlet(r))
-            .and_then(|inlet| inlet.serving.iter().position(|s| *s == Some(service)))
-            .map_or(0, |number| number as u32);
+            .and_then(|inlet| inlet.serving.iter().find(|(_, served)| *served == service))
+            .map_or(0, |(number, _)| *number);
         let credit = self.settings.stream_credit;
         let call = Call {
             requester: key,

@@ -2,6 +2,7 @@
 
 use super::publish::Message;
 use crate::routing::arena::Key;
+use crate::routing::numbers::Numbers;
 use crate::routing::services::ServiceId;
 use crate::routing::topics::TopicId;
 use crate::routing::wheel::TimerId;
@@ -70,11 +71,13 @@ pub(super) struct Inlet {
     /// Armed while this connection is not polled.
     pub(super) data: Signal,
     /// What this client publishes to, by its own numbers.
-    pub(super) topics: Vec<Published>,
+    pub(super) topics: Numbers<Published>,
     /// What it sends requests to, by its own numbers.
-    pub(super) services: Vec<ServiceId>,
-    /// What it serves, by its own numbers; `None` once it stopped.
-    pub(super) serving: Vec<Option<ServiceId>>,
+    pub(super) services: Numbers<ServiceId>,
+    /// What it serves, each with the number of the offer.
+    pub(super) serving: Vec<(u32, ServiceId)>,
+    /// The number of the next offer: one is not given twice, for a call may be under way that has it.
+    pub(super) next_offer: u32,
     pub(super) requests: Vec<RequestSlot>,
     pub(super) outstanding: u32,
     pub(super) partial: Option<Partial>,

@@ -4,6 +4,7 @@ use super::inlet::{Info, Inlet};
 use super::outlet::{Doom, Outlet};
 use super::state::RouterState;
 use crate::broker::fault;
+use crate::routing::numbers::Numbers;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -55,9 +56,10 @@ impl RouterState {
             bulk,
             express,
             data,
-            topics: Vec::new(),
-            services: Vec::new(),
+            topics: Numbers::new(),
+            services: Numbers::new(),
             serving: Vec::new(),
+            next_offer: 0,
             requests: Vec::new(),
             outstanding: 0,
             partial: None,
@@ -100,7 +102,7 @@ impl RouterState {
     pub(super) fn client_gone(&mut self, key: u32, id: u32) {
         let Some(inlet) = self.inlet_of(key, id) else { return };
         inlet.ended = true;
-        let serving: Vec<_> = inlet.serving.iter().flatten().copied().collect();
+        let serving: Vec<_> = inlet.serving.iter().map(|(_, service)| *service).collect();
         for service in serving {
             self.services.unserve(service, key);
         }
@@ -149,16 +151,14 @@ impl RouterState {
         // What is given up is off its list first: a router that dies here gives nothing up twice.
         let RouterState { inlets, services, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
-        while let Some(serving) = inlet.serving.pop() {
-            if let Some(service) = serving {
-                services.unserve(service, key);
-                services.release(service);
-            }
-        }
-        while let Some(service) = inlet.services.pop() {
+        while let Some((_, service)) = inlet.serving.pop() {
+            services.unserve(service, key);
             services.release(service);
         }
-        while let Some(published) = self.inlet_mut(key).and_then(|inlet| inlet.topics.pop()) {
+        while let Some(service) = inlet.services.take_any() {
+            services.release(service);
+        }
+        while let Some(published) = self.inlet_mut(key).and_then(|inlet| inlet.topics.take_any()) {
             self.release_topic(published.topic);
         }
         if let Some(outlet) = self.outlets.remove(key) {

@@ -11,6 +11,7 @@
 //! | `reclaim` | giving their pages back, on threads of its own |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
+//! | `release` | numbers of topics and services are given back |
 //! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
@@ -36,6 +37,7 @@ mod outlet;
 mod polling;
 mod publish;
 mod reclaim;
+mod release;
 mod settings;
 mod state;
 #[cfg(test)]

@@ -153,7 +153,7 @@ impl RouterState {
         match call {
             Some(call) => self.lose_call(call),
             None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
-                let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg as usize).copied());
+                let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg).copied());
                 self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
             }
             None => {}

@@ -120,6 +120,11 @@ impl RouterState {
                 self.done(key, RingName::Bulk, record, header.kind);
                 Ok(Lane::More)
             }
+            Kind::Release => {
+                self.release_number(key, &header)?;
+                self.done(key, RingName::Bulk, record, header.kind);
+                Ok(Lane::More)
+            }
             kind => Err(Doom::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
         }
     }
@@ -135,7 +140,7 @@ impl RouterState {
         if total > max || len > total || is_whole != (len == total) {
             return Err(Doom::violation(format_args!("publish of {total} bytes begins with a record of {len}")));
         }
-        let Some(published) = inlet.topics.get(header.id as usize) else {
+        let Some(published) = inlet.topics.get(header.id) else {
             return Err(Doom::violation(format_args!("publish to topic number {}, which was never given", header.id)));
         };
         if header.seq <= published.sent {
@@ -259,7 +264,9 @@ impl RouterState {
         counters.published += 1;
         counters.unmatched += u64::from(chosen.is_empty());
         inlet.messages += 1;
-        inlet.topics[id as usize].sent = message.seq;
+        if let Some(published) = inlet.topics.get_mut(id) {
+            published.sent = message.seq;
+        }
         if !message.flags.has(Flags::LAST) {
             let (topic, seq, total) = (message.topic, message.seq, message.total);
             counters.fragments += 1;

@@ -1,11 +1,12 @@
 //! Publishing, for async programs.
 
 use super::super::error::{Kind, Result};
+use super::super::hold::Hold;
 use super::super::inner::lock;
 use super::super::lane::Parts;
 use super::{AsyncClient, until};
 use crate::wire::control::InternKind;
-use crate::wire::name::Topic;
+use std::sync::Arc;
 
 impl AsyncClient {
     /// As [`Client::publish`](crate::client::Client::publish).
@@ -15,8 +16,8 @@ impl AsyncClient {
     /// As [`Client::publish`](crate::client::Client::publish).
     pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
         self.inner.check_size(payload.as_ref().len())?;
-        let topic = self.topic(topic).await?;
-        self.publish_to(topic, payload.as_ref()).await
+        let topic = self.hold(InternKind::Topic, topic, true, || None).await?;
+        self.publish_to(topic.into(), payload.as_ref()).await
     }
 
     /// As [`Client::publisher`](crate::client::Client::publisher).
@@ -25,37 +26,25 @@ impl AsyncClient {
     ///
     /// As [`Client::publisher`](crate::client::Client::publisher).
     pub async fn publisher(&self, topic: &str) -> Result<AsyncPublisher> {
-        Ok(AsyncPublisher { topic: self.topic(topic).await?, client: self.clone() })
+        let topic = self.hold(InternKind::Topic, topic, false, || None).await?;
+        Ok(AsyncPublisher { topic: topic.into(), client: self.clone() })
     }
 
-    /// The broker's number for a topic.
-    async fn topic(&self, name: &str) -> Result<u32> {
-        let known = lock(&self.inner.table).topics.get(name).copied();
-        match known {
-            Some(id) => Ok(id),
-            None => {
-                let id = self.intern(InternKind::Topic, Topic::parse(name)?, None).await?;
-                // One number for all tasks, as there.
-                Ok(*lock(&self.inner.table).topics.entry(name.to_owned()).or_insert(id))
-            }
-        }
-    }
-
-    async fn publish_to(&self, id: u32, payload: &[u8]) -> Result<()> {
+    async fn publish_to(&self, topic: Arc<Hold>, payload: &[u8]) -> Result<()> {
         let inner = &self.inner;
         let total = inner.check_size(payload.len())?;
         let step = inner.limits.slot_size() as usize;
         if payload.len() > step {
             // Part after part, in a task of its own: were it dropped half way, no further message could follow.
             let (this, payload) = (self.clone(), payload.to_vec());
-            let whole = tokio::spawn(async move { this.publish_parts(id, total, &payload).await });
+            let whole = tokio::spawn(async move { this.publish_parts(&topic, total, &payload).await });
             return whole.await.unwrap_or_else(|error| Err(Kind::Disconnected(error.to_string()).into()));
         }
-        self.publish_parts(id, total, payload).await
+        self.publish_parts(&topic, total, payload).await
     }
 
-    async fn publish_parts(&self, topic: u32, total: u32, payload: &[u8]) -> Result<()> {
-        let (inner, mut message) = (&self.inner, Parts::new(topic, total));
+    async fn publish_parts(&self, topic: &Hold, total: u32, payload: &[u8]) -> Result<()> {
+        let (inner, mut message) = (&self.inner, Parts::new(topic.place, total));
         let _turn = self.bulk.lock().await;
         until(inner, || inner.try_parts(&mut message, payload)).await?
     }
@@ -88,7 +77,7 @@ impl AsyncClient {
 /// As [`Publisher`](crate::client::Publisher).
 #[derive(Clone, Debug)]
 pub struct AsyncPublisher {
-    topic: u32,
+    topic: Arc<Hold>,
     client: AsyncClient,
 }
 
@@ -99,6 +88,6 @@ impl AsyncPublisher {
     ///
     /// As [`Publisher::publish`](crate::client::Publisher::publish).
     pub async fn publish(&self, payload: impl AsRef<[u8]>) -> Result<()> {
-        self.client.publish_to(self.topic, payload.as_ref()).await
+        self.client.publish_to(self.topic.clone(), payload.as_ref()).await
     }
 }

@@ -83,7 +83,7 @@ impl Stream for AsyncService {
             return Poll::Ready(None);
         }
         let service = &mut this.service;
-        let next = ready!(poll_until(&this.client.inner, context, || service.poll()));
+        let next = ready!(poll_until(&this.client.inner, context, || service.poll())).and_then(|next| next);
         this.failed = next.is_err();
         Poll::Ready(Some(next.map(|request| AsyncRequest::new(this.client.clone(), request))))
     }
