@@ -12,12 +12,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-/// What the control socket is called.
+/// The name of the control socket.
 const IPC: &str = "ipc";
-/// What the socket of the health endpoints is called.
+/// The name of the health endpoints' socket.
 const HEALTH: &str = "health";
 
-/// What was inherited.
+/// The inherited sockets.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
     /// The control socket, and its path.
@@ -27,7 +27,7 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
-    /// Takes what was inherited. To be called once, before there are other threads.
+    /// Takes the inherited sockets. Call once, before other threads start.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The listening socket of a running broker: its file is watched, and made anew when it is gone.
+//! The listening socket of a running broker: its file is watched, and recreated when it is removed.
 //!
 //! A cleaner of temporary folders, or a person, removes the file; the descriptor goes on listening where no client
 //! finds it. The file itself is watched by inotify, and looked for now and then, in case its folder went.
@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-/// How often the file is looked for.
+/// Interval of checks for the file.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long the path stays free after a removal: another broker may be about to take it.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ impl Listening {
         self.bound.borrow_mut().remove();
     }
 
-    /// Waits until the file was removed, and returns the descriptor of one that was made anew.
+    /// Waits until the file was removed, and returns the descriptor of the recreated socket.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the service manager is told, if one started us and wants to hear (`NOTIFY_SOCKET`, see `sd_notify(3)`).
+//! Messages to the service manager, if one is listening (`NOTIFY_SOCKET`, see `sd_notify(3)`).
 //!
 //! | message | when |
 //! |---|---|
@@ -21,11 +21,11 @@ use std::time::Duration;
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 16;
-/// How often it is looked whether the broker is ready, until it is.
+/// Interval of checks whether the broker is ready, until it is.
 const READY_LOOK: Duration = Duration::from_millis(20);
-/// How often it is looked whether there is something new to tell.
+/// Interval of checks for a changed status.
 const STATUS_LOOK: Duration = Duration::from_secs(1);
-/// What an end may take beyond its drain: connections and actors are waited for.
+/// How long stopping may take beyond the drain: connections and actors are waited for.
 const BEYOND_DRAIN: Duration = Duration::from_secs(10);
 
 /// One datagram.
@@ -37,16 +37,16 @@ enum Message {
     Stopping { status: String, within: Duration },
 }
 
-/// The way to the service manager; nothing is sent if there is none. Clones go to the same.
+/// The connection to the service manager; without one, nothing is sent. Clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct Notify {
     queue: Option<SyncSender<Message>>,
-    /// How often it wants to hear that we live.
+    /// The interval in which it expects a heartbeat.
     alive_every: Option<Duration>,
 }
 
 impl Notify {
-    /// As the environment says.
+    /// From the environment.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Notify {
         Ok(Notify { queue: Some(queue), alive_every: within.map(|within| within / 2) })
     }
 
-    /// How often [`Notify::alive`] is to be called, if at all.
+    /// The interval in which [`Notify::alive`] must be called, if at all.
     pub(super) fn alive_every(&self) -> Option<Duration> {
         self.alive_every
     }
@@ -82,7 +82,7 @@ impl Notify {
         self.tell(Message::Alive);
     }
 
-    /// The end begins, and may take so long beyond what all ends take.
+    /// Stopping begins, and may take so long beyond the usual.
     pub(super) fn stopping(&self, why: &str, drain: Duration) {
         let status = format!("{why}: draining, at most {} ms", drain.as_millis());
         self.tell(Message::Stopping { status, within: drain + BEYOND_DRAIN });
@@ -94,7 +94,7 @@ impl Notify {
         }
     }
 
-    /// Tells that the broker is ready, as soon as it is, and then how it is.
+    /// Reports readiness, and then each change of the status.
     pub(super) async fn follow(self, broker: Arc<Broker>) {
         if self.queue.is_none() {
             return;

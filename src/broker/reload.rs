@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Reads the configuration again.
 pub(crate) type Load = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send + Sync>;
 
-/// Where configurations come from, and whether the socket was inherited, so that its path is none of the file's.
+/// The source of configurations, and whether the socket was inherited: then its path is not from the file.
 pub(super) struct Source {
     pub(super) load: Load,
     pub(super) has_inherited_socket: bool,

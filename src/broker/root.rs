@@ -66,9 +66,9 @@ pub enum BrokerError {
     AtOnce(&'static str),
 }
 
-/// How often a draining broker looks whether all is done.
+/// Interval of checks whether draining is complete.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
-/// How long closed connections may take to be told.
+/// How long closed connections may take to be notified.
 const CLOSE: Duration = Duration::from_secs(2);
 /// How long an actor of the root may take to stop.
 const STOP: Duration = Duration::from_secs(1);
@@ -105,7 +105,7 @@ pub fn run(
     System::with_tokio_rt(|| runtime).block_on(serve((loaded, source), settings, listening, endpoints, notify, ready))
 }
 
-/// The socket that was inherited, or one of our own.
+/// The inherited socket, or a new one.
 fn listen(
     inherited: Option<(UnixListener, PathBuf)>,
     loaded: &mut Loaded,
@@ -234,7 +234,7 @@ async fn serve(
         () = reload_until_closed(&mut hang_up, &terminal, &reloaded) => Ok("SIGHUP"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
-    // What is told of the end is the last.
+    // The log lines of the end are the last.
     follows.abort();
     let orderly = async {
         if let Ok(signal) = ended {

@@ -42,9 +42,9 @@ pub enum SocketError {
     Inherited {
         /// The descriptor's number.
         fd: i32,
-        /// What it was called, escaped.
+        /// Its name, escaped.
         name: String,
-        /// What is wrong with it.
+        /// Why it is not usable.
         why: String,
     },
     /// The variables by which descriptors are inherited make no sense.
@@ -53,7 +53,7 @@ pub enum SocketError {
     /// The system refused.
     #[error("{}: {error}", .path.display())]
     Io {
-        /// What was to be used.
+        /// The path.
         path: PathBuf,
         /// Why it was not.
         error: io::Error,
@@ -74,7 +74,7 @@ type Identity = (u64, u64);
 pub(super) struct Bound {
     path: PathBuf,
     socket: Identity,
-    /// The mode of the socket, if it is ours.
+    /// The mode of the socket, unless it is inherited.
     permissions: Option<u32>,
     lock: Lock,
 }
@@ -123,7 +123,7 @@ impl Bound {
         &self.path
     }
 
-    /// Whether the socket still stands at its path. If the system does not say, it does.
+    /// Whether the socket is still at its path. If the system does not say, it is.
     pub(super) fn is_there(&self) -> bool {
         match identity(&self.path) {
             Ok(found) => found == self.socket,
@@ -187,7 +187,7 @@ fn is_dead(path: &Path) -> Result<bool, Errno> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => Ok(true),
-        // It has as many callers as it takes at a time; it is of another kind.
+        // Its backlog is full, or it is of another type.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(false),
         Err(error) => Err(error),
     }
@@ -249,7 +249,7 @@ impl Drop for Bound {
 }
 
 impl Bound {
-    /// Removes socket and lock, which are not made anew after that.
+    /// Removes socket and lock; they are not recreated after that.
     pub(super) fn remove(&mut self) {
         // Under the lock, and only what is still ours: after a removal another broker may have its own there.
         if self.permissions.take().is_some() && identity(&self.path).ok() == Some(self.socket) {

@@ -16,17 +16,17 @@ use std::time::{Duration, Instant};
 
 /// Lines that may wait.
 const LINES: usize = 1024;
-/// What is kept of one, in bytes: so what waits has a bound.
+/// The longest line, in bytes, so that waiting lines are bounded.
 const LINE_MAX: usize = 16 * 1024;
 /// How long an ending process waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
-/// How long a patient writer waits for a reader that takes nothing.
+/// How long a patient writer waits for a blocked reader.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The one of this process.
 static STDERR: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Has a thread of its own write to stderr from now on. `dropped` tells how many lines were dropped.
+/// Starts the thread that writes to stderr. `dropped` is called with numbers of dropped lines.
 ///
 /// # Errors
 ///
@@ -63,12 +63,12 @@ pub(crate) fn flush() {
     }
 }
 
-/// Whether a thread of its own writes.
+/// Whether the thread writes.
 pub(super) fn is_started() -> bool {
     STDERR.get().is_some()
 }
 
-/// How many lines were dropped so far.
+/// Lines dropped so far.
 pub(super) fn dropped() -> u64 {
     STDERR.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }

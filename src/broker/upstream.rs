@@ -31,10 +31,10 @@ use tokio::sync::watch;
 const SUPERVISOR: &str = "upstreams";
 /// Messages that may wait: one `Stop` in a life.
 const MAILBOX: usize = 4;
-/// How long its last words may take, beyond the time that all have to finish what is under way.
+/// How long its final frames may take, beyond the drain timeout.
 const STOP: Duration = Duration::from_secs(2);
 
-/// One upstream, as it is configured.
+/// One configured upstream.
 #[derive(Debug)]
 pub(super) struct Upstream {
     name: Name,
@@ -77,7 +77,7 @@ impl Upstream {
         config.upstream.iter().filter_map(upstream).collect()
     }
 
-    /// Keeps it dialled, on this thread, until the broker ends. One that is given up waits for a command.
+    /// Keeps it dialled, on this thread, until the broker ends. After its restart limit it waits for a dial command.
     pub(super) async fn keep(self: Arc<Self>, broker: Arc<Broker>) {
         let mut phase = broker.phase.clone();
         loop {
@@ -225,10 +225,10 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
     }
 }
 
-/// What is different in a session that the broker has dialled: the peer offers what it was dialled for.
+/// The state of a dialled session: the services that the peer is still to offer.
 pub(super) struct Dialled {
     upstream: Arc<Upstream>,
-    /// What it has not offered yet.
+    /// Services not yet offered.
     missing: RefCell<Vec<Name>>,
     within: Duration,
 }
@@ -259,14 +259,14 @@ impl Dialled {
         Some(BrokerFrame::Failed { serial: *serial, code: FailedCode::NotAllowed, message })
     }
 
-    /// A frame was answered.
+    /// A reply was sent.
     pub(super) fn answered(&self, offered: Option<&Name>, answer: &BrokerFrame) {
         if let (Some(offered), BrokerFrame::Serving { .. }) = (offered, answer) {
             self.missing.borrow_mut().retain(|missing| missing != offered);
         }
     }
 
-    /// Tells what is missing when the time for it is over; never ends.
+    /// Logs missing services when the time for them is over; never returns.
     pub(super) async fn look_for_missing(&self, id: u32) -> std::convert::Infallible {
         tokio::time::sleep(self.within).await;
         let missing = self.missing.borrow().iter().map(Name::to_string).collect::<Vec<_>>().join(",");

@@ -143,12 +143,12 @@ impl Watchdog {
         Ok(Watchdog { late, late_non_vital, _ends_it: ends_it })
     }
 
-    /// How many threads are late: the count that `/live` is about.
+    /// Late vital threads: for `/live`.
     pub(super) fn late(&self) -> Arc<AtomicU64> {
         self.late.clone()
     }
 
-    /// How many threads of the endpoints are late.
+    /// Late threads of the endpoints.
     pub(super) fn late_non_vital(&self) -> Arc<AtomicU64> {
         self.late_non_vital.clone()
     }
@@ -225,7 +225,7 @@ mod tests {
         while watchdog.late_non_vital().load(Ordering::Relaxed) < 1 {
             told.recv_timeout(Duration::from_secs(30)).unwrap();
         }
-        // It is late for good, and it goes on telling that we live.
+        // It is late for good, and the heartbeats to the manager continue.
         for _ in 0..20 {
             told.recv_timeout(Duration::from_secs(30)).unwrap();
         }

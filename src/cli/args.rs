@@ -32,7 +32,7 @@ Socket lookup order: --socket; LAPCE_IPC_SOCKET; ipc.socket_path of the configur
 
 ";
 
-/// One a line: a code is looked up.
+/// One line per code.
 fn exit_codes() -> String {
     let code = |code: &Code| format!("\n  {:<4} {}", *code as i32, code.meaning());
     format!("Exit codes:{}", Code::ALL.iter().map(code).collect::<String>())
@@ -110,7 +110,7 @@ pub(super) enum Command {
     Guard,
 }
 
-/// How to wait for the broker.
+/// The wait strategy.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct WaitOption {
     /// Wait strategy: adaptive (spin briefly, then sleep), busy (never sleep), block (sleep at once)

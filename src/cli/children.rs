@@ -17,7 +17,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a child is asked that there is no descriptor of.
+/// Poll interval for a child without a pidfd.
 const LOOK: Duration = Duration::from_millis(5);
 
 struct Listed {
@@ -67,7 +67,7 @@ pub(super) fn block_if_exiting() {
     drop(listed());
 }
 
-/// A file of ours that a signal must not leave there.
+/// A file that must be removed when a signal ends the process.
 pub(super) fn remove_with_us(file: &Path) {
     listed().files.push(file.to_owned());
 }
@@ -114,7 +114,7 @@ impl Running {
         !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
     }
 
-    /// How the child ended; waits for it.
+    /// The exit status of the child; waits for it.
     ///
     /// # Errors
     ///

@@ -21,12 +21,12 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, St
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// The most that is read, or sent as one chunk, at a time.
 const CHUNK: usize = 64 * 1024;
-/// The most of a line of stderr that becomes an error reply.
+/// The longest line of stderr that becomes an error reply.
 const LINE_MAX: usize = 1024;
 /// The exit code with which a program says that the request is wrong: `EX_DATAERR` of `sysexits.h`.
 const REJECTED: i32 = 65;
 
-/// Whether there is a program of this name or path.
+/// Whether a program of this name or path exists.
 pub(super) fn can_run(name: &OsStr) -> bool {
     let is_program = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     if name.as_encoded_bytes().contains(&b'/') {
@@ -37,7 +37,7 @@ pub(super) fn can_run(name: &OsStr) -> bool {
         .is_none_or(|path| std::env::split_paths(&path).any(|folder| is_program(&folder.join(name))))
 }
 
-/// What is run for each request.
+/// The program that runs for each request.
 #[derive(Debug)]
 pub(super) struct Program {
     name: OsString,

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// How a message is given.
+/// The message argument.
 #[derive(Debug, Args)]
 pub(super) struct DataArgs {
     /// The message; `-` reads stdin, `@FILE` a file. By default stdin is read, or the message is empty if stdin is a
@@ -32,7 +32,7 @@ impl DataArgs {
     }
 }
 
-/// Where a message comes from.
+/// The source of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Data {
     Literal(Vec<u8>),
@@ -55,7 +55,7 @@ impl Data {
         }
     }
 
-    /// The message, which may have `max` bytes; no more than that is read.
+    /// The message, of at most `max` bytes; no more is read.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The guard: a process that outlives ours by a moment, and puts away what ours could not.
+//! The guard: a process that outlives this one by a moment, and cleans up what this one could not.
 //!
 //! A process that is killed by SIGKILL, or by a signal that it does not catch, puts nothing away. So what must not
 //! outlive it is also told to a guard, through a pipe of which only our process has the writing end. When our process

@@ -53,7 +53,7 @@ fn no_thread(error: io::Error) -> Failure {
     Failure::new(Code::Unavailable, format!("cannot start the thread of stderr: {error}"))
 }
 
-/// Where the logger writes each line in one piece.
+/// The logger's target: it writes each line in one piece.
 struct Queued;
 
 impl Write for Queued {
@@ -87,7 +87,7 @@ fn names(stream: &OsStr, device: u64, inode: u64) -> bool {
     numbers == Some((device, inode))
 }
 
-/// As `syslog(3)` counts.
+/// The priorities of `syslog(3)`.
 fn priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,

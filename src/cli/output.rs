@@ -30,7 +30,7 @@ pub(super) struct Out {
 const BUFFER: usize = 64 * 1024;
 
 impl Out {
-    /// Takes stdout.
+    /// Locks stdout.
     ///
     /// # Errors
     ///
@@ -87,11 +87,11 @@ pub(super) fn leave_with_reader() {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
         while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        // What is no pipe reports nothing, or that it is no pipe: then there is no reader to go.
+        // A stdout that is not a pipe reports nothing, or an error: then there is no reader to watch.
         if fds[0].revents().contains(PollFlags::ERR) {
             leave(Code::Done);
         }
     };
-    // Without the thread the next message tells.
+    // Without the thread, the next write reports it.
     let _ = std::thread::Builder::new().name("reader".to_owned()).spawn(watch);
 }

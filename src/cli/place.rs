@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a broker may take to greet us, whatever the time for the whole.
+/// The longest time for a handshake, within the time for the whole.
 const GREETING: Duration = Duration::from_secs(5);
 
 /// The options that every command has.
@@ -34,7 +34,7 @@ pub(super) struct BrokerTarget {
 
 const GLOBAL: &str = "Global options";
 
-/// What clients are told besides.
+/// Options of clients only.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Trust {
     /// For clients: also trust a broker of this user, besides the own user's and root's; may be repeated
@@ -112,7 +112,7 @@ impl BrokerTarget {
     ///
     /// # Errors
     ///
-    /// If there is no broker, or it does not want us.
+    /// If there is no broker, or it refuses the connection.
     pub(super) fn connect(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
         self.connect_by(self.builder(command, wait)?.no_reconnect())
     }
@@ -144,7 +144,7 @@ impl BrokerTarget {
     ///
     /// # Errors
     ///
-    /// If there is no broker, or it does not want us.
+    /// If there is no broker, or it refuses the connection.
     pub(super) fn connect_to_stay(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
         let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
         let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
@@ -196,14 +196,14 @@ fn staying() -> MutexGuard<'static, Option<Client>> {
     STAYING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Before the process ends: the broker is told, so that it does not take us for lost.
+/// Says goodbye before the process ends, so that the broker does not count a lost connection.
 pub(super) fn say_goodbye() {
     if let Some(client) = staying().take() {
         client.close();
     }
 }
 
-/// Tells of a connection that is lost, once, and that it is there again.
+/// Reports a lost connection once, and its return.
 fn tell(events: Events) {
     let mut is_lost = false;
     for state in events {

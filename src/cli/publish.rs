@@ -30,7 +30,7 @@ Examples:
 
 The command exits when the broker has accepted the message for all current subscribers.";
 
-/// How long the work may take in silence, if a person watches.
+/// How long the work may take without a progress line on a terminal.
 const PROGRESS: Duration = Duration::from_secs(2);
 
 /// Publishes, and waits until it is routed.

@@ -22,7 +22,7 @@ ipc.operator_uids; otherwise exit code 77. SIGHUP does the same and logs the res
 ///
 /// # Errors
 ///
-/// If there is no broker, invalid configuration, or our user may not.
+/// If there is no broker, the configuration is invalid, or the user is not permitted.
 pub(super) fn run(place: &BrokerTarget, json: bool) -> Result<(), Failure> {
     let report = place.connect("reload", WaitStrategy::Block)?.reload().map_err(Failure::of_order)?;
     let mut out = Out::new()?;

@@ -99,7 +99,7 @@ fn listen(
                 Ok(client) => client,
                 Err(error) if error.is_listen() => return Err(unavailable(error)),
                 Err(error) => {
-                    // It was no broker of ours; the next one may be.
+                    // That peer was not a trusted broker; the next one may be.
                     note(format_args!("error: {error}"));
                     continue;
                 }
@@ -142,7 +142,7 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
                 let _ = program.answer(request, max);
             };
             if let Err(error) = std::thread::Builder::new().name("answer".to_owned()).spawn_scoped(scope, answer) {
-                // The request went with the closure, and is answered with an error.
+                // The request was dropped with the closure, and fails with an error reply.
                 note(format_args!("error: cannot start a thread: {error}"));
             }
         };

@@ -38,11 +38,11 @@ Examples:
 An error reply goes to stderr, and the exit code is 1. No responders: 69. No reply in time, or a service whose \
 breaker is open: 75.";
 
-/// Asks and prints the reply.
+/// Sends the request and prints the reply.
 ///
 /// # Errors
 ///
-/// How the request ended, if not by a reply; or what kept it from being sent or printed.
+/// The outcome of a request without a reply; or an error before it was sent or while printing.
 pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failure> {
     let mut out = Out::new()?;
     let (client, left) = match args.timeout {
@@ -75,7 +75,7 @@ pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failur
     out.flush()
 }
 
-/// How the request ended, with what it was; an error reply and what is wrong with the request itself say enough.
+/// The outcome with its context; an error reply or an invalid request needs none.
 fn failed(error: Error, args: &RequestArgs, client: &Client) -> Failure {
     let is_outcome =
         matches!(error.detail(), ErrorKind::Outcome { .. } | ErrorKind::Disconnected(_) | ErrorKind::Closed { .. });

@@ -1,4 +1,4 @@
-//! The start of every process of ours: it takes nothing on trust from a parent that was careless.
+//! The start of every process: it resets what a careless parent may have left.
 //!
 //! A process inherits which signals are ignored, which are blocked, and its limits. A shell with `ulimit -f`, a program
 //! that ignores SIGCHLD, a thread that blocks SIGTERM and starts us: each would end the broker, or stop it from ending.

@@ -21,7 +21,7 @@ Examples:
   lapce-ipc status
   lapce-ipc status --json | jq '.connections[].name'";
 
-/// Asks and prints.
+/// Requests the status and prints it.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ fn socket(report: &StatusReport) -> String {
     report.socket_lost.as_ref().map_or(path.clone(), |reason| format!("{path}, lost: {}", plain(reason)))
 }
 
-/// Where the endpoints are, as a client of HTTP takes it.
+/// The address of the endpoints, as an HTTP client takes it.
 fn health(health: &HealthStatus) -> String {
     let place = match (&health.address, &health.socket) {
         (Some(address), _) => format!("http://{}", plain(address)),

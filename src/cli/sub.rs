@@ -80,14 +80,14 @@ into a file is printed whole. If stdout is blocked for so long that the broker e
 (delivery.slow_consumer_timeout_ms), the command prints the messages it has and exits with 75. With --policy \
 drop-oldest or drop-newest publishers wait for at most delivery.drop_grace_ms; drops are reported on stderr.";
 
-/// How often drops are reported while messages keep coming.
+/// The interval of reports of drops.
 const REPORT: Duration = Duration::from_secs(1);
 
 /// Prints messages until there were enough. A broker that ends is waited for.
 ///
 /// # Errors
 ///
-/// If there is no broker, it wants no more of us, or stdout fails.
+/// If there is no broker, it closes the connection or evicts the subscription, or stdout fails.
 pub(super) fn run(place: &BrokerTarget, args: &SubArgs) -> Result<(), Failure> {
     Pattern::parse(&args.pattern).map_err(client::Error::from)?;
     let mut out = Out::new()?;
@@ -125,14 +125,14 @@ fn print_all(out: &mut Out, args: &SubArgs, subscription: &mut Subscription) -> 
     Ok(())
 }
 
-/// What was said about dropped messages.
+/// Drops reported so far.
 struct Drops {
     told: u64,
     at: Instant,
 }
 
 impl Drops {
-    /// Tells of new drops, if the last time was so long ago.
+    /// Reports new drops, at most once per interval.
     fn tell(&mut self, subscription: &Subscription, interval: Duration) {
         let new = subscription.dropped().saturating_sub(self.told);
         if new > 0 && self.at.elapsed() >= interval {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How long `dial` waits for the result of the attempt: longer than a handshake may take by default.
 const RESULT: Duration = Duration::from_secs(3);
-/// How often it looks meanwhile.
+/// The poll interval meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]

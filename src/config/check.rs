@@ -18,7 +18,7 @@ const ORDERED: &[(&str, &str)] = &[
     ("circuit_breaker.success_threshold", "circuit_breaker.half_open_max_requests"),
 ];
 
-/// The most that all rings together may take.
+/// The largest budget of all rings together.
 const BUDGET_MAX: u64 = 4 << 30;
 
 /// Each contradiction, at one of its keys: preferably one that was set.
@@ -86,7 +86,7 @@ fn credits(loaded: &Loaded, problems: &mut Vec<Problem>) {
     }
 }
 
-/// What holds for `[circuit_breaker]` holds for a service's own table.
+/// The rules of `[circuit_breaker]` apply to a service's own table.
 fn breaker(loaded: &Loaded, service: &str, breaker: &CircuitBreaker, problems: &mut Vec<Problem>) {
     let general = contradicts(&loaded.config.circuit_breaker);
     if let Some((name, value, why)) = contradicts(breaker)

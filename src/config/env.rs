@@ -15,7 +15,7 @@ use super::load::Loaded;
 use super::model::SECTIONS;
 use super::name::nearest;
 
-/// What every override begins with.
+/// The prefix of all overrides.
 const PREFIX: &str = "LAPCE_IPC__";
 
 /// A copy of an environment.
@@ -23,7 +23,7 @@ const PREFIX: &str = "LAPCE_IPC__";
 pub struct Env(BTreeMap<OsString, OsString>);
 
 impl Env {
-    /// That of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         std::env::vars_os().collect()
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and where.
+//! The errors of a configuration, and their places.
 //!
 //! A person who edits a file wants all its mistakes at once, each with the place to go to. So a [`ConfigError`] is a
 //! list of [`Problem`]s, and each prints as one line: `FILE:LINE:COLUMN: KEY: what is wrong`.
@@ -40,7 +40,7 @@ fn lines(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
     /// Where.
@@ -68,7 +68,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Where a value, or a problem, comes from.
+/// The source of a value or an error.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The built-in default.
@@ -119,7 +119,7 @@ fn shown_key(key: &str) -> String {
     key.split('.').map(shown).collect::<Vec<_>>().join(".")
 }
 
-/// What is wrong.
+/// The kinds of errors.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -173,7 +173,7 @@ pub enum Fault {
         /// The name of a table that may have been meant.
         near: Option<String>,
     },
-    /// No environment variable of ours has this name.
+    /// An unknown environment variable with the prefix.
     #[error("unknown variable{}", hint(.near))]
     UnknownVariable {
         /// The name of a variable that may have been meant.
@@ -182,12 +182,12 @@ pub enum Fault {
     /// A value of another type.
     #[error("expected {expected}, found {found}")]
     WrongType {
-        /// What the key takes.
+        /// The expected type.
         expected: &'static str,
-        /// What was there.
+        /// The found type.
         found: String,
     },
-    /// A number beyond what can be told.
+    /// A number that is too large to be shown.
     #[error("{text} is too large")]
     NoSuchNumber {
         /// The number as written.
@@ -216,7 +216,7 @@ pub enum Fault {
     Secret {
         /// The file, quoted.
         path: String,
-        /// What is wrong with it.
+        /// Why the value is not usable.
         why: String,
     },
     /// Other users could read the secret.

@@ -1,4 +1,4 @@
-//! The configuration, told: what each key is, where it comes from and what it means.
+//! The explained configuration: each key with its value, source and meaning.
 //!
 //! Both texts are TOML, made from the table of keys: what `--check-config` prints, and the shipped `config.toml`.
 
@@ -11,7 +11,7 @@ use super::load::Loaded;
 use super::model::{About, Config, SECTIONS, Upstream};
 use super::value::Value;
 
-/// Every key with its value, where that comes from, and what it means; to be printed. It is TOML, and loads again.
+/// Every key with its value, source and meaning, to be printed. It is TOML, and loads again.
 ///
 /// ```
 /// # use lapce_ipc::config::{Loaded, explain};

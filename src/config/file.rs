@@ -21,7 +21,7 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
-            // What comes before the first bad byte is good, by definition.
+            // The text before the first invalid byte is valid.
             let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
             let place = SourceMap { path, text: &good }.at(good.len());
             problems.push(Problem { place, key: None, fault: Fault::NotUtf8 });
@@ -42,7 +42,7 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
     problems.extend(found.into_iter().map(|(_, problem)| problem));
 }
 
-/// One problem a line: the parser, once astray, tends to say more about the same thing.
+/// One error per line: after the first, a parser repeats itself.
 fn syntax(source: &SourceMap<'_>, errors: &[toml::de::Error], problems: &mut Vec<Problem>) {
     let mut last_line = None;
     let mut sorted: Vec<_> = errors.iter().collect();
@@ -58,7 +58,7 @@ fn syntax(source: &SourceMap<'_>, errors: &[toml::de::Error], problems: &mut Vec
     }
 }
 
-/// Where in the file a byte is.
+/// The position of a byte in the file.
 struct SourceMap<'a> {
     path: &'a Path,
     text: &'a str,

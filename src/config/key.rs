@@ -16,9 +16,9 @@ use super::value::{Value, shown_text};
 pub struct Key {
     /// The name within its section.
     pub name: &'static str,
-    /// What values it takes.
+    /// The accepted values.
     pub rule: Rule,
-    /// What it means: lines; the first says it all in short.
+    /// The documentation lines; the first is a summary.
     pub doc: &'static str,
 }
 
@@ -49,7 +49,7 @@ pub(super) trait Section {
     }
 }
 
-/// What values a key takes.
+/// The rule of a key's values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rule {
     /// A whole number between two bounds, both allowed.
@@ -58,7 +58,7 @@ pub enum Rule {
         min: u64,
         /// The largest.
         max: u64,
-        /// What is counted.
+        /// The unit.
         unit: &'static str,
     },
     /// A whole number as `Integer`, and a multiple of 8.
@@ -67,7 +67,7 @@ pub enum Rule {
         min: u64,
         /// The largest.
         max: u64,
-        /// What is counted.
+        /// The unit.
         unit: &'static str,
     },
     /// A file mode: read and write only, and both for the owner.
@@ -83,7 +83,7 @@ pub enum Rule {
     Flag,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// Where a socket may be: absolute, and short enough for `sockaddr_un`.
+    /// The path of a socket: absolute, and short enough for `sockaddr_un`.
     SocketPath,
     /// An absolute path, or empty for none.
     FileOrNone,
@@ -95,9 +95,9 @@ pub enum Rule {
     Name,
     /// Several, of one kind.
     List {
-        /// What each of them is.
+        /// The rule of each item.
         of: &'static Rule,
-        /// How many there may be.
+        /// The largest number of items.
         max: usize,
     },
 }
@@ -110,7 +110,7 @@ const HOST_MAX: usize = 253;
 const PATH_MAX: usize = 4095;
 
 impl Rule {
-    /// Whether the value is one that the key takes.
+    /// Checks a value.
     pub(super) fn check(&self, value: &Value) -> Result<(), Fault> {
         match (*self, value) {
             (Self::Integer { min, max, .. }, Value::Integer(number)) => in_range(*number, min, max),
@@ -193,7 +193,7 @@ impl Rule {
         }
     }
 
-    /// What to write here, for an error message.
+    /// The expected value, for an error message.
     pub(super) fn expected(&self) -> &'static str {
         match self {
             Self::Integer { .. } | Self::MultipleOf8 { .. } | Self::Mode => "an integer",
@@ -207,7 +207,7 @@ impl Rule {
         }
     }
 
-    /// What to write here, for a manual.
+    /// The expected value, for the manual.
     pub fn describe(&self) -> String {
         match self {
             Self::Integer { min, max, unit: "" } => format!("{min} to {max}"),
@@ -291,7 +291,7 @@ macro_rules! section {
         }
 
         impl $section {
-            /// What the section is for.
+            /// The documentation of the section.
             #[allow(dead_code, reason = "an array of tables is not listed with the sections")]
             pub(super) const ABOUT: &str = concat!($($about, "\n"),+);
         }

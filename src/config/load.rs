@@ -12,7 +12,7 @@ use super::paths::{self, Options};
 use super::value::Value;
 use super::{check, file};
 
-/// A configuration with where each of its values comes from.
+/// A configuration with the source of each value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
     /// The values.
@@ -63,7 +63,7 @@ impl Default for Loaded {
 }
 
 impl Loaded {
-    /// Where the value of a key comes from, by its full name.
+    /// The source of a key's value, by its full name.
     pub fn origin(&self, key: &str) -> &Origin {
         self.provenance.get(key).unwrap_or(&Origin::Default)
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::env::Env;
 use super::error::{ConfigError, Fault, Origin, Problem};
 
-/// Where to look for a configuration.
+/// The inputs of the lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The file that the command line names.
@@ -35,7 +35,7 @@ impl Default for Options {
 /// The most bytes of a configuration that are read.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Finds and reads the configuration file; `None` if there is none, and none was asked for.
+/// Finds and reads the configuration file; `None` if there is none, and none was named.
 pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<u8>)>, ConfigError> {
     const VARIABLE: &str = "LAPCE_IPC_CONFIG";
     let (named, variable) = match &options.file {

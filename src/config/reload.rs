@@ -1,11 +1,11 @@
-//! What of a new configuration a running broker takes up, and what needs a restart. Pure.
+//! Which changes of a new configuration take effect in a running broker, and which need a restart. Pure.
 
 use super::Config;
 
-/// What a change of a key needs.
+/// The class of a key: when a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// It is in force at once.
+    /// At once.
     Live,
     /// It is in force after a restart: something that exists since the start was made by it, or clients were told it
     /// and rely on it.

@@ -1,4 +1,4 @@
-//! One value of the configuration, whatever it came from.
+//! A value of the configuration, from any source.
 //!
 //! A file, an environment variable and the command line say the same things in different clothes. All three become a
 //! [`Value`] first, so that there is one set of checks, and one way to print (TOML, so that what is printed can be read
@@ -45,7 +45,7 @@ impl Value {
         })
     }
 
-    /// What it is, for "expected …, found …".
+    /// Its type, for "expected …, found …".
     pub(super) fn described(&self) -> String {
         match self {
             Self::Integer(_) => format!("the integer {self}"),
@@ -57,7 +57,7 @@ impl Value {
     }
 }
 
-/// What a value of a TOML document is, for "expected …, found …".
+/// The type of a TOML value, for "expected …, found …".
 pub(super) fn found(value: &DeValue<'_>) -> String {
     match value {
         DeValue::Table(_) => "a table".to_owned(),
@@ -70,7 +70,7 @@ pub(super) fn found(value: &DeValue<'_>) -> String {
     }
 }
 
-/// As TOML.
+/// TOML.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

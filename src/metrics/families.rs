@@ -1,13 +1,13 @@
 //! Every family of metrics: name, kind, labels, and what it says.
 
-/// Whether a figure only grows.
+/// The type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// It does, until the process ends.
     Counter,
     /// It goes up and down.
     Gauge,
-    /// How often what was observed, by buckets.
+    /// A histogram.
     Histogram,
 }
 

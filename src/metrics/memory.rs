@@ -11,7 +11,7 @@ const KIB: u64 = 1024;
 pub(crate) struct Memory {
     /// Resident, what it shares with others included.
     pub(crate) rss: u64,
-    /// What maps it.
+    /// The mapped object.
     pub(crate) page_tables: u64,
 }
 
@@ -25,7 +25,7 @@ impl Memory {
         Some(Memory { rss: bytes("VmRSS")?, page_tables: bytes("VmPTE")? })
     }
 
-    /// How much more it is than `before`.
+    /// The growth since `before`.
     #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only a benchmark asks"))]
     pub(crate) fn since(self, before: Memory) -> Memory {
         Memory {

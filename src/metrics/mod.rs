@@ -82,7 +82,7 @@ impl Samples {
 
 impl Collector for Samples {
     fn desc(&self) -> Vec<&Desc> {
-        // The registry tells collectors apart by them. There is one collector, and its families are its own affair.
+        // The registry distinguishes collectors by their descriptions. There is only one.
         Vec::new()
     }
 

@@ -30,7 +30,7 @@ impl Key {
         self.index | self.generation << SHORT_INDEX_BITS
     }
 
-    /// What a key of a place that was used once more has.
+    /// The next generation of a slot.
     fn next_generation(self) -> u32 {
         let next = self.generation.wrapping_add(1);
         // So that no short form is 0.
@@ -58,7 +58,7 @@ impl<T> Arena<T> {
         Arena { slots: Vec::new(), free: Vec::new(), most }
     }
 
-    /// Puts `value` in, unless the arena is full.
+    /// Inserts `value`, unless the arena is full.
     pub(crate) fn insert(&mut self, value: T) -> Option<Key> {
         if let Some(index) = self.free.pop() {
             let place = &mut self.slots[index as usize];

@@ -34,7 +34,7 @@ impl Budget {
         debug_assert!(self.used <= self.total, "{} of {}", self.used, self.total);
     }
 
-    /// So many cells were given back, of windows that are gone.
+    /// Returns the cells of windows that are gone.
     pub(crate) fn give_back(&mut self, cells: u64) {
         self.used -= cells;
     }

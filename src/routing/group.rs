@@ -26,7 +26,7 @@ pub(crate) enum Strategy {
     RestForOne,
 }
 
-/// What the owner of the children is to do.
+/// An action for the owner of the children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Start(usize),
@@ -80,7 +80,7 @@ impl Group {
         self.members.len() - 1
     }
 
-    /// Stops the children from `first` on, for good. [`Action::Retired`] tells the end.
+    /// Stops the children from `first` on, for good. [`Action::Retired`] reports the end.
     pub(crate) fn retire(&mut self, first: usize) {
         self.retired_from = self.retired_from.min(first);
         self.retiring = true;
@@ -136,7 +136,7 @@ impl Group {
         }
     }
 
-    /// The next thing to do, if there is one now. To be asked until there is none.
+    /// The next action, if any. To be called until there is none.
     pub(crate) fn next(&mut self, now: u64) -> Option<Action> {
         if self.members.iter().any(|member| member.state == State::Stopping) {
             return None;
@@ -174,7 +174,7 @@ impl Group {
         holds.chain(starts).min()
     }
 
-    /// A child whose restart has held, and how many attempts it took. To be asked until there is none.
+    /// A child that became stable, and its attempts. To be called until there is none.
     pub(crate) fn held(&mut self, now: u64) -> Option<(usize, u32)> {
         let members = self.members.iter_mut().enumerate();
         members.filter_map(|(child, member)| Some((child, member.restarts.held(now)?))).next()
@@ -189,7 +189,7 @@ impl Group {
                 .all(|member| member.state == State::Done || (member.state == State::Running && !member.must_stop))
     }
 
-    /// Whether a child was given up.
+    /// Whether a child has reached its restart limit.
     pub(crate) fn has_given_up(&self) -> bool {
         self.given_up.is_some()
     }

@@ -5,12 +5,12 @@
 //! a factor of two at most, wherever it lies, and the bucket follows from the number's leading zeros. Finer ones would
 //! cost the memory of each service and the lines of each scrape; those of two a decade are wrong by a factor of three.
 
-/// Of times in nanoseconds: bounds from 100 ns to 13.4 s.
+/// Bounds for times in nanoseconds: from 100 ns to 13.4 s.
 pub(crate) type Durations = Histogram<100, 28>;
-/// Of numbers of things: bounds from 1 to 2,048.
+/// Bounds for counts: from 1 to 2,048.
 pub(crate) type Sizes = Histogram<1, 12>;
 
-/// How often what was observed, in `BUCKETS` buckets with a bound, and one beyond them.
+/// A histogram: observation counts in `BUCKETS` buckets with a bound, and one beyond them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Histogram<const BASE: u64, const BUCKETS: usize> {
     counts: [u64; BUCKETS],

@@ -1,4 +1,4 @@
-//! What the router knows, as pure state machines: no actor, no shared memory, no clock of their own. Layer 2.
+//! The router's knowledge as pure state machines: no actor, no shared memory, no clock of their own.
 //!
 //! | file | idea |
 //! |---|---|

@@ -124,7 +124,7 @@ impl Restarts {
         Decision::Restart { attempt: self.attempt, limit: self.limits.max_restarts, delay }
     }
 
-    /// What it failed of may be over: the delays begin again with the first.
+    /// The cause may be gone: the backoff is reset.
     pub(crate) fn begin_again(&mut self) {
         self.attempt = 0;
     }
@@ -250,7 +250,7 @@ mod tests {
         }
     }
 
-    /// What the policy is to do, without any of its thrift: it remembers every restart.
+    /// The policy without its optimizations: it remembers every restart.
     #[derive(Default)]
     struct Model {
         restarts: Vec<u64>,

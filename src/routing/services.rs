@@ -17,12 +17,12 @@ const SUSPECT_MIN: u64 = 1_000_000_000;
 /// The longest backoff.
 const SUSPECT_MAX: u64 = 60_000_000_000;
 
-/// One connection that serves a service.
+/// A connection that serves a service.
 #[derive(Debug)]
 pub(crate) struct Responder {
     /// The connection.
     pub(crate) connection: u32,
-    /// Calls that it has not answered.
+    /// Its outstanding calls.
     pub(crate) outstanding: u32,
     /// The most that it takes at a time.
     pub(crate) max_in_flight: u32,
@@ -73,7 +73,7 @@ impl Service {
     }
 }
 
-/// How long calls took, from when the router has taken the request in.
+/// The durations of calls, from the time at which the router accepted the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CallTimes {
     /// Until the whole reply was on its way to the requester.
@@ -95,7 +95,7 @@ impl CallTimes {
 pub(crate) enum NoResponder {
     /// No responders.
     None,
-    /// All have as much as they take.
+    /// All responders are at capacity.
     AllBusy,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct Services {
     free: Vec<ServiceId>,
     most: usize,
     rules: RuleBook,
-    /// Of services that were forgotten.
+    /// Of forgotten services.
     pub(crate) forgotten: CallTimes,
 }
 
@@ -131,7 +131,7 @@ impl Services {
         }
     }
 
-    /// One more user of the service `name`; `None` if there are too many services.
+    /// Adds a user of the service `name`; `None` at the limit of services.
     pub(crate) fn intern(&mut self, name: &Name) -> Option<ServiceId> {
         let id = match self.find(name) {
             Some(id) => id,
@@ -161,7 +161,7 @@ impl Services {
         Some(id)
     }
 
-    /// One user less.
+    /// Removes a user.
     pub(crate) fn release(&mut self, id: ServiceId) {
         let Some(service) = self.get_mut(id) else { return };
         service.users -= 1;

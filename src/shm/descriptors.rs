@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// How many descriptors come with Welcome: the segment, the bell to ring, the descriptor to wait on.
+/// The descriptors of Welcome: the segment, the bell to ring, the descriptor to wait on.
 pub(crate) const WELCOME_DESCRIPTORS: usize = 3;
 
 /// Sends as much of `bytes` as the socket takes now, and the descriptors with the first byte. Returns how many bytes.

@@ -39,7 +39,7 @@ fn ring_eventfd(bell: &OwnedFd) {
     }
 }
 
-/// What goes to the client with Welcome, besides the segment.
+/// The descriptors for the client's Welcome, besides the segment.
 #[derive(Debug)]
 pub(crate) struct ClientDescriptors {
     /// The eventfd by which the client rings the broker.
@@ -168,7 +168,7 @@ pub(crate) struct Woken {
     pub(crate) bell: bool,
     /// The control socket has something to read, or has ended.
     pub(crate) socket: bool,
-    /// Something happened in the folder that is watched.
+    /// Something happened in the watched folder.
     pub(crate) path: bool,
 }
 
@@ -183,7 +183,7 @@ const SOCKET: u64 = 1;
 const PATH: u64 = 2;
 
 impl ClientBells {
-    /// Takes what came with Welcome, and watches the control socket too.
+    /// Takes the descriptors of Welcome, and watches the control socket too.
     ///
     /// # Errors
     ///

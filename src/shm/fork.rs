@@ -1,4 +1,4 @@
-//! Whether this is still the process that made a thing, or a child that `fork` made of it.
+//! Whether this is still the process that created a value, or a child that `fork` made of it.
 //!
 //! The mark is a word in a page of its own that the kernel clears in each child (`MADV_WIPEONFORK`, Linux 4.14). So a
 //! look costs a load, no system call. A child inherits positions in rings, locks that other threads held, and a socket:
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 const PAGE_BYTES: usize = 4096;
 
-/// Tells the process that made it from the children that `fork` makes of that process.
+/// Distinguishes the process that created it from its children by `fork`.
 #[derive(Debug)]
 pub(crate) struct ForkMark {
     /// `None`: the system does not clear pages at a fork, and every process counts as the one that made the mark.

@@ -1,4 +1,4 @@
-//! Where everything lies in a segment.
+//! The layout of a segment.
 //!
 //! ```text
 //!  cell 0        5            5+b          5+2b         5+3b            page-aligned
@@ -81,7 +81,7 @@ const _: () = {
     assert!(CONTROL_CELLS + 3 * cells_for(1024) as usize == PAGE_CELLS as usize);
 };
 
-/// How many cells a record with `payload` bytes takes.
+/// The cells of a record with `payload` bytes.
 #[inline(always)]
 #[must_use]
 pub(crate) const fn cells_for(payload: u32) -> u32 {
@@ -207,7 +207,7 @@ impl Geometry {
         self.base_bytes() + 3 * self.extension_cells as usize * CELL_BYTES
     }
 
-    /// Where the extension of `ring` lies in the segment, in bytes.
+    /// The offset of `ring`'s extension in the segment, in bytes.
     #[must_use]
     pub(crate) fn extension_offset(&self, ring: RingName) -> usize {
         self.base_bytes() + ring.place() * self.extension_cells as usize * CELL_BYTES

@@ -6,7 +6,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// What the kernel says of the process that connected.
+/// The credentials of the process that connected, by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
     /// Its process id when it connected; 0: unknown, because it runs in a PID namespace of which ours is no part.
@@ -47,7 +47,7 @@ pub(crate) fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     Ok(Credentials { pid: u32::try_from(found.pid).unwrap_or(0), uid: found.uid })
 }
 
-/// What is known of the end of a peer's process.
+/// The end of a peer's process, as far as it is known.
 #[derive(Debug)]
 pub(crate) enum Process {
     /// The descriptor becomes readable when it ends.

@@ -15,11 +15,11 @@ use std::sync::Arc;
 /// which is what memory reads as that nothing was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nonces {
-    /// Of the bulk lane.
+    /// The bulk lane.
     pub(crate) bulk: u64,
-    /// Of the express lane.
+    /// The express lane.
     pub(crate) express: u64,
-    /// Of the egress ring.
+    /// The egress ring.
     pub(crate) egress: u64,
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum SegmentError {
     Size {
         /// Size of the file.
         found: u64,
-        /// What the geometry asks for.
+        /// The size that the geometry requires.
         expected: u64,
     },
     /// The file could shrink under the mapping.
@@ -178,7 +178,7 @@ impl Segment {
         Signal::new(self.geometry.control_part(&self.words), word)
     }
 
-    /// Where each side publishes on which CPU it waits.
+    /// The words in which each side publishes the CPU on which it waits.
     pub(crate) fn cpu_words(&self) -> CpuWords {
         CpuWords { control: self.geometry.control_part(&self.words) }
     }

@@ -1,4 +1,4 @@
-//! How values become bytes: the one place that calls bincode.
+//! The encoding of values: the only place that calls bincode.
 //!
 //! # Layout
 //!
@@ -71,19 +71,19 @@ pub enum CodecError {
     /// The bytes end before the value does.
     #[error("value is cut off after {found} bytes")]
     Truncated {
-        /// How many bytes there were.
+        /// The number of bytes.
         found: usize,
     },
     /// The value ends before the bytes do.
     #[error("{count} bytes left after the value")]
     TrailingBytes {
-        /// How many bytes followed.
+        /// The number of bytes left.
         count: usize,
     },
     /// The bytes are no value of this type. The reason is escaped and short.
     #[error("malformed value: {reason}")]
     Malformed {
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
     /// A frame announces no body.
@@ -100,7 +100,7 @@ pub enum CodecError {
     /// The stream ended inside a frame.
     #[error("stream ended {found} bytes into a frame")]
     PartialFrame {
-        /// How many bytes of the frame had arrived, its prefix included.
+        /// The bytes of the frame that had arrived, its prefix included.
         found: usize,
     },
 }
@@ -254,7 +254,7 @@ impl Writer for Capped<'_> {
 pub struct FrameDecoder {
     limit: usize,
     buffer: Vec<u8>,
-    /// Where in the buffer the next frame starts; what lies before has been handed out.
+    /// The start of the next frame in the buffer; the bytes before it have been returned.
     start: usize,
     failed: Option<CodecError>,
 }
@@ -266,7 +266,7 @@ impl FrameDecoder {
         Self { limit: limit.min(HARD_LIMIT), buffer: Vec::new(), start: 0, failed: None }
     }
 
-    /// Takes in bytes as they arrived. After an error it takes in nothing more.
+    /// Appends bytes as they arrived. After an error it accepts no more.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed.is_none() {
             self.buffer.drain(..self.start);
@@ -303,13 +303,13 @@ impl FrameDecoder {
         }
     }
 
-    /// How many bytes wait here, not yet handed out.
+    /// The number of bytes not yet returned.
     #[must_use]
     pub fn buffered(&self) -> usize {
         self.buffer.len() - self.start
     }
 
-    /// Tells whether the stream may end here.
+    /// Whether the stream may end here.
     ///
     /// # Errors
     /// [`CodecError::PartialFrame`] inside a frame, and the decoder's error if it has failed.

@@ -93,7 +93,7 @@ pub const CLIENT_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The longest body of a frame that the broker may send, in bytes: a status report grows with the connections.
 pub const BROKER_FRAME_BYTES_MAX: usize = codec::HARD_LIMIT;
 
-/// What a client sends. The order of variants and fields is the wire format.
+/// A frame from a client. The order of variants and fields is the wire format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientFrame {
     /// The first frame, and only the first.
@@ -103,7 +103,7 @@ pub enum ClientFrame {
         magic: [u8; 8],
         /// The version that the client speaks.
         version: u16,
-        /// What the client calls itself.
+        /// The client's name for itself.
         name: Name,
         /// Random, one per running instance of the client: tells a restarted client from a reconnected one.
         nonce: u64,
@@ -112,24 +112,24 @@ pub enum ClientFrame {
         /// The token of the session to take up again.
         resume: Option<Token>,
     },
-    /// Asks for a number that stands for a topic or service on this connection.
+    /// Requests a number for a topic or service on this connection.
     Intern {
         /// Repeated in the reply.
         serial: u32,
-        /// What `name` names.
+        /// The kind of `name`.
         kind: InternKind,
         /// A topic, or a service if [`Name::try_from`] takes it.
         name: Topic,
     },
-    /// Asks for the messages on all topics that match.
+    /// Subscribes to the messages on all matching topics.
     Subscribe {
         /// Repeated in the reply.
         serial: u32,
         /// Which topics.
         pattern: Pattern,
-        /// What happens to a message that finds no credit.
+        /// The delivery policy: what happens to a message without credit.
         policy: DeliveryPolicy,
-        /// How many cells may be under way to this subscription at the start.
+        /// The initial credit of the subscription, in cells.
         credit: u32,
     },
     /// Ends a subscription.
@@ -145,7 +145,7 @@ pub enum ClientFrame {
         serial: u32,
         /// Which service.
         service: Name,
-        /// How many requests may be with this responder at a time.
+        /// The limit of outstanding requests at this responder.
         max_in_flight: u32,
     },
     /// Ends an offer to serve.
@@ -155,14 +155,14 @@ pub enum ClientFrame {
         /// The number from [`BrokerFrame::Serving`].
         service: u32,
     },
-    /// Asks for a [`StatusReport`].
+    /// Requests a [`StatusReport`].
     Status {
         /// Repeated in the reply.
         serial: u32,
     },
     /// Announces an orderly end; nothing follows.
     Bye,
-    /// Asks how the breakers of all services stand.
+    /// Requests the status of all breakers.
     Breakers {
         /// Repeated in the reply.
         serial: u32,
@@ -173,14 +173,14 @@ pub enum ClientFrame {
         serial: u32,
         /// Which service.
         service: Name,
-        /// What is wanted of it.
+        /// The order.
         order: BreakerOrder,
         /// For how many milliseconds; 0 is until the next order. Always 0 with [`BreakerOrder::Auto`].
         for_ms: u64,
     },
-    /// The Welcome of a resumed session has arrived: the token before the one that it brought is void. Not answered.
+    /// The Welcome of a resumed session has arrived: its previous token is void. No reply.
     Resumed,
-    /// Asks for the state of every process that the broker dials.
+    /// Requests the state of all upstreams.
     Upstreams {
         /// Repeated in the reply.
         serial: u32,
@@ -192,7 +192,7 @@ pub enum ClientFrame {
         /// Its name in the configuration.
         name: Name,
     },
-    /// Has the broker read its configuration again.
+    /// Reloads the broker's configuration.
     Reload {
         /// Repeated in the reply.
         serial: u32,
@@ -279,7 +279,7 @@ pub enum HelloError {
     /// Fewer bytes than any Hello has.
     #[error("hello is cut off after {found} bytes")]
     Short {
-        /// How many bytes there were.
+        /// The number of bytes.
         found: usize,
     },
     /// Another frame than a Hello.
@@ -301,7 +301,7 @@ fn magic<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 8], D::Error
     }
 }
 
-/// What the name in [`ClientFrame::Intern`] names.
+/// The kind of name in [`ClientFrame::Intern`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InternKind {
@@ -311,7 +311,7 @@ pub enum InternKind {
     Service,
 }
 
-/// What happens to a message that finds its subscription without credit.
+/// The delivery policy of a subscription: what happens to a message without credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryPolicy {
@@ -324,7 +324,7 @@ pub enum DeliveryPolicy {
     DropOldest,
 }
 
-/// What the broker sends. The order of variants and fields is the wire format.
+/// A frame from the broker. The order of variants and fields is the wire format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BrokerFrame {
     /// The connection stands. The descriptors travel beside this frame.
@@ -333,13 +333,13 @@ pub enum BrokerFrame {
         version: u16,
         /// The number of this connection, as in logs and status.
         connection: u32,
-        /// What resumes this session.
+        /// The token that resumes this session.
         token: Token,
         /// The broker's name and version, for people.
         broker: String,
-        /// What this connection may do.
+        /// The limits of this connection.
         limits: Limits,
-        /// Where things are in the shared memory.
+        /// The geometry of the shared memory.
         geometry: Geometry,
     },
     /// There will be no connection; the broker closes. The same in all versions.
@@ -395,7 +395,7 @@ pub enum BrokerFrame {
     },
     /// The broker is going to end: finish what is under way, begin nothing.
     Draining {
-        /// How many milliseconds are left.
+        /// The time left, in milliseconds.
         deadline_ms: u32,
     },
     /// The last frame: the broker closes.
@@ -423,7 +423,7 @@ pub enum BrokerFrame {
     Reloaded {
         /// From the question.
         serial: u32,
-        /// What came of it.
+        /// The result.
         report: ReloadReport,
     },
 }
@@ -455,7 +455,7 @@ impl BrokerFrame {
     }
 }
 
-/// What a connection may do.
+/// The limits of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// The longest message, in bytes.
@@ -487,7 +487,7 @@ pub struct Geometry {
     pub nonce_express: u64,
     /// The largest payload of one record, in bytes.
     pub slot_size: u32,
-    /// How many cells each ring can gain beyond its base window.
+    /// The cells that each ring can gain beyond its base window.
     pub extension_cells: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What travels between a client and the broker, as pure bytes.
+//! The data between a client and the broker, as pure bytes.
 //!
 //! Nothing here knows sockets, shared memory or time: each type is a value with a byte layout, and each decoder takes
 //! untrusted bytes and returns a valid value, or an error that says what is wrong.

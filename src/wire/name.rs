@@ -29,7 +29,7 @@ pub const TOKEN_BYTES_MAX: usize = 64;
 /// The most tokens that a name, topic or pattern may have.
 pub const TOKENS_MAX: usize = 16;
 
-/// How many characters of a refused value an error shows.
+/// The characters of a refused value that an error shows.
 const SHOWN_CHARS_MAX: usize = 40;
 
 /// A text is no valid name, topic or pattern: what is wrong, and at which byte.
@@ -51,7 +51,7 @@ pub struct NameError {
 }
 
 impl NameError {
-    /// What is wrong.
+    /// The error.
     #[must_use]
     pub fn problem(&self) -> NameProblem {
         self.problem
@@ -105,10 +105,10 @@ pub(super) enum Dollar {
     Allowed,
 }
 
-/// What [`check`] lets in.
+/// The grammar for [`check`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grammar {
-    /// What to call the text in errors.
+    /// The name of the kind of text, for errors.
     pub(super) what: &'static str,
     pub(super) dollar: Dollar,
     pub(super) wildcards: bool,
@@ -174,7 +174,7 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
-/// What the text types have in common. `$parse` is for people's input, `$decode` for what comes over the wire.
+/// The common part of the text types. `$parse` is for input of users, `$decode` for input of peers.
 macro_rules! text_type {
     ($type:ident, $parse:ident, $decode:ident) => {
         impl $type {
@@ -266,7 +266,7 @@ impl Name {
     /// Checks and takes over a name.
     ///
     /// # Errors
-    /// What misses the grammar in the [module's description](self), with its offset.
+    /// If `text` violates the grammar in the [module's description](self), with the offset.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         check(text, Grammar { what: "name", dollar: Dollar::Never, wildcards: false })?;
         Ok(Self(text.into()))
@@ -309,7 +309,7 @@ impl Topic {
     /// Checks and takes over a topic of an application.
     ///
     /// # Errors
-    /// What misses the grammar in the [module's description](self), with its offset; a leading `$` too.
+    /// If `text` violates the grammar in the [module's description](self), with the offset; also for a leading `$`.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         Self::parse_with(text, Dollar::Reserved)
     }
@@ -317,7 +317,7 @@ impl Topic {
     /// Checks and takes over a topic that may be one of the broker's own.
     ///
     /// # Errors
-    /// What misses the grammar in the [module's description](self), with its offset.
+    /// If `text` violates the grammar in the [module's description](self), with the offset.
     pub fn parse_system(text: &str) -> Result<Self, NameError> {
         Self::parse_with(text, Dollar::Allowed)
     }

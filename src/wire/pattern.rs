@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::name::{Dollar, Grammar, NameError, Topic, check, text_type};
 
-/// What a subscription asks for. Cheap to clone.
+/// The pattern of a subscription. Cheap to clone.
 ///
 /// ```
 /// use lapce_ipc::wire::{Pattern, Topic};
@@ -42,7 +42,7 @@ impl Pattern {
         Ok(Self(text.into()))
     }
 
-    /// Whether a message on this topic is for this pattern. Allocates nothing.
+    /// Whether a topic matches. Does not allocate.
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {
         if topic.is_system() && !self.0.starts_with('$') {
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// What a pattern means, in the plainest words.
+    /// The meaning of a pattern, in the simplest form.
     fn naive(pattern: &[&str], topic: &[&str]) -> bool {
         match (pattern, topic) {
             ([], []) => true,

@@ -212,7 +212,7 @@ impl Outcome {
 /// A header in the clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the record is.
+    /// The kind of the record.
     pub kind: Kind,
     /// Flags.
     pub flags: Flags,

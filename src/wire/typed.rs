@@ -66,7 +66,7 @@ pub enum TypedError {
     Invalid {
         /// The field.
         field: &'static str,
-        /// What is wrong with it, and its value.
+        /// The error and the value.
         problem: String,
     },
     /// The bytes are none of these messages, or too many.
@@ -214,7 +214,7 @@ fn tool_call(call: &ToolCall) -> Result<(), TypedError> {
     some_text("tool_calls.name", &call.name)
 }
 
-/// Asks for text at a place in a document.
+/// Requests text at a position in a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CompletionRequest {
     /// The requester's number for this request; repeated in every reply.
@@ -223,11 +223,11 @@ pub struct CompletionRequest {
     pub document: String,
     /// The language, as in the Language Server Protocol: `rust`, `python`.
     pub language: String,
-    /// The text before the cursor, as much as the editor wants to show.
+    /// The text before the cursor, as much as the editor sends.
     pub prefix: String,
     /// The text after the cursor.
     pub suffix: String,
-    /// Where the cursor is.
+    /// The position of the cursor.
     pub cursor: Position,
     /// The most tokens to generate; 1 to [`COMPLETION_TOKENS_MAX`].
     pub max_tokens: u32,
@@ -275,7 +275,7 @@ pub enum FinishReason {
     Filtered,
 }
 
-/// Asks a model to go on with a conversation.
+/// Requests the next turn of a conversation from a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatRequest {
     /// The requester's number for this request; repeated in every reply.
@@ -296,12 +296,12 @@ pub struct ChatRequest {
     pub stream: bool,
 }
 
-/// One turn of a conversation.
+/// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
     /// The author.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
     /// For [`Role::Assistant`]: the tools that it called.
     pub tool_calls: Vec<ToolCall>,
@@ -333,9 +333,9 @@ pub enum Role {
 /// A tool that a model may call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolDefinition {
-    /// What a [`ToolCall`] calls it; not empty.
+    /// Its name in a [`ToolCall`]; not empty.
     pub name: String,
-    /// What it does, for the model.
+    /// Its description, for the model.
     pub description: String,
     /// The JSON schema of its arguments, as text.
     pub parameters: String,
@@ -367,7 +367,7 @@ pub struct ChatResponse {
     pub message: ChatMessage,
     /// Why the model stopped.
     pub finish: FinishReason,
-    /// What was used, if the engine counts.
+    /// The usage, if the engine counts.
     pub usage: Option<Usage>,
 }
 
@@ -383,7 +383,7 @@ pub struct Usage {
 /// A model's wish to have a tool run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Tells this call from others of the conversation; not empty.
+    /// The id of this call, unique in the conversation; not empty.
     pub id: String,
     /// The name of the tool; not empty.
     pub name: String,
@@ -391,7 +391,7 @@ pub struct ToolCall {
     pub arguments: String,
 }
 
-/// What a tool had to say.
+/// The result of a tool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolResult {
     /// The id of the [`ToolCall`]; not empty.
@@ -402,7 +402,7 @@ pub struct ToolResult {
     pub is_error: bool,
 }
 
-/// Takes back a request.
+/// Cancels a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancel {
     /// The request's number.
@@ -420,16 +420,16 @@ pub struct Heartbeat {
     pub sent_ms: u64,
 }
 
-/// Says that something went wrong.
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorMessage {
     /// The number of the request that failed, if it is about one.
     pub id: Option<u64>,
-    /// What kind of error.
+    /// The kind of error.
     pub code: ErrorCode,
-    /// What went wrong, for people.
+    /// The message, for users.
     pub message: String,
-    /// How many milliseconds to wait before another attempt, if that may help.
+    /// How many milliseconds to wait before a retry, if a retry may help.
     pub retry_after_ms: Option<u32>,
 }
 

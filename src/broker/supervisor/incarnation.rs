@@ -1,4 +1,4 @@
-//! One life of an actor: it is built, runs, and its end is seen, whatever the end is.
+//! One incarnation of an actor: it is built and runs, and its end is seen in every case.
 //!
 //! A panic in an actor (`started`, a handler, a timer, a future of its own) is caught where the actor is polled, and
 //! the actor is dropped only after the unwinding is over: so `stopped()`, which actix calls then, may panic too without
@@ -149,13 +149,13 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
         };
         let future = self.0.take();
         let dropped = supervised(|| drop(future));
-        // The first panic is the reason; one more while things are put away says nothing new.
+        // The first panic is the reason; a second one during the drop adds nothing.
         Poll::Ready(polled.and(dropped))
     }
 }
 
 std::thread_local! {
-    /// Whether what runs here is a supervised actor, and where it panicked.
+    /// Whether the running code is a supervised actor, and where it panicked.
     static SUPERVISED: Cell<bool> = const { Cell::new(false) };
     static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -179,7 +179,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// What the standard hook would write, which waits for the reader of stderr.
+/// The text of the standard hook, which would wait for the reader of stderr.
 fn told(info: &PanicHookInfo<'_>, verbose: bool) -> String {
     let thread = std::thread::current();
     let backtrace = if verbose { format!("{}\n", Backtrace::force_capture()) } else { String::new() };

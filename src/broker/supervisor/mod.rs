@@ -52,7 +52,7 @@ pub(super) struct Spec {
     pub(super) name: &'static str,
     pub(super) restart: Restart,
     pub(super) limits: Limits,
-    /// How many messages may wait for it.
+    /// The capacity of its mailbox.
     pub(super) mailbox: usize,
     /// How long it may take to stop before it is dropped.
     pub(super) stop_within: Duration,
@@ -250,7 +250,7 @@ impl Supervisor {
     }
 }
 
-/// Where a child lives: on which thread, and with what its factory needs.
+/// The place of a child: its thread, and what its factory needs.
 pub(super) struct Seat {
     number: usize,
     spec: Spec,
@@ -272,7 +272,7 @@ impl Seat {
     {
         while let Some(command) = self.orders.recv().await {
             let Command::Start = command else {
-                // It ended while it was told to stop; the end is on its way already.
+                // It ended while being stopped; the end is already on its way.
                 continue;
             };
             let end = match Life::start(self.spec.mailbox, &mut factory) {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// The shortest time between two starts of a child that is hurried.
 const HURRIED_GAP: Duration = Duration::from_millis(20);
 
-/// What is known of the child.
+/// The specification of the child.
 pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) name: &'a str,
     pub(in crate::broker) restart: Restart,
@@ -24,7 +24,7 @@ pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) hurry: Option<&'a watch::Sender<u64>>,
 }
 
-/// How it was over.
+/// How supervision ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::broker) enum Outcome {
     /// It ended, and its policy does not want it back.

@@ -18,7 +18,7 @@ const ROUNDS: usize = 4;
 /// second.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// What was found.
+/// The result.
 #[derive(Debug)]
 pub(super) struct Cost {
     pub(super) connections: u32,

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-/// How long a process may take to end when it is asked to.
+/// How long a process may take to exit when asked.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a process may take to start, or to reply at the end.
@@ -141,12 +141,12 @@ impl Crew {
         self.place.connect("bench", self.wait)
     }
 
-    /// The process number of our own broker.
+    /// The process id of the benchmark's broker.
     pub(super) fn broker(&self) -> Option<u32> {
         self.broker.as_ref().map(|broker| broker.running.child.id())
     }
 
-    /// How many processes take part: this one, the broker, the others.
+    /// The number of processes: this one, the broker, the others.
     pub(super) fn processes(&self) -> usize {
         2 + self.members.len()
     }

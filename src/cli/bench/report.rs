@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
 
-/// What was counted.
+/// A count.
 #[derive(Debug)]
 pub(super) struct Throughput {
     /// Replies, or deliveries to all subscribers together.
@@ -22,7 +22,7 @@ impl Throughput {
     }
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug)]
 pub(super) enum Figures {
     /// In nanoseconds.
@@ -149,7 +149,7 @@ impl Report {
             Figures::Throughput(throughput) => {
                 json.samples = throughput.samples;
                 json.throughput = Some(JsonThroughput {
-                    // A float becomes the nearest integer that there is.
+                    // A float becomes the nearest integer.
                     msgs_per_s: throughput.msgs_per_s() as u64,
                     bytes_per_s: (throughput.msgs_per_s() * f64::from(self.size)) as u64,
                     subscribers: throughput.subscribers,

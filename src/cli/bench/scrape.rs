@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_millis(100);
 /// How long a response may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What was found.
+/// The result.
 #[derive(Debug)]
 pub(super) struct Scrapes {
     pub(super) connections: u32,
@@ -98,7 +98,7 @@ fn get(port: u16) -> io::Result<String> {
     Ok(text)
 }
 
-/// How often the router was asked, and the seconds of CPU that took.
+/// The number of probes, and the seconds of CPU that they took.
 fn surveys(text: &str) -> io::Result<(u64, f64)> {
     let value = |name: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -6,19 +6,19 @@ use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
 use crate::shm::words::read_bytes;
 use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 
-/// Takes records out of a ring.
+/// Reads records from a ring.
 #[derive(Debug)]
 pub(crate) struct Consumer {
     ring: Channel,
     /// Cells ever consumed; only published in shared memory, never read back (R1).
     consumed: u64,
-    /// What of it is published.
+    /// The published part of it.
     published: u64,
     bank: Bank,
     offset: u32,
     /// Cells of the extension in which records may lie.
     window: u32,
-    /// Whether the window is read from the control words (a client) or set by `set_window` (the broker).
+    /// Whether the window is read from the control words (by a client) or set by `set_window` (by the broker).
     follows: bool,
 }
 
@@ -157,7 +157,7 @@ impl Consumer {
         Ok(false)
     }
 
-    /// Reads the window anew, if that is how this consumer knows it.
+    /// Reads the window again, if this consumer reads it from the control words.
     #[inline]
     fn follow(&mut self) {
         if self.follows {

@@ -62,9 +62,9 @@ pub(crate) enum Violation {
     Consumed {
         /// The count that the peer published.
         consumed: u64,
-        /// What it was before.
+        /// The value before.
         last: u64,
-        /// What was ever claimed.
+        /// The largest claimed count.
         claimed: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! Where the next record goes: pure arithmetic on private counts, without a shared word.
+//! The position of the next record: pure arithmetic on private counts, without a shared word.
 
 /// The two parts of a ring. Within each, cells are contiguous; a record lies in one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
 use crate::shm::words::{copy_words, read_bytes, write_bytes};
 use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 
-/// What a record carries.
+/// The payload of a record.
 #[derive(Clone, Copy)]
 pub(crate) enum Payload<'a> {
     Bytes(&'a [u8]),
@@ -30,7 +30,7 @@ impl Payload<'_> {
 pub(crate) struct Producer {
     ring: Channel,
     plan: Plan,
-    /// What the consumer had consumed when last looked (R1: private, validated).
+    /// The consumed count at the last look (R1: private, validated).
     consumed: u64,
     /// Cells of the extension that may be used.
     window: u32,

@@ -1,4 +1,4 @@
-//! How a side that waits asks to be woken: one shared flag for each thing that can be waited for.
+//! How a waiting side asks to be woken: one shared flag per condition.
 //!
 //! ```text
 //!  sleeper                                  waker

@@ -15,11 +15,11 @@ pub enum BreakerOrder {
     Open,
     /// Let every request through, whatever comes of it.
     Close,
-    /// Do as the results say, beginning anew.
+    /// Return to automatic mode, starting closed.
     Auto,
 }
 
-/// Where a breaker stands.
+/// The state of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
@@ -54,7 +54,7 @@ impl BreakerState {
 pub struct BreakerStatus {
     /// The service.
     pub service: Name,
-    /// Where it stands.
+    /// Its state.
     pub state: BreakerState,
     /// Failures in a row so far, while it is closed.
     pub failures: u32,
@@ -66,7 +66,7 @@ pub struct BreakerStatus {
     pub successes: u32,
     /// After how many milliseconds the state ends by itself, if it does.
     pub ends_in_ms: Option<u64>,
-    /// How often it has opened.
+    /// The number of times that it has opened.
     pub opened: u64,
     /// Requests that it has not let through.
     pub rejected: u64,

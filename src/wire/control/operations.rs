@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::status::ActorState;
 use crate::wire::name::Name;
 
-/// One process that the broker dials (`[[upstream]]`).
+/// An upstream: a process that the broker dials (`[[upstream]]`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamStatus {
     /// Its name in the configuration.
@@ -21,13 +21,13 @@ pub struct UpstreamStatus {
     pub connection: Option<u32>,
     /// The state of its actor: running while it is dialled and while it is connected.
     pub state: ActorState,
-    /// How often it was dialled again.
+    /// The number of redials.
     pub restarts: u64,
     /// Why the last attempt or connection ended.
     pub last_reason: Option<String>,
 }
 
-/// What came of reloading the configuration. Keys have their full names, `ipc.allowed_uids`.
+/// The result of reloading the configuration. Keys have their full names, `ipc.allowed_uids`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
     /// Keys that have another value now.

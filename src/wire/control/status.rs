@@ -1,4 +1,4 @@
-//! What the broker says about itself over the control socket, so that `status` works without HTTP.
+//! The status of the broker over the control socket, so that `status` works without HTTP.
 //!
 //! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
 //! fields are those of `status --json`.
@@ -10,7 +10,7 @@ use crate::wire::name::Name;
 /// The state of the broker, for `status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
-    /// How long the broker has been running, in milliseconds.
+    /// The broker's uptime, in milliseconds.
     pub uptime_ms: u64,
     /// The broker's version.
     pub version: String,
@@ -20,7 +20,7 @@ pub struct StatusReport {
     pub socket: String,
     /// The configuration file in use; none stands for the defaults.
     pub config_file: Option<String>,
-    /// Whether the broker is going to end.
+    /// Whether the broker is draining.
     pub draining: bool,
     /// Every connection.
     pub connections: Vec<ConnectionStatus>,
@@ -38,15 +38,15 @@ pub struct StatusReport {
     pub subscriptions: u32,
     /// The supervision tree.
     pub actors: Vec<ActorStatus>,
-    /// How long things take. (Apart, so that frames stay small.)
+    /// Latencies. (Boxed, so that frames stay small.)
     pub latency: Box<LatencyStatus>,
-    /// Where the health endpoints are.
+    /// The address of the health endpoints.
     pub health: Box<HealthStatus>,
     /// Why clients do not find the control socket at its path, if they do not: it was removed.
     pub socket_lost: Option<String>,
 }
 
-/// Where the health endpoints listen: at a TCP address or at a Unix socket, or nowhere, for a reason.
+/// The address of the health endpoints: a TCP address or a Unix socket, or none, with the reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthStatus {
     /// The TCP address and port that are bound.
@@ -59,10 +59,10 @@ pub struct HealthStatus {
     pub token_file: Option<String>,
 }
 
-/// How long things take, since the broker started. (In the JSON of `status --json` times are in seconds.)
+/// Latencies since the broker started. (In the JSON of `status --json` times are in seconds.)
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatencyStatus {
-    /// What a message spends in the broker; of a sample of all messages.
+    /// The time of messages in the broker; sampled.
     pub in_broker: QuantileStatus,
     /// From a request to its reply, as the broker sees it. The broker's own echo is no part of it.
     pub round_trip: QuantileStatus,
@@ -73,13 +73,13 @@ pub struct LatencyStatus {
 /// A distribution of times, estimated from buckets whose bounds double.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuantileStatus {
-    /// How many times it is of.
+    /// The number of observations.
     pub count: u64,
     /// The median, in nanoseconds.
     pub p50_ns: u64,
-    /// What 95 % stay below, in nanoseconds.
+    /// The 95th percentile, in nanoseconds.
     pub p95_ns: u64,
-    /// What 99 % stay below, in nanoseconds.
+    /// The 99th percentile, in nanoseconds.
     pub p99_ns: u64,
 }
 
@@ -88,16 +88,16 @@ pub struct QuantileStatus {
 pub struct ConnectionStatus {
     /// Its number.
     pub id: u32,
-    /// What the client calls itself.
+    /// The client's name for itself.
     pub name: Name,
     /// The client's process; 0, and `null` in JSON, if it is unknown: it runs in another PID namespace.
     #[serde(with = "known_pid")]
     pub pid: u32,
     /// The client's user.
     pub uid: u32,
-    /// How long it has stood, in milliseconds.
+    /// The connection's age, in milliseconds.
     pub age_ms: u64,
-    /// How many subscriptions it has.
+    /// The number of its subscriptions.
     pub subscriptions: u32,
     /// Which services it offers.
     pub services: Vec<Name>,
@@ -111,19 +111,19 @@ pub struct ConnectionStatus {
     pub bytes_out: u64,
     /// Messages that found no credit and were dropped.
     pub dropped: u64,
-    /// What the client has not yet read, in bytes.
+    /// Bytes that the client has not yet read.
     pub backlog_bytes: u64,
     /// Requests of the client without an outcome yet.
     pub requests_outstanding: u64,
-    /// Where it is.
+    /// Its state.
     pub state: SessionState,
-    /// What was sent to its subscriptions and not yet taken out of them, in bytes.
+    /// Used credit of its subscriptions, in bytes.
     pub credit_used_bytes: u64,
-    /// What its subscriptions take in all before their publishers wait or messages are dropped, in bytes.
+    /// Credit of its subscriptions, in bytes.
     pub credit_bytes: u64,
 }
 
-/// Where a connection is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
@@ -139,7 +139,7 @@ pub enum SessionState {
 }
 
 impl SessionState {
-    /// As it is written in JSON and in tables.
+    /// The text in JSON and in tables.
     pub fn as_str(self) -> &'static str {
         match self {
             SessionState::Connected => "connected",
@@ -155,7 +155,7 @@ impl SessionState {
 pub struct ServiceStatus {
     /// Its name.
     pub name: Name,
-    /// How many responders share it.
+    /// The number of its responders.
     pub responders: u32,
     /// Requests with a responder.
     pub outstanding: u32,
@@ -170,21 +170,21 @@ pub struct ServiceStatus {
 /// One actor in a [`StatusReport`], or all actors of one kind that come and go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActorStatus {
-    /// What it is called, as in the log.
+    /// Its name, as in the log.
     pub name: String,
     /// Its supervisor.
     pub supervisor: String,
-    /// Where it is.
+    /// Its state.
     pub state: ActorState,
-    /// How often it was started again.
+    /// The number of restarts.
     pub restarts: u64,
-    /// How often it failed: by an error or a panic.
+    /// The number of failures: errors and panics.
     pub failures: u64,
     /// Why it ended the last time.
     pub last_reason: Option<String>,
 }
 
-/// Where an actor is.
+/// The state of an actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActorState {

@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 pub struct Token([u8; 16]);
 
 impl Token {
-    /// Takes 16 bytes from a cryptographic random source.
+    /// 16 bytes from a cryptographic random source.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -29,7 +29,7 @@ impl Hash for Token {
     }
 }
 
-/// Takes the same time wherever the two differ, so that a token cannot be guessed byte by byte.
+/// Compares in constant time, so that a token cannot be guessed byte by byte.
 impl PartialEq for Token {
     fn eq(&self, other: &Self) -> bool {
         let difference = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
