@@ -137,7 +137,7 @@ impl BreakerActor {
         while self.tell_one(ctx) {}
     }
 
-    /// Tells the first change, which is off the list only then: an actor that dies tells no change twice, and loses none.
+    /// Tells the first change, which is off the list only then: an actor that dies tells no change twice and loses none.
     fn tell_one(&mut self, ctx: &mut Context<Self>) -> bool {
         let untold = self.kept.untold.clone();
         let mut untold = untold.borrow_mut();
