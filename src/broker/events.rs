@@ -3,7 +3,7 @@
 //! full are counted, and the count is told. What it publishes on its own topics goes the same way to those who follow
 //! it over HTTP, if there are any.
 
-use crate::routing::breaker::Transition;
+use crate::routing::breaker::{Gate, Transition};
 use crate::shm::layout::RingName;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::name::Name;
@@ -102,6 +102,15 @@ pub(crate) struct BreakerChange {
     pub(crate) by: Option<u32>,
 }
 
+/// What `BreakerActor` hears of the router.
+#[derive(Debug)]
+pub(crate) enum BreakerNews {
+    /// A service has a new gate.
+    Gate(Name, Arc<Gate>),
+    /// A gate has changed its state.
+    Changed(BreakerChange),
+}
+
 #[derive(Debug)]
 struct Shared<T> {
     queue: ArrayQueue<T>,
@@ -151,7 +160,7 @@ impl<T> Queue<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
     log: Queue<Event>,
-    breakers: Queue<BreakerChange>,
+    breakers: Queue<BreakerNews>,
     news: Queue<News>,
     /// Of actors; not yet published.
     actors: Queue<News>,
@@ -207,12 +216,12 @@ impl Events {
     }
 
     /// Leaves word of a breaker. Never blocks.
-    pub(crate) fn breaker_changed(&self, change: BreakerChange) {
-        self.breakers.push(change);
+    pub(crate) fn breaker(&self, news: BreakerNews) {
+        self.breakers.push(news);
     }
 
     /// What is said of breakers, for the one who passes it on.
-    pub(crate) fn breakers(&self) -> Queue<BreakerChange> {
+    pub(crate) fn breakers(&self) -> Queue<BreakerNews> {
         self.breakers.clone()
     }
 

@@ -40,6 +40,8 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("connection.answered", "nothing; the router has answered, and the client was not told"),
     ("breaker.started", "nothing"),
     ("breaker.event", "nothing; a transition is to be told"),
+    ("breaker.timer", "nothing; the time of a state may be over, and nothing was done about it"),
+    ("breaker.ordered", "0: an order has come; 1: it is obeyed, and that was not told"),
     ("upstream.started", "nothing"),
     ("upstream.dialled", "nothing; the socket is connected"),
     ("health.started", "nothing"),

@@ -6,7 +6,7 @@
 //! | `socket` | the socket's path: who owns it, how it is bound and removed |
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection/` | one actor for each control socket: the greeting, questions, the end |
-//! | `breaker` | the breakers' times, their news, and orders given to them by hand |
+//! | `breaker` | the breakers: their rules, times and news, and orders given to them by hand |
 //! | `sessions` | who may take a session up that has lost its socket: a pure registry |
 //! | `holder` | the guard that holds a session, and the watch over those that nobody holds |
 //! | `events` | what the router has to say to people, without ever waiting for them |

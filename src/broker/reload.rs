@@ -1,8 +1,8 @@
 //! Reloading the configuration: by SIGHUP, and by a client that asks.
 //!
 //! The file is read as at the start, with the same overrides. What is wrong with it changes nothing. What needs no
-//! restart (`config::reload` decides) is taken up by the router first, in one message, then by all others, which look
-//! at the present configuration when they need it.
+//! restart (`config::reload` decides) is taken up by the router first, in one message, then by the actor of the
+//! breakers, then by all others, which look at the present configuration when they need it.
 
 use super::connection::Broker;
 use super::health::Access;
@@ -57,10 +57,12 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     }
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
+    let rules = settings.breakers.clone();
     broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
     // Where the socket is now, and not where a later broker would have it.
     loaded.config.ipc.socket_path.clone_from(&adopted.ipc.socket_path);
     let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;
+    broker.breaker.adopt(rules).await;
     broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
     broker.config.send_replace(Arc::new(adopted));
     Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })

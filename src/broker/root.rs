@@ -1,7 +1,7 @@
 //! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
-use super::breaker::BreakerActor;
+use super::breaker::{self, BreakerActor, BreakerHandle};
 use super::connection::{Broker, Phase};
 use super::events::{Events, News, Queue};
 use super::fault;
@@ -149,11 +149,7 @@ async fn serve(
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
-    // Each connection has one order under way at most: so its mailbox is never full.
-    let seat_of_breaker = children.add(permanent("breaker", settings.max_connections + 16), || {});
-    let (breaker_published, breaker) = watch::channel(None);
-    let breaker_changes = events.breakers();
-    let state = RouterState::new(settings.clone(), events, 0)?;
+    let state = RouterState::new(settings.clone(), events.clone(), 0)?;
     let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.own_bell()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
@@ -166,10 +162,13 @@ async fn serve(
         let shared = Shared::new(state, started);
         actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
-    let routed = router.clone();
-    actix::spawn(
-        seat_of_breaker.host(breaker_published, move |_| BreakerActor::new(breaker_changes.clone(), routed.clone())),
-    );
+    // Each connection has one order under way at most: so its mailbox is never full.
+    let seat = children.add(permanent("breaker", settings.max_connections + 16), || {});
+    let (published, address) = watch::channel(None);
+    let (rules, rules_seen) = watch::channel(settings.breakers.clone());
+    let kept = breaker::Kept::new(router.clone(), events, rules_seen, started);
+    actix::spawn(seat.host(published, move |_| BreakerActor::new(kept.clone())));
+    let breaker = BreakerHandle::new(address, rules);
 
     let workers = (0..loaded.config.ipc.worker_threads).map(|_| arbiter("a worker's thread"));
     let workers = workers.collect::<Result<Vec<Arbiter>, Refused>>()?;

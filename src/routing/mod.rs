@@ -16,16 +16,28 @@
 //! | `watch` | whether a thread still turns |
 //! | `grace` | how long a publish waits for a subscription that drops |
 
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod arena;
 pub(crate) mod breaker;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod budget;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod grace;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod group;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod histogram;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod numbers;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod restart;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod schedule;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod services;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod topics;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod watch;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod wheel;

@@ -4,10 +4,11 @@
 //! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any
 //! reply clears the suspicion. So a responder that is stopped costs its service one call for each probe.
 
-use super::breaker::{Breaker, RuleBook, Stand};
+use super::breaker::{Gate, RuleBook, Stand};
 use super::histogram::Durations;
 use crate::wire::name::Name;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A service's place in the table.
 pub(crate) type ServiceId = u32;
@@ -53,9 +54,8 @@ impl Responder {
 pub(crate) struct Service {
     pub(crate) name: Name,
     pub(crate) responders: Vec<Responder>,
-    pub(crate) breaker: Breaker,
-    /// Somebody serves it, or did.
-    pub(crate) was_served: bool,
+    /// The router's handle of its breaker.
+    pub(crate) gate: Arc<Gate>,
     /// Requests that came for it.
     pub(crate) requests: u64,
     /// Those that ended otherwise than by a reply.
@@ -106,29 +106,47 @@ pub(crate) struct Services {
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
     most: usize,
-    rules: RuleBook,
+    /// What new gates begin with.
+    rules: Arc<RuleBook>,
+    /// Gates that were made since they were last taken, for the actor of the breakers.
+    new_gates: Vec<(Name, Arc<Gate>)>,
     /// Of services that were forgotten.
     pub(crate) forgotten: CallTimes,
 }
 
 impl Services {
-    pub(crate) fn new(most: usize, rules: RuleBook) -> Services {
+    pub(crate) fn new(most: usize, rules: Arc<RuleBook>) -> Services {
         Services {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
             most,
             rules,
+            new_gates: Vec::new(),
             forgotten: CallTimes::default(),
         }
     }
 
-    /// At most so many from now on, and other rules for all breakers, whose states and counts stay.
-    pub(crate) fn adopt(&mut self, most: usize, rules: RuleBook) {
-        (self.most, self.rules) = (most, rules);
-        for service in self.table.iter_mut().flatten() {
-            service.breaker.adopt(self.rules.of(service.name.as_str()));
-        }
+    /// At most so many from now on.
+    pub(crate) fn adopt(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// New gates begin with these rules from now on.
+    pub(crate) fn set_rules(&mut self, rules: Arc<RuleBook>) {
+        self.rules = rules;
+    }
+
+    /// Gates that were made since this was last asked.
+    pub(crate) fn take_new_gates(&mut self) -> std::vec::Drain<'_, (Name, Arc<Gate>)> {
+        self.new_gates.drain(..)
+    }
+
+    /// The gates of all services that have users, or a breaker with something to remember; the others are forgotten.
+    pub(crate) fn gates(&mut self) -> Vec<(Name, Arc<Gate>)> {
+        self.ids().for_each(|id| self.forget_if_unused(id));
+        self.new_gates.clear();
+        self.iter().map(|service| (service.name.clone(), service.gate.clone())).collect()
     }
 
     /// One more user of the service `name`; `None` if there are too many services.
@@ -137,11 +155,12 @@ impl Services {
             Some(id) => id,
             None if self.by_name.len() >= self.most && !self.forget_one() => return None,
             None => {
+                let gate = Arc::new(Gate::new(self.rules.of(name.as_str())));
+                self.new_gates.push((name.clone(), gate.clone()));
                 let service = Service {
                     name: name.clone(),
                     responders: Vec::new(),
-                    breaker: Breaker::new(self.rules.of(name.as_str())),
-                    was_served: false,
+                    gate,
                     requests: 0,
                     failures: 0,
                     times: None,
@@ -170,26 +189,29 @@ impl Services {
 
     /// Forgets a service that has neither users nor a breaker with something to remember.
     pub(crate) fn forget_if_unused(&mut self, id: ServiceId) {
-        if self.get(id).is_some_and(|service| service.is_unused() && service.breaker.is_at_rest()) {
+        if self.get(id).is_some_and(|service| service.is_unused() && service.gate.retire(true)) {
             self.forget(id);
         }
     }
 
     /// Makes room: forgets the service without users whose breaker has the least to say. `false`: all have users.
     fn forget_one(&mut self) -> bool {
-        let weight = |service: &Service| match service.breaker.stand() {
+        let weight = |service: &Service| match service.gate.stand() {
             Stand::Closed => 0,
             Stand::HalfOpen => 1,
             Stand::Open => 2,
             // Somebody wanted it so.
             Stand::ForcedOpen | Stand::ForcedClosed => 3,
         };
-        let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
-        let least = unused.min_by_key(|(_, service)| weight(service)).map(|(id, _)| id);
-        least.is_some_and(|id| {
-            self.forget(id);
-            true
-        })
+        loop {
+            let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
+            let Some((id, service)) = unused.min_by_key(|(_, service)| weight(service)) else { return false };
+            // Unless an order comes at this very moment, which makes it weigh more.
+            if service.gate.retire(false) {
+                self.forget(id);
+                return true;
+            }
+        }
     }
 
     fn forget(&mut self, id: ServiceId) {
@@ -227,7 +249,7 @@ impl Services {
     /// `connection` serves from now on. `false` if it does already.
     pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
         let Some(service) = self.get_mut(id) else { return false };
-        service.was_served = true;
+        service.gate.serve();
         service.times.get_or_insert_default();
         match service.responders.iter_mut().find(|r| r.connection == connection) {
             Some(responder) if responder.accepts => false,
@@ -350,13 +372,13 @@ mod tests {
             timeout: 100,
             max_timeout: 100,
         };
-        Services::new(most, RuleBook { general, of_services: HashMap::new() })
+        Services::new(most, Arc::new(RuleBook { general, of_services: HashMap::new() }))
     }
 
     fn fail(services: &mut Services, id: ServiceId) {
-        let breaker = &mut services.get_mut(id).unwrap().breaker;
-        let permit = breaker.admit(0).0.unwrap();
-        breaker.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
+        let gate = &services.get(id).unwrap().gate;
+        let permit = gate.admit(0).0.unwrap();
+        gate.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
     }
 
     #[test]
@@ -441,12 +463,15 @@ mod tests {
             services.release(id);
             assert_eq!(services.intern(&name("a")), Some(id), "still known");
         }
-        assert_eq!(services.get(id).unwrap().breaker.stand(), Stand::Open);
+        assert_eq!(services.get(id).unwrap().gate.stand(), Stand::Open);
         services.release(id);
-        services.get_mut(id).unwrap().breaker.force(false, None, 0);
-        services.get_mut(id).unwrap().breaker.release(0);
-        services.forget_if_unused(id);
+        let gate = services.get(id).unwrap().gate.clone();
+        gate.force(false, None, 0);
+        gate.release(0);
+        assert_eq!(services.gates().len(), 0, "whoever asks for the gates has those at rest forgotten");
         assert_eq!(services.find(&name("a")), None);
+        assert!(gate.is_retired());
+        assert_eq!(gate.force(true, None, 0), None, "no order changes what is forgotten");
     }
 
     #[test]

@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["wire"]), // names in the configuration are checked by wire's grammar
     ("metrics", &[]),
     ("client", &["shm", "wire", "sync"]),
-    ("routing", &["wire"]),
+    ("routing", &["wire", "sync"]),
     ("broker", &["shm", "wire", "config", "metrics", "routing", "sync"]), // never client
     ("cli", ALL),
 ];
@@ -49,7 +49,15 @@ const CRATES: &[(&str, &[&str])] = &[
     ("listenfd", &["broker"]),
     ("log", ALL),
     // The tests build the models.
-    ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
+    (
+        "loom",
+        &[
+            "sync",
+            "src/shm/ring/loom_tests.rs",
+            "src/shm/ring/loom_tests/fixture.rs",
+            "src/routing/breaker/loom_tests.rs",
+        ],
+    ),
     ("memmap2", &["shm"]),
     ("nix", &["broker", "cli"]),
     ("prometheus", &["metrics", "broker"]),

@@ -5,7 +5,7 @@ mod greeting;
 
 pub(super) use greeting::all_taken;
 
-use super::breaker::{self, BreakerActor};
+use super::breaker::BreakerHandle;
 use super::fault;
 use super::health::{Access, Location};
 use super::holder::{Holder, Kept, SessionTable};
@@ -62,7 +62,7 @@ pub(super) struct Broker {
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
-    pub(super) breaker: watch::Receiver<Option<Addr<BreakerActor>>>,
+    pub(super) breaker: BreakerHandle,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) sessions: SessionTable,
@@ -373,7 +373,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     fault::point("connection.asked", 0);
     let question = match question {
         Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
-            return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+            return Some(broker.breaker.set(id, serial, service, order, for_ms).await);
         }
         Ask { frame: ClientFrame::Upstreams { serial }, .. } => return Some(upstream::list(broker, serial)),
         Ask { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {

@@ -76,6 +76,7 @@ impl RouterState {
             return Err((FailedCode::Limit, format!("this connection has {most} services, which is the limit")));
         }
         let service = self.services.intern(&name).ok_or_else(too_many_services)?;
+        self.tell_new_gates();
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: inlet.services.give(service) })
     }
@@ -134,6 +135,7 @@ impl RouterState {
             return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
+        self.tell_new_gates();
         let most = self.settings.max_requests_per_responder;
         let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
         if !self.services.serve(service, key, max_in_flight) {

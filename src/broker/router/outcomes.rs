@@ -122,7 +122,7 @@ impl RouterState {
             let permit = found.permit.take();
             self.judge(service, permit, Verdict::Neither);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
-            && service_found.breaker.is_current(permit)
+            && service_found.gate.is_current(permit)
         {
             counted.push(service);
         }

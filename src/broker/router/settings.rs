@@ -4,6 +4,7 @@ use super::state::RouterState;
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::routing::breaker::{RuleBook, Rules};
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
+use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
 
@@ -35,7 +36,8 @@ pub(crate) struct Settings {
     pub(crate) spin_max: u64,
     pub(crate) batch_records: u32,
     pub(crate) turn_max: u64,
-    pub(crate) breakers: RuleBook,
+    /// What gates begin with until `BreakerActor` says otherwise.
+    pub(crate) breakers: Arc<RuleBook>,
     pub(crate) restart_grace: u64,
     pub(crate) drop_grace: u64,
 }
@@ -77,14 +79,14 @@ impl Settings {
             spin_max: config.router.spin_max_us * 1000,
             batch_records: config.router.batch_records,
             turn_max: config.router.turn_max_us * 1000,
-            breakers: RuleBook {
+            breakers: Arc::new(RuleBook {
                 general: rules(&config.circuit_breaker),
                 of_services: config
                     .breaker_services
                     .keys()
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
-            },
+            }),
             restart_grace: config.restart.restart_grace_ms * MS,
             drop_grace: config.delivery.drop_grace_ms * MS,
         })
@@ -94,7 +96,7 @@ impl Settings {
 impl RouterState {
     /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
     pub(super) fn adopt(&mut self, settings: Settings) {
-        self.services.adopt(settings.max_services, settings.breakers.clone());
+        self.services.adopt(settings.max_services);
         self.topics.adopt(settings.max_topics, settings.max_routes);
         self.outlets.adopt(settings.max_backlog_bytes, settings.drop_grace);
         self.settings = settings;
