@@ -70,13 +70,13 @@ fn lines_that_clients_cause_are_as_many_as_is_configured() {
     for _ in 0..20 {
         broker.builder().no_reconnect().connect().unwrap_err();
     }
-    broker.process().wait_for("log lines kept back kind=refused count=");
+    broker.process().wait_for("log lines suppressed kind=refused count=");
     let log = broker.process().stderr();
     assert!(log.matches("connection refused").count() < 20, "{log}");
     wait_until("the count to be complete", || {
         let log = broker.process().stderr();
         let left_out =
-            log.lines().filter_map(|line| line.split_once("kept back kind=refused count=")?.1.parse::<usize>().ok());
+            log.lines().filter_map(|line| line.split_once("suppressed kind=refused count=")?.1.parse::<usize>().ok());
         left_out.sum::<usize>() + log.matches("connection refused").count() == 20
     });
 }

@@ -40,7 +40,7 @@ fn a_broker_whose_path_another_program_took_is_not_ready_and_leaves_it_alone() {
         let ready = broker.get("/ready");
         ready.code == 503 && ready.json().to_string().contains("another program is listening")
     });
-    assert!(lost().is_some_and(|reason| reason.contains("another program listens there")), "{:?}", lost());
+    assert!(lost().is_some_and(|reason| reason.contains("another program is listening")), "{:?}", lost());
     drop(other);
     fs::remove_file(broker.socket()).unwrap();
     wait_until("the socket", || connects(&broker));
