@@ -459,7 +459,7 @@ fn a_subscriber_that_is_interrupted_exits_130() {
 
 #[test]
 fn a_command_that_ends_says_goodbye() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start_with(&[("logging.short_connection_ms", "0")]);
     let watch = broker.client();
     let gone = || watch.status().unwrap().connections.len() == 1;
     let mut sub = broker.spawn(&["sub", "a", "--count", "1"]);

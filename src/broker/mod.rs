@@ -17,6 +17,7 @@
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
+//! | `path_watch` | a watch over a path, by inotify |
 //! | `reload` | takes a changed configuration up |
 //! | `report` | the status, as the control socket and the endpoints tell it |
 //! | `stderr` | what is written to stderr, by a thread of its own |
@@ -56,6 +57,7 @@ pub(crate) mod limits;
 mod listening;
 mod log_limit;
 mod notify;
+mod path_watch;
 mod reload;
 mod report;
 mod root;

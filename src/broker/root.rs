@@ -10,6 +10,7 @@ use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
 use super::limits;
 use super::listening::Listening;
+use super::log_limit;
 use super::notify::Notify;
 use super::reload::{Source, reload};
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
@@ -75,7 +76,8 @@ const STOP: Duration = Duration::from_secs(1);
 
 /// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
 /// tells the clients, removes the socket. A second signal ends it at once. Calls `ready` once it listens. SIGHUP reads
-/// the configuration again by `load`; or ends the broker, if the terminal that it was started from is closed.
+/// the configuration again by `load`, and `adopted` takes its part of it; or ends the broker, if the terminal that it
+/// was started from is closed.
 ///
 /// # Errors
 ///
@@ -83,11 +85,13 @@ const STOP: Duration = Duration::from_secs(1);
 pub fn run(
     mut loaded: Loaded,
     load: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
+    adopted: impl Fn(&Config) + Send + Sync + 'static,
     ready: impl FnOnce(&Loaded, &HealthStatus),
 ) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
+    log_limit::set_limit(loaded.config.logging.max_lines_per_second);
     if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
         log::warn!("busy waiting disabled reason=one_cpu wait=block");
         settings.wait = WaitStrategy::Block;
@@ -96,9 +100,12 @@ pub fn run(
     let Inherited { ipc, health } = Inherited::take()?;
     let has_inherited_socket = ipc.is_some();
     let listening = Listening::new(listen(ipc, &mut loaded)?);
-    let source = Source { load: Box::new(load), has_inherited_socket, turn: tokio::sync::Mutex::default() };
-    let endpoints = Endpoints::new(&loaded, health)?;
+    let (load, adopted) = (Box::new(load), Box::new(adopted));
     let notify = Notify::from_env()?;
+    let manager = notify.clone();
+    let tell = Box::new(move |begins| if begins { manager.reloading() } else { manager.reloaded() });
+    let source = Source { load, adopted, tell, has_inherited_socket, turn: tokio::sync::Mutex::default() };
+    let endpoints = Endpoints::new(&loaded, health)?;
     can_watch_signals().map_err(refused("the signal watcher"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(refused("the runtime"))?;

@@ -15,7 +15,7 @@
 
 use super::connect::{Endpoint, Greeted, Welcome, greeting, open};
 use super::error::{Error, Kind};
-use super::initial::{chance, watch_folder_of};
+use super::initial::{chance, has_appeared, watch_folder_of};
 use super::inner::{Inner, lock};
 use super::retry::Retry;
 use super::session;
@@ -25,8 +25,6 @@ use crate::shm::doorbell::ClientBells;
 use crate::shm::segment::Segment;
 use crate::wire::codec::FrameDecoder;
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, RefusedCode, Token};
-use rustix::fs::inotify;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -311,16 +309,9 @@ impl Link {
     /// Something happened in the folder of the socket's path.
     pub(super) fn path_changed(&mut self, inner: &Inner) {
         let Some(watch) = &self.path else { return };
-        let name = inner.endpoint.path.file_name();
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(watch, &mut buffer);
-        let mut appeared = false;
-        // Events that were lost because there were too many may have been ours.
-        while let Ok(event) = events.next() {
-            let named = event.file_name().map(|name| name.to_bytes());
-            appeared |= named.is_none() || named == name.map(std::os::unix::ffi::OsStrExt::as_bytes);
-        }
-        if appeared && let Line::Waiting(retry) = &mut self.line {
+        if has_appeared(watch, &inner.endpoint.path)
+            && let Line::Waiting(retry) = &mut self.line
+        {
             retry.path_appeared(Instant::now());
         }
     }

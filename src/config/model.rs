@@ -106,6 +106,11 @@ section! {
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
         /// Empty doorbell rings per second, at most; more close the client's connection.
         max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");
+        /// How long a responder that let a deadline pass gets no call while another of its service can take it.
+        /// Then one call probes it; each further deadline doubles the time.
+        probe_delay_ms: u64 = 1000, integer(1, 3_600_000, "ms");
+        /// Longest time between two such probes.
+        max_probe_delay_ms: u64 = 60_000, integer(1, 3_600_000, "ms");
     }
 }
 
@@ -213,6 +218,20 @@ section! {
         enable: bool = true, Rule::Flag;
         /// Interval of the one-line summary in the log, which is skipped without traffic.
         export_interval_secs: u64 = 10, integer(1, 3600, "s");
+    }
+}
+
+section! {
+    /// The log on stderr.
+    Logging {
+        /// Log level: a level, then `MODULE=LEVEL` for single modules, separated by commas.
+        /// Levels are error, warn, info, debug, trace and off. The variable RUST_LOG outranks this key.
+        level: String = String::from("info"), Rule::LogLevels;
+        /// Connections shorter than this that close in order are logged at debug only; 0 logs all at info.
+        /// So the connections of commands do not fill the journal. Events and counters include them.
+        short_connection_ms: u64 = 5000, integer(0, 3_600_000, "ms");
+        /// Log lines per second of each kind that clients can cause; a further line counts the suppressed ones.
+        max_lines_per_second: u32 = 50, integer(1, 100_000, "lines");
     }
 }
 
@@ -351,6 +370,7 @@ config! {
     circuit_breaker: CircuitBreaker;
     health_server: HealthServer;
     metrics: Metrics;
+    logging: Logging;
 }
 
 impl Config {

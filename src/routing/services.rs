@@ -13,10 +13,20 @@ use std::sync::Arc;
 /// A service's place in the table.
 pub(crate) type ServiceId = u32;
 
-/// The backoff after the first deadline that a responder let pass, in nanoseconds.
-const SUSPECT_MIN: u64 = 1_000_000_000;
-/// The longest backoff.
-const SUSPECT_MAX: u64 = 60_000_000_000;
+/// How long a responder that lets deadlines pass is left alone before it is probed, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProbeDelays {
+    /// After the first deadline; each further one doubles it.
+    pub(crate) first: u64,
+    /// The longest.
+    pub(crate) max: u64,
+}
+
+impl Default for ProbeDelays {
+    fn default() -> ProbeDelays {
+        ProbeDelays { first: 1_000_000_000, max: 60_000_000_000 }
+    }
+}
 
 /// One connection that serves a service.
 #[derive(Debug)]
@@ -41,9 +51,9 @@ impl Responder {
     }
 
     /// The next probe is a backoff away.
-    fn back_off(&mut self, now: u64) {
-        let doubled = SUSPECT_MIN << self.missed.saturating_sub(1).min(16);
-        self.probe_at = now + doubled.min(SUSPECT_MAX);
+    fn back_off(&mut self, now: u64, delays: ProbeDelays) {
+        let doubled = delays.first.saturating_mul(1 << self.missed.saturating_sub(1).min(16));
+        self.probe_at = now.saturating_add(doubled.min(delays.max));
     }
 }
 
@@ -110,6 +120,7 @@ pub(crate) struct Services {
     rules: Arc<RuleBook>,
     /// Gates that were made since they were last taken, for the actor of the breakers.
     new_gates: Vec<(Name, Arc<Gate>)>,
+    probe_delays: ProbeDelays,
     /// Of services that were forgotten.
     pub(crate) forgotten: CallTimes,
 }
@@ -123,6 +134,7 @@ impl Services {
             most,
             rules,
             new_gates: Vec::new(),
+            probe_delays: ProbeDelays::default(),
             forgotten: CallTimes::default(),
         }
     }
@@ -130,6 +142,11 @@ impl Services {
     /// At most so many from now on.
     pub(crate) fn adopt(&mut self, most: usize) {
         self.most = most;
+    }
+
+    /// Other delays, for the next deadline that passes.
+    pub(crate) fn set_probe_delays(&mut self, delays: ProbeDelays) {
+        self.probe_delays = delays;
     }
 
     /// New gates begin with these rules from now on.
@@ -287,6 +304,7 @@ impl Services {
         now: u64,
         mut able: impl FnMut(u32) -> bool,
     ) -> Result<u32, NoResponder> {
+        let delays = self.probe_delays;
         let service = self.get_mut(id).ok_or(NoResponder::None)?;
         let (len, mut best, mut any) = (service.responders.len(), None::<((bool, u32), usize)>, false);
         for step in 0..len {
@@ -308,7 +326,7 @@ impl Services {
                 let responder = &mut service.responders[at];
                 if responder.missed > 0 && !responder.is_suspect(now) {
                     // This call is the probe; the others do not wait for its end.
-                    responder.back_off(now);
+                    responder.back_off(now, delays);
                 }
                 Ok(responder.connection)
             }
@@ -336,9 +354,10 @@ impl Services {
 
     /// `connection` let the deadline of a call pass that it could have replied to.
     pub(crate) fn missed(&mut self, id: ServiceId, connection: u32, now: u64) {
+        let delays = self.probe_delays;
         if let Some(responder) = self.responder(id, connection) {
             responder.missed = responder.missed.saturating_add(1);
-            responder.back_off(now);
+            responder.back_off(now, delays);
         }
     }
 
@@ -405,7 +424,10 @@ mod tests {
 
     #[test]
     fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
+        const SUSPECT_MIN: u64 = 5;
+        const SUSPECT_MAX: u64 = 1000;
         let mut services = services(10);
+        services.set_probe_delays(ProbeDelays { first: SUSPECT_MIN, max: SUSPECT_MAX });
         let id = services.intern(&name("chat")).unwrap();
         for connection in [7, 8] {
             services.serve(id, connection, 2);

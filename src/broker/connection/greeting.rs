@@ -142,10 +142,11 @@ async fn greet(
     };
     let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&said(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, ended } = attached;
-    if may_log(Kind::Opened) {
-        log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    let mut kept = Kept::new((key, id, peer), name, nonces, process, ended, permit);
+    match broker.config().logging.short_connection_ms {
+        0 => kept.announce(),
+        _ => kept.mention(),
     }
-    let kept = Kept::new((key, id, peer.uid), name, nonces, process, ended, permit);
     let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
         Ok(opened) => opened,
         Err(error) => {

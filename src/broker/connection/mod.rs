@@ -165,12 +165,14 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
 
 /// Ends a session, or lets it wait for its peer if only its socket is lost and it was not we who dialled.
 async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled: bool) -> Result<(), String> {
+    let is_announced = holder.kept().is_announced();
     let Kept { id, name, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => {
-            if may_log(Kind::Closed) {
-                log::info!("connection closed connection={id} name={name}");
+            let level = if is_announced { log::Level::Info } else { log::Level::Debug };
+            if log::log_enabled!(level) && may_log(Kind::Closed) {
+                log::log!(level, "connection closed connection={id} name={name}");
             }
         }
         End::Lost(reason) => {
@@ -223,7 +225,16 @@ enum End {
 async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
     let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(kept.id)));
     let mut phase = broker.phase.clone();
+    // A command of the shell connects, asks and leaves: that is no news.
+    let short = Duration::from_millis(broker.config().logging.short_connection_ms);
+    let mut lasts = (!kept.is_announced()).then(|| Box::pin(tokio::time::sleep(short)));
     loop {
+        let lasting = async {
+            match &mut lasts {
+                Some(lasts) => lasts.await,
+                None => std::future::pending().await,
+            }
+        };
         let missing = async {
             match &mut missing {
                 Some(missing) => missing.await,
@@ -248,6 +259,11 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
                 continue;
             }
             never = missing => match never {},
+            () = lasting => {
+                kept.announce();
+                lasts = None;
+                continue;
+            }
             read = stream.read() => match read {
                 Ok(None) => return End::Lost("its socket has ended".to_owned()),
                 Err(ReadError::Io(error)) => return End::Lost(error.to_string()),

@@ -3,6 +3,7 @@
 use super::state::RouterState;
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::routing::breaker::{RuleBook, Rules};
+use crate::routing::services::ProbeDelays;
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
 use std::sync::Arc;
 
@@ -40,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) breakers: Arc<RuleBook>,
     pub(crate) restart_grace: u64,
     pub(crate) drop_grace: u64,
+    /// When responders that let deadlines pass are probed.
+    pub(crate) probe_delays: ProbeDelays,
 }
 
 impl Settings {
@@ -89,6 +92,7 @@ impl Settings {
             }),
             restart_grace: config.restart.restart_grace_ms * MS,
             drop_grace: config.delivery.drop_grace_ms * MS,
+            probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })
     }
 }
@@ -97,6 +101,7 @@ impl RouterState {
     /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
     pub(super) fn adopt(&mut self, settings: Settings) {
         self.services.adopt(settings.max_services);
+        self.services.set_probe_delays(settings.probe_delays);
         self.topics.adopt(settings.max_topics, settings.max_routes);
         self.outlets.adopt(settings.max_backlog_bytes, settings.drop_grace);
         self.settings = settings;

@@ -133,6 +133,7 @@ impl RouterState {
     pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
         let mut services = Services::new(settings.max_services, settings.breakers.clone());
+        services.set_probe_delays(settings.probe_delays);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
         let memory = Memory::new(settings.budget, settings.max_window);
         let mut wheel = Wheel::new(now);
