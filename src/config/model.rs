@@ -97,7 +97,6 @@ section! {
         /// When all responders of a service are at this limit, further requests fail with `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Default deadline of a request.
-        /// For a stream without a deadline: the limit of the time to the first chunk and between chunks.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
         /// The longest deadline of a request.
         /// Longer ones are shortened to it; `lapce-ipc request --timeout` refuses them.
@@ -111,6 +110,11 @@ section! {
         probe_delay_ms: u64 = 1000, integer(1, 3_600_000, "ms");
         /// Longest time between two such probes.
         max_probe_delay_ms: u64 = 60_000, integer(1, 3_600_000, "ms");
+        /// Default limit of the time to the first chunk of a stream.
+        stream_first_chunk_ms: u64 = 60_000, integer(1, 86_400_000, "ms");
+        /// Default limit of the time between chunks of a stream.
+        /// A stream has a deadline for all of it only if its request names one.
+        stream_idle_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
     }
 }
 

@@ -45,6 +45,8 @@ const CLASSES: &[(&str, Class)] = &[
     ("limits.max_rings_without_progress", Class::Live),
     ("limits.probe_delay_ms", Class::Live),
     ("limits.max_probe_delay_ms", Class::Live),
+    ("limits.stream_first_chunk_ms", Class::Live),
+    ("limits.stream_idle_ms", Class::Live),
     ("router.wait", Class::Restart),
     ("router.spin_max_us", Class::Restart),
     ("router.batch_records", Class::Live),

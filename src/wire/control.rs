@@ -471,6 +471,10 @@ pub struct Limits {
     pub max_request_timeout_ms: u32,
     /// The most requests outstanding at a time.
     pub max_requests: u32,
+    /// The time to the first chunk of a stream that names none, in milliseconds.
+    pub stream_first_chunk_ms: u32,
+    /// The time between two chunks of a stream that names none, in milliseconds.
+    pub stream_idle_ms: u32,
 }
 
 /// What a client must know about its segment, and would not believe from the segment itself.

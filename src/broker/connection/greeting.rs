@@ -224,6 +224,8 @@ fn welcome(broker: &Broker, kept: &Kept, token: Token) -> BrokerFrame {
             default_request_timeout_ms: ms(config.limits.default_request_timeout_ms),
             max_request_timeout_ms: ms(config.limits.max_request_timeout_ms),
             max_requests: config.limits.max_requests_per_connection,
+            stream_first_chunk_ms: ms(config.limits.stream_first_chunk_ms),
+            stream_idle_ms: ms(config.limits.stream_idle_ms),
         },
         geometry: Geometry {
             segment_bytes: settings.geometry.segment_bytes() as u64,
