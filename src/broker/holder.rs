@@ -2,6 +2,7 @@
 
 use super::connection::{Broker, Phase};
 use super::log_limit::{Kind, may_log};
+use super::roster::Listing;
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, ResumeError, Sessions};
 use super::tally::Loss;
@@ -40,6 +41,8 @@ pub(super) struct Kept {
     _permit: OwnedSemaphorePermit,
     /// While it waits: its end tells the watch that somebody has taken it up.
     watched: Option<oneshot::Sender<()>>,
+    /// Its place in the roster for the next broker.
+    pub(super) listing: Listing,
 }
 
 impl Kept {
@@ -52,7 +55,8 @@ impl Kept {
         permit: OwnedSemaphorePermit,
     ) -> Kept {
         let (answers, questions, confirmed, watched) = (Answers::default(), 0, true, None);
-        Kept { key, id, uid, name, nonces, process, ended, answers, questions, confirmed, _permit: permit, watched }
+        let (_permit, listing) = (permit, Listing::default());
+        Kept { key, id, uid, name, nonces, process, ended, answers, questions, confirmed, _permit, watched, listing }
     }
 }
 

@@ -38,7 +38,6 @@ pub(crate) struct Settings {
     pub(crate) turn_max: u64,
     /// What gates begin with until `BreakerActor` says otherwise.
     pub(crate) breakers: Arc<RuleBook>,
-    pub(crate) restart_grace: u64,
     pub(crate) drop_grace: u64,
 }
 
@@ -87,7 +86,6 @@ impl Settings {
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
             }),
-            restart_grace: config.restart.restart_grace_ms * MS,
             drop_grace: config.delivery.drop_grace_ms * MS,
         })
     }
