@@ -2,6 +2,7 @@
 
 use super::connection::{Broker, Phase};
 use super::log_limit::{Kind, may_log};
+use super::roster::Listing;
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, ResumeError, Sessions};
 use super::tally::Loss;
@@ -46,6 +47,8 @@ pub(super) struct Kept {
     _permit: OwnedSemaphorePermit,
     /// While it waits: its end tells the watch that somebody has taken it up.
     watched: Option<oneshot::Sender<()>>,
+    /// Its place in the roster for the next broker.
+    pub(super) listing: Listing,
 }
 
 impl Kept {
@@ -73,6 +76,7 @@ impl Kept {
             is_announced: false,
             _permit: permit,
             watched: None,
+            listing: Listing::default(),
         }
     }
 

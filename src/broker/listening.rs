@@ -9,6 +9,7 @@ use rustix::fs::inotify::WatchFlags;
 use std::cell::RefCell;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -39,6 +40,11 @@ impl Listening {
     /// Why clients do not find the socket, if they do not: what `/ready` is about.
     pub(super) fn lost(&self) -> watch::Receiver<Option<String>> {
         self.lost.subscribe()
+    }
+
+    /// Where it listens.
+    pub(super) fn path(&self) -> PathBuf {
+        self.bound.borrow().path().to_owned()
     }
 
     /// The descriptor at the moment.

@@ -20,6 +20,7 @@
 //! | `path_watch` | a watch over a path, by inotify |
 //! | `reload` | takes a changed configuration up |
 //! | `report` | the status, as the control socket and the endpoints tell it |
+//! | `roster` | the sessions that come back to the next broker, in a file beside the socket |
 //! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
@@ -61,6 +62,7 @@ mod path_watch;
 mod reload;
 mod report;
 mod root;
+mod roster;
 mod router;
 mod sessions;
 mod socket;

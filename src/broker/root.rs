@@ -13,6 +13,7 @@ use super::listening::Listening;
 use super::log_limit;
 use super::notify::Notify;
 use super::reload::{Source, reload};
+use super::roster::Roster;
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::stderr;
@@ -156,12 +157,18 @@ async fn serve(
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
-    let state = RouterState::new(settings.clone(), events.clone(), 0)?;
+    let mut state = RouterState::new(settings.clone(), events.clone(), 0)?;
+    let grace = Duration::from_millis(loaded.config.restart.restart_grace_ms);
+    let roster = Arc::new(Roster::open(&listening.path(), grace));
+    if roster.awaited() > 0 {
+        state.close_lanes(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX));
+    }
     let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.own_bell()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
     actix::spawn(publish(actor_news, router.clone()));
+    actix::spawn(roster.clone().follow(router.clone()));
     // Each connection has one message under way at most, the root two, the breakers' actor three for itself: so the
     // mailbox is never full.
     let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
@@ -208,6 +215,7 @@ async fn serve(
         phase: phase_seen,
         permits: permits.clone(),
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
+        roster: roster.clone(),
         started,
         connections: tree.add_many("connection", supervisor::ROOT),
         tree: tree.clone(),
@@ -240,6 +248,8 @@ async fn serve(
         () = reload_until_closed(&mut hang_up, &terminal, &reloaded) => Ok("SIGHUP"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
+    // Whose session ends from now on comes back to the next broker.
+    roster.freeze();
     // What is told of the end is the last.
     follows.abort();
     let orderly = async {
@@ -273,6 +283,7 @@ async fn serve(
     });
     router_arbiter.stop();
     router.wake();
+    roster.close();
     // With the acceptor and all that it had of it.
     listening.close();
     health.stop().await;

@@ -448,7 +448,7 @@ impl Reader {
         }
         while self.link.is_greeted() {
             match self.link.next() {
-                Got::Frame(frame) => frames::handle_frame(inner, frame),
+                Got::Frame(frame) => frames::handle_frame(inner, *frame),
                 Got::Nothing => return,
                 Got::Nonsense(reason) => {
                     self.link.put_down();

@@ -151,7 +151,7 @@ section! {
         stable_secs: u64 = 30, integer(0, 86_400, "s");
         /// Resume window: how long a session waits for a client that lost its socket.
         resume_window_ms: u64 = 5000, integer(0, 600_000, "ms");
-        /// After a restart of the broker, how long a re-sent message waits for its subscriber.
+        /// After a restart of the broker, how long publishes wait at most for the subscribers to come back.
         restart_grace_ms: u64 = 2000, integer(0, 600_000, "ms");
         /// How long a thread may be stuck before the process aborts, for the service manager to restart it.
         watchdog_abort_ms: u64 = 10_000, integer(100, 3_600_000, "ms");

@@ -74,6 +74,7 @@ struct Hello {
     name: Name,
     nonce: u64,
     resume: Option<Token>,
+    flags: u32,
 }
 
 /// `None`: the peer left without a word.
@@ -93,7 +94,7 @@ async fn read_hello(stream: &mut FrameStream) -> Option<Result<Hello, (RefusedCo
         Err(error) => return malformed(&error),
     }
     match ClientFrame::decode(&body) {
-        Ok(ClientFrame::Hello { name, nonce, resume, .. }) => Some(Ok(Hello { name, nonce, resume })),
+        Ok(ClientFrame::Hello { name, nonce, resume, flags, .. }) => Some(Ok(Hello { name, nonce, resume, flags })),
         Ok(_) => malformed(&"the first frame is no hello"),
         Err(error) => malformed(&error),
     }
@@ -115,7 +116,7 @@ async fn greet(
         return Err(Some((RefusedCode::Draining, "the broker ends".to_owned())));
     }
     let process = watch_process(peer.pid);
-    let Hello { name, nonce, resume } = hello;
+    let Hello { name, nonce, resume, flags } = hello;
     if let Some(token) = resume {
         let resumed = Holder::resume(broker, token, peer.uid, nonce, stream.socket(), limit).await;
         let (mut holder, token) = resumed.map_err(|error| {
@@ -147,6 +148,7 @@ async fn greet(
         0 => kept.announce(),
         _ => kept.mention(),
     }
+    kept.listing = broker.roster.listing(peer, nonce, flags);
     let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
         Ok(opened) => opened,
         Err(error) => {

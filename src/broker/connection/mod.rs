@@ -11,6 +11,7 @@ use super::health::{Access, Location};
 use super::holder::{Holder, Kept, SessionTable};
 use super::reload::{self, Source};
 use super::report;
+use super::roster::Roster;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Place, Stop, Tree};
@@ -66,6 +67,7 @@ pub(super) struct Broker {
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) sessions: SessionTable,
+    pub(super) roster: Arc<Roster>,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) tally: Tally,
@@ -166,10 +168,11 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
 /// Ends a session, or lets it wait for its peer if only its socket is lost and it was not we who dialled.
 async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled: bool) -> Result<(), String> {
     let is_announced = holder.kept().is_announced();
-    let Kept { id, name, .. } = holder.kept();
+    let Kept { id, name, listing, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => {
+            listing.left();
             let level = if is_announced { log::Level::Info } else { log::Level::Debug };
             if log::log_enabled!(level) && may_log(Kind::Closed) {
                 log::log!(level, "connection closed connection={id} name={name}");
@@ -291,6 +294,10 @@ async fn heed(
     let frame = match ClientFrame::decode(&body) {
         Ok(ClientFrame::Bye) => return Some(End::Left),
         Ok(ClientFrame::Resumed) => return None,
+        Ok(ClientFrame::Restored) => {
+            kept.listing.restored();
+            return None;
+        }
         Ok(ClientFrame::Hello { .. }) => return Some(End::Closed(violation("a second hello"))),
         Err(error) => return Some(End::Closed(violation(error))),
         Ok(frame) => frame,
@@ -358,6 +365,9 @@ async fn answer(
     }
     let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
     kept.questions += 1;
+    if matches!(answer, BrokerFrame::Subscribed { .. }) {
+        kept.listing.subscribed();
+    }
     kept.answers.keep(serial, &answer);
     if let Some(dialled) = dialled {
         dialled.answered(offered.as_ref(), &answer);

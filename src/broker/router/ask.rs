@@ -49,7 +49,8 @@ impl RouterState {
             | ClientFrame::SetBreaker { .. }
             | ClientFrame::Upstreams { .. }
             | ClientFrame::DialUpstream { .. }
-            | ClientFrame::Reload { .. } => return None,
+            | ClientFrame::Reload { .. }
+            | ClientFrame::Restored => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.inlet_mut(key)?.answered = Some(Box::new((number, answer.clone())));
@@ -97,7 +98,6 @@ impl RouterState {
         if let Some(outlet) = self.outlets.get_mut(key) {
             outlet.subscriptions.push(subscription);
         }
-        self.retry_resent();
         Ok(BrokerFrame::Subscribed { serial, subscription: subscription.to_u32() })
     }
 

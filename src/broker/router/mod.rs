@@ -12,6 +12,7 @@
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `release` | numbers of topics and services are given back |
+//! | `lanes` | whether bulk lanes are open yet |
 //! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
@@ -30,6 +31,7 @@ mod calls;
 mod drops;
 mod inlet;
 mod journal;
+mod lanes;
 mod membership;
 mod memory;
 mod outcomes;
@@ -119,6 +121,11 @@ pub(crate) struct Adopt(pub(crate) Settings);
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
+
+/// Opens the bulk lanes, if they are closed.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(crate) struct OpenLanes;
 
 /// Asks whether nothing is under way.
 #[derive(Message, Clone, Copy)]
@@ -352,6 +359,14 @@ impl Handler<Survey> for ShmRouter {
         // This one is among them.
         surveyed.figures.surveys = *surveys;
         MessageResult(surveyed)
+    }
+}
+
+impl Handler<OpenLanes> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: OpenLanes, _: &mut Self::Context) {
+        self.with(RouterState::open_lanes);
     }
 }
 

@@ -4,10 +4,10 @@
 //! does without, or makes it wait; then everything is committed. A message of several records decides with its first
 //! and keeps its subscriptions to the last.
 
-use super::inlet::{ANYBODY, Info, Inlet, Parked, Partial};
+use super::inlet::{Info, NO_CONNECTION, Parked, Partial};
 use super::journal::Work;
 use super::outlet::{Doom, Outlets};
-use super::state::{Counters, Lane, RouterState, Timer};
+use super::state::{Counters, Lane, RouterState};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
@@ -149,9 +149,6 @@ impl RouterState {
         }
         let message =
             Message { topic: published.topic, origin: inlet.info.id, seq: header.seq, total, len, flags: header.flags };
-        if header.flags.has(Flags::RESENT) && self.waits_for_anybody(key, &message) {
-            return Ok(Lane::Parked);
-        }
         let mut asked = None;
         while let Err(wait) = self.decide(&message, false) {
             if asked == Some(wait.on) {
@@ -168,37 +165,6 @@ impl RouterState {
         self.journal.work = Work::First(*record, header.id, message);
         self.commit_first(key, record, header.id, &message);
         Ok(Lane::More)
-    }
-
-    /// A message that was sent again, because another broker had died, may have come before those who had subscribed
-    /// there: it waits for them, for a time. `true`: it was parked.
-    #[cold]
-    fn waits_for_anybody(&mut self, key: u32, message: &Message) -> bool {
-        let until = self.settings.restart_grace;
-        if self.now >= until || !self.topics.entry(message.topic).targets.is_empty() {
-            return false;
-        }
-        let timer = self.wheel.set(until, Timer::Parked(key));
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.parked = Some(Parked { timer, on: ANYBODY, message: None, is_grace: false });
-            // It may have waited for somebody who has left meanwhile: that is another time.
-            inlet.waits = None;
-        }
-        self.counters.parked += 1;
-        true
-    }
-
-    /// Somebody has subscribed: messages that wait for anybody try again.
-    pub(super) fn retry_resent(&mut self) {
-        if self.now >= self.settings.restart_grace {
-            return;
-        }
-        let waits = |inlet: &Inlet| inlet.parked.is_some_and(|parked| parked.on == ANYBODY);
-        for key in 0..self.inlets.len() as u32 {
-            if self.inlet(key).is_some_and(waits) {
-                self.unpark(key);
-            }
-        }
     }
 
     /// Decides who gets a message, into `chosen`; changes nothing that is delivered. `Err`: it must wait.
@@ -368,7 +334,7 @@ impl RouterState {
             outlet.waiters.retain(|waiter| *waiter != key);
         }
         self.schedule.wake(key);
-        if parked.on == ANYBODY {
+        if parked.on == NO_CONNECTION {
             return;
         }
         for subscription in self.who_blocks(key, &parked) {

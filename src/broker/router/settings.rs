@@ -41,7 +41,6 @@ pub(crate) struct Settings {
     pub(crate) turn_max: u64,
     /// What gates begin with until `BreakerActor` says otherwise.
     pub(crate) breakers: Arc<RuleBook>,
-    pub(crate) restart_grace: u64,
     pub(crate) drop_grace: u64,
     /// When responders that let deadlines pass are probed.
     pub(crate) probe_delays: ProbeDelays,
@@ -94,7 +93,6 @@ impl Settings {
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
             }),
-            restart_grace: config.restart.restart_grace_ms * MS,
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })

@@ -113,6 +113,8 @@ pub(crate) struct RouterState {
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
+    /// When the bulk lanes open that are closed at the start; `None`: they are open.
+    pub(super) lanes_open_at: Option<u64>,
 }
 
 /// Whether a lane has more.
@@ -163,6 +165,7 @@ impl RouterState {
             ended: Vec::new(),
             events,
             settings,
+            lanes_open_at: None,
         })
     }
 
@@ -260,7 +263,8 @@ impl RouterState {
     fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
         let parked = self.inlet(key).is_some_and(|inlet| inlet.parked.is_some());
-        let bulk = if parked { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
+        let is_closed = parked || self.bulk_lane_waits(key);
+        let bulk = if is_closed { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
 
         let freed = inlet.bulk.unpublished() + inlet.express.unpublished();

@@ -163,6 +163,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
                 latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
                 health: Box::new(health),
                 socket_lost,
+                awaited_sessions: subscriptions.rotate_left(7),
             },
         )
 }
