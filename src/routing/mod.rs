@@ -14,6 +14,7 @@
 //! | `group` | which children of a supervisor are stopped and started with it |
 //! | `watch` | whether a thread still turns |
 //! | `grace` | how long a publish waits for a subscription that drops |
+//! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
 
 pub(crate) mod arena;
 pub(crate) mod breaker;
@@ -21,6 +22,7 @@ pub(crate) mod budget;
 pub(crate) mod grace;
 pub(crate) mod group;
 pub(crate) mod histogram;
+pub(crate) mod newest;
 pub(crate) mod restart;
 pub(crate) mod schedule;
 pub(crate) mod services;

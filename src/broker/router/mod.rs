@@ -11,6 +11,7 @@
 //! | `reclaim` | giving their pages back, on threads of its own |
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
+//! | `drops`, `kept` | subscriptions that drop: who does without, and what is kept for the newest |
 //! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
@@ -29,6 +30,7 @@ mod calls;
 mod drops;
 mod inlet;
 mod journal;
+mod kept;
 mod membership;
 mod memory;
 mod outcomes;
@@ -262,6 +264,7 @@ impl ShmRouter {
             let result = work(&mut state);
             fault::point("router.answering", 0);
             state.end_doomed();
+            state.watch_kept();
             state.outlets.flush();
             result
         };
