@@ -5,10 +5,9 @@
 //! owner, so that the oldest go and the newest stay. Nonsense in that word delays this client's own messages, for a
 //! time that has a limit.
 
-use super::inner::lock;
 use crate::shm::segment::Newer;
 use crate::sync::{AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a subscription reads on while nothing comes.
@@ -32,16 +31,20 @@ impl Behind {
         Behind { word: Mutex::new(word), read: AtomicU64::new(0), records: AtomicU64::new(0) }
     }
 
+    fn word(&self) -> MutexGuard<'_, Newer> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Another session's segment.
     pub(super) fn renew(&self, word: Newer) {
-        let mut present = lock(&self.word);
+        let mut present = self.word();
         *present = word;
         self.read.store(0, Ordering::Relaxed);
     }
 
     /// Whether there is more to be read first.
     pub(super) fn is_behind(&self) -> bool {
-        let word = lock(&self.word);
+        let word = self.word();
         word.get() != self.read.load(Ordering::Relaxed)
     }
 

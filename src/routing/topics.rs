@@ -51,6 +51,13 @@ pub(crate) struct Subscription {
     pub(crate) kept: Option<Box<Newest>>,
 }
 
+impl Subscription {
+    /// Whether a message of `origin` is put together for it, to be kept.
+    pub(crate) fn puts_together(&self, origin: u32) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_begun(origin))
+    }
+}
+
 /// Of what there is as much as there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {

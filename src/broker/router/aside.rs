@@ -3,7 +3,6 @@
 
 use super::inlet::Partial;
 use super::journal::Work;
-use super::kept::is_begun;
 use super::publish::Message;
 use super::state::RouterState;
 use crate::routing::arena::Key;
@@ -101,7 +100,7 @@ impl RouterState {
         if chosen.gets_it {
             chosen.charge(&mut self.topics, &mut self.outlets);
             self.counters.delivered += 1;
-        } else if !is_begun(found, message.origin) {
+        } else if !found.puts_together(message.origin) {
             return self.journal.stepped();
         }
         if !message.flags.has(Flags::LAST)

@@ -5,125 +5,17 @@
 //! stays its own. The rules are in `actors.md`.
 
 use super::journal::Journal;
+use super::keeping::KeptWork;
 use super::outlet::{Outlet, Outlets};
 use super::publish::{Chosen, Message};
 use super::state::{Counters, RouterState};
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::newest::{Added, Most};
-use crate::routing::topics::{Subscription, TopicId, Topics};
+use crate::routing::topics::Topics;
 use crate::shm::ring::Payload;
-use crate::shm::segment::Newer;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header, Kind};
-
-/// What is kept for the subscriptions of one connection.
-#[derive(Debug)]
-pub(super) struct Keeping {
-    /// Subscriptions for which whole messages wait.
-    subscriptions: u32,
-    bytes: usize,
-    /// Records ever kept.
-    pub(super) ever: u64,
-    /// The place of the subscription whose turn it is.
-    turn: usize,
-    /// Where the client sees whether something waits, and how often that has changed.
-    newer: Newer,
-    changes: u64,
-}
-
-impl Keeping {
-    pub(super) fn new(newer: Newer) -> Keeping {
-        Keeping { subscriptions: 0, bytes: 0, ever: 0, turn: 0, newer, changes: 0 }
-    }
-
-    /// Whether whole messages wait.
-    #[inline]
-    pub(super) fn waits(&self) -> bool {
-        self.subscriptions > 0
-    }
-
-    #[cfg(test)]
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn change(&mut self) {
-        self.changes += 1;
-        self.newer.set(self.changes);
-    }
-}
-
-/// What is to be done at the end of a batch.
-#[derive(Debug, Default)]
-pub(super) struct KeptWork {
-    /// Connections for which the first message waits: there may be room again.
-    begun: Vec<u32>,
-    /// A use of each topic is over.
-    unused: Vec<TopicId>,
-}
-
-/// Keeps a record for a subscription, or drops its message if that is too large. Other messages may be dropped for it.
-pub(super) fn keep(
-    subscription: Key,
-    (target, cost): (usize, u32),
-    header: &Header,
-    payload: Payload<'_>,
-    (topics, outlets, counters): (&mut Topics, &mut Outlets, &mut Counters),
-    work: &mut KeptWork,
-) {
-    let most = outlets.max_backlog;
-    let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
-    let Some(outlet) = outlets.get_mut(found.owner) else { return };
-    let (owner, policy, kept) = (found.owner, found.policy, found.kept.get_or_insert_default());
-    let (had_whole, bytes) = (kept.has_whole(), kept.bytes());
-    // Each has its share, and what the others do not need.
-    let share = most / outlet.subscriptions.len().max(1);
-    let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(outlet.keeping.bytes - bytes)) };
-    let mut dropped = 0;
-    let fill = |to: &mut [u8]| match payload {
-        Payload::Bytes(from) => to.copy_from_slice(from),
-        Payload::Words(_, words) => read_bytes(words, to),
-    };
-    let added = kept.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
-        work.unused.push(gone.id2);
-        dropped += 1;
-    });
-    let (has_whole, is_empty, now) = (kept.has_whole(), kept.is_empty(), kept.bytes());
-    outlet.keeping.ever += 1;
-    outlet.keeping.bytes = outlet.keeping.bytes - bytes + now;
-    found.dropped = found.dropped.saturating_add(dropped);
-    if is_empty {
-        found.kept = None;
-    }
-    if has_whole != had_whole {
-        settle_waiting(outlet, has_whole);
-        if has_whole {
-            work.begun.push(owner);
-        } else {
-            outlets.placed(owner);
-        }
-    }
-    if header.flags.has(Flags::FIRST) && added != Added::Unknown {
-        topics.retain(header.id2);
-    }
-    counters.dropped[policy as usize] += u64::from(dropped);
-    (0..dropped).for_each(|_| outlets.missed(owner));
-}
-
-/// The first whole message of a subscription waits, or the last does no longer.
-fn settle_waiting(outlet: &mut Outlet, waits: bool) {
-    let keeping = &mut outlet.keeping;
-    let waited = keeping.waits();
-    if waits {
-        keeping.subscriptions += 1
-    } else {
-        keeping.subscriptions -= 1
-    }
-    if keeping.waits() != waited {
-        keeping.change();
-    }
-}
 
 impl Chosen {
     /// The router keeps a message's first record for this subscription; carries on where the journal stands.
@@ -143,7 +35,7 @@ impl Chosen {
             fault::point("router.kept", journal.step as u64);
         }
         let found = topics.subscriptions.get(self.subscription);
-        if found.is_some_and(|found| is_begun(found, message.origin)) {
+        if found.is_some_and(|found| found.puts_together(message.origin)) {
             partial_targets.push(self.subscription);
         }
     }
@@ -157,13 +49,9 @@ impl Chosen {
         work: &mut KeptWork,
     ) {
         let header = message.deliver(self.subscription, 0);
-        keep(self.subscription, (self.target, self.cost), &header, payload, router, work);
+        let (topics, outlets, counters) = router;
+        outlets.keep(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
     }
-}
-
-/// Whether the router puts a message of `origin` together for a subscription.
-pub(super) fn is_begun(subscription: &Subscription, origin: u32) -> bool {
-    subscription.kept.as_ref().is_some_and(|kept| kept.is_begun(origin))
 }
 
 impl RouterState {
@@ -220,10 +108,8 @@ impl RouterState {
     fn pump_record(&mut self, key: u32, subscription: Key) -> bool {
         let slot_size = self.settings.geometry.slot_size() as usize;
         let RouterState { outlets, topics, journal, .. } = self;
-        let next = |topics: &Topics| {
-            topics.subscriptions.get(subscription)?.kept.as_ref()?.next(slot_size).map(|n| (n.0, n.2))
-        };
-        let Some((header, hint)) = next(topics) else { return true };
+        let kept = topics.subscriptions.get(subscription).and_then(|found| found.kept.as_ref());
+        let Some((header, _, hint)) = kept.and_then(|kept| kept.next(slot_size)) else { return true };
         let entry = topics.entry_mut(header.id2);
         let is_it = |at: &usize| entry.targets.get(*at).is_some_and(|target| target.subscription == subscription);
         let at = Some(hint).filter(is_it).or_else(|| (0..entry.targets.len()).find(is_it));
@@ -266,7 +152,7 @@ impl RouterState {
         if kept.is_empty() {
             found.kept = None;
         }
-        settle_waiting(outlet, false);
+        outlet.keeping.settle(false);
     }
 
     /// A router has died within a step of `pump`: completes that step if it was begun.
@@ -322,7 +208,7 @@ impl RouterState {
         self.kept.unused.extend(kept.headers().map(|header| header.id2));
         outlet.keeping.bytes -= kept.bytes();
         if kept.has_whole() {
-            settle_waiting(outlet, false);
+            outlet.keeping.settle(false);
             // Its client looks whether something waits.
             self.outlets.placed(key);
         }
@@ -330,6 +216,55 @@ impl RouterState {
 }
 
 impl Outlets {
+    /// Keeps a record for a subscription, or drops its message if that is too large. Other messages may be dropped for it.
+    pub(super) fn keep(
+        &mut self,
+        subscription: Key,
+        (target, cost): (usize, u32),
+        header: &Header,
+        payload: Payload<'_>,
+        (topics, counters): (&mut Topics, &mut Counters),
+        work: &mut KeptWork,
+    ) {
+        let most = self.max_backlog;
+        let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
+        let Some(outlet) = self.get_mut(found.owner) else { return };
+        let (owner, policy, kept) = (found.owner, found.policy, found.kept.get_or_insert_default());
+        let (had_whole, bytes) = (kept.has_whole(), kept.bytes());
+        // Each has its share, and what the others do not need.
+        let share = most / outlet.subscriptions.len().max(1);
+        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(outlet.keeping.bytes - bytes)) };
+        let mut dropped = 0;
+        let fill = |to: &mut [u8]| match payload {
+            Payload::Bytes(from) => to.copy_from_slice(from),
+            Payload::Words(_, words) => read_bytes(words, to),
+        };
+        let added = kept.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
+            work.unused.push(gone.id2);
+            dropped += 1;
+        });
+        let (has_whole, is_empty, now) = (kept.has_whole(), kept.is_empty(), kept.bytes());
+        outlet.keeping.ever += 1;
+        outlet.keeping.bytes = outlet.keeping.bytes - bytes + now;
+        found.dropped = found.dropped.saturating_add(dropped);
+        if is_empty {
+            found.kept = None;
+        }
+        if has_whole != had_whole {
+            outlet.keeping.settle(has_whole);
+            if has_whole {
+                work.begun.push(owner);
+            } else {
+                self.placed(owner);
+            }
+        }
+        if header.flags.has(Flags::FIRST) && added != Added::Unknown {
+            topics.retain(header.id2);
+        }
+        counters.dropped[policy as usize] += u64::from(dropped);
+        (0..dropped).for_each(|_| self.missed(owner));
+    }
+
     /// How much the owner of a subscription was ever given.
     pub(super) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);

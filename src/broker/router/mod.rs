@@ -30,6 +30,7 @@ mod calls;
 mod drops;
 mod inlet;
 mod journal;
+mod keeping;
 mod kept;
 mod membership;
 mod memory;

@@ -5,7 +5,7 @@
 
 use super::drops::Drops;
 use super::inlet::Inlet;
-use super::kept::Keeping;
+use super::keeping::Keeping;
 use super::memory::Memory;
 use super::reclaim::Reclaim;
 use crate::broker::fault;

@@ -6,7 +6,6 @@
 
 use super::inlet::{ANYBODY, Info, Inlet, Parked, Partial};
 use super::journal::Work;
-use super::kept::{is_begun, keep};
 use super::outlet::{Doom, Outlets};
 use super::state::{Counters, Lane, RouterState, Timer};
 use crate::broker::events::Event;
@@ -325,9 +324,9 @@ impl RouterState {
                     flags: header.flags,
                 };
                 let deliver = message.deliver(*subscription, found.dropped);
-                if is_begun(found, inlet.info.id) {
+                if found.puts_together(inlet.info.id) {
                     let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
-                    keep(*subscription, (0, cost), &deliver, payload, (topics, outlets, counters), kept);
+                    outlets.keep(*subscription, (0, cost), &deliver, payload, (topics, counters), kept);
                     fault::point("router.kept", journal.step as u64);
                 } else {
                     outlets.push_planned(found.owner, &deliver, payload);
@@ -352,7 +351,7 @@ impl RouterState {
         let inlet = inlets[key as usize].as_deref()?;
         let found = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s));
         // What is kept needs no room.
-        let mut owners = found.filter(|found| !is_begun(found, inlet.info.id)).map(|found| found.owner);
+        let mut owners = found.filter(|found| !found.puts_together(inlet.info.id)).map(|found| found.owner);
         owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
@@ -415,7 +414,7 @@ impl RouterState {
         let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
         outlets.start_plan();
         let origin = inlet.info.id;
-        let waits = |found: &Subscription| found.owner == parked.on && !is_begun(found, origin);
+        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
         let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
         let theirs = inlet.partial_targets.iter().filter(is_theirs);
         theirs.filter(|_| !outlets.plan(parked.on, &[record.len])).copied().collect()

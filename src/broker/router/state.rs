@@ -5,7 +5,7 @@
 
 use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
-use super::kept::KeptWork;
+use super::keeping::KeptWork;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
 use super::publish::{Chosen, Message, Wait};

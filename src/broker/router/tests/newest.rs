@@ -14,7 +14,7 @@ fn narrow(change: impl FnOnce(&mut Config)) -> Router {
 }
 
 fn kept_bytes(router: &Router, peer: &Peer) -> usize {
-    router.state.outlets.get(peer.key).unwrap().keeping.bytes()
+    router.state.outlets.get(peer.key).unwrap().keeping.bytes
 }
 
 fn is_marked(peer: &Peer) -> bool {
