@@ -216,7 +216,7 @@ impl RouterState {
 }
 
 impl Outlets {
-    /// Keeps a record for a subscription, or drops its message if that is too large. Other messages may be dropped for it.
+    /// Keeps a record for a subscription, or drops its message if that is too large. Others may be dropped for it.
     pub(super) fn keep(
         &mut self,
         subscription: Key,
