@@ -32,6 +32,8 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.message", "nothing; a message of another actor has come"),
     ("router.answering", "nothing; what it asks for is done, but not answered"),
     ("router.ending", "0 to 3: a connection ends, and so many steps of it are done"),
+    ("router.kept", "which subscriber, from 0; the router keeps the record for it, and that is not written down"),
+    ("router.pumped", "the connection whose ring has a record that was kept, and that is not written down"),
     ("acceptor.started", "nothing"),
     ("acceptor.accepted", "nothing; a socket was accepted, and nobody has it yet"),
     ("connection.started", "nothing"),

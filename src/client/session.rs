@@ -176,6 +176,7 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
     if let Err(violation) = taken {
         table.close(broken(violation).into());
     }
+    inner.behind.renew(segment.newer());
     reader.renew(segment, egress);
     inner.set_connection(greeted.connection);
     inner.nest.take(&last);

@@ -102,6 +102,7 @@ section! {
         /// Longer ones are shortened to it; `lapce-ipc request --timeout` refuses them.
         max_request_timeout_ms: u64 = 600_000, integer(1, 86_400_000, "ms");
         /// Memory in the broker for one connection that does not drain its ring; more closes it.
+        /// `drop_oldest` subscriptions of a connection may hold as much again; more drops their oldest messages.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
         /// Empty doorbell rings per second, at most; more close the client's connection.
         max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");

@@ -17,6 +17,7 @@
 //! | `grace` | how long a publish waits for a subscription that drops |
 //! | `roster` | the sessions that a broker leaves to the next, as a table and as text |
 //! | `missing` | when a broker that follows another takes up the first publish |
+//! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
 
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod arena;
@@ -31,6 +32,8 @@ pub(crate) mod group;
 pub(crate) mod histogram;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod missing;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod newest;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod numbers;
 #[cfg(not(lapce_ipc_loom))]

@@ -284,7 +284,11 @@ pub enum DeliveryPolicy {
     Block,
     /// It is dropped and counted.
     DropNewest,
-    /// The client drops and counts the oldest message that it has queued.
+    /// The oldest messages that were not taken are dropped and counted, so that the newest stay: as many as fit the
+    /// subscription's capacity, in cells of 128 bytes of which the header of each record takes a half. That holds for a
+    /// client that does not read or is stopped, too, as far as the broker's `limits.max_backlog_bytes`, shared by its
+    /// subscriptions, allows. While the broker holds newer messages, the client reads these before it gives out the
+    /// next.
     DropOldest,
 }
 

@@ -109,6 +109,7 @@ impl RouterState {
             return Err((FailedCode::Unknown, "no such subscription".to_owned()));
         };
         outlet.subscriptions.swap_remove(at);
+        self.forget_kept(key, subscription);
         self.topics.unsubscribe(subscription);
         self.retry_waiters(key);
         Ok(BrokerFrame::Done { serial })

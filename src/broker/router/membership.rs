@@ -113,6 +113,11 @@ impl RouterState {
     }
 
     fn unsubscribe_all(&mut self, key: u32) {
+        let mut at = 0;
+        while let Some(subscription) = self.outlets.get(key).and_then(|outlet| outlet.subscriptions.get(at)).copied() {
+            at += 1;
+            self.forget_kept(key, subscription);
+        }
         let Some(outlet) = self.outlets.get_mut(key) else { return };
         // Off the list when they are gone, so that none is left if the router dies between.
         self.topics.unsubscribe_all(&outlet.subscriptions);

@@ -13,6 +13,7 @@
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `release` | numbers of topics and services are given back |
 //! | `lanes` | whether bulk lanes are open yet |
+//! | `drops`, `kept` | subscriptions that drop: who does without, and what is kept for the newest |
 //! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
@@ -31,6 +32,8 @@ mod calls;
 mod drops;
 mod inlet;
 mod journal;
+mod keeping;
+mod kept;
 mod lanes;
 mod membership;
 mod memory;
@@ -261,6 +264,7 @@ impl ShmRouter {
             let result = work(&mut state);
             fault::point("router.answering", 0);
             state.end_doomed();
+            state.watch_kept();
             state.outlets.flush();
             result
         };

@@ -12,7 +12,7 @@ use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::grace::Lack;
-use crate::routing::topics::{TopicId, Topics};
+use crate::routing::topics::{Subscription, TopicId, Topics};
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -24,9 +24,11 @@ use crate::wire::record::{Flags, Header, Kind};
 pub(super) struct Chosen {
     pub(super) subscription: Key,
     /// Its place among the topic's targets.
-    target: usize,
+    pub(super) target: usize,
     pub(super) gets_it: bool,
     announce: bool,
+    /// It drops the oldest: what it does not get is kept.
+    keeps: bool,
     pub(super) cost: u32,
     /// Why it does not get it.
     pub(super) lack: Lack,
@@ -91,7 +93,7 @@ impl Chosen {
 impl Message {
     /// The header with which a subscription gets it.
     #[inline]
-    fn deliver(&self, subscription: Key, dropped: u32) -> Header {
+    pub(super) fn deliver(&self, subscription: Key, dropped: u32) -> Header {
         Header {
             flags: self.flags,
             id: subscription.to_u32(),
@@ -183,13 +185,16 @@ impl RouterState {
             let announce = !target.announced;
             // In the order in which they are pushed: the name comes first, and the order decides what fits.
             let lengths = [name, message.len];
-            let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
+            let is_behind = subscription.kept.as_ref().is_some_and(|kept| kept.has_whole());
+            let gets_it =
+                has_credit && !is_behind && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
                 return Err(Wait { on: subscription.owner, until: None });
             }
             any_lacks |= !gets_it;
             let lack = if has_credit { Lack::Space } else { Lack::Credit };
-            let chosen = Chosen { subscription: target.subscription, target: at, gets_it, announce, cost, lack };
+            let (keeps, subscription) = (subscription.policy == DeliveryPolicy::DropOldest, target.subscription);
+            let chosen = Chosen { subscription, target: at, gets_it, announce, keeps, cost, lack };
             self.chosen.push(chosen);
         }
         if any_lacks && !at_last { self.wait_for_readers() } else { Ok(()) }
@@ -198,7 +203,7 @@ impl RouterState {
     /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
     #[inline]
     pub(super) fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
-        let RouterState { inlets, outlets, topics, chosen, counters, journal, .. } = self;
+        let RouterState { inlets, outlets, topics, chosen, counters, journal, kept, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         if journal.step == 0 && journal.before.is_none() {
@@ -206,8 +211,11 @@ impl RouterState {
         }
         while let Some(chosen) = chosen.get(journal.step) {
             fault::point("router.target", journal.step as u64);
-            if !chosen.gets_it {
+            if !chosen.gets_it && !chosen.keeps {
                 chosen.pass_over(topics, outlets, counters);
+            } else if !chosen.gets_it {
+                let router = (&mut *topics, &mut *outlets, &mut *counters);
+                chosen.keep_first(message, payload, router, (journal, kept), &mut inlet.partial_targets);
             } else if let Some(subscription) = topics.subscriptions.get(chosen.subscription)
                 && let Some(outlet) = outlets.get(subscription.owner)
             {
@@ -269,7 +277,7 @@ impl RouterState {
 
     /// Gives a further record of a message to those who have its first; carries on where the journal stands.
     pub(super) fn commit_further(&mut self, key: u32, record: &Record, header: &Header) {
-        let RouterState { inlets, outlets, topics, journal, counters, .. } = self;
+        let RouterState { inlets, outlets, topics, journal, counters, kept, settings, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         let Some(partial) = &mut inlet.partial else { return };
@@ -288,8 +296,15 @@ impl RouterState {
                     len: record.len,
                     flags: header.flags,
                 };
-                outlets.push_planned(found.owner, &message.deliver(*subscription, found.dropped), payload);
-                fault::point("router.delivered", journal.step as u64);
+                let deliver = message.deliver(*subscription, found.dropped);
+                if found.puts_together(inlet.info.id) {
+                    let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
+                    outlets.keep(*subscription, (0, cost), &deliver, payload, (topics, counters), kept);
+                    fault::point("router.kept", journal.step as u64);
+                } else {
+                    outlets.push_planned(found.owner, &deliver, payload);
+                    fault::point("router.delivered", journal.step as u64);
+                }
             }
             journal.stepped();
         }
@@ -307,7 +322,9 @@ impl RouterState {
         let RouterState { inlets, outlets, topics, .. } = self;
         outlets.start_plan();
         let inlet = inlets[key as usize].as_deref()?;
-        let mut owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);
+        let found = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s));
+        // What is kept needs no room.
+        let mut owners = found.filter(|found| !found.puts_together(inlet.info.id)).map(|found| found.owner);
         owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
@@ -369,7 +386,9 @@ impl RouterState {
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Vec::new() };
         let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
         outlets.start_plan();
-        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(|s| s.owner == parked.on);
+        let origin = inlet.info.id;
+        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
         let theirs = inlet.partial_targets.iter().filter(is_theirs);
         theirs.filter(|_| !outlets.plan(parked.on, &[record.len])).copied().collect()
     }
@@ -428,9 +447,13 @@ impl RouterState {
         let len = bytes.len() as u32;
         let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(&message, true).is_ok() {
-            let RouterState { outlets, topics, chosen, counters, .. } = self;
+            let RouterState { outlets, topics, chosen, counters, kept, .. } = self;
             for chosen in chosen.iter() {
                 let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
+                if !chosen.gets_it && chosen.keeps {
+                    chosen.keep(&message, Payload::Bytes(bytes), (topics, outlets, counters), kept);
+                    continue;
+                }
                 if !chosen.gets_it {
                     chosen.pass_over(topics, outlets, counters);
                     continue;

@@ -5,6 +5,7 @@
 
 use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
+use super::keeping::KeptWork;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
 use super::publish::{Chosen, Message, Wait};
@@ -102,6 +103,7 @@ pub(crate) struct RouterState {
     pub(super) has_mail: bool,
     pub(super) chosen: Vec<Chosen>,
     pub(super) journal: Journal,
+    pub(super) kept: KeptWork,
     pub(super) now: u64,
     /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
     pub(super) turns: Arc<AtomicU64>,
@@ -156,6 +158,7 @@ impl RouterState {
             has_mail: false,
             chosen: Vec::new(),
             journal: Journal::default(),
+            kept: KeptWork::default(),
             now,
             turns: Arc::default(),
             counters: Counters::default(),
@@ -202,7 +205,7 @@ impl RouterState {
                     inlet.parked.is_none()
                         && matches!(inlet.express.peek(), Ok(None))
                         && matches!(inlet.bulk.peek(), Ok(None))
-                }) && self.outlets.get(key).is_none_or(|outlet| !outlet.has_backlog())
+                }) && self.outlets.get(key).is_none_or(|outlet| !outlet.has_backlog() && !outlet.keeping.waits())
             })
     }
 
@@ -253,6 +256,7 @@ impl RouterState {
         let before = self.counters.records;
         self.serve(key);
         self.end_doomed();
+        self.watch_kept();
         self.outlets.flush();
         self.watch_grown();
         self.watch_drops();
@@ -368,6 +372,7 @@ impl RouterState {
             fault::point("router.timed", 0);
         }
         self.end_doomed();
+        self.watch_kept();
         self.outlets.flush();
         self.watch_grown();
         self.watch_drops();
