@@ -36,7 +36,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("lapce-ipc needs Linux: memfd seals, epoll, eventfd and SO_PEERCRED have no equivalent elsewhere");
 
-// Under the model checker only `sync` and the part of `shm` that is written over it are built.
+// Under the model checker only `sync` and the parts of `shm` and `routing` that are written over it are built.
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod broker;
 #[cfg(all(feature = "cli", not(lapce_ipc_loom)))]
@@ -47,7 +47,8 @@ pub mod client;
 pub mod config;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 mod metrics;
-#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+#[cfg(any(feature = "broker", lapce_ipc_loom))]
+#[cfg_attr(lapce_ipc_loom, allow(dead_code, unused_imports))]
 mod routing;
 // The broker's half of a ring is of no use to a program that is only a client.
 #[cfg_attr(any(not(feature = "broker"), lapce_ipc_loom), allow(dead_code, unused_imports))]

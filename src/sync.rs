@@ -32,6 +32,13 @@ pub(crate) enum Site {
     Trim,
     /// The store that ends `busy` (R7).
     Leave,
+    /// The change of a gate's turn, after the time that belongs to it (B7).
+    GateChange,
+    /// The load of a gate's turn, before the time that belongs to it (B7).
+    GateLook,
+    /// That a gate's turn is compared and swapped in one operation (B3).
+    #[cfg(lapce_ipc_loom)]
+    GateSwap,
 }
 
 /// A sequentially consistent fence.

@@ -302,7 +302,7 @@ fn what_makes_no_sense_is_told_clearly() {
     for order in ["open", "close", "auto"] {
         let told = broker.run(&["breaker", order, "nobody"]);
         assert_eq!(code(&told), 1);
-        assert!(stderr(&told).starts_with("error: no service is called nobody"), "{}", stderr(&told));
+        assert!(stderr(&told).starts_with("error: unknown service: nobody"), "{}", stderr(&told));
         assert!(told.stdout.is_empty());
     }
     let told = broker.run(&["breaker", "open", "echo"]);

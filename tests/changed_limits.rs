@@ -11,7 +11,7 @@ use support::{Broker, DEADLINE, wait_until};
 const END: u64 = u64::MAX;
 
 /// Keys that change what a Welcome says. Every value is another than the default.
-const CHANGES: [(&str, &str); 12] = [
+const CHANGES: [(&str, &str); 16] = [
     ("ipc.max_message_size", "70000"),
     ("shared_memory.slot_size", "512"),
     ("shared_memory.slot_size", "4096"),
@@ -24,6 +24,10 @@ const CHANGES: [(&str, &str); 12] = [
     ("limits.max_request_timeout_ms", "300000"),
     ("limits.max_requests_per_connection", "2"),
     ("limits.max_subscriptions_per_connection", "8"),
+    ("limits.max_topics_per_connection", "1"),
+    ("limits.max_services", "4"),
+    ("limits.stream_first_chunk_ms", "20000"),
+    ("limits.stream_idle_ms", "20000"),
 ];
 
 fn connect(broker: &Broker) -> Client {
@@ -155,6 +159,46 @@ fn a_subscription_beyond_the_next_brokers_limit_ends_and_the_others_go_on() {
     let (got, ended): (Vec<_>, Vec<_>) = got.partition(Result::is_ok);
     assert_eq!((got.len(), ended.len()), (2, 1));
     assert!(!there.state().is_closed());
+}
+
+#[test]
+fn topics_and_offers_beyond_the_next_brokers_limits_are_refused_and_the_rest_goes_on() {
+    let mut broker = Broker::start();
+    let (here, there, serves) = (connect(&broker), connect(&broker), connect(&broker));
+    let mut messages = there.subscribe("t.>").unwrap();
+    let publishers: Vec<_> = (0..3).map(|number| here.publisher(&format!("t.{number}")).unwrap()).collect();
+    publishers.iter().for_each(|publisher| publisher.publish("before").unwrap());
+    here.flush().unwrap();
+    let mut services: Vec<_> = (0..4).map(|number| serves.serve(&format!("s{number}")).unwrap()).collect();
+    broker.end("KILL");
+    broker.set_only("limits.max_topics_per_connection", "2");
+    broker.set_also("limits.max_services", "3");
+    broker.start_again();
+    std::thread::scope(|scope| {
+        scope.spawn(|| there.flush().unwrap());
+        scope.spawn(|| serves.flush().unwrap());
+        here.flush().unwrap();
+    });
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        publishers.iter().map(|publisher| publisher.publish("after")).partition(Result::is_ok);
+    assert_eq!((taken.len(), refused.len()), (2, 1));
+    let error = refused.into_iter().next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("2 topics"), "{error}");
+    here.flush().unwrap();
+    for (expected, count) in [("before", 3), ("after", 2)] {
+        for _ in 0..count {
+            let message = messages.next_timeout(DEADLINE).unwrap().expect("a message in time");
+            assert_eq!(message.payload(), expected.as_bytes());
+        }
+    }
+    let ended = services.iter_mut().filter_map(|service| service.next_timeout(Duration::from_millis(20)).err());
+    let ended: Vec<_> = ended.map(|error| error.to_string()).collect();
+    assert!((1..=2).contains(&ended.len()), "{ended:?}");
+    assert!(![&here, &there, &serves].iter().any(|client| client.state().is_closed()));
+    // There is room again.
+    drop(publishers);
+    here.publisher("t.2").unwrap().publish("room").unwrap();
+    assert_eq!(messages.next_timeout(DEADLINE).unwrap().expect("a message in time").payload(), b"room");
 }
 
 #[test]

@@ -297,6 +297,10 @@ fn impossible_values() {
         "config.toml:1:29: health_server.socket_path: \"http.sock\" is not an absolute path",
     );
     refused(
+        "logging.level = \"info,loud\"",
+        "config.toml:1:17: logging.level: \"info,loud\" has \"loud\", which is no level and no MODULE=LEVEL",
+    );
+    refused(
         "health_server.require_token = \"maybe\"",
         "config.toml:1:31: health_server.require_token: expected true or false, found the string \"maybe\"",
     );

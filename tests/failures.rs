@@ -417,3 +417,24 @@ fn two_hundred_processes_that_connect_and_are_killed_leave_nothing() {
     let grown = broker.memory_kib().saturating_sub(before.3);
     assert!(grown < 1024, "grown by {grown} KiB");
 }
+
+#[test]
+fn a_responder_that_misses_a_deadline_is_probed_when_it_is_configured() {
+    for (delay_ms, probed) in [("3600000", false), ("1", true)] {
+        let keys = [("limits.probe_delay_ms", delay_ms), ("limits.max_probe_delay_ms", delay_ms)];
+        let breakers = ("circuit_breaker.failure_threshold", "1000");
+        let broker = Broker::start_with(&[keys[0], keys[1], breakers]);
+        let (silent, serving, asking) = (broker.client(), broker.client(), broker.client());
+        let mut service = serving.serve("svc").unwrap();
+        std::thread::spawn(move || {
+            while let Some(Ok(request)) = service.next() {
+                let _ = request.reply("ho");
+            }
+        });
+        let _silent = silent.serve("svc").unwrap();
+        let ask = || asking.request_with("svc", "hi", within(300));
+        wait_until("the silent one to let a deadline pass", || ask().is_err());
+        let missed = (0..20).filter(|_| ask().is_err()).count();
+        assert_eq!(missed > 0, probed, "{missed} with a delay of {delay_ms} ms");
+    }
+}

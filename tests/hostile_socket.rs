@@ -567,6 +567,7 @@ fn a_broker_of_another_user_is_not_trusted_unless_told_to() {
     let socket = folder.path().join("ipc.sock");
     let mut serve = command(program.to_str().expect("a path"));
     serve.arg("--socket").arg(&socket).env("LAPCE_IPC__IPC__ALLOWED_UIDS", "0");
+    serve.env("LAPCE_IPC__LOGGING__SHORT_CONNECTION_MS", "0");
     as_nobody(&mut serve);
     let mut broker = Process::start(serve);
     broker.wait_for("hint:");

@@ -31,16 +31,21 @@ fn a_removed_socket_is_made_anew() {
 #[test]
 fn a_broker_whose_path_another_program_took_is_not_ready_and_leaves_it_alone() {
     let mut broker = Broker::start();
+    let client = broker.client();
+    let lost = || client.status().unwrap().socket_lost;
+    assert_eq!(lost(), None);
     fs::remove_file(broker.socket()).unwrap();
     let other = UnixListener::bind(broker.socket()).unwrap();
     wait_until("the broker to say so", || {
         let ready = broker.get("/ready");
         ready.code == 503 && ready.json().to_string().contains("another program is listening")
     });
+    assert!(lost().is_some_and(|reason| reason.contains("another program is listening")), "{:?}", lost());
     drop(other);
     fs::remove_file(broker.socket()).unwrap();
     wait_until("the socket", || connects(&broker));
     wait_until("the broker to be ready", || broker.get("/ready").code == 200);
+    assert_eq!(lost(), None);
     fs::remove_file(broker.socket()).unwrap();
     fs::remove_file(broker.folder().join("ipc.sock.lock")).unwrap();
     let _second = UnixListener::bind(broker.socket()).unwrap();

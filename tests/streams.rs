@@ -5,7 +5,7 @@ mod support;
 use lapce_ipc::client::{Client, RequestOptions};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::probe::{counter, pattern, served};
 use support::role::{Child, role, tell};
 use support::{Broker, DEADLINE, wait_until};
@@ -60,9 +60,18 @@ fn chunks_of_every_size_arrive_whole() {
 fn a_stream_outlasts_every_time_limit_as_long_as_its_chunks_come() {
     let seconds = std::env::var("LAPCE_IPC_STREAM_SECONDS").ok().map(|text| text.parse::<u32>().expect("seconds"));
     let (broker, chunks, interval) = match seconds {
-        Some(seconds) => (Broker::start(), seconds, Duration::from_secs(1)),
+        Some(seconds) => {
+            let mut broker = Broker::start();
+            broker.without_limit();
+            (broker, seconds, Duration::from_secs(1))
+        }
         None => {
-            let limits = [("limits.default_request_timeout_ms", "1500"), ("limits.max_request_timeout_ms", "1500")];
+            let limits = [
+                ("limits.default_request_timeout_ms", "1500"),
+                ("limits.max_request_timeout_ms", "1500"),
+                ("limits.stream_first_chunk_ms", "1500"),
+                ("limits.stream_idle_ms", "1500"),
+            ];
             (Broker::start_with(&limits), 9, Duration::from_millis(300))
         }
     };
@@ -84,6 +93,51 @@ fn a_stream_outlasts_every_time_limit_as_long_as_its_chunks_come() {
     assert_eq!(got, expected);
     let breaker = &client.breakers().unwrap()[0];
     assert_eq!((breaker.state, breaker.failures), (lapce_ipc::client::BreakerState::Closed, 0));
+}
+
+/// How long a stream whose responder sends so many chunks and then stalls has lasted, and how it ended.
+fn stalled(broker: &Broker, chunks: u32, options: RequestOptions) -> Duration {
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("stalls").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut request = service.next_timeout(DEADLINE).unwrap().expect("a request");
+            (0..chunks).for_each(|_| request.chunk("x").unwrap());
+            wait_until("the end of the stream", || {
+                let _ = service.next_timeout(Duration::from_millis(20));
+                request.is_cancelled()
+            });
+        });
+        let began = Instant::now();
+        let mut stream = client.request_stream_with("stalls", "", options).unwrap();
+        (0..chunks).for_each(|_| assert_eq!(stream.next().unwrap().unwrap(), b"x"));
+        assert!(stream.next().unwrap().unwrap_err().is_deadline_exceeded());
+        began.elapsed()
+    })
+}
+
+#[test]
+fn the_time_to_the_first_chunk_and_the_time_between_chunks_are_each_a_key_and_an_option() {
+    let ms = Duration::from_millis;
+    let keys =
+        |first, idle| Broker::start_with(&[("limits.stream_first_chunk_ms", first), ("limits.stream_idle_ms", idle)]);
+    let default = RequestOptions::default;
+    let short_first = keys("200", "86400000");
+    assert!((ms(200)..ms(20_000)).contains(&stalled(&short_first, 0, default())));
+    let options = RequestOptions { idle: Some(ms(300)), ..default() };
+    assert!((ms(300)..ms(20_000)).contains(&stalled(&short_first, 2, options)));
+    let short_idle = keys("86400000", "200");
+    assert!((ms(200)..ms(20_000)).contains(&stalled(&short_idle, 2, default())));
+    let options = RequestOptions { first_chunk: Some(ms(300)), ..default() };
+    assert!((ms(300)..ms(20_000)).contains(&stalled(&short_idle, 0, options)));
+    let _reply = short_idle.spawn(&["reply", "slow", "--exec", "sleep 60"]);
+    wait_until("the service", || {
+        let services = short_idle.client().status().unwrap().services;
+        services.iter().any(|service| service.name.as_str() == "slow" && service.responders > 0)
+    });
+    let output = short_idle.run(&["request", "slow", "x", "--stream", "--first-chunk", "300ms", "--idle", "300ms"]);
+    assert_eq!(support::code(&output), 75, "{}", support::stderr(&output));
+    assert_eq!(support::code(&short_idle.run(&["request", "slow", "x", "--idle", "300ms"])), 64, "without --stream");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod support;
 
-use lapce_ipc::client::{ActorState, Client};
+use lapce_ipc::client::{ActorState, BreakerOrder, BreakerState, Client};
 use support::probe::{actor, lines};
 use support::{Broker, DEADLINE, wait_until};
 
@@ -43,7 +43,7 @@ fn an_acceptor_that_panics_is_started_again_over_the_same_socket() {
 }
 
 #[test]
-fn a_breaker_that_panics_takes_router_and_acceptor_along_and_all_come_back() {
+fn a_breaker_that_panics_is_started_again_and_the_router_works_on() {
     let keys = [("restart.initial_delay_ms", "10")];
     let mut broker = Broker::start_faulty("breaker.started=panic*2", &keys);
     let client = connect(&broker);
@@ -55,6 +55,94 @@ fn a_breaker_that_panics_takes_router_and_acceptor_along_and_all_come_back() {
     assert_eq!(restarts, [2, 0, 0], "those behind it have not failed themselves");
     assert_eq!(lines(&mut broker, &["restarting actor"]).len(), 2);
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
+}
+
+/// The actor of the breakers dies of every second change that it is to tell, of every second look at the time, and of
+/// an order. What passes and what does not is as if it had lived, and each change is told once.
+#[test]
+fn breakers_count_exactly_while_their_actor_dies_in_every_state() {
+    let keys = [
+        ("circuit_breaker.timeout_secs", "1"),
+        ("restart.initial_delay_ms", "10"),
+        ("restart.max_delay_ms", "10"),
+        ("restart.max_restarts", "1000"),
+    ];
+    let faults = "breaker.event=panic#2*9;breaker.timer=panic#2*9;breaker.ordered@1=panic*1";
+    let mut broker = Broker::start_faulty(faults, &keys);
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("fragile").unwrap();
+    let (mut seen, mut rejected) = (0, 0);
+    let breaker = || client.breakers().unwrap().remove(0);
+    // Sends a request that is answered so.
+    let mut round = |fails: bool| {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| client.request("fragile", "?"));
+            let request = service.next_timeout(DEADLINE).unwrap().expect("it passes");
+            if fails {
+                request.fail("no luck").unwrap()
+            } else {
+                request.reply("good").unwrap()
+            }
+            assert_eq!(asked.join().unwrap().is_err(), fails);
+        });
+        seen += 1;
+    };
+    let mut is_rejected = || {
+        assert!(client.request("fragile", "?").unwrap_err().is_breaker_open());
+        rejected += 1;
+    };
+
+    for failures in 1..=4 {
+        round(true);
+        assert_eq!((breaker().state, breaker().failures), (BreakerState::Closed, failures));
+    }
+    round(true);
+    is_rejected();
+    assert_eq!(breaker().state, BreakerState::Open);
+    wait_until("the first trial", || breaker().state == BreakerState::HalfOpen);
+    round(true);
+    is_rejected();
+    assert_eq!((breaker().state, breaker().failed_trials), (BreakerState::Open, 1));
+    wait_until("the second trial", || breaker().state == BreakerState::HalfOpen);
+    round(false);
+    assert_eq!((breaker().state, breaker().successes), (BreakerState::HalfOpen, 1));
+    round(false);
+    assert_eq!(breaker().state, BreakerState::Closed);
+
+    // An order of which the actor dies once it is obeyed: its sender does not know, and says it again.
+    wait_until("an actor", || client.set_breaker("fragile", BreakerOrder::Open, None).is_ok());
+    is_rejected();
+    wait_until("an actor", || client.set_breaker("fragile", BreakerOrder::Auto, None).is_ok());
+    round(false);
+    assert!(service.next_timeout(std::time::Duration::ZERO).unwrap().is_none(), "one more than {seen}");
+    assert_eq!((seen, breaker().rejected, breaker().failures), (9, rejected, 0));
+
+    let expected = [
+        "from=closed to=open reason=error_reply failures=5 retry_after_ms=1000",
+        "from=open to=half_open reason=time_over",
+        "from=half_open to=open reason=error_reply failures=1 retry_after_ms=2000",
+        "from=open to=half_open reason=time_over",
+        "from=half_open to=closed reason=recovered",
+        "from=closed to=forced_open reason=manual connection=",
+        "from=forced_open to=forced_open reason=manual connection=",
+        "from=forced_open to=closed reason=manual connection=",
+    ];
+    // However often the order was said.
+    let mut told = Vec::new();
+    wait_until("the last line", || {
+        told = lines(&mut broker, &[" breaker service=fragile "]);
+        told.dedup_by_key(|line| line.split_once("service=").expect("a service").1.to_owned());
+        told.len() >= expected.len()
+    });
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (line, expected) in told.iter().zip(expected) {
+        assert!(line.contains(expected), "{line} is not {expected}");
+    }
+    for point in ["breaker.event", "breaker.timer", "breaker.ordered"] {
+        let deaths = lines(&mut broker, &["actor restarts actor=breaker", &format!("injected at {point}")]).len();
+        assert!(deaths > 0, "{point}");
+    }
+    assert_eq!(actor(&client, "router").restarts, 0);
 }
 
 #[test]

@@ -74,6 +74,28 @@ fn the_manager_hears_of_the_start_the_state_and_the_end() {
 }
 
 #[test]
+fn the_manager_hears_when_a_reload_begins_and_when_it_is_over() {
+    let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, "").unwrap();
+    let mut broker = managed(folder.path(), &manager);
+    broker.arg("--config").arg(&config);
+    let mut broker = Process::start(broker);
+    manager.until("READY=1");
+    // Also a wrong configuration ends the reload: the broker goes on with the one before.
+    for text in ["[logging]\nlevel = \"debug\"\n", "nonsense"] {
+        std::fs::write(&config, text).unwrap();
+        broker.signal("HUP");
+        let told = manager.until("RELOADING=1").pop().unwrap();
+        let since = told[1].strip_prefix("MONOTONIC_USEC=").expect("a time");
+        assert!(since.parse::<u64>().unwrap() > 0, "{told:?}");
+        assert_eq!(manager.until("READY=1").pop().unwrap(), ["READY=1"]);
+    }
+    broker.signal("TERM");
+    assert_eq!(broker.code(), 0);
+}
+
+#[test]
 fn an_upstream_that_is_absent_does_not_hold_the_start_back() {
     let (folder, manager) = (tempfile::tempdir().unwrap(), Manager::new());
     let (file, absent) = (folder.path().join("config.toml"), folder.path().join("absent"));
@@ -346,6 +368,7 @@ fn the_journal_gets_levels_and_no_times() {
         let mut broker = scripted(&format!("export JOURNAL_STREAM={stream};"), program());
         broker.arg("--socket").arg(folder.path().join(name));
         broker.env("RUST_LOG", level).env("LAPCE_IPC__HEALTH_SERVER__HOST", "0.0.0.0");
+        broker.env("LAPCE_IPC__LOGGING__SHORT_CONNECTION_MS", "0");
         let mut broker = Process::start(broker);
         broker.wait_for("limits max_connections=");
         broker
@@ -391,6 +414,7 @@ fn what_is_logged_is_chosen_by_module() {
     ] {
         let mut broker = command(program().to_str().unwrap());
         broker.arg("--socket").arg(&socket).env("RUST_LOG", filter);
+        broker.env("LAPCE_IPC__LOGGING__SHORT_CONNECTION_MS", "0");
         let mut broker = Process::start(broker);
         broker.wait_for("hint:");
         let client = client(&socket);
@@ -413,6 +437,7 @@ fn no_message_is_a_line_of_the_log() {
     let mut broker = command(program().to_str().unwrap());
     broker.arg("--socket").arg(&socket).env("RUST_LOG", "lapce_ipc=trace");
     broker.env("LAPCE_IPC__METRICS__EXPORT_INTERVAL_SECS", "3600");
+    broker.env("LAPCE_IPC__LOGGING__SHORT_CONNECTION_MS", "0");
     let mut broker = Process::start(broker);
     broker.wait_for("hint:");
     let (publishing, other) = (client(&socket), client(&socket));

@@ -331,7 +331,7 @@ fn a_stopped_broker_does_not_keep_a_call_beyond_its_time() {
     ends("every call", move || {
         let timeout = Duration::from_millis(50);
         for idempotent in [false, true] {
-            let options = RequestOptions { timeout: Some(timeout), idempotent };
+            let options = RequestOptions { timeout: Some(timeout), idempotent, ..RequestOptions::default() };
             for (service, body) in [("slow", vec![]), ("slow", vec![0; 1 << 20]), ("unknown", vec![1])] {
                 assert!(asks.request_with(service, &body, options).unwrap_err().is_deadline_exceeded(), "{service}");
             }

@@ -39,9 +39,10 @@ fn client_variant(frame: &ClientFrame) -> u32 {
         ClientFrame::Upstreams { .. } => 11,
         ClientFrame::DialUpstream { .. } => 12,
         ClientFrame::Reload { .. } => 13,
+        ClientFrame::Restored => 14,
     }
 }
-const CLIENT_VARIANTS: u32 = 14;
+const CLIENT_VARIANTS: u32 = 15;
 
 fn broker_variant(frame: &BrokerFrame) -> u32 {
     match frame {
@@ -178,6 +179,7 @@ fn client_frames() -> Vec<(ClientFrame, &'static str)> {
         (ClientFrame::Upstreams { serial: 10 }, "08000000 0b000000 0a000000"),
         (ClientFrame::DialUpstream { serial: 11, name: name("u") }, "11000000 0c000000 0b000000 0100000000000000 75"),
         (ClientFrame::Reload { serial: 12 }, "08000000 0d000000 0c000000"),
+        (ClientFrame::Restored, "04000000 0e000000"),
     ]
 }
 
@@ -254,6 +256,7 @@ fn report() -> StatusReport {
             token_file: Some("t".into()),
         }),
         socket_lost: Some("l".into()),
+        awaited_sessions: 40,
     }
 }
 
@@ -276,6 +279,8 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
                     default_request_timeout_ms: 5,
                     max_request_timeout_ms: 6,
                     max_requests: 7,
+                    stream_first_chunk_ms: 14,
+                    stream_idle_ms: 15,
                 },
                 geometry: Geometry {
                     segment_bytes: 8,
@@ -286,8 +291,8 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
                     extension_cells: 13,
                 },
             },
-            "67000000 00000000 0100 02000000 30313233343536373839616263646566 0100000000000000 62 01000000 \
-             02000000 03000000 04000000 05000000 06000000 07000000 0800000000000000 0900000000000000 \
+            "6f000000 00000000 0100 02000000 30313233343536373839616263646566 0100000000000000 62 01000000 \
+             02000000 03000000 04000000 05000000 06000000 07000000 0e000000 0f000000 0800000000000000 0900000000000000 \
              0a00000000000000 0b00000000000000 0c000000 0d000000",
         ),
         (refused(RefusedCode::Version), "13000000 01000000 00000000 0100000000000000 6d 0100"),
@@ -308,7 +313,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (failed(FailedCode::Configuration), "15000000 06000000 05000000 04000000 0100000000000000 6d"),
         (
             BrokerFrame::Status { serial: 6, report: report() },
-            "46020000 07000000 06000000 0100000000000000 0100000000000000 76 02000000 0200000000000000 2f73 \
+            "4a020000 07000000 06000000 0100000000000000 0100000000000000 76 02000000 0200000000000000 2f73 \
              01 0100000000000000 63 01 0100000000000000 03000000 0100000000000000 6e 04000000 05000000 \
              0600000000000000 07000000 0100000000000000 0100000000000000 73 0800000000000000 0900000000000000 \
              0a00000000000000 0b00000000000000 0c00000000000000 0d00000000000000 0e00000000000000 \
@@ -323,7 +328,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
              1c00000000000000 1d00000000000000 1e00000000000000 1f00000000000000 \
              2000000000000000 2100000000000000 2200000000000000 2300000000000000 \
              2400000000000000 2500000000000000 2600000000000000 2700000000000000 \
-             01 0100000000000000 68 00 01 0100000000000000 78 01 0100000000000000 74 01 0100000000000000 6c",
+             01 0100000000000000 68 00 01 0100000000000000 78 01 0100000000000000 74 01 0100000000000000 6c 28000000",
         ),
         (BrokerFrame::Draining { deadline_ms: 5000 }, "08000000 08000000 88130000"),
         (closing(ClosingCode::Shutdown), "11000000 09000000 00000000 0100000000000000 6d"),

@@ -3,7 +3,7 @@
 //! full are counted, and the count is logged. What it publishes on its own topics goes the same way to the event bus,
 //! if `/events` streams subscribe to it.
 
-use crate::routing::breaker::Transition;
+use crate::routing::breaker::{Gate, Transition};
 use crate::shm::layout::RingName;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::name::Name;
@@ -102,6 +102,15 @@ pub(crate) struct BreakerChange {
     pub(crate) by: Option<u32>,
 }
 
+/// What `BreakerActor` hears of the router.
+#[derive(Debug)]
+pub(crate) enum BreakerNews {
+    /// A service has a new gate.
+    Gate(Name, Arc<Gate>),
+    /// A gate has changed its state.
+    Changed(BreakerChange),
+}
+
 #[derive(Debug)]
 struct Shared<T> {
     queue: ArrayQueue<T>,
@@ -151,7 +160,7 @@ impl<T> Queue<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
     log: Queue<Event>,
-    breakers: Queue<BreakerChange>,
+    breakers: Queue<BreakerNews>,
     published: Queue<SystemEvent>,
     /// Events of actors, not yet published.
     actors: Queue<SystemEvent>,
@@ -207,12 +216,12 @@ impl Events {
     }
 
     /// Queues a change of a breaker. Never blocks.
-    pub(crate) fn breaker_changed(&self, change: BreakerChange) {
-        self.breakers.push(change);
+    pub(crate) fn breaker(&self, published: BreakerNews) {
+        self.breakers.push(published);
     }
 
     /// The queue of breakers' changes, for `BreakerActor`.
-    pub(crate) fn breakers(&self) -> Queue<BreakerChange> {
+    pub(crate) fn breakers(&self) -> Queue<BreakerNews> {
         self.breakers.clone()
     }
 

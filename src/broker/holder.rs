@@ -3,6 +3,7 @@
 use super::connection::{Broker, Phase};
 use super::counters::SessionLoss;
 use super::log_limit::{Kind, may_log};
+use super::roster::Listing;
 use super::router::{Doom, Gone};
 use super::sessions::{Answers, ResumeError, Sessions};
 use crate::shm::peer::{self, Process};
@@ -19,12 +20,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
 
+/// Where the log has connections, whichever module logs them.
+const TARGET: &str = "lapce_ipc::broker::connection";
+
 /// What a session is besides what the router has of it.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) key: u32,
     pub(super) id: u32,
     pub(super) uid: u32,
+    pid: u32,
     pub(super) name: Name,
     pub(super) nonces: Nonces,
     /// What says that the peer's process has ended.
@@ -36,23 +41,67 @@ pub(super) struct Kept {
     pub(super) questions: u64,
     /// Whether the client has shown that it has the newest token.
     pub(super) confirmed: bool,
+    /// Whether the log has it at info: it lasts.
+    is_announced: bool,
     /// Counts it against `max_connections` (S8).
     _permit: OwnedSemaphorePermit,
     /// While it waits: its end tells the watch that somebody has taken it up.
     watched: Option<oneshot::Sender<()>>,
+    /// Its place in the roster for the next broker.
+    pub(super) listing: Listing,
 }
 
 impl Kept {
     pub(super) fn new(
-        (key, id, uid): (u32, u32, u32),
+        (key, id, peer): (u32, u32, peer::Credentials),
         name: Name,
         nonces: Nonces,
         process: Process,
         ended: watch::Receiver<Option<Doom>>,
         permit: OwnedSemaphorePermit,
     ) -> Kept {
-        let (answers, questions, confirmed, watched) = (Answers::default(), 0, true, None);
-        Kept { key, id, uid, name, nonces, process, ended, answers, questions, confirmed, _permit: permit, watched }
+        let peer::Credentials { pid, uid } = peer;
+        Kept {
+            key,
+            id,
+            uid,
+            pid,
+            name,
+            nonces,
+            process,
+            ended,
+            answers: Answers::default(),
+            questions: 0,
+            confirmed: true,
+            is_announced: false,
+            _permit: permit,
+            watched: None,
+            listing: Listing::default(),
+        }
+    }
+
+    /// Logs the opening of a connection that lasts: once, at info.
+    pub(super) fn announce(&mut self) {
+        if !std::mem::replace(&mut self.is_announced, true) && may_log(Kind::Opened) {
+            self.tell_opened(log::Level::Info);
+        }
+    }
+
+    /// Logs the opening of a connection that may be a short one, at debug.
+    pub(super) fn mention(&self) {
+        if log::log_enabled!(target: TARGET, log::Level::Debug) && may_log(Kind::Opened) {
+            self.tell_opened(log::Level::Debug);
+        }
+    }
+
+    fn tell_opened(&self, level: log::Level) {
+        let Kept { id, name, pid, uid, .. } = self;
+        log::log!(target: TARGET, level, "connection opened connection={id} name={name} pid={pid} uid={uid}");
+    }
+
+    /// Whether the opening was logged at info, so that the end should be, too.
+    pub(super) fn is_announced(&self) -> bool {
+        self.is_announced
     }
 }
 

@@ -3,16 +3,15 @@
 //! A cleaner of temporary folders, or a person, removes the file; the descriptor goes on listening where no client
 //! finds it. The file itself is watched by inotify, and looked for now and then, in case its folder went.
 
+use super::path_watch::PathWatch;
 use super::socket::{Bound, SocketError};
-use rustix::fs::inotify;
+use rustix::fs::inotify::WatchFlags;
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 /// Interval of checks for the file.
@@ -41,6 +40,11 @@ impl Listening {
     /// Why clients do not find the socket, if they do not: what `/ready` is about.
     pub(super) fn lost(&self) -> watch::Receiver<Option<String>> {
         self.lost.subscribe()
+    }
+
+    /// Where it listens.
+    pub(super) fn path(&self) -> PathBuf {
+        self.bound.borrow().path().to_owned()
     }
 
     /// The descriptor at the moment.
@@ -95,31 +99,22 @@ impl Listening {
 
     async fn until_gone(&self) {
         // Without inotify, the looks tell.
-        let watch = self.watch().ok();
+        let mut watch = self.watch().ok();
         while self.bound.borrow().is_there() {
             match &watch {
-                Some(watch) => drop(tokio::time::timeout(LOOK, changed(watch)).await),
+                Some(events) => {
+                    if matches!(tokio::time::timeout(LOOK, events.events(|_| {})).await, Ok(Err(_))) {
+                        watch = None;
+                    }
+                }
                 None => tokio::time::sleep(LOOK).await,
             }
         }
     }
 
     /// A watch over the file alone: in its folder there may be much coming and going.
-    fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    fn watch(&self) -> io::Result<PathWatch> {
         // Of a socket that somebody holds, a removal changes the number of links only.
-        let flags = inotify::WatchFlags::ATTRIB | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
-        inotify::add_watch(&watch, self.bound.borrow().path(), flags)?;
-        // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
-        #[allow(deprecated)]
-        AsyncFd::with_interest(watch, Interest::READABLE)
+        PathWatch::new(self.bound.borrow().path(), WatchFlags::ATTRIB | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)
     }
-}
-
-/// Waits until something happened to the file.
-async fn changed(watch: &AsyncFd<OwnedFd>) {
-    let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
-    let mut events = [0; 1024];
-    while rustix::io::read(watch.get_ref(), &mut events).is_ok_and(|read| read > 0) {}
-    ready.clear_ready();
 }

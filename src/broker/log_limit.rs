@@ -1,6 +1,7 @@
 //! Bounds how often lines of a kind are logged that peers can cause at will: a few in each second, then one that says
 //! how many were kept back.
 
+use crate::sync::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,14 @@ impl Kind {
     const ALL: [&str; 6] = ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed"];
 }
 
+/// Lines of one kind in a second (`logging.max_lines_per_second`).
+static MOST: AtomicU64 = AtomicU64::new(50);
+
+/// Sets the limit of all kinds.
+pub(super) fn set_limit(most: u32) {
+    MOST.store(most.into(), Ordering::Relaxed);
+}
+
 /// The log is one for the whole process, and so are these.
 static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit::new()) }; Kind::ALL.len()];
 
@@ -27,7 +36,7 @@ static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit
 pub(super) fn may_log(kind: Kind) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
     let mut limit = lock();
-    if limit.may_log(Instant::now()) {
+    if limit.may_log(Instant::now(), MOST.load(Ordering::Relaxed)) {
         return true;
     }
     if limit.kept_back == 1 {
@@ -50,17 +59,16 @@ struct LogLimit {
 
 impl LogLimit {
     const PERIOD: Duration = Duration::from_secs(1);
-    const MOST: u32 = 50;
 
     const fn new() -> LogLimit {
         LogLimit { since: None, logged: 0, kept_back: 0 }
     }
 
-    fn may_log(&mut self, now: Instant) -> bool {
+    fn may_log(&mut self, now: Instant, most: u64) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= Self::PERIOD) {
             (self.since, self.logged) = (Some(now), 0);
         }
-        if self.logged == Self::MOST {
+        if u64::from(self.logged) >= most {
             self.kept_back += 1;
             return false;
         }
@@ -76,8 +84,9 @@ mod tests {
     #[test]
     fn a_flood_of_the_same_line_is_logged_a_few_times() {
         let (mut limit, now) = (LogLimit::new(), Instant::now());
-        let logged = (0..1000).filter(|_| limit.may_log(now)).count();
-        assert_eq!((logged, limit.kept_back), (LogLimit::MOST as usize, 1000 - u64::from(LogLimit::MOST)));
-        assert!(limit.may_log(now + LogLimit::PERIOD));
+        let logged = (0..1000).filter(|_| limit.may_log(now, 50)).count();
+        assert_eq!((logged, limit.kept_back), (50, 950));
+        assert!(limit.may_log(now, 51), "a higher limit holds at once");
+        assert!(limit.may_log(now + LogLimit::PERIOD, 50));
     }
 }

@@ -6,7 +6,7 @@
 //! | `socket` | the socket's path: ownership, binding, removal |
 //! | `acceptor` | lets connections in: whose, and how many |
 //! | `connection/` | one actor for each control socket: the greeting, questions, the end |
-//! | `breaker` | the breakers' times, their news, and orders given to them by hand |
+//! | `breaker` | the breakers: their rules, times and news, and orders given to them by hand |
 //! | `sessions` | the registry of sessions and their tokens; pure |
 //! | `holder` | the session guard, and the watch over detached sessions |
 //! | `events` | what the router has to say to people, without ever waiting for them |
@@ -17,8 +17,10 @@
 //! | `listening` | makes the socket anew when its file is gone |
 //! | `log_limit` | bounds how often lines are logged that peers cause |
 //! | `notify` | what the service manager is told |
+//! | `path_watch` | a watch over a path, by inotify |
 //! | `reload` | takes a changed configuration up |
 //! | `report` | the status, as the control socket and the endpoints tell it |
+//! | `roster` | the sessions that come back to the next broker, in a file beside the socket |
 //! | `stderr` | what is written to stderr, by a thread of its own |
 //! | `stream` | frames over a Unix stream |
 //! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
@@ -57,9 +59,11 @@ pub(crate) mod limits;
 mod listening;
 mod log_limit;
 mod notify;
+mod path_watch;
 mod reload;
 mod report;
 mod root;
+mod roster;
 mod router;
 mod sessions;
 mod socket;

@@ -5,6 +5,7 @@
 //! | `READY=1` | `/ready` would say yes for the first time |
 //! | `STATUS=` | in words, when it changes |
 //! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is late that the process would be aborted for |
+//! | `RELOADING=1`, `MONOTONIC_USEC=` | a reload begins; `READY=1` follows, also if the configuration is invalid |
 //! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is shutting down, and how long that may take |
 //!
 //! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
@@ -12,7 +13,7 @@
 use super::connection::Broker;
 use super::health::Snapshot;
 use super::router::Survey;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use sd_notify::NotifyState;
 use std::io;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ enum Message {
     Ready(String),
     Status(String),
     Alive,
+    Reloading,
+    Reloaded,
     Stopping { status: String, within: Duration },
 }
 
@@ -43,6 +46,8 @@ pub(super) struct Notify {
     queue: Option<SyncSender<Message>>,
     /// The interval in which it expects a heartbeat.
     alive_every: Option<Duration>,
+    /// 1 once `READY=1` was sent: before that a reload must not send it.
+    is_ready: Arc<AtomicU64>,
 }
 
 impl Notify {
@@ -53,7 +58,7 @@ impl Notify {
     /// If there can be no thread.
     pub(super) fn from_env() -> io::Result<Notify> {
         if std::env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
-            return Ok(Notify { queue: None, alive_every: None });
+            return Ok(Notify { queue: None, alive_every: None, is_ready: Arc::default() });
         }
         let (queue, messages) = sync_channel(QUEUE);
         let send = move || {
@@ -69,7 +74,8 @@ impl Notify {
         };
         std::thread::Builder::new().name("notify".to_owned()).spawn(send)?;
         let within = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
-        Ok(Notify { queue: Some(queue), alive_every: within.map(|within| within / 2) })
+        let alive_every = within.map(|within| within / 2);
+        Ok(Notify { queue: Some(queue), alive_every, is_ready: Arc::default() })
     }
 
     /// The interval in which [`Notify::alive`] must be called, if at all.
@@ -80,6 +86,22 @@ impl Notify {
     /// Nothing hangs.
     pub(super) fn alive(&self) {
         self.tell(Message::Alive);
+    }
+
+    /// A reload begins.
+    pub(super) fn reloading(&self) {
+        self.tell_if_ready(Message::Reloading);
+    }
+
+    /// A reload is over.
+    pub(super) fn reloaded(&self) {
+        self.tell_if_ready(Message::Reloaded);
+    }
+
+    fn tell_if_ready(&self, message: Message) {
+        if self.is_ready.load(Ordering::Relaxed) > 0 {
+            self.tell(message);
+        }
     }
 
     /// Stopping begins, and may take so long beyond the usual.
@@ -108,6 +130,7 @@ impl Notify {
         }
         let mut told = status(&broker);
         self.tell(Message::Ready(told.clone()));
+        self.is_ready.store(1, Ordering::Relaxed);
         loop {
             tokio::time::sleep(STATUS_LOOK).await;
             let status = status(&broker);
@@ -136,6 +159,8 @@ fn send(message: &Message) -> io::Result<()> {
     match message {
         Message::Ready(status) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&line(status))]),
         Message::Status(status) => sd_notify::notify(&[NotifyState::Status(&line(status))]),
+        Message::Reloading => sd_notify::notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?]),
+        Message::Reloaded => sd_notify::notify(&[NotifyState::Ready]),
         Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
         Message::Stopping { status, within } => {
             let within = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);

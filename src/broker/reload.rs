@@ -1,22 +1,29 @@
 //! Reloading the configuration: by SIGHUP, and by a client that asks.
 //!
 //! The file is read as at the start, with the same overrides. What is wrong with it changes nothing. What needs no
-//! restart (`config::reload` decides) is taken up by the router first, in one message, then by all others, which look
-//! at the present configuration when they need it.
+//! restart (`config::reload` decides) is taken up by the router first, in one message, then by the actor of the
+//! breakers, then by all others, which look at the present configuration when they need it.
 
 use super::connection::Broker;
 use super::health::Access;
+use super::log_limit;
 use super::router::{Adopt, Settings};
-use crate::config::{self, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, Loaded};
 use crate::wire::control::{BrokerFrame, FailedCode, ReloadReport};
 use std::sync::Arc;
 
 /// Reads the configuration again.
 pub(crate) type Load = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send + Sync>;
 
+/// Takes up what the broker's own parts do not: the levels of the log.
+pub(crate) type Adopted = Box<dyn Fn(&Config) + Send + Sync>;
+
 /// The source of configurations, and whether the socket was inherited: then its path is not from the file.
 pub(super) struct Source {
     pub(super) load: Load,
+    pub(super) adopted: Adopted,
+    /// Hears that a reload begins (true), and that it is over.
+    pub(super) tell: Box<dyn Fn(bool) + Send + Sync>,
     pub(super) has_inherited_socket: bool,
     /// One at a time.
     pub(super) turn: tokio::sync::Mutex<()>,
@@ -28,7 +35,9 @@ pub(super) struct Source {
 ///
 /// Everything that is wrong with the configuration; the one before is in force.
 pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, String> {
+    (broker.source.tell)(true);
     let result = try_reload(broker).await;
+    (broker.source.tell)(false);
     match &result {
         Ok(ReloadReport { changed, needs_restart }) => {
             let changed = if changed.is_empty() { "none".to_owned() } else { changed.join(",") };
@@ -57,11 +66,15 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     }
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
+    let rules = settings.breakers.clone();
     broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
     // Where the socket is now, and not where a later broker would have it.
     loaded.config.ipc.socket_path.clone_from(&adopted.ipc.socket_path);
     let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;
+    broker.breaker.adopt(rules).await;
     broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
+    log_limit::set_limit(adopted.logging.max_lines_per_second);
+    (broker.source.adopted)(&adopted);
     broker.config.send_replace(Arc::new(adopted));
     Ok(ReloadReport { changed: changes.live, needs_restart: changes.restart })
 }

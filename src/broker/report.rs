@@ -20,6 +20,7 @@ pub(super) fn complete(report: &mut StatusReport, broker: &Broker) {
     report.actors = broker.tree.report();
     *report.health = broker.location.status();
     report.socket_lost.clone_from(&broker.socket_lost.borrow());
+    report.awaited_sessions = broker.roster.awaited();
     let waiting = broker.sessions.waiting();
     for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
         connection.state = SessionState::AwaitingPeer;

@@ -1,7 +1,7 @@
 //! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
 use super::acceptor::Acceptor;
-use super::breaker::BreakerActor;
+use super::breaker::{self, BreakerActor, BreakerHandle};
 use super::connection::{Broker, Phase};
 use super::counters::Counters;
 use super::events::{Events, Queue, SystemEvent};
@@ -11,8 +11,10 @@ use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
 use super::limits;
 use super::listening::Listening;
+use super::log_limit;
 use super::notify::Notify;
 use super::reload::{Source, reload};
+use super::roster::Roster;
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::socket::{self, Bound, SocketError};
 use super::stderr;
@@ -75,7 +77,8 @@ const STOP: Duration = Duration::from_secs(1);
 
 /// Runs a broker until SIGTERM or SIGINT: stops accepting, finishes what is under way within `ipc.drain_timeout_ms`,
 /// tells the clients, removes the socket. A second signal ends it at once. Calls `ready` once it listens. SIGHUP reads
-/// the configuration again by `load`; or ends the broker, if the terminal that it was started from is closed.
+/// the configuration again by `load`, and `adopted` takes its part of it; or ends the broker, if the terminal that it
+/// was started from is closed.
 ///
 /// # Errors
 ///
@@ -83,11 +86,13 @@ const STOP: Duration = Duration::from_secs(1);
 pub fn run(
     mut loaded: Loaded,
     load: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
+    adopted: impl Fn(&Config) + Send + Sync + 'static,
     ready: impl FnOnce(&Loaded, &HealthStatus),
 ) -> Result<(), BrokerError> {
     fault::check().map_err(BrokerError::Faults)?;
     let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
+    log_limit::set_limit(loaded.config.logging.max_lines_per_second);
     if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
         log::warn!("busy waiting disabled reason=one_cpu wait=block");
         settings.wait = WaitStrategy::Block;
@@ -96,9 +101,12 @@ pub fn run(
     let Inherited { ipc, health } = Inherited::take()?;
     let has_inherited_socket = ipc.is_some();
     let listening = Listening::new(listen(ipc, &mut loaded)?);
-    let source = Source { load: Box::new(load), has_inherited_socket, turn: tokio::sync::Mutex::default() };
-    let endpoints = Endpoints::new(&loaded, health)?;
+    let (load, adopted) = (Box::new(load), Box::new(adopted));
     let notify = Notify::from_env()?;
+    let manager = notify.clone();
+    let tell = Box::new(move |begins| if begins { manager.reloading() } else { manager.reloaded() });
+    let source = Source { load, adopted, tell, has_inherited_socket, turn: tokio::sync::Mutex::default() };
+    let endpoints = Endpoints::new(&loaded, health)?;
     can_watch_signals().map_err(refused("the signal watcher"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(refused("the runtime"))?;
@@ -149,16 +157,18 @@ async fn serve(
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
-    // Each connection has one order under way at most: so its mailbox is never full.
-    let seat_of_breaker = children.add(permanent("breaker", settings.max_connections + 16), || {});
-    let (breaker_published, breaker) = watch::channel(None);
-    let breaker_changes = events.breakers();
-    let state = RouterState::new(settings.clone(), events, 0)?;
+    let mut state = RouterState::new(settings.clone(), events.clone(), 0)?;
+    let grace = Duration::from_millis(loaded.config.restart.restart_grace_ms);
+    let roster = Arc::new(Roster::open(&listening.path(), grace));
+    if roster.awaited() > 0 {
+        state.close_lanes(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX));
+    }
     let (router_arbiter, bell, turns) = (arbiter("the router's thread")?, state.router_waker()?, state.turns());
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
     actix::spawn(publish(actor_news, router.clone()));
+    actix::spawn(roster.clone().follow(router.clone()));
     // Each connection has one message under way at most, the root two, the breakers' actor three for itself: so the
     // mailbox is never full.
     let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
@@ -166,10 +176,13 @@ async fn serve(
         let shared = Shared::new(state, started);
         actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
-    let routed = router.clone();
-    actix::spawn(
-        seat_of_breaker.host(breaker_published, move |_| BreakerActor::new(breaker_changes.clone(), routed.clone())),
-    );
+    // Each connection has one order under way at most: so its mailbox is never full.
+    let seat = children.add(permanent("breaker", settings.max_connections + 16), || {});
+    let (published, address) = watch::channel(None);
+    let (rules, rules_seen) = watch::channel(settings.breakers.clone());
+    let kept = breaker::Kept::new(router.clone(), events, rules_seen, started);
+    actix::spawn(seat.host(published, move |_| BreakerActor::new(kept.clone())));
+    let breaker = BreakerHandle::new(address, rules);
 
     let workers = (0..loaded.config.ipc.worker_threads).map(|_| arbiter("a worker's thread"));
     let workers = workers.collect::<Result<Vec<Arbiter>, Refused>>()?;
@@ -202,6 +215,7 @@ async fn serve(
         phase: phase_seen,
         permits: permits.clone(),
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
+        roster: roster.clone(),
         started,
         connections: tree.add_many("connection", supervisor::ROOT),
         tree: tree.clone(),
@@ -234,6 +248,8 @@ async fn serve(
         () = reload_until_closed(&mut hang_up, &terminal, &reloaded) => Ok("SIGHUP"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
+    // Whose session ends from now on comes back to the next broker.
+    roster.freeze();
     // The log lines of the end are the last.
     follows.abort();
     let orderly = async {
@@ -267,6 +283,7 @@ async fn serve(
     });
     router_arbiter.stop();
     router.wake();
+    roster.close();
     // With the acceptor and all that it had of it.
     listening.close();
     health.stop().await;

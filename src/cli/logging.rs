@@ -7,26 +7,39 @@
 use super::exit::{Code, Failure};
 use super::output::plain;
 use crate::broker::stderr;
+use env_logger::Logger;
 use env_logger::fmt::{Formatter, Target, WriteStyle};
-use log::{Level, Record};
+use log::{Level, Log, Metadata, Record};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// Logs to stderr what RUST_LOG says, or what is at least of `level`.
+/// Logs to stderr what RUST_LOG says, or what is at least of `levels`.
 ///
 /// # Errors
 ///
 /// If a logger is already installed.
-pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
+pub(super) fn log_to_stderr(levels: &str) -> Result<Levels, Failure> {
+    stderr::start(|count| log::warn!("log lines dropped count={count}")).map_err(no_thread)?;
+    let logger = logger(levels);
+    let most = logger.filter();
+    let shared = Levels(Arc::new(RwLock::new(logger)));
+    log::set_boxed_logger(Box::new(shared.clone()))
+        .map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))?;
+    log::set_max_level(most);
+    Ok(shared)
+}
+
+/// A logger to stderr.
+fn logger(levels: &str) -> Logger {
     let mut builder = env_logger::Builder::new();
     // What the HTTP library logs as an error is a fault in a client's request, not in the broker. To see it anyhow
     // names it.
-    builder.parse_filters(&format!("{level},actix_http=off,actix_server=warn"));
+    builder.parse_filters(&format!("{levels},actix_http=off,actix_server=warn"));
     if let Ok(filters) = std::env::var("RUST_LOG") {
         builder.parse_filters(&filters);
     }
-    stderr::start(|count| log::warn!("log lines dropped count={count}")).map_err(no_thread)?;
     builder.target(Target::Pipe(Box::new(Queued)));
     match std::env::var("RUST_LOG_STYLE").as_deref() {
         Ok(style) if style != "auto" => builder.parse_write_style(style),
@@ -37,7 +50,38 @@ pub(super) fn log_to_stderr(level: &str) -> Result<(), Failure> {
     } else {
         builder.format(timed);
     }
-    builder.try_init().map_err(|error| Failure::new(Code::Unavailable, format!("cannot log: {error}")))
+    builder.build()
+}
+
+/// The log, whose levels can be changed. The lock is held for writing while a logger is replaced by another, which is
+/// built before; a line only reads.
+#[derive(Clone)]
+pub(super) struct Levels(Arc<RwLock<Logger>>);
+
+impl Levels {
+    /// Logs what is at least of `levels` from now on, unless RUST_LOG says otherwise.
+    pub(super) fn set_levels(&self, levels: &str) {
+        let logger = logger(levels);
+        let most = logger.filter();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = logger;
+        log::set_max_level(most);
+    }
+
+    fn logger(&self) -> RwLockReadGuard<'_, Logger> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for Levels {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.logger().log(record);
+    }
+
+    fn flush(&self) {}
 }
 
 /// Makes writes to stderr non-blocking for commands without a log.

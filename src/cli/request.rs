@@ -25,6 +25,12 @@ pub(super) struct RequestArgs {
     /// Print the reply without a newline at the end
     #[arg(long)]
     raw: bool,
+    /// With --stream: limit of the time to the first chunk; default limits.stream_first_chunk_ms
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "stream")]
+    first_chunk: Option<Duration>,
+    /// With --stream: limit of the time between chunks; default limits.stream_idle_ms
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "stream")]
+    idle: Option<Duration>,
     #[command(flatten)]
     wait: WaitOption,
 }
@@ -59,7 +65,8 @@ pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failur
         None => (place.connect("request", args.wait.wait)?, None),
     };
     let payload = args.data.get().read(client.limits().max_message_size)?;
-    let options = RequestOptions { timeout: left, ..RequestOptions::default() };
+    let options =
+        RequestOptions { timeout: left, first_chunk: args.first_chunk, idle: args.idle, ..RequestOptions::default() };
     let failed = |error| failed(error, args, &client);
     if args.stream {
         for chunk in client.request_stream_with(&args.service, payload, options).map_err(failed)? {

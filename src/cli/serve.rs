@@ -27,7 +27,8 @@ pub(super) const NOTES: &str = "\
 It listens until SIGTERM or SIGINT, then finishes outstanding work, removes the socket and exits with 0. A second \
 signal ends it at once, with 143 or 130.
 
-RUST_LOG sets the log level, globally or per module: error, warn, info (the default), debug, trace, off.
+RUST_LOG, or else logging.level of the configuration, sets the log level, globally or per module: error, warn, info \
+(the default), debug, trace, off.
   RUST_LOG=warn                                    less
   RUST_LOG=info,lapce_ipc::broker::connection=off  no lines about single connections
   RUST_LOG=warn,lapce_ipc::broker::events=info     more about routing
@@ -74,12 +75,12 @@ pub(super) fn run(place: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure>
         out.write(config::explain(&loaded).to_string().as_bytes())?;
         return out.flush();
     }
-    log_to_stderr("info")?;
+    let log = log_to_stderr(&loaded.config.logging.level)?;
     let again = {
         let (place, args) = (place.clone(), args.clone());
         move || load(&place, &args)
     };
-    Ok(broker::run(loaded, again, banner)?)
+    Ok(broker::run(loaded, again, move |config| log.set_levels(&config.logging.level), banner)?)
 }
 
 /// The configuration, with what the options say.

@@ -64,6 +64,13 @@ fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     for (name, value) in head {
         let _ = writeln!(text, "{name:<14} {value}");
     }
+    if report.awaited_sessions > 0 {
+        let _ = writeln!(
+            text,
+            "{:<14} publishes wait for {} sessions of the last broker",
+            "waits", report.awaited_sessions
+        );
+    }
     table(&mut text, "actors", &ACTOR, report.actors.iter().map(actor).collect());
     let connections = report.connections.iter().map(connection).collect();
     table(&mut text, "connections", &CONNECTION, connections);

@@ -138,7 +138,7 @@ impl Request {
     }
 
     /// Until when an answer is waited for; `None`: a stream without a total, which goes on as long as each chunk comes
-    /// within the broker's `default_request_timeout_ms` after the one before.
+    /// in time after the one before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.call.deadline

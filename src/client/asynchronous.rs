@@ -234,7 +234,7 @@ impl AsyncClient {
         let (asked, subscription) = subscription::start(&self.inner, pattern, options)?;
         let answer = until(&self.inner, || asked.answer()).await?;
         let subscription = subscription::finish(subscription, &answer)?;
-        Ok(AsyncSubscription { client: self.clone(), subscription, failed: false })
+        Ok(AsyncSubscription { client: self.clone(), subscription, timer: stream::Timer::default(), failed: false })
     }
 
     /// As [`Client::request`].
@@ -350,6 +350,7 @@ impl AsyncClient {
 pub struct AsyncSubscription {
     client: AsyncClient,
     subscription: Subscription,
+    timer: stream::Timer,
     failed: bool,
 }
 

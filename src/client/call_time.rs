@@ -22,23 +22,30 @@ pub(super) fn late(error: Error) -> Error {
 /// at the clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallTime {
-    most: Duration,
+    /// Of the whole call.
+    total: Option<Duration>,
+    /// Of a stream: to its first chunk now, then between chunks.
+    step: Option<Duration>,
+    idle: Duration,
+    /// When the whole call is over.
+    ends: Option<Instant>,
     until: Option<Instant>,
-    /// The time is that to the first chunk and between chunks, not that of the whole call.
-    is_idle_time: bool,
 }
 
 impl CallTime {
     /// When the call ends here, if the broker says nothing.
     pub(super) fn until(&mut self) -> Option<Instant> {
-        self.until = self.until.or_else(|| deadline(Some(self.most)));
+        if self.until.is_none() {
+            self.ends = self.ends.or_else(|| deadline(self.total));
+            self.until = deadline(self.step).into_iter().chain(self.ends).min();
+        }
         self.until
     }
 
-    /// A chunk came: an idle time begins anew.
+    /// A chunk came: the time to the next begins.
     pub(super) fn progressed(&mut self) {
-        if self.is_idle_time {
-            self.until = None;
+        if self.step.is_some() {
+            (self.step, self.until) = (Some(self.idle), None);
         }
     }
 
@@ -49,12 +56,16 @@ impl CallTime {
 }
 
 impl Inner {
-    /// The time of a call with these options. A stream that asks for no total has an idle time instead.
+    /// The time of a call with these options. A stream that asks for no total has none.
     pub(super) fn call_time(&self, options: RequestOptions, stream: bool) -> CallTime {
         let ms = |ms: u32| Duration::from_millis(ms.into());
-        let timeout = options.timeout.unwrap_or(ms(self.limits.default_request_timeout_ms()));
-        let is_idle_time = stream && options.timeout.is_none();
-        let most = timeout.min(ms(self.limits.max_request_timeout_ms())).saturating_add(SLACK);
-        CallTime { most, until: None, is_idle_time }
+        let most = ms(self.limits.max_request_timeout_ms());
+        let default = (!stream).then(|| ms(self.limits.default_request_timeout_ms()));
+        let total = options.timeout.or(default).map(|total| total.min(most).saturating_add(SLACK));
+        let step =
+            |asked: Option<Duration>, default| asked.map_or(ms(default), |asked| asked.min(most)).saturating_add(SLACK);
+        let idle = step(options.idle, self.limits.stream_idle_ms());
+        let first = stream.then(|| step(options.first_chunk, self.limits.stream_first_chunk_ms()));
+        CallTime { total, step: first, idle, ends: None, until: None }
     }
 }

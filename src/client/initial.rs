@@ -1,7 +1,7 @@
 //! Connecting to a broker that is not there yet.
 //!
 //! The attempts follow the same backoff as those of a client that lost its socket, and one is made at once when
-//! something appears in the folder of the socket.
+//! the socket appears in its folder.
 
 use super::error::{Error, Kind, Result, Unreached};
 use super::retry::{ReconnectOptions, Retry};
@@ -9,8 +9,10 @@ use crate::shm::segment::fill_random;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Calls `attempt` until it finds a broker, fails for another reason, or `until` is past.
@@ -32,7 +34,7 @@ pub(super) fn retry<T>(
         }
         if watch.is_none() {
             // Without it the delays must do. What appeared before it is found by one more attempt.
-            watch = path_of(&error).and_then(|path| watch_folder_of(path).ok());
+            watch = path_of(&error).and_then(|path| Some((watch_folder_of(path).ok()?, path.to_owned())));
             if watch.is_some() {
                 continue;
             }
@@ -64,15 +66,52 @@ pub(super) fn chance() -> f64 {
     fill_random(&mut random).map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / 2f64.powi(32))
 }
 
-/// Sleeps until `next`, or until something appears in the folder: then it returns `true`.
-fn sleep(watch: Option<&OwnedFd>, next: Instant) -> bool {
-    let left = next.saturating_duration_since(Instant::now());
-    let Some(watch) = watch else {
-        std::thread::sleep(left);
+/// Reads what a watch has seen: whether the file of `path` appeared in its folder.
+pub(super) fn has_appeared(watch: &OwnedFd, path: &Path) -> bool {
+    let name = path.file_name().map(OsStrExt::as_bytes);
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(watch, &mut buffer);
+    let mut appeared = false;
+    // Events that were lost because there were too many may have been the file's.
+    while let Ok(event) = events.next() {
+        let named = event.file_name().map(|name| name.to_bytes());
+        appeared |= named.is_none() || named == name;
+    }
+    appeared
+}
+
+/// Sleeps until `next`, or until the file that is watched appears: then it returns `true`.
+fn sleep(watch: Option<&(OwnedFd, PathBuf)>, next: Instant) -> bool {
+    let left = || next.saturating_duration_since(Instant::now());
+    let Some((watch, path)) = watch else {
+        std::thread::sleep(left());
         return false;
     };
-    let appeared = poll(&mut [PollFd::new(watch, PollFlags::IN)], Timespec::try_from(left).ok().as_ref());
-    let mut events = [0; 4096];
-    while rustix::io::read(watch, &mut events).is_ok_and(|read| read > 0) {}
-    appeared.is_ok_and(|ready| ready > 0)
+    loop {
+        let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], Timespec::try_from(left()).ok().as_ref());
+        if has_appeared(watch, path) {
+            return true;
+        }
+        if left().is_zero() {
+            return false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn only_the_file_that_is_waited_for_ends_the_sleep() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ipc.sock");
+        let watch = (watch_folder_of(&path).unwrap(), path.clone());
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        assert!(!sleep(Some(&watch), Instant::now() + Duration::from_millis(1)));
+        std::fs::write(&path, "").unwrap();
+        assert!(sleep(Some(&watch), Instant::now() + Duration::from_secs(60)));
+        assert!(!has_appeared(&watch.0, &path), "each event is told once");
+    }
 }

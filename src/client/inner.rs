@@ -4,6 +4,7 @@
 
 use super::WaitStrategy;
 use super::answer::Incoming;
+use super::behind::Behind;
 use super::connect::{Endpoint, Welcome};
 use super::error::{Error, Kind, Result};
 use super::lane::{Lane, Producing};
@@ -180,6 +181,8 @@ pub(crate) struct Inner {
     /// Not 0 while names are to be released: see `hold`.
     pub(super) has_leaving: AtomicU64,
     pub(super) down: Arc<Down>,
+    /// Whether the broker holds newer messages than those in the ring.
+    pub(super) behind: Behind,
 }
 
 impl Inner {
@@ -196,6 +199,7 @@ impl Inner {
         let (bulk, express, egress) = Inner::ends(&segment, &bells, &limits);
         let down: Arc<Down> = Arc::default();
         Ok(Inner {
+            behind: Behind::new(segment.newer()),
             connection: AtomicU64::new(u64::from(greeted.connection)),
             owner: ForkMark::new(),
             limits: Present::new(&limits),

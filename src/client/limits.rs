@@ -44,4 +44,6 @@ present!(
     default_request_timeout_ms,
     max_request_timeout_ms,
     max_requests,
+    stream_first_chunk_ms,
+    stream_idle_ms,
 );

@@ -15,7 +15,7 @@
 
 use super::connect::{Endpoint, Greeted, Welcome, greeting, open};
 use super::error::{Error, Kind};
-use super::initial::{chance, watch_folder_of};
+use super::initial::{chance, has_appeared, watch_folder_of};
 use super::inner::{Inner, lock};
 use super::retry::Retry;
 use super::session;
@@ -24,9 +24,7 @@ use crate::shm::descriptors;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::segment::Segment;
 use crate::wire::codec::FrameDecoder;
-use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, RefusedCode, Token};
-use rustix::fs::inotify;
-use std::mem::MaybeUninit;
+use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, RECONNECTS, RefusedCode, Token};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -78,7 +76,7 @@ pub(super) enum Step {
 
 /// What came over the socket.
 pub(super) enum Got {
-    Frame(BrokerFrame),
+    Frame(Box<BrokerFrame>),
     /// Nothing more for now.
     Nothing,
     /// The socket has ended, or failed.
@@ -260,7 +258,7 @@ impl Link {
             Got::Nothing => return,
             Got::End(reason) => return self.failed(inner, &reason),
             Got::Nonsense(reason) => return self.close(inner, Kind::Protocol(reason).into()),
-            Got::Frame(frame) => frame,
+            Got::Frame(frame) => *frame,
         };
         let descriptors = std::mem::take(&mut self.descriptors);
         match greeting(frame) {
@@ -311,16 +309,9 @@ impl Link {
     /// Something happened in the folder of the socket's path.
     pub(super) fn path_changed(&mut self, inner: &Inner) {
         let Some(watch) = &self.path else { return };
-        let name = inner.endpoint.path.file_name();
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(watch, &mut buffer);
-        let mut appeared = false;
-        // Events that were lost because there were too many may have been ours.
-        while let Ok(event) = events.next() {
-            let named = event.file_name().map(|name| name.to_bytes());
-            appeared |= named.is_none() || named == name.map(std::os::unix::ffi::OsStrExt::as_bytes);
-        }
-        if appeared && let Line::Waiting(retry) = &mut self.line {
+        if has_appeared(watch, &inner.endpoint.path)
+            && let Line::Waiting(retry) = &mut self.line
+        {
             retry.path_appeared(Instant::now());
         }
     }
@@ -346,7 +337,7 @@ fn receive(socket: &UnixStream, decoder: &mut FrameDecoder, descriptors: &mut Ve
     let mut buffer = [0; 4096];
     loop {
         match decoder.next_frame().and_then(|body| body.map(BrokerFrame::decode).transpose()) {
-            Ok(Some(frame)) => return Got::Frame(frame),
+            Ok(Some(frame)) => return Got::Frame(frame.into()),
             Ok(None) => {}
             Err(error) => return Got::Nonsense(error.to_string()),
         }
@@ -363,7 +354,12 @@ fn receive(socket: &UnixStream, decoder: &mut FrameDecoder, descriptors: &mut Ve
 impl Endpoint {
     /// Says hello over a new socket.
     pub(super) fn hello(&self, socket: &UnixStream, resume: Option<Token>) -> Result<(), Error> {
-        let hello = ClientFrame::hello(self.name.clone(), self.nonce, resume);
+        let mut hello = ClientFrame::hello(self.name.clone(), self.nonce, resume);
+        if let ClientFrame::Hello { flags, .. } = &mut hello
+            && self.reconnect.is_some()
+        {
+            *flags |= RECONNECTS;
+        }
         let hello = hello.encode().map_err(|error| Kind::Protocol(error.to_string()))?;
         match std::io::Write::write_all(&mut &*socket, &hello) {
             // A broker that refuses closes at once, perhaps before we speak; what it has said is still there to be

@@ -51,6 +51,7 @@ mod answer;
 mod asked;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
+mod behind;
 mod call_time;
 mod cancels;
 mod connect;

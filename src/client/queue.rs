@@ -178,8 +178,11 @@ impl Queue {
         lock(&self.state).dropped_by_broker = u64::from(dropped);
     }
 
-    pub(super) fn pop(&self) -> Option<Message> {
-        lock(&self.state).messages.pop_front()
+    pub(super) fn pop(&self, slot_size: u32) -> Option<Message> {
+        let mut state = lock(&self.state);
+        let message = state.messages.pop_front()?;
+        state.waiting = state.waiting.saturating_sub(self.cost(&message, slot_size));
+        Some(message)
     }
 
     /// All that wait, at once. `batch` is empty.

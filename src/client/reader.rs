@@ -20,7 +20,7 @@ use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::peer::current_cpu;
 use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
-use crate::shm::segment::{CpuWords, Segment};
+use crate::shm::segment::{CpuWords, Newer, Segment};
 use crate::wire::control::ClosingCode;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
@@ -57,6 +57,8 @@ pub(super) struct Reader {
     /// Armed by the router while it does not poll us.
     router_sleeps: Signal,
     cpu: CpuWords,
+    /// The router holds newer messages.
+    newer: Newer,
     base: u32,
     pub(super) link: Link,
     names: HashMap<u32, Named, ById>,
@@ -81,6 +83,7 @@ impl Reader {
             space: segment.space_signal(RingName::Egress),
             router_sleeps: segment.data_signal(RingName::Bulk),
             cpu: segment.cpu_words(),
+            newer: segment.newer(),
             base: segment.geometry().base_cells(),
             link,
             names: HashMap::default(),
@@ -100,6 +103,7 @@ impl Reader {
         self.space = segment.space_signal(RingName::Egress);
         self.router_sleeps = segment.data_signal(RingName::Bulk);
         self.cpu = segment.cpu_words();
+        self.newer = segment.newer();
         self.base = segment.geometry().base_cells();
         self.partials.clear();
         self.seen.extend(self.names.drain().map(|(_, named)| (named.topic, named.seen)));
@@ -120,14 +124,20 @@ impl Reader {
         self.link.step(inner)
     }
 
-    /// Sorts what is in the ring, up to a batch. Answers how many records.
+    /// Sorts what is in the ring, up to a batch. Returns how many records; at least one if the client was behind and is
+    /// no longer.
     pub(super) fn sort(&mut self, inner: &Inner) -> usize {
-        let mut sorted = 0;
+        let (mut sorted, mut caught_up) = (0, false);
         let mut table = None;
+        // Before the ring: the last of what was held lies in it when this says that no more is.
+        let newer = self.newer.get();
         while sorted < BATCH {
             let record = match self.egress.peek() {
                 Ok(Some(record)) => record,
-                Ok(None) => break,
+                Ok(None) => {
+                    caught_up = inner.behind.caught_up(newer);
+                    break;
+                }
                 Err(violation) => {
                     drop(table.take());
                     inner.close(Kind::Protocol(violation.to_string()).into());
@@ -142,13 +152,14 @@ impl Reader {
             self.egress.advance(&record);
             sorted += 1;
         }
-        if sorted > 0 {
-            if let Some(mut table) = table {
-                table.wakers.drain(..).for_each(std::task::Waker::wake);
-            }
+        inner.behind.came(sorted);
+        if sorted > 0 || caught_up {
+            let mut table = table.unwrap_or_else(|| lock(&inner.table));
+            table.wakers.drain(..).for_each(std::task::Waker::wake);
+            drop(table);
             self.give_back();
         }
-        sorted
+        sorted.max(usize::from(caught_up))
     }
 
     /// Gives consumed cells back, and tells the router if it waits for them (R9).
@@ -382,7 +393,7 @@ impl Reader {
             }
             WaitStrategy::Adaptive | WaitStrategy::Block => {}
         }
-        if !self.arm() {
+        if !self.arm(inner) {
             return false;
         }
         let slept = Instant::now();
@@ -415,12 +426,14 @@ impl Reader {
     }
 
     /// Asks to be woken, and looks once more (R8). `false`: something is there.
-    pub(super) fn arm(&mut self) -> bool {
+    pub(super) fn arm(&mut self, inner: &Inner) -> bool {
         if self.egress.unpublished() > 0 {
             self.give_back();
         }
         self.data.arm();
-        if matches!(self.egress.peek(), Ok(None)) {
+        let newer = self.newer.get();
+        let is_new = newer.is_multiple_of(2) && !inner.behind.has_read(newer);
+        if !is_new && matches!(self.egress.peek(), Ok(None)) {
             return true;
         }
         self.data.disarm();
@@ -448,7 +461,7 @@ impl Reader {
         }
         while self.link.is_greeted() {
             match self.link.next() {
-                Got::Frame(frame) => frames::handle_frame(inner, frame),
+                Got::Frame(frame) => frames::handle_frame(inner, *frame),
                 Got::Nothing => return,
                 Got::Nonsense(reason) => {
                     self.link.put_down();

@@ -17,16 +17,21 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
     /// How long the whole call may take, sent anew or not; `None`: what the broker says
-    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)). A stream without this
-    /// has no total: that limit is then the time to its first chunk, and between one chunk and the next. The broker
-    /// keeps the time, for it also tells the responder. If it says nothing, because it is stopped or overrun, the
-    /// call ends here with the same outcome, a quarter of a second after its time, counted from when it is first
-    /// waited for.
+    /// ([`Limits::default_request_timeout_ms`](super::Limits::default_request_timeout_ms)); a stream then has no limit
+    /// of all of it, but the next two. The broker keeps the time, for it also tells the responder. If it says nothing,
+    /// because it is stopped or overrun, the call ends here with the same outcome, a quarter of a second after its
+    /// time, counted from when it is first waited for.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
     /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
     /// anew: a part of it may have been taken.)
     pub idempotent: bool,
+    /// How long a stream may take to its first chunk; `None`: what the broker says
+    /// ([`Limits::stream_first_chunk_ms`](super::Limits::stream_first_chunk_ms)).
+    pub first_chunk: Option<Duration>,
+    /// How long a stream may take from each chunk to the next; `None`: what the broker says
+    /// ([`Limits::stream_idle_ms`](super::Limits::stream_idle_ms)).
+    pub idle: Option<Duration>,
 }
 
 /// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before
@@ -152,6 +157,11 @@ impl Client {
     }
 }
 
+/// A time as a request's header has it: 0 for none.
+fn millis(time: Option<Duration>) -> u32 {
+    time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1))
+}
+
 /// The sending of a request's body, part by part.
 pub(super) struct Body {
     header: Header,
@@ -183,6 +193,8 @@ impl Body {
             arg: service.place.number,
             total: inner.check_size(total)?,
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
+            origin: millis(options.first_chunk),
+            dropped: millis(options.idle),
             ..Header::new(RecordKind::Request)
         };
         let part = inner.limits.slot_size() as usize;

@@ -176,6 +176,7 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
     if let Err(violation) = taken {
         table.close(broken(violation).into());
     }
+    inner.behind.renew(segment.newer());
     reader.renew(segment, egress);
     inner.set_connection(greeted.connection);
     inner.nest.take(&last);
@@ -184,6 +185,8 @@ pub(super) fn go_on(reader: &mut Reader, inner: &Inner) -> Step {
     {
         let mut outgoing = lock(&inner.outgoing);
         outgoing.go_on();
+        // Publishes may wait for this at the new broker.
+        outgoing.say(&ClientFrame::Restored.encode().unwrap_or_default());
         ends.into_iter().for_each(|(serial, end)| outgoing.ask(serial, end));
     }
     table.set_state(ConnectionState::Connected);

@@ -1,6 +1,7 @@
 //! Subscriptions.
 
 use super::asked::Asked;
+use super::behind::Lag;
 use super::error::{Kind, Result};
 use super::inner::{Inner, deadline, lock, unexpected};
 use super::queue::Queue;
@@ -12,7 +13,7 @@ use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::record::{Header, Kind as RecordKind};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A message that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Subscription {
     queue: Arc<Queue>,
     /// Taken out of the queue at once, to lock it once.
     batch: VecDeque<Message>,
+    /// For one that drops the oldest.
+    lag: Lag,
     owed: u32,
     failed: bool,
 }
@@ -144,8 +147,8 @@ pub(super) fn start<'a>(
         lock(&inner.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
     })?;
-    let (inner, batch) = (inner.clone(), VecDeque::new());
-    Ok((asked, Subscription { inner, queue, batch, owed: 0, failed: false }))
+    let (inner, batch, lag) = (inner.clone(), VecDeque::new(), Lag::default());
+    Ok((asked, Subscription { inner, queue, batch, lag, owed: 0, failed: false }))
 }
 
 pub(super) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
@@ -161,6 +164,8 @@ enum Next<T> {
     Read(T),
     /// A message in the queue, which nobody else needs to wait for.
     Queued(Message),
+    /// The broker holds newer messages.
+    Behind,
 }
 
 impl Subscription {
@@ -178,6 +183,9 @@ impl Subscription {
     }
 
     /// The next message if it is there.
+    ///
+    /// A subscription with [`DeliveryPolicy::DropOldest`] that has fallen behind first waits for what is newer: until
+    /// nothing has come for 100 ms, at most 2 s.
     ///
     /// # Errors
     ///
@@ -210,6 +218,7 @@ impl Subscription {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
+        self.catch_up()?;
         self.refill();
         if let Some(message) = self.batch.pop_front() {
             self.took(self.queue.cost(&message, self.inner.limits.slot_size()))?;
@@ -218,36 +227,44 @@ impl Subscription {
         let (inner, queue) = (self.inner.clone(), self.queue.clone());
         let mut read = Some(read);
         let slot_size = inner.limits.slot_size();
-        let next = inner.wait_reading(|reader| {
-            let message = queue.pop();
-            if let Some(message) = message {
-                return Some(Ok(Next::Queued(message)));
-            }
-            self.pay_ahead();
-            if let Some(end) = self.queue.end() {
-                return Some(Err(end));
-            }
-            reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
-                if header.dropped > 0 {
-                    self.queue.set_dropped(header.dropped);
+        loop {
+            let next = inner.wait_reading(|reader| {
+                if self.is_behind() {
+                    return Some(Ok(Next::Behind));
                 }
-                self.owe(message_cost(record.len, slot_size, queue.capacity()));
-                let view = View::in_ring(topic, header, ring, record);
-                let _viewing = inner.view();
-                read.take().map(|read| Ok(Next::Read(read(&view))))
-            })?
-        })??;
-        match (next, read) {
-            (Next::Read(result), _) => {
-                self.took(0)?;
-                Ok(result)
+                if let Some(message) = queue.pop(slot_size) {
+                    return Some(Ok(Next::Queued(message)));
+                }
+                self.pay_ahead();
+                if let Some(end) = self.queue.end() {
+                    return Some(Err(end));
+                }
+                reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
+                    if header.dropped > 0 {
+                        self.queue.set_dropped(header.dropped);
+                    }
+                    self.owe(message_cost(record.len, slot_size, queue.capacity()));
+                    let view = View::in_ring(topic, header, ring, record);
+                    let _viewing = inner.view();
+                    read.take().map(|read| Ok(Next::Read(read(&view))))
+                })?
+            })??;
+            match (next, read.take()) {
+                (Next::Read(result), _) => {
+                    self.took(0)?;
+                    return Ok(result);
+                }
+                (Next::Queued(message), Some(read)) => {
+                    self.took(self.queue.cost(&message, slot_size))?;
+                    return Ok(read(&message.view()));
+                }
+                (Next::Behind, again) => {
+                    read = again;
+                    self.catch_up()?;
+                }
+                // It is taken only to look at the one message that is found.
+                (Next::Queued(_), None) => return Err(Kind::Timeout.into()),
             }
-            (Next::Queued(message), Some(read)) => {
-                self.took(self.queue.cost(&message, slot_size))?;
-                Ok(read(&message.view()))
-            }
-            // It is taken only to look at the one message that is found.
-            (Next::Queued(_), None) => Err(Kind::Timeout.into()),
         }
     }
 
@@ -258,11 +275,21 @@ impl Subscription {
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
-        self.refill();
-        if self.batch.is_empty() {
-            let inner = self.inner.clone();
-            let deadline = deadline(timeout);
+        let (inner, deadline) = (self.inner.clone(), deadline(timeout));
+        let mut is_late = false;
+        loop {
+            self.catch_up()?;
+            self.refill();
+            if !self.batch.is_empty() {
+                break;
+            }
+            if is_late {
+                return Err(Kind::Timeout.into());
+            }
             inner.wait_until(deadline, || {
+                if self.is_behind() {
+                    return Some(Ok(()));
+                }
                 self.refill();
                 if !self.batch.is_empty() {
                     return Some(Ok(()));
@@ -270,15 +297,49 @@ impl Subscription {
                 self.pay_ahead();
                 self.queue.end().map(Err)
             })??;
+            is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         }
         let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
         self.took(self.queue.cost(&message, self.inner.limits.slot_size()))?;
         Ok(message)
     }
 
+    /// Whether nothing is given to the owner yet, for the broker holds newer messages, before which the oldest go. That
+    /// has a limit, and is over with the connection.
+    fn is_behind(&mut self) -> bool {
+        if self.queue.policy != DeliveryPolicy::DropOldest {
+            return false;
+        }
+        let is_behind = self.inner.behind.is_behind() && self.inner.closed().is_none();
+        self.lag.waits(is_behind, self.inner.behind.records(), Instant::now())
+    }
+
+    /// Reads on, for a limited time, until the broker holds no newer messages.
+    fn catch_up(&mut self) -> Result<()> {
+        let inner = self.inner.clone();
+        while self.is_behind() {
+            let until = self.lag.until();
+            match inner.wait_until(until, || (!self.is_behind()).then_some(())) {
+                // The time is over, or nothing more comes: what is there is given.
+                Err(error) if !error.is_timeout() && inner.closed().is_none() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Until when nothing is given to the owner. For the asynchronous client.
+    #[cfg(feature = "tokio")]
+    pub(super) fn behind_until(&self) -> Option<Instant> {
+        self.lag.until()
+    }
+
     /// The next message if it is there, without looking at the ring. For the asynchronous client.
     #[cfg(feature = "tokio")]
     pub(super) fn poll(&mut self) -> Option<Result<Message>> {
+        if self.is_behind() {
+            return None;
+        }
         self.refill();
         match self.batch.pop_front() {
             Some(message) => {
@@ -293,7 +354,13 @@ impl Subscription {
     }
 
     fn refill(&mut self) {
-        if self.batch.is_empty() {
+        if !self.batch.is_empty() {
+            return;
+        }
+        if self.queue.policy == DeliveryPolicy::DropOldest {
+            // One by one: what is taken out is not dropped any more.
+            self.batch.extend(self.queue.pop(self.inner.limits.slot_size()));
+        } else {
             self.queue.take_all(&mut self.batch);
         }
     }

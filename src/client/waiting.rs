@@ -191,7 +191,7 @@ impl Inner {
         reader.look_at_bells(self, Some(Duration::ZERO));
         let mut step = reader.step(self);
         while reader.sort(self) > 0 {}
-        if !reader.arm() {
+        if !reader.arm(self) {
             step = Step::Changed;
         }
         drop(lead);

@@ -12,6 +12,7 @@ const ORDERED: &[(&str, &str)] = &[
     ("shared_memory.max_window_slots", "shared_memory.num_slots"),
     ("limits.max_topics_per_connection", "limits.max_topics"),
     ("limits.default_request_timeout_ms", "limits.max_request_timeout_ms"),
+    ("limits.probe_delay_ms", "limits.max_probe_delay_ms"),
     ("restart.initial_delay_ms", "restart.max_delay_ms"),
     ("circuit_breaker.timeout_secs", "circuit_breaker.max_timeout_secs"),
     // The trial lets no more through, so the breaker would never close.

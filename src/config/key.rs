@@ -89,6 +89,8 @@ pub enum Rule {
     FileOrNone,
     /// As `SocketPath`, or empty for none.
     SocketOrNone,
+    /// Levels of the log: one, or `MODULE=LEVEL`, several with commas between.
+    LogLevels,
     /// A host's name or address.
     Host,
     /// A name: tokens joined by dots.
@@ -147,6 +149,21 @@ impl Rule {
                 reject_if(text.contains('\0'), value, "contains a zero byte")?;
                 reject_if(text.len() > PATH_MAX, value, &format!("is longer than {PATH_MAX} bytes"))
             }
+            (Self::LogLevels, Value::Text(text)) => {
+                reject_if(text.len() > PATH_MAX, value, &format!("is longer than {PATH_MAX} bytes"))?;
+                let is_level = |level: &str| level.trim().parse::<log::LevelFilter>().is_ok();
+                let is_module = |name: &str| {
+                    let name = name.trim();
+                    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:-".contains(&b))
+                };
+                let is_good = |part: &str| match part.split_once('=') {
+                    Some((module, level)) => is_module(module) && is_level(level),
+                    None => is_level(part),
+                };
+                let bad = text.split(',').find(|part| !is_good(part));
+                let why = |part: &str| format!("has {}, which is no level and no MODULE=LEVEL", shown_text(part));
+                bad.map_or(Ok(()), |part| reject_if(true, value, &why(part)))
+            }
             (Self::Host, Value::Text(text)) => {
                 let good = |b: u8| b.is_ascii_alphanumeric() || b".:-_".contains(&b);
                 let host = !text.is_empty() && text.len() <= HOST_MAX && text.bytes().all(good);
@@ -173,9 +190,13 @@ impl Rule {
     /// in TOML.
     pub(super) fn parse(&self, text: &str) -> Result<Value, Fault> {
         match self {
-            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::SocketOrNone | Self::Host | Self::Name => {
-                Ok(Value::Text(text.to_owned()))
-            }
+            Self::Choice(_)
+            | Self::SocketPath
+            | Self::FileOrNone
+            | Self::SocketOrNone
+            | Self::LogLevels
+            | Self::Host
+            | Self::Name => Ok(Value::Text(text.to_owned())),
             Self::List { .. } if text.trim().is_empty() => Ok(Value::List(Vec::new())),
             Self::List { of, .. } => {
                 text.split(',').map(|item| of.parse(item.trim())).collect::<Result<_, _>>().map(Value::List)
@@ -199,9 +220,13 @@ impl Rule {
             Self::Integer { .. } | Self::MultipleOf8 { .. } | Self::Mode => "an integer",
             Self::Float { .. } => "a number",
             Self::Flag => "true or false",
-            Self::Choice(_) | Self::SocketPath | Self::FileOrNone | Self::SocketOrNone | Self::Host | Self::Name => {
-                "a string"
-            }
+            Self::Choice(_)
+            | Self::SocketPath
+            | Self::FileOrNone
+            | Self::SocketOrNone
+            | Self::LogLevels
+            | Self::Host
+            | Self::Name => "a string",
             Self::List { of: Self::Integer { .. }, .. } => "an array of integers",
             Self::List { .. } => "an array of strings",
         }
@@ -222,6 +247,7 @@ impl Rule {
             Self::SocketOrNone => {
                 format!("an absolute path of at most {SOCKET_PATH_MAX} bytes, or empty for none")
             }
+            Self::LogLevels => "levels as in RUST_LOG, for example \"warn,lapce_ipc::broker::events=info\"".to_owned(),
             Self::Host => "a host name or address".to_owned(),
             Self::Name => "a name: tokens of A-Z a-z 0-9 _ -, joined by dots".to_owned(),
             Self::List { of, max } => format!("an array of at most {max}, each {}", of.describe()),

@@ -97,15 +97,25 @@ section! {
         /// When all responders of a service are at this limit, further requests fail with `Overloaded`.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Default deadline of a request.
-        /// For a stream without a deadline: the limit of the time to the first chunk and between chunks.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
         /// The longest deadline of a request.
         /// Longer ones are shortened to it; `lapce-ipc request --timeout` refuses them.
         max_request_timeout_ms: u64 = 600_000, integer(1, 86_400_000, "ms");
         /// Memory in the broker for one connection that does not drain its ring; more closes it.
+        /// `drop_oldest` subscriptions of a connection may hold as much again; more drops their oldest messages.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
         /// Empty doorbell rings per second, at most; more close the client's connection.
         max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");
+        /// How long a responder that let a deadline pass gets no call while another of its service can take it.
+        /// Then one call probes it; each further deadline doubles the time.
+        probe_delay_ms: u64 = 1000, integer(1, 3_600_000, "ms");
+        /// Longest time between two such probes.
+        max_probe_delay_ms: u64 = 60_000, integer(1, 3_600_000, "ms");
+        /// Default limit of the time to the first chunk of a stream.
+        stream_first_chunk_ms: u64 = 60_000, integer(1, 86_400_000, "ms");
+        /// Default limit of the time between chunks of a stream.
+        /// A stream has a deadline for all of it only if its request names one.
+        stream_idle_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
     }
 }
 
@@ -142,7 +152,7 @@ section! {
         stable_secs: u64 = 30, integer(0, 86_400, "s");
         /// Resume window: how long a session waits for a client that lost its socket.
         resume_window_ms: u64 = 5000, integer(0, 600_000, "ms");
-        /// After a restart of the broker, how long a re-sent message waits for its subscriber.
+        /// After a restart of the broker, how long publishes wait at most for the subscribers to come back.
         restart_grace_ms: u64 = 2000, integer(0, 600_000, "ms");
         /// How long a thread may be stuck before the process aborts, for the service manager to restart it.
         watchdog_abort_ms: u64 = 10_000, integer(100, 3_600_000, "ms");
@@ -212,6 +222,20 @@ section! {
         enable: bool = true, Rule::Flag;
         /// Interval of the one-line summary in the log, which is skipped without traffic.
         export_interval_secs: u64 = 10, integer(1, 3600, "s");
+    }
+}
+
+section! {
+    /// The log on stderr.
+    Logging {
+        /// Log level: a level, then `MODULE=LEVEL` for single modules, separated by commas.
+        /// Levels are error, warn, info, debug, trace and off. The variable RUST_LOG outranks this key.
+        level: String = String::from("info"), Rule::LogLevels;
+        /// Connections shorter than this that close in order are logged at debug only; 0 logs all at info.
+        /// So the connections of commands do not fill the journal. Events and counters include them.
+        short_connection_ms: u64 = 5000, integer(0, 3_600_000, "ms");
+        /// Log lines per second of each kind that clients can cause; a further line counts the suppressed ones.
+        max_lines_per_second: u32 = 50, integer(1, 100_000, "lines");
     }
 }
 
@@ -350,6 +374,7 @@ config! {
     circuit_breaker: CircuitBreaker;
     health_server: HealthServer;
     metrics: Metrics;
+    logging: Logging;
 }
 
 impl Config {

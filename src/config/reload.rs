@@ -43,6 +43,10 @@ const CLASSES: &[(&str, Class)] = &[
     ("limits.max_request_timeout_ms", Class::Live),
     ("limits.max_backlog_bytes", Class::Live),
     ("limits.max_rings_without_progress", Class::Live),
+    ("limits.probe_delay_ms", Class::Live),
+    ("limits.max_probe_delay_ms", Class::Live),
+    ("limits.stream_first_chunk_ms", Class::Live),
+    ("limits.stream_idle_ms", Class::Live),
     ("router.wait", Class::Restart),
     ("router.spin_max_us", Class::Restart),
     ("router.batch_records", Class::Live),
@@ -62,6 +66,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("health_server.socket_path", Class::Restart),
     ("health_server.require_token", Class::Live),
     ("metrics", Class::Restart),
+    ("logging", Class::Live),
 ];
 
 /// The class of a key. One that has none needs a restart; a test sees to it that there is none.
@@ -132,7 +137,7 @@ mod tests {
             Value::Integer(number) => [number + 8, number - 8, number / 2, 0o640].map(|n| n.to_string()).to_vec(),
             Value::Flag(flag) => vec![(!flag).to_string()],
             Value::Float(_) => vec!["0.5".to_owned()],
-            _ => ["block", "/other", "7", "other"].map(str::to_owned).to_vec(),
+            _ => ["block", "/other", "7", "other", "warn"].map(str::to_owned).to_vec(),
         }
     }
 

@@ -15,17 +15,38 @@
 //! | `group` | which children of a supervisor are stopped and started with it |
 //! | `watch` | whether a thread still turns |
 //! | `grace` | how long a publish waits for a subscription that drops |
+//! | `roster` | the sessions that a broker leaves to the next, as a table and as text |
+//! | `missing` | when a broker that follows another takes up the first publish |
+//! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
 
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod arena;
 pub(crate) mod breaker;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod budget;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod grace;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod group;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod histogram;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod missing;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod newest;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod numbers;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod restart;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod roster;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod schedule;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod services;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod topics;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod watch;
+#[cfg(not(lapce_ipc_loom))]
 pub(crate) mod wheel;

@@ -4,18 +4,29 @@
 //! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any
 //! reply clears the suspicion. So a responder that is stopped costs its service one call for each probe.
 
-use super::breaker::{Breaker, RuleBook, Stand};
+use super::breaker::{Gate, RuleBook, Stand};
 use super::histogram::Durations;
 use crate::wire::name::Name;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A service's place in the table.
 pub(crate) type ServiceId = u32;
 
-/// The backoff after the first deadline that a responder let pass, in nanoseconds.
-const SUSPECT_MIN: u64 = 1_000_000_000;
-/// The longest backoff.
-const SUSPECT_MAX: u64 = 60_000_000_000;
+/// How long a responder that lets deadlines pass is left alone before it is probed, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProbeDelays {
+    /// After the first deadline; each further one doubles it.
+    pub(crate) first: u64,
+    /// The longest.
+    pub(crate) max: u64,
+}
+
+impl Default for ProbeDelays {
+    fn default() -> ProbeDelays {
+        ProbeDelays { first: 1_000_000_000, max: 60_000_000_000 }
+    }
+}
 
 /// A connection that serves a service.
 #[derive(Debug)]
@@ -40,9 +51,9 @@ impl Responder {
     }
 
     /// The next probe is a backoff away.
-    fn back_off(&mut self, now: u64) {
-        let doubled = SUSPECT_MIN << self.missed.saturating_sub(1).min(16);
-        self.probe_at = now + doubled.min(SUSPECT_MAX);
+    fn back_off(&mut self, now: u64, delays: ProbeDelays) {
+        let doubled = delays.first.saturating_mul(1 << self.missed.saturating_sub(1).min(16));
+        self.probe_at = now.saturating_add(doubled.min(delays.max));
     }
 }
 
@@ -53,9 +64,8 @@ impl Responder {
 pub(crate) struct Service {
     pub(crate) name: Name,
     pub(crate) responders: Vec<Responder>,
-    pub(crate) breaker: Breaker,
-    /// It has or had a responder.
-    pub(crate) was_served: bool,
+    /// The router's handle of its breaker.
+    pub(crate) gate: Arc<Gate>,
     /// Requests that came for it.
     pub(crate) requests: u64,
     /// Those that ended otherwise than by a reply.
@@ -106,29 +116,54 @@ pub(crate) struct Services {
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
     most: usize,
-    rules: RuleBook,
-    /// Of forgotten services.
+    /// What new gates begin with.
+    rules: Arc<RuleBook>,
+    /// Gates that were made since they were last taken, for the actor of the breakers.
+    new_gates: Vec<(Name, Arc<Gate>)>,
+    probe_delays: ProbeDelays,
+    /// Of services that were forgotten.
     pub(crate) forgotten: CallTimes,
 }
 
 impl Services {
-    pub(crate) fn new(most: usize, rules: RuleBook) -> Services {
+    pub(crate) fn new(most: usize, rules: Arc<RuleBook>) -> Services {
         Services {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
             most,
             rules,
+            new_gates: Vec::new(),
+            probe_delays: ProbeDelays::default(),
             forgotten: CallTimes::default(),
         }
     }
 
-    /// At most so many from now on, and other rules for all breakers, whose states and counts stay.
-    pub(crate) fn adopt(&mut self, most: usize, rules: RuleBook) {
-        (self.most, self.rules) = (most, rules);
-        for service in self.table.iter_mut().flatten() {
-            service.breaker.adopt(self.rules.of(service.name.as_str()));
-        }
+    /// At most so many from now on.
+    pub(crate) fn adopt(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// Other delays, for the next deadline that passes.
+    pub(crate) fn set_probe_delays(&mut self, delays: ProbeDelays) {
+        self.probe_delays = delays;
+    }
+
+    /// New gates begin with these rules from now on.
+    pub(crate) fn set_rules(&mut self, rules: Arc<RuleBook>) {
+        self.rules = rules;
+    }
+
+    /// Gates that were made since this was last asked.
+    pub(crate) fn take_new_gates(&mut self) -> std::vec::Drain<'_, (Name, Arc<Gate>)> {
+        self.new_gates.drain(..)
+    }
+
+    /// The gates of all services that have users, or a breaker with something to remember; the others are forgotten.
+    pub(crate) fn gates(&mut self) -> Vec<(Name, Arc<Gate>)> {
+        self.ids().for_each(|id| self.forget_if_unused(id));
+        self.new_gates.clear();
+        self.iter().map(|service| (service.name.clone(), service.gate.clone())).collect()
     }
 
     /// Adds a user of the service `name`; `None` at the limit of services.
@@ -137,11 +172,12 @@ impl Services {
             Some(id) => id,
             None if self.by_name.len() >= self.most && !self.forget_one() => return None,
             None => {
+                let gate = Arc::new(Gate::new(self.rules.of(name.as_str())));
+                self.new_gates.push((name.clone(), gate.clone()));
                 let service = Service {
                     name: name.clone(),
                     responders: Vec::new(),
-                    breaker: Breaker::new(self.rules.of(name.as_str())),
-                    was_served: false,
+                    gate,
                     requests: 0,
                     failures: 0,
                     times: None,
@@ -170,26 +206,29 @@ impl Services {
 
     /// Forgets a service that has neither users nor a breaker with something to remember.
     pub(crate) fn forget_if_unused(&mut self, id: ServiceId) {
-        if self.get(id).is_some_and(|service| service.is_unused() && service.breaker.is_at_rest()) {
+        if self.get(id).is_some_and(|service| service.is_unused() && service.gate.retire(true)) {
             self.forget(id);
         }
     }
 
     /// Makes room: forgets the service without users whose breaker has the least to say. `false`: all have users.
     fn forget_one(&mut self) -> bool {
-        let weight = |service: &Service| match service.breaker.stand() {
+        let weight = |service: &Service| match service.gate.stand() {
             Stand::Closed => 0,
             Stand::HalfOpen => 1,
             Stand::Open => 2,
             // It was ordered.
             Stand::ForcedOpen | Stand::ForcedClosed => 3,
         };
-        let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
-        let least = unused.min_by_key(|(_, service)| weight(service)).map(|(id, _)| id);
-        least.is_some_and(|id| {
-            self.forget(id);
-            true
-        })
+        loop {
+            let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
+            let Some((id, service)) = unused.min_by_key(|(_, service)| weight(service)) else { return false };
+            // Unless an order comes at this very moment, which makes it weigh more.
+            if service.gate.retire(false) {
+                self.forget(id);
+                return true;
+            }
+        }
     }
 
     fn forget(&mut self, id: ServiceId) {
@@ -227,7 +266,7 @@ impl Services {
     /// `connection` serves from now on. `false` if it does already.
     pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
         let Some(service) = self.get_mut(id) else { return false };
-        service.was_served = true;
+        service.gate.serve();
         service.times.get_or_insert_default();
         match service.responders.iter_mut().find(|r| r.connection == connection) {
             Some(responder) if responder.accepts => false,
@@ -265,6 +304,7 @@ impl Services {
         now: u64,
         mut able: impl FnMut(u32) -> bool,
     ) -> Result<u32, NoResponder> {
+        let delays = self.probe_delays;
         let service = self.get_mut(id).ok_or(NoResponder::None)?;
         let (len, mut best, mut any) = (service.responders.len(), None::<((bool, u32), usize)>, false);
         for step in 0..len {
@@ -286,7 +326,7 @@ impl Services {
                 let responder = &mut service.responders[at];
                 if responder.missed > 0 && !responder.is_suspect(now) {
                     // This call is the probe; the others do not wait for its end.
-                    responder.back_off(now);
+                    responder.back_off(now, delays);
                 }
                 Ok(responder.connection)
             }
@@ -314,9 +354,10 @@ impl Services {
 
     /// `connection` let the deadline of a call pass that it could have replied to.
     pub(crate) fn missed(&mut self, id: ServiceId, connection: u32, now: u64) {
+        let delays = self.probe_delays;
         if let Some(responder) = self.responder(id, connection) {
             responder.missed = responder.missed.saturating_add(1);
-            responder.back_off(now);
+            responder.back_off(now, delays);
         }
     }
 
@@ -350,13 +391,13 @@ mod tests {
             timeout: 100,
             max_timeout: 100,
         };
-        Services::new(most, RuleBook { general, of_services: HashMap::new() })
+        Services::new(most, Arc::new(RuleBook { general, of_services: HashMap::new() }))
     }
 
     fn fail(services: &mut Services, id: ServiceId) {
-        let breaker = &mut services.get_mut(id).unwrap().breaker;
-        let permit = breaker.admit(0).0.unwrap();
-        breaker.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
+        let gate = &services.get(id).unwrap().gate;
+        let permit = gate.admit(0).0.unwrap();
+        gate.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
     }
 
     #[test]
@@ -383,7 +424,10 @@ mod tests {
 
     #[test]
     fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
+        const SUSPECT_MIN: u64 = 5;
+        const SUSPECT_MAX: u64 = 1000;
         let mut services = services(10);
+        services.set_probe_delays(ProbeDelays { first: SUSPECT_MIN, max: SUSPECT_MAX });
         let id = services.intern(&name("chat")).unwrap();
         for connection in [7, 8] {
             services.serve(id, connection, 2);
@@ -441,12 +485,15 @@ mod tests {
             services.release(id);
             assert_eq!(services.intern(&name("a")), Some(id), "still known");
         }
-        assert_eq!(services.get(id).unwrap().breaker.stand(), Stand::Open);
+        assert_eq!(services.get(id).unwrap().gate.stand(), Stand::Open);
         services.release(id);
-        services.get_mut(id).unwrap().breaker.force(false, None, 0);
-        services.get_mut(id).unwrap().breaker.release(0);
-        services.forget_if_unused(id);
+        let gate = services.get(id).unwrap().gate.clone();
+        gate.force(false, None, 0);
+        gate.release(0);
+        assert_eq!(services.gates().len(), 0, "whoever asks for the gates has those at rest forgotten");
         assert_eq!(services.find(&name("a")), None);
+        assert!(gate.is_retired());
+        assert_eq!(gate.force(true, None, 0), None, "no order changes what is forgotten");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::arena::{Arena, Key, MOST_SHORT};
 use super::grace::Grace;
+use super::newest::Newest;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -46,6 +47,15 @@ pub(crate) struct Subscription {
     pub(crate) given: u64,
     /// For one that drops.
     pub(crate) grace: Grace,
+    /// For one that drops the oldest: what there is no room for in its client's ring.
+    pub(crate) kept: Option<Box<Newest>>,
+}
+
+impl Subscription {
+    /// Whether a message of `origin` is put together for it, to be kept.
+    pub(crate) fn puts_together(&self, origin: u32) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_begun(origin))
+    }
 }
 
 /// Of what there is as much as there may be.
@@ -124,6 +134,11 @@ impl Topics {
         Ok(id)
     }
 
+    /// One more user of the topic with the number `id`, which must be in use.
+    pub(crate) fn retain(&mut self, id: TopicId) {
+        self.entry_mut(id).users += 1;
+    }
+
     /// One user less. When it was the last, the topic is forgotten; answers the subscriptions that know its number.
     pub(crate) fn release(&mut self, id: TopicId) -> Vec<Key> {
         let entry = self.entry_mut(id);
@@ -166,9 +181,18 @@ impl Topics {
         if self.routes + topics.len() > self.most_routes {
             return Err(Full::Routes);
         }
-        let (credit, grace) = (capacity, Grace::default());
-        let subscription =
-            Subscription { owner, pattern, policy, credit, capacity, dropped: 0, dropped_told: 0, given: 0, grace };
+        let subscription = Subscription {
+            owner,
+            pattern,
+            policy,
+            credit: capacity,
+            capacity,
+            dropped: 0,
+            dropped_told: 0,
+            given: 0,
+            grace: Grace::default(),
+            kept: None,
+        };
         let key = self.subscriptions.insert(subscription).ok_or(Full::Subscriptions)?;
         self.all.push(key);
         self.routes += topics.len();

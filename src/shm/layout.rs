@@ -69,6 +69,9 @@ pub(crate) mod control {
     pub(crate) const EGRESS_WINDOW: usize = 58;
     /// CPU on which the router waits, plus one (broker).
     pub(crate) const BROKER_CPU: usize = 59;
+    /// Changes when the broker begins to hold newer messages for the client than those in the egress ring, and when it
+    /// holds none any more; odd while it does (broker).
+    pub(crate) const EGRESS_NEWER: usize = 60;
     /// The first word that is free.
     pub(crate) const END: usize = 64;
 }

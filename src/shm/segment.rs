@@ -178,6 +178,11 @@ impl Segment {
         Signal::new(self.geometry.control_part(&self.words), word)
     }
 
+    /// Where the broker says whether it holds messages that are newer than those in the egress ring.
+    pub(crate) fn newer(&self) -> Newer {
+        Newer { control: self.geometry.control_part(&self.words) }
+    }
+
     /// The words in which each side publishes the CPU on which it waits.
     pub(crate) fn cpu_words(&self) -> CpuWords {
         CpuWords { control: self.geometry.control_part(&self.words) }
@@ -235,6 +240,27 @@ impl AsFd for Segment {
 fn map(file: &OwnedFd, geometry: &Geometry) -> io::Result<Words> {
     let map: MmapRaw = MmapOptions::new().len(geometry.segment_bytes()).map_raw(file)?;
     Ok(Words::of_mapping(Arc::new(map)))
+}
+
+/// Whether the broker holds messages that are newer than those in the egress ring: a count of changes, odd while it
+/// does. A client that finds another count than after it last read all reads on first.
+#[derive(Debug, Clone)]
+pub(crate) struct Newer {
+    control: Words,
+}
+
+impl Newer {
+    /// Broker: the count.
+    pub(crate) fn set(&self, count: u64) {
+        // Pairs with the Acquire in `get`: the last of what was held lies in the ring before this says so.
+        self.control.as_slice()[control::EGRESS_NEWER].store(count, crate::sync::Ordering::Release);
+    }
+
+    /// Client: the count.
+    #[inline]
+    pub(crate) fn get(&self) -> u64 {
+        self.control.as_slice()[control::EGRESS_NEWER].load(crate::sync::Ordering::Acquire)
+    }
 }
 
 /// On which CPU each side waits: a hint for whether spinning can help.

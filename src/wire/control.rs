@@ -20,6 +20,7 @@
 //! | `Reload` | `Reloaded` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
 //! | `Resumed` | none |
+//! | `Restored` | none |
 //!
 //! # Resuming
 //!
@@ -30,6 +31,13 @@
 //! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
 //! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
 //! more: say Hello without a token. [`RefusedCode::BadToken`] means that another connection holds it.
+//!
+//! # The next broker
+//!
+//! A client that connects again when its broker was killed sets [`RECONNECTS`] in each Hello. At the next broker, where
+//! it says Hello with the same nonce and without a token, it subscribes again and, once all is answered, says
+//! `Restored`. Until each such client with subscriptions has said so, has said `Bye` or has ended, but at most for
+//! `restart.restart_grace_ms`, the next broker takes no publish up.
 //!
 //! # Layout
 //!
@@ -61,8 +69,7 @@
 //! - A Refused is variant 1 of [`BrokerFrame`] and has the layout declared here. Codes that a client does not know are
 //!   errors to its decoder; [`RefusedCode::Version`] is and remains code 0.
 
-use serde::{Deserialize, Deserializer, Serialize};
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::name::{Name, Topic};
@@ -70,12 +77,14 @@ use super::pattern::Pattern;
 
 mod breaker;
 mod codes;
+mod hello;
 mod operations;
 mod status;
 mod token;
 
 pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
+pub use hello::{HelloError, RECONNECTS, peek_hello};
 pub use operations::{ReloadReport, UpstreamStatus};
 pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
 pub use status::{HealthStatus, ServiceStatus, SessionState, StatusReport};
@@ -99,7 +108,7 @@ pub enum ClientFrame {
     /// The first frame, and only the first.
     Hello {
         /// Always [`MAGIC`]; anything else does not decode.
-        #[serde(deserialize_with = "magic")]
+        #[serde(deserialize_with = "hello::magic")]
         magic: [u8; 8],
         /// The version that the client speaks.
         version: u16,
@@ -107,7 +116,7 @@ pub enum ClientFrame {
         name: Name,
         /// Random, one per running instance of the client: tells a restarted client from a reconnected one.
         nonce: u64,
-        /// Reserved; zero.
+        /// [`RECONNECTS`], or zero. Other bits are reserved.
         flags: u32,
         /// The token of the session to take up again.
         resume: Option<Token>,
@@ -197,6 +206,9 @@ pub enum ClientFrame {
         /// Repeated in the reply.
         serial: u32,
     },
+    /// After a Hello without a token: the subscriptions that the client had at the last broker are in force again, also
+    /// if it had none. Not answered.
+    Restored,
 }
 
 impl ClientFrame {
@@ -233,7 +245,7 @@ impl ClientFrame {
             | Self::Upstreams { serial }
             | Self::DialUpstream { serial, .. }
             | Self::Reload { serial } => Some(*serial),
-            Self::Hello { .. } | Self::Bye | Self::Resumed => None,
+            Self::Hello { .. } | Self::Bye | Self::Resumed | Self::Restored => None,
         }
     }
 
@@ -251,53 +263,6 @@ impl ClientFrame {
     /// A [`CodecError`] that says why this is no frame of a client.
     pub fn decode(body: &[u8]) -> Result<Self, CodecError> {
         codec::decode_limited(body, CLIENT_FRAME_BYTES_MAX)
-    }
-}
-
-/// Reads the version out of the body of a first frame, whatever version that is.
-///
-/// # Errors
-/// A [`HelloError`] if this is the Hello of no version.
-pub fn peek_hello(body: &[u8]) -> Result<u16, HelloError> {
-    let Some((tag, rest)) = body.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
-    match u32::from_le_bytes(*tag) {
-        0 => {}
-        variant => return Err(HelloError::NotHello { variant }),
-    }
-    let Some((magic, rest)) = rest.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
-    if *magic != MAGIC {
-        return Err(HelloError::Magic);
-    }
-    let Some((version, _)) = rest.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
-    Ok(u16::from_le_bytes(*version))
-}
-
-/// The first frame is the Hello of no version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum HelloError {
-    /// Fewer bytes than any Hello has.
-    #[error("hello is cut off after {found} bytes")]
-    Short {
-        /// The number of bytes.
-        found: usize,
-    },
-    /// Another frame than a Hello.
-    #[error("first frame is variant {variant}, expected a hello")]
-    NotHello {
-        /// The number of the variant.
-        variant: u32,
-    },
-    /// Wrong magic: the peer speaks another protocol.
-    #[error("hello has the wrong magic")]
-    Magic,
-}
-
-/// Lets no other magic through.
-fn magic<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 8], D::Error> {
-    match <[u8; 8]>::deserialize(deserializer)? {
-        MAGIC => Ok(MAGIC),
-        _ => Err(serde::de::Error::custom(HelloError::Magic)),
     }
 }
 
@@ -320,7 +285,11 @@ pub enum DeliveryPolicy {
     Block,
     /// It is dropped and counted.
     DropNewest,
-    /// The client drops and counts the oldest message that it has queued.
+    /// The oldest messages that were not taken are dropped and counted, so that the newest stay: as many as fit the
+    /// subscription's capacity, in cells of 128 bytes of which the header of each record takes a half. That holds for a
+    /// client that does not read or is stopped, too, as far as the broker's `limits.max_backlog_bytes`, shared by its
+    /// subscriptions, allows. While the broker holds newer messages, the client reads these before it gives out the
+    /// next.
     DropOldest,
 }
 
@@ -472,6 +441,10 @@ pub struct Limits {
     pub max_request_timeout_ms: u32,
     /// The most requests outstanding at a time.
     pub max_requests: u32,
+    /// The time to the first chunk of a stream that names none, in milliseconds.
+    pub stream_first_chunk_ms: u32,
+    /// The time between two chunks of a stream that names none, in milliseconds.
+    pub stream_idle_ms: u32,
 }
 
 /// What a client must know about its segment, and would not believe from the segment itself.

@@ -54,7 +54,8 @@ kinds! {
     /// with that number, never within one.
     Release = 3,
     /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit of the whole
-    /// call; 0 for the default, which for a [`Flags::STREAM`] is the time to its first chunk and between chunks.
+    /// call; 0 for the default, and for a [`Flags::STREAM`] none. Of a stream, `origin` is the time to its first chunk
+    /// and `dropped` the time between chunks, in milliseconds; 0 for the defaults.
     Request = 8,
     /// Express. `seq` call; one message of the reply; [`Flags::END`] on the last message of the call. A message may
     /// begin before the last one is whole if it has [`Flags::END`] and [`Flags::ERROR`] (on all of its records): the

@@ -272,6 +272,11 @@ impl Broker {
         self.variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value.to_owned()));
     }
 
+    /// The next time that it starts, this key has this value, too.
+    pub fn set_also(&mut self, key: &str, value: &str) {
+        self.variables.push((format!("LAPCE_IPC__{}", key.replace('.', "__").to_uppercase()), value.to_owned()));
+    }
+
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["shm", "wire"]), // the ring's constants, and the grammar of names
     ("metrics", &[]),
     ("client", &["shm", "wire", "sync"]),
-    ("routing", &["wire"]),
+    ("routing", &["wire", "sync"]),
     ("broker", &["shm", "wire", "config", "metrics", "routing", "sync"]), // never client
     ("cli", ALL),
 ];
@@ -50,7 +50,15 @@ const CRATES: &[(&str, &[&str])] = &[
     ("listenfd", &["broker"]),
     ("log", ALL),
     // The tests build the models.
-    ("loom", &["sync", "src/shm/ring/loom_tests.rs", "src/shm/ring/loom_tests/fixture.rs"]),
+    (
+        "loom",
+        &[
+            "sync",
+            "src/shm/ring/loom_tests.rs",
+            "src/shm/ring/loom_tests/fixture.rs",
+            "src/routing/breaker/loom_tests.rs",
+        ],
+    ),
     ("memmap2", &["shm"]),
     ("nix", &["broker", "cli"]),
     ("prometheus", &["metrics", "broker"]),

@@ -38,7 +38,7 @@ pub(super) async fn let_in(
     let timeout = Duration::from_millis(broker.config().ipc.handshake_timeout_ms);
     let hello = match tokio::time::timeout(timeout, read_hello(&mut stream)).await {
         Ok(Some(hello)) => hello,
-        Ok(None) => return Err("it left without a hello".to_owned()),
+        Ok(None) => return Err("closed by peer before its hello".to_owned()),
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
     let greeted = match hello {
@@ -56,7 +56,7 @@ pub(super) async fn let_in(
             }
             return Ok((stream, holder));
         }
-        Err(None) => return Err("it left before it was welcome".to_owned()),
+        Err(None) => return Err("closed by peer during the handshake".to_owned()),
         Err(Some(refused)) => refused,
     };
     broker.counters.refused(code);
@@ -74,6 +74,7 @@ struct Hello {
     name: Name,
     nonce: u64,
     resume: Option<Token>,
+    flags: u32,
 }
 
 /// `None`: the peer left without a word.
@@ -93,7 +94,7 @@ async fn read_hello(stream: &mut FrameStream) -> Option<Result<Hello, (RefusedCo
         Err(error) => return malformed(&error),
     }
     match ClientFrame::decode(&body) {
-        Ok(ClientFrame::Hello { name, nonce, resume, .. }) => Some(Ok(Hello { name, nonce, resume })),
+        Ok(ClientFrame::Hello { name, nonce, resume, flags, .. }) => Some(Ok(Hello { name, nonce, resume, flags })),
         Ok(_) => malformed(&"the first frame is no hello"),
         Err(error) => malformed(&error),
     }
@@ -115,7 +116,7 @@ async fn greet(
         return Err(Some((RefusedCode::Draining, "the broker ends".to_owned())));
     }
     let process = watch_process(peer.pid);
-    let Hello { name, nonce, resume } = hello;
+    let Hello { name, nonce, resume, flags } = hello;
     if let Some(token) = resume {
         let resumed = Holder::resume(broker, token, peer.uid, nonce, stream.socket(), limit).await;
         let (mut holder, token) = resumed.map_err(|error| {
@@ -142,10 +143,12 @@ async fn greet(
     };
     let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&said(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, ended } = attached;
-    if may_log(Kind::Opened) {
-        log::info!("connection opened connection={id} name={name} pid={} uid={}", peer.pid, peer.uid);
+    let mut kept = Kept::new((key, id, peer), name, nonces, process, ended, permit);
+    match broker.config().logging.short_connection_ms {
+        0 => kept.announce(),
+        _ => kept.mention(),
     }
-    let kept = Kept::new((key, id, peer.uid), name, nonces, process, ended, permit);
+    kept.listing = broker.roster.listing(peer, nonce, flags);
     let (mut holder, token) = match Holder::open(broker, kept, peer.uid, nonce, stream.socket()) {
         Ok(opened) => opened,
         Err(error) => {
@@ -223,6 +226,8 @@ fn welcome(broker: &Broker, kept: &Kept, token: Token) -> BrokerFrame {
             default_request_timeout_ms: ms(config.limits.default_request_timeout_ms),
             max_request_timeout_ms: ms(config.limits.max_request_timeout_ms),
             max_requests: config.limits.max_requests_per_connection,
+            stream_first_chunk_ms: ms(config.limits.stream_first_chunk_ms),
+            stream_idle_ms: ms(config.limits.stream_idle_ms),
         },
         geometry: Geometry {
             segment_bytes: settings.geometry.segment_bytes() as u64,

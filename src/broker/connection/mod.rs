@@ -5,13 +5,14 @@ mod greeting;
 
 pub(super) use greeting::all_taken;
 
-use super::breaker::{self, BreakerActor};
+use super::breaker::BreakerHandle;
 use super::counters::Counters;
 use super::fault;
 use super::health::{Access, Location};
 use super::holder::{Holder, Kept, SessionTable};
 use super::reload::{self, Source};
 use super::report;
+use super::roster::Roster;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{NodeId, Stop, Tree};
@@ -62,10 +63,11 @@ pub(super) struct Broker {
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
     pub(super) router: RouterHandle,
-    pub(super) breaker: watch::Receiver<Option<Addr<BreakerActor>>>,
+    pub(super) breaker: BreakerHandle,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) sessions: SessionTable,
+    pub(super) roster: Arc<Roster>,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) counters: Counters,
@@ -165,12 +167,15 @@ pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: 
 
 /// Ends a session, or lets it wait for its peer if only its socket is lost and it was not we who dialled.
 async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled: bool) -> Result<(), String> {
-    let Kept { id, name, .. } = holder.kept();
+    let is_announced = holder.kept().is_announced();
+    let Kept { id, name, listing, .. } = holder.kept();
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => {
-            if may_log(Kind::Closed) {
-                log::info!("connection closed connection={id} name={name}");
+            listing.left();
+            let level = if is_announced { log::Level::Info } else { log::Level::Debug };
+            if log::log_enabled!(level) && may_log(Kind::Closed) {
+                log::log!(level, "connection closed connection={id} name={name}");
             }
         }
         End::Lost(reason) => {
@@ -223,7 +228,16 @@ enum End {
 async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
     let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(kept.id)));
     let mut phase = broker.phase.clone();
+    // A command of the shell connects, asks and leaves: that is no news.
+    let short = Duration::from_millis(broker.config().logging.short_connection_ms);
+    let mut lasts = (!kept.is_announced()).then(|| Box::pin(tokio::time::sleep(short)));
     loop {
+        let lasting = async {
+            match &mut lasts {
+                Some(lasts) => lasts.await,
+                None => std::future::pending().await,
+            }
+        };
         let missing = async {
             match &mut missing {
                 Some(missing) => missing.await,
@@ -248,6 +262,11 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
                 continue;
             }
             never = missing => match never {},
+            () = lasting => {
+                kept.announce();
+                lasts = None;
+                continue;
+            }
             read = stream.read() => match read {
                 Ok(None) => return End::Lost("its socket has ended".to_owned()),
                 Err(ReadError::Io(error)) => return End::Lost(error.to_string()),
@@ -275,6 +294,10 @@ async fn heed(
     let frame = match ClientFrame::decode(&body) {
         Ok(ClientFrame::Bye) => return Some(End::Left),
         Ok(ClientFrame::Resumed) => return None,
+        Ok(ClientFrame::Restored) => {
+            kept.listing.restored();
+            return None;
+        }
         Ok(ClientFrame::Hello { .. }) => return Some(End::Closed(violation("a second hello"))),
         Err(error) => return Some(End::Closed(violation(error))),
         Ok(frame) => frame,
@@ -342,6 +365,9 @@ async fn answer(
     }
     let answer = ask(broker, Ask { key: kept.key, id: kept.id, number: kept.questions, frame }).await?;
     kept.questions += 1;
+    if matches!(answer, BrokerFrame::Subscribed { .. }) {
+        kept.listing.subscribed();
+    }
     kept.answers.keep(serial, &answer);
     if let Some(dialled) = dialled {
         dialled.answered(offered.as_ref(), &answer);
@@ -373,7 +399,7 @@ async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {
     fault::point("connection.asked", 0);
     let question = match question {
         Ask { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
-            return Some(breaker::set(&broker.breaker, id, serial, service, order, for_ms).await);
+            return Some(broker.breaker.set(id, serial, service, order, for_ms).await);
         }
         Ask { frame: ClientFrame::Upstreams { serial }, .. } => return Some(upstream::list(broker, serial)),
         Ask { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {

@@ -18,6 +18,8 @@ const TOKEN_BYTES: usize = 32;
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
+    /// Held open, so that no other file gets its number.
+    file: File,
     identity: (u64, u64),
     token: Vec<u8>,
 }
@@ -50,10 +52,10 @@ impl TokenFile {
         // The umask may have taken more away.
         rustix::fs::fchmod(&file, mode)?;
         let made = rustix::fs::fstat(&file)?;
-        let made = TokenFile { path: path.to_owned(), identity: (made.st_dev, made.st_ino), token: token.into_bytes() };
-        let mut file = File::from(file);
-        file.write_all(&made.token)?;
-        file.write_all(b"\n")?;
+        let (file, identity) = (File::from(file), (made.st_dev, made.st_ino));
+        let made = TokenFile { path: path.to_owned(), file, identity, token: token.into_bytes() };
+        (&made.file).write_all(&made.token)?;
+        (&made.file).write_all(b"\n")?;
         Ok(made)
     }
 

@@ -39,11 +39,16 @@ impl RouterState {
             inlet.partial_targets.remove(at);
         }
         let (Some(partial), origin) = (&inlet.partial, inlet.info.id) else { return };
+        let total = partial.total;
+        // The client knows nothing of it.
+        if self.abort_kept(subscription, origin) {
+            return;
+        }
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
         found.dropped = found.dropped.saturating_add(1);
         found.dropped_told = found.dropped;
         // Its owner cannot take what never becomes whole, and so would never give its room back.
-        let cost = message_cost(partial.total, slot_size, found.capacity);
+        let cost = message_cost(total, slot_size, found.capacity);
         found.credit = found.credit.saturating_add(cost).min(found.capacity);
         let (owner, dropped) = (found.owner, found.dropped);
         let notice = Header { id: subscription.to_u32(), origin, dropped, ..Header::new(Kind::Aborted) };
@@ -89,14 +94,18 @@ impl RouterState {
 
     /// The receiver whose turn it was may have the record: its ring tells.
     fn settle_step(&mut self, key: u32, message: &Message) {
-        let Some(chosen) = self.chosen.get(self.journal.step).copied().filter(|chosen| chosen.gets_it) else { return };
+        let Some(chosen) = self.chosen.get(self.journal.step).copied() else { return };
         let Some(found) = self.topics.subscriptions.get(chosen.subscription) else { return };
         let Some(outlet) = self.outlets.get(found.owner) else { return };
         if self.journal.is_to_push(outlet.position()) {
             return;
         }
-        chosen.charge(&mut self.topics, &mut self.outlets);
-        self.counters.delivered += 1;
+        if chosen.gets_it {
+            chosen.charge(&mut self.topics, &mut self.outlets);
+            self.counters.delivered += 1;
+        } else if !found.puts_together(message.origin) {
+            return self.journal.stepped();
+        }
         if !message.flags.has(Flags::LAST)
             && let Some(inlet) = self.inlet_mut(key)
         {

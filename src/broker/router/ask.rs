@@ -49,7 +49,8 @@ impl RouterState {
             | ClientFrame::SetBreaker { .. }
             | ClientFrame::Upstreams { .. }
             | ClientFrame::DialUpstream { .. }
-            | ClientFrame::Reload { .. } => return None,
+            | ClientFrame::Reload { .. }
+            | ClientFrame::Restored => return None,
         };
         let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.inlet_mut(key)?.answered = Some(Box::new((number, answer.clone())));
@@ -76,6 +77,7 @@ impl RouterState {
             return Err((FailedCode::Limit, format!("this connection has {most} services, which is the limit")));
         }
         let service = self.services.intern(&name).ok_or_else(too_many_services)?;
+        self.tell_new_gates();
         let Some(inlet) = self.inlet_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: inlet.services.give(service) })
     }
@@ -96,7 +98,6 @@ impl RouterState {
         if let Some(outlet) = self.outlets.get_mut(key) {
             outlet.subscriptions.push(subscription);
         }
-        self.retry_resent();
         Ok(BrokerFrame::Subscribed { serial, subscription: subscription.to_u32() })
     }
 
@@ -108,6 +109,7 @@ impl RouterState {
             return Err((FailedCode::Unknown, "no such subscription".to_owned()));
         };
         outlet.subscriptions.swap_remove(at);
+        self.forget_kept(key, subscription);
         self.topics.unsubscribe(subscription);
         self.retry_waiters(key);
         Ok(BrokerFrame::Done { serial })
@@ -134,6 +136,7 @@ impl RouterState {
             return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
+        self.tell_new_gates();
         let most = self.settings.max_requests_per_responder;
         let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
         if !self.services.serve(service, key, max_in_flight) {

@@ -1,23 +1,24 @@
-//! The breakers where the router meets them: it asks before each call, says how the call ended, and tells of changes.
-//! Changes are told through a queue, by which the actor of the breakers learns of them; requests are not told.
+//! The breakers where the router meets them: it asks a service's gate before each call, and records how the call ended.
+//! What it changes by that is told through a queue, by which the actor of the breakers learns of it; requests are not
+//! told.
 
-use super::SetBreaker;
-use super::state::{ECHO, RouterState};
-use crate::broker::events::BreakerChange;
+use super::state::RouterState;
+use crate::broker::events::{BreakerChange, BreakerNews};
 use crate::routing::arena::Key;
-use crate::routing::breaker::{Permit, Rejected, Stand, Transition, Verdict};
-use crate::routing::services::{Service, ServiceId};
-use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
-use std::time::Duration;
+use crate::routing::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
+use crate::routing::services::ServiceId;
+use crate::wire::control::{BreakerState, BreakerStatus};
+use crate::wire::name::Name;
+use std::sync::Arc;
 
 impl RouterState {
     /// Asks the service's breaker for leave.
     #[inline]
     pub(super) fn let_through(&mut self, id: ServiceId) -> Result<Permit, Rejected> {
-        let Some(service) = self.services.get_mut(id) else { return Err(Rejected { retry_after: None }) };
-        let (permit, transition) = service.breaker.admit(self.now);
+        let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
+        let (permit, transition) = service.gate.admit(self.now);
         if let Some(transition) = transition {
-            self.tell_breaker(id, transition, None);
+            self.tell_breaker(id, transition);
         }
         permit
     }
@@ -25,89 +26,59 @@ impl RouterState {
     /// Says how a call ended that was let through. `None`: it needed no leave.
     #[inline]
     pub(super) fn judge(&mut self, id: ServiceId, permit: Option<Permit>, verdict: Verdict) {
-        let (Some(permit), Some(service)) = (permit, self.services.get_mut(id)) else { return };
-        if let Some(transition) = service.breaker.record(permit, verdict, self.now) {
-            self.tell_breaker(id, transition, None);
+        let (Some(permit), Some(service)) = (permit, self.services.get(id)) else { return };
+        if let Some(transition) = service.gate.record(permit, verdict, self.now) {
+            self.tell_breaker(id, transition);
         }
     }
 
     /// The first chunk of a stream is the success of a probe; how the rest ends changes nothing.
     pub(super) fn judge_first_chunk(&mut self, id: ServiceId, call: Key) {
-        if self.services.get(id).is_some_and(|service| service.breaker.stand() == Stand::HalfOpen) {
+        if self.services.get(id).is_some_and(|service| service.gate.stand() == Stand::HalfOpen) {
             let permit = self.calls.get_mut(call).and_then(|found| found.permit.take());
             self.judge(id, permit, Verdict::Success);
         }
     }
 
-    fn tell_breaker(&mut self, id: ServiceId, transition: Transition, by: Option<u32>) {
+    fn tell_breaker(&mut self, id: ServiceId, transition: Transition) {
         let Some(service) = self.services.get(id) else { return };
-        self.events.breaker_changed(BreakerChange { service: service.name.clone(), transition, by });
+        let service = service.name.clone();
+        self.events.breaker(BreakerNews::Changed(BreakerChange { service, transition, by: None }));
     }
 
-    /// Sets a breaker by hand.
-    pub(super) fn set_breaker(&mut self, message: &SetBreaker) -> Result<BreakerStatus, String> {
-        let SetBreaker { service: name, order, time, by } = message;
-        if name.as_str() == ECHO {
-            return Err(format!("the broker itself serves {ECHO}, which has no breaker"));
+    /// Tells the actor of the breakers of gates that were just made.
+    pub(super) fn tell_new_gates(&mut self) {
+        for (service, gate) in self.services.take_new_gates() {
+            self.events.breaker(BreakerNews::Gate(service, gate));
         }
-        let known = self.services.find(name).and_then(|id| Some((id, self.services.get_mut(id)?)));
-        let Some((id, service)) = known.filter(|(_, service)| service.was_served) else {
-            return Err(format!("no service is called {name}: nobody serves it, nor has"));
-        };
-        let time = time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-        let before = service.breaker.tick(self.now);
-        let transition = match order {
-            BreakerOrder::Open => Some(service.breaker.force(true, time, self.now)),
-            BreakerOrder::Close => Some(service.breaker.force(false, time, self.now)),
-            BreakerOrder::Auto => service.breaker.release(self.now),
-        };
-        let status = status(service, self.now);
-        if let Some(before) = before {
-            self.tell_breaker(id, before, None);
-        }
-        if let Some(transition) = transition {
-            self.tell_breaker(id, transition, Some(*by));
-        }
-        self.services.forget_if_unused(id);
-        Ok(status)
     }
 
-    /// Notices whose time is over. Answers after how long to look again.
-    pub(super) fn tick_breakers(&mut self) -> Option<Duration> {
-        let mut next = None;
-        for id in self.services.ids() {
-            let Some(service) = self.services.get_mut(id) else { continue };
-            let transition = service.breaker.tick(self.now);
-            let lasts = service.breaker.lasts(self.now);
-            next = next.into_iter().chain(lasts).min();
-            if let Some(transition) = transition {
-                self.tell_breaker(id, transition, None);
-                self.services.forget_if_unused(id);
-            }
-        }
-        next.map(Duration::from_nanos)
+    /// Answers the gates of all services; new ones begin with these rules from now on.
+    pub(super) fn gates(&mut self, rules: Arc<RuleBook>) -> Vec<(Name, Arc<Gate>)> {
+        self.services.set_rules(rules);
+        self.services.gates()
     }
 
     /// How the breakers stand of all services that have or had a responder.
     pub(super) fn breakers(&self) -> Vec<BreakerStatus> {
-        let served = self.services.iter().filter(|service| service.was_served);
-        served.map(|service| status(service, self.now)).collect()
+        let served = self.services.iter().filter(|service| service.gate.was_served());
+        served.map(|service| status(&service.name, &service.gate, self.now)).collect()
     }
 }
 
-fn status(service: &Service, now: u64) -> BreakerStatus {
-    let (breaker, rules) = (&service.breaker, service.breaker.rules());
-    let (probes, successes) = breaker.trial();
+/// How the breaker of a service stands.
+pub(crate) fn status(service: &Name, gate: &Gate, now: u64) -> BreakerStatus {
+    let (rules, (probes, successes)) = (gate.rules(), gate.trial());
     BreakerStatus {
-        service: service.name.clone(),
-        state: state(breaker.stand()),
-        failures: breaker.failures(),
-        failed_trials: breaker.failed_trials(),
+        service: service.clone(),
+        state: state(gate.stand()),
+        failures: gate.failures(),
+        failed_trials: gate.failed_trials(),
         probes,
         successes,
-        ends_in_ms: breaker.lasts(now).map(|nanos| nanos.div_ceil(1_000_000)),
-        opened: breaker.opened,
-        rejected: breaker.rejected,
+        ends_in_ms: gate.lasts(now).map(|nanos| nanos.div_ceil(1_000_000)),
+        opened: gate.opened(),
+        rejected: gate.rejected(),
         failure_threshold: rules.failure_threshold,
         success_threshold: rules.success_threshold,
         half_open_max_requests: rules.half_open_max_requests,

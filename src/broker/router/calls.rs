@@ -36,8 +36,12 @@ pub(super) struct Call {
     pub(super) number: u32,
     /// `None` once it has fired.
     pub(super) timer: Option<TimerId>,
-    /// The longest time without progress, of a stream that has no total: to its first chunk, and between chunks.
+    /// The longest time without progress, of a stream: to its first chunk now, then between chunks.
     pub(super) idle_limit: Option<u64>,
+    /// The same, between chunks.
+    pub(super) chunk_limit: u64,
+    /// When all of it must be over.
+    pub(super) ends_at: Option<u64>,
     /// When it made progress last: a part of its answer came, or its requester took one.
     pub(super) progress_at: u64,
     pub(super) stream: bool,
@@ -57,6 +61,12 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// When it ends if nothing comes.
+    pub(super) fn due(&self) -> u64 {
+        let idle = self.idle_limit.map(|limit| self.progress_at.saturating_add(limit));
+        idle.into_iter().chain(self.ends_at).min().unwrap_or(u64::MAX)
+    }
+
     /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
     pub(super) fn may_be_answered(&self, cells: u32) -> bool {
         self.body_left == 0 && self.answer_credit >= cells
@@ -192,11 +202,19 @@ impl RouterState {
         responder: Option<(u32, Permit)>,
     ) {
         let (responder, permit) = responder.unzip();
-        let timeout = match header.nanos {
-            0 => self.settings.default_request_timeout,
-            nanos => nanos.min(self.settings.max_request_timeout),
+        let (settings, is_stream) = (&self.settings, header.flags.has(Flags::STREAM));
+        let total = match header.nanos {
+            0 if is_stream => None,
+            0 => Some(settings.default_request_timeout),
+            nanos => Some(nanos.min(settings.max_request_timeout)),
         };
-        let idle_limit = (header.nanos == 0 && header.flags.has(Flags::STREAM)).then_some(timeout);
+        let step = |ms: u32, default| match ms {
+            0 => default,
+            ms => (u64::from(ms) * 1_000_000).min(settings.max_request_timeout),
+        };
+        let idle_limit = is_stream.then(|| step(header.origin, settings.stream_first_chunk));
+        let chunk_limit = step(header.dropped, settings.stream_idle);
+        let ends_at = total.map(|total| self.now + total);
         let number = responder
             .and_then(|r| self.inlet(r))
             .and_then(|inlet| inlet.serving.iter().find(|(_, served)| *served == service))
@@ -212,6 +230,8 @@ impl RouterState {
             number,
             timer: None,
             idle_limit,
+            chunk_limit,
+            ends_at,
             progress_at: self.now,
             stream: header.flags.has(Flags::STREAM),
             has_chunk: false,
@@ -228,7 +248,8 @@ impl RouterState {
             return;
         };
         if let Some(found) = self.calls.get_mut(call) {
-            found.timer = Some(self.wheel.set(self.now + timeout, Timer::Call(call)));
+            let due = found.due();
+            found.timer = Some(self.wheel.set(due, Timer::Call(call)));
         }
         if let Some(responder) = responder {
             self.services.begin(service, responder);
@@ -239,7 +260,7 @@ impl RouterState {
         }
         fault::point("router.express", header.kind as u64);
         // A stream without a total has no deadline that its responder could be told.
-        self.forward_body(key, record, header, call, if idle_limit.is_some() { 0 } else { timeout });
+        self.forward_body(key, record, header, call, total.unwrap_or(0));
     }
 
     /// Sends a record of a request's body to who answers it.
@@ -355,6 +376,15 @@ impl RouterState {
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
         found.has_chunk |= is_first_chunk;
+        if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
+            // Once for a stream, and only if it is due earlier now.
+            if found.chunk_limit < first {
+                let due = found.due();
+                if let Some(timer) = found.timer.replace(self.wheel.set(due, Timer::Call(call))) {
+                    self.wheel.cancel(timer);
+                }
+            }
+        }
         let took = self.now.saturating_sub(found.began);
         self.counters.fragments += u64::from(!(first && last));
         if !self.takes_more(requester, call) {

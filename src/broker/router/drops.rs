@@ -83,7 +83,9 @@ impl RouterState {
     /// There may be space to tell the connection `key`.
     #[inline]
     pub(super) fn tell_late_drops(&mut self, key: u32) {
-        let is_late = |outlet: &&mut super::outlet::Outlet| outlet.drops == Drops::Late && !outlet.has_backlog();
+        let is_late = |outlet: &&mut super::outlet::Outlet| {
+            outlet.drops == Drops::Late && !outlet.has_backlog() && !outlet.keeping.waits()
+        };
         let Some(outlet) = self.outlets.get_mut(key).filter(is_late) else { return };
         outlet.drops = Drops::Told;
         let mut at = 0;

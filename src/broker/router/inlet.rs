@@ -48,8 +48,8 @@ pub(super) struct RequestSlot {
     pub(super) call: Option<Key>,
 }
 
-/// Instead of a connection: a message that was sent again waits for some subscription (`restart.restart_grace_ms`).
-pub(super) const ANYBODY: u32 = u32::MAX;
+/// Instead of a connection: the bulk lanes of all are closed (`lanes`).
+pub(super) const NO_CONNECTION: u32 = u32::MAX;
 
 /// The bulk lane waits for credit or space of the connection `on`.
 #[derive(Clone, Copy, Debug)]

@@ -13,6 +13,7 @@ use super::publish::Message;
 use super::state::{RouterState, Timer};
 use crate::broker::events::Event;
 use crate::broker::fault;
+use crate::routing::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::{Header, Kind};
@@ -57,6 +58,8 @@ pub(super) struct Journal {
     pub(super) step: usize,
     /// The next receiver's position before it got the record.
     pub(super) before: Option<u64>,
+    /// A kept record goes into the ring of a connection: for which subscription, and the ring's position before.
+    pub(super) pump: Option<(u32, Key, u64)>,
     /// A timer that is being carried out.
     pub(super) timer: Option<Timer>,
     /// What was under way when a router died last, and how often it died of that.
@@ -102,6 +105,8 @@ impl RouterState {
     pub(in crate::broker) fn recover(&mut self) {
         fault::point("router.started", 0);
         self.timings.forget();
+        // Before anything else is pushed: its position tells.
+        self.settle_pump();
         self.count_deaths();
         let is_killer = self.journal.deaths >= MOST_DEATHS;
         if let Some(timer) = self.journal.timer.take()
@@ -135,7 +140,7 @@ impl RouterState {
                 // Nobody could take anything meanwhile: that is not held against those whom it waits for.
                 inlet.waits = None;
             }
-            if self.outlets.pump(*key) {
+            if self.pump(*key) {
                 self.retry_waiters(*key);
             }
             self.tell_late_drops(*key);

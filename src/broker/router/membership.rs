@@ -5,6 +5,7 @@ use super::outlet::{Doom, Outlet};
 use super::state::RouterState;
 use crate::broker::fault;
 use crate::routing::numbers::Numbers;
+use crate::routing::roster::instance;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -86,7 +87,7 @@ impl RouterState {
     /// An id by the client's nonce, so that it has the same one at the next broker: what it sends again there is known
     /// by that. (Ids are positive as `i32`, for people and other languages.)
     fn free_id(&self, nonce: u64) -> u32 {
-        let mut id = (nonce ^ (nonce >> 32)) as u32;
+        let mut id = instance(nonce);
         loop {
             id &= 0x7fff_ffff;
             // Nor one that was given back a moment ago: what is still said about that connection is not about this one.
@@ -112,6 +113,11 @@ impl RouterState {
     }
 
     fn unsubscribe_all(&mut self, key: u32) {
+        let mut at = 0;
+        while let Some(subscription) = self.outlets.get(key).and_then(|outlet| outlet.subscriptions.get(at)).copied() {
+            at += 1;
+            self.forget_kept(key, subscription);
+        }
         let Some(outlet) = self.outlets.get_mut(key) else { return };
         // Off the list when they are gone, so that none is left if the router dies between.
         self.topics.unsubscribe_all(&outlet.subscriptions);

@@ -12,10 +12,12 @@
 //! | `journal` | what is under way, for the next router if this one dies |
 //! | `publish` | the bulk lane: publish and subscribe |
 //! | `release` | numbers of topics and services are given back |
+//! | `lanes` | whether bulk lanes are open yet |
+//! | `drops`, `kept` | subscriptions that drop: who does without, and what is kept for the newest |
 //! | `aside` | messages whose rest will not come |
 //! | `calls` | the express lane: requests, answers, streams, cancels, credit |
 //! | `outcomes` | how calls end otherwise than by their answer |
-//! | `breakers` | who is let through to a service, and how the breakers stand |
+//! | `breakers` | the gates of the services: which request passes |
 //! | `ask` | what comes over the control socket |
 //! | `timings` | how long visits and calls take |
 //! | `turn` | the loop: work, spin, sleep |
@@ -30,6 +32,9 @@ mod calls;
 mod drops;
 mod inlet;
 mod journal;
+mod keeping;
+mod kept;
+mod lanes;
 mod membership;
 mod memory;
 mod outcomes;
@@ -45,7 +50,7 @@ mod tests;
 mod timings;
 mod turn;
 
-pub(crate) use self::breakers::state as breaker_state;
+pub(crate) use self::breakers::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::{ECHO, RouterState};
 pub(crate) use outlet::Doom;
 pub(crate) use settings::Settings;
@@ -53,10 +58,11 @@ pub(crate) use timings::{RouterFigures, ServiceFigures};
 
 use crate::broker::fault;
 use crate::broker::supervisor::Stop;
+use crate::routing::breaker::{Gate, RuleBook};
 use crate::shm::doorbell::{BrokerBells, RouterWaker};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
-use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
+use crate::wire::control::{BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
 use crate::wire::name::Name;
 use actix::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
@@ -65,7 +71,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// Takes a connection in. Answers its key and id.
@@ -103,22 +109,11 @@ pub(crate) struct Ask {
     pub(crate) frame: ClientFrame,
 }
 
-/// Sets the breaker of a service by hand. Answers how it stands, or why not.
+/// Asks for the gates of all services, of which those at rest without users are forgotten first. Gates that are made
+/// from now on begin with these rules.
 #[derive(Message, Clone)]
-#[rtype(result = "Result<BreakerStatus, String>")]
-pub(crate) struct SetBreaker {
-    pub(crate) service: Name,
-    pub(crate) order: BreakerOrder,
-    /// For how long; `None`: without end.
-    pub(crate) time: Option<Duration>,
-    /// The connection that wants it.
-    pub(crate) by: u32,
-}
-
-/// Looks whether the time of a breaker's state is over. Answers when to look again, if one has a time.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "Option<Duration>")]
-pub(crate) struct TickBreakers;
+#[rtype(result = "Vec<(Name, Arc<Gate>)>")]
+pub(crate) struct Gates(pub(crate) Arc<RuleBook>);
 
 /// Takes other settings up. Those that geometry and memory were made by are the same.
 #[derive(Message, Clone)]
@@ -129,6 +124,11 @@ pub(crate) struct Adopt(pub(crate) Settings);
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
+
+/// Opens the bulk lanes, if they are closed.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(crate) struct OpenLanes;
 
 /// Asks whether nothing is under way.
 #[derive(Message, Clone, Copy)]
@@ -264,6 +264,7 @@ impl ShmRouter {
             let result = work(&mut state);
             fault::point("router.answering", 0);
             state.end_doomed();
+            state.watch_kept();
             state.outlets.flush();
             result
         };
@@ -321,19 +322,11 @@ impl Handler<Ask> for ShmRouter {
     }
 }
 
-impl Handler<SetBreaker> for ShmRouter {
-    type Result = Result<BreakerStatus, String>;
+impl Handler<Gates> for ShmRouter {
+    type Result = MessageResult<Gates>;
 
-    fn handle(&mut self, message: SetBreaker, _: &mut Self::Context) -> Self::Result {
-        self.with(|state| state.set_breaker(&message))
-    }
-}
-
-impl Handler<TickBreakers> for ShmRouter {
-    type Result = Option<Duration>;
-
-    fn handle(&mut self, _: TickBreakers, _: &mut Self::Context) -> Option<Duration> {
-        self.with(RouterState::tick_breakers)
+    fn handle(&mut self, Gates(rules): Gates, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.with(|state| state.gates(rules.clone())))
     }
 }
 
@@ -370,6 +363,14 @@ impl Handler<Survey> for ShmRouter {
         // This one is among them.
         surveyed.figures.surveys = *surveys;
         MessageResult(surveyed)
+    }
+}
+
+impl Handler<OpenLanes> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: OpenLanes, _: &mut Self::Context) {
+        self.with(RouterState::open_lanes);
     }
 }
 

@@ -12,15 +12,14 @@ use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
 impl RouterState {
-    /// The deadline of a call has passed. Of a stream without a total, this is the time since its last progress: noted
+    /// The deadline of a call has passed. Of a stream, this may be the time since its last progress: noted
     /// with each part and looked at here, so that a chunk costs no change of a timer.
     pub(super) fn deadline(&mut self, call: Key) {
         let Some(found) = self.calls.get_mut(call) else { return };
         found.timer = None;
-        if let Some(limit) = found.idle_limit
-            && found.progress_at + limit > self.now
-        {
-            found.timer = Some(self.wheel.set(found.progress_at + limit, Timer::Call(call)));
+        let due = found.due();
+        if due > self.now {
+            found.timer = Some(self.wheel.set(due, Timer::Call(call)));
             return;
         }
         self.end_call(call, Outcome::DeadlineExceeded);
@@ -122,7 +121,7 @@ impl RouterState {
             let permit = found.permit.take();
             self.judge(service, permit, Verdict::Neither);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
-            && service_found.breaker.is_current(permit)
+            && service_found.gate.is_current(permit)
         {
             counted.push(service);
         }

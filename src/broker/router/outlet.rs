@@ -5,6 +5,7 @@
 
 use super::drops::Drops;
 use super::inlet::Inlet;
+use super::keeping::Keeping;
 use super::memory::Memory;
 use super::reclaim::Reclaim;
 use crate::broker::fault;
@@ -58,8 +59,8 @@ pub(super) struct Outlet {
     /// Records ever held in the backlog.
     held: u64,
     /// Ours: we wait for space in the egress ring.
-    space: Signal,
-    waits_for_space: bool,
+    pub(super) space: Signal,
+    pub(super) waits_for_space: bool,
     /// Cells that the client had consumed when it last rang.
     consumed_at_ring: u64,
     /// The client's: its reader sleeps; a thread of it waits for space in a lane.
@@ -82,6 +83,7 @@ pub(super) struct Outlet {
     pub(super) drops: Drops,
     /// Pages of ours that go back to the system.
     pub(super) reclaim: Option<Reclaim>,
+    pub(super) keeping: Keeping,
 }
 
 impl Outlet {
@@ -109,6 +111,7 @@ impl Outlet {
             dropped: 0,
             drops: Drops::Told,
             reclaim: None,
+            keeping: Keeping::new(segment.newer()),
             segment,
             egress,
         }
@@ -131,10 +134,10 @@ impl Outlet {
         self.reclaim.is_none()
     }
 
-    /// How much was ever given to it: changes with each record that is pushed or sent.
+    /// How much was ever given to it: changes with each record that is pushed, sent or kept.
     #[inline]
     pub(super) fn position(&self) -> u64 {
-        self.egress.claimed() + self.held
+        self.egress.claimed() + self.held + self.keeping.ever
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -143,7 +146,7 @@ impl Outlet {
 
     /// Something was placed in the egress ring of this connection, `key`.
     #[inline]
-    fn placed(&mut self, key: u32, dirty: &mut Vec<u32>) {
+    pub(super) fn placed(&mut self, key: u32, dirty: &mut Vec<u32>) {
         self.has_new = true;
         self.mark(key, dirty);
     }
@@ -191,13 +194,13 @@ impl Outlet {
 #[derive(Debug)]
 pub(super) struct Outlets {
     pub(super) table: Vec<Option<Box<Outlet>>>,
-    dirty: Vec<u32>,
+    pub(super) dirty: Vec<u32>,
     pub(super) doomed: Vec<(u32, Doom)>,
     /// Connections that have just missed a message, and are to be told.
     pub(super) missed: Vec<u32>,
     pub(super) memory: Memory,
     epoch: u64,
-    max_backlog: usize,
+    pub(super) max_backlog: usize,
     pub(super) rung: u64,
     /// Clients that were woken since the router slept last.
     pub(super) woken: Vec<u32>,
@@ -417,8 +420,9 @@ impl Outlets {
         if !outlet.backlog.is_empty() {
             return false;
         }
-        outlet.waits_for_space = false;
-        outlet.space.disarm();
+        if !outlet.keeping.waits() {
+            outlet.end_wait();
+        }
         !outlet.waiters.is_empty()
     }
 

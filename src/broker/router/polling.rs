@@ -62,7 +62,7 @@ impl RouterState {
             }
         }
         self.schedule.wake(key);
-        if self.outlets.pump(key) {
+        if self.pump(key) {
             self.retry_waiters(key);
         }
         self.tell_late_drops(key);

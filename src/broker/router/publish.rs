@@ -4,15 +4,15 @@
 //! does without, or makes it wait; then everything is committed. A message of several records decides with its first
 //! and keeps its subscriptions to the last.
 
-use super::inlet::{ANYBODY, Info, Inlet, Parked, Partial};
+use super::inlet::{Info, NO_CONNECTION, Parked, Partial};
 use super::journal::Work;
 use super::outlet::{Doom, Outlets};
-use super::state::{Counters, Lane, RouterState, Timer};
+use super::state::{Counters, Lane, RouterState};
 use crate::broker::events::Event;
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::grace::Lack;
-use crate::routing::topics::{TopicId, Topics};
+use crate::routing::topics::{Subscription, TopicId, Topics};
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -24,9 +24,11 @@ use crate::wire::record::{Flags, Header, Kind};
 pub(super) struct Chosen {
     pub(super) subscription: Key,
     /// Its place among the topic's targets.
-    target: usize,
+    pub(super) target: usize,
     pub(super) gets_it: bool,
     announce: bool,
+    /// It drops the oldest: what it does not get is kept.
+    keeps: bool,
     pub(super) cost: u32,
     /// Why it does not get it.
     pub(super) lack: Lack,
@@ -91,7 +93,7 @@ impl Chosen {
 impl Message {
     /// The header with which a subscription gets it.
     #[inline]
-    fn deliver(&self, subscription: Key, dropped: u32) -> Header {
+    pub(super) fn deliver(&self, subscription: Key, dropped: u32) -> Header {
         Header {
             flags: self.flags,
             id: subscription.to_u32(),
@@ -149,9 +151,6 @@ impl RouterState {
         }
         let message =
             Message { topic: published.topic, origin: inlet.info.id, seq: header.seq, total, len, flags: header.flags };
-        if header.flags.has(Flags::RESENT) && self.waits_for_anybody(key, &message) {
-            return Ok(Lane::Parked);
-        }
         let mut asked = None;
         while let Err(wait) = self.decide(&message, false) {
             if asked == Some(wait.on) {
@@ -170,37 +169,6 @@ impl RouterState {
         Ok(Lane::More)
     }
 
-    /// A message that was sent again, because another broker had died, may have come before those who had subscribed
-    /// there: it waits for them, for a time. `true`: it was parked.
-    #[cold]
-    fn waits_for_anybody(&mut self, key: u32, message: &Message) -> bool {
-        let until = self.settings.restart_grace;
-        if self.now >= until || !self.topics.entry(message.topic).targets.is_empty() {
-            return false;
-        }
-        let timer = self.wheel.set(until, Timer::Parked(key));
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.parked = Some(Parked { timer, on: ANYBODY, message: None, is_grace: false });
-            // It may have waited for somebody who has left meanwhile: that is another time.
-            inlet.waits = None;
-        }
-        self.counters.parked += 1;
-        true
-    }
-
-    /// Somebody has subscribed: messages that wait for anybody try again.
-    pub(super) fn retry_resent(&mut self) {
-        if self.now >= self.settings.restart_grace {
-            return;
-        }
-        let waits = |inlet: &Inlet| inlet.parked.is_some_and(|parked| parked.on == ANYBODY);
-        for key in 0..self.inlets.len() as u32 {
-            if self.inlet(key).is_some_and(waits) {
-                self.unpark(key);
-            }
-        }
-    }
-
     /// Decides who gets a message, into `chosen`; changes nothing that is delivered. `Err`: it must wait.
     /// When it has waited too long, `at_last`, those for whom it waits are passed over.
     #[inline]
@@ -217,13 +185,16 @@ impl RouterState {
             let announce = !target.announced;
             // In the order in which they are pushed: the name comes first, and the order decides what fits.
             let lengths = [name, message.len];
-            let gets_it = has_credit && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
+            let is_behind = subscription.kept.as_ref().is_some_and(|kept| kept.has_whole());
+            let gets_it =
+                has_credit && !is_behind && self.outlets.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
                 return Err(Wait { on: subscription.owner, until: None });
             }
             any_lacks |= !gets_it;
             let lack = if has_credit { Lack::Space } else { Lack::Credit };
-            let chosen = Chosen { subscription: target.subscription, target: at, gets_it, announce, cost, lack };
+            let (keeps, subscription) = (subscription.policy == DeliveryPolicy::DropOldest, target.subscription);
+            let chosen = Chosen { subscription, target: at, gets_it, announce, keeps, cost, lack };
             self.chosen.push(chosen);
         }
         if any_lacks && !at_last { self.wait_for_readers() } else { Ok(()) }
@@ -232,7 +203,7 @@ impl RouterState {
     /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
     #[inline]
     pub(super) fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
-        let RouterState { inlets, outlets, topics, chosen, counters, journal, .. } = self;
+        let RouterState { inlets, outlets, topics, chosen, counters, journal, kept, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         if journal.step == 0 && journal.before.is_none() {
@@ -240,8 +211,11 @@ impl RouterState {
         }
         while let Some(chosen) = chosen.get(journal.step) {
             fault::point("router.target", journal.step as u64);
-            if !chosen.gets_it {
+            if !chosen.gets_it && !chosen.keeps {
                 chosen.pass_over(topics, outlets, counters);
+            } else if !chosen.gets_it {
+                let router = (&mut *topics, &mut *outlets, &mut *counters);
+                chosen.keep_first(message, payload, router, (journal, kept), &mut inlet.partial_targets);
             } else if let Some(subscription) = topics.subscriptions.get(chosen.subscription)
                 && let Some(outlet) = outlets.get(subscription.owner)
             {
@@ -303,7 +277,7 @@ impl RouterState {
 
     /// Gives a further record of a message to those who have its first; carries on where the journal stands.
     pub(super) fn commit_further(&mut self, key: u32, record: &Record, header: &Header) {
-        let RouterState { inlets, outlets, topics, journal, counters, .. } = self;
+        let RouterState { inlets, outlets, topics, journal, counters, kept, settings, .. } = self;
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, inlet.bulk.payload(record));
         let Some(partial) = &mut inlet.partial else { return };
@@ -322,8 +296,15 @@ impl RouterState {
                     len: record.len,
                     flags: header.flags,
                 };
-                outlets.push_planned(found.owner, &message.deliver(*subscription, found.dropped), payload);
-                fault::point("router.delivered", journal.step as u64);
+                let deliver = message.deliver(*subscription, found.dropped);
+                if found.puts_together(inlet.info.id) {
+                    let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
+                    outlets.keep(*subscription, (0, cost), &deliver, payload, (topics, counters), kept);
+                    fault::point("router.kept", journal.step as u64);
+                } else {
+                    outlets.push_planned(found.owner, &deliver, payload);
+                    fault::point("router.delivered", journal.step as u64);
+                }
             }
             journal.stepped();
         }
@@ -341,7 +322,9 @@ impl RouterState {
         let RouterState { inlets, outlets, topics, .. } = self;
         outlets.start_plan();
         let inlet = inlets[key as usize].as_deref()?;
-        let mut owners = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s)).map(|s| s.owner);
+        let found = inlet.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s));
+        // What is kept needs no room.
+        let mut owners = found.filter(|found| !found.puts_together(inlet.info.id)).map(|found| found.owner);
         owners.find(|owner| outlets.get(*owner).is_some() && !outlets.plan(*owner, &[len]))
     }
 
@@ -368,7 +351,7 @@ impl RouterState {
             outlet.waiters.retain(|waiter| *waiter != key);
         }
         self.schedule.wake(key);
-        if parked.on == ANYBODY {
+        if parked.on == NO_CONNECTION {
             return;
         }
         for subscription in self.who_blocks(key, &parked) {
@@ -403,7 +386,9 @@ impl RouterState {
         let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Vec::new() };
         let Ok(Some(record)) = inlet.bulk.peek() else { return Vec::new() };
         outlets.start_plan();
-        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(|s| s.owner == parked.on);
+        let origin = inlet.info.id;
+        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
         let theirs = inlet.partial_targets.iter().filter(is_theirs);
         theirs.filter(|_| !outlets.plan(parked.on, &[record.len])).copied().collect()
     }
@@ -462,9 +447,13 @@ impl RouterState {
         let len = bytes.len() as u32;
         let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(&message, true).is_ok() {
-            let RouterState { outlets, topics, chosen, counters, .. } = self;
+            let RouterState { outlets, topics, chosen, counters, kept, .. } = self;
             for chosen in chosen.iter() {
                 let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
+                if !chosen.gets_it && chosen.keeps {
+                    chosen.keep(&message, Payload::Bytes(bytes), (topics, outlets, counters), kept);
+                    continue;
+                }
                 if !chosen.gets_it {
                     chosen.pass_over(topics, outlets, counters);
                     continue;

@@ -3,7 +3,9 @@
 use super::state::RouterState;
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::routing::breaker::{RuleBook, Rules};
+use crate::routing::services::ProbeDelays;
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
+use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
 
@@ -19,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) slow_consumer_timeout: u64,
     pub(crate) default_request_timeout: u64,
     pub(crate) max_request_timeout: u64,
+    pub(crate) stream_first_chunk: u64,
+    pub(crate) stream_idle: u64,
     pub(crate) max_topics: usize,
     pub(crate) max_routes: usize,
     pub(crate) max_topics_per_connection: usize,
@@ -35,9 +39,11 @@ pub(crate) struct Settings {
     pub(crate) spin_max: u64,
     pub(crate) batch_records: u32,
     pub(crate) turn_max: u64,
-    pub(crate) breakers: RuleBook,
-    pub(crate) restart_grace: u64,
+    /// What gates begin with until `BreakerActor` says otherwise.
+    pub(crate) breakers: Arc<RuleBook>,
     pub(crate) drop_grace: u64,
+    /// When responders that let deadlines pass are probed.
+    pub(crate) probe_delays: ProbeDelays,
 }
 
 impl Settings {
@@ -61,6 +67,8 @@ impl Settings {
             slow_consumer_timeout: config.delivery.slow_consumer_timeout_ms * MS,
             default_request_timeout: limits.default_request_timeout_ms * MS,
             max_request_timeout: limits.max_request_timeout_ms * MS,
+            stream_first_chunk: limits.stream_first_chunk_ms * MS,
+            stream_idle: limits.stream_idle_ms * MS,
             max_topics: limits.max_topics as usize,
             max_routes: limits.max_routes as usize,
             max_topics_per_connection: limits.max_topics_per_connection as usize,
@@ -77,16 +85,16 @@ impl Settings {
             spin_max: config.router.spin_max_us * 1000,
             batch_records: config.router.batch_records,
             turn_max: config.router.turn_max_us * 1000,
-            breakers: RuleBook {
+            breakers: Arc::new(RuleBook {
                 general: rules(&config.circuit_breaker),
                 of_services: config
                     .breaker_services
                     .keys()
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
-            },
-            restart_grace: config.restart.restart_grace_ms * MS,
+            }),
             drop_grace: config.delivery.drop_grace_ms * MS,
+            probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })
     }
 }
@@ -94,7 +102,8 @@ impl Settings {
 impl RouterState {
     /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
     pub(super) fn adopt(&mut self, settings: Settings) {
-        self.services.adopt(settings.max_services, settings.breakers.clone());
+        self.services.adopt(settings.max_services);
+        self.services.set_probe_delays(settings.probe_delays);
         self.topics.adopt(settings.max_topics, settings.max_routes);
         self.outlets.adopt(settings.max_backlog_bytes, settings.drop_grace);
         self.settings = settings;

@@ -5,6 +5,7 @@
 
 use super::inlet::{Info, Inlet, Parked};
 use super::journal::Journal;
+use super::keeping::KeptWork;
 use super::memory::{self, Memory};
 use super::outlet::{Doom, Outlets};
 use super::publish::{Chosen, Message, Wait};
@@ -102,6 +103,7 @@ pub(crate) struct RouterState {
     pub(super) has_mail: bool,
     pub(super) chosen: Vec<Chosen>,
     pub(super) journal: Journal,
+    pub(super) kept: KeptWork,
     pub(super) now: u64,
     /// How often the loop has turned, for the watchdog. Only the loop's thread writes.
     pub(super) turns: Arc<AtomicU64>,
@@ -113,6 +115,8 @@ pub(crate) struct RouterState {
     /// Connections that ended, for the actor to tell.
     pub(super) ended: Vec<(Info, Doom)>,
     pub(super) events: Events,
+    /// When the bulk lanes open that are closed at the start; `None`: they are open.
+    pub(super) lanes_open_at: Option<u64>,
 }
 
 /// Whether a lane has more.
@@ -133,6 +137,7 @@ impl RouterState {
     pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
         let mut services = Services::new(settings.max_services, settings.breakers.clone());
+        services.set_probe_delays(settings.probe_delays);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
         let memory = Memory::new(settings.budget, settings.max_window);
         let mut wheel = Wheel::new(now);
@@ -153,6 +158,7 @@ impl RouterState {
             has_mail: false,
             chosen: Vec::new(),
             journal: Journal::default(),
+            kept: KeptWork::default(),
             now,
             turns: Arc::default(),
             counters: Counters::default(),
@@ -162,6 +168,7 @@ impl RouterState {
             ended: Vec::new(),
             events,
             settings,
+            lanes_open_at: None,
         })
     }
 
@@ -198,7 +205,7 @@ impl RouterState {
                     inlet.parked.is_none()
                         && matches!(inlet.express.peek(), Ok(None))
                         && matches!(inlet.bulk.peek(), Ok(None))
-                }) && self.outlets.get(key).is_none_or(|outlet| !outlet.has_backlog())
+                }) && self.outlets.get(key).is_none_or(|outlet| !outlet.has_backlog() && !outlet.keeping.waits())
             })
     }
 
@@ -249,6 +256,7 @@ impl RouterState {
         let before = self.counters.records;
         self.serve(key);
         self.end_doomed();
+        self.watch_kept();
         self.outlets.flush();
         self.watch_grown();
         self.watch_drops();
@@ -259,7 +267,8 @@ impl RouterState {
     fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
         let parked = self.inlet(key).is_some_and(|inlet| inlet.parked.is_some());
-        let bulk = if parked { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
+        let is_closed = parked || self.bulk_lane_waits(key);
+        let bulk = if is_closed { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
         let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
 
         let freed = inlet.bulk.unpublished() + inlet.express.unpublished();
@@ -363,6 +372,7 @@ impl RouterState {
             fault::point("router.timed", 0);
         }
         self.end_doomed();
+        self.watch_kept();
         self.outlets.flush();
         self.watch_grown();
         self.watch_drops();

@@ -4,6 +4,7 @@ mod breaker;
 mod crashes;
 mod given_up;
 mod memory;
+mod newest;
 mod resent;
 mod streams;
 mod timings;

@@ -100,7 +100,7 @@ impl RouterState {
     pub(super) fn figures(&self) -> RouterFigures {
         let services = self.services.iter().filter_map(|service| {
             let times = (**service.times.as_ref()?).clone();
-            Some(ServiceFigures { name: service.name.clone(), times, transitions: service.breaker.transitions })
+            Some(ServiceFigures { name: service.name.clone(), times, transitions: service.gate.transitions() })
         });
         RouterFigures {
             in_broker: self.timings.in_broker.clone(),

@@ -95,7 +95,7 @@ fn run_broker(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
         let _ = say("ready");
     };
     let again = loaded.clone();
-    Ok(broker::run(loaded, move || Ok(again.clone()), ready)?)
+    Ok(broker::run(loaded, move || Ok(again.clone()), |_| {}, ready)?)
 }
 
 /// The built-in defaults, so that figures compare, unless a file was named; and what the measurement is about.

@@ -29,12 +29,17 @@ impl Timer {
         if let Poll::Ready(found) = poll_until(inner, context, ready) {
             return Poll::Ready(found);
         }
-        let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return Poll::Pending };
+        let Some(deadline) = deadline else { return Poll::Pending };
+        self.poll_at(context, deadline).map(|()| Err(Kind::Timeout.into()))
+    }
+
+    fn poll_at(&mut self, context: &mut Context<'_>, time: Instant) -> Poll<()> {
+        let deadline = tokio::time::Instant::from_std(time);
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if sleep.deadline() != deadline {
             sleep.as_mut().reset(deadline);
         }
-        sleep.as_mut().poll(context).map(|()| Err(Kind::Timeout.into()))
+        sleep.as_mut().poll(context)
     }
 }
 
@@ -47,7 +52,13 @@ impl Stream for AsyncSubscription {
             return Poll::Ready(None);
         }
         let subscription = &mut this.subscription;
-        let next = ready!(poll_until(&this.client.inner, context, || subscription.poll())).and_then(|next| next);
+        let next = loop {
+            if let Poll::Ready(next) = poll_until(&this.client.inner, context, || subscription.poll()) {
+                break next.and_then(|next| next);
+            }
+            let Some(until) = subscription.behind_until() else { return Poll::Pending };
+            ready!(this.timer.poll_at(context, until));
+        };
         this.failed = next.is_err();
         Poll::Ready(Some(next))
     }

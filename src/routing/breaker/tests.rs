@@ -1,5 +1,7 @@
-//! The breaker against a model that keeps the whole history and works everything out anew from it.
+//! The gate by examples; and gate and machine, side by side, against a model that keeps the whole history and works
+//! everything out anew from it. Two sides at a time are for loom.
 
+use super::machine::Breaker;
 use super::*;
 use proptest::prelude::*;
 
@@ -14,20 +16,20 @@ const RULES: Rules = Rules {
 const FAILED: Verdict = Verdict::Failure(Failure::Reply);
 
 /// Admits, or says after how long to come again.
-fn admit(breaker: &mut Breaker, now: u64) -> Result<Permit, Option<u64>> {
+fn admit(breaker: &Gate, now: u64) -> Result<Permit, Option<u64>> {
     breaker.admit(now).0.map_err(|rejected| rejected.retry_after)
 }
 
-fn fail(breaker: &mut Breaker, now: u64) -> Option<Transition> {
+fn fail(breaker: &Gate, now: u64) -> Option<Transition> {
     let permit = admit(breaker, now).expect("it passes");
     breaker.record(permit, FAILED, now)
 }
 
 /// Opened by five failures at `now`.
-fn opened(now: u64) -> Breaker {
-    let mut breaker = Breaker::new(RULES);
+fn opened(now: u64) -> Gate {
+    let breaker = Gate::new(RULES);
     for _ in 0..5 {
-        fail(&mut breaker, now);
+        fail(&breaker, now);
     }
     assert_eq!(breaker.stand(), Stand::Open);
     breaker
@@ -35,16 +37,16 @@ fn opened(now: u64) -> Breaker {
 
 #[test]
 fn the_fifth_failure_in_a_row_opens_it_and_a_success_between_starts_the_count_again() {
-    let mut breaker = Breaker::new(RULES);
+    let breaker = Gate::new(RULES);
     for _ in 0..4 {
-        assert_eq!(fail(&mut breaker, 7), None);
+        assert_eq!(fail(&breaker, 7), None);
     }
-    let permit = admit(&mut breaker, 7).unwrap();
+    let permit = admit(&breaker, 7).unwrap();
     assert_eq!(breaker.record(permit, Verdict::Success, 7), None);
     for _ in 0..4 {
-        assert_eq!(fail(&mut breaker, 7), None);
+        assert_eq!(fail(&breaker, 7), None);
     }
-    let permit = admit(&mut breaker, 7).unwrap();
+    let permit = admit(&breaker, 7).unwrap();
     assert_eq!(breaker.record(permit, Verdict::Neither, 7), None, "a cancel counts for nothing");
     let opens = Transition {
         from: Stand::Closed,
@@ -52,24 +54,25 @@ fn the_fifth_failure_in_a_row_opens_it_and_a_success_between_starts_the_count_ag
         reason: Reason::Failed(Failure::Reply),
         failures: 5,
         lasts: Some(60 * S),
+        generation: 1,
     };
-    assert_eq!(fail(&mut breaker, 7), Some(opens));
-    assert_eq!(admit(&mut breaker, 7 + 20 * S), Err(Some(40 * S)));
-    assert_eq!((breaker.opened, breaker.rejected), (1, 1));
+    assert_eq!(fail(&breaker, 7), Some(opens));
+    assert_eq!(admit(&breaker, 7 + 20 * S), Err(Some(40 * S)));
+    assert_eq!((breaker.opened(), breaker.rejected()), (1, 1));
 }
 
 #[test]
 fn after_its_time_exactly_three_probes_pass_and_two_successes_close_it() {
-    let mut breaker = opened(0);
-    assert_eq!(admit(&mut breaker, 60 * S - 1), Err(Some(1)));
+    let breaker = opened(0);
+    assert_eq!(admit(&breaker, 60 * S - 1), Err(Some(1)));
     let (first, transition) = breaker.admit(60 * S);
     assert_eq!(transition.unwrap().to, Stand::HalfOpen);
-    let probes = [first.unwrap(), admit(&mut breaker, 60 * S).unwrap(), admit(&mut breaker, 61 * S).unwrap()];
+    let probes = [first.unwrap(), admit(&breaker, 60 * S).unwrap(), admit(&breaker, 61 * S).unwrap()];
     for _ in 0..3 {
-        assert_eq!(admit(&mut breaker, 61 * S), Err(Some(S)), "a fourth");
+        assert_eq!(admit(&breaker, 61 * S), Err(Some(S)), "a fourth");
     }
     assert_eq!(breaker.record(probes[0], Verdict::Success, 62 * S), None);
-    assert_eq!(admit(&mut breaker, 62 * S), Err(Some(S)), "a success makes no room");
+    assert_eq!(admit(&breaker, 62 * S), Err(Some(S)), "a success makes no room");
     let closes = breaker.record(probes[1], Verdict::Success, 62 * S).unwrap();
     assert_eq!((closes.from, closes.to, closes.reason), (Stand::HalfOpen, Stand::Closed, Reason::Recovered));
     assert_eq!(breaker.record(probes[2], FAILED, 63 * S), None, "it is of an earlier generation");
@@ -78,79 +81,80 @@ fn after_its_time_exactly_three_probes_pass_and_two_successes_close_it() {
 
 #[test]
 fn each_failed_trial_doubles_the_wait_up_to_the_limit_and_closing_forgets_that() {
-    let (mut breaker, mut now) = (opened(0), 0);
+    let (breaker, mut now) = (opened(0), 0);
     for wait in [60, 120, 240, 480, 600, 600] {
         assert_eq!(breaker.lasts(now), Some(wait * S));
         now += wait * S;
         assert_eq!(breaker.tick(now - 1), None);
         assert_eq!(breaker.tick(now).unwrap().to, Stand::HalfOpen);
-        let transition = fail(&mut breaker, now).unwrap();
+        let transition = fail(&breaker, now).unwrap();
         assert_eq!((transition.from, transition.to, transition.failures), (Stand::HalfOpen, Stand::Open, 1));
     }
     breaker.tick(now + 600 * S);
     for _ in 0..2 {
-        let permit = admit(&mut breaker, now).unwrap();
+        let permit = admit(&breaker, now).unwrap();
         breaker.record(permit, Verdict::Success, now);
     }
     for _ in 0..5 {
-        fail(&mut breaker, now);
+        fail(&breaker, now);
     }
     assert_eq!(breaker.lasts(now), Some(60 * S));
 }
 
 #[test]
 fn a_probe_that_is_cancelled_makes_room_for_one_more() {
-    let mut breaker = opened(0);
-    let first = admit(&mut breaker, 60 * S).unwrap();
-    let _rest = [admit(&mut breaker, 60 * S).unwrap(), admit(&mut breaker, 60 * S).unwrap()];
+    let breaker = opened(0);
+    let first = admit(&breaker, 60 * S).unwrap();
+    let _rest = [admit(&breaker, 60 * S).unwrap(), admit(&breaker, 60 * S).unwrap()];
     assert_eq!(breaker.record(first, Verdict::Neither, 60 * S), None);
-    assert!(admit(&mut breaker, 60 * S).is_ok());
-    assert!(admit(&mut breaker, 60 * S).is_err());
+    assert!(admit(&breaker, 60 * S).is_ok());
+    assert!(admit(&breaker, 60 * S).is_err());
 }
 
 #[test]
 fn late_results_of_requests_from_before_change_nothing() {
-    let mut breaker = Breaker::new(RULES);
-    let late: Vec<Permit> = (0..20).map(|_| admit(&mut breaker, 0).unwrap()).collect();
+    let breaker = Gate::new(RULES);
+    let late: Vec<Permit> = (0..20).map(|_| admit(&breaker, 0).unwrap()).collect();
     for permit in &late[..5] {
         breaker.record(*permit, FAILED, 0);
     }
     breaker.tick(60 * S);
-    let before = breaker.clone();
+    let shown = || (breaker.stand(), breaker.trial(), breaker.failures(), breaker.transitions(), breaker.rejected());
+    let before = shown();
     for (permit, verdict) in late[5..].iter().zip([Verdict::Success, FAILED, Verdict::Neither].into_iter().cycle()) {
         assert_eq!(breaker.record(*permit, verdict, 60 * S), None);
     }
-    assert_eq!(breaker, before);
+    assert_eq!(shown(), before);
 }
 
 #[test]
 fn forced_it_heeds_no_result_and_afterwards_begins_anew() {
-    let mut breaker = opened(0);
-    assert_eq!(breaker.force(false, None, S).to, Stand::ForcedClosed);
+    let breaker = opened(0);
+    assert_eq!(breaker.force(false, None, S).unwrap().to, Stand::ForcedClosed);
     for _ in 0..10 {
-        assert_eq!(fail(&mut breaker, S), None);
+        assert_eq!(fail(&breaker, S), None);
     }
     assert_eq!(breaker.release(S).unwrap().to, Stand::Closed);
     assert!(breaker.is_at_rest());
     assert_eq!(breaker.release(S), None, "there is nothing to take away");
 
     breaker.force(true, Some(5 * S), S);
-    assert_eq!(admit(&mut breaker, 2 * S), Err(Some(4 * S)));
+    assert_eq!(admit(&breaker, 2 * S), Err(Some(4 * S)));
     assert!(!breaker.is_at_rest());
     let (permit, transition) = breaker.admit(6 * S);
     assert!(permit.is_ok());
     assert_eq!((transition.unwrap().to, transition.unwrap().reason), (Stand::Closed, Reason::TimeOver));
     breaker.force(true, None, 7 * S);
-    assert_eq!(admit(&mut breaker, u64::MAX), Err(None), "nobody knows for how long");
+    assert_eq!(admit(&breaker, u64::MAX), Err(None), "nobody knows for how long");
 }
 
 #[test]
 fn times_at_the_end_of_time_do_not_overflow() {
     let rules = Rules { timeout: u64::MAX, max_timeout: u64::MAX, failure_threshold: 1, ..RULES };
-    let mut breaker = Breaker::new(rules);
-    assert_eq!(fail(&mut breaker, 5).unwrap().lasts, Some(u64::MAX - 5));
+    let breaker = Gate::new(rules);
+    assert_eq!(fail(&breaker, 5).unwrap().lasts, Some(u64::MAX - 1 - 5));
     assert_eq!(rules.open_time(u32::MAX), u64::MAX);
-    assert_eq!(breaker.force(true, Some(u64::MAX), 9).lasts, Some(u64::MAX - 9));
+    assert_eq!(breaker.force(true, Some(u64::MAX), 9).unwrap().lasts, Some(u64::MAX - 1 - 9));
 }
 
 // ------------------------------------------------------------------------------------------------------- the model
@@ -266,6 +270,26 @@ fn trailing_failures(facts: &[(u64, Fact)], from: usize) -> usize {
     verdicts(facts, from).rev().filter(|v| *v != Verdict::Neither).take_while(|v| *v == FAILED).count()
 }
 
+#[test]
+fn a_gate_that_is_retired_takes_no_order_and_one_with_an_order_is_not_retired_at_rest() {
+    let gate = Gate::new(RULES);
+    gate.force(true, None, 0).unwrap();
+    assert!(!gate.retire(true) && !gate.is_retired(), "it is not at rest");
+    gate.release(0).unwrap();
+    assert!(gate.retire(true) && gate.is_retired());
+    assert_eq!((gate.force(true, None, 0), gate.release(0), gate.tick(u64::MAX)), (None, None, None));
+    assert!(!gate.retire(false), "once");
+}
+
+#[test]
+fn other_rules_count_from_the_next_outcome() {
+    let gate = Gate::new(RULES);
+    fail(&gate, 0);
+    gate.set_rules(Rules { failure_threshold: 2, ..RULES });
+    assert_eq!(gate.rules().failure_threshold, 2);
+    assert_eq!(fail(&gate, 0).unwrap().failures, 2);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Request,
@@ -301,7 +325,8 @@ proptest! {
     ) {
         let success_threshold = success_threshold.min(half_open_max_requests);
         let rules = Rules { failure_threshold, success_threshold, half_open_max_requests, timeout, max_timeout };
-        let (mut breaker, mut model) = (Breaker::new(rules), Model { rules, facts: Vec::new() });
+        let (mut breaker, gate) = (Breaker::new(rules), Gate::new(rules));
+        let mut model = Model { rules, facts: Vec::new() };
         let (mut now, mut under_way) = (0, Vec::<(Permit, usize)>::new());
         let (mut stand, mut rejected) = (Stand::Closed, 0);
         for step in steps {
@@ -310,6 +335,7 @@ proptest! {
                 Step::Request => {
                     let expected = model.admits(now);
                     let (permit, transition) = breaker.admit(now);
+                    prop_assert_eq!(gate.admit(now), (permit, transition));
                     transitions.extend(transition);
                     prop_assert_eq!(permit.is_ok(), expected, "at {}", now);
                     match permit {
@@ -329,18 +355,26 @@ proptest! {
                 Step::End(_, _) if under_way.is_empty() => {}
                 Step::End(which, verdict) => {
                     let (permit, admitted) = under_way.swap_remove(which % under_way.len());
-                    transitions.extend(breaker.record(permit, verdict, now));
+                    let transition = breaker.record(permit, verdict, now);
+                    prop_assert_eq!(gate.record(permit, verdict, now), transition);
+                    transitions.extend(transition);
                     model.facts.push((now, Fact::Ended(admitted, verdict)));
                 }
                 Step::Pass(time) => now += time,
-                Step::Tick => transitions.extend(breaker.tick(now)),
+                Step::Tick => {
+                    transitions.extend(breaker.tick(now));
+                    prop_assert_eq!(gate.tick(now), transitions.first().copied());
+                }
                 Step::Force(open, time) => {
                     transitions.push(breaker.force(open, time, now));
+                    prop_assert_eq!(gate.force(open, time, now), transitions.first().copied());
                     model.facts.push((now, Fact::Forced(open, time.map(|time| now + time))));
                 }
                 Step::Release => {
                     transitions.extend(breaker.tick(now));
                     transitions.extend(breaker.release(now));
+                    let of_gate: Vec<_> = [gate.tick(now), gate.release(now)].into_iter().flatten().collect();
+                    prop_assert_eq!(&of_gate, &transitions);
                     model.facts.push((now, Fact::Released));
                 }
             }
@@ -354,6 +388,12 @@ proptest! {
             looked.tick(now);
             prop_assert_eq!(looked.stand(), model.period(now).stand, "at {} after {:?}", now, step);
             prop_assert_eq!(breaker.rejected, rejected);
+            // The gate shows what the machine does.
+            let told = (gate.stand(), gate.failures(), gate.failed_trials(), gate.trial(), gate.lasts(now));
+            let counts = (breaker.failed_trials(), breaker.trial(), breaker.lasts(now));
+            prop_assert_eq!(told, (breaker.stand(), breaker.failures(), counts.0, counts.1, counts.2));
+            let counts = (gate.opened(), gate.rejected(), gate.transitions(), gate.is_at_rest());
+            prop_assert_eq!(counts, (breaker.opened, breaker.rejected, breaker.transitions, breaker.is_at_rest()));
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct StatusReport {
     pub health: Box<HealthStatus>,
     /// Why clients do not find the control socket at its path, if they do not: it was removed.
     pub socket_lost: Option<String>,
+    /// For how many sessions of the last broker publishes wait.
+    pub awaited_sessions: u32,
 }
 
 /// The address of the health endpoints: a TCP address or a Unix socket, or none, with the reason.

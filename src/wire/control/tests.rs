@@ -163,6 +163,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
                 latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
                 health: Box::new(health),
                 socket_lost,
+                awaited_sessions: subscriptions.rotate_left(7),
             },
         )
 }
@@ -170,7 +171,7 @@ fn report() -> impl Strategy<Value = StatusReport> {
 fn breaker() -> impl Strategy<Value = BreakerStatus> {
     use BreakerState as S;
     let state = prop::sample::select(vec![S::Closed, S::Open, S::HalfOpen, S::ForcedOpen, S::ForcedClosed]);
-    (name(), state, any::<[u32; 7]>(), any::<[u64; 2]>(), any::<Option<u64>>()).prop_map(
+    (name(), state, any::<[u32; 9]>(), any::<[u64; 2]>(), any::<Option<u64>>()).prop_map(
         |(service, state, n, [opened, rejected], ends_in_ms)| BreakerStatus {
             service,
             state,
@@ -194,7 +195,7 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         vec![R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken, R::ResumeFailed];
     let failed = vec![F::Limit, F::Invalid, F::Unknown, F::NotAllowed];
     let closing = vec![C::Shutdown, C::ProtocolViolation, C::SlowConsumer, C::Overuse, C::Replaced];
-    let limits = any::<[u32; 7]>().prop_map(|n| Limits {
+    let limits = any::<[u32; 9]>().prop_map(|n| Limits {
         max_message_size: n[0],
         slot_size: n[1],
         stream_credit_cells: n[2],
@@ -202,6 +203,8 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         default_request_timeout_ms: n[4],
         max_request_timeout_ms: n[5],
         max_requests: n[6],
+        stream_first_chunk_ms: n[7],
+        stream_idle_ms: n[8],
     });
     let geometry = any::<([u64; 4], u32, u32)>().prop_map(|(n, slot_size, extension_cells)| Geometry {
         segment_bytes: n[0],

@@ -1,8 +1,8 @@
 //! Breakers in the router: who is asked, when, and what counts.
 
 use super::*;
-use crate::broker::events::{BreakerChange, Queue};
-use crate::broker::router::SetBreaker;
+use crate::broker::breaker::{Breakers, Order};
+use crate::broker::events::{BreakerChange, BreakerNews, Queue};
 use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
 use std::time::Duration;
 
@@ -13,7 +13,11 @@ const FAILURE: Flags = ERROR.with(Flags::FAILURE);
 /// A requester and a responder of the service `s`, whose breaker opens for a second at first.
 struct Scene {
     router: Router,
-    changes: Queue<BreakerChange>,
+    /// What the actor of the breakers hears.
+    news: Queue<BreakerNews>,
+    /// And what it knows.
+    breakers: Breakers,
+    changed: Vec<BreakerChange>,
     requester: Peer,
     responder: Peer,
     service: u32,
@@ -35,8 +39,9 @@ impl Scene {
         let (requester, responder) = (router.connect(), router.connect());
         router.serve(&responder, "s", 0);
         let service = router.service(&requester, "s");
-        let changes = router.state.events.breakers();
-        Scene { router, changes, requester, responder, service, sent: 0 }
+        let (news, rules) = (router.state.events.breakers(), router.state.settings.breakers.clone());
+        let (breakers, changed) = (Breakers::new(rules), Vec::new());
+        Scene { router, news, breakers, changed, requester, responder, service, sent: 0 }
     }
 
     /// Sends a request in the place `slot`.
@@ -89,17 +94,38 @@ impl Scene {
         self.router.state.breakers().remove(0)
     }
 
-    fn set(&mut self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Result<BreakerStatus, String> {
-        self.router.state.set_breaker(&SetBreaker { service: service.parse().unwrap(), order, time, by: 9 })
+    /// Does what the actor of the breakers does when the router has told it something.
+    fn take_up(&mut self) {
+        while let Some(news) = self.news.pop() {
+            match news {
+                BreakerNews::Gate(service, gate) => self.breakers.know(service, gate),
+                BreakerNews::Changed(change) => self.changed.push(change),
+            }
+        }
+    }
+
+    fn set(&mut self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Option<BreakerStatus> {
+        self.take_up();
+        let order = Order { service: &service.parse().unwrap(), order, time, by: 9 };
+        let (status, changes) = self.breakers.obey(&order, self.router.state.now)?;
+        self.changed.extend(changes);
+        Some(status)
+    }
+
+    /// The timer of the actor fires. Answers when it is to fire again.
+    fn tick(&mut self) -> Option<Duration> {
+        self.take_up();
+        let (changes, next) = self.breakers.tick(self.router.state.now);
+        self.changed.extend(changes);
+        next
     }
 
     /// Changes since this was last asked.
-    fn changes(&self) -> Vec<(BreakerState, BreakerState, &'static str)> {
+    fn changes(&mut self) -> Vec<(BreakerState, BreakerState, &'static str)> {
+        self.take_up();
         let state = crate::broker::router::breaker_state;
-        let next = || self.changes.pop();
-        std::iter::from_fn(next)
-            .map(|c| (state(c.transition.from), state(c.transition.to), c.transition.reason.as_str()))
-            .collect()
+        let told = |c: BreakerChange| (state(c.transition.from), state(c.transition.to), c.transition.reason.as_str());
+        self.changed.drain(..).map(told).collect()
     }
 }
 
@@ -360,9 +386,9 @@ fn orders_are_obeyed_for_their_time_and_the_unknown_is_named() {
     assert_eq!((set.state, set.ends_in_ms), (BreakerState::ForcedOpen, Some(300)));
     assert_eq!(scene.rejected(0).nanos, 300_000_000);
     scene.router.pass(100);
-    assert_eq!(scene.router.state.tick_breakers(), Some(Duration::from_millis(200)));
+    assert_eq!(scene.tick(), Some(Duration::from_millis(200)));
     scene.router.pass(200);
-    assert_eq!(scene.router.state.tick_breakers(), None);
+    assert_eq!(scene.tick(), None);
     assert_eq!(
         scene.changes(),
         [
@@ -379,10 +405,39 @@ fn orders_are_obeyed_for_their_time_and_the_unknown_is_named() {
     assert_eq!(scene.set("s", BreakerOrder::Auto, None).unwrap().state, BreakerState::Closed);
     scene.open();
 
-    let unknown = scene.set("t", BreakerOrder::Open, None).unwrap_err();
-    assert_eq!(unknown, "no service is called t: nobody serves it, nor has");
+    assert_eq!(scene.set("t", BreakerOrder::Open, None), None, "no such service");
     scene.router.service(&scene.requester, "t");
-    assert!(scene.set("t", BreakerOrder::Open, None).is_err(), "somebody asks for it, nobody serves it");
-    assert!(scene.set("echo", BreakerOrder::Open, None).unwrap_err().contains("no breaker"));
+    assert_eq!(scene.set("t", BreakerOrder::Open, None), None, "somebody asks for it, nobody serves it");
     assert!(scene.router.state.breakers().iter().all(|b| b.service.as_str() == "s"));
+}
+
+#[test]
+fn a_service_that_is_forgotten_takes_no_order_and_one_with_an_order_is_not_forgotten() {
+    let mut scene = Scene::new();
+    let rules = scene.router.state.settings.breakers.clone();
+    scene.set("s", BreakerOrder::Open, None).unwrap();
+    for peer in [&scene.responder, &scene.requester] {
+        scene.router.state.client_gone(peer.key, peer.id);
+    }
+    scene.router.run();
+    let named =
+        |scene: &mut Scene| scene.router.state.gates(rules.clone()).iter().any(|(name, _)| name.as_str() == "s");
+    assert!(named(&mut scene), "somebody wanted it so");
+    scene.set("s", BreakerOrder::Auto, None).unwrap();
+    assert!(!named(&mut scene));
+    assert_eq!(scene.set("s", BreakerOrder::Open, None), None);
+}
+
+#[test]
+fn a_gate_has_the_rules_that_the_actor_has_before_its_first_request() {
+    let mut scene = Scene::new();
+    let mut book = (*scene.router.state.settings.breakers).clone();
+    book.general.failure_threshold = 1;
+    scene.router.state.gates(book.into());
+    let responder = scene.router.connect();
+    scene.router.serve(&responder, "later", 0);
+    let of = |name: &str, scene: &Scene| {
+        scene.router.state.breakers().into_iter().find(|b| b.service.as_str() == name).unwrap().failure_threshold
+    };
+    assert_eq!((of("later", &scene), of("s", &scene)), (1, 5));
 }

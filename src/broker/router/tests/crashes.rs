@@ -64,7 +64,7 @@ impl Subscriber {
 }
 
 /// Publishes; `full` is called when there is no space.
-fn publish(
+pub(super) fn publish(
     router: &mut Router,
     peer: &mut Peer,
     topic: u32,
@@ -293,7 +293,7 @@ fn kill_twice(router: &mut Router, point: &'static str, n: u32) {
     router.again = Some((point, 1));
 }
 
-fn spent(router: &Router) -> bool {
+pub(super) fn spent(router: &Router) -> bool {
     !fault::armed::disarm() && router.again.is_none()
 }
 

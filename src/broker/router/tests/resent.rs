@@ -10,34 +10,63 @@ impl Peer {
 }
 
 #[test]
-fn a_message_that_is_sent_again_waits_for_a_subscriber_within_the_grace_only() {
-    let mut router = Router::new(|config| config.restart.restart_grace_ms = 2000);
+fn closed_lanes_take_nothing_up_until_they_open() {
+    let mut router = Router::new(|_| {});
+    router.state.close_lanes(2_000_000_000);
     let (mut a, mut b) = (router.connect(), router.connect());
-    let topic = router.topic(&a, "t");
-    assert!(a.resend(topic, 7));
-    router.run();
-    assert_eq!((router.state.counters.published, router.state.counters.parked), (0, 1));
-    router.subscribe(&b, "other", DeliveryPolicy::Block, 0);
-    assert_eq!(router.state.counters.published, 0, "of no use to it");
+    let (topic, echo) = (router.topic(&a, "t"), router.service(&a, "echo"));
+    assert!(a.resend(topic, 7) && a.resend(topic, 8));
     router.pass(1999);
+    assert_eq!((router.state.counters.published, router.state.counters.parked), (0, 1));
+    // Requests and questions go on as ever.
+    assert!(a.request(0, 1, echo, b"hi"));
+    router.run();
+    assert_eq!(kinds(&a.take_all(&mut router)), [Kind::Answer]);
     let id = router.subscribe(&b, "t", DeliveryPolicy::Block, 0);
-    let deliver = loop {
-        let (header, _) = b.take().expect("the message");
-        if header.kind == Kind::Deliver {
-            break header;
-        }
-    };
-    assert_eq!((deliver.id, deliver.seq, deliver.flags), (id, 7, Flags::WHOLE.with(Flags::RESENT)));
-    // Without a subscriber its time ends, and nobody is evicted for it.
+    assert_eq!(router.state.counters.published, 0, "one subscription says nothing of the others");
+    router.state.open_lanes();
+    router.run();
+    let got: Vec<_> = b.take_all(&mut router).into_iter().filter(|(header, _)| header.kind == Kind::Deliver).collect();
+    let got: Vec<_> = got.iter().map(|(header, _)| (header.id, header.seq, header.flags)).collect();
+    let flags = Flags::WHOLE.with(Flags::RESENT);
+    assert_eq!(got, [(id, 7, flags), (id, 8, flags)]);
+    // From now on a message without a subscription is like any other.
     let lonely = router.topic(&a, "lonely");
     assert!(a.resend(lonely, 1));
     router.run();
-    assert_eq!(router.state.counters.unmatched, 0);
-    router.pass(1);
-    assert_eq!((router.state.counters.unmatched, router.state.counters.evicted), (1, 0));
-    assert!(a.resend(lonely, 2));
+    assert_eq!((router.state.counters.unmatched, router.state.counters.parked), (1, 1));
+}
+
+#[test]
+fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
+    let mut router = Router::new(|_| {});
+    router.state.close_lanes(2_000_000_000);
+    let (mut a, mut gone) = (router.connect(), router.connect());
+    let topics = [router.topic(&a, "t"), router.topic(&gone, "t")];
+    assert!(a.resend(topics[0], 1) && gone.resend(topics[1], 1));
     router.run();
-    assert_eq!(router.state.counters.unmatched, 2, "the grace is over");
+    // What it has published is routed all the same.
+    router.state.client_gone(gone.key, gone.id);
+    router.pass(1999);
+    assert_eq!((router.state.counters.published, router.state.inlet(gone.key).is_some()), (0, true));
+    router.pass(1);
+    assert_eq!((router.state.counters.published, router.state.inlet(gone.key).is_some()), (2, false));
+    assert_eq!((router.state.counters.evicted, router.state.lanes_open_at), (0, None));
+}
+
+#[test]
+fn a_router_that_dies_leaves_the_lanes_closed() {
+    let mut router = Router::new(|_| {});
+    router.state.close_lanes(2_000_000_000);
+    let mut a = router.connect();
+    let topic = router.topic(&a, "t");
+    assert!(a.resend(topic, 1));
+    router.run();
+    router.state.recover();
+    router.run();
+    assert_eq!((router.state.counters.published, router.state.is_quiescent()), (0, false));
+    router.pass(2000);
+    assert_eq!((router.state.counters.published, router.state.is_quiescent()), (1, true));
 }
 
 #[test]

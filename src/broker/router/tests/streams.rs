@@ -15,7 +15,10 @@ struct Scene {
 impl Scene {
     /// `nanos`: the total that the requester asks for, or 0.
     fn asked(nanos: u64) -> Scene {
-        let mut router = Router::new(|config| config.limits.default_request_timeout_ms = 100);
+        let mut router = Router::new(|config| {
+            config.limits.stream_first_chunk_ms = 100;
+            config.limits.stream_idle_ms = 100;
+        });
         let (mut requester, mut responder) = (router.connect(), router.connect());
         router.serve(&responder, "s", 0);
         let arg = router.service(&requester, "s");

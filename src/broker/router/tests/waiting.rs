@@ -231,34 +231,6 @@ fn of_several_that_wait_the_one_that_has_waited_longest_is_next() {
 }
 
 #[test]
-fn a_message_sent_again_that_waits_for_anybody_is_let_go_at_the_end_of_the_grace() {
-    let mut router = Router::new(|_| {});
-    let (mut publisher, stopped) = (router.connect(), router.connect());
-    router.subscribe(&stopped, "t", DeliveryPolicy::Block, 9);
-    let topic = router.topic(&publisher, "t");
-    let grace = router.state.settings.restart_grace;
-    let resent = |publisher: &mut Peer| {
-        publisher.sequence += 1;
-        let (flags, seq) = (Flags::WHOLE.with(Flags::RESENT), publisher.sequence);
-        let header = Header { flags, id: topic, total: 1, seq, ..Header::new(Kind::Publish) };
-        assert!(publisher.push(false, header, b"x"));
-    };
-    router.pass((grace / 1_000_000).saturating_sub(500));
-    for _ in 0..10 {
-        resent(&mut publisher);
-        router.run();
-    }
-    assert!(router.is_parked(&publisher), "the reader has no credit left");
-    router.pass(300);
-    router.state.client_gone(stopped.key, stopped.id);
-    router.run();
-    assert!(router.is_parked(&publisher), "nobody subscribes, but there is time");
-    router.pass(201);
-    assert!(!router.is_parked(&publisher), "the grace is over");
-    assert_eq!(router.counts().0, 0);
-}
-
-#[test]
 fn a_subscription_that_is_evicted_is_waited_for_by_nobody_else() {
     let mut router = Router::new(|_| {});
     let (mut first, mut second, stopped) = (router.connect(), router.connect(), router.connect());

@@ -1,0 +1,339 @@
+//! The newest messages of a subscription that drops the oldest, while there is no room for them in its client's ring.
+//!
+//! Only whole messages wait here. One of several records is put together beside the others and takes its place behind
+//! them with its last record: so a publisher that stops in mid-message holds up no other. What is more than the limits
+//! allow goes from the oldest on. A message whose first record has gone to the client is no longer dropped: the client
+//! does that itself.
+
+use crate::wire::record::{Flags, Header};
+use std::collections::VecDeque;
+
+/// Bytes that a message counts for besides its payload.
+const OVERHEAD: usize = 64;
+/// Buffers that are kept for the next messages.
+const MOST_SPARE: usize = 64;
+
+/// How much may be kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Most {
+    /// By what the messages cost in credit.
+    pub(crate) cells: u32,
+    pub(crate) bytes: usize,
+}
+
+/// A message, or what has come of it.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// As for its first record.
+    pub(crate) header: Header,
+    /// A hint: its subscription's place among the topic's targets.
+    pub(crate) target: usize,
+    bytes: Vec<u8>,
+    cost: u32,
+    /// Bytes that have gone to the client.
+    sent: usize,
+    /// There was no room for all of it: what is still to come goes to nobody.
+    is_lost: bool,
+    has_begun: bool,
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// It is kept; its message is not whole yet.
+    Begun,
+    /// It is kept, and makes its message whole.
+    Whole,
+    /// Its message is too large to be kept.
+    TooLarge,
+    /// It belongs to a message that is not kept.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Newest {
+    whole: VecDeque<Kept>,
+    begun: Vec<Kept>,
+    /// Of whole messages that have not begun to go to the client.
+    cells: u32,
+    bytes: usize,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Newest {
+    /// Whether nothing is kept, not even a part of a message.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.begun.is_empty()
+    }
+
+    /// Whether whole messages wait.
+    #[inline]
+    pub(crate) fn has_whole(&self) -> bool {
+        !self.whole.is_empty()
+    }
+
+    /// Bytes of all that is kept.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether a message of `origin` is being put together.
+    pub(crate) fn is_begun(&self, origin: u32) -> bool {
+        self.begun.iter().any(|kept| kept.header.origin == origin)
+    }
+
+    /// Adds the record of `len` bytes that `fill` copies. `cost` is that of the whole message. Then drops what is more
+    /// than there may be; each message that goes is given to `gone`, and so is this one if it is too large.
+    pub(crate) fn add(
+        &mut self,
+        header: &Header,
+        (target, cost, len): (usize, u32, usize),
+        fill: impl FnOnce(&mut [u8]),
+        most: Most,
+        mut gone: impl FnMut(&Header),
+    ) -> Added {
+        let mut kept = match self.begun.iter().position(|kept| kept.header.origin == header.origin) {
+            Some(at) => self.begun.swap_remove(at),
+            None if !header.flags.has(Flags::FIRST) => return Added::Unknown,
+            None if header.total as usize + OVERHEAD > most.bytes => {
+                gone(header);
+                return Added::TooLarge;
+            }
+            None => {
+                self.bytes += OVERHEAD;
+                let bytes = self.spare.pop().unwrap_or_default();
+                Kept { header: *header, target, bytes, cost, sent: 0, is_lost: false, has_begun: false }
+            }
+        };
+        let is_whole = header.flags.has(Flags::LAST);
+        if kept.is_lost {
+            if is_whole {
+                self.recycle(kept)
+            } else {
+                self.begun.push(kept)
+            }
+            return Added::TooLarge;
+        }
+        let from = kept.bytes.len();
+        kept.bytes.resize(from + len, 0);
+        fill(&mut kept.bytes[from..]);
+        self.bytes += len;
+        let cells = if is_whole { cost } else { 0 };
+        while self.cells + cells > most.cells || self.bytes > most.bytes {
+            let Some(oldest) = self.drop_oldest() else { break };
+            gone(&oldest);
+        }
+        if self.bytes > most.bytes {
+            gone(&kept.header);
+            self.bytes -= kept.bytes.len();
+            (kept.bytes, kept.is_lost) = (Vec::new(), true);
+            if is_whole {
+                self.recycle(kept)
+            } else {
+                self.begun.push(kept)
+            }
+            return Added::TooLarge;
+        }
+        if !is_whole {
+            self.begun.push(kept);
+            return Added::Begun;
+        }
+        self.cells += cost;
+        self.whole.push_back(kept);
+        Added::Whole
+    }
+
+    fn drop_oldest(&mut self) -> Option<Header> {
+        let at = usize::from(self.whole.front().is_some_and(|front| front.has_begun));
+        let oldest = self.whole.remove(at)?;
+        self.cells -= oldest.cost;
+        let header = oldest.header;
+        self.recycle(oldest);
+        Some(header)
+    }
+
+    fn recycle(&mut self, mut kept: Kept) {
+        self.bytes -= OVERHEAD + kept.bytes.len();
+        if self.spare.len() < MOST_SPARE {
+            kept.bytes.clear();
+            self.spare.push(kept.bytes);
+        }
+    }
+
+    /// The rest of the message of `origin` that is being put together will not come. Returns its header, if it was not
+    /// lost before.
+    pub(crate) fn abort(&mut self, origin: u32) -> Option<Header> {
+        let at = self.begun.iter().position(|kept| kept.header.origin == origin)?;
+        let kept = self.begun.swap_remove(at);
+        let header = (!kept.is_lost).then_some(kept.header);
+        self.recycle(kept);
+        header
+    }
+
+    /// The next record for the client, of at most `slot_size` bytes: its header, its payload, and the hint.
+    pub(crate) fn next(&self, slot_size: usize) -> Option<(Header, &[u8], usize)> {
+        let kept = self.whole.front()?;
+        let payload = &kept.bytes[kept.sent..(kept.sent + slot_size).min(kept.bytes.len())];
+        let is_last = kept.sent + payload.len() == kept.bytes.len();
+        let flags = Flags(kept.header.flags.0 & !Flags::WHOLE.0);
+        let flags = flags.with_if(Flags::FIRST, !kept.has_begun).with_if(Flags::LAST, is_last);
+        Some((Header { flags, ..kept.header }, payload, kept.target))
+    }
+
+    /// The client has the next record. Returns the header of a message that is complete with it.
+    pub(crate) fn sent(&mut self, slot_size: usize) -> Option<Header> {
+        let kept = self.whole.front_mut()?;
+        if !std::mem::replace(&mut kept.has_begun, true) {
+            self.cells -= kept.cost;
+        }
+        kept.sent = (kept.sent + slot_size).min(kept.bytes.len());
+        if kept.sent < kept.bytes.len() {
+            return None;
+        }
+        let kept = self.whole.pop_front()?;
+        let header = kept.header;
+        self.recycle(kept);
+        Some(header)
+    }
+
+    /// The headers of all messages that are kept.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &Header> {
+        self.whole.iter().chain(self.begun.iter().filter(|kept| !kept.is_lost)).map(|kept| &kept.header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::record::Kind;
+
+    const MOST: Most = Most { cells: 10, bytes: 10_000 };
+
+    fn header(origin: u32, seq: u64, total: u32, flags: Flags) -> Header {
+        Header { origin, seq, total, flags, ..Header::new(Kind::Deliver) }
+    }
+
+    /// Adds a message in records of 100 bytes; returns those that went.
+    fn add(newest: &mut Newest, seq: u64, len: usize, cost: u32, most: Most) -> (Added, Vec<u64>) {
+        let (mut gone, mut last) = (Vec::new(), Added::Unknown);
+        let parts = len.div_ceil(100).max(1);
+        for part in 0..parts {
+            let here = (len - part * 100).min(100);
+            let flags = Flags::default().with_if(Flags::FIRST, part == 0).with_if(Flags::LAST, part + 1 == parts);
+            let header = header(1, seq, len as u32, flags);
+            let added = newest.add(&header, (0, cost, here), |to| to.fill(seq as u8), most, |h| gone.push(h.seq));
+            if added != Added::Unknown {
+                last = added;
+            }
+        }
+        (last, gone)
+    }
+
+    fn take(newest: &mut Newest) -> Option<(u64, usize)> {
+        let mut len = 0;
+        loop {
+            let (header, payload, _) = newest.next(100)?;
+            assert!(payload.iter().all(|byte| *byte == header.seq as u8));
+            assert_eq!(header.flags.has(Flags::FIRST), len == 0);
+            len += payload.len();
+            if newest.sent(100).is_some() {
+                assert!(header.flags.has(Flags::LAST));
+                return Some((header.seq, len));
+            }
+        }
+    }
+
+    #[test]
+    fn exactly_the_newest_that_fit_are_kept_in_order() {
+        let mut newest = Newest::default();
+        for seq in 1..=100 {
+            let (added, gone) = add(&mut newest, seq, 10, 3, MOST);
+            assert_eq!((added, gone.len()), (Added::Whole, usize::from(seq > 3)), "{seq}");
+        }
+        for seq in 98..=100 {
+            assert_eq!(take(&mut newest), Some((seq, 10)));
+        }
+        assert_eq!((take(&mut newest), newest.bytes(), newest.cells), (None, 0, 0));
+    }
+
+    #[test]
+    fn messages_of_several_records_come_back_whole_or_not_at_all() {
+        let mut newest = Newest::default();
+        for (seq, len) in [(1, 250), (2, 0), (3, 100), (4, 901)] {
+            assert_eq!(add(&mut newest, seq, len, 1, MOST), (Added::Whole, vec![]));
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| take(&mut newest)).collect();
+        assert_eq!(taken, [(1, 250), (2, 0), (3, 100), (4, 901)]);
+        assert_eq!(add(&mut newest, 5, 20_000, 1, MOST), (Added::TooLarge, vec![5]));
+        assert!(newest.is_empty());
+        assert_eq!(newest.bytes(), 0);
+    }
+
+    #[test]
+    fn a_message_that_goes_to_the_client_is_not_dropped_and_leaves_room() {
+        let mut newest = Newest::default();
+        add(&mut newest, 1, 250, 6, MOST);
+        assert!(newest.sent(100).is_none());
+        assert_eq!(add(&mut newest, 2, 10, 6, MOST), (Added::Whole, vec![]));
+        assert_eq!(add(&mut newest, 3, 10, 6, MOST), (Added::Whole, vec![2]));
+        assert_eq!(newest.next(100).map(|(header, payload, _)| (header.seq, payload.len())), Some((1, 100)));
+        assert!(newest.sent(100).is_none());
+        assert_eq!(newest.sent(100).map(|header| header.seq), Some(1));
+        assert_eq!(take(&mut newest), Some((3, 10)));
+    }
+
+    #[test]
+    fn a_publisher_that_stops_in_mid_message_holds_up_no_other() {
+        let mut newest = Newest::default();
+        let first = header(7, 1, 300, Flags::FIRST);
+        let added = newest.add(&first, (0, 1, 100), |to| to.fill(1), MOST, |_| panic!("nothing goes"));
+        assert_eq!(added, Added::Begun);
+        add(&mut newest, 2, 10, 1, MOST);
+        assert_eq!(take(&mut newest), Some((2, 10)));
+        assert!(!newest.is_empty() && newest.is_begun(7) && newest.next(100).is_none());
+        assert_eq!(newest.abort(7).map(|header| header.seq), Some(1));
+        let rest = header(7, 1, 300, Flags::LAST);
+        let added = newest.add(&rest, (0, 1, 100), |to| to.fill(1), MOST, |_| panic!("nothing goes"));
+        assert_eq!((added, newest.bytes()), (Added::Unknown, 0));
+    }
+
+    #[test]
+    fn bytes_are_bounded_with_those_of_messages_that_are_not_whole() {
+        let (mut newest, most) = (Newest::default(), Most { cells: 1000, bytes: 1000 });
+        for seq in 1..=5 {
+            add(&mut newest, seq, 100, 1, most);
+        }
+        let (added, gone) = add(&mut newest, 6, 500, 1, most);
+        assert_eq!((added, gone), (Added::Whole, vec![1, 2, 3]));
+        assert!(newest.bytes() <= 1000);
+        assert_eq!(newest.headers().map(|header| header.seq).collect::<Vec<_>>(), [4, 5, 6]);
+    }
+
+    #[test]
+    fn a_message_that_grows_beyond_the_limit_is_lost_with_all_that_comes_of_it() {
+        let (mut newest, large) = (Newest::default(), Most { cells: 10, bytes: 10_000 });
+        let small = Most { bytes: 150, ..large };
+        let mut gone = 0;
+        let mut add = |newest: &mut Newest, flags, most| {
+            newest.add(&header(1, 9, 400, flags), (0, 1, 100), |to| to.fill(1), most, |_| gone += 1)
+        };
+        assert_eq!(add(&mut newest, Flags::FIRST, large), Added::Begun);
+        assert_eq!(add(&mut newest, Flags::default(), small), Added::TooLarge);
+        assert_eq!(add(&mut newest, Flags::default(), large), Added::TooLarge);
+        assert!(newest.is_begun(1) && newest.headers().next().is_none());
+        assert_eq!(add(&mut newest, Flags::LAST, large), Added::TooLarge);
+        assert!(newest.is_empty() && newest.bytes() == 0 && gone == 1);
+    }
+
+    #[test]
+    fn a_full_queue_allocates_nothing() {
+        let mut newest = Newest::default();
+        let flags = Flags::WHOLE;
+        let round = |newest: &mut Newest, seq| {
+            newest.add(&header(1, seq, 64, flags), (0, 1, 64), |to| to.fill(0), MOST, |_| {});
+        };
+        (0..100).for_each(|seq| round(&mut newest, seq));
+        let counted = allocation_counter::measure(|| (100..1000).for_each(|seq| round(&mut newest, seq)));
+        assert_eq!(counted.count_total, 0, "{counted:?}");
+    }
+}
