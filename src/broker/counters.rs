@@ -128,7 +128,7 @@ mod tests {
         for (times, ((code, _), (reason, count))) in REFUSALS.iter().zip(values.refused).enumerate() {
             assert_eq!((count, serde_json::to_value(code).unwrap()), (times as u64, reason.into()), "as on the wire");
         }
-        let expected = [("expired", 0), ("process_ended", 1), ("router_ended", 2), ("shutdown", 3)];
+        let expected = [("expired", 0), ("process_ended", 1), ("router_ended", 2), ("shutdown", 3), ("given_up", 4)];
         assert_eq!((values.resumed, values.lost), (1, expected.to_vec()));
     }
 }

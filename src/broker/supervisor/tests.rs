@@ -235,7 +235,18 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
             let (record, tree) = (Record::default(), Tree::default());
             let node = tree.add("test", "root", None);
             let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
-            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, node, hurry: None };
+            let child = Child {
+                name,
+                restart,
+                limits,
+                mailbox: 4,
+                stop_within,
+                tree: &tree,
+                node,
+                hurry: None,
+                goes_on: None,
+                limited: None,
+            };
             // Comes with the end itself: both are there when the supervisor looks.
             let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
                 true => std::task::Poll::Pending,
@@ -252,7 +263,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
 fn who_does_not_stop_in_time_is_dropped() {
     System::new().block_on(async {
         let record = Record::default();
-        let life = Life::start(4, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
+        let life = Life::start(4, None, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
         assert_eq!(life.stop(Duration::from_millis(5)).await, End::Dropped);
         assert_eq!((record.alive.get(), record.stopped.borrow().len()), (0, 1));
     });
