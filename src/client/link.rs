@@ -272,10 +272,14 @@ impl Link {
                         self.decoder = decoder;
                         session::restore(inner, socket, &limits);
                     }
+                    // This process lacks memory or descriptors: another time it may work.
+                    Err(error) if error.is_disconnected() => self.failed(inner, &error.to_string()),
                     Err(error) => self.close(inner, error),
                 }
             }
-            Ok((greeted, ..)) if greeted.connection == inner.connection() && descriptors.is_empty() => {
+            Ok((greeted, limits, _)) if greeted.connection == inner.connection() && descriptors.is_empty() => {
+                // They may have changed by a reload; the geometry cannot.
+                inner.limits.adopt(&limits);
                 self.resumed(inner, greeted.token);
             }
             Ok(_) => self.close(inner, Kind::Protocol("it resumed another session".to_owned()).into()),

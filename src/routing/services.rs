@@ -9,6 +9,7 @@ mod tests;
 
 use super::breaker::{Gate, RuleBook, Stand};
 use super::histogram::Durations;
+use super::pace::Pace;
 use crate::wire::name::Name;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,6 +76,8 @@ pub(crate) struct Service {
     pub(crate) failures: u64,
     /// How long its responders took; kept since its first responder.
     pub(crate) times: Option<Box<CallTimes>>,
+    /// How long they take of late.
+    pub(crate) pace: Pace,
     users: u32,
     next: usize,
 }
@@ -184,6 +187,7 @@ impl Services {
                     requests: 0,
                     failures: 0,
                     times: None,
+                    pace: Pace::default(),
                     users: 0,
                     next: 0,
                 };

@@ -27,6 +27,8 @@ pub(super) struct Call {
     pub(super) ends_at: Option<u64>,
     /// When it made progress last: a part of its answer came, or its requester took one.
     pub(super) progress_at: u64,
+    /// Since when its responder could reply: the request was whole, and there was room for the reply.
+    pub(super) ready_at: u64,
     pub(super) stream: bool,
     /// A chunk of its stream has gone to the requester.
     pub(super) has_chunk: bool,
@@ -48,6 +50,12 @@ impl Call {
     pub(super) fn due(&self) -> u64 {
         let idle = self.idle_limit.map(|limit| self.progress_at.saturating_add(limit));
         idle.into_iter().chain(self.ends_at).min().unwrap_or(u64::MAX)
+    }
+
+    /// How long its responder had, at its deadline, for what did not come: of a stream, for its next part.
+    pub(super) fn time_given(&self) -> u64 {
+        let since = if self.stream { self.ready_at.max(self.progress_at) } else { self.ready_at };
+        self.due().saturating_sub(since)
     }
 
     /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.

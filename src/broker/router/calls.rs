@@ -182,6 +182,7 @@ impl RouterState {
             chunk_limit,
             ends_at,
             progress_at: self.now,
+            ready_at: self.now,
             stream: header.flags.has(Flags::STREAM),
             has_chunk: false,
             began: self.now,
@@ -271,6 +272,7 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
+        found.ready_at = self.now;
         self.counters.fragments += 1;
         if let Some(responder) = found.responder
             && !self.takes_more(responder, call)
@@ -324,6 +326,8 @@ impl RouterState {
         };
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
+        let begins = first && !found.has_chunk && !header.flags.has(Flags::ERROR);
+        let reply_took = begins.then(|| self.now.saturating_sub(found.ready_at));
         found.has_chunk |= is_first_chunk;
         if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
             // Once for a stream, and only if it is due earlier now.
@@ -350,6 +354,9 @@ impl RouterState {
         }
         if is_first_chunk || (ends && first) {
             self.services.replied(service, key);
+        }
+        if let (Some(took), Some(service)) = (reply_took, self.services.get_mut(service)) {
+            service.pace.replied(took);
         }
         if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
             times.first_chunk.observe(took, 1);
@@ -398,6 +405,9 @@ impl RouterState {
         };
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        if !found.may_be_answered(self.settings.geometry.base_cells()) {
+            found.ready_at = self.now;
+        }
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
         found.progress_at = self.now;
         let (to, credit) = match found.responder {

@@ -28,13 +28,19 @@ impl RouterState {
 
     /// What an outcome that is no answer says of the responder.
     fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
-        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
+        // A requester that stops in its request, does not take the answer, or gives too little time, must not open the
+        // breaker for others.
         let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
+            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => Verdict::Failure(Failure::Deadline),
             Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
             _ => Verdict::Neither,
         }
+    }
+
+    /// Whether the deadline of a call gave its service as long as it usually takes (B2).
+    fn is_fair(&self, call: &Call) -> bool {
+        self.services.get(call.service).is_none_or(|service| service.pace.is_fair(call.time_given()))
     }
 
     /// Ends a call otherwise than by its answer: tells both sides.
