@@ -9,11 +9,25 @@
 //! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
 
 use super::message::Message;
-use super::timers::Timer;
 use crate::routing::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// The deadline of a call.
+    Call(Key),
+    /// The bulk lane of a connection has waited long enough.
+    Parked(u32),
+    /// A connection, named by key and id, may have become idle.
+    Idle(u32, u32),
+    /// Compare every segment with its leases.
+    Audit,
+    /// Tell a connection, named by key and id, of messages that it did not get.
+    Drops(u32, u32),
+}
 
 /// How far the record under way has come.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,47 +1,54 @@
 //! `ShmRouter`: the actor that owns every ring. It runs on an arbiter of its own.
 //!
+//! ```text
+//!             clients                                                    clients
+//!                │ records                                                  ▲ records
+//!   ┌────────────┼──────────────────────────── Ports ───────────────────────┼───────────┐
+//!   │        ingresses ───► one record ──┬──────────────────────────► egresses          │
+//!   └────────────────────────────────────┼──────────────────────────────────────────────┘
+//!                        bulk: PubSub    │    express: Calls
+//!   RouterState: owns the three, serves one connection a step, opens and closes connections, recovers
+//! ```
+//!
 //! Each file uses only files that stand above it in this table.
 //!
 //! | file | idea |
 //! |---|---|
-//! | `settings`, `counters`, `timings`, `timers` | limits in the router's units; numbers; durations; kinds of timers |
+//! | `settings`, `counters`, `timings` | limits in the router's units; numbers; durations |
 //! | `connection` | how a connection is known, and why it was closed |
 //! | `reclaim`, `memory` | leases of the rings' extensions; their pages go back on threads of their own |
-//! | `keeping`, `egress` | the half of a connection that goes to its client |
+//! | `keeping`, `egress`, `egress_kept` | the half of a connection that goes to its client |
 //! | `journal` | the record or timer under way, for the next router if this one dies |
 //! | `message`, `ingress` | a message that is routed; the half of a connection that comes from its client |
-//! | `call` | a request under way |
-//! | `state` | what the router owns; one step of its work |
-//! | `parking` | bulk lanes that wait for credit, space, or the end of the grace |
-//! | `publish`, `abort`, `drops`, `kept` | publish and subscribe: the bulk lane |
-//! | `breakers`, `calls`, `outcomes` | requests, replies, streams, cancels, credit: the express lane |
-//! | `ask`, `snapshot` | control requests; the router's state at one moment |
-//! | `membership` | connections open and close |
+//! | `ports` | all connections, with time, timers, counters and the journal |
+//! | `parking`, `polling` | bulk lanes that wait; polled and sleeping connections |
+//! | `pubsub` | publish and subscribe: the bulk lane |
+//! | `calls` | requests, replies, streams, cancels, credit: the express lane |
+//! | `state` | owner of the parts; one step of the work |
+//! | `ask`, `snapshot`, `membership` | control requests; the state at one moment; connections open and close |
+//! | `doorbells` | clients that are not polled ring |
 //! | `recovery` | a new router completes what the last one had under way |
-//! | `polling`, `turn` | polled and sleeping connections; the loop: work, spin, sleep |
+//! | `turn` | the loop: work, spin, sleep |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
 
-mod abort;
 mod ask;
-mod breakers;
-mod call;
 mod calls;
 mod connection;
 mod counters;
-mod drops;
+mod doorbells;
 mod egress;
+mod egress_kept;
 mod ingress;
 mod journal;
 mod keeping;
-mod kept;
 mod membership;
 mod memory;
 mod message;
-mod outcomes;
 mod parking;
 mod polling;
-mod publish;
+mod ports;
+mod pubsub;
 mod reclaim;
 mod recovery;
 mod settings;
@@ -49,12 +56,12 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
-mod timers;
 mod timings;
 mod turn;
 
-pub(crate) use self::breakers::{state as breaker_state, status as breaker_status};
-pub(crate) use self::state::{ECHO, RouterState};
+pub(crate) use self::calls::ECHO;
+pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
+pub(crate) use self::state::RouterState;
 pub(crate) use connection::CloseReason;
 pub(crate) use connection::CloseReason as Doom; // until the session files use the new name
 pub(crate) use settings::Settings;
@@ -231,14 +238,14 @@ impl ShmRouter {
     fn with<T>(&mut self, work: impl FnOnce(&mut RouterState) -> T) -> T {
         let now = self.shared.now();
         let result = {
-            let mut state = self.shared.state.borrow_mut();
+            let state = &mut *self.shared.state.borrow_mut();
             state.set_now(now);
             fault::point("router.message", 0);
-            let result = work(&mut state);
+            let result = work(state);
             fault::point("router.answering", 0);
             state.close_pending();
-            state.watch_kept();
-            state.egresses.flush();
+            state.pubsub.watch_kept(&mut state.ports);
+            state.ports.egresses.flush();
             result
         };
         self.shared.tell_ended();
@@ -299,7 +306,7 @@ impl Handler<Gates> for ShmRouter {
     type Result = MessageResult<Gates>;
 
     fn handle(&mut self, Gates(rules): Gates, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| state.gates(rules.clone())))
+        MessageResult(self.with(|state| state.calls.gates(rules.clone())))
     }
 }
 
@@ -315,7 +322,9 @@ impl Handler<Announce> for ShmRouter {
     type Result = ();
 
     fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
-        self.with(|state| news.iter().for_each(|(topic, text)| state.publish_system(topic, text)));
+        self.with(|state| {
+            news.iter().for_each(|(topic, text)| state.pubsub.publish_system(&mut state.ports, topic, text))
+        });
     }
 }
 
@@ -343,7 +352,7 @@ impl Handler<OpenLanes> for ShmRouter {
     type Result = ();
 
     fn handle(&mut self, _: OpenLanes, _: &mut Self::Context) {
-        self.with(RouterState::open_lanes);
+        self.with(|state| state.ports.open_lanes());
     }
 }
 
