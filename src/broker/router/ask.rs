@@ -1,13 +1,13 @@
-//! What clients ask for over the control socket, and what is said about the broker. An answer means: it is in force.
+//! Control requests. A reply means: it is in force.
 
 use super::state::RouterState;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 impl RouterState {
-    /// Carries out what the connection asks for. `None`: the connection is gone, or the frame is no question.
+    /// Carries out a control request. `None`: the connection is gone, or the frame is no request for the router.
     ///
-    /// Asked again with the same `number`, because the router died before it had answered, it answers again and carries
-    /// out nothing. A connection has one question under way, so one answer is enough to remember.
+    /// Called again with the same `number`, because the router died before it had replied, it returns the same reply and
+    /// carries out nothing. A connection has one control request at a time, so one reply is enough to remember.
     pub(super) fn ask(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.ports.ingress_of(key, id)?;
         let serial = frame.serial()?;

@@ -7,12 +7,12 @@ use crate::wire::control::ClosingCode;
 use std::time::Duration;
 
 impl RouterState {
-    /// Looks who has rung. Answers how many.
+    /// Reads the doorbells that were rung. Returns their number.
     pub(super) fn look(&mut self) -> usize {
         self.look_for(Some(Duration::ZERO))
     }
 
-    /// The same, and waits up to `time` if nobody has (`None`: no end).
+    /// The same, and waits up to `time` for one (`None`: without end).
     pub(super) fn look_for(&mut self, time: Option<Duration>) -> usize {
         self.ports.counters.looks += 1;
         let (rang, board, has_mail) = (&mut self.rang, &self.board, &mut self.has_mail);
@@ -32,7 +32,7 @@ impl RouterState {
     fn rang_by(&mut self, key: u32) {
         let (now, base) = (self.ports.now, self.ports.settings.geometry.base_cells());
         let most = self.ports.settings.max_rings_without_progress;
-        // One that we asked for, when we wait for space, brings no record and is no fault, if there is space now.
+        // A ring that the router asked for, waiting for space, brings no record and is no fault, if there is space now.
         let asked = self.ports.egresses.has_made_space(key);
         let Some(ingress) = self.ports.ingress_mut(key) else { return };
         ingress.rings += u32::from(!asked);
@@ -41,7 +41,7 @@ impl RouterState {
         let most = most.saturating_add(behind);
         if ingress.rings > most {
             if now - ingress.rings_since < 1_000_000_000 {
-                let reason = format!("it rang {} times in a second without sending anything", ingress.rings);
+                let reason = format!("{} doorbell rings in a second without a record", ingress.rings);
                 self.ports.egresses.pending_close.push((key, CloseReason { code: ClosingCode::Overuse, reason }));
             } else {
                 (ingress.rings, ingress.rings_since) = (0, now);

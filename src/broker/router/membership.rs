@@ -1,4 +1,4 @@
-//! Connections come and go.
+//! Connections open and close.
 
 use super::connection::{CloseReason, Info};
 use super::egress::Egress;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 const MOST_RECENT: usize = 1024;
 
 impl RouterState {
-    /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
-    /// answered, it takes it in once.)
+    /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it adds
+    /// the connection once.)
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl RouterState {
         }
     }
 
-    /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
+    /// The client of `key` is gone. What it has published is routed still; its services and subscriptions end now.
     pub(super) fn client_gone(&mut self, key: u32, id: u32) {
         let Some(ingress) = self.ports.ingress_of(key, id) else { return };
         ingress.ended = true;
@@ -118,7 +118,7 @@ impl RouterState {
         }
     }
 
-    /// Ends the connections that must end: those that broke the protocol, and those whose client left.
+    /// Closes the connections that are to be closed: they broke the protocol, or their client left.
     pub(super) fn close_pending(&mut self) {
         // Each stays until it is done: a router that dies leaves it to the next.
         while let Some((key, close)) = self.ports.egresses.pending_close.first().cloned() {
@@ -127,7 +127,7 @@ impl RouterState {
         }
     }
 
-    /// Ends a connection now: its calls get their outcome, its subscriptions and topics go, its memory is given back.
+    /// Closes a connection now: its calls get their outcome, its subscriptions and topics end, its memory is given back.
     pub(super) fn end(&mut self, key: u32, close: CloseReason) {
         if self.ports.ingress(key).is_none() {
             return;

@@ -63,7 +63,6 @@ pub(crate) use self::calls::ECHO;
 pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::RouterState;
 pub(crate) use connection::CloseReason;
-pub(crate) use connection::CloseReason as Doom; // until the session files use the new name
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterFigures, ServiceFigures};
 pub(crate) use turn::Shared;
@@ -83,7 +82,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Takes a connection in. Answers its key and id.
+/// Adds a connection. Returns its key and id.
 #[derive(Message, Clone)]
 #[rtype(result = "io::Result<(u32, u32)>")]
 pub(crate) struct Attach {
@@ -92,7 +91,7 @@ pub(crate) struct Attach {
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
-    /// Where to say if the connection must end. Whoever holds the session then sees it.
+    /// Where the router reports that it has closed the connection.
     pub(crate) owner: watch::Sender<Option<CloseReason>>,
 }
 
@@ -104,10 +103,10 @@ pub(crate) struct Gone {
     pub(crate) id: u32,
     /// It broke the protocol: nothing of it is routed any more. (If the router itself found that out, it knows
     /// already.)
-    pub(crate) doom: Option<CloseReason>,
+    pub(crate) close: Option<CloseReason>,
 }
 
-/// A question from the control socket. Answers the frame to send, if the connection still exists.
+/// A control request. Returns the frame to send, if the connection still exists.
 #[derive(Message, Clone)]
 #[rtype(result = "Option<BrokerFrame>")]
 pub(crate) struct Ask {
@@ -118,7 +117,7 @@ pub(crate) struct Ask {
     pub(crate) frame: ClientFrame,
 }
 
-/// Asks for the gates of all services, of which those at rest without users are forgotten first. Gates that are made
+/// Requests the gates of all services, of which those at rest without users are forgotten first. Gates that are made
 /// from now on begin with these rules.
 #[derive(Message, Clone)]
 #[rtype(result = "Vec<(Name, Arc<Gate>)>")]
@@ -139,12 +138,12 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[rtype(result = "()")]
 pub(crate) struct OpenLanes;
 
-/// Asks whether nothing is under way.
+/// Whether no record, call or backlog is left.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
 
-/// Asks how the broker is, for the health endpoints.
+/// Requests a snapshot of the router, for the health endpoints.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "Surveyed")]
 pub(crate) struct Survey {
@@ -165,8 +164,8 @@ pub(crate) struct Surveyed {
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
 ///
-/// The router may die and be built anew; then a message that was not answered is sent to the next one. So each message
-/// is such that carrying it out twice is as good as once.
+/// The router may die and be built anew; then a message without a reply is sent to the next one. So each message is
+/// idempotent.
 #[derive(Clone)]
 pub(crate) struct RouterHandle {
     address: watch::Receiver<Option<Addr<ShmRouter>>>,
@@ -287,7 +286,7 @@ impl Handler<Gone> for ShmRouter {
 
     fn handle(&mut self, message: Gone, _: &mut Self::Context) {
         self.shared.owners.borrow_mut().remove(&message.id);
-        self.with(|state| match message.doom {
+        self.with(|state| match message.close {
             Some(close) => state.close(message.key, message.id, close),
             None => state.client_gone(message.key, message.id),
         });

@@ -52,8 +52,7 @@ impl Ports {
         true
     }
 
-    /// Publishers that were parked on `key` try again, who has waited longest first: what there is now may be enough
-    /// for one of them only.
+    /// Publishers that were parked on `key` try again, the longest waiting first: the space may suffice for one only.
     pub(super) fn retry_waiters(&mut self, key: u32) {
         let Some(egress) = self.egresses.get_mut(key) else { return };
         let mut waiters = std::mem::take(&mut egress.waiters);

@@ -1,4 +1,4 @@
-//! Who is polled, who rings, and whether waiting awake can pay.
+//! Polled and sleeping connections, and whether spinning can pay.
 //!
 //! A *quiet* connection is polled in memory; a *cold* one has its flag armed and rings. Going from one to the other:
 //! arm the flag, fence, look once more (R8).
@@ -9,7 +9,7 @@ use super::ports::Ports;
 /// What spinning for the next record would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spinning {
-    /// Nobody is awake who could send one soon.
+    /// No client that could send one soon is awake.
     IsVain,
     /// A client that we have woken needs the CPU.
     IsInTheWay,
@@ -18,7 +18,7 @@ pub(super) enum Spinning {
 }
 
 impl Ports {
-    /// Polls the quiet connections. Answers whether one has something.
+    /// Polls the quiet connections. Returns whether one has a record.
     pub(super) fn poll_quiet(&mut self) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -48,7 +48,7 @@ impl Ports {
         }
     }
 
-    /// Before the router sleeps: nobody is polled any more. Answers whether it may sleep.
+    /// Before the router sleeps: stops polling. Returns whether it may sleep.
     pub(super) fn cool_all(&mut self) -> bool {
         self.egresses.woken.clear();
         while let Some(&key) = self.schedule.quiet().first() {
@@ -57,8 +57,8 @@ impl Ports {
         self.schedule.is_idle()
     }
 
-    /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we
-    /// have woken needs our CPU, or that of one who spins, to run on.
+    /// Whether spinning on `own_cpu` can pay: a polled client is awake on another CPU, and no client that the router has
+    /// woken needs this CPU, or the CPU of a spinning client.
     pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> Spinning {
         let egresses = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.egresses.get(*key)?)));
         let mut awake = egresses().filter(|(_, egress)| egress.client_is_awake());

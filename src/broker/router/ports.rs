@@ -18,7 +18,7 @@ use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::{Header, Kind};
 
-/// Bytes of a message under way that a receiver must take within `slow_consumer_timeout_ms`.
+/// Bytes of a begun message that a receiver must take within `slow_consumer_timeout_ms`.
 const PACE: u64 = 1 << 20;
 /// How long a connection must have been cold before its extensions are taken back.
 pub(super) const IDLE: u64 = 500_000_000;
@@ -110,7 +110,7 @@ impl Ports {
             if let Some((on, since)) = ingress.waits.take()
                 && ingress.partial.is_some()
             {
-                // Who takes a message in small pieces may not hold it for ever: each puts the time off by its size.
+                // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its size.
                 let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE;
                 ingress.waits = Some((on, self.now.min(since + earned)));
             }
@@ -140,7 +140,7 @@ impl Ports {
         }
     }
 
-    /// Whoever has got a lease is looked at when it may be idle.
+    /// Sets a timer for each connection with a new lease: it may be idle by then.
     pub(super) fn watch_grown(&mut self) {
         while let Some(key) = self.egresses.memory.grown.pop() {
             let (at, ingresses) = (self.now + IDLE, &mut self.ingresses);

@@ -1,4 +1,4 @@
-//! Recovery: a router that was built anew completes what the last one had under way, and quarantines a poison message.
+//! Recovery: a router that was built anew completes the record or timer of the last one, and quarantines a poison message.
 
 use super::egress::DropNotice;
 use super::journal::Timer;
@@ -10,11 +10,11 @@ use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;
 
-/// Deaths by the same record, or the same timer, after which it is set aside.
+/// Deaths by the same record, or the same timer, after which it is quarantined.
 const MOST_DEATHS: u32 = 2;
 
 impl RouterState {
-    /// A router was built anew over this state: settles what the last one had under way, and wakes everybody, for a
+    /// A router was built anew over this state: settles the record or timer of the last one, and wakes all connections, for a
     /// bell may have been heard and not acted upon.
     pub(in crate::broker) fn recover(&mut self) {
         fault::point("router.started", 0);
@@ -52,7 +52,7 @@ impl RouterState {
             self.ports.egresses.touch(*key);
             self.ports.unpark(*key);
             if let Some(ingress) = self.ports.ingress_mut(*key) {
-                // Nobody could take anything meanwhile: that is not held against those whom it waits for.
+                // No receiver could make progress meanwhile: the slow consumer timeout begins anew.
                 ingress.waits = None;
             }
             if self.pubsub.pump(&mut self.ports, *key) {
@@ -84,7 +84,7 @@ impl RouterState {
         journal.killer = killer;
     }
 
-    /// A timer has killed two routers. Whatever it was for, nobody must wait for ever because of it.
+    /// A timer has killed two routers. Its purpose is fulfilled in the simplest way, so that nothing waits for ever.
     fn quarantine_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Call(call) => self.calls.lose_call(&mut self.ports, call),
@@ -105,7 +105,7 @@ impl RouterState {
         }
     }
 
-    /// Brings the record under way to its end, if it was begun.
+    /// Completes the record, if it was begun.
     fn settle(&mut self, key: u32, lane: RingName) {
         match self.ports.journal.work {
             Work::Undecided => {}
@@ -122,12 +122,12 @@ impl RouterState {
         (self.ports.journal.source, self.ports.journal.work) = (None, Work::Undecided);
     }
 
-    /// A record has killed two routers. It is taken out, and its sender told.
+    /// A record has killed two routers. It is skipped, and its sender notified.
     fn quarantine(&mut self, key: u32, lane: RingName) {
         self.ports.counters.poisoned += 1;
         let Some(ingress) = self.ports.ingress_mut(key) else { return };
         let (consumed, id) = (ingress.lane(lane).consumed(), ingress.info.id);
-        self.ports.events.tell(Event::SetAside { connection: id, lane, position: consumed });
+        self.ports.events.tell(Event::Quarantined { connection: id, lane, position: consumed });
         let Some(record) = self.record_under_way(key, lane) else { return };
         match lane {
             RingName::Bulk => self.pubsub.quarantine_publish(&mut self.ports, key, &record),

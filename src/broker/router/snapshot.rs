@@ -11,7 +11,7 @@ use crate::wire::control::{
 
 impl RouterState {
     /// What the router knows of the broker, without the list of connections if that is not wanted: it is the one part
-    /// that grows with them. Whoever tells it fills in the rest.
+    /// that grows with them. The caller fills in the rest.
     pub(super) fn report(&self, with_connections: bool) -> StatusReport {
         let mut connections = Vec::new();
         let listed = if with_connections { self.ports.ingresses.as_slice() } else { &[] };
@@ -42,7 +42,7 @@ impl RouterState {
                 state: match (ingress.ended, ingress.parked.is_some()) {
                     (true, _) => SessionState::Ending,
                     (false, true) => SessionState::Waiting,
-                    // Whether somebody holds the session is not known here.
+                    // Whether the session is attached is not known here.
                     (false, false) => SessionState::Connected,
                 },
                 credit_used_bytes: used * CELL_BYTES as u64,

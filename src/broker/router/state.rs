@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
-/// So many receivers of a record count as one record more of the batch.
+/// Receivers of a record that count as one more record of the batch.
 const RECEIVERS: usize = 16;
 
 /// The router's state: it owns the parts, hands each record to the part that it belongs to, and ends connections.
@@ -86,7 +86,7 @@ impl RouterState {
         self.board.router_waker()
     }
 
-    /// Whether nothing is under way.
+    /// Whether no record, call or backlog is left.
     pub(super) fn is_quiescent(&mut self) -> bool {
         self.ports.schedule.is_idle()
             && self.calls.outstanding() == 0
@@ -99,7 +99,7 @@ impl RouterState {
             })
     }
 
-    /// Serves one connection, or answers that nobody waits to be served.
+    /// Serves one connection. Returns whether there was one to serve.
     pub(super) fn step(&mut self) -> bool {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
@@ -128,8 +128,7 @@ impl RouterState {
             ingress.since_space += freed;
             (ingress.rings, ingress.rings_since, ingress.active_at) = (0, self.ports.now, self.ports.now);
         }
-        // R9: a producer that waits is told of space by the quarter, or when there is nothing else to come. It is a
-        // wake for each, so no sooner.
+        // R9: a producer that waits is woken when a quarter is free, or when no more records come: each wake is dear.
         let quarter = u64::from(self.ports.settings.geometry.base_cells() + ingress.windows()) / 4;
         let has_more = bulk == Lane::More || express == Lane::More;
         if ingress.since_space > 0 && (ingress.since_space >= quarter || !has_more) {

@@ -11,9 +11,9 @@
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that answers at
-//! once finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and
-//! then the loop yields to the mailbox.
+//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that replies at
+//! once finds it one system call away. A message to the actor is followed by a ring of the router's own bell (see
+//! `RouterHandle`), and then the loop yields to the mailbox.
 
 use super::connection::CloseReason;
 use super::polling::Spinning;
@@ -53,7 +53,7 @@ impl Shared {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Tells who holds the sessions of connections that the router has ended.
+    /// Notifies the sessions whose connections the router has closed.
     pub(super) fn tell_ended(&self) {
         loop {
             let Some((info, close)) = self.state.borrow_mut().ended.pop() else { return };
@@ -120,7 +120,7 @@ fn step(shared: &Shared, state: &mut RouterState) -> bool {
     state.step()
 }
 
-/// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
+/// Works until no work is left, or the turn is over. Returns whether work is left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     state.turned();
@@ -155,7 +155,7 @@ fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
 }
 
 /// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays
-/// or not. Answers whether there is something to do.
+/// or not. Returns whether there is work.
 fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
@@ -165,7 +165,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     loop {
         match state.ports.spinning_can_pay(cpu) {
             Spinning::IsInTheWay if budget.is_some() && !yielded => {
-                // Whom we have woken may answer within microseconds: cheaper than to sleep and be woken ourselves.
+                // A client that was just woken may reply within microseconds: yielding is cheaper than sleeping.
                 yielded = true;
                 yield_cpu();
                 state.set_now(shared.now());

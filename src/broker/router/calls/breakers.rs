@@ -1,6 +1,5 @@
-//! The breakers where the router meets them: it asks a service's gate before each call, and records how the call ended.
-//! What it changes by that is told through a queue, by which the actor of the breakers learns of it; requests are not
-//! told.
+//! The circuit breakers' gates: a service's gate admits or rejects each request, and records the outcome. The breaker
+//! actor gets each change of state through a queue; requests do not pass through it.
 
 use super::Calls;
 use crate::broker::events::{BreakerChange, BreakerNews};
@@ -13,7 +12,7 @@ use crate::wire::name::Name;
 use std::sync::Arc;
 
 impl Calls {
-    /// Asks the service's breaker for leave.
+    /// Admits or rejects a request to the service.
     #[inline]
     pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
@@ -24,7 +23,7 @@ impl Calls {
         permit
     }
 
-    /// Says how a call ended that was let through. `None`: it needed no leave.
+    /// Records the outcome of an admitted call. `None`: it needed no permit.
     #[inline]
     pub(super) fn record_outcome(
         &mut self,
@@ -53,14 +52,14 @@ impl Calls {
         ports.events.breaker(BreakerNews::Changed(BreakerChange { service, transition, by: None }));
     }
 
-    /// Tells the actor of the breakers of gates that were just made.
+    /// Hands new gates to the breaker actor.
     pub(super) fn tell_new_gates(&mut self, ports: &mut Ports) {
         for (service, gate) in self.services.take_new_gates() {
             ports.events.breaker(BreakerNews::Gate(service, gate));
         }
     }
 
-    /// Answers the gates of all services; new ones begin with these rules from now on.
+    /// Returns the gates of all services; new ones begin with these rules from now on.
     pub(in crate::broker::router) fn gates(&mut self, rules: Arc<RuleBook>) -> Vec<(Name, Arc<Gate>)> {
         self.services.set_rules(rules);
         self.services.gates()

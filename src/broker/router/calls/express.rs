@@ -1,8 +1,8 @@
-//! Calls: requests, their answers and streams, cancels and credit, all in the express lane.
+//! The records of calls: requests, replies, streams, cancels and credit, all in the express lane.
 //!
 //! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it
-//! into a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What
-//! bounds the backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
+//! into a bounded backlog), or its sender gets an outcome; so no express lane ever waits for another connection.
+//! Credit bounds the backlog: neither side sends more of a body or a reply than the other side has granted.
 //!
 //! How a call ends is in `outcomes`.
 
@@ -208,11 +208,11 @@ impl Calls {
             ingress.outstanding += 1;
         }
         fault::point("router.express", header.kind as u64);
-        // A stream without a total has no deadline that its responder could be told.
+        // A stream without a total timeout has no deadline to pass on to its responder.
         self.forward_body(ports, key, record, header, call, total.unwrap_or(0));
     }
 
-    /// Sends a record of a request's body to who answers it.
+    /// Sends a record of a request's body to its responder.
     fn forward_body(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
         let Ports { ingresses, egresses, .. } = ports;
         let Calls { table: calls, .. } = self;
@@ -291,24 +291,24 @@ impl Calls {
         };
         let (len, first, last) = (record.len, header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         let left = if first { header.total } else { found.answer_left };
-        // An error that ends the call may break off the message under way, whose rest will not come.
+        // An error that ends the call may break off a begun message, whose rest will not come.
         let is_error = header.flags.has(Flags::END.with(Flags::ERROR));
         let breaks_off = first && is_error;
         let is_misplaced = first == (found.answer_left > 0) && !breaks_off;
         let out_of_order = is_misplaced || len > left || last != (len == left);
         if out_of_order || header.total > ports.settings.max_message_size || (!first && len == 0) {
             return Err(CloseReason::violation(format_args!(
-                "answer with {left} bytes to come has a record of {len} (message of {})",
+                "reply with {left} bytes left has a record of {len} bytes (message of {})",
                 header.total
             )));
         }
-        // In one cell it needs no credit: whoever gives a call up does not wait for room. A call has one such.
+        // In one cell it needs no credit: a responder that gives up a call does not wait. A call has one such record.
         let is_free = breaks_off && last && cells_for(len) == 1;
         let had_room = found.may_be_answered(ports.settings.geometry.base_cells());
         let credit = match found.answer_credit.checked_sub(cells_for(len)) {
             Some(credit) => credit,
             None if is_free => 0,
-            None => return Err(CloseReason::violation("an answer was sent beyond its credit")),
+            None => return Err(CloseReason::violation("a reply was sent beyond its credit")),
         };
         ports.decided(record, header);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
@@ -368,7 +368,7 @@ impl Calls {
             }
             let verdict = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
                 true if had_room => Verdict::Failure(Failure::Reply),
-                // As for a deadline: a requester that does not take the answer must not open the breaker for others.
+                // As for a deadline: a requester that does not take the reply must not open the breaker for others.
                 true => Verdict::Neither,
                 false => Verdict::Success,
             };
@@ -400,7 +400,7 @@ impl Calls {
         };
         let Some(found) = self.table.get(call) else { return Ok(()) };
         let answer_credit = given_back(found.answer_credit, header.arg, most)?;
-        // The echo can take as much body as its requester can take answer.
+        // The echo grants as much body as its requester grants reply.
         let body_credit = match found.responder {
             Some(_) => found.body_credit,
             None => given_back(found.body_credit, header.arg, most)?,
@@ -447,8 +447,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Whether `to` takes more of the call. Bodies, answers and credit of many calls, each within its bounds, can be
-    /// more together than is held for one who does not read now: then this call ends, not the connection.
+    /// Whether `to` takes more of the call. Bodies, replies and credit of many calls, each within its bounds, can exceed
+    /// the backlog of a client that does not read now: then this call ends, not the connection.
     fn takes_more(&mut self, ports: &mut Ports, to: u32, call: Key) -> bool {
         let takes = ports.egresses.takes_calls(to);
         if !takes {
@@ -457,18 +457,18 @@ impl Calls {
         takes
     }
 
-    /// The call that `header` names, if `key` is to answer it.
+    /// The call that `header` names, if `key` is its responder.
     pub(super) fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
         let call = Key::from_u64(header.seq);
         self.table.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
     }
 
-    /// The call of the request that `header` names, if it is still under way.
+    /// The call of the request that `header` names, if it is outstanding.
     pub(super) fn call_in(&self, ports: &Ports, key: u32, header: &Header) -> Option<Key> {
         ports.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
     }
 
-    /// The same of a service. Calls that are under way go on.
+    /// The same for a service. Outstanding calls go on.
     fn release_service_number(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         if let Some(service) = ports.ingress_mut(key).and_then(|ingress| ingress.services.take(header.arg)) {
             self.services.release(service);
@@ -477,7 +477,7 @@ impl Calls {
 }
 
 /// Credit after `cells` of it were given back. A side gives back what it has taken, no more: so there are never more
-/// records of credit than records that were paid for, and nobody can flood the other side with them.
+/// records of credit than records that were paid for, and neither side can flood the other with them.
 fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, CloseReason> {
     match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
         Some(sum) => Ok(sum),

@@ -68,7 +68,7 @@ impl Calls {
     }
 }
 
-/// A request under way.
+/// An outstanding request.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) requester: u32,
@@ -77,7 +77,7 @@ pub(super) struct Call {
     /// `None`: the broker itself, which echoes.
     pub(super) responder: Option<u32>,
     pub(super) service: ServiceId,
-    /// The breaker's leave; `None`: the echo has no breaker, or the verdict is given already.
+    /// The breaker's permit; `None`: the echo has no breaker, or the outcome is recorded already.
     pub(super) permit: Option<Permit>,
     /// The responder's own number of the service.
     pub(super) number: u32,
@@ -89,7 +89,7 @@ pub(super) struct Call {
     pub(super) chunk_limit: u64,
     /// When all of it must be over.
     pub(super) ends_at: Option<u64>,
-    /// When it made progress last: a part of its answer came, or its requester took one.
+    /// When it made progress last: a part of its reply came, or its requester took one.
     pub(super) progress_at: u64,
     pub(super) stream: bool,
     /// A chunk of its stream has gone to the requester.
@@ -101,9 +101,9 @@ pub(super) struct Call {
     pub(super) body_left: u32,
     /// Cells of the body that the requester may send.
     pub(super) body_credit: u32,
-    /// Bytes still to come of the answer's message under way.
+    /// Bytes left of the reply's current message.
     pub(super) answer_left: u32,
-    /// Cells of answer that the responder may send.
+    /// Cells of reply that the responder may send.
     pub(super) answer_credit: u32,
 }
 
@@ -114,7 +114,7 @@ impl Call {
         idle.into_iter().chain(self.ends_at).min().unwrap_or(u64::MAX)
     }
 
-    /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
+    /// Whether the requester has done its part: the request is whole, and the responder may send a record of `cells`.
     pub(super) fn may_be_answered(&self, cells: u32) -> bool {
         self.body_left == 0 && self.answer_credit >= cells
     }

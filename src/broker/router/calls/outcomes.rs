@@ -1,4 +1,4 @@
-//! How calls end otherwise than by their answer.
+//! Calls that end without a reply.
 //!
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
 //! whatever comes later finds no call.
@@ -27,9 +27,9 @@ impl Calls {
         self.end_call(ports, call, Outcome::DeadlineExceeded);
     }
 
-    /// What an outcome that is no answer says of the responder.
+    /// What an outcome without a reply means for the circuit breaker.
     fn verdict(&self, ports: &Ports, call: &Call, outcome: Outcome) -> Verdict {
-        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
+        // A requester that stops in its request, or does not take the reply, must not open the breaker for others.
         let could_answer = call.may_be_answered(ports.settings.geometry.base_cells());
         match outcome {
             Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
@@ -38,7 +38,7 @@ impl Calls {
         }
     }
 
-    /// Ends a call otherwise than by its answer: tells both sides.
+    /// Ends a call without a reply: notifies both sides.
     pub(super) fn end_call(&mut self, ports: &mut Ports, key: Key, outcome: Outcome) {
         let Some(call) = self.finish(ports, key) else { return };
         let verdict = self.verdict(ports, &call, outcome);
@@ -57,7 +57,7 @@ impl Calls {
         }
     }
 
-    /// Sends a request's outcome other than an answer.
+    /// Sends a request's outcome, if it is not a reply.
     pub(super) fn fail(
         &mut self,
         ports: &mut Ports,
@@ -105,7 +105,7 @@ impl Calls {
         Some(call)
     }
 
-    /// A connection ends: its requests are over, and those that it was to answer are lost.
+    /// A connection ends: its requests end, and the calls that it was to reply to are lost.
     pub(in crate::broker::router) fn end_calls_of(&mut self, ports: &mut Ports, key: u32) {
         let Some(ingress) = ports.ingress(key) else { return };
         let mut calls: Vec<_> =
@@ -114,7 +114,7 @@ impl Calls {
             let answered_here = self.table.iter().filter(|(_, call)| call.responder == Some(key));
             calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
         }
-        // The loss of a responder is one failure of each service, however many calls it had under way.
+        // The loss of a responder is one failure of each service, however many calls it had outstanding.
         let mut counted: Vec<ServiceId> = Vec::new();
         for (call, outcome) in calls {
             if outcome == Outcome::ResponderLost {
@@ -138,10 +138,10 @@ impl Calls {
         }
     }
 
-    /// Ends a call that the broker itself cannot bring to its end: both sides are told.
+    /// Ends a call that the broker itself cannot complete: both sides are notified.
     pub(in crate::broker::router) fn lose_call(&mut self, ports: &mut Ports, call: Key) {
         let Some(found) = self.table.get_mut(call) else { return };
-        // It says nothing of who was to answer.
+        // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
         self.record_outcome(ports, service, permit, Verdict::Neither);
         if let Some(responder) = responder {
@@ -153,7 +153,7 @@ impl Calls {
     }
 
     /// A record of the express lane was half carried out when the router died, or has killed two: its call is over, and
-    /// both sides are told. So it has one outcome still.
+    /// both sides are notified. So it has exactly one outcome.
     pub(in crate::broker::router) fn give_up_express(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         let call = match header.kind {
             Kind::Request | Kind::Cancel | Kind::ResponseCredit => self.call_in(ports, key, header),

@@ -12,7 +12,7 @@ use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind};
 
 impl PubSub {
-    /// The publisher of a message under way is gone: its receivers are told that the rest will not come.
+    /// The publisher of a begun message is gone: its receivers are notified that the rest will not come.
     pub(in crate::broker::router) fn abort_partial(&mut self, ports: &mut Ports, key: u32) {
         let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
         if ingress.partial.is_none() {
@@ -25,14 +25,14 @@ impl PubSub {
         }
     }
 
-    /// Tells the receivers of the message under way that the rest of it will not come.
+    /// Notifies the receivers of the begun message that the rest of it will not come.
     fn abort_targets(&mut self, ports: &mut Ports, key: u32) {
         while let Some(subscription) = ports.ingress(key).and_then(|ingress| ingress.partial_targets.last().copied()) {
             self.abort_target(ports, key, subscription);
         }
     }
 
-    /// Tells one receiver of the message under way that the rest of it will not come.
+    /// Notifies one receiver of the begun message that the rest of it will not come.
     pub(super) fn abort_target(&mut self, ports: &mut Ports, key: u32, subscription: Key) {
         let slot_size = ports.settings.geometry.slot_size();
         let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
@@ -57,8 +57,8 @@ impl PubSub {
         ports.retry_waiters(owner);
     }
 
-    /// A record of the bulk lane is taken out: who has not got it by now sees a gap, and the publisher is told. What is
-    /// still to come of the message goes to nobody.
+    /// A record of the bulk lane is quarantined: receivers without it see a gap, and the publisher is notified. The rest
+    /// of the message has no receivers.
     pub(in crate::broker::router) fn quarantine_publish(&mut self, ports: &mut Ports, key: u32, record: &Record) {
         let Ok(header) = Header::from_words(&record.header) else { return };
         if header.kind == Kind::Release {
@@ -94,7 +94,7 @@ impl PubSub {
         ports.egresses.send(key, &notice, Payload::EMPTY);
     }
 
-    /// The receiver whose turn it was may have the record: its ring tells.
+    /// The current receiver may have the record: its position shows it.
     fn settle_step(&mut self, ports: &mut Ports, key: u32, message: &Message) {
         let Some(chosen) = self.chosen.get(ports.journal.step).copied() else { return };
         let Some(found) = self.topics.subscriptions.get(chosen.subscription) else { return };
@@ -129,7 +129,7 @@ impl PubSub {
         }
     }
 
-    /// A further record is taken out: whoever has got the message's last has all of it, the others' is aborted.
+    /// A further record is quarantined: receivers of the message's last record have all of it, for the others it is aborted.
     fn quarantine_further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) {
         let is_committing = matches!(ports.journal.work, Work::Further(..));
         let Ports { ingresses, egresses, journal, .. } = ports;

@@ -1,8 +1,8 @@
-//! Subscriptions that do without messages: whether a publish waits for one of them, and how its client is told.
+//! Subscriptions that drop: whether a publish waits for one of them, and how its client is notified.
 //!
-//! A later message tells how many are missing by then; a record of its own tells it when none follows. A client is told
-//! [`SOON`] after the first of them, of all its subscriptions at once. While something waits for space in its ring,
-//! nothing more is said: the count behind that is newer.
+//! A later message carries the number of dropped ones; a record of its own carries it when none follows. A client is
+//! notified [`SOON`] after the first, for all its subscriptions at once. While records wait for space in its ring, no
+//! notice is sent: the count behind them is newer.
 
 use super::PubSub;
 use crate::broker::router::egress::{DropNotice, Egress};
@@ -17,7 +17,7 @@ use crate::wire::record::{Header, Kind};
 const SOON: u64 = 50_000_000;
 
 impl PubSub {
-    /// Whether a message waits for one of those who would do without it: for a moment, if it reads.
+    /// Whether a message waits for a subscription that would drop it: for a moment, if its client reads.
     #[cold]
     pub(super) fn wait_for_readers(&mut self, ports: &mut Ports) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
@@ -62,7 +62,7 @@ impl PubSub {
         }
     }
 
-    /// It is time to tell the connection `key`, if it is still the one with this id.
+    /// The notice to the connection `key` is due, if it is still the one with this id.
     pub(in crate::broker::router) fn tell_drops(&mut self, ports: &mut Ports, key: u32, id: u32) {
         if ports.ingress_of(key, id).is_none() {
             return;
@@ -73,7 +73,7 @@ impl PubSub {
         self.tell_late_drops(ports, key);
     }
 
-    /// There may be space to tell the connection `key`.
+    /// There may be space for the notice to the connection `key`.
     #[inline]
     pub(in crate::broker::router) fn tell_late_drops(&mut self, ports: &mut Ports, key: u32) {
         let is_late =

@@ -21,10 +21,10 @@ use super::message::Chosen;
 use super::settings::Settings;
 use crate::routing::topics::Topics;
 
-/// Topics, their subscriptions, and what was decided for the message under way.
+/// Topics, their subscriptions, and the decisions for the current message.
 pub(super) struct PubSub {
     topics: Topics,
-    /// What was decided for each subscription of the message under way.
+    /// The decision for each subscription of the current message.
     chosen: Vec<Chosen>,
     kept: KeptWork,
     /// The sequence number of the broker's own last message.

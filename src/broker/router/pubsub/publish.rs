@@ -92,7 +92,7 @@ impl PubSub {
                 ports.park(key, wait, Some(message));
                 return Ok(Lane::Parked);
             }
-            // Asks to be rung, and looks again: the space may have come just now.
+            // Asks for a ring, and looks again: the space may have come just now.
             ports.egresses.wait_for_space(wait.on);
             asked = Some(wait.on);
         }
@@ -103,8 +103,8 @@ impl PubSub {
         Ok(Lane::More)
     }
 
-    /// Decides who gets a message, into `chosen`; changes nothing that is delivered. `Err`: it must wait.
-    /// When it has waited too long, `at_last`, those for whom it waits are passed over.
+    /// Decides which subscriptions get a message, into `chosen`; delivers nothing. `Err`: the message must wait. After
+    /// the slow consumer timeout, `at_last`, the subscriptions that block are passed over.
     #[inline]
     pub(super) fn decide(&mut self, ports: &mut Ports, message: &Message, at_last: bool) -> Result<(), Wait> {
         self.chosen.clear();
@@ -134,7 +134,7 @@ impl PubSub {
         if any_lacks && !at_last { self.wait_for_readers(ports) } else { Ok(()) }
     }
 
-    /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
+    /// Delivers the first record of a message to the chosen subscriptions; continues where the journal stands.
     #[inline]
     pub(in crate::broker::router) fn commit_first(
         &mut self,
@@ -217,7 +217,7 @@ impl PubSub {
         Ok(Lane::More)
     }
 
-    /// Gives a further record of a message to those who have its first; carries on where the journal stands.
+    /// Delivers a further record of a message to the receivers of its first; continues where the journal stands.
     pub(in crate::broker::router) fn commit_further(
         &mut self,
         ports: &mut Ports,
@@ -266,7 +266,7 @@ impl PubSub {
         ports.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
-    /// The first connection whose ring has no space for a further record of the message under way.
+    /// The first connection whose ring has no space for a further record of the begun message.
     fn blocks_further(&mut self, ports: &mut Ports, key: u32, len: u32) -> Option<u32> {
         let Ports { ingresses, egresses, .. } = ports;
         let PubSub { topics, .. } = self;
@@ -278,11 +278,10 @@ impl PubSub {
         owners.find(|owner| egresses.get(*owner).is_some() && !egresses.plan(*owner, &[len]))
     }
 
-    /// One user less of a topic; who knows its number is told when it goes.
+    /// Releases a topic. Subscribers that know its number are notified when it goes.
     pub(in crate::broker::router) fn release_topic(&mut self, ports: &mut Ports, topic: TopicId) {
         for subscription in self.topics.release(topic) {
-            // Who has much to read already need not hear it: another topic with the number will be named before it is
-            // used.
+            // Not to a connection with a long backlog: another topic with the number will be named before it is used.
             if let Some(found) = self.topics.subscriptions.get(subscription)
                 && ports.egresses.takes_calls(found.owner)
             {
@@ -292,7 +291,7 @@ impl PubSub {
         }
     }
 
-    /// Tells `$sys.connection.*` of a connection.
+    /// Publishes on `$sys.connection.*`.
     pub(in crate::broker::router) fn tell_connection(
         &mut self,
         ports: &mut Ports,
@@ -307,7 +306,7 @@ impl PubSub {
         self.publish_system(ports, &format!("$sys.connection.{what}"), &text);
     }
 
-    /// Publishes on one of the broker's own topics. It never waits: who cannot take it now, drops it.
+    /// Publishes on one of the broker's own topics. It never waits: a subscription without room drops the message.
     pub(in crate::broker::router) fn publish_system(&mut self, ports: &mut Ports, topic: &str, text: &str) {
         ports.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };

@@ -77,7 +77,7 @@ impl PubSub {
         theirs.filter(|_| !egresses.plan(parked.on, &[record.len])).copied().collect()
     }
 
-    /// Ends a subscription that does not take its messages, and tells its owner.
+    /// Evicts a slow consumer: ends its subscription, and notifies its owner.
     fn evict(&mut self, ports: &mut Ports, key: Key) {
         let Some(subscription) = self.topics.unsubscribe(key) else { return };
         ports.counters.evicted += 1;
