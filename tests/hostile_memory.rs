@@ -205,7 +205,7 @@ fn who_rings_without_end_loses_its_connection() {
         &mut raw.control,
         "rings-and-rings",
         ClosingCode::Overuse,
-        "it rang 51 times in a second without sending anything",
+        "51 doorbell rings in a second without a record",
     );
     assert_eq!(scene.broker.counter("violations"), 1);
     scene.finish();
@@ -232,7 +232,7 @@ fn who_rings_without_end_while_its_ring_is_full_loses_its_connection() {
         &mut raw.control,
         "rings-when-full",
         ClosingCode::Overuse,
-        "it rang 51 times in a second without sending anything",
+        "51 doorbell rings in a second without a record",
     );
     scene.finish();
 }

@@ -146,28 +146,28 @@ fn a_record_that_breaks_the_rules_ends_its_connection() {
                 raw.push(Express, &request(0, service, 1000, MIDDLE), &[0; 1]);
             }
         }),
-        ("answer-too-long", "answer with 5 bytes to come has a record of 10 (message of 5)", |raw| {
+        ("answer-too-long", "reply with 5 bytes left has a record of 10 bytes (message of 5)", |raw| {
             let call = called(raw, "own-too-long");
             raw.push(Express, &response(call, 5, WHOLE), &[0; 10]);
         }),
-        ("answer-first-within", "answer with 20 bytes to come has a record of 10 (message of 20)", |raw| {
+        ("answer-first-within", "reply with 20 bytes left has a record of 10 bytes (message of 20)", |raw| {
             let call = called(raw, "own-first-within");
             raw.push(Express, &response(call, 20, FIRST), &[0; 10]);
             raw.push(Express, &response(call, 20, FIRST), &[0; 10]);
         }),
-        ("answer-never-began", "answer with 0 bytes to come has a record of 10 (message of 20)", |raw| {
+        ("answer-never-began", "reply with 0 bytes left has a record of 10 bytes (message of 20)", |raw| {
             let call = called(raw, "own-never-began");
             raw.push(Express, &response(call, 20, LAST), &[0; 10]);
         }),
-        ("answer-last-missing", "answer with 10 bytes to come has a record of 10 (message of 10)", |raw| {
+        ("answer-last-missing", "reply with 10 bytes left has a record of 10 bytes (message of 10)", |raw| {
             let call = called(raw, "own-last-missing");
             raw.push(Express, &response(call, 10, FIRST), &[0; 10]);
         }),
-        ("answer-too-large", "answer with 10485761 bytes to come has a record of 10 (message of 10485761)", |raw| {
+        ("answer-too-large", "reply with 10485761 bytes left has a record of 10 bytes (message of 10485761)", |raw| {
             let call = called(raw, "own-too-large");
             raw.push(Express, &response(call, 10_485_761, FIRST), &[0; 10]);
         }),
-        ("answer-beyond-credit", "an answer was sent beyond its credit", |raw| {
+        ("answer-beyond-credit", "a reply was sent beyond its credit", |raw| {
             let call = called(raw, "own-beyond-credit");
             for _ in 0..=raw.limits.stream_credit_cells {
                 raw.push(Express, &response(call, 0, WHOLE), &[]);

@@ -90,7 +90,7 @@ pub(crate) enum Event {
     /// A subscription did not take its messages in time.
     Evicted { connection: u32, pattern: Pattern, dropped: u32 },
     /// A record has killed two routers, and was taken out of its lane.
-    SetAside { connection: u32, lane: RingName, position: u64 },
+    Quarantined { connection: u32, lane: RingName, position: u64 },
 }
 
 /// A breaker has changed its state.
@@ -235,7 +235,7 @@ impl Events {
                         "subscription evicted connection={connection} pattern={pattern} dropped={dropped} \
                          reason=slow_consumer"
                     ),
-                    Event::SetAside { connection, lane, position } => log::error!(
+                    Event::Quarantined { connection, lane, position } => log::error!(
                         "poison message quarantined connection={connection} lane={lane:?} position={position} \
                          reason=killed_two_routers"
                     ),

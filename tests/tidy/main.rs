@@ -434,6 +434,47 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
     names
 }
 
+/// Lines that *Life of a publish* and *Life of a request* may have each, without their titles.
+const LIFE_LINES_MAX: usize = 25;
+
+#[test]
+fn the_lives_in_actors_md_name_functions_that_exist() {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("actors.md")).expect("actors.md");
+    let files = repository();
+    let mut report = String::new();
+    for title in ["## Life of a publish", "## Life of a request"] {
+        let steps = life(&document, title);
+        assert!(steps.len() > 10, "`{title}` has {} steps", steps.len());
+        assert!(steps.len() <= LIFE_LINES_MAX, "`{title}` has more than {LIFE_LINES_MAX} lines");
+        for (path, functions) in steps {
+            let Some(file) = files.iter().find(|file| file.path == path) else {
+                report += &format!("{title}: there is no file {path}\n");
+                continue;
+            };
+            assert!(!functions.is_empty(), "{title}: {path} has no function");
+            for function in functions {
+                let defined = file.tokens.windows(2).any(|pair| pair[0].text == "fn" && pair[1].text == function);
+                if !defined {
+                    report += &format!("{title}: {path} has no function `{function}`\n");
+                }
+            }
+        }
+    }
+    assert!(report.is_empty(), "actors.md is not up to date:\n{report}");
+}
+
+/// The steps of a section: a file, and functions in it.
+fn life(document: &str, title: &str) -> Vec<(String, Vec<String>)> {
+    let section = document.lines().skip_while(|line| *line != title).skip(1);
+    let rows = section.take_while(|line| !line.starts_with("## ")).filter(|line| line.contains("| `src/"));
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let step = |row: &str| {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        (quoted(cells[cells.len() - 2]).concat(), quoted(cells[cells.len() - 1]))
+    };
+    rows.map(step).collect()
+}
+
 #[test]
 fn actors_md_shows_the_same_layers() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("actors.md");

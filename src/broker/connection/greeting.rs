@@ -7,7 +7,7 @@ use super::{Accepted, Admitted, Broker, Phase, ended, last_words, send};
 use crate::broker::counters::SessionLoss;
 use crate::broker::fault;
 use crate::broker::log_limit::{Kind, may_log};
-use crate::broker::router::{Attach, Doom};
+use crate::broker::router::{Attach, CloseReason};
 use crate::broker::sessions::ResumeError;
 use crate::broker::stream::{FrameStream, ReadError};
 use crate::broker::upstream::Dialled;
@@ -317,7 +317,7 @@ struct Attached {
     nonces: Nonces,
     segment: OwnedFd,
     descriptors: ClientDescriptors,
-    ended: watch::Receiver<Option<Doom>>,
+    ended: watch::Receiver<Option<CloseReason>>,
 }
 
 async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> std::io::Result<Attached> {

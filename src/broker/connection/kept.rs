@@ -5,7 +5,7 @@ use super::life::{Begin, Life};
 use crate::broker::counters::SessionLoss;
 use crate::broker::log_limit::{Kind, may_log};
 use crate::broker::roster::Listing;
-use crate::broker::router::{Doom, Gone};
+use crate::broker::router::{CloseReason, Gone};
 use crate::broker::sessions::Answers;
 use crate::shm::peer::{Credentials, Process};
 use crate::shm::segment::Nonces;
@@ -46,7 +46,7 @@ pub(in crate::broker) struct Session {
     /// What says that the peer's process has ended.
     pub(super) process: Process,
     /// Whether the router has ended it.
-    pub(super) ended: watch::Receiver<Option<Doom>>,
+    pub(super) ended: watch::Receiver<Option<CloseReason>>,
     pub(super) answers: Answers,
     /// Questions that were put to the router.
     pub(super) questions: u64,
@@ -66,7 +66,7 @@ impl Session {
         name: Name,
         nonces: Nonces,
         process: Process,
-        ended: watch::Receiver<Option<Doom>>,
+        ended: watch::Receiver<Option<CloseReason>>,
         permit: OwnedSemaphorePermit,
     ) -> Session {
         let Credentials { pid, uid } = peer;
@@ -113,14 +113,14 @@ impl Session {
     }
 
     /// Ends it: the router lets the connection go once it has routed what the client had published.
-    pub(in crate::broker) async fn end(self, broker: &Broker, doom: Option<Doom>) {
+    pub(in crate::broker) async fn end(self, broker: &Broker, close: Option<CloseReason>) {
         broker.sessions.end(self.id);
-        self.gone(broker, doom).await;
+        self.gone(broker, close).await;
     }
 
     /// The router lets the connection go. The permit goes when the session has ended in every respect.
-    pub(super) async fn gone(self, broker: &Broker, doom: Option<Doom>) {
-        let _ = broker.router.send(Gone { key: self.key, id: self.id, doom }).await;
+    pub(super) async fn gone(self, broker: &Broker, close: Option<CloseReason>) {
+        let _ = broker.router.send(Gone { key: self.key, id: self.id, close }).await;
     }
 
     /// It has ended while it awaited its peer, or because it was given up.

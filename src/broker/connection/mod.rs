@@ -27,7 +27,7 @@ use super::health::{Access, Location};
 use super::reload::{self, Source};
 use super::report;
 use super::roster::Roster;
-use super::router::{Ask, Doom, RouterHandle, Settings};
+use super::router::{Ask, CloseReason, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
 use super::supervisor::{Exit, NodeId, Stop, Tree};
 use super::upstream::{self, Dialled, Upstream};
@@ -238,7 +238,7 @@ async fn leave(stream: &mut FrameStream, kept: &Kept, broker: &Broker, end: End)
     let Some(mut session) = kept.take_session() else { return Ok(()) };
     let is_announced = session.is_announced();
     let Session { id, name, listing, .. } = &mut session;
-    let (mut doom, mut result) = (None, Ok(()));
+    let (mut close, mut result) = (None, Ok(()));
     match end {
         End::Left => {
             listing.left();
@@ -255,11 +255,11 @@ async fn leave(stream: &mut FrameStream, kept: &Kept, broker: &Broker, end: End)
         }
         End::Closed(closed) => {
             result = Err(closed.reason.clone());
-            let Doom { code, reason } = closed.clone();
+            let CloseReason { code, reason } = closed.clone();
             if may_log(Kind::Lost) {
                 log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             }
-            doom = Some(closed);
+            close = Some(closed);
             last_words(stream, &BrokerFrame::Closing { code, message: reason }).await;
         }
         End::Shutdown => {
@@ -267,7 +267,7 @@ async fn leave(stream: &mut FrameStream, kept: &Kept, broker: &Broker, end: End)
             last_words(stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
         }
     }
-    session.end(broker, doom).await;
+    session.end(broker, close).await;
     result
 }
 
@@ -282,7 +282,7 @@ enum End {
     /// The socket ended or failed.
     Lost(String),
     /// The router ended it, or what came over the socket made no sense.
-    Closed(Doom),
+    Closed(CloseReason),
     /// The broker ends.
     Shutdown,
 }
@@ -309,7 +309,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
         };
         let body = tokio::select! {
             biased;
-            doom = ended(&mut kept.ended) => return End::Closed(doom),
+            close = ended(&mut kept.ended) => return End::Closed(close),
             Ok(()) = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 match now {
@@ -373,7 +373,7 @@ async fn heed(
     let mut phase = broker.phase.clone();
     let sent = tokio::select! {
         biased;
-        doom = ended(&mut kept.ended) => return Some(End::Closed(doom)),
+        close = ended(&mut kept.ended) => return Some(End::Closed(close)),
         Ok(_) = phase.wait_for(|phase| *phase == Phase::Closing) => return Some(End::Shutdown),
         sent = send(stream, &answer, &[]) => sent,
     };
@@ -397,11 +397,11 @@ async fn unheard(stream: &mut FrameStream, error: std::io::Error) -> End {
 }
 
 /// Why the router has ended the connection, when it has.
-async fn ended(ended: &mut watch::Receiver<Option<Doom>>) -> Doom {
-    match ended.wait_for(Option::is_some).await.map(|doom| doom.clone()) {
-        Ok(Some(doom)) => doom,
+async fn ended(ended: &mut watch::Receiver<Option<CloseReason>>) -> CloseReason {
+    match ended.wait_for(Option::is_some).await.map(|close| close.clone()) {
+        Ok(Some(close)) => close,
         // Neither the connection nor the router exists any more.
-        _ => Doom { code: ClosingCode::Shutdown, reason: "the connection has ended".to_owned() },
+        _ => CloseReason { code: ClosingCode::Shutdown, reason: "the connection has ended".to_owned() },
     }
 }
 
@@ -454,8 +454,8 @@ fn refusal(broker: &Broker, kept: &Session, frame: &ClientFrame) -> Option<Broke
     Some(BrokerFrame::Failed { serial, code: FailedCode::NotAllowed, message })
 }
 
-fn violation(reason: impl ToString) -> Doom {
-    Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
+fn violation(reason: impl ToString) -> CloseReason {
+    CloseReason { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
 }
 
 async fn ask(broker: &Broker, question: Ask) -> Option<BrokerFrame> {

@@ -1,8 +1,8 @@
-//! How a connection is known, and why it was closed.
+//! How a connection is known, what its control requests return, and why it was closed.
 
 use crate::shm::peer::Credentials;
 use crate::shm::ring::Violation;
-use crate::wire::control::ClosingCode;
+use crate::wire::control::{BrokerFrame, ClosingCode, FailedCode};
 use crate::wire::name::Name;
 
 /// The identity of a connection.
@@ -31,4 +31,12 @@ impl From<Violation> for CloseReason {
     fn from(violation: Violation) -> CloseReason {
         CloseReason::violation(violation)
     }
+}
+
+/// What a control request returns.
+pub(super) type ControlReply = Result<BrokerFrame, (FailedCode, String)>;
+
+/// The reply to a connection that has ended.
+pub(super) fn gone() -> (FailedCode, String) {
+    (FailedCode::Unknown, "the connection has ended".to_owned())
 }

@@ -1,5 +1,7 @@
 //! The router's counters, as plain numbers of its own thread.
 
+use crate::wire::record::Outcome;
+
 /// Numbers of events since the start.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counters {
@@ -28,4 +30,34 @@ pub(crate) struct Counters {
     /// Poison messages: records and timers that killed two routers.
     pub(crate) poisoned: u64,
     pub(crate) connections: u64,
+}
+
+impl Counters {
+    /// The counters by their names in the status report.
+    pub(super) fn by_name(&self) -> Vec<(String, u64)> {
+        let named = [
+            ("connections", self.connections),
+            ("records", self.records),
+            ("fragments", self.fragments),
+            ("bytes", self.bytes),
+            ("published", self.published),
+            ("delivered", self.delivered),
+            ("unmatched", self.unmatched),
+            ("dropped", self.dropped.iter().sum()),
+            ("aborted", self.aborted),
+            ("evicted", self.evicted),
+            ("requests", self.requests),
+            ("replies", self.replies),
+            ("chunks", self.chunks),
+            ("cancels", self.cancels),
+            ("late", self.late),
+            ("parked", self.parked),
+            ("violations", self.violations),
+            ("set_aside", self.poisoned),
+            ("looks", self.looks),
+            ("sleeps", self.sleeps),
+        ];
+        let failed = Outcome::ALL.iter().map(|o| (format!("failed_{}", o.as_str()), self.failed[*o as usize - 1]));
+        named.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(failed).collect()
+    }
 }

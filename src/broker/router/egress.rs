@@ -18,10 +18,10 @@ use crate::wire::record::{HEADER_WORDS, Header};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many clients that were woken are remembered: with so many the router has better things to do than to spin.
+/// The most woken clients that are remembered: with as many, spinning does not pay.
 pub(super) const MOST_WOKEN: usize = 16;
 
-/// Whether the client of a connection is to be told of messages that it did not get.
+/// Whether a client must be notified of dropped messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DropNotice {
     /// There are none that it does not know of.
@@ -69,7 +69,7 @@ pub(super) struct Egress {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
-    /// Whether its client is to be told of messages that it did not get.
+    /// Whether its client must be notified of dropped messages.
     pub(super) drops: DropNotice,
     pub(super) keeping: Keeping,
 }
@@ -175,7 +175,7 @@ pub(super) struct Egresses {
     pub(super) table: Vec<Option<Box<Egress>>>,
     pub(super) dirty: Vec<u32>,
     pub(super) pending_close: Vec<(u32, CloseReason)>,
-    /// Connections that have just missed a message, and are to be told.
+    /// Connections that have just missed their first message, and must be notified.
     pub(super) missed: Vec<u32>,
     pub(super) memory: Memory,
     epoch: u64,
@@ -222,7 +222,7 @@ impl Egresses {
         self.table.get_mut(key as usize)?.take()
     }
 
-    /// Whose segment this is, if it is here.
+    /// The connection of this segment.
     pub(super) fn find(&self, segment: &Arc<Segment>) -> Option<u32> {
         let is_it =
             |egress: &Option<Box<Egress>>| egress.as_ref().is_some_and(|o| Arc::ptr_eq(&o.leases.segment, segment));
@@ -376,7 +376,7 @@ impl Egresses {
         }
     }
 
-    /// The client of `key` has rung: there may be space. What waits in the backlog goes first; answers whether
+    /// The client of `key` has rung: there may be space. The backlog goes first; returns whether
     /// publishers that wait should try again.
     #[inline]
     pub(super) fn pump(&mut self, key: u32) -> bool {
@@ -429,7 +429,7 @@ impl Egresses {
         Ok(self.memory.trim(&mut egress.leases, bulk, express, &mut egress.ring)?)
     }
 
-    /// Space was freed in a lane of `key`: a producer that waits is told at the end of the batch.
+    /// Space was freed in a lane of `key`: a producer that waits is woken at the end of the batch.
     #[inline]
     pub(super) fn freed(&mut self, key: u32) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
@@ -445,7 +445,7 @@ impl Egresses {
         egress.placed(key, &mut self.dirty);
     }
 
-    /// Ends a batch: wakes whoever sleeps and has got something. One fence for all, at most one ring for each.
+    /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring each.
     #[inline]
     pub(super) fn flush(&mut self) {
         if self.dirty.is_empty() {

@@ -1,4 +1,4 @@
-//! The half of a connection that comes from its client: two lanes, and what the client has asked for.
+//! The half of a connection that comes from its client: two lanes, and what the client has registered.
 
 use super::connection::Info;
 use super::message::Message;
@@ -19,7 +19,7 @@ pub(super) struct Published {
     pub(super) sent: u64,
 }
 
-/// A message of several records under way in the bulk lane.
+/// A begun message of several records in the bulk lane.
 #[derive(Debug)]
 pub(super) struct Partial {
     /// The client's number of the topic.
@@ -66,7 +66,7 @@ pub(super) struct Ingress {
     pub(super) services: Numbers<ServiceId>,
     /// What it serves, each with the number of the offer.
     pub(super) serving: Vec<(u32, ServiceId)>,
-    /// The number of the next offer: one is not given twice, for a call may be under way that has it.
+    /// The number of the next offer: it is not reused, for a call may be outstanding that has it.
     pub(super) next_offer: u32,
     pub(super) requests: Vec<RequestSlot>,
     pub(super) outstanding: u32,
@@ -75,11 +75,11 @@ pub(super) struct Ingress {
     pub(super) partial_targets: Vec<Key>,
     pub(super) parked: Option<Parked>,
     /// For which connection the message that is next in the bulk lane waits, and since when. It outlasts a try that was
-    /// in vain; what the other side takes of a message under way puts the time off.
+    /// in vain; what the other side takes of a begun message extends the time.
     pub(super) waits: Option<(u32, u64)>,
     /// The client is gone: what it has published is still routed.
     pub(super) ended: bool,
-    /// Cells consumed since a waiting producer was last told of space.
+    /// Cells consumed since a waiting producer was last woken.
     pub(super) since_space: u64,
     /// Rings without a record, since when.
     pub(super) rings: u32,
@@ -88,7 +88,7 @@ pub(super) struct Ingress {
     pub(super) active_at: u64,
     /// A timer waits to see whether the connection is idle.
     pub(super) is_watched: bool,
-    /// What the last question over the control socket was answered, by its number.
+    /// The reply to the last control request, by its number.
     pub(super) answered: Option<Box<(u64, BrokerFrame)>>,
     pub(super) messages: u64,
     pub(super) bytes: u64,

@@ -1,4 +1,5 @@
-//! What the router has under way: so that one that dies leaves nothing half done, and nothing twice.
+//! The journal: the record or timer that the router handles, so that a router that dies leaves nothing half done or done
+//! twice.
 //!
 //! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
 //! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,
@@ -9,21 +10,35 @@
 //! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
 
 use super::message::Message;
-use super::timers::Timer;
 use crate::routing::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;
 
-/// How far the record under way has come.
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// The deadline of a call.
+    Call(Key),
+    /// The bulk lane of a connection has waited long enough.
+    Parked(u32),
+    /// A connection, named by key and id, may have become idle.
+    Idle(u32, u32),
+    /// Compare every segment with its leases.
+    Audit,
+    /// Notify a connection, named by key and id, of dropped messages.
+    Drops(u32, u32),
+}
+
+/// The progress of the record.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Work {
     /// There is none, or nothing is changed yet.
     #[default]
     Undecided,
-    /// The first record of a publish goes to those who are `chosen`.
+    /// The first record of a publish goes to the chosen subscriptions.
     First(Record, u32, Message),
-    /// A further record goes to the receivers of the message under way.
+    /// A further record goes to the receivers of its message.
     Further(Record, Header),
     /// A record of the express lane is carried out.
     Express(Record, Header),
@@ -39,10 +54,10 @@ pub(super) enum Killer {
     Timer(Timer),
 }
 
-/// What is under way.
+/// The record or timer that the router handles.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    /// Whose record, in which lane.
+    /// The connection and the lane of the record.
     pub(super) source: Option<(u32, RingName)>,
     pub(super) work: Work,
     /// Receivers that have the record.
@@ -53,7 +68,7 @@ pub(super) struct Journal {
     pub(super) pump: Option<(u32, Key, u64)>,
     /// A timer that is being carried out.
     pub(super) timer: Option<Timer>,
-    /// What was under way when a router died last, and how often it died of that.
+    /// The record or timer of the last death, and the deaths in a row by it.
     pub(super) killer: Option<Killer>,
     pub(super) deaths: u32,
 }

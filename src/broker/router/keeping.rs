@@ -11,7 +11,7 @@ pub(super) struct Keeping {
     pub(super) bytes: usize,
     /// Records ever kept.
     pub(super) ever: u64,
-    /// The place of the subscription whose turn it is.
+    /// The index of the subscription that is next.
     pub(super) turn: usize,
     /// Where the client sees whether something waits, and how often that has changed.
     newer: Newer,

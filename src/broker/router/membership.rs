@@ -1,4 +1,4 @@
-//! Connections come and go.
+//! Connections open and close.
 
 use super::connection::{CloseReason, Info};
 use super::egress::Egress;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 const MOST_RECENT: usize = 1024;
 
 impl RouterState {
-    /// Takes a new connection in. Answers its key and id. (Asked twice, because the router died before it had
-    /// answered, it takes it in once.)
+    /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it adds
+    /// the connection once.)
     ///
     /// # Errors
     ///
@@ -32,18 +32,18 @@ impl RouterState {
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
     ) -> io::Result<(u32, u32)> {
-        if let Some(key) = self.egresses.find(&segment)
-            && let Some(ingress) = self.ingress(key)
+        if let Some(key) = self.ports.egresses.find(&segment)
+            && let Some(ingress) = self.ports.ingress(key)
         {
             return Ok((key, ingress.info.id));
         }
         let (key, is_new) = match self.free_keys.last() {
             Some(key) => (*key, false),
-            None => (self.ingresses.len() as u32, true),
+            None => (self.ports.ingresses.len() as u32, true),
         };
         self.board.watch(&bells, key)?;
         if is_new {
-            self.ingresses.push(None);
+            self.ports.ingresses.push(None);
         } else {
             self.free_keys.pop();
         }
@@ -52,9 +52,9 @@ impl RouterState {
         let info = Info { id, name, peer };
         let data = segment.data_signal(RingName::Bulk);
         data.arm();
-        self.ingresses[key as usize] = Some(Box::new(Ingress {
+        self.ports.ingresses[key as usize] = Some(Box::new(Ingress {
             info: info.clone(),
-            opened: self.now,
+            opened: self.ports.now,
             bulk,
             express,
             data,
@@ -71,17 +71,17 @@ impl RouterState {
             ended: false,
             since_space: 0,
             rings: 0,
-            rings_since: self.now,
-            active_at: self.now,
+            rings_since: self.ports.now,
+            active_at: self.ports.now,
             is_watched: false,
             answered: None,
             messages: 0,
             bytes: 0,
         }));
-        self.egresses.insert(key, Egress::new(segment, egress, bells));
-        self.schedule.add(key);
-        self.counters.connections += 1;
-        self.tell_connection("opened", &info, None);
+        self.ports.egresses.insert(key, Egress::new(segment, egress, bells));
+        self.ports.schedule.add(key);
+        self.ports.counters.connections += 1;
+        self.pubsub.tell_connection(&mut self.ports, "opened", &info, None);
         Ok((key, id))
     }
 
@@ -93,7 +93,7 @@ impl RouterState {
             id &= 0x7fff_ffff;
             // Nor one that was given back a moment ago: what is still said about that connection is not about this one.
             let is_taken =
-                self.recent.contains(&id) || self.ingresses.iter().flatten().any(|ingress| ingress.info.id == id);
+                self.recent.contains(&id) || self.ports.ingresses.iter().flatten().any(|ingress| ingress.info.id == id);
             if id != 0 && !is_taken {
                 return id;
             }
@@ -101,88 +101,65 @@ impl RouterState {
         }
     }
 
-    /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
+    /// The client of `key` is gone. What it has published is routed still; its services and subscriptions end now.
     pub(super) fn client_gone(&mut self, key: u32, id: u32) {
-        let Some(ingress) = self.ingress_of(key, id) else { return };
+        let Some(ingress) = self.ports.ingress_of(key, id) else { return };
         ingress.ended = true;
-        let serving: Vec<_> = ingress.serving.iter().map(|(_, service)| *service).collect();
-        for service in serving {
-            self.services.unserve(service, key);
-        }
-        self.unsubscribe_all(key);
-        self.retry_waiters(key);
-        self.schedule.wake(key);
-    }
-
-    fn unsubscribe_all(&mut self, key: u32) {
-        let mut at = 0;
-        while let Some(subscription) = self.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied() {
-            at += 1;
-            self.forget_kept(key, subscription);
-        }
-        let Some(egress) = self.egresses.get_mut(key) else { return };
-        // Off the list when they are gone, so that none is left if the router dies between.
-        self.topics.unsubscribe_all(&egress.subscriptions);
-        egress.subscriptions = Vec::new();
+        self.calls.unserve_all(&self.ports, key);
+        self.pubsub.unsubscribe_all(&mut self.ports, key);
+        self.ports.retry_waiters(key);
+        self.ports.schedule.wake(key);
     }
 
     /// The connection `key` broke the protocol over its control socket.
     pub(super) fn close(&mut self, key: u32, id: u32, close: CloseReason) {
-        if self.ingress_of(key, id).is_some() {
-            self.egresses.pending_close.push((key, close));
+        if self.ports.ingress_of(key, id).is_some() {
+            self.ports.egresses.pending_close.push((key, close));
         }
     }
 
-    /// Ends the connections that must end: those that broke the protocol, and those whose client left.
+    /// Closes the connections that are to be closed: they broke the protocol, or their client left.
     pub(super) fn close_pending(&mut self) {
         // Each stays until it is done: a router that dies leaves it to the next.
-        while let Some((key, close)) = self.egresses.pending_close.first().cloned() {
+        while let Some((key, close)) = self.ports.egresses.pending_close.first().cloned() {
             self.end(key, close);
-            self.egresses.pending_close.remove(0);
+            self.ports.egresses.pending_close.remove(0);
         }
     }
 
-    /// Ends a connection now: its calls get their outcome, its subscriptions and topics go, its memory is given back.
+    /// Closes a connection now: its calls get their outcome, its subscriptions and topics end, its memory is given back.
     pub(super) fn end(&mut self, key: u32, close: CloseReason) {
-        if self.ingress(key).is_none() {
+        if self.ports.ingress(key).is_none() {
             return;
         }
         fault::point("router.ending", 0);
-        self.end_calls_of(key);
+        self.calls.end_calls_of(&mut self.ports, key);
         fault::point("router.ending", 1);
-        self.abort_partial(key);
+        self.pubsub.abort_partial(&mut self.ports, key);
         fault::point("router.ending", 2);
-        self.unpark(key);
-        self.schedule.remove(key);
-        self.retry_waiters(key);
-        self.unsubscribe_all(key);
+        self.ports.unpark(key);
+        self.ports.schedule.remove(key);
+        self.ports.retry_waiters(key);
+        self.pubsub.unsubscribe_all(&mut self.ports, key);
         // What is given up is off its list first: a router that dies here gives nothing up twice.
-        let RouterState { ingresses, services, .. } = self;
-        let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
-        while let Some((_, service)) = ingress.serving.pop() {
-            services.unserve(service, key);
-            services.release(service);
+        self.calls.release_all(&mut self.ports, key);
+        while let Some(published) = self.ports.ingress_mut(key).and_then(|ingress| ingress.topics.take_any()) {
+            self.pubsub.release_topic(&mut self.ports, published.topic);
         }
-        while let Some(service) = ingress.services.take_any() {
-            services.release(service);
-        }
-        while let Some(published) = self.ingress_mut(key).and_then(|ingress| ingress.topics.take_any()) {
-            self.release_topic(published.topic);
-        }
-        if let Some(egress) = self.egresses.remove(key) {
+        if let Some(egress) = self.ports.egresses.remove(key) {
             self.board.unwatch(egress.bells());
-            self.egresses.memory.forget(egress.ring.window());
+            self.ports.egresses.memory.forget(egress.ring.window());
         }
-        let Some(ingress) = self.ingresses[key as usize].take() else { return };
-        self.egresses.memory.forget(ingress.windows());
+        let Some(ingress) = self.ports.ingresses[key as usize].take() else { return };
+        self.ports.egresses.memory.forget(ingress.windows());
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
         if self.recent.len() > MOST_RECENT {
             self.recent.pop_front();
         }
-        self.counters.violations += u64::from(close.code != crate::wire::control::ClosingCode::Shutdown);
+        self.ports.counters.violations += u64::from(close.code != crate::wire::control::ClosingCode::Shutdown);
         self.ended.push((ingress.info.clone(), close.clone()));
-        self.tell_connection("closed", &ingress.info, Some(&close.reason));
+        self.pubsub.tell_connection(&mut self.ports, "closed", &ingress.info, Some(&close.reason));
         fault::point("router.ending", 3);
     }
 }

@@ -78,7 +78,7 @@ impl Chosen {
         }
     }
 
-    /// The subscription's owner is told the name of the topic, if it has yet to be.
+    /// Sends the name of the topic to the subscription's owner, unless it knows it.
     #[inline]
     pub(super) fn name(&self, topic: TopicId, owner: u32, topics: &mut Topics, egresses: &mut Egresses) {
         if self.announce {

@@ -1,47 +1,54 @@
 //! `ShmRouter`: the actor that owns every ring. It runs on an arbiter of its own.
 //!
+//! ```text
+//!             clients                                                    clients
+//!                │ records                                                  ▲ records
+//!   ┌────────────┼──────────────────────────── Ports ───────────────────────┼───────────┐
+//!   │        ingresses ───► one record ──┬──────────────────────────► egresses          │
+//!   └────────────────────────────────────┼──────────────────────────────────────────────┘
+//!                        bulk: PubSub    │    express: Calls
+//!   RouterState: owns the three, serves one connection a step, opens and closes connections, recovers
+//! ```
+//!
 //! Each file uses only files that stand above it in this table.
 //!
 //! | file | idea |
 //! |---|---|
-//! | `settings`, `counters`, `timings`, `timers` | limits in the router's units; numbers; durations; kinds of timers |
+//! | `settings`, `counters`, `timings` | limits in the router's units; numbers; durations |
 //! | `connection` | how a connection is known, and why it was closed |
 //! | `reclaim`, `memory` | leases of the rings' extensions; their pages go back on threads of their own |
-//! | `keeping`, `egress` | the half of a connection that goes to its client |
+//! | `keeping`, `egress`, `egress_kept` | the half of a connection that goes to its client |
 //! | `journal` | the record or timer under way, for the next router if this one dies |
 //! | `message`, `ingress` | a message that is routed; the half of a connection that comes from its client |
-//! | `call` | a request under way |
-//! | `state` | what the router owns; one step of its work |
-//! | `parking` | bulk lanes that wait for credit, space, or the end of the grace |
-//! | `publish`, `abort`, `drops`, `kept` | publish and subscribe: the bulk lane |
-//! | `breakers`, `calls`, `outcomes` | requests, replies, streams, cancels, credit: the express lane |
-//! | `ask`, `snapshot` | control requests; the router's state at one moment |
-//! | `membership` | connections open and close |
+//! | `ports` | all connections, with time, timers, counters and the journal |
+//! | `parking`, `polling` | bulk lanes that wait; polled and sleeping connections |
+//! | `pubsub` | publish and subscribe: the bulk lane |
+//! | `calls` | requests, replies, streams, cancels, credit: the express lane |
+//! | `state` | owner of the parts; one step of the work |
+//! | `ask`, `snapshot`, `membership` | control requests; the state at one moment; connections open and close |
+//! | `doorbells` | clients that are not polled ring |
 //! | `recovery` | a new router completes what the last one had under way |
-//! | `polling`, `turn` | polled and sleeping connections; the loop: work, spin, sleep |
+//! | `turn` | the loop: work, spin, sleep |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
 
-mod abort;
 mod ask;
-mod breakers;
-mod call;
 mod calls;
 mod connection;
 mod counters;
-mod drops;
+mod doorbells;
 mod egress;
+mod egress_kept;
 mod ingress;
 mod journal;
 mod keeping;
-mod kept;
 mod membership;
 mod memory;
 mod message;
-mod outcomes;
 mod parking;
 mod polling;
-mod publish;
+mod ports;
+mod pubsub;
 mod reclaim;
 mod recovery;
 mod settings;
@@ -49,14 +56,13 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
-mod timers;
 mod timings;
 mod turn;
 
-pub(crate) use self::breakers::{state as breaker_state, status as breaker_status};
-pub(crate) use self::state::{ECHO, RouterState};
+pub(crate) use self::calls::ECHO;
+pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
+pub(crate) use self::state::RouterState;
 pub(crate) use connection::CloseReason;
-pub(crate) use connection::CloseReason as Doom; // until the session files use the new name
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterFigures, ServiceFigures};
 pub(crate) use turn::Shared;
@@ -76,7 +82,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Takes a connection in. Answers its key and id.
+/// Adds a connection. Returns its key and id.
 #[derive(Message, Clone)]
 #[rtype(result = "io::Result<(u32, u32)>")]
 pub(crate) struct Attach {
@@ -85,7 +91,7 @@ pub(crate) struct Attach {
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
-    /// Where to say if the connection must end. Whoever holds the session then sees it.
+    /// Where the router reports that it has closed the connection.
     pub(crate) owner: watch::Sender<Option<CloseReason>>,
 }
 
@@ -97,10 +103,10 @@ pub(crate) struct Gone {
     pub(crate) id: u32,
     /// It broke the protocol: nothing of it is routed any more. (If the router itself found that out, it knows
     /// already.)
-    pub(crate) doom: Option<CloseReason>,
+    pub(crate) close: Option<CloseReason>,
 }
 
-/// A question from the control socket. Answers the frame to send, if the connection still exists.
+/// A control request. Returns the frame to send, if the connection still exists.
 #[derive(Message, Clone)]
 #[rtype(result = "Option<BrokerFrame>")]
 pub(crate) struct Ask {
@@ -111,7 +117,7 @@ pub(crate) struct Ask {
     pub(crate) frame: ClientFrame,
 }
 
-/// Asks for the gates of all services, of which those at rest without users are forgotten first. Gates that are made
+/// Requests the gates of all services, of which those at rest without users are forgotten first. Gates that are made
 /// from now on begin with these rules.
 #[derive(Message, Clone)]
 #[rtype(result = "Vec<(Name, Arc<Gate>)>")]
@@ -132,12 +138,12 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[rtype(result = "()")]
 pub(crate) struct OpenLanes;
 
-/// Asks whether nothing is under way.
+/// Whether no record, call or backlog is left.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
 
-/// Asks how the broker is, for the health endpoints.
+/// Requests a snapshot of the router, for the health endpoints.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "Surveyed")]
 pub(crate) struct Survey {
@@ -158,8 +164,8 @@ pub(crate) struct Surveyed {
 
 /// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
 ///
-/// The router may die and be built anew; then a message that was not answered is sent to the next one. So each message
-/// is such that carrying it out twice is as good as once.
+/// The router may die and be built anew; then a message without a reply is sent to the next one. So each message is
+/// idempotent.
 #[derive(Clone)]
 pub(crate) struct RouterHandle {
     address: watch::Receiver<Option<Addr<ShmRouter>>>,
@@ -231,14 +237,14 @@ impl ShmRouter {
     fn with<T>(&mut self, work: impl FnOnce(&mut RouterState) -> T) -> T {
         let now = self.shared.now();
         let result = {
-            let mut state = self.shared.state.borrow_mut();
+            let state = &mut *self.shared.state.borrow_mut();
             state.set_now(now);
             fault::point("router.message", 0);
-            let result = work(&mut state);
+            let result = work(state);
             fault::point("router.answering", 0);
             state.close_pending();
-            state.watch_kept();
-            state.egresses.flush();
+            state.pubsub.watch_kept(&mut state.ports);
+            state.ports.egresses.flush();
             result
         };
         self.shared.tell_ended();
@@ -280,7 +286,7 @@ impl Handler<Gone> for ShmRouter {
 
     fn handle(&mut self, message: Gone, _: &mut Self::Context) {
         self.shared.owners.borrow_mut().remove(&message.id);
-        self.with(|state| match message.doom {
+        self.with(|state| match message.close {
             Some(close) => state.close(message.key, message.id, close),
             None => state.client_gone(message.key, message.id),
         });
@@ -299,7 +305,7 @@ impl Handler<Gates> for ShmRouter {
     type Result = MessageResult<Gates>;
 
     fn handle(&mut self, Gates(rules): Gates, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| state.gates(rules.clone())))
+        MessageResult(self.with(|state| state.calls.gates(rules.clone())))
     }
 }
 
@@ -315,7 +321,9 @@ impl Handler<Announce> for ShmRouter {
     type Result = ();
 
     fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
-        self.with(|state| news.iter().for_each(|(topic, text)| state.publish_system(topic, text)));
+        self.with(|state| {
+            news.iter().for_each(|(topic, text)| state.pubsub.publish_system(&mut state.ports, topic, text))
+        });
     }
 }
 
@@ -343,7 +351,7 @@ impl Handler<OpenLanes> for ShmRouter {
     type Result = ();
 
     fn handle(&mut self, _: OpenLanes, _: &mut Self::Context) {
-        self.with(RouterState::open_lanes);
+        self.with(|state| state.ports.open_lanes());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pages go back to the system on threads of their own.
 //!
 //! Punching a hole takes the file's lock in the kernel, and a client can hold that for as long as it likes: it writes
-//! to the file out of memory whose page fault it answers itself (FUSE, userfaultfd). The router must not wait for that.
+//! to the file out of memory whose page faults it handles itself (FUSE, userfaultfd). The router must not wait for that.
 //! Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages count
 //! as leased, and the connection leases nothing.
 //!
@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 /// Threads at a time. Each ends when there is nothing more to do.
 const MOST_WORKERS: u64 = 4;
-/// Reclaims that wait for a thread. Who finds no place is tried again later.
+/// Reclaims that wait for a thread. Those beyond it are tried again later.
 const MOST_WAITING: usize = 256;
 /// They call the system and nothing else.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// Extensions of one segment that nobody uses any more, with their cells.
+/// Extensions of one segment that are no longer used, with their cells.
 #[derive(Debug)]
 struct Work {
     segment: Arc<Segment>,
@@ -28,7 +28,7 @@ struct Work {
     is_done: Arc<AtomicU64>,
 }
 
-/// A reclaim under way.
+/// A reclaim that has begun.
 #[derive(Debug)]
 pub(super) struct Reclaim {
     is_done: Arc<AtomicU64>,
@@ -58,7 +58,7 @@ struct Shared {
     refused: AtomicU64,
 }
 
-/// Who gives pages back.
+/// Gives pages back to the system.
 #[derive(Debug)]
 pub(super) struct Reclaimer(Arc<Shared>);
 
@@ -76,13 +76,13 @@ impl Reclaimer {
         !self.0.waiting.is_full()
     }
 
-    /// Gives the first cells of these rings' extensions back, soon. Nobody may use them from now on.
+    /// Gives the first cells of these rings' extensions back, soon. They must not be used from now on.
     pub(super) fn start(&mut self, segment: &Arc<Segment>, rings: Vec<(RingName, u32)>) -> Reclaim {
         let is_done = Arc::new(AtomicU64::new(0));
         let cells = rings.iter().map(|(_, cells)| u64::from(*cells)).sum();
         let work = Work { segment: segment.clone(), rings, is_done: is_done.clone() };
         if self.0.waiting.push(work).is_err() {
-            debug_assert!(false, "nobody else asks for room");
+            debug_assert!(false, "has_room was checked");
         }
         if self.0.claim() {
             let shared = self.0.clone();
@@ -95,7 +95,7 @@ impl Reclaimer {
         Reclaim { is_done, cells }
     }
 
-    /// Cells given back since this was last asked.
+    /// Cells given back since the last call.
     pub(super) fn take_freed(&mut self) -> u64 {
         self.0.freed.swap(0, Ordering::Relaxed)
     }

@@ -58,7 +58,7 @@ impl Router {
     }
 
     fn connect(&mut self) -> Peer {
-        let geometry = self.state.settings.geometry;
+        let geometry = self.state.ports.settings.geometry;
         let nonces = Nonces::random().unwrap();
         let segment = Segment::create(geometry, nonces, 0o600).unwrap();
         let (bells, descriptors) = BrokerBells::new().unwrap();
@@ -66,7 +66,7 @@ impl Router {
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
         let (name, segment) = ("peer".parse().unwrap(), segment.into());
         // Their ids are small numbers in the order in which they come.
-        let nonce = self.state.counters.connections + 1;
+        let nonce = self.state.ports.counters.connections + 1;
         let (key, id) = self.state.attach(name, nonce, peer, segment, bells.into()).unwrap();
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair().unwrap();
@@ -120,9 +120,9 @@ impl Router {
     fn run(&mut self) {
         self.survive(|state| {
             state.look();
-            while state.step() | state.poll_quiet() {}
+            while state.step() | state.ports.poll_quiet() {}
             state.close_pending();
-            state.egresses.flush();
+            state.ports.egresses.flush();
         });
     }
 
@@ -150,7 +150,7 @@ impl Router {
     }
 
     fn pass(&mut self, ms: u64) {
-        let now = self.state.now + ms * 1_000_000;
+        let now = self.state.ports.now + ms * 1_000_000;
         self.survive(|state| state.advance(now));
         self.run();
     }
@@ -254,13 +254,13 @@ fn steady_routing_allocates_nothing() {
     for n in 0..2000 {
         round(&mut router, n);
     }
-    let before = router.state.counters.records;
+    let before = router.state.ports.counters.records;
     let counted = allocation_counter::measure(|| {
         for n in 2000..4000 {
             round(&mut router, n);
         }
     });
-    assert_eq!(router.state.counters.records - before, 2000 * 4);
+    assert_eq!(router.state.ports.counters.records - before, 2000 * 4);
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
@@ -278,11 +278,11 @@ fn a_publish_goes_to_all_or_waits_and_nothing_is_doubled() {
     // Nine cells of credit less what may be owed: the slow one stops the publisher.
     let before = quick.take_all(&mut router).len();
     assert!((5..15).contains(&before), "{before}");
-    assert_eq!(router.state.counters.parked, 1);
+    assert_eq!(router.state.ports.counters.parked, 1);
     router.pass(999);
-    assert_eq!(router.state.counters.evicted, 0);
+    assert_eq!(router.state.ports.counters.evicted, 0);
     router.pass(2);
-    assert_eq!(router.state.counters.evicted, 1);
+    assert_eq!(router.state.ports.counters.evicted, 1);
     let after = quick.take_all(&mut router);
     let numbers: Vec<u64> = after.iter().map(|(header, _)| header.seq).collect();
     assert_eq!(before - 1 + after.len(), 15, "the first record named the topic");
@@ -317,7 +317,7 @@ fn each_request_has_one_outcome() {
     let late = Header { flags, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
     responder.push(true, late, b"z");
     router.run();
-    assert_eq!((router.state.counters.late, requester.take()), (1, None));
+    assert_eq!((router.state.ports.counters.late, requester.take()), (1, None));
     assert!(router.state.is_quiescent());
 }
 
@@ -342,10 +342,10 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         requester.request(slot, 2, service, b"x");
         router.run();
     }
-    assert_eq!(router.state.calls.len(), 10);
+    assert_eq!(router.state.calls.outstanding(), 10);
     router.state.client_gone(requester.key, requester.id);
     router.run();
-    assert_eq!(router.state.calls.len(), 0);
+    assert_eq!(router.state.calls.outstanding(), 0);
     assert!(router.state.is_quiescent());
 }
 
@@ -362,8 +362,8 @@ fn a_client_that_goes_has_its_lanes_drained_first() {
     router.run();
     let taken = subscriber.take_all(&mut router);
     assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
-    assert!(router.state.ingress(publisher.key).is_none());
-    assert_eq!(router.state.topics.len(), 0);
+    assert!(router.state.ports.ingress(publisher.key).is_none());
+    assert_eq!(router.state.pubsub.topics().len(), 0);
     assert_eq!(kinds(&taken).last(), Some(&Kind::TopicGone));
 }
 
@@ -374,7 +374,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
     let echo = router.service(&silent, "echo");
     let others = router.service(&other, "echo");
     let mut generation = 0;
-    while router.state.ingress(silent.key).is_some() {
+    while router.state.ports.ingress(silent.key).is_some() {
         generation += 1;
         assert!(generation < 2000, "never ended");
         silent.request(0, generation, echo, &[1; 1000]);
@@ -410,7 +410,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
     let (failed, answered): (Vec<_>, Vec<_>) = got.iter().partition(|(header, _)| overloaded(header));
     assert!(answered.iter().all(|(header, _)| header.kind == Kind::Answer), "one outcome each");
     assert!(!failed.is_empty() && failed.len() + answered.len() == 500, "{} and {}", failed.len(), answered.len());
-    assert!(router.state.ingress(requester.key).is_some());
+    assert!(router.state.ports.ingress(requester.key).is_some());
 }
 
 #[test]
@@ -426,8 +426,8 @@ fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
     }
     router.state.client_gone(publisher.key, publisher.id);
     router.run();
-    assert!(router.state.ingress(publisher.key).is_none(), "it has ended");
-    assert!(router.state.ingress(subscriber.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ports.ingress(publisher.key).is_none(), "it has ended");
+    assert!(router.state.ports.ingress(subscriber.key).is_some(), "{:?}", router.state.ended);
     let gone = subscriber.take_all(&mut router);
     assert!(gone.iter().filter(|(header, _)| header.kind == Kind::TopicGone).count() > 500);
 }
@@ -439,15 +439,15 @@ fn a_reader_that_sleeps_is_woken_for_records_and_not_because_its_lane_was_emptie
     let topic = router.topic(&peer, "a.b");
     let sleeps = peer.segment.data_signal(RingName::Egress);
     sleeps.arm();
-    let rung = router.state.egresses.rung;
+    let rung = router.state.ports.egresses.rung;
     assert!(peer.publish(topic, b"nobody hears it"));
     router.run();
-    assert_eq!((router.state.counters.published, router.state.egresses.rung - rung), (1, 0));
+    assert_eq!((router.state.ports.counters.published, router.state.ports.egresses.rung - rung), (1, 0));
     assert!(sleeps.is_armed());
     router.subscribe(&peer, "a.b", DeliveryPolicy::Block, 100);
     assert!(peer.publish(topic, b"it hears it itself"));
     router.run();
-    assert_eq!(router.state.egresses.rung - rung, 1);
+    assert_eq!(router.state.ports.egresses.rung - rung, 1);
     assert!(!sleeps.is_armed());
 }
 
@@ -473,6 +473,6 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
         assert!(router.state.step());
         taken += 1;
     }
-    let window = router.state.ingress(peer.key).unwrap().bulk.window();
+    let window = router.state.ports.ingress(peer.key).unwrap().bulk.window();
     assert!(placed >= window && (placed / 4..placed / 2).contains(&taken), "told after {taken} of {placed}");
 }

@@ -1,4 +1,4 @@
-//! What the router's visits to connections tell: how long, and how many records. Plain numbers of the router's own.
+//! Timings of the router's visits to connections, and their records. Plain numbers of the router's thread.
 //!
 //! One clock read a batch says when a batch ended, but not when it began: the router may have polled in vain before. So
 //! each 16th visit has the clock read before it; the next read, which comes anyway, ends it. Each message of a visit
@@ -9,10 +9,10 @@ use crate::routing::histogram::{Durations, Sizes};
 use crate::routing::services::CallTimes;
 use crate::wire::name::Name;
 
-/// Of so many visits one is timed.
+/// One visit of this number is timed.
 const TIMED: u32 = 16;
 
-/// What was told so far.
+/// The timings since the start.
 #[derive(Debug, Default)]
 pub(super) struct Timings {
     pub(super) in_broker: Durations,
@@ -63,7 +63,7 @@ impl Timings {
         self.is_begun = true;
     }
 
-    /// A visit has brought so many records.
+    /// Notes a visit and its records.
     #[inline]
     pub(super) fn visited(&mut self, records: u64) {
         if records == 0 {

@@ -11,9 +11,9 @@
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that answers at
-//! once finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and
-//! then the loop yields to the mailbox.
+//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that replies at
+//! once finds it one system call away. A message to the actor is followed by a ring of the router's own bell (see
+//! `RouterHandle`), and then the loop yields to the mailbox.
 
 use super::connection::CloseReason;
 use super::polling::Spinning;
@@ -53,7 +53,7 @@ impl Shared {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Tells who holds the sessions of connections that the router has ended.
+    /// Notifies the sessions whose connections the router has closed.
     pub(super) fn tell_ended(&self) {
         loop {
             let Some((info, close)) = self.state.borrow_mut().ended.pop() else { return };
@@ -81,7 +81,7 @@ impl RouterState {
 pub(super) async fn run(shared: Rc<Shared>) {
     let (wait, spin_max) = {
         let state = shared.state.borrow();
-        (state.settings.wait, state.settings.spin_max)
+        (state.ports.settings.wait, state.ports.settings.spin_max)
     };
     let (mut spin, mut looked) = (spin_max, 0);
     loop {
@@ -113,18 +113,18 @@ pub(super) async fn run(shared: Rc<Shared>) {
 /// One step, before which the clock is read if it is to be timed.
 #[inline]
 fn step(shared: &Shared, state: &mut RouterState) -> bool {
-    if state.timings.wants_clock() && !state.schedule.is_idle() {
+    if state.timings.wants_clock() && !state.ports.schedule.is_idle() {
         state.set_now(shared.now());
         state.timings.begins();
     }
     state.step()
 }
 
-/// Works until there is nothing to do, or the turn is over. Answers whether the turn ended with work left.
+/// Works until no work is left, or the turn is over. Returns whether work is left.
 fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     state.turned();
-    let (started, turn_max) = (state.now, state.settings.turn_max);
+    let (started, turn_max) = (state.ports.now, state.ports.settings.turn_max);
     // What was found comes first, the clock after it.
     let mut worked = step(shared, &mut state);
     let now = shared.now();
@@ -132,14 +132,14 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
     look_if_due(&mut state, looked);
     loop {
         worked |= step(shared, &mut state);
-        let found = state.poll_quiet();
+        let found = state.ports.poll_quiet();
         if !worked && !found {
             return false;
         }
         worked = false;
         state.set_now(shared.now());
         look_if_due(&mut state, looked);
-        if state.now - started > turn_max {
+        if state.ports.now - started > turn_max {
             return true;
         }
     }
@@ -147,25 +147,25 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
 
 /// Looks at the bells, unless that was done a moment ago: it is a system call.
 fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
-    if state.now - *looked < LOOK_EVERY {
+    if state.ports.now - *looked < LOOK_EVERY {
         return 0;
     }
-    *looked = state.now;
+    *looked = state.ports.now;
     state.look()
 }
 
 /// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays
-/// or not. Answers whether there is something to do.
+/// or not. Returns whether there is work.
 fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
-    state.publish_cpu(cpu);
-    let (started, most) = (state.now, budget.unwrap_or(state.settings.turn_max));
+    state.ports.publish_cpu(cpu);
+    let (started, most) = (state.ports.now, budget.unwrap_or(state.ports.settings.turn_max));
     let mut yielded = false;
     loop {
-        match state.spinning_can_pay(cpu) {
+        match state.ports.spinning_can_pay(cpu) {
             Spinning::IsInTheWay if budget.is_some() && !yielded => {
-                // Whom we have woken may answer within microseconds: cheaper than to sleep and be woken ourselves.
+                // A client that was just woken may reply within microseconds: yielding is cheaper than sleeping.
                 yielded = true;
                 yield_cpu();
                 state.set_now(shared.now());
@@ -178,7 +178,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
             _ => return false,
         }
         for _ in 0..POLLS {
-            if state.poll_quiet() {
+            if state.ports.poll_quiet() {
                 return true;
             }
             std::hint::spin_loop();
@@ -187,7 +187,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
         if look_if_due(&mut state, looked) > 0 {
             return true;
         }
-        if state.now - started > most {
+        if state.ports.now - started > most {
             return false;
         }
     }
@@ -197,13 +197,13 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
 /// before it came to that.
 fn sleep(shared: &Shared) -> bool {
     let mut state = shared.state.borrow_mut();
-    state.publish_cpu(current_cpu());
-    if !state.cool_all() {
+    state.ports.publish_cpu(current_cpu());
+    if !state.ports.cool_all() {
         return false;
     }
     let now = shared.now();
-    let left = state.wheel.next().map(|at| Duration::from_nanos(at.saturating_sub(now)));
-    state.counters.sleeps += 1;
+    let left = state.ports.wheel.next().map(|at| Duration::from_nanos(at.saturating_sub(now)));
+    state.ports.counters.sleeps += 1;
     // A bell that has rung meanwhile ends the wait at once.
     state.look_for(left);
     state.set_now(shared.now());

@@ -41,7 +41,7 @@ impl Scene {
         let (requester, responder) = (router.connect(), router.connect());
         router.serve(&responder, "s", 0);
         let service = router.service(&requester, "s");
-        let (news, rules) = (router.state.events.breakers(), router.state.settings.breakers.clone());
+        let (news, rules) = (router.state.ports.events.breakers(), router.state.ports.settings.breakers.clone());
         let (breakers, changed) = (Breakers::new(rules), Vec::new());
         Scene { router, news, breakers, changed, requester, responder, service, sent: 0 }
     }
@@ -109,7 +109,7 @@ impl Scene {
     fn set(&mut self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Option<BreakerStatus> {
         self.take_up();
         let order = Order { service: &service.parse().unwrap(), order, time, by: 9 };
-        let (status, changes) = self.breakers.obey(&order, self.router.state.now)?;
+        let (status, changes) = self.breakers.obey(&order, self.router.state.ports.now)?;
         self.changed.extend(changes);
         Some(status)
     }
@@ -117,7 +117,7 @@ impl Scene {
     /// The timer of the actor fires. Answers when it is to fire again.
     fn tick(&mut self) -> Option<Duration> {
         self.take_up();
-        let (changes, next) = self.breakers.tick(self.router.state.now);
+        let (changes, next) = self.breakers.tick(self.router.state.ports.now);
         self.changed.extend(changes);
         next
     }
@@ -166,7 +166,7 @@ fn a_trial_lets_three_through_and_a_failed_one_doubles_the_wait() {
         scene.answer(call, END);
     }
     scene.requester.take_all(&mut scene.router);
-    assert_eq!(scene.router.state.counters.late, 2);
+    assert_eq!(scene.router.state.ports.counters.late, 2);
     assert_eq!(scene.breaker().state, BreakerState::Open);
 
     scene.router.pass(1999);
@@ -198,7 +198,11 @@ fn deadlines_and_lost_responders_count_and_error_replies_that_are_no_failure_do_
     let late = scene.responder.take_all(&mut scene.router)[0].0.seq;
     assert_eq!(scene.breaker().failures, 4);
     scene.answer(late, END);
-    assert_eq!((scene.breaker().failures, scene.router.state.counters.late), (4, 1), "a late answer is no success");
+    assert_eq!(
+        (scene.breaker().failures, scene.router.state.ports.counters.late),
+        (4, 1),
+        "a late answer is no success"
+    );
     scene.requester.take_all(&mut scene.router);
     scene.round(ERROR);
     assert_eq!(scene.breaker().failures, 0);
@@ -287,20 +291,20 @@ fn what_the_requester_brings_about_itself_does_not_count() {
     assert!(scene.requester.push(true, begun, &[1; 1000]));
     scene.router.run();
     scene.router.pass(101);
-    assert_eq!(scene.router.state.counters.failed[Outcome::Cancelled as usize - 1], 1);
-    assert_eq!(scene.router.state.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
+    assert_eq!(scene.router.state.ports.counters.failed[Outcome::Cancelled as usize - 1], 1);
+    assert_eq!(scene.router.state.ports.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
     // It takes nothing of its answer, so that the responder may send no more.
     scene.responder.take_all(&mut scene.router);
     scene.ask(2);
     let call = scene.call().unwrap();
-    while scene.router.state.calls.iter().any(|(_, call)| call.may_be_answered(9)) {
+    while scene.router.state.calls.outstanding_calls().any(|(_, call)| call.may_be_answered(9)) {
         let chunk = Header { flags: Flags::WHOLE, seq: call, total: 1000, ..Header::new(Kind::Response) };
         assert!(scene.responder.push(true, chunk, &[7; 1000]));
         scene.router.run();
         scene.requester.take_all(&mut scene.router);
     }
     scene.router.pass(101);
-    assert_eq!(scene.router.state.counters.failed[Outcome::DeadlineExceeded as usize - 1], 2);
+    assert_eq!(scene.router.state.ports.counters.failed[Outcome::DeadlineExceeded as usize - 1], 2);
     // It leaves.
     scene.ask(3);
     scene.router.state.client_gone(scene.requester.key, scene.requester.id);
@@ -416,14 +420,14 @@ fn orders_are_obeyed_for_their_time_and_the_unknown_is_named() {
 #[test]
 fn a_service_that_is_forgotten_takes_no_order_and_one_with_an_order_is_not_forgotten() {
     let mut scene = Scene::new();
-    let rules = scene.router.state.settings.breakers.clone();
+    let rules = scene.router.state.ports.settings.breakers.clone();
     scene.set("s", BreakerOrder::Open, None).unwrap();
     for peer in [&scene.responder, &scene.requester] {
         scene.router.state.client_gone(peer.key, peer.id);
     }
     scene.router.run();
     let named =
-        |scene: &mut Scene| scene.router.state.gates(rules.clone()).iter().any(|(name, _)| name.as_str() == "s");
+        |scene: &mut Scene| scene.router.state.calls.gates(rules.clone()).iter().any(|(name, _)| name.as_str() == "s");
     assert!(named(&mut scene), "somebody wanted it so");
     scene.set("s", BreakerOrder::Auto, None).unwrap();
     assert!(!named(&mut scene));
@@ -433,9 +437,9 @@ fn a_service_that_is_forgotten_takes_no_order_and_one_with_an_order_is_not_forgo
 #[test]
 fn a_gate_has_the_rules_that_the_actor_has_before_its_first_request() {
     let mut scene = Scene::new();
-    let mut book = (*scene.router.state.settings.breakers).clone();
+    let mut book = (*scene.router.state.ports.settings.breakers).clone();
     book.general.failure_threshold = 1;
-    scene.router.state.gates(book.into());
+    scene.router.state.calls.gates(book.into());
     let responder = scene.router.connect();
     scene.router.serve(&responder, "later", 0);
     let of = |name: &str, scene: &Scene| {

@@ -215,7 +215,7 @@ fn scenario() -> (Ledger, u32) {
     read_answers(&mut router, &mut requester, &mut ledger);
 
     router.pass(600);
-    let c = &router.state.counters;
+    let c = &router.state.ports.counters;
     ledger.counters = vec![
         ("published", c.published),
         ("delivered", c.delivered),
@@ -224,7 +224,7 @@ fn scenario() -> (Ledger, u32) {
         ("set_aside", c.poisoned),
         ("late", c.late),
     ];
-    ledger.quiescent = router.state.is_quiescent() && router.state.calls.len() == 0;
+    ledger.quiescent = router.state.is_quiescent() && router.state.calls.outstanding() == 0;
     (ledger, router.deaths)
 }
 
@@ -309,7 +309,7 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
         router.run();
         assert!(spent(&router));
     }
-    assert_eq!((router.deaths, router.state.counters.poisoned), (4, 2));
+    assert_eq!((router.deaths, router.state.ports.counters.poisoned), (4, 2));
     let got: Vec<_> = subscribers
         .iter_mut()
         .map(|subscriber| {

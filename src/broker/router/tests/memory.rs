@@ -4,6 +4,7 @@ use super::*;
 use crate::broker::router::egress::Egresses;
 use crate::broker::router::ingress::Ingress;
 use crate::broker::router::memory;
+use crate::broker::router::ports::Ports;
 use std::time::{Duration, Instant};
 
 /// Pages go back on another thread.
@@ -34,13 +35,13 @@ fn windows_grow_under_load_and_are_given_back() {
     let topic = router.topic(&publisher, "t");
     for round in 0..3 {
         flood(&mut router, &mut publisher, topic);
-        let (used, pages) = (router.state.egresses.memory.used(), subscriber.segment.pages().unwrap());
+        let (used, pages) = (router.state.ports.egresses.memory.used(), subscriber.segment.pages().unwrap());
         assert!(used > 0 && pages > 1, "{used} cells, {pages} pages in round {round}");
         let delivered = subscriber.take_all(&mut router).len();
         assert!(delivered > 200, "{delivered}");
         // Nobody sends anything: the one who was only given has to say nothing for that.
         router.pass(600);
-        wait_until("the pages to be back", || router.state.egresses.memory.used() == 0);
+        wait_until("the pages to be back", || router.state.ports.egresses.memory.used() == 0);
         // A reader that looks for its next record may touch a page of its extension.
         assert!(subscriber.segment.pages().unwrap() <= 2);
     }
@@ -57,19 +58,19 @@ fn a_window_that_is_in_use_stays_until_it_is_not() {
     let topic = router.topic(&publisher, "t");
     flood(&mut router, &mut publisher, topic);
     router.pass(600);
-    let unread = router.state.egresses.get(subscriber.key).unwrap().ring.window();
+    let unread = router.state.ports.egresses.get(subscriber.key).unwrap().ring.window();
     assert!(unread > 0, "records lie in it");
     subscriber.take_all(&mut router);
     router.pass(600);
     router.pass(5_000);
-    wait_until("the pages to be back", || router.state.egresses.memory.used() == 0);
+    wait_until("the pages to be back", || router.state.ports.egresses.memory.used() == 0);
 }
 
 #[test]
 fn an_honest_client_passes_every_audit_while_its_pages_go_back() {
     let mut router = Router::new(|_| {});
     let peer = router.connect();
-    let RouterState { egresses, ingresses, .. } = &mut router.state;
+    let Ports { egresses, ingresses, .. } = &mut router.state.ports;
     let ingress = ingresses[peer.key as usize].as_deref_mut().expect("its ingress");
     let (mut audits, mut pending) = (0, 0);
     for cycle in 0..3000 {
@@ -135,7 +136,7 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
     assert!(matches!(router.ask(&other, frame), BrokerFrame::Failed { .. }));
     router.state.client_gone(hog.key, hog.id);
     router.run();
-    assert!(router.state.ingress(hog.key).is_none());
-    assert_eq!((router.state.topics.len(), router.state.topics.subscriptions.len()), (0, 0));
+    assert!(router.state.ports.ingress(hog.key).is_none());
+    assert_eq!((router.state.pubsub.topics().len(), router.state.pubsub.topics().subscriptions.len()), (0, 0));
     router.topic(&other, "one.more");
 }

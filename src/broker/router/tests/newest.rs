@@ -14,7 +14,7 @@ fn narrow(change: impl FnOnce(&mut Config)) -> Router {
 }
 
 fn kept_bytes(router: &Router, peer: &Peer) -> usize {
-    router.state.egresses.get(peer.key).unwrap().keeping.bytes
+    router.state.ports.egresses.get(peer.key).unwrap().keeping.bytes
 }
 
 fn is_marked(peer: &Peer) -> bool {
@@ -78,7 +78,7 @@ fn a_client_that_does_not_read_has_the_newest_that_fit_when_it_does() {
         router.run();
         others += other.take_all(&mut router).iter().filter(|(header, _)| header.kind == Kind::Deliver).count();
     }
-    assert_eq!((others, router.state.counters.parked), (300, 0), "nobody waits for it");
+    assert_eq!((others, router.state.ports.counters.parked), (300, 0), "nobody waits for it");
     assert!(is_marked(&subscriber) && kept_bytes(&router, &subscriber) > 0 && !router.state.is_quiescent());
     let got = read_all(&mut router, &mut subscriber);
     let numbers = got.numbers(oldest);
@@ -90,8 +90,11 @@ fn a_client_that_does_not_read_has_the_newest_that_fit_when_it_does() {
     assert_eq!(got.dropped[&oldest] as usize + numbers.len(), 300);
     assert!(!is_marked(&subscriber) && router.state.is_quiescent());
     assert_eq!(kept_bytes(&router, &subscriber), 0);
-    let subscription = router.state.topics.subscriptions.find(oldest).unwrap();
-    assert!(router.state.topics.subscriptions.get(subscription).unwrap().kept.is_none(), "its memory is given back");
+    let subscription = router.state.pubsub.topics().subscriptions.find(oldest).unwrap();
+    assert!(
+        router.state.pubsub.topics().subscriptions.get(subscription).unwrap().kept.is_none(),
+        "its memory is given back"
+    );
 }
 
 /// Two subscriptions of a client that does not read; topics, long and short messages, one that is given up.
@@ -125,7 +128,7 @@ fn scenario() -> (Got, Vec<u64>, u32, bool) {
     router.survive(|state| state.client_gone(key, id));
     router.run();
     let got = read_all(&mut router, &mut subscriber);
-    let c = &router.state.counters;
+    let c = &router.state.ports.counters;
     let counters = vec![c.published, c.delivered, c.dropped.iter().sum(), c.aborted, c.poisoned];
     assert_eq!(kept_bytes(&router, &subscriber), 0);
     assert!(!is_marked(&subscriber));
@@ -187,7 +190,7 @@ fn what_is_kept_goes_with_its_subscription_or_its_client() {
     let second = router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
     router.subscribe(&leaver, "t", DeliveryPolicy::DropOldest, 0);
     let topic = router.topic(&publisher, "t");
-    let known = router.state.topics.len();
+    let known = router.state.pubsub.topics().len();
     for n in 0..100u8 {
         publish(&mut router, &mut publisher, topic, &[n; 500], usize::MAX, Router::run);
     }
@@ -204,7 +207,7 @@ fn what_is_kept_goes_with_its_subscription_or_its_client() {
         router.survive(|state| state.client_gone(peer.key, peer.id));
         router.run();
     }
-    assert_eq!(router.state.topics.len(), known - 1, "no message uses it any more");
+    assert_eq!(router.state.pubsub.topics().len(), known - 1, "no message uses it any more");
     assert!(router.state.is_quiescent());
 }
 
@@ -229,7 +232,7 @@ fn a_topic_keeps_its_number_while_a_message_of_it_is_kept() {
     let names: Vec<&str> = names.into_iter().filter(|name| name.starts_with("t.")).collect();
     let expected: Vec<String> = (0..30).map(|n| format!("t.{}", n / 3)).collect();
     assert_eq!(names, expected);
-    assert_eq!(router.state.topics.len(), 0);
+    assert_eq!(router.state.pubsub.topics().len(), 0);
 }
 
 #[test]
@@ -294,9 +297,9 @@ fn keeping_the_newest_allocates_nothing() {
         router.run();
     };
     (0..500).for_each(|_| round(&mut router));
-    let before = router.state.counters.dropped[DeliveryPolicy::DropOldest as usize];
+    let before = router.state.ports.counters.dropped[DeliveryPolicy::DropOldest as usize];
     let counted = allocation_counter::measure(|| (0..500).for_each(|_| round(&mut router)));
-    assert_eq!(router.state.counters.dropped[DeliveryPolicy::DropOldest as usize] - before, 500);
+    assert_eq!(router.state.ports.counters.dropped[DeliveryPolicy::DropOldest as usize] - before, 500);
     assert_eq!(counted.count_total, 0, "{counted:?}");
 }
 
@@ -313,7 +316,7 @@ fn publishers_that_wait_for_a_client_get_a_part_of_its_ring() {
     }
     publish(&mut router, &mut other, topic, &[8; 64], 1, Router::run);
     router.run();
-    assert_eq!(router.state.counters.parked, 1);
+    assert_eq!(router.state.ports.counters.parked, 1);
     let mut before = 0;
     loop {
         let (header, _) = subscriber.take().expect("more");

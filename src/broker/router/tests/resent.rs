@@ -12,19 +12,19 @@ impl Peer {
 #[test]
 fn closed_lanes_take_nothing_up_until_they_open() {
     let mut router = Router::new(|_| {});
-    router.state.close_lanes(2_000_000_000);
+    router.state.ports.close_lanes(2_000_000_000);
     let (mut a, mut b) = (router.connect(), router.connect());
     let (topic, echo) = (router.topic(&a, "t"), router.service(&a, "echo"));
     assert!(a.resend(topic, 7) && a.resend(topic, 8));
     router.pass(1999);
-    assert_eq!((router.state.counters.published, router.state.counters.parked), (0, 1));
+    assert_eq!((router.state.ports.counters.published, router.state.ports.counters.parked), (0, 1));
     // Requests and questions go on as ever.
     assert!(a.request(0, 1, echo, b"hi"));
     router.run();
     assert_eq!(kinds(&a.take_all(&mut router)), [Kind::Answer]);
     let id = router.subscribe(&b, "t", DeliveryPolicy::Block, 0);
-    assert_eq!(router.state.counters.published, 0, "one subscription says nothing of the others");
-    router.state.open_lanes();
+    assert_eq!(router.state.ports.counters.published, 0, "one subscription says nothing of the others");
+    router.state.ports.open_lanes();
     router.run();
     let got: Vec<_> = b.take_all(&mut router).into_iter().filter(|(header, _)| header.kind == Kind::Deliver).collect();
     let got: Vec<_> = got.iter().map(|(header, _)| (header.id, header.seq, header.flags)).collect();
@@ -34,13 +34,13 @@ fn closed_lanes_take_nothing_up_until_they_open() {
     let lonely = router.topic(&a, "lonely");
     assert!(a.resend(lonely, 1));
     router.run();
-    assert_eq!((router.state.counters.unmatched, router.state.counters.parked), (1, 1));
+    assert_eq!((router.state.ports.counters.unmatched, router.state.ports.counters.parked), (1, 1));
 }
 
 #[test]
 fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
     let mut router = Router::new(|_| {});
-    router.state.close_lanes(2_000_000_000);
+    router.state.ports.close_lanes(2_000_000_000);
     let (mut a, mut gone) = (router.connect(), router.connect());
     let topics = [router.topic(&a, "t"), router.topic(&gone, "t")];
     assert!(a.resend(topics[0], 1) && gone.resend(topics[1], 1));
@@ -48,25 +48,25 @@ fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
     // What it has published is routed all the same.
     router.state.client_gone(gone.key, gone.id);
     router.pass(1999);
-    assert_eq!((router.state.counters.published, router.state.ingress(gone.key).is_some()), (0, true));
+    assert_eq!((router.state.ports.counters.published, router.state.ports.ingress(gone.key).is_some()), (0, true));
     router.pass(1);
-    assert_eq!((router.state.counters.published, router.state.ingress(gone.key).is_some()), (2, false));
-    assert_eq!((router.state.counters.evicted, router.state.lanes_open_at), (0, None));
+    assert_eq!((router.state.ports.counters.published, router.state.ports.ingress(gone.key).is_some()), (2, false));
+    assert_eq!((router.state.ports.counters.evicted, router.state.ports.lanes_open_at), (0, None));
 }
 
 #[test]
 fn a_router_that_dies_leaves_the_lanes_closed() {
     let mut router = Router::new(|_| {});
-    router.state.close_lanes(2_000_000_000);
+    router.state.ports.close_lanes(2_000_000_000);
     let mut a = router.connect();
     let topic = router.topic(&a, "t");
     assert!(a.resend(topic, 1));
     router.run();
     router.state.recover();
     router.run();
-    assert_eq!((router.state.counters.published, router.state.is_quiescent()), (0, false));
+    assert_eq!((router.state.ports.counters.published, router.state.is_quiescent()), (0, false));
     router.pass(2000);
-    assert_eq!((router.state.counters.published, router.state.is_quiescent()), (1, true));
+    assert_eq!((router.state.ports.counters.published, router.state.is_quiescent()), (1, true));
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn numbers_of_publishes_only_rise() {
         assert!(a.resend(topic, seq));
     }
     router.pass(3000);
-    assert_eq!(router.state.counters.published, 4);
+    assert_eq!(router.state.ports.counters.published, 4);
     assert!(a.resend(two, 2));
     router.run();
     let (_, close) = router.state.ended.pop().expect("it is ended");
@@ -88,7 +88,7 @@ fn numbers_of_publishes_only_rise() {
 #[test]
 fn a_client_has_the_same_id_at_every_broker_but_not_twice_at_one() {
     let ids = |router: &mut Router, nonce: u64| {
-        let geometry = router.state.settings.geometry;
+        let geometry = router.state.ports.settings.geometry;
         let segment = Segment::create(geometry, Nonces::random().unwrap(), 0o600).unwrap();
         let (bells, _) = BrokerBells::new().unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };

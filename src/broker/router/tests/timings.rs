@@ -28,12 +28,12 @@ impl Scene {
         let state = &mut self.router.state;
         let is_timed = state.timings.wants_clock();
         if is_timed {
-            state.set_now(state.now + 5_000 * US);
+            state.set_now(state.ports.now + 5_000 * US);
             state.timings.begins();
         }
         self.router.run();
         let state = &mut self.router.state;
-        state.set_now(state.now + took);
+        state.set_now(state.ports.now + took);
         self.subscriber.take_all(&mut self.router);
         is_timed
     }
@@ -108,7 +108,7 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     let (key, id) = (responder.key, responder.id);
     router.survive(|state| state.client_gone(key, id));
     router.run();
-    assert_eq!(router.state.counters.failed.iter().sum::<u64>(), 1);
+    assert_eq!(router.state.ports.counters.failed.iter().sum::<u64>(), 1);
 
     let figures = router.state.figures();
     assert_eq!(figures.services.len(), 1);
@@ -146,7 +146,7 @@ fn fragments_and_drops_are_counted_for_what_they_are() {
     assert!(publisher.publish(topic, b"whole"));
     router.run();
     router.pass(101);
-    let counters = &router.state.counters;
+    let counters = &router.state.ports.counters;
     assert_eq!((counters.records, counters.fragments, counters.published), (3, 2, 2));
     assert_eq!((counters.dropped, counters.delivered), ([0, 1, 0], 3));
 }

@@ -28,12 +28,12 @@ impl Peer {
 
 impl Router {
     fn counts(&self) -> (u64, u64, u64) {
-        let counters = &self.state.counters;
+        let counters = &self.state.ports.counters;
         (counters.evicted, counters.aborted, counters.dropped.iter().sum())
     }
 
     fn is_parked(&self, peer: &Peer) -> bool {
-        self.state.ingress(peer.key).is_some_and(|ingress| ingress.parked.is_some())
+        self.state.ports.ingress(peer.key).is_some_and(|ingress| ingress.parked.is_some())
     }
 }
 
@@ -176,7 +176,7 @@ fn only_those_are_evicted_for_whom_somebody_has_waited_so_long() {
     assert!(router.is_parked(&flood));
     router.pass(10);
     assert_eq!(router.counts().0, 1);
-    let is_there = |peer: &Peer| router.state.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
+    let is_there = |peer: &Peer| router.state.ports.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
     assert!(is_there(&busy) && !is_there(&slow));
     assert!(router.is_parked(&publisher), "now it waits for the other");
 }
@@ -201,7 +201,7 @@ fn what_a_publisher_writes_over_its_waiting_message_says_nothing_of_others() {
     let forged = Header { flags: Flags::WHOLE, id: b, total: u32::MAX, seq: 99, ..Header::new(Kind::Publish) };
     publisher.bulk.forge_last(&forged.to_words());
     router.pass(1_000);
-    let is_there = |peer: &Peer| router.state.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
+    let is_there = |peer: &Peer| router.state.ports.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
     assert!(is_there(&victim) && !is_there(&accomplice));
 }
 
@@ -265,15 +265,15 @@ fn who_rings_for_records_behind_one_that_waits_is_not_ended_and_who_rings_for_no
         router.run();
     }
     assert!(router.is_parked(&publisher));
-    assert!(router.state.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ports.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
     for _ in 0..3 {
         publisher.bells.ring();
         router.run();
     }
-    assert!(router.state.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ports.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
     publisher.bells.ring();
     router.run();
-    assert!(router.state.ingress(publisher.key).is_none(), "twelve rings are for cells and for nothing");
+    assert!(router.state.ports.ingress(publisher.key).is_none(), "twelve rings are for cells and for nothing");
 }
 
 #[test]
@@ -293,5 +293,5 @@ fn a_record_with_many_receivers_ends_its_publishers_turn() {
     while other.egress.peek().unwrap().is_none() {
         assert!(router.state.step());
     }
-    assert!(router.state.counters.published <= 2, "{} were before it", router.state.counters.published);
+    assert!(router.state.ports.counters.published <= 2, "{} were before it", router.state.ports.counters.published);
 }

@@ -1,9 +1,9 @@
-//! The breakers where the router meets them: it asks a service's gate before each call, and records how the call ended.
-//! What it changes by that is told through a queue, by which the actor of the breakers learns of it; requests are not
-//! told.
+//! The circuit breakers' gates: a service's gate admits or rejects each request, and records the outcome. The breaker
+//! actor gets each change of state through a queue; requests do not pass through it.
 
-use super::state::RouterState;
+use super::Calls;
 use crate::broker::events::{BreakerChange, BreakerNews};
+use crate::broker::router::ports::Ports;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
 use crate::routing::services::ServiceId;
@@ -11,57 +11,63 @@ use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
 use std::sync::Arc;
 
-impl RouterState {
-    /// Asks the service's breaker for leave.
+impl Calls {
+    /// Admits or rejects a request to the service.
     #[inline]
-    pub(super) fn admit(&mut self, id: ServiceId) -> Result<Permit, Rejected> {
+    pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
-        let (permit, transition) = service.gate.admit(self.now);
+        let (permit, transition) = service.gate.admit(ports.now);
         if let Some(transition) = transition {
-            self.tell_breaker(id, transition);
+            self.tell_breaker(ports, id, transition);
         }
         permit
     }
 
-    /// Says how a call ended that was let through. `None`: it needed no leave.
+    /// Records the outcome of an admitted call. `None`: it needed no permit.
     #[inline]
-    pub(super) fn record_outcome(&mut self, id: ServiceId, permit: Option<Permit>, verdict: Verdict) {
+    pub(super) fn record_outcome(
+        &mut self,
+        ports: &mut Ports,
+        id: ServiceId,
+        permit: Option<Permit>,
+        verdict: Verdict,
+    ) {
         let (Some(permit), Some(service)) = (permit, self.services.get(id)) else { return };
-        if let Some(transition) = service.gate.record(permit, verdict, self.now) {
-            self.tell_breaker(id, transition);
+        if let Some(transition) = service.gate.record(permit, verdict, ports.now) {
+            self.tell_breaker(ports, id, transition);
         }
     }
 
     /// The first chunk of a stream is the success of a probe; how the rest ends changes nothing.
-    pub(super) fn record_first_chunk(&mut self, id: ServiceId, call: Key) {
+    pub(super) fn record_first_chunk(&mut self, ports: &mut Ports, id: ServiceId, call: Key) {
         if self.services.get(id).is_some_and(|service| service.gate.stand() == Stand::HalfOpen) {
-            let permit = self.calls.get_mut(call).and_then(|found| found.permit.take());
-            self.record_outcome(id, permit, Verdict::Success);
+            let permit = self.table.get_mut(call).and_then(|found| found.permit.take());
+            self.record_outcome(ports, id, permit, Verdict::Success);
         }
     }
 
-    fn tell_breaker(&mut self, id: ServiceId, transition: Transition) {
+    fn tell_breaker(&mut self, ports: &mut Ports, id: ServiceId, transition: Transition) {
         let Some(service) = self.services.get(id) else { return };
         let service = service.name.clone();
-        self.events.breaker(BreakerNews::Changed(BreakerChange { service, transition, by: None }));
+        ports.events.breaker(BreakerNews::Changed(BreakerChange { service, transition, by: None }));
     }
 
-    /// Tells the actor of the breakers of gates that were just made.
-    pub(super) fn tell_new_gates(&mut self) {
+    /// Hands new gates to the breaker actor.
+    pub(super) fn tell_new_gates(&mut self, ports: &mut Ports) {
         for (service, gate) in self.services.take_new_gates() {
-            self.events.breaker(BreakerNews::Gate(service, gate));
+            ports.events.breaker(BreakerNews::Gate(service, gate));
         }
     }
 
-    /// Answers the gates of all services; new ones begin with these rules from now on.
-    pub(super) fn gates(&mut self, rules: Arc<RuleBook>) -> Vec<(Name, Arc<Gate>)> {
+    /// Returns the gates of all services; new ones begin with these rules from now on.
+    pub(in crate::broker::router) fn gates(&mut self, rules: Arc<RuleBook>) -> Vec<(Name, Arc<Gate>)> {
         self.services.set_rules(rules);
         self.services.gates()
     }
 }
 
 /// How the breaker of a service stands.
-pub(crate) fn status(service: &Name, gate: &Gate, now: u64) -> BreakerStatus {
+pub(in crate::broker) fn status(service: &Name, gate: &Gate, now: u64) -> BreakerStatus {
     let (rules, (probes, successes)) = (gate.rules(), gate.trial());
     BreakerStatus {
         service: service.clone(),
@@ -80,7 +86,7 @@ pub(crate) fn status(service: &Name, gate: &Gate, now: u64) -> BreakerStatus {
 }
 
 /// A state as it is named on the wire, in logs and in events.
-pub(crate) fn state(stand: Stand) -> BreakerState {
+pub(in crate::broker) fn state(stand: Stand) -> BreakerState {
     match stand {
         Stand::Closed => BreakerState::Closed,
         Stand::Open => BreakerState::Open,

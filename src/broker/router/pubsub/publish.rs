@@ -4,12 +4,13 @@
 //! does without, or makes it wait; then everything is committed. A message of several records decides with its first
 //! and keeps its subscriptions to the last.
 
-use super::connection::{CloseReason, Info};
-use super::ingress::Partial;
-use super::journal::Work;
-use super::message::{Chosen, Message, Wait};
-use super::state::{Lane, RouterState};
+use super::PubSub;
 use crate::broker::fault;
+use crate::broker::router::connection::{CloseReason, Info};
+use crate::broker::router::ingress::Partial;
+use crate::broker::router::journal::Work;
+use crate::broker::router::message::{Chosen, Message, Wait};
+use crate::broker::router::ports::{Lane, Ports};
 use crate::routing::grace::Lack;
 use crate::routing::topics::TopicId;
 use crate::shm::layout::{RingName, message_cost};
@@ -18,24 +19,29 @@ use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind};
 
-impl RouterState {
+impl PubSub {
     /// Routes one record of the bulk lane; it is consumed unless it must wait.
     #[inline]
-    pub(super) fn route_bulk(&mut self, key: u32, record: &Record) -> Result<Lane, CloseReason> {
+    pub(in crate::broker::router) fn route_bulk(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+    ) -> Result<Lane, CloseReason> {
         let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
         match header.kind {
-            Kind::Publish if header.flags.has(Flags::FIRST) => self.first(key, record, &header),
-            Kind::Publish => self.further(key, record, &header),
+            Kind::Publish if header.flags.has(Flags::FIRST) => self.first(ports, key, record, &header),
+            Kind::Publish => self.further(ports, key, record, &header),
             Kind::Flush => {
                 let answer = Header { seq: header.seq, ..Header::new(Kind::Flushed) };
                 fault::point("router.decided", u64::from(record.len));
-                self.egresses.send(key, &answer, Payload::EMPTY);
-                self.done(key, RingName::Bulk, record, header.kind);
+                ports.egresses.send(key, &answer, Payload::EMPTY);
+                ports.done(key, RingName::Bulk, record, header.kind);
                 Ok(Lane::More)
             }
             Kind::Release => {
-                self.release_number(key, &header)?;
-                self.done(key, RingName::Bulk, record, header.kind);
+                self.release_number(ports, key, &header)?;
+                ports.done(key, RingName::Bulk, record, header.kind);
                 Ok(Lane::More)
             }
             kind => Err(CloseReason::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
@@ -43,9 +49,15 @@ impl RouterState {
     }
 
     #[inline]
-    fn first(&mut self, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
-        let (max, total, len) = (self.settings.max_message_size, header.total, record.len);
-        let Some(ingress) = self.ingress_mut(key) else { return Ok(Lane::Dry) };
+    pub(super) fn first(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<Lane, CloseReason> {
+        let (max, total, len) = (ports.settings.max_message_size, header.total, record.len);
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
         let is_whole = header.flags.has(Flags::LAST);
         if ingress.partial.is_some() {
             return Err(CloseReason::violation("a publish began within another"));
@@ -74,32 +86,32 @@ impl RouterState {
             flags: header.flags,
         };
         let mut asked = None;
-        while let Err(wait) = self.decide(&message, false) {
+        while let Err(wait) = self.decide(ports, &message, false) {
             if asked == Some(wait.on) {
                 fault::point("router.park", u64::from(wait.on));
-                self.park(key, wait, Some(message));
+                ports.park(key, wait, Some(message));
                 return Ok(Lane::Parked);
             }
-            // Asks to be rung, and looks again: the space may have come just now.
-            self.egresses.wait_for_space(wait.on);
+            // Asks for a ring, and looks again: the space may have come just now.
+            ports.egresses.wait_for_space(wait.on);
             asked = Some(wait.on);
         }
         fault::point("router.decided", u64::from(record.len));
-        (self.journal.step, self.journal.before) = (0, None);
-        self.journal.work = Work::First(*record, header.id, message);
-        self.commit_first(key, record, header.id, &message);
+        (ports.journal.step, ports.journal.before) = (0, None);
+        ports.journal.work = Work::First(*record, header.id, message);
+        self.commit_first(ports, key, record, header.id, &message);
         Ok(Lane::More)
     }
 
-    /// Decides who gets a message, into `chosen`; changes nothing that is delivered. `Err`: it must wait.
-    /// When it has waited too long, `at_last`, those for whom it waits are passed over.
+    /// Decides which subscriptions get a message, into `chosen`; delivers nothing. `Err`: the message must wait. After
+    /// the slow consumer timeout, `at_last`, the subscriptions that block are passed over.
     #[inline]
-    pub(super) fn decide(&mut self, message: &Message, at_last: bool) -> Result<(), Wait> {
+    pub(super) fn decide(&mut self, ports: &mut Ports, message: &Message, at_last: bool) -> Result<(), Wait> {
         self.chosen.clear();
-        self.egresses.start_plan();
+        ports.egresses.start_plan();
         let entry = self.topics.entry(message.topic);
         let mut any_lacks = false;
-        let (name, slot_size) = (entry.topic.as_str().len() as u32, self.settings.geometry.slot_size());
+        let (name, slot_size) = (entry.topic.as_str().len() as u32, ports.settings.geometry.slot_size());
         for (at, target) in entry.targets.iter().enumerate() {
             let Some(subscription) = self.topics.subscriptions.get(target.subscription) else { continue };
             let cost = message_cost(message.total, slot_size, subscription.capacity);
@@ -109,7 +121,7 @@ impl RouterState {
             let lengths = [name, message.len];
             let is_behind = subscription.kept.as_ref().is_some_and(|kept| kept.has_whole());
             let gets_it =
-                has_credit && !is_behind && self.egresses.plan(subscription.owner, &lengths[usize::from(!announce)..]);
+                has_credit && !is_behind && ports.egresses.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
                 return Err(Wait { on: subscription.owner, until: None });
             }
@@ -119,13 +131,21 @@ impl RouterState {
             let chosen = Chosen { subscription, target: at, gets_it, announce, keeps, cost, lack };
             self.chosen.push(chosen);
         }
-        if any_lacks && !at_last { self.wait_for_readers() } else { Ok(()) }
+        if any_lacks && !at_last { self.wait_for_readers(ports) } else { Ok(()) }
     }
 
-    /// Gives the first record of a message to those who were chosen; carries on where the journal stands.
+    /// Delivers the first record of a message to the chosen subscriptions; continues where the journal stands.
     #[inline]
-    pub(super) fn commit_first(&mut self, key: u32, record: &Record, id: u32, message: &Message) {
-        let RouterState { ingresses, egresses, topics, chosen, counters, journal, kept, .. } = self;
+    pub(in crate::broker::router) fn commit_first(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        id: u32,
+        message: &Message,
+    ) {
+        let Ports { ingresses, egresses, counters, journal, .. } = ports;
+        let PubSub { topics, chosen, kept, .. } = self;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         if journal.step == 0 && journal.before.is_none() {
@@ -168,11 +188,11 @@ impl RouterState {
             counters.fragments += 1;
             ingress.partial = Some(Partial { id, topic, seq, total, left: total - message.len });
         }
-        self.done(key, RingName::Bulk, record, Kind::Publish);
+        ports.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
-    fn further(&mut self, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
-        let Some(ingress) = self.ingress_mut(key) else { return Ok(Lane::Dry) };
+    fn further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
         let Some(partial) = &ingress.partial else {
             return Err(CloseReason::violation("a publish goes on that never began"));
         };
@@ -183,23 +203,30 @@ impl RouterState {
                 partial.left
             )));
         }
-        if let Some(on) = self.blocks_further(key, len) {
-            self.egresses.wait_for_space(on);
-            if let Some(on) = self.blocks_further(key, len) {
-                self.park(key, Wait { on, until: None }, None);
+        if let Some(on) = self.blocks_further(ports, key, len) {
+            ports.egresses.wait_for_space(on);
+            if let Some(on) = self.blocks_further(ports, key, len) {
+                ports.park(key, Wait { on, until: None }, None);
                 return Ok(Lane::Parked);
             }
         }
         fault::point("router.decided", u64::from(len));
-        (self.journal.step, self.journal.before) = (0, None);
-        self.journal.work = Work::Further(*record, *header);
-        self.commit_further(key, record, header);
+        (ports.journal.step, ports.journal.before) = (0, None);
+        ports.journal.work = Work::Further(*record, *header);
+        self.commit_further(ports, key, record, header);
         Ok(Lane::More)
     }
 
-    /// Gives a further record of a message to those who have its first; carries on where the journal stands.
-    pub(super) fn commit_further(&mut self, key: u32, record: &Record, header: &Header) {
-        let RouterState { ingresses, egresses, topics, journal, counters, kept, settings, .. } = self;
+    /// Delivers a further record of a message to the receivers of its first; continues where the journal stands.
+    pub(in crate::broker::router) fn commit_further(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) {
+        let Ports { ingresses, egresses, journal, counters, settings, .. } = ports;
+        let PubSub { topics, kept, .. } = self;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         let Some(partial) = &mut ingress.partial else { return };
@@ -236,12 +263,13 @@ impl RouterState {
             ingress.partial = None;
             ingress.partial_targets.clear();
         }
-        self.done(key, RingName::Bulk, record, Kind::Publish);
+        ports.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
-    /// The first connection whose ring has no space for a further record of the message under way.
-    fn blocks_further(&mut self, key: u32, len: u32) -> Option<u32> {
-        let RouterState { ingresses, egresses, topics, .. } = self;
+    /// The first connection whose ring has no space for a further record of the begun message.
+    fn blocks_further(&mut self, ports: &mut Ports, key: u32, len: u32) -> Option<u32> {
+        let Ports { ingresses, egresses, .. } = ports;
+        let PubSub { topics, .. } = self;
         egresses.start_plan();
         let ingress = ingresses[key as usize].as_deref()?;
         let found = ingress.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s));
@@ -250,40 +278,46 @@ impl RouterState {
         owners.find(|owner| egresses.get(*owner).is_some() && !egresses.plan(*owner, &[len]))
     }
 
-    /// One user less of a topic; who knows its number is told when it goes.
-    pub(super) fn release_topic(&mut self, topic: TopicId) {
+    /// Releases a topic. Subscribers that know its number are notified when it goes.
+    pub(in crate::broker::router) fn release_topic(&mut self, ports: &mut Ports, topic: TopicId) {
         for subscription in self.topics.release(topic) {
-            // Who has much to read already need not hear it: another topic with the number will be named before it is
-            // used.
+            // Not to a connection with a long backlog: another topic with the number will be named before it is used.
             if let Some(found) = self.topics.subscriptions.get(subscription)
-                && self.egresses.takes_calls(found.owner)
+                && ports.egresses.takes_calls(found.owner)
             {
                 let gone = Header { id: topic, ..Header::new(Kind::TopicGone) };
-                self.egresses.send(found.owner, &gone, Payload::EMPTY);
+                ports.egresses.send(found.owner, &gone, Payload::EMPTY);
             }
         }
     }
 
-    /// Tells `$sys.connection.*` of a connection.
-    pub(super) fn tell_connection(&mut self, what: &str, info: &Info, reason: Option<&str>) {
+    /// Publishes on `$sys.connection.*`.
+    pub(in crate::broker::router) fn tell_connection(
+        &mut self,
+        ports: &mut Ports,
+        what: &str,
+        info: &Info,
+        reason: Option<&str>,
+    ) {
         let reason = reason.map(|r| format!(r#","reason":"{}""#, r.replace(['"', '\\'], "'"))).unwrap_or_default();
         let Info { id, name, peer } = info;
         let pid = if peer.pid == 0 { "null".to_owned() } else { peer.pid.to_string() };
         let text = format!(r#"{{"connection":{id},"name":"{name}","pid":{pid},"uid":{}{reason}}}"#, peer.uid);
-        self.publish_system(&format!("$sys.connection.{what}"), &text);
+        self.publish_system(ports, &format!("$sys.connection.{what}"), &text);
     }
 
-    /// Publishes on one of the broker's own topics. It never waits: who cannot take it now, drops it.
-    pub(super) fn publish_system(&mut self, topic: &str, text: &str) {
-        self.events.published(topic, text);
+    /// Publishes on one of the broker's own topics. It never waits: a subscription without room drops the message.
+    pub(in crate::broker::router) fn publish_system(&mut self, ports: &mut Ports, topic: &str, text: &str) {
+        ports.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };
         let Ok(id) = self.topics.intern(&topic) else { return };
         self.system_sent += 1;
-        let bytes = &text.as_bytes()[..text.len().min(self.settings.geometry.slot_size() as usize)];
+        let bytes = &text.as_bytes()[..text.len().min(ports.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
         let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
-        if self.decide(&message, true).is_ok() {
-            let RouterState { egresses, topics, chosen, counters, kept, .. } = self;
+        if self.decide(ports, &message, true).is_ok() {
+            let Ports { egresses, counters, .. } = ports;
+            let PubSub { topics, chosen, kept, .. } = self;
             for chosen in chosen.iter() {
                 let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
                 if !chosen.gets_it && chosen.keeps {
@@ -300,18 +334,18 @@ impl RouterState {
                 chosen.charge(topics, egresses);
             }
         }
-        self.release_topic(id);
+        self.release_topic(ports, id);
     }
 
     /// The topic's number is free again, and the topic has a user less. A number that stands for nothing is ignored:
     /// so a router that died within this carries it out once.
-    pub(super) fn release_number(&mut self, key: u32, header: &Header) -> Result<(), CloseReason> {
-        let Some(ingress) = self.ingress_mut(key) else { return Ok(()) };
+    fn release_number(&mut self, ports: &mut Ports, key: u32, header: &Header) -> Result<(), CloseReason> {
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if ingress.partial.as_ref().is_some_and(|partial| partial.id == header.id) {
             return Err(CloseReason::violation("a topic was released within a message on it"));
         }
         if let Some(published) = ingress.topics.take(header.id) {
-            self.release_topic(published.topic);
+            self.release_topic(ports, published.topic);
         }
         Ok(())
     }

@@ -1,68 +1,67 @@
-//! Calls: requests, their answers and streams, cancels and credit, all in the express lane.
+//! The records of calls: requests, replies, streams, cancels and credit, all in the express lane.
 //!
 //! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it
-//! into a bounded backlog), or its sender gets an outcome; so nobody's express lane ever waits for anybody. What
-//! bounds the backlog is credit: neither side sends more of a body or an answer than the other has said it can take.
+//! into a bounded backlog), or its sender gets an outcome; so no express lane ever waits for another connection.
+//! Credit bounds the backlog: neither side sends more of a body or a reply than the other side has granted.
 //!
 //! How a call ends is in `outcomes`.
 
-use super::call::Call;
-use super::connection::CloseReason;
-use super::journal::Work;
-use super::state::RouterState;
-use super::timers::Timer;
+use super::Call;
+use super::Calls;
 use crate::broker::fault;
+use crate::broker::router::connection::CloseReason;
+use crate::broker::router::journal::Timer;
+use crate::broker::router::ports::Ports;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Failure, Permit, Verdict};
 use crate::routing::services::{NoResponder, ServiceId};
-use crate::shm::layout::{RingName, cells_for};
+use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
 /// The flags of a response that its requester gets to see.
 const ANSWER_FLAGS: Flags = Flags::WHOLE.with(Flags::END).with(Flags::ERROR).with(Flags::STREAM);
 
-impl RouterState {
+impl Calls {
     /// Routes one record of the express lane, and consumes it.
     #[inline]
-    pub(super) fn route_express(&mut self, key: u32, record: &Record) -> Result<(), CloseReason> {
-        let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
+    pub(in crate::broker::router) fn route(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<(), CloseReason> {
         match header.kind {
-            Kind::Request if header.flags.has(Flags::FIRST) => self.request(key, record, &header)?,
-            Kind::Request => self.body(key, record, &header)?,
-            Kind::Response => self.response(key, record, &header)?,
+            Kind::Request if header.flags.has(Flags::FIRST) => self.request(ports, key, record, header)?,
+            Kind::Request => self.body(ports, key, record, header)?,
+            Kind::Response => self.response(ports, key, record, header)?,
             Kind::Cancel => {
-                self.decided(record, &header);
-                self.cancel(key, &header);
+                ports.decided(record, header);
+                self.cancel(ports, key, header);
             }
-            Kind::Credit => {
-                self.decided(record, &header);
-                self.credit(key, &header);
-            }
-            Kind::ResponseCredit => self.response_credit(key, record, &header)?,
-            Kind::BodyCredit => self.body_credit(key, record, &header)?,
+            Kind::ResponseCredit => self.response_credit(ports, key, record, header)?,
+            Kind::BodyCredit => self.body_credit(ports, key, record, header)?,
             Kind::ReleaseService => {
-                self.decided(record, &header);
-                self.release_service_number(key, &header);
+                ports.decided(record, header);
+                self.release_service_number(ports, key, header);
             }
             kind => return Err(CloseReason::violation(format_args!("record of kind {kind:?} in the express lane"))),
         }
-        self.done(key, RingName::Express, record, header.kind);
         Ok(())
     }
 
-    /// What a record of the express lane brings is decided, and from here on it is carried out.
     #[inline]
-    fn decided(&mut self, record: &Record, header: &Header) {
-        fault::point("router.decided", u64::from(record.len));
-        self.journal.work = Work::Express(*record, *header);
-    }
-
-    #[inline]
-    fn request(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
+    pub(super) fn request(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<(), CloseReason> {
         let (len, is_whole) = (record.len, header.flags.has(Flags::LAST));
-        let max_requests = self.settings.max_requests_per_connection;
-        let Some(ingress) = self.ingress_mut(key) else { return Ok(()) };
+        let max_requests = ports.settings.max_requests_per_connection;
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if len > header.total || is_whole != (len == header.total) {
             return Err(CloseReason::violation(format_args!(
                 "request of {} bytes begins with a record of {len}",
@@ -78,55 +77,55 @@ impl RouterState {
         if ingress.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
             return Err(CloseReason::violation(format_args!("request in place {}, which is in use", header.id)));
         }
-        self.decided(record, header);
-        let Some(ingress) = self.ingress_mut(key) else { return Ok(()) };
+        ports.decided(record, header);
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if ingress.requests.len() <= header.id as usize {
             ingress.requests.resize(header.id as usize + 1, Default::default());
         }
         ingress.requests[header.id as usize].generation = header.id2;
         ingress.messages += 1;
-        self.counters.requests += 1;
-        self.counters.fragments += u64::from(!is_whole);
+        ports.counters.requests += 1;
+        ports.counters.fragments += u64::from(!is_whole);
         if let Some(service) = self.services.get_mut(service) {
             service.requests += 1;
         }
-        if header.total > self.settings.max_message_size {
-            self.fail(key, header.id, header.id2, service, Outcome::TooLarge);
+        if header.total > ports.settings.max_message_size {
+            self.fail(ports, key, header.id, header.id2, service, Outcome::TooLarge);
             return Ok(());
         }
         if service == self.echo {
             if is_whole {
-                self.answer_echo(key, record, header);
+                self.answer_echo(ports, key, record, header);
             } else {
-                self.begin(key, record, header, service, None);
+                self.begin(ports, key, record, header, service, None);
             }
             return Ok(());
         }
-        let permit = match self.admit(service) {
+        let permit = match self.admit(ports, service) {
             Ok(permit) => permit,
             Err(rejected) => {
                 let nanos = rejected.retry_after.unwrap_or(0);
-                self.fail_until(key, header.id, header.id2, service, Outcome::BreakerOpen, nanos);
+                self.fail_until(ports, key, header.id, header.id2, service, Outcome::BreakerOpen, nanos);
                 return Ok(());
             }
         };
-        let egresses = &self.egresses;
-        let outcome = match self.services.choose(service, self.now, |responder| egresses.takes_calls(responder)) {
+        let egresses = &ports.egresses;
+        let outcome = match self.services.choose(service, ports.now, |responder| egresses.takes_calls(responder)) {
             Ok(responder) => {
-                self.begin(key, record, header, service, Some((responder, permit)));
+                self.begin(ports, key, record, header, service, Some((responder, permit)));
                 return Ok(());
             }
             Err(NoResponder::None) => Outcome::NoResponders,
             Err(NoResponder::AllBusy) => Outcome::Overloaded,
         };
-        self.record_outcome(service, Some(permit), Verdict::Neither);
-        self.fail(key, header.id, header.id2, service, outcome);
+        self.record_outcome(ports, service, Some(permit), Verdict::Neither);
+        self.fail(ports, key, header.id, header.id2, service, outcome);
         Ok(())
     }
 
     #[inline]
-    fn answer_echo(&mut self, key: u32, record: &Record, header: &Header) {
-        self.counters.replies += 1;
+    fn answer_echo(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) {
+        ports.counters.replies += 1;
         let answer = Header {
             flags: Flags::WHOLE.with(Flags::END),
             id: header.id,
@@ -134,7 +133,7 @@ impl RouterState {
             total: record.len,
             ..Header::new(Kind::Answer)
         };
-        let RouterState { ingresses, egresses, .. } = self;
+        let Ports { ingresses, egresses, .. } = ports;
         let Some(ingress) = ingresses[key as usize].as_deref() else { return };
         egresses.send(key, &answer, Payload::Words(record.len, ingress.express.payload(record)));
         if let Some(egress) = egresses.get_mut(key) {
@@ -144,6 +143,7 @@ impl RouterState {
 
     fn begin(
         &mut self,
+        ports: &mut Ports,
         key: u32,
         record: &Record,
         header: &Header,
@@ -151,7 +151,7 @@ impl RouterState {
         responder: Option<(u32, Permit)>,
     ) {
         let (responder, permit) = responder.unzip();
-        let (settings, is_stream) = (&self.settings, header.flags.has(Flags::STREAM));
+        let (settings, is_stream) = (&ports.settings, header.flags.has(Flags::STREAM));
         let total = match header.nanos {
             0 if is_stream => None,
             0 => Some(settings.default_request_timeout),
@@ -163,12 +163,12 @@ impl RouterState {
         };
         let idle_limit = is_stream.then(|| step(header.origin, settings.stream_first_chunk));
         let chunk_limit = step(header.dropped, settings.stream_idle);
-        let ends_at = total.map(|total| self.now + total);
+        let ends_at = total.map(|total| ports.now + total);
         let number = responder
-            .and_then(|r| self.ingress(r))
+            .and_then(|r| ports.ingress(r))
             .and_then(|ingress| ingress.serving.iter().find(|(_, served)| *served == service))
             .map_or(0, |(number, _)| *number);
-        let credit = self.settings.stream_credit;
+        let credit = ports.settings.stream_credit;
         let call = Call {
             requester: key,
             slot: header.id,
@@ -181,41 +181,42 @@ impl RouterState {
             idle_limit,
             chunk_limit,
             ends_at,
-            progress_at: self.now,
-            ready_at: self.now,
+            progress_at: ports.now,
+            ready_at: ports.now,
             stream: header.flags.has(Flags::STREAM),
             has_chunk: false,
-            began: self.now,
+            began: ports.now,
             total: header.total,
             body_left: header.total - record.len,
             body_credit: credit.saturating_sub(cells_for(record.len)),
             answer_left: 0,
             answer_credit: credit,
         };
-        let Some(call) = self.calls.insert(call) else {
-            self.record_outcome(service, permit, Verdict::Neither);
-            self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
+        let Some(call) = self.table.insert(call) else {
+            self.record_outcome(ports, service, permit, Verdict::Neither);
+            self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
-        if let Some(found) = self.calls.get_mut(call) {
+        if let Some(found) = self.table.get_mut(call) {
             let due = found.due();
-            found.timer = Some(self.wheel.set(due, Timer::Call(call)));
+            found.timer = Some(ports.wheel.set(due, Timer::Call(call)));
         }
         if let Some(responder) = responder {
             self.services.begin(service, responder);
         }
-        if let Some(ingress) = self.ingress_mut(key) {
+        if let Some(ingress) = ports.ingress_mut(key) {
             ingress.requests[header.id as usize].call = Some(call);
             ingress.outstanding += 1;
         }
         fault::point("router.express", header.kind as u64);
-        // A stream without a total has no deadline that its responder could be told.
-        self.forward_body(key, record, header, call, total.unwrap_or(0));
+        // A stream without a total timeout has no deadline to pass on to its responder.
+        self.forward_body(ports, key, record, header, call, total.unwrap_or(0));
     }
 
-    /// Sends a record of a request's body to who answers it.
-    fn forward_body(&mut self, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
-        let RouterState { ingresses, egresses, calls, .. } = self;
+    /// Sends a record of a request's body to its responder.
+    fn forward_body(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
+        let Ports { ingresses, egresses, .. } = ports;
+        let Calls { table: calls, .. } = self;
         let (Some(ingress), Some(found)) = (ingresses[key as usize].as_deref(), calls.get_mut(call)) else { return };
         let payload = Payload::Words(record.len, ingress.express.payload(record));
         let flags = Flags(header.flags.0 & Flags::WHOLE.0);
@@ -230,8 +231,8 @@ impl RouterState {
             found.answer_credit = found.answer_credit.saturating_sub(cells_for(record.len));
             egresses.send(key, &answer, payload);
             if flags.has(Flags::LAST) {
-                self.counters.replies += 1;
-                self.finish(call);
+                ports.counters.replies += 1;
+                self.finish(ports, call);
             }
             return;
         };
@@ -252,12 +253,12 @@ impl RouterState {
         }
     }
 
-    fn body(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
-        let Some(call) = self.call_in(key, header) else {
-            self.counters.late += 1;
+    fn body(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
+        let Some(call) = self.call_in(ports, key, header) else {
+            ports.counters.late += 1;
             return Ok(());
         };
-        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
         if len == 0 || len > found.body_left || is_last != (len == found.body_left) {
             return Err(CloseReason::violation(format_args!(
@@ -268,54 +269,54 @@ impl RouterState {
         let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
             return Err(CloseReason::violation("a request's body was sent beyond its credit"));
         };
-        self.decided(record, header);
-        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        ports.decided(record, header);
+        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
-        found.ready_at = self.now;
-        self.counters.fragments += 1;
+        found.ready_at = ports.now;
+        ports.counters.fragments += 1;
         if let Some(responder) = found.responder
-            && !self.takes_more(responder, call)
+            && !self.takes_more(ports, responder, call)
         {
             return Ok(());
         }
-        self.forward_body(key, record, header, call, 0);
+        self.forward_body(ports, key, record, header, call, 0);
         Ok(())
     }
 
     #[inline]
-    fn response(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
+    fn response(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let call = Key::from_u64(header.seq);
-        let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else {
-            self.counters.late += 1;
+        let Some(found) = self.table.get_mut(call).filter(|found| found.responder == Some(key)) else {
+            ports.counters.late += 1;
             return Ok(());
         };
         let (len, first, last) = (record.len, header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         let left = if first { header.total } else { found.answer_left };
-        // An error that ends the call may break off the message under way, whose rest will not come.
+        // An error that ends the call may break off a begun message, whose rest will not come.
         let is_error = header.flags.has(Flags::END.with(Flags::ERROR));
         let breaks_off = first && is_error;
         let is_misplaced = first == (found.answer_left > 0) && !breaks_off;
         let out_of_order = is_misplaced || len > left || last != (len == left);
-        if out_of_order || header.total > self.settings.max_message_size || (!first && len == 0) {
+        if out_of_order || header.total > ports.settings.max_message_size || (!first && len == 0) {
             return Err(CloseReason::violation(format_args!(
-                "answer with {left} bytes to come has a record of {len} (message of {})",
+                "reply with {left} bytes left has a record of {len} bytes (message of {})",
                 header.total
             )));
         }
-        // In one cell it needs no credit: whoever gives a call up does not wait for room. A call has one such.
+        // In one cell it needs no credit: a responder that gives up a call does not wait. A call has one such record.
         let is_free = breaks_off && last && cells_for(len) == 1;
-        let had_room = found.may_be_answered(self.settings.geometry.base_cells());
+        let had_room = found.may_be_answered(ports.settings.geometry.base_cells());
         let credit = match found.answer_credit.checked_sub(cells_for(len)) {
             Some(credit) => credit,
             None if is_free => 0,
-            None => return Err(CloseReason::violation("an answer was sent beyond its credit")),
+            None => return Err(CloseReason::violation("a reply was sent beyond its credit")),
         };
-        self.decided(record, header);
-        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        ports.decided(record, header);
+        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.answer_credit = credit;
         found.answer_left = left - len;
-        found.progress_at = self.now;
+        found.progress_at = ports.now;
         let ends = last && header.flags.has(Flags::END);
         let answer = Header {
             flags: Flags(header.flags.0 & ANSWER_FLAGS.0),
@@ -327,23 +328,23 @@ impl RouterState {
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
         let begins = first && !found.has_chunk && !header.flags.has(Flags::ERROR);
-        let reply_took = begins.then(|| self.now.saturating_sub(found.ready_at));
+        let reply_took = begins.then(|| ports.now.saturating_sub(found.ready_at));
         found.has_chunk |= is_first_chunk;
         if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
             // Once for a stream, and only if it is due earlier now.
             if found.chunk_limit < first {
                 let due = found.due();
-                if let Some(timer) = found.timer.replace(self.wheel.set(due, Timer::Call(call))) {
-                    self.wheel.cancel(timer);
+                if let Some(timer) = found.timer.replace(ports.wheel.set(due, Timer::Call(call))) {
+                    ports.wheel.cancel(timer);
                 }
             }
         }
-        let took = self.now.saturating_sub(found.began);
-        self.counters.fragments += u64::from(!(first && last));
-        if !self.takes_more(requester, call) {
+        let took = ports.now.saturating_sub(found.began);
+        ports.counters.fragments += u64::from(!(first && last));
+        if !self.takes_more(ports, requester, call) {
             return Ok(());
         }
-        let RouterState { ingresses, egresses, .. } = self;
+        let Ports { ingresses, egresses, .. } = ports;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return Ok(()) };
         egresses.send(requester, &answer, Payload::Words(len, ingress.express.payload(record)));
         if last {
@@ -362,10 +363,10 @@ impl RouterState {
             times.first_chunk.observe(took, 1);
         }
         if is_first_chunk {
-            self.record_first_chunk(service, call);
+            self.record_first_chunk(ports, service, call);
         }
         if ends {
-            self.counters.replies += 1;
+            ports.counters.replies += 1;
             if let Some(service) = self.services.get_mut(service) {
                 service.failures += u64::from(header.flags.has(Flags::ERROR));
                 if let Some(times) = service.times.as_deref_mut() {
@@ -374,45 +375,53 @@ impl RouterState {
             }
             let verdict = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
                 true if had_room => Verdict::Failure(Failure::Reply),
-                // As for a deadline: a requester that does not take the answer must not open the breaker for others.
+                // As for a deadline: a requester that does not take the reply must not open the breaker for others.
                 true => Verdict::Neither,
                 false => Verdict::Success,
             };
-            if let Some(call) = self.finish(call) {
-                self.record_outcome(service, call.permit, verdict);
+            if let Some(call) = self.finish(ports, call) {
+                self.record_outcome(ports, service, call.permit, verdict);
             }
         } else {
-            self.counters.chunks += u64::from(last);
+            ports.counters.chunks += u64::from(last);
         }
         Ok(())
     }
 
-    fn cancel(&mut self, key: u32, header: &Header) {
-        self.counters.cancels += 1;
-        if let Some(call) = self.call_in(key, header) {
-            self.end_call(call, Outcome::Cancelled);
+    pub(super) fn cancel(&mut self, ports: &mut Ports, key: u32, header: &Header) {
+        ports.counters.cancels += 1;
+        if let Some(call) = self.call_in(ports, key, header) {
+            self.end_call(ports, call, Outcome::Cancelled);
         }
     }
 
-    fn response_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
-        let (Some(call), most) = (self.call_in(key, header), self.settings.stream_credit) else { return Ok(()) };
-        let Some(found) = self.calls.get(call) else { return Ok(()) };
+    fn response_credit(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<(), CloseReason> {
+        let (Some(call), most) = (self.call_in(ports, key, header), ports.settings.stream_credit) else {
+            return Ok(());
+        };
+        let Some(found) = self.table.get(call) else { return Ok(()) };
         let answer_credit = given_back(found.answer_credit, header.arg, most)?;
-        // The echo can take as much body as its requester can take answer.
+        // The echo grants as much body as its requester grants reply.
         let body_credit = match found.responder {
             Some(_) => found.body_credit,
             None => given_back(found.body_credit, header.arg, most)?,
         };
-        self.decided(record, header);
-        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
-        if !found.may_be_answered(self.settings.geometry.base_cells()) {
-            found.ready_at = self.now;
+        ports.decided(record, header);
+        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
+        if !found.may_be_answered(ports.settings.geometry.base_cells()) {
+            found.ready_at = ports.now;
         }
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
-        found.progress_at = self.now;
+        found.progress_at = ports.now;
         let (to, credit) = match found.responder {
             Some(responder) => {
-                if !self.takes_more(responder, call) {
+                if !self.takes_more(ports, responder, call) {
                     return Ok(());
                 }
                 (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
@@ -422,57 +431,63 @@ impl RouterState {
                 (key, Header { id, id2, arg, ..Header::new(Kind::RequestCredit) })
             }
         };
-        self.egresses.send(to, &credit, Payload::EMPTY);
+        ports.egresses.send(to, &credit, Payload::EMPTY);
         Ok(())
     }
 
-    fn body_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
-        let (Some(call), most) = (self.call_of(key, header), self.settings.stream_credit) else { return Ok(()) };
-        let Some(found) = self.calls.get(call) else { return Ok(()) };
+    fn body_credit(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<(), CloseReason> {
+        let (Some(call), most) = (self.call_of(key, header), ports.settings.stream_credit) else { return Ok(()) };
+        let Some(found) = self.table.get(call) else { return Ok(()) };
         let body_credit = given_back(found.body_credit, header.arg, most)?;
-        self.decided(record, header);
-        let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        ports.decided(record, header);
+        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.body_credit = body_credit;
         let requester = found.requester;
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
-        if self.takes_more(requester, call) {
-            self.egresses.send(requester, &credit, Payload::EMPTY);
+        if self.takes_more(ports, requester, call) {
+            ports.egresses.send(requester, &credit, Payload::EMPTY);
         }
         Ok(())
     }
 
-    /// Whether `to` takes more of the call. Bodies, answers and credit of many calls, each within its bounds, can be
-    /// more together than is held for one who does not read now: then this call ends, not the connection.
-    fn takes_more(&mut self, to: u32, call: Key) -> bool {
-        let takes = self.egresses.takes_calls(to);
+    /// Whether `to` takes more of the call. Bodies, replies and credit of many calls, each within its bounds, can exceed
+    /// the backlog of a client that does not read now: then this call ends, not the connection.
+    fn takes_more(&mut self, ports: &mut Ports, to: u32, call: Key) -> bool {
+        let takes = ports.egresses.takes_calls(to);
         if !takes {
-            self.end_call(call, Outcome::Overloaded);
+            self.end_call(ports, call, Outcome::Overloaded);
         }
         takes
     }
 
-    /// The call that `header` names, if `key` is to answer it.
+    /// The call that `header` names, if `key` is its responder.
     pub(super) fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
         let call = Key::from_u64(header.seq);
-        self.calls.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
+        self.table.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
     }
 
-    /// The call of the request that `header` names, if it is still under way.
-    pub(super) fn call_in(&self, key: u32, header: &Header) -> Option<Key> {
-        self.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
+    /// The call of the request that `header` names, if it is outstanding.
+    pub(super) fn call_in(&self, ports: &Ports, key: u32, header: &Header) -> Option<Key> {
+        ports.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
     }
 
-    /// The same of a service. Calls that are under way go on.
-    pub(super) fn release_service_number(&mut self, key: u32, header: &Header) {
-        if let Some(service) = self.ingress_mut(key).and_then(|ingress| ingress.services.take(header.arg)) {
+    /// The same for a service. Outstanding calls go on.
+    fn release_service_number(&mut self, ports: &mut Ports, key: u32, header: &Header) {
+        if let Some(service) = ports.ingress_mut(key).and_then(|ingress| ingress.services.take(header.arg)) {
             self.services.release(service);
         }
     }
 }
 
 /// Credit after `cells` of it were given back. A side gives back what it has taken, no more: so there are never more
-/// records of credit than records that were paid for, and nobody can flood the other side with them.
+/// records of credit than records that were paid for, and neither side can flood the other with them.
 fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, CloseReason> {
     match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
         Some(sum) => Ok(sum),

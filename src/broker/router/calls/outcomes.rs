@@ -1,36 +1,37 @@
-//! How calls end otherwise than by their answer.
+//! Calls that end without a reply.
 //!
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
 //! whatever comes later finds no call.
 
-use super::call::Call;
-use super::state::RouterState;
-use super::timers::Timer;
+use super::Call;
+use super::Calls;
+use crate::broker::router::journal::Timer;
+use crate::broker::router::ports::Ports;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Failure, Verdict};
 use crate::routing::services::ServiceId;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
-impl RouterState {
+impl Calls {
     /// The deadline of a call has passed. Of a stream, this may be the time since its last progress: noted
     /// with each part and looked at here, so that a chunk costs no change of a timer.
-    pub(super) fn deadline(&mut self, call: Key) {
-        let Some(found) = self.calls.get_mut(call) else { return };
+    pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, call: Key) {
+        let Some(found) = self.table.get_mut(call) else { return };
         found.timer = None;
         let due = found.due();
-        if due > self.now {
-            found.timer = Some(self.wheel.set(due, Timer::Call(call)));
+        if due > ports.now {
+            found.timer = Some(ports.wheel.set(due, Timer::Call(call)));
             return;
         }
-        self.end_call(call, Outcome::DeadlineExceeded);
+        self.end_call(ports, call, Outcome::DeadlineExceeded);
     }
 
-    /// What an outcome that is no answer says of the responder.
-    fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
-        // A requester that stops in its request, does not take the answer, or gives too little time, must not open the
+    /// What an outcome without a reply means for the circuit breaker.
+    fn verdict(&self, ports: &Ports, call: &Call, outcome: Outcome) -> Verdict {
+        // A requester that stops in its request, does not take the reply, or gives too little time, must not open the
         // breaker for others.
-        let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
+        let could_answer = call.may_be_answered(ports.settings.geometry.base_cells());
         match outcome {
             Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => Verdict::Failure(Failure::Deadline),
             Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
@@ -43,33 +44,42 @@ impl RouterState {
         self.services.get(call.service).is_none_or(|service| service.pace.is_fair(call.time_given()))
     }
 
-    /// Ends a call otherwise than by its answer: tells both sides.
-    pub(super) fn end_call(&mut self, key: Key, outcome: Outcome) {
-        let Some(call) = self.finish(key) else { return };
-        let verdict = self.verdict(&call, outcome);
+    /// Ends a call without a reply: notifies both sides.
+    pub(super) fn end_call(&mut self, ports: &mut Ports, key: Key, outcome: Outcome) {
+        let Some(call) = self.finish(ports, key) else { return };
+        let verdict = self.verdict(ports, &call, outcome);
         if let (Verdict::Failure(Failure::Deadline), Some(responder)) = (verdict, call.responder) {
-            self.services.missed(call.service, responder, self.now);
+            self.services.missed(call.service, responder, ports.now);
         }
-        self.record_outcome(call.service, call.permit, verdict);
+        self.record_outcome(ports, call.service, call.permit, verdict);
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
             let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
-            self.egresses.send(responder, &ended, Payload::EMPTY);
+            ports.egresses.send(responder, &ended, Payload::EMPTY);
         }
         if outcome != Outcome::Disconnected {
-            self.fail(call.requester, call.slot, call.generation, call.service, outcome);
+            self.fail(ports, call.requester, call.slot, call.generation, call.service, outcome);
         }
     }
 
-    /// Sends a request's outcome other than an answer.
-    pub(super) fn fail(&mut self, requester: u32, slot: u32, generation: u32, service: ServiceId, outcome: Outcome) {
-        self.fail_until(requester, slot, generation, service, outcome, 0);
+    /// Sends a request's outcome, if it is not a reply.
+    pub(super) fn fail(
+        &mut self,
+        ports: &mut Ports,
+        requester: u32,
+        slot: u32,
+        generation: u32,
+        service: ServiceId,
+        outcome: Outcome,
+    ) {
+        self.fail_until(ports, requester, slot, generation, service, outcome, 0);
     }
 
     /// The same, with the time after which to try again, or 0.
     pub(super) fn fail_until(
         &mut self,
+        ports: &mut Ports,
         requester: u32,
         slot: u32,
         generation: u32,
@@ -77,56 +87,56 @@ impl RouterState {
         outcome: Outcome,
         nanos: u64,
     ) {
-        self.counters.failed[outcome as usize - 1] += 1;
+        ports.counters.failed[outcome as usize - 1] += 1;
         if let Some(service) = self.services.get_mut(service).filter(|_| outcome != Outcome::Cancelled) {
             service.failures += 1;
         }
         let failed = Header { id: slot, id2: generation, code: outcome as u16, nanos, ..Header::new(Kind::Failed) };
-        self.egresses.send(requester, &failed, Payload::EMPTY);
+        ports.egresses.send(requester, &failed, Payload::EMPTY);
     }
 
     /// Removes a call, wherever it is known.
-    pub(super) fn finish(&mut self, key: Key) -> Option<Call> {
-        let call = self.calls.remove(key)?;
+    pub(super) fn finish(&mut self, ports: &mut Ports, key: Key) -> Option<Call> {
+        let call = self.table.remove(key)?;
         if let Some(timer) = call.timer {
-            self.wheel.cancel(timer);
+            ports.wheel.cancel(timer);
         }
         if let Some(responder) = call.responder {
             self.services.end(call.service, responder);
         }
-        if let Some(ingress) = self.ingress_mut(call.requester) {
+        if let Some(ingress) = ports.ingress_mut(call.requester) {
             ingress.outstanding -= 1;
             ingress.requests[call.slot as usize].call = None;
         }
         Some(call)
     }
 
-    /// A connection ends: its requests are over, and those that it was to answer are lost.
-    pub(super) fn end_calls_of(&mut self, key: u32) {
-        let Some(ingress) = self.ingress(key) else { return };
+    /// A connection ends: its requests end, and the calls that it was to reply to are lost.
+    pub(in crate::broker::router) fn end_calls_of(&mut self, ports: &mut Ports, key: u32) {
+        let Some(ingress) = ports.ingress(key) else { return };
         let mut calls: Vec<_> =
             ingress.requests.iter().filter_map(|slot| slot.call).map(|call| (call, Outcome::Disconnected)).collect();
         if !ingress.serving.is_empty() {
-            let answered_here = self.calls.iter().filter(|(_, call)| call.responder == Some(key));
+            let answered_here = self.table.iter().filter(|(_, call)| call.responder == Some(key));
             calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
         }
-        // The loss of a responder is one failure of each service, however many calls it had under way.
+        // The loss of a responder is one failure of each service, however many calls it had outstanding.
         let mut counted: Vec<ServiceId> = Vec::new();
         for (call, outcome) in calls {
             if outcome == Outcome::ResponderLost {
-                self.count_loss_once(call, &mut counted);
+                self.count_loss_once(ports, call, &mut counted);
             }
-            self.end_call(call, outcome);
+            self.end_call(ports, call, outcome);
         }
     }
 
     /// A call of a lost responder counts for its service's breaker, unless one of `counted` did before it.
-    fn count_loss_once(&mut self, call: Key, counted: &mut Vec<ServiceId>) {
-        let Some(found) = self.calls.get_mut(call) else { return };
+    fn count_loss_once(&mut self, ports: &mut Ports, call: Key, counted: &mut Vec<ServiceId>) {
+        let Some(found) = self.table.get_mut(call) else { return };
         let service = found.service;
         if counted.contains(&service) {
             let permit = found.permit.take();
-            self.record_outcome(service, permit, Verdict::Neither);
+            self.record_outcome(ports, service, permit, Verdict::Neither);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
             && service_found.gate.is_current(permit)
         {
@@ -134,33 +144,33 @@ impl RouterState {
         }
     }
 
-    /// Ends a call that the broker itself cannot bring to its end: both sides are told.
-    pub(super) fn lose_call(&mut self, call: Key) {
-        let Some(found) = self.calls.get_mut(call) else { return };
-        // It says nothing of who was to answer.
+    /// Ends a call that the broker itself cannot complete: both sides are notified.
+    pub(in crate::broker::router) fn lose_call(&mut self, ports: &mut Ports, call: Key) {
+        let Some(found) = self.table.get_mut(call) else { return };
+        // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
-        self.record_outcome(service, permit, Verdict::Neither);
+        self.record_outcome(ports, service, permit, Verdict::Neither);
         if let Some(responder) = responder {
             let code = Outcome::ResponderLost as u16;
             let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
-            self.egresses.send(responder, &ended, Payload::EMPTY);
+            ports.egresses.send(responder, &ended, Payload::EMPTY);
         }
-        self.end_call(call, Outcome::ResponderLost);
+        self.end_call(ports, call, Outcome::ResponderLost);
     }
 
     /// A record of the express lane was half carried out when the router died, or has killed two: its call is over, and
-    /// both sides are told. So it has one outcome still.
-    pub(super) fn give_up_express(&mut self, key: u32, header: &Header) {
+    /// both sides are notified. So it has exactly one outcome.
+    pub(in crate::broker::router) fn give_up_express(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         let call = match header.kind {
-            Kind::Request | Kind::Cancel | Kind::ResponseCredit => self.call_in(key, header),
+            Kind::Request | Kind::Cancel | Kind::ResponseCredit => self.call_in(ports, key, header),
             Kind::Response | Kind::BodyCredit => self.call_of(key, header),
             _ => None,
         };
         match call {
-            Some(call) => self.lose_call(call),
+            Some(call) => self.lose_call(ports, call),
             None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
-                let service = self.ingress(key).and_then(|ingress| ingress.services.get(header.arg).copied());
-                self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
+                let service = ports.ingress(key).and_then(|ingress| ingress.services.get(header.arg).copied());
+                self.fail(ports, key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
             }
             None => {}
         }

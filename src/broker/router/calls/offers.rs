@@ -1,0 +1,99 @@
+//! Control requests about services.
+
+use super::{Calls, ECHO};
+use crate::broker::router::connection::{ControlReply, gone};
+use crate::broker::router::ports::Ports;
+use crate::wire::control::{BrokerFrame, FailedCode};
+use crate::wire::name::{Name, Topic};
+
+impl Calls {
+    pub(in crate::broker::router) fn intern_service(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        name: &Topic,
+    ) -> ControlReply {
+        let name = Name::try_from(name).map_err(|error| (FailedCode::Invalid, error.to_string()))?;
+        let most = ports.settings.max_topics_per_connection;
+        if ports.ingress(key).is_some_and(|ingress| ingress.services.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection has {most} services, which is the limit")));
+        }
+        let service = self.services.intern(&name).ok_or_else(too_many_services)?;
+        self.tell_new_gates(ports);
+        let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
+        Ok(BrokerFrame::Interned { serial, id: ingress.services.give(service) })
+    }
+
+    pub(in crate::broker::router) fn serve_service(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        name: &Name,
+        max_in_flight: u32,
+    ) -> ControlReply {
+        if name.as_str() == ECHO {
+            return Err((FailedCode::NotAllowed, format!("the broker itself serves {ECHO}")));
+        }
+        let most = ports.settings.max_subscriptions_per_connection;
+        if ports.ingress(key).is_some_and(|ingress| ingress.serving.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
+        }
+        let service = self.services.intern(name).ok_or_else(too_many_services)?;
+        self.tell_new_gates(ports);
+        let most = ports.settings.max_requests_per_responder;
+        let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
+        if !self.services.serve(service, key, max_in_flight) {
+            self.services.release(service);
+            return Err((FailedCode::Invalid, format!("this connection serves {name} already")));
+        }
+        let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
+        let number = ingress.next_offer;
+        ingress.next_offer = number.wrapping_add(1);
+        ingress.serving.push((number, service));
+        Ok(BrokerFrame::Serving { serial, service: number })
+    }
+
+    pub(in crate::broker::router) fn unserve(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        number: u32,
+    ) -> ControlReply {
+        let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
+        let Some(at) = ingress.serving.iter().position(|(given, _)| *given == number) else {
+            return Err((FailedCode::Unknown, format!("no service has the number {number}")));
+        };
+        let (_, service) = ingress.serving.remove(at);
+        self.services.unserve(service, key);
+        self.services.release(service);
+        Ok(BrokerFrame::Done { serial })
+    }
+
+    /// The client of `key` is gone: its services get no calls any more.
+    pub(in crate::broker::router) fn unserve_all(&mut self, ports: &Ports, key: u32) {
+        let Some(ingress) = ports.ingress(key) else { return };
+        for (_, service) in &ingress.serving {
+            self.services.unserve(*service, key);
+        }
+    }
+
+    /// The connection `key` ends: its offers and its numbers of services are released. Each is off its list first, so a
+    /// router that dies within this releases none twice.
+    pub(in crate::broker::router) fn release_all(&mut self, ports: &mut Ports, key: u32) {
+        let Some(ingress) = ports.ingress_mut(key) else { return };
+        while let Some((_, service)) = ingress.serving.pop() {
+            self.services.unserve(service, key);
+            self.services.release(service);
+        }
+        while let Some(service) = ingress.services.take_any() {
+            self.services.release(service);
+        }
+    }
+}
+
+fn too_many_services() -> (FailedCode, String) {
+    (FailedCode::Limit, "the broker knows as many services as it may".to_owned())
+}

@@ -1,0 +1,112 @@
+//! What an egress keeps for subscriptions that drop the oldest: adding to it, and placing records that may wait.
+
+use super::counters::Counters;
+use super::egress::{Egress, Egresses};
+use super::keeping::KeptWork;
+use crate::routing::arena::Key;
+use crate::routing::newest::{Added, Most};
+use crate::routing::topics::Topics;
+use crate::shm::ring::Payload;
+use crate::shm::words::read_bytes;
+use crate::wire::record::{Flags, Header};
+
+impl Egresses {
+    /// Keeps a record for a subscription, or drops its message if that is too large. Others may be dropped for it.
+    pub(super) fn keep(
+        &mut self,
+        subscription: Key,
+        (target, cost): (usize, u32),
+        header: &Header,
+        payload: Payload<'_>,
+        (topics, counters): (&mut Topics, &mut Counters),
+        work: &mut KeptWork,
+    ) {
+        let most = self.max_backlog;
+        let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
+        let Some(egress) = self.get_mut(found.owner) else { return };
+        let (owner, policy, kept) = (found.owner, found.policy, found.kept.get_or_insert_default());
+        let (had_whole, bytes) = (kept.has_whole(), kept.bytes());
+        // Each has its share, and what the others do not need.
+        let share = most / egress.subscriptions.len().max(1);
+        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.keeping.bytes - bytes)) };
+        let mut dropped = 0;
+        let fill = |to: &mut [u8]| match payload {
+            Payload::Bytes(from) => to.copy_from_slice(from),
+            Payload::Words(_, words) => read_bytes(words, to),
+        };
+        let added = kept.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
+            work.unused.push(gone.id2);
+            dropped += 1;
+        });
+        let (has_whole, is_empty, now) = (kept.has_whole(), kept.is_empty(), kept.bytes());
+        egress.keeping.ever += 1;
+        egress.keeping.bytes = egress.keeping.bytes - bytes + now;
+        found.dropped = found.dropped.saturating_add(dropped);
+        if is_empty {
+            found.kept = None;
+        }
+        if has_whole != had_whole {
+            egress.keeping.settle(has_whole);
+            if has_whole {
+                work.begun.push(owner);
+            } else {
+                self.placed(owner);
+            }
+        }
+        if header.flags.has(Flags::FIRST) && added != Added::Unknown {
+            topics.retain(header.id2);
+        }
+        counters.dropped[policy as usize] += u64::from(dropped);
+        (0..dropped).for_each(|_| self.missed(owner));
+    }
+
+    /// How much the owner of a subscription was ever given.
+    pub(super) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
+        let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
+        owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
+    }
+
+    /// There is something new for the client of `key`.
+    pub(super) fn placed(&mut self, key: u32) {
+        if let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) {
+            egress.placed(key, &mut self.dirty);
+        }
+    }
+
+    /// Pushes a record that may wait elsewhere. `false`: there is no space, and no more memory for it.
+    pub(super) fn place(&mut self, key: u32, header: &Header, payload: Payload<'_>) -> bool {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        let words = header.to_words();
+        let mut placed = egress.ring.push(&words, payload);
+        if placed == Ok(false) && self.memory.grow_egress(key, &mut egress.leases, &mut egress.ring) {
+            placed = egress.ring.push(&words, payload);
+        }
+        match placed {
+            Ok(true) => {
+                egress.bytes += u64::from(payload.len());
+                self.placed(key);
+                true
+            }
+            Ok(false) => false,
+            Err(violation) => {
+                self.pending_close.push((key, violation.into()));
+                false
+            }
+        }
+    }
+}
+
+impl Egress {
+    /// Nothing waits for space any more.
+    pub(super) fn end_wait(&mut self) {
+        self.waits_for_space = false;
+        self.space.disarm();
+    }
+
+    /// Whether three quarters of its ring are in use.
+    pub(super) fn is_crowded(&mut self) -> bool {
+        let cells = u64::from(self.leases.segment.geometry().base_cells() + self.ring.window());
+        let consumed = self.ring.look().unwrap_or(0);
+        4 * (self.ring.claimed() - consumed) >= 3 * cells
+    }
+}

@@ -1,0 +1,59 @@
+//! Publish and subscribe: the bulk lane.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `publish` | routes the records of the bulk lane |
+//! | `subscriptions` | control requests about topics and subscriptions |
+//! | `drops` | subscriptions that drop: when a publish waits for them, and how their client is notified |
+//! | `kept` | the newest messages for subscriptions that drop the oldest |
+//! | `abort` | messages whose rest will not come, and poison messages |
+//! | `slow_consumers` | the slow consumer timeout |
+
+mod abort;
+mod drops;
+mod kept;
+mod publish;
+mod slow_consumers;
+mod subscriptions;
+
+use super::keeping::KeptWork;
+use super::message::Chosen;
+use super::settings::Settings;
+use crate::routing::topics::Topics;
+
+/// Topics, their subscriptions, and the decisions for the current message.
+pub(super) struct PubSub {
+    topics: Topics,
+    /// The decision for each subscription of the current message.
+    chosen: Vec<Chosen>,
+    kept: KeptWork,
+    /// The sequence number of the broker's own last message.
+    system_sent: u64,
+}
+
+impl PubSub {
+    pub(super) fn new(settings: &Settings) -> PubSub {
+        let topics = Topics::new(settings.max_topics, settings.max_routes);
+        PubSub { topics, chosen: Vec::new(), kept: KeptWork::default(), system_sent: 0 }
+    }
+
+    /// Applies other limits from now on; existing topics stay.
+    pub(super) fn adopt(&mut self, settings: &Settings) {
+        self.topics.adopt(settings.max_topics, settings.max_routes);
+    }
+
+    pub(super) fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// The number of subscriptions that the last message was decided for.
+    #[inline]
+    pub(super) fn receivers(&self) -> usize {
+        self.chosen.len()
+    }
+
+    /// A new router: no subscription is held to have stopped while there was none.
+    pub(super) fn forget_graces(&mut self, now: u64) {
+        self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
+    }
+}

@@ -1,0 +1,100 @@
+//! Slow consumers: a bulk lane has waited as long as it may for a subscription.
+
+use super::PubSub;
+use crate::broker::events::Event;
+use crate::broker::router::ingress::{NO_CONNECTION, Parked};
+use crate::broker::router::ports::Ports;
+use crate::routing::arena::Key;
+use crate::routing::topics::Subscription;
+use crate::shm::ring::Payload;
+use crate::wire::control::DeliveryPolicy;
+use crate::wire::record::{Header, Kind};
+
+impl PubSub {
+    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those
+    /// that drop rather than wait do without the message, which had begun when they stopped.
+    pub(in crate::broker::router) fn waited_too_long(&mut self, ports: &mut Ports, key: u32) {
+        let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
+        if let Some(parked) = ingress.parked.filter(|parked| parked.is_grace) {
+            ingress.parked = None;
+            if let Some(egress) = ports.egresses.get_mut(parked.on) {
+                egress.waiters.retain(|waiter| *waiter != key);
+            }
+            ports.schedule.wake(key);
+            return;
+        }
+        let timeout = ports.settings.slow_consumer_timeout;
+        if ingress.waits.is_some_and(|(_, since)| ports.now < since + timeout) {
+            // It was parked anew since this timer was due.
+            return;
+        }
+        let Some(parked) = ingress.parked.take() else { return };
+        ingress.waits = None;
+        if let Some(egress) = ports.egresses.get_mut(parked.on) {
+            egress.waiters.retain(|waiter| *waiter != key);
+        }
+        ports.schedule.wake(key);
+        if parked.on == NO_CONNECTION {
+            return;
+        }
+        for subscription in self.who_blocks(ports, key, &parked) {
+            match self.topics.subscriptions.get(subscription).map(|found| found.policy) {
+                Some(DeliveryPolicy::Block) => self.evict(ports, subscription),
+                Some(policy) => {
+                    ports.counters.dropped[policy as usize] += 1;
+                    if let Some(egress) = ports.egresses.get_mut(parked.on) {
+                        egress.dropped += 1;
+                    }
+                    self.abort_target(ports, key, subscription);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Others may have no room
+    /// either just now; if they still have none then, they get a time of their own.
+    fn who_blocks(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
+        if let Some(message) = &parked.message {
+            if self.decide(ports, message, true).is_err() {
+                return Vec::new();
+            }
+            let blocks = |s: &Key| {
+                let found = self.topics.subscriptions.get(*s);
+                found.is_some_and(|s| s.owner == parked.on && s.policy == DeliveryPolicy::Block)
+            };
+            return self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect();
+        }
+        let Ports { ingresses, egresses, .. } = ports;
+        let PubSub { topics, .. } = self;
+        let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return Vec::new() };
+        let Ok(Some(record)) = ingress.bulk.peek() else { return Vec::new() };
+        egresses.start_plan();
+        let origin = ingress.info.id;
+        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
+        let theirs = ingress.partial_targets.iter().filter(is_theirs);
+        theirs.filter(|_| !egresses.plan(parked.on, &[record.len])).copied().collect()
+    }
+
+    /// Evicts a slow consumer: ends its subscription, and notifies its owner.
+    fn evict(&mut self, ports: &mut Ports, key: Key) {
+        let Some(subscription) = self.topics.unsubscribe(key) else { return };
+        ports.counters.evicted += 1;
+        let id = ports.ingress(subscription.owner).map_or(0, |ingress| ingress.info.id);
+        if let Some(egress) = ports.egresses.get_mut(subscription.owner) {
+            egress.subscriptions.retain(|s| *s != key);
+        }
+        let notice = Header { id: key.to_u32(), dropped: subscription.dropped, ..Header::new(Kind::Evicted) };
+        ports.egresses.send(subscription.owner, &notice, Payload::EMPTY);
+        let text =
+            format!(r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#, subscription.pattern, subscription.dropped);
+        self.publish_system(ports, "$sys.subscription.evicted", &text);
+        ports.events.tell(Event::Evicted {
+            connection: id,
+            pattern: subscription.pattern,
+            dropped: subscription.dropped,
+        });
+        ports.retry_waiters(subscription.owner);
+    }
+}

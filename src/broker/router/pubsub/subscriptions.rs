@@ -1,0 +1,104 @@
+//! Control requests about topics and subscriptions.
+
+use super::PubSub;
+use crate::broker::router::connection::{ControlReply, gone};
+use crate::broker::router::ingress::Published;
+use crate::broker::router::ports::Ports;
+use crate::routing::arena::{Key, MOST_SHORT};
+use crate::routing::topics::Full;
+use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
+use crate::wire::name::Topic;
+use crate::wire::pattern::Pattern;
+
+impl PubSub {
+    pub(in crate::broker::router) fn intern_topic(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        topic: &Topic,
+    ) -> ControlReply {
+        if topic.is_system() {
+            return Err((FailedCode::NotAllowed, format!("only the broker publishes on {topic}")));
+        }
+        let most = ports.settings.max_topics_per_connection;
+        if ports.ingress(key).is_some_and(|ingress| ingress.topics.len() >= most) {
+            return Err((FailedCode::Limit, format!("this connection has {most} topics, which is the limit")));
+        }
+        let id = self.topics.intern(topic).map_err(|full| self.too_many(ports, full))?;
+        let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
+        Ok(BrokerFrame::Interned { serial, id: ingress.topics.give(Published { topic: id, sent: 0 }) })
+    }
+
+    pub(in crate::broker::router) fn subscribe(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        pattern: Pattern,
+        policy: DeliveryPolicy,
+        credit: u32,
+    ) -> ControlReply {
+        let most = ports.settings.max_subscriptions_per_connection;
+        let Some(egress) = ports.egresses.get(key) else { return Err(gone()) };
+        if egress.subscriptions.len() >= most {
+            return Err((FailedCode::Limit, format!("this connection has {most} subscriptions, which is the limit")));
+        }
+        let capacity = match credit {
+            0 => ports.settings.subscription_credit,
+            // One record of the largest size at least, so that nothing is too large for it.
+            credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
+        };
+        let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
+        let subscription = subscribed.map_err(|full| self.too_many(ports, full))?;
+        if let Some(egress) = ports.egresses.get_mut(key) {
+            egress.subscriptions.push(subscription);
+        }
+        Ok(BrokerFrame::Subscribed { serial, subscription: subscription.to_u32() })
+    }
+
+    pub(in crate::broker::router) fn unsubscribe(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        serial: u32,
+        subscription: u32,
+    ) -> ControlReply {
+        let found = self.topics.subscriptions.find(subscription);
+        let Some(egress) = ports.egresses.get_mut(key) else { return Err(gone()) };
+        let position = |subscription: Key| egress.subscriptions.iter().position(|s| *s == subscription);
+        let Some((subscription, at)) = found.and_then(|found| Some((found, position(found)?))) else {
+            return Err((FailedCode::Unknown, "no such subscription".to_owned()));
+        };
+        egress.subscriptions.swap_remove(at);
+        self.forget_kept(ports, key, subscription);
+        self.topics.unsubscribe(subscription);
+        ports.retry_waiters(key);
+        Ok(BrokerFrame::Done { serial })
+    }
+
+    fn too_many(&self, ports: &Ports, full: Full) -> (FailedCode, String) {
+        let what = match full {
+            Full::Topics => format!("the broker knows {} topics, which is the limit", ports.settings.max_topics),
+            Full::Subscriptions => format!("the broker has {MOST_SHORT} subscriptions, which is the limit"),
+            Full::Routes => {
+                let most = ports.settings.max_routes;
+                format!("with this the broker would have more than {most} pairs of a topic and a subscription to it")
+            }
+        };
+        (FailedCode::Limit, what)
+    }
+
+    pub(in crate::broker::router) fn unsubscribe_all(&mut self, ports: &mut Ports, key: u32) {
+        let mut at = 0;
+        while let Some(subscription) = ports.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied()
+        {
+            at += 1;
+            self.forget_kept(ports, key, subscription);
+        }
+        let Some(egress) = ports.egresses.get_mut(key) else { return };
+        // Off the list when they are gone, so that none is left if the router dies between.
+        self.topics.unsubscribe_all(&egress.subscriptions);
+        egress.subscriptions = Vec::new();
+    }
+}
