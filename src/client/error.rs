@@ -1,5 +1,7 @@
 //! What can go wrong for a client: one opaque error, with predicates.
 
+pub(crate) mod kind;
+
 use crate::wire::control::{ClosingCode, FailedCode, RefusedCode};
 use crate::wire::name::NameError;
 use crate::wire::record::Outcome;
@@ -247,14 +249,14 @@ impl Error {
     }
 
     /// This thread looks at a message in place, and would wait for itself; see
-    /// [`Subscription::read_next`](super::Subscription::read_next).
+    /// [`Subscription::read_next`](crate::client::Subscription::read_next).
     #[must_use]
     pub fn is_view_outstanding(&self) -> bool {
         matches!(&*self.0, Kind::ViewOutstanding)
     }
 
     /// This process is a child that `fork` made of the one that connected: it must connect itself, see
-    /// [`Client`](super::Client).
+    /// [`Client`](crate::client::Client).
     #[must_use]
     pub fn is_forked(&self) -> bool {
         matches!(&*self.0, Kind::Forked)

@@ -1,0 +1,258 @@
+//! Answering: what a request is to who answers it, and how its answer goes out.
+
+use crate::client::connection::calls::{self, FAILED};
+use crate::client::connection::shared::Connection;
+use crate::client::data::incoming_call::Incoming;
+use crate::client::data::lock::lock;
+use crate::client::engine::wait;
+use crate::client::error::Result;
+use crate::shm::layout::cells_for;
+use crate::wire::record::{Flags, Header, Kind as RecordKind};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A request to be answered. Dropped without an answer, or before its answer is whole, it is answered with an error.
+#[derive(Debug)]
+pub struct Request {
+    connection: Arc<Connection>,
+    call: Arc<Incoming>,
+    payload: Vec<u8>,
+    is_answered: bool,
+}
+
+/// The outcome of sending a part of an answer: an error says that nobody waits for it any more.
+pub type Reply = Result<()>;
+
+impl Request {
+    /// The request that a call brings, if anybody waits for its answer still.
+    pub(crate) fn of(connection: &Arc<Connection>, call: Arc<Incoming>) -> Option<Request> {
+        let payload = call.take_body()?;
+        Some(Request { connection: connection.clone(), call, payload, is_answered: false })
+    }
+
+    /// What was sent.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// What was sent, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
+    /// answered, which is why this does not consume it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "broker")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use lapce_ipc::{broker, client::Client, config::{Env, Loaded}};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let socket = folder.path().join("ipc.sock");
+    /// # let mut loaded = Loaded::default();
+    /// # loaded.settle_socket(Some(socket.as_os_str()), &Env::default())?;
+    /// # let (listens, is_listening) = std::sync::mpsc::sync_channel(1);
+    /// # std::thread::spawn(move || broker::run(loaded, || Ok(Loaded::default()), |_| listens.send(()).unwrap()));
+    /// # is_listening.recv()?;
+    /// # let client = Client::builder().socket(&socket).connect()?;
+    /// let mut service = client.serve("upper")?;
+    /// let mut stream = client.request_stream("upper", "hello")?;
+    ///
+    /// let mut request = service.next().expect("a request")?;
+    /// let mut text = request.take_payload();
+    /// text.make_ascii_uppercase();
+    /// request.reply(text)?;
+    ///
+    /// assert_eq!(stream.next().expect("a reply")?, b"HELLO");
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "broker"))]
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub fn take_payload(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.payload)
+    }
+
+    /// The id of the connection that asks.
+    #[must_use]
+    pub fn requester(&self) -> u32 {
+        self.call.requester
+    }
+
+    /// Until when an answer is waited for; `None`: a stream without a total, which goes on as long as each chunk comes
+    /// in time after the one before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.call.deadline
+    }
+
+    /// Whether the requester expects a stream of chunks. Others take them too, joined.
+    #[must_use]
+    pub fn wants_stream(&self) -> bool {
+        self.call.stream
+    }
+
+    /// Whether nobody waits for the answer any more, as far as is known: it learns of a cancel while anybody in this
+    /// process waits for messages, or when a chunk is sent.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.call.is_ended()
+    }
+
+    /// Sends a chunk of a streamed answer. It waits while the requester has no room for it.
+    ///
+    /// # Errors
+    ///
+    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`](crate::client::Error::is_cancelled),
+    /// [`Error::is_deadline_exceeded`](crate::client::Error::is_deadline_exceeded)), the chunk is too large, or the
+    /// connection has ended.
+    pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
+        let chunk = Answer::chunk(&self.connection, payload.as_ref())?;
+        self.send(chunk)
+    }
+
+    /// Ends a streamed answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn finish(mut self) -> Reply {
+        self.send(Answer::finish())
+    }
+
+    /// Answers: the whole of it, or the last chunk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn reply(mut self, payload: impl AsRef<[u8]>) -> Reply {
+        let reply = Answer::reply(&self.connection, payload.as_ref());
+        self.send(reply)
+    }
+
+    /// Answers with an error that is the question's fault: unlike [`Request::fail`] it does not count at the breaker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn refuse(mut self, text: &str) -> Reply {
+        let refusal = Answer::refuse(&self.connection, text);
+        self.send(refusal)
+    }
+
+    /// Answers with an error: the service has failed. Several in a row open its breaker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn fail(mut self, text: &str) -> Reply {
+        let failure = Answer::fail(&self.connection, text);
+        self.send(failure)
+    }
+
+    fn send(&mut self, mut answer: Answer<'_>) -> Reply {
+        self.connection.check_fork()?;
+        // Learns of a cancel even if nobody in this process waits.
+        wait::sort_now(&self.connection);
+        match answer.step(self) {
+            Some(sent) => sent,
+            None => {
+                let connection = self.connection.clone();
+                wait::for_record(&connection, None, || answer.step(self))?
+            }
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.is_answered && self.connection.is_ours() {
+            calls::reject(&self.connection, &mut lock(&self.connection.table), &self.call);
+        }
+    }
+}
+
+/// The sending of one message of an answer, part by part.
+#[derive(Debug)]
+pub(crate) struct Answer<'a> {
+    payload: Cow<'a, [u8]>,
+    flags: Flags,
+    /// Bytes that were sent.
+    at: usize,
+    /// What its sender is told when it is sent.
+    told: Reply,
+}
+
+impl<'a> Answer<'a> {
+    fn new(payload: Cow<'a, [u8]>, flags: Flags, told: Reply) -> Answer<'a> {
+        Answer { payload, flags, at: 0, told }
+    }
+
+    pub(crate) fn chunk(connection: &Connection, payload: &'a [u8]) -> Result<Answer<'a>> {
+        connection.check_size(payload.len())?;
+        Ok(Answer::new(payload.into(), Flags::default(), Ok(())))
+    }
+
+    pub(crate) fn finish() -> Answer<'static> {
+        Answer::new(Cow::Borrowed(&[]), Flags::END.with(Flags::STREAM), Ok(()))
+    }
+
+    pub(crate) fn reply(connection: &Connection, payload: &'a [u8]) -> Answer<'a> {
+        Answer::last(connection, payload, Flags::END)
+    }
+
+    pub(crate) fn refuse(connection: &Connection, text: &'a str) -> Answer<'a> {
+        Answer::last(connection, text.as_bytes(), Flags::END.with(Flags::ERROR))
+    }
+
+    pub(crate) fn fail(connection: &Connection, text: &'a str) -> Answer<'a> {
+        Answer::last(connection, text.as_bytes(), FAILED)
+    }
+
+    fn last(connection: &Connection, payload: &'a [u8], flags: Flags) -> Answer<'a> {
+        match connection.check_size(payload.len()) {
+            Ok(_) => Answer::new(payload.into(), flags, Ok(())),
+            // The requester is told now, not by its deadline.
+            Err(error) => Answer::new(error.to_string().into_bytes().into(), FAILED, Err(error)),
+        }
+    }
+
+    /// Sends what credit and space allow. `None`: it is not whole yet.
+    pub(crate) fn step(&mut self, request: &mut Request) -> Option<Reply> {
+        let (connection, call) = (&request.connection, &request.call);
+        loop {
+            let (at, total) = (self.at, self.payload.len());
+            let part = &self.payload[at..total.min(at + connection.limits.slot_size() as usize)];
+            let flags = self.flags.with(Flags::fragment(at, part.len(), total));
+            let (seq, total) = (call.call, total as u32);
+            let header = Header { flags, total, seq, ..Header::new(RecordKind::Response) };
+            let place = || calls::place(connection, call.session, &header, part);
+            if let Err(error) = call.send(cells_for(part.len() as u32), place)? {
+                return Some(Err(error));
+            }
+            self.at += part.len();
+            if !flags.has(Flags::LAST) {
+                continue;
+            }
+            if flags.has(Flags::END) {
+                request.is_answered = true;
+                lock(&connection.table).take_call(call);
+            }
+            return Some(std::mem::replace(&mut self.told, Ok(())));
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Answer<'_> {
+    pub(crate) fn is_begun(&self) -> bool {
+        self.at > 0
+    }
+
+    /// Whether it goes as one record, so that nothing can come between its parts.
+    pub(crate) fn is_one_record(&self, connection: &Connection) -> bool {
+        self.payload.len() <= connection.limits.slot_size() as usize
+    }
+
+    pub(crate) fn into_owned(self) -> Answer<'static> {
+        Answer { payload: self.payload.into_owned().into(), ..self }
+    }
+}

@@ -1,0 +1,129 @@
+//! How a call is made: its options, its deadline at this side, and the retry of an idempotent request.
+
+use super::limits::CurrentLimits;
+use super::lock::deadline;
+use crate::client::error::{Error, Kind, Result};
+use crate::wire::record::Outcome;
+use std::time::{Duration, Instant};
+
+/// How to ask.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestOptions {
+    /// How long the whole call may take, sent anew or not; `None`: what the broker says
+    /// ([`Limits::default_request_timeout_ms`](crate::client::Limits::default_request_timeout_ms)); a stream then has
+    /// no limit of all of it, but the next two. The broker keeps the time, for it also tells the responder. If it says
+    /// nothing, because it is stopped or overrun, the call ends here with the same outcome, a quarter of a second after
+    /// its time, counted from when it is first waited for.
+    pub timeout: Option<Duration>,
+    /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
+    /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
+    /// anew: a part of it may have been taken.)
+    pub idempotent: bool,
+    /// How long a stream may take to its first chunk; `None`: what the broker says
+    /// ([`Limits::stream_first_chunk_ms`](crate::client::Limits::stream_first_chunk_ms)).
+    pub first_chunk: Option<Duration>,
+    /// How long a stream may take from each chunk to the next; `None`: what the broker says
+    /// ([`Limits::stream_idle_ms`](crate::client::Limits::stream_idle_ms)).
+    pub idle: Option<Duration>,
+}
+
+/// How much longer than a call may take the broker's word for its end is waited for.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// Without the broker's word, time over is the deadline exceeded.
+pub(crate) fn late(error: Error) -> Error {
+    if error.is_timeout() {
+        Kind::Outcome { outcome: Outcome::DeadlineExceeded, retry_after: None }.into()
+    } else {
+        error
+    }
+}
+
+/// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look
+/// at the clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallTime {
+    /// Of the whole call.
+    total: Option<Duration>,
+    /// Of a stream: to its first chunk now, then between chunks.
+    step: Option<Duration>,
+    idle: Duration,
+    /// When the whole call is over.
+    ends: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl CallTime {
+    /// The time of a call with these options, within the `limits` of the broker. A stream without a total has no end.
+    pub(crate) fn new(limits: &CurrentLimits, options: RequestOptions, stream: bool) -> CallTime {
+        let ms = |ms: u32| Duration::from_millis(ms.into());
+        let most = ms(limits.max_request_timeout_ms());
+        let default = (!stream).then(|| ms(limits.default_request_timeout_ms()));
+        let total = options.timeout.or(default).map(|total| total.min(most).saturating_add(SLACK));
+        let step =
+            |asked: Option<Duration>, default| asked.map_or(ms(default), |asked| asked.min(most)).saturating_add(SLACK);
+        let idle = step(options.idle, limits.stream_idle_ms());
+        let first = stream.then(|| step(options.first_chunk, limits.stream_first_chunk_ms()));
+        CallTime { total, step: first, idle, ends: None, until: None }
+    }
+
+    /// When the call ends here, if the broker says nothing.
+    pub(crate) fn until(&mut self) -> Option<Instant> {
+        if self.until.is_none() {
+            self.ends = self.ends.or_else(|| deadline(self.total));
+            self.until = deadline(self.step).into_iter().chain(self.ends).min();
+        }
+        self.until
+    }
+
+    /// A chunk came: the time to the next begins.
+    pub(crate) fn progressed(&mut self) {
+        if self.step.is_some() {
+            (self.step, self.until) = (Some(self.idle), None);
+        }
+    }
+
+    /// Whether that is past.
+    pub(crate) fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+}
+
+/// How long an idempotent request waits for responders that come back to a restarted broker, and how often it looks.
+const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether a request is asked again.
+pub(crate) struct Again {
+    options: RequestOptions,
+    /// When all of it is to be over, if it may be asked again.
+    until: Option<Instant>,
+    /// When its session was lost.
+    lost: Option<Instant>,
+}
+
+impl Again {
+    pub(crate) fn new(options: RequestOptions) -> Again {
+        // Nothing else is asked twice, and the broker keeps the time of what is asked once.
+        let until = if options.idempotent { deadline(options.timeout) } else { None };
+        Again { options, until, lost: None }
+    }
+
+    /// How to ask now: for the time that is left.
+    pub(crate) fn options(&self) -> RequestOptions {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        RequestOptions { timeout: left.or(self.options.timeout), ..self.options }
+    }
+
+    /// After such an outcome: how long to wait before it is asked again; `None`: it is not.
+    pub(crate) fn pause<T>(&mut self, outcome: &Result<T>, is_closed: impl FnOnce() -> bool) -> Option<Duration> {
+        let error = outcome.as_ref().err().filter(|_| self.options.idempotent)?;
+        if error.is_disconnected() && !is_closed() {
+            self.lost = Some(Instant::now());
+            return Some(Duration::ZERO);
+        }
+        // Those who served it may take as long to come back as we did.
+        let may_come = error.is_no_responders() && self.lost.is_some_and(|lost| lost.elapsed() < AGAIN);
+        may_come.then_some(AGAIN_PAUSE)
+    }
+}
