@@ -9,6 +9,7 @@
 
 mod circles;
 mod examples;
+mod rooms;
 mod source;
 mod wording;
 
