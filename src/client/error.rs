@@ -26,11 +26,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a socket was not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreached {
-    /// Nobody listens.
-    Nobody,
+    /// No process listens.
+    NoListener,
     /// We may not open it.
     Denied,
-    /// Nothing that says whether somebody listens.
+    /// The error does not say whether a process listens.
     Other,
 }
 
@@ -66,14 +66,14 @@ impl Error {
         matches!(&*self.0, Kind::Outcome { outcome, .. } if *outcome == wanted)
     }
 
-    /// No broker listens at the socket: nothing is there, or nobody answers.
+    /// No broker listens at the socket: it does not exist, or no process listens.
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
-        matches!(&*self.0, Kind::Connect { why: Unreached::Nobody, .. })
+        matches!(&*self.0, Kind::Connect { why: Unreached::NoListener, .. })
     }
 
-    /// The socket cannot be reached: nobody listens ([`Error::is_no_broker`]), or the system does not let us, or the
-    /// broker takes nobody in at present.
+    /// The socket cannot be reached: no process listens ([`Error::is_no_broker`]), permission is denied, or the
+    /// listen backlog is full.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(&*self.0, Kind::Connect { .. })
@@ -91,7 +91,7 @@ impl Error {
         matches!(&*self.0, Kind::Disconnected(_) | Kind::Closed { .. }) || self.is_outcome(Outcome::Disconnected)
     }
 
-    /// Nobody serves the service.
+    /// The service has no responder.
     #[must_use]
     pub fn is_no_responders(&self) -> bool {
         self.is_outcome(Outcome::NoResponders)
@@ -121,7 +121,7 @@ impl Error {
         self.is_outcome(Outcome::Cancelled)
     }
 
-    /// All responders have as much as they take, or a limit of the broker is reached.
+    /// All responders are at capacity, or a limit of the broker is reached.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.is_outcome(Outcome::Overloaded)
@@ -170,7 +170,7 @@ impl Error {
         matches!(&*self.0, Kind::Name(_))
     }
 
-    /// The broker did not take the connection in, whatever the reason; [`Error::refused_code`] tells which.
+    /// The broker refused the connection, whatever the reason; [`Error::refused_code`] tells which.
     ///
     /// ```no_run
     /// use lapce_ipc::client::{Client, RefusedCode};
@@ -188,7 +188,7 @@ impl Error {
         matches!(&*self.0, Kind::Refused { .. } | Kind::Version { .. })
     }
 
-    /// Why the broker did not take the connection in, if it did not.
+    /// The reason why the broker refused the connection, if it did.
     #[must_use]
     pub fn refused_code(&self) -> Option<RefusedCode> {
         match &*self.0 {
@@ -248,7 +248,7 @@ impl Error {
         matches!(&*self.0, Kind::LoanOutstanding)
     }
 
-    /// This thread looks at a message in place, and would wait for itself; see
+    /// This thread reads a message in place, and would wait for itself; see
     /// [`Subscription::read_next`](crate::client::Subscription::read_next).
     #[must_use]
     pub fn is_view_outstanding(&self) -> bool {
@@ -268,7 +268,7 @@ impl Error {
         matches!(&*self.0, Kind::InvalidOption(_))
     }
 
-    /// Nothing came within the time that the caller was ready to wait.
+    /// The caller's timeout has passed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(&*self.0, Kind::Timeout)
@@ -316,7 +316,7 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Connect { path, why: Unreached::Nobody, reason } => {
+            Kind::Connect { path, why: Unreached::NoListener, reason } => {
                 write!(f, "no broker at {}: {reason}", path.display())
             }
             Kind::Connect { path, why: Unreached::Denied, reason } => {
@@ -340,13 +340,13 @@ impl fmt::Display for Error {
             Kind::Disconnected(reason) => write!(f, "disconnected: {reason}"),
             Kind::Outcome { outcome, retry_after } => {
                 f.write_str(match outcome {
-                    Outcome::NoResponders => "no responders: nobody serves it",
-                    Outcome::BreakerOpen => "breaker open: no requests to the service are let through",
+                    Outcome::NoResponders => "no responders: the service is not offered",
+                    Outcome::BreakerOpen => "breaker open: requests to the service are rejected",
                     Outcome::DeadlineExceeded => "deadline exceeded",
                     Outcome::ResponderLost => "responder lost: it ended before it answered",
                     Outcome::Cancelled => "cancelled",
                     Outcome::TooLarge => "message too large",
-                    Outcome::Overloaded => "overloaded: all responders have as much as they take",
+                    Outcome::Overloaded => "overloaded: all responders are at capacity",
                     Outcome::Disconnected => "disconnected",
                 })?;
                 match retry_after {
@@ -367,15 +367,13 @@ impl fmt::Display for Error {
             Kind::Name(error) => error.fmt(f),
             Kind::Failed { message, .. } => f.write_str(message),
             Kind::Evicted { dropped } => {
-                write!(f, "subscription ended: its messages were not taken in time ({dropped} dropped)")
+                write!(f, "subscription evicted: slow consumer ({dropped} messages dropped)")
             }
             Kind::InvalidOption(what) => write!(f, "invalid option: {what}"),
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
-            Kind::ViewOutstanding => {
-                f.write_str("this thread looks at a message in place; what waits comes after that")
-            }
+            Kind::ViewOutstanding => f.write_str("cannot block while reading a message in place"),
             Kind::Forked => f.write_str("this client was inherited through fork(); the child must connect itself"),
-            Kind::Timeout => f.write_str("nothing came in time"),
+            Kind::Timeout => f.write_str("timed out"),
         }
     }
 }
@@ -421,8 +419,8 @@ mod tests {
     #[test]
     fn an_open_breaker_blames_nobody_and_says_when_in_words() {
         let open = |ms| Kind::Outcome { outcome: Outcome::BreakerOpen, retry_after: Some(Duration::from_millis(ms)) };
-        let told = Error::from(open(35_996_399_977)).to_string();
-        assert_eq!(told, "breaker open: no requests to the service are let through; try again in 416 d 14 h");
+        let result = Error::from(open(35_996_399_977)).to_string();
+        assert_eq!(result, "breaker open: requests to the service are rejected; try again in 416 d 14 h");
         assert!(Error::from(open(250)).to_string().ends_with("; try again in 250 ms"));
     }
 }

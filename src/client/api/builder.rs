@@ -133,7 +133,7 @@ impl Builder {
         self
     }
 
-    /// A connection that is lost stays lost: everybody who waits gets [`Error::is_disconnected`].
+    /// A connection that is lost stays lost: calls that wait return [`Error::is_disconnected`].
     #[must_use]
     pub fn no_reconnect(mut self) -> Builder {
         self.reconnect = None;
@@ -161,7 +161,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// If nobody listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does not
+    /// If no process listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does not
     /// take us in, or not answer, in time; if an option makes no sense ([`Error::is_invalid_option`]).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));

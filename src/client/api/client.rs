@@ -51,7 +51,7 @@ impl Client {
     }
 
     /// Says goodbye to the broker and ends the connection, for all clones and for what was made of them. What was
-    /// published is routed; who waits, and whoever calls afterwards, gets an error
+    /// published is routed; calls that wait, and calls afterwards, return an error
     /// ([`Error::is_disconnected`](crate::client::Error::is_disconnected)).
     ///
     /// Dropping the last of all these does the same. This is for a program in which some still wait:
@@ -66,7 +66,7 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn close(&self) {
-        self.connection.close_here();
+        self.connection.close_by_user();
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The states of a connection, the present one first: an iterator that waits for the next one and ends after
-/// [`ConnectionState::Closed`]. While somebody waits here, arriving messages are sorted, and a lost connection comes
+/// [`ConnectionState::Closed`]. While a thread waits here, arriving messages are sorted, and a lost connection comes
 /// back. At most 64 states wait to be taken; of more, the oldest are left out.
 #[derive(Debug)]
 pub struct Events {
@@ -20,7 +20,7 @@ pub struct Events {
 }
 
 impl Client {
-    /// How it stands with the connection now, as far as is known: that a socket was lost is noticed while somebody
+    /// How it stands with the connection now, as far as is known: that a socket was lost is noticed while a thread
     /// waits for something.
     #[must_use]
     pub fn state(&self) -> ConnectionState {

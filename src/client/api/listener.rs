@@ -38,7 +38,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// If somebody listens there already, or the system refuses.
+    /// If a process listens there already, or the system refuses.
     pub fn bind(path: impl Into<PathBuf>) -> Result<Listener> {
         Client::builder().listen(path)
     }
@@ -54,12 +54,12 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// If whoever dialled is not a user whom we trust, or no broker, or it refuses us: then another one may come, so
+    /// If the process that dialled is not of a trusted user, or no broker, or refuses: another one may come, so
     /// accept again. If there is nothing more to wait for: [`Error::is_listen`](crate::client::Error::is_listen).
     pub fn accept(&self) -> Result<Client> {
         let accepted = loop {
             match self.socket.accept() {
-                // Whoever dialled has hung up already.
+                // The other side has hung up already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 accepted => break accepted,
             }
@@ -77,7 +77,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// If somebody listens there already, or the system refuses.
+    /// If a process listens there already, or the system refuses.
     pub fn listen(self, path: impl Into<PathBuf>) -> Result<Listener> {
         Listener::new(self, path.into())
     }
@@ -111,7 +111,7 @@ fn bind(path: &Path) -> io::Result<(UnixListener, u64)> {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Somebody else may have taken the path.
+        // Another listener may have taken the path.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }

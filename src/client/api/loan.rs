@@ -1,9 +1,9 @@
 //! Messages that are written in place.
 
 use crate::client::connection::shared::Connection;
-use crate::client::data::lane::{Producing, broken};
+use crate::client::data::lane::{LaneProducer, broken};
 use crate::client::data::lock::thread;
-use crate::client::data::names::Place;
+use crate::client::data::names::NameRef;
 use crate::client::engine::wait;
 use crate::client::error::{Kind, Result};
 use crate::shm::words::write_bytes_at;
@@ -18,14 +18,14 @@ use std::sync::MutexGuard;
 /// Bytes that are not written have no particular value.
 pub struct Loan<'a> {
     connection: &'a Connection,
-    lane: MutexGuard<'a, Producing>,
-    topic: Place,
+    lane: MutexGuard<'a, LaneProducer>,
+    topic: NameRef,
     len: u32,
 }
 
 /// Finds the space, and stays inside the lane with it.
-fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
-    if !lane.unsents.is_empty() && !lane.send_again()? {
+fn reserve(lane: &mut LaneProducer, len: u32) -> Result<bool> {
+    if !lane.resends.is_empty() && !lane.place_resends()? {
         return Ok(false);
     }
     if !lane.is_one_record(len as usize) {
@@ -41,11 +41,11 @@ fn reserve(lane: &mut Producing, len: u32) -> Result<bool> {
 }
 
 impl<'a> Loan<'a> {
-    pub(crate) fn new(connection: &'a Connection, topic: Place, len: usize) -> Result<Loan<'a>> {
+    pub(crate) fn new(connection: &'a Connection, topic: NameRef, len: usize) -> Result<Loan<'a>> {
         let slot_size = connection.limits.slot_size();
         let len =
             u32::try_from(len).ok().filter(|len| *len <= slot_size).ok_or(Kind::TooLarge { len, max: slot_size })?;
-        connection.look_up()?;
+        connection.check_open()?;
         loop {
             let mut lane = connection.bulk().claim()?;
             lane.topic(&topic)?;
@@ -104,7 +104,7 @@ impl<'a> Loan<'a> {
     ///
     /// If the connection has ended meanwhile.
     pub fn publish(mut self) -> Result<()> {
-        self.connection.look_up()?;
+        self.connection.check_open()?;
         let placed = self.lane.topic(&self.topic)?;
         placed.seq += 1;
         let (flags, id, total, seq) = (Flags::WHOLE, placed.number, self.len, placed.seq);

@@ -1,7 +1,7 @@
-//! What the broker says of itself, and what it is told by hand.
+//! Operating the broker: its status, breakers, upstreams and configuration.
 
 use super::client::Client;
-use crate::client::connection::control_request::unexpected;
+use crate::client::connection::control_request::unexpected_reply;
 use crate::client::engine::names::ask;
 use crate::client::error::Result;
 use crate::wire::control::UpstreamStatus;
@@ -28,7 +28,7 @@ impl Client {
         breakers(ask(&self.connection, |serial| ClientFrame::Breakers { serial })?)
     }
 
-    /// Sets the breaker of a service by hand, for a time or until it is set again. Answers how it stands now.
+    /// Sets the breaker of a service by hand, for a time or until it is set again. Returns its new state.
     ///
     /// # Errors
     ///
@@ -50,14 +50,14 @@ impl Client {
 pub(crate) fn status(answer: BrokerFrame) -> Result<StatusReport> {
     match answer {
         BrokerFrame::Status { report, .. } => Ok(report),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }
 
 pub(crate) fn breakers(answer: BrokerFrame) -> Result<Vec<BreakerStatus>> {
     match answer {
         BrokerFrame::Breakers { breakers, .. } => Ok(breakers),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn set_breaker(
 pub(crate) fn one_breaker(answer: BrokerFrame) -> Result<BreakerStatus> {
     match answer {
         BrokerFrame::Breakers { mut breakers, .. } if breakers.len() == 1 => Ok(breakers.remove(0)),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }
 
@@ -115,7 +115,7 @@ impl Client {
 pub(crate) fn upstreams(answer: BrokerFrame) -> Result<Vec<UpstreamStatus>> {
     match answer {
         BrokerFrame::Upstreams { upstreams, .. } => Ok(upstreams),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }
 
@@ -128,13 +128,13 @@ pub(crate) fn dial_upstream(name: &str) -> Result<impl FnOnce(u32) -> ClientFram
 pub(crate) fn one_upstream(answer: BrokerFrame) -> Result<UpstreamStatus> {
     match answer {
         BrokerFrame::Upstreams { mut upstreams, .. } if upstreams.len() == 1 => Ok(upstreams.remove(0)),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }
 
 pub(crate) fn reloaded(answer: BrokerFrame) -> Result<ReloadReport> {
     match answer {
         BrokerFrame::Reloaded { report, .. } => Ok(report),
-        other => Err(unexpected(&other)),
+        other => Err(unexpected_reply(&other)),
     }
 }

@@ -83,20 +83,20 @@ impl Client {
 }
 
 impl Client {
-    /// Messages of this client that the broker took out, because they had killed its router twice; see
-    /// [`Client::flush`], after which all of what was published before is counted. Who had not got such a message by
-    /// then sees a gap.
+    /// Messages of this client that the broker quarantined, because they had killed its router twice; see
+    /// [`Client::flush`], after which all of what was published before is counted. A subscriber that had not received such a
+    /// message by then sees a gap.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
     /// client.publish("lapce.saved", "main.rs")?;
     /// client.flush()?;
-    /// assert_eq!(client.set_aside(), 0);
+    /// assert_eq!(client.quarantined(), 0);
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     #[must_use]
-    pub fn set_aside(&self) -> u64 {
-        lock(&self.connection.table).set_aside
+    pub fn quarantined(&self) -> u64 {
+        lock(&self.connection.table).quarantined
     }
 }
 

@@ -1,8 +1,8 @@
-//! Answering: what a request is to who answers it, and how its answer goes out.
+//! Replying: a request as its responder sees it, and the sending of its reply.
 
 use crate::client::connection::calls::{self, FAILED};
 use crate::client::connection::shared::Connection;
-use crate::client::data::incoming_call::Incoming;
+use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
 use crate::client::engine::wait;
 use crate::client::error::Result;
@@ -16,17 +16,17 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Request {
     connection: Arc<Connection>,
-    call: Arc<Incoming>,
+    call: Arc<IncomingCall>,
     payload: Vec<u8>,
     is_answered: bool,
 }
 
-/// The outcome of sending a part of an answer: an error says that nobody waits for it any more.
+/// The outcome of sending a part of an answer: an error says that the requester waits no more.
 pub type Reply = Result<()>;
 
 impl Request {
-    /// The request that a call brings, if anybody waits for its answer still.
-    pub(crate) fn of(connection: &Arc<Connection>, call: Arc<Incoming>) -> Option<Request> {
+    /// The request of a call, if the call has not ended.
+    pub(crate) fn of(connection: &Arc<Connection>, call: Arc<IncomingCall>) -> Option<Request> {
         let payload = call.take_body()?;
         Some(Request { connection: connection.clone(), call, payload, is_answered: false })
     }
@@ -90,7 +90,7 @@ impl Request {
         self.call.stream
     }
 
-    /// Whether nobody waits for the answer any more, as far as is known: it learns of a cancel while anybody in this
+    /// Whether the requester waits no more, as far as is known: a cancel is noticed while a thread of this
     /// process waits for messages, or when a chunk is sent.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
@@ -105,7 +105,7 @@ impl Request {
     /// [`Error::is_deadline_exceeded`](crate::client::Error::is_deadline_exceeded)), the chunk is too large, or the
     /// connection has ended.
     pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
-        let chunk = Answer::chunk(&self.connection, payload.as_ref())?;
+        let chunk = ReplyParts::chunk(&self.connection, payload.as_ref())?;
         self.send(chunk)
     }
 
@@ -115,42 +115,42 @@ impl Request {
     ///
     /// As [`Request::chunk`].
     pub fn finish(mut self) -> Reply {
-        self.send(Answer::finish())
+        self.send(ReplyParts::finish())
     }
 
-    /// Answers: the whole of it, or the last chunk.
+    /// Replies: with the whole reply, or with the last chunk.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub fn reply(mut self, payload: impl AsRef<[u8]>) -> Reply {
-        let reply = Answer::reply(&self.connection, payload.as_ref());
+        let reply = ReplyParts::reply(&self.connection, payload.as_ref());
         self.send(reply)
     }
 
-    /// Answers with an error that is the question's fault: unlike [`Request::fail`] it does not count at the breaker.
+    /// Replies with an error that is the request's fault: unlike [`Request::fail`] it does not count at the breaker.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub fn refuse(mut self, text: &str) -> Reply {
-        let refusal = Answer::refuse(&self.connection, text);
+        let refusal = ReplyParts::refuse(&self.connection, text);
         self.send(refusal)
     }
 
-    /// Answers with an error: the service has failed. Several in a row open its breaker.
+    /// Replies with an error: the service has failed. Several in a row open its breaker.
     ///
     /// # Errors
     ///
     /// As [`Request::chunk`].
     pub fn fail(mut self, text: &str) -> Reply {
-        let failure = Answer::fail(&self.connection, text);
+        let failure = ReplyParts::fail(&self.connection, text);
         self.send(failure)
     }
 
-    fn send(&mut self, mut answer: Answer<'_>) -> Reply {
+    fn send(&mut self, mut answer: ReplyParts<'_>) -> Reply {
         self.connection.check_fork()?;
-        // Learns of a cancel even if nobody in this process waits.
+        // Notices a cancel even if no thread of this process waits.
         wait::sort_now(&self.connection);
         match answer.step(self) {
             Some(sent) => sent,
@@ -172,46 +172,46 @@ impl Drop for Request {
 
 /// The sending of one message of an answer, part by part.
 #[derive(Debug)]
-pub(crate) struct Answer<'a> {
+pub(crate) struct ReplyParts<'a> {
     payload: Cow<'a, [u8]>,
     flags: Flags,
     /// Bytes that were sent.
     at: usize,
     /// What its sender is told when it is sent.
-    told: Reply,
+    result: Reply,
 }
 
-impl<'a> Answer<'a> {
-    fn new(payload: Cow<'a, [u8]>, flags: Flags, told: Reply) -> Answer<'a> {
-        Answer { payload, flags, at: 0, told }
+impl<'a> ReplyParts<'a> {
+    fn new(payload: Cow<'a, [u8]>, flags: Flags, result: Reply) -> ReplyParts<'a> {
+        ReplyParts { payload, flags, at: 0, result }
     }
 
-    pub(crate) fn chunk(connection: &Connection, payload: &'a [u8]) -> Result<Answer<'a>> {
+    pub(crate) fn chunk(connection: &Connection, payload: &'a [u8]) -> Result<ReplyParts<'a>> {
         connection.check_size(payload.len())?;
-        Ok(Answer::new(payload.into(), Flags::default(), Ok(())))
+        Ok(ReplyParts::new(payload.into(), Flags::default(), Ok(())))
     }
 
-    pub(crate) fn finish() -> Answer<'static> {
-        Answer::new(Cow::Borrowed(&[]), Flags::END.with(Flags::STREAM), Ok(()))
+    pub(crate) fn finish() -> ReplyParts<'static> {
+        ReplyParts::new(Cow::Borrowed(&[]), Flags::END.with(Flags::STREAM), Ok(()))
     }
 
-    pub(crate) fn reply(connection: &Connection, payload: &'a [u8]) -> Answer<'a> {
-        Answer::last(connection, payload, Flags::END)
+    pub(crate) fn reply(connection: &Connection, payload: &'a [u8]) -> ReplyParts<'a> {
+        ReplyParts::last(connection, payload, Flags::END)
     }
 
-    pub(crate) fn refuse(connection: &Connection, text: &'a str) -> Answer<'a> {
-        Answer::last(connection, text.as_bytes(), Flags::END.with(Flags::ERROR))
+    pub(crate) fn refuse(connection: &Connection, text: &'a str) -> ReplyParts<'a> {
+        ReplyParts::last(connection, text.as_bytes(), Flags::END.with(Flags::ERROR))
     }
 
-    pub(crate) fn fail(connection: &Connection, text: &'a str) -> Answer<'a> {
-        Answer::last(connection, text.as_bytes(), FAILED)
+    pub(crate) fn fail(connection: &Connection, text: &'a str) -> ReplyParts<'a> {
+        ReplyParts::last(connection, text.as_bytes(), FAILED)
     }
 
-    fn last(connection: &Connection, payload: &'a [u8], flags: Flags) -> Answer<'a> {
+    fn last(connection: &Connection, payload: &'a [u8], flags: Flags) -> ReplyParts<'a> {
         match connection.check_size(payload.len()) {
-            Ok(_) => Answer::new(payload.into(), flags, Ok(())),
+            Ok(_) => ReplyParts::new(payload.into(), flags, Ok(())),
             // The requester is told now, not by its deadline.
-            Err(error) => Answer::new(error.to_string().into_bytes().into(), FAILED, Err(error)),
+            Err(error) => ReplyParts::new(error.to_string().into_bytes().into(), FAILED, Err(error)),
         }
     }
 
@@ -236,13 +236,13 @@ impl<'a> Answer<'a> {
                 request.is_answered = true;
                 lock(&connection.table).take_call(call);
             }
-            return Some(std::mem::replace(&mut self.told, Ok(())));
+            return Some(std::mem::replace(&mut self.result, Ok(())));
         }
     }
 }
 
 #[cfg(feature = "tokio")]
-impl Answer<'_> {
+impl ReplyParts<'_> {
     pub(crate) fn is_begun(&self) -> bool {
         self.at > 0
     }
@@ -252,7 +252,7 @@ impl Answer<'_> {
         self.payload.len() <= connection.limits.slot_size() as usize
     }
 
-    pub(crate) fn into_owned(self) -> Answer<'static> {
-        Answer { payload: self.payload.into_owned().into(), ..self }
+    pub(crate) fn into_owned(self) -> ReplyParts<'static> {
+        ReplyParts { payload: self.payload.into_owned().into(), ..self }
     }
 }

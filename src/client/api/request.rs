@@ -4,9 +4,9 @@ use super::client::Client;
 use crate::client::connection::calls;
 use crate::client::connection::hold::Hold;
 use crate::client::connection::shared::Connection;
-use crate::client::data::call_options::{Again, CallTime, RequestOptions, late};
+use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
-use crate::client::data::pending_call::{Found, Pending};
+use crate::client::data::pending_call::{CallProgress, PendingCall};
 use crate::client::engine::{names, wait};
 use crate::client::error::Result;
 use crate::shm::layout::cells_for;
@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct ReplyStream {
     connection: Arc<Connection>,
-    pending: Arc<Pending>,
+    pending: Arc<PendingCall>,
     slot: u32,
     generation: u32,
     /// In which of the client's sessions it was asked.
     session: u64,
-    time: CallTime,
+    time: CallDeadline,
     done: bool,
     /// Its first record is placed.
     is_asked: bool,
@@ -63,7 +63,7 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
-        let mut again = Again::new(options);
+        let mut again = IdempotentRetry::new(options);
         loop {
             let outcome = self.ask_once(service, payload.as_ref(), again.options());
             match again.pause(&outcome, || self.connection.closed().is_some()) {
@@ -119,10 +119,10 @@ impl Client {
     fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
         let connection = &self.connection;
         connection.check_size(payload.len())?;
-        let mut time = CallTime::new(&connection.limits, options, stream);
+        let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
-            let service = names::service(connection, service, || time.until()).map_err(late)?;
-            if let Some(begun) = Body::new(connection, service, payload.len(), options, stream, time)? {
+            let service = names::service(connection, service, || time.until()).map_err(timeout_as_deadline)?;
+            if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
                 break begun;
             }
         };
@@ -130,7 +130,8 @@ impl Client {
             let part = &payload[at..end];
             // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
             if !body.try_send(&mut stream, part)? {
-                wait::for_record(connection, stream.until(), || body.step(&mut stream, part)).map_err(late)??;
+                wait::for_record(connection, stream.until(), || body.step(&mut stream, part))
+                    .map_err(timeout_as_deadline)??;
             }
         }
         Ok(stream)
@@ -143,7 +144,7 @@ fn millis(time: Option<Duration>) -> u32 {
 }
 
 /// The sending of a request's body, part by part.
-pub(crate) struct Body {
+pub(crate) struct RequestBody {
     header: Header,
     total: usize,
     at: usize,
@@ -153,7 +154,7 @@ pub(crate) struct Body {
     done: bool,
 }
 
-impl Body {
+impl RequestBody {
     /// `None`: the session in which the service has its number is over.
     pub(crate) fn new(
         connection: &Arc<Connection>,
@@ -161,9 +162,9 @@ impl Body {
         total: usize,
         options: RequestOptions,
         stream: bool,
-        time: CallTime,
-    ) -> Result<Option<(ReplyStream, Body)>> {
-        let pending = Arc::new(Pending::new(connection.limits.stream_credit_cells()));
+        time: CallDeadline,
+    ) -> Result<Option<(ReplyStream, RequestBody)>> {
+        let pending = Arc::new(PendingCall::new(connection.limits.stream_credit_cells()));
         let session = service.place.session;
         let Some((slot, generation)) = calls::claim_slot(connection, pending.clone(), session)? else {
             return Ok(None);
@@ -182,7 +183,7 @@ impl Body {
         let part = connection.limits.slot_size() as usize;
         let (connection, is_asked) = (connection.clone(), false);
         let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_asked };
-        Ok(Some((stream, Body { header, total, at: 0, part, _service: service, done: false })))
+        Ok(Some((stream, RequestBody { header, total, at: 0, part, _service: service, done: false })))
     }
 
     /// The next part to send, as a range of the body.
@@ -253,14 +254,14 @@ impl ReplyStream {
     }
 
     /// Notes whether there is more to come.
-    pub(crate) fn took(&mut self, found: Result<Found>) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn took(&mut self, found: Result<CallProgress>) -> Result<Option<Vec<u8>>> {
         match found {
-            Ok(Found::Message(message, is_last)) => {
+            Ok(CallProgress::Message(message, is_last)) => {
                 self.done = is_last;
                 self.time.progressed();
                 Ok(Some(message))
             }
-            Ok(Found::End) => {
+            Ok(CallProgress::End) => {
                 self.done = true;
                 Ok(None)
             }
@@ -270,13 +271,13 @@ impl ReplyStream {
                 if error.is_timeout() {
                     calls::cancel(&self.connection, self.slot, self.generation, Outcome::DeadlineExceeded);
                 }
-                Err(late(error))
+                Err(timeout_as_deadline(error))
             }
         }
     }
 
-    /// What there is, without waiting.
-    pub(crate) fn poll(&self) -> Option<Result<Found>> {
+    /// The next message or outcome that has arrived, without waiting.
+    pub(crate) fn poll(&self) -> Option<Result<CallProgress>> {
         let (found, give) = self.pending.take(self.connection.stream_step());
         self.give(give);
         found
@@ -284,7 +285,7 @@ impl ReplyStream {
 
     /// Gives back what is owed, so that the responder can go on.
     fn give_back(&self) {
-        self.give(self.pending.owes(self.connection.stream_step()));
+        self.give(self.pending.take_owed(self.connection.stream_step()));
     }
 
     fn give(&self, cells: u32) {
@@ -294,7 +295,7 @@ impl ReplyStream {
         let credit =
             Header { id: self.slot, id2: self.generation, arg: cells, ..Header::new(RecordKind::ResponseCredit) };
         if !calls::place(&self.connection, self.session, &credit, &[]).unwrap_or(true) {
-            self.pending.owe_again(cells);
+            self.pending.owe(cells);
         }
     }
 

@@ -3,9 +3,9 @@
 use super::client::Client;
 use super::reply::Request;
 use crate::client::connection::calls;
-use crate::client::connection::control_request::{self, Asked, unexpected};
+use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
 use crate::client::connection::shared::Connection;
-use crate::client::data::incoming_call::{Arrived, Inbox, Offer};
+use crate::client::data::incoming_call::{Inbox, InboxItem, Offer};
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::wait;
 use crate::client::error::Result;
@@ -55,9 +55,9 @@ impl Client {
     ///
     /// As [`Client::serve`].
     pub fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<Service> {
-        let (asked, service) = start(&self.connection, service, max_in_flight)?;
-        let answer = wait::for_bell(&self.connection, None, || asked.answer())?;
-        finish(service, &answer)
+        let (request, service) = start(&self.connection, service, max_in_flight)?;
+        let reply = wait::for_bell(&self.connection, None, || request.reply())?;
+        finish(service, &reply)
     }
 }
 
@@ -66,20 +66,20 @@ pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     service: &str,
     max_in_flight: u32,
-) -> Result<(Asked<'a>, Service)> {
+) -> Result<(ControlRequest<'a>, Service)> {
     let service = Name::parse(service)?;
     let inbox = Arc::new(Inbox::new(Offer { service: service.clone(), max_in_flight }));
-    let asked = control_request::start(connection, |serial| {
+    let request = control_request::start(connection, |serial| {
         lock(&connection.table).serving.insert(serial, inbox.clone());
         ClientFrame::Serve { serial, service, max_in_flight }
     })?;
-    Ok((asked, Service { connection: connection.clone(), inbox, failed: false }))
+    Ok((request, Service { connection: connection.clone(), inbox, failed: false }))
 }
 
 pub(crate) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> {
     match answer {
         BrokerFrame::Serving { .. } => Ok(service),
-        _ => Err(unexpected(answer)),
+        _ => Err(unexpected_reply(answer)),
     }
 }
 
@@ -114,7 +114,7 @@ impl Service {
                 }
                 Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
             };
-            // The requester may be gone, have cancelled, or its time be over: nobody is there to be told. Only the end
+            // The requester may be gone, have cancelled, or its time be over: no one is left to be notified. Only the end
             // of our own connection is ours, too.
             if answered.is_err()
                 && let Some(closed) = self.connection.closed()
@@ -150,18 +150,18 @@ impl Service {
     /// The next request if it is there; on the way it gives credit back for bodies that are coming in.
     fn poll_request(&mut self) -> Option<Request> {
         loop {
-            let arrived = self.inbox.pop()?;
-            match arrived {
-                Arrived::Request(call) => {
-                    // Cancelled before it was looked at: nobody waits for it.
+            let item = self.inbox.pop()?;
+            match item {
+                InboxItem::Request(call) => {
+                    // Cancelled before it was looked at.
                     if let Some(request) = Request::of(&self.connection, call) {
                         return Some(request);
                     }
                 }
-                Arrived::Grant(call, cells) => {
+                InboxItem::Grant(call, cells) => {
                     let credit = Header { seq: call.call, arg: cells, ..Header::new(RecordKind::BodyCredit) };
                     if !calls::place(&self.connection, call.session, &credit, &[]).unwrap_or(true) {
-                        self.inbox.unpop(Arrived::Grant(call, cells));
+                        self.inbox.unpop(InboxItem::Grant(call, cells));
                         return None;
                     }
                 }
@@ -198,11 +198,11 @@ impl Drop for Service {
                 ClientFrame::Unserve { serial, service }
             })
         });
-        // Requests that nobody will look at are answered, not left to their deadline.
+        // Requests that wait are rejected, not left to their deadline.
         let waiting = self.inbox.take_all();
         let mut table = lock(&self.connection.table);
-        for arrived in waiting {
-            calls::reject(&self.connection, &mut table, arrived.call());
+        for item in waiting {
+            calls::reject(&self.connection, &mut table, item.call());
         }
     }
 }

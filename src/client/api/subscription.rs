@@ -2,12 +2,12 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
-use crate::client::connection::control_request::{self, Asked, unexpected};
+use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
 use crate::client::connection::shared::Connection;
 use crate::client::data::lag::Lag;
 use crate::client::data::lock::{deadline, lock};
 use crate::client::data::message::{Message, View};
-use crate::client::data::subscription_queue::Queue;
+use crate::client::data::subscription_queue::SubscriptionQueue;
 use crate::client::engine::wait;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
@@ -33,7 +33,7 @@ pub struct SubscribeOptions {
 #[derive(Debug)]
 pub struct Subscription {
     connection: Arc<Connection>,
-    queue: Arc<Queue>,
+    queue: Arc<SubscriptionQueue>,
     /// Taken out of the queue at once, to lock it once.
     batch: VecDeque<Message>,
     /// For one that drops the oldest.
@@ -75,9 +75,9 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription> {
-        let (asked, subscription) = start(&self.connection, pattern, options)?;
-        let answer = wait::for_bell(&self.connection, None, || asked.answer())?;
-        finish(subscription, &answer)
+        let (request, subscription) = start(&self.connection, pattern, options)?;
+        let reply = wait::for_bell(&self.connection, None, || request.reply())?;
+        finish(subscription, &reply)
     }
 }
 
@@ -87,27 +87,28 @@ pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     pattern: &str,
     options: SubscribeOptions,
-) -> Result<(Asked<'a>, Subscription)> {
+) -> Result<(ControlRequest<'a>, Subscription)> {
     let pattern = Pattern::parse(pattern)?;
     let wanted = match options.capacity_bytes {
         0 => u32::MAX,
         bytes => bytes / CELL_BYTES as u32,
     };
     let own = connection.next_number() as u32;
-    let queue = Arc::new(Queue::new(own, pattern.clone(), options.policy, wanted, &connection.limits.all()));
+    let queue =
+        Arc::new(SubscriptionQueue::new(own, pattern.clone(), options.policy, wanted, &connection.limits.all()));
     let capacity = queue.capacity();
-    let asked = control_request::start(connection, |serial| {
+    let request = control_request::start(connection, |serial| {
         lock(&connection.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
     })?;
     let (connection, batch, lag) = (connection.clone(), VecDeque::new(), Lag::default());
-    Ok((asked, Subscription { connection, queue, batch, lag, owed: 0, failed: false }))
+    Ok((request, Subscription { connection, queue, batch, lag, owed: 0, failed: false }))
 }
 
 pub(crate) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
     match answer {
         BrokerFrame::Subscribed { .. } => Ok(subscription),
-        _ => Err(unexpected(answer)),
+        _ => Err(unexpected_reply(answer)),
     }
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result
 enum Next<T> {
     /// A message in the ring, and what reading it gave.
     Read(T),
-    /// A message in the queue, which nobody else needs to wait for.
+    /// A message in the queue.
     Queued(Message),
     /// The broker holds newer messages.
     Behind,
@@ -150,7 +151,7 @@ impl Subscription {
     /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
     /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
     ///
-    /// While `read` looks at a message in place, nobody else of this client gets what arrives: be brief, and leave what
+    /// While `read` looks at a message in place, no other thread of this client receives anything: be brief, and leave what
     /// takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a reply,
     /// for space, for a message) fail with [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding)
     /// instead of waiting for ever; whether they would have to depends on what has arrived, so do not count on either.
@@ -188,7 +189,7 @@ impl Subscription {
                 if let Some(message) = queue.pop(slot_size) {
                     return Some(Ok(Next::Queued(message)));
                 }
-                self.pay_ahead();
+                self.return_credit_ahead();
                 if let Some(end) = self.queue.end() {
                     return Some(Err(end));
                 }
@@ -247,7 +248,7 @@ impl Subscription {
                 if !self.batch.is_empty() {
                     return Some(Ok(()));
                 }
-                self.pay_ahead();
+                self.return_credit_ahead();
                 self.queue.end().map(Err)
             })??;
             is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
@@ -300,7 +301,7 @@ impl Subscription {
                 Some(self.took(cost).map(|()| message))
             }
             None => {
-                self.pay_ahead();
+                self.return_credit_ahead();
                 self.queue.end().or_else(|| self.connection.closed()).map(Err)
             }
         }
@@ -320,13 +321,13 @@ impl Subscription {
 
     /// Nothing waits to be taken: then messages that are being put together are next, and their room is given back
     /// now. So a publisher that stops in mid-message holds no room that others need.
-    fn pay_ahead(&mut self) {
+    fn return_credit_ahead(&mut self) {
         if self.queue.policy == DeliveryPolicy::DropOldest {
             return;
         }
         // If there is no space now: this is called until there is something to take.
         let give = |cells| self.try_give(cells).is_ok_and(|given| given);
-        if self.queue.pay_ahead(self.owed, self.step(), give) {
+        if self.queue.return_credit_ahead(self.owed, self.step(), give) {
             self.owed = 0;
         }
     }

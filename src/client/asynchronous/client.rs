@@ -5,7 +5,7 @@ use crate::client::api::builder::Builder;
 use crate::client::api::client::Client;
 use crate::client::connection::control_request;
 use crate::client::connection::hold::{self, Hold};
-use crate::client::connection::link::Step;
+use crate::client::connection::link::NextAction;
 use crate::client::connection::shared::Connection;
 use crate::client::engine::wait;
 use crate::client::error::{Kind, Result};
@@ -16,7 +16,7 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Sorts what arrives for as long as anybody holds the connection.
+/// Sorts what arrives for as long as the connection has handles.
 async fn drive(connection: Weak<Connection>, descriptor: AsyncFd<OwnedFd>) {
     loop {
         let due = {
@@ -26,9 +26,9 @@ async fn drive(connection: Weak<Connection>, descriptor: AsyncFd<OwnedFd>) {
                 return;
             }
             match step {
-                Step::Rest => None,
-                Step::At(time) => Some(time),
-                Step::Changed => {
+                NextAction::Rest => None,
+                NextAction::At(time) => Some(time),
+                NextAction::Changed => {
                     drop(connection);
                     tokio::task::yield_now().await;
                     continue;
@@ -116,10 +116,10 @@ impl AsyncClient {
     pub(crate) async fn ask(
         &self,
         deadline: Option<Instant>,
-        question: impl FnOnce(u32) -> ClientFrame,
+        request: impl FnOnce(u32) -> ClientFrame,
     ) -> Result<BrokerFrame> {
-        let asked = control_request::start(&self.connection, question)?;
-        within(&self.connection, deadline, || asked.answer()).await
+        let control_request = control_request::start(&self.connection, request)?;
+        within(&self.connection, deadline, || control_request.reply()).await
     }
 
     /// A use of a name.
@@ -131,21 +131,21 @@ impl AsyncClient {
         deadline: impl FnOnce() -> Option<Instant>,
     ) -> Result<Hold> {
         let connection = &self.connection;
-        if let Some(held) = hold::held(connection, kind, name, keep)? {
+        if let Some(held) = hold::existing(connection, kind, name, keep)? {
             return Ok(held);
         }
         let (deadline, mut is_last) = (deadline(), false);
         loop {
-            let answer = self.ask(deadline, hold::to_hold(connection, kind, name)?).await?;
-            if !hold::took_hold(connection, kind, &answer, is_last)? {
+            let reply = self.ask(deadline, hold::intern_request(connection, kind, name)?).await?;
+            if !hold::is_interned(connection, kind, &reply, is_last)? {
                 is_last = true;
-                for _ in 0..hold::LOOKS {
-                    if hold::has_heard(connection, kind) {
+                for _ in 0..hold::RELEASE_POLLS {
+                    if hold::are_releases_consumed(connection, kind) {
                         break;
                     }
-                    tokio::time::sleep(hold::LOOK).await;
+                    tokio::time::sleep(hold::RELEASE_POLL).await;
                 }
-            } else if let Some(held) = hold::held(connection, kind, name, keep)? {
+            } else if let Some(held) = hold::existing(connection, kind, name, keep)? {
                 return Ok(held);
             }
         }

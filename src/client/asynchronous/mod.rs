@@ -16,8 +16,8 @@
 //! Subscriptions, replies, services and events implement [`futures_core::Stream`], so the combinators of `futures-util`
 //! and `tokio-stream` apply to them; each also has a method `next`.
 //!
-//! A task of its own waits on the connection's one descriptor and sorts what arrives; whoever awaits something is
-//! woken and looks. Calls are cancel-safe, and a drop never waits. A future that is dropped
+//! A task of its own waits on the connection's one descriptor and sorts what arrives; tasks that await something are
+//! woken and look. Calls are cancel-safe, and a drop never waits. A future that is dropped
 //! - has published its message whole or not at all;
 //! - has sent its chunk whole or not at all, but for one of several records that had begun: its rest goes out with what
 //!   is sent next, or, if that is an error or the request is dropped, never;

@@ -79,6 +79,6 @@ impl AsyncClient {
 
     /// As [`Client::close`](crate::client::Client::close).
     pub fn close(&self) {
-        self.connection.close_here();
+        self.connection.close_by_user();
     }
 }

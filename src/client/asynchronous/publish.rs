@@ -3,7 +3,7 @@
 use super::client::AsyncClient;
 use super::wait::until;
 use crate::client::connection::hold::Hold;
-use crate::client::data::lane::Parts;
+use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
 use crate::client::engine::publish::{is_flushed, try_parts};
 use crate::client::error::{Kind, Result};
@@ -46,7 +46,7 @@ impl AsyncClient {
     }
 
     async fn publish_parts(&self, topic: &Hold, total: u32, payload: &[u8]) -> Result<()> {
-        let (connection, mut message) = (&self.connection, Parts::new(topic.place, total));
+        let (connection, mut message) = (&self.connection, MessageParts::new(topic.place, total));
         let _turn = self.bulk.lock().await;
         until(connection, || try_parts(connection, &mut message, payload)).await?
     }
@@ -71,8 +71,8 @@ impl AsyncClient {
 
     /// As [`Client::set_aside`](crate::client::Client::set_aside).
     #[must_use]
-    pub fn set_aside(&self) -> u64 {
-        lock(&self.connection.table).set_aside
+    pub fn quarantined(&self) -> u64 {
+        lock(&self.connection.table).quarantined
     }
 }
 

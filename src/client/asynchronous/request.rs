@@ -5,8 +5,8 @@ use super::stream::{self, Timer};
 use super::wait::within;
 #[cfg(doc)]
 use crate::client::Client;
-use crate::client::api::request::{Body, ReplyStream};
-use crate::client::data::call_options::{Again, CallTime, RequestOptions, late};
+use crate::client::api::request::{ReplyStream, RequestBody};
+use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::error::Result;
 use crate::wire::control::InternKind;
 use futures_core::Stream;
@@ -34,7 +34,7 @@ impl AsyncClient {
         payload: impl AsRef<[u8]>,
         options: RequestOptions,
     ) -> Result<Vec<u8>> {
-        let mut again = Again::new(options);
+        let mut again = IdempotentRetry::new(options);
         loop {
             let outcome = self.ask_once(service, payload.as_ref(), again.options()).await;
             match again.pause(&outcome, || self.connection.closed().is_some()) {
@@ -85,17 +85,20 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let connection = &self.connection;
         connection.check_size(payload.len())?;
-        let mut time = CallTime::new(&connection.limits, options, stream);
+        let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
-            let service = self.hold(InternKind::Service, service, true, || time.until()).await.map_err(late)?;
-            if let Some(begun) = Body::new(connection, service, payload.len(), options, stream, time)? {
+            let service =
+                self.hold(InternKind::Service, service, true, || time.until()).await.map_err(timeout_as_deadline)?;
+            if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
                 break begun;
             }
         };
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
             if !body.try_send(&mut stream, part)? {
-                within(connection, stream.until(), || body.step(&mut stream, part)).await.map_err(late)??;
+                within(connection, stream.until(), || body.step(&mut stream, part))
+                    .await
+                    .map_err(timeout_as_deadline)??;
             }
         }
         Ok(AsyncReplyStream { client: self.clone(), stream, timer: Timer::default() })

@@ -5,7 +5,7 @@ use super::stream;
 use super::wait::{poll_until, until};
 #[cfg(doc)]
 use crate::client::Client;
-use crate::client::api::reply::{Answer, Request};
+use crate::client::api::reply::{ReplyParts, Request};
 use crate::client::api::serve::{self as blocking, Service};
 use crate::client::error::Result;
 use futures_core::Stream;
@@ -29,9 +29,9 @@ impl AsyncClient {
     ///
     /// As [`Client::serve`].
     pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
-        let (asked, service) = blocking::start(&self.connection, service, max_in_flight)?;
-        let answer = until(&self.connection, || asked.answer()).await?;
-        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &answer)?, failed: false })
+        let (request, service) = blocking::start(&self.connection, service, max_in_flight)?;
+        let reply = until(&self.connection, || request.reply()).await?;
+        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &reply)?, failed: false })
     }
 }
 
@@ -56,7 +56,7 @@ pub struct AsyncRequest {
     client: AsyncClient,
     request: Request,
     /// A chunk of several records whose sending is under way, or was dropped half way.
-    rest: Option<Answer<'static>>,
+    rest: Option<ReplyParts<'static>>,
 }
 
 impl AsyncRequest {
@@ -107,7 +107,7 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Result<()> {
-        let mut chunk = Answer::chunk(&self.client.connection, payload.as_ref())?;
+        let mut chunk = ReplyParts::chunk(&self.client.connection, payload.as_ref())?;
         self.send_rest().await?;
         let connection = &self.client.connection;
         if chunk.is_one_record(connection) {
@@ -125,7 +125,7 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn finish(mut self) -> Result<()> {
         self.send_rest().await?;
-        self.end(Answer::finish()).await
+        self.end(ReplyParts::finish()).await
     }
 
     /// As [`Request::reply`]. A future that is dropped before it is done drops the request.
@@ -135,7 +135,7 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn reply(mut self, payload: impl AsRef<[u8]>) -> Result<()> {
         self.send_rest().await?;
-        let reply = Answer::reply(&self.client.connection, payload.as_ref());
+        let reply = ReplyParts::reply(&self.client.connection, payload.as_ref());
         self.end(reply).await
     }
 
@@ -145,7 +145,7 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn refuse(mut self, text: &str) -> Result<()> {
-        let refusal = Answer::refuse(&self.client.connection, text);
+        let refusal = ReplyParts::refuse(&self.client.connection, text);
         self.end(refusal).await
     }
 
@@ -155,7 +155,7 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn fail(mut self, text: &str) -> Result<()> {
-        let failure = Answer::fail(&self.client.connection, text);
+        let failure = ReplyParts::fail(&self.client.connection, text);
         self.end(failure).await
     }
 
@@ -173,7 +173,7 @@ impl AsyncRequest {
     }
 
     /// Sends the last message. An error breaks off the chunk under way, if there is one.
-    async fn end(&mut self, mut last: Answer<'_>) -> Result<()> {
+    async fn end(&mut self, mut last: ReplyParts<'_>) -> Result<()> {
         until(&self.client.connection, || last.step(&mut self.request)).await?
     }
 }

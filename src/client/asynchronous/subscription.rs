@@ -28,9 +28,9 @@ impl AsyncClient {
     ///
     /// As [`Client::subscribe`].
     pub async fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<AsyncSubscription> {
-        let (asked, subscription) = subscription::start(&self.connection, pattern, options)?;
-        let answer = until(&self.connection, || asked.answer()).await?;
-        let subscription = subscription::finish(subscription, &answer)?;
+        let (request, subscription) = subscription::start(&self.connection, pattern, options)?;
+        let reply = until(&self.connection, || request.reply()).await?;
+        let subscription = subscription::finish(subscription, &reply)?;
         Ok(AsyncSubscription { client: self.clone(), subscription, timer: Timer::default(), failed: false })
     }
 }

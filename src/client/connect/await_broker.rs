@@ -48,7 +48,7 @@ pub(crate) fn retry<T>(
 }
 
 fn path_of(error: &Error) -> Option<&Path> {
-    let Kind::Connect { path, why: Unreached::Nobody, .. } = error.detail() else { return None };
+    let Kind::Connect { path, why: Unreached::NoListener, .. } = error.detail() else { return None };
     Some(path)
 }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes in the address of a Unix socket, without the final 0.
 const SOCKET_PATH_MAX: usize = 107;
-/// The broker that a client talks to, and as whom.
+/// The broker of a client, and how the client introduces itself.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) path: PathBuf,
@@ -64,9 +64,9 @@ impl Endpoint {
     }
 
     pub(crate) fn failed(&self, error: &io::Error) -> Error {
-        // Of whatever else the system may say, nothing tells that nobody is there.
+        // No other error says that no process listens.
         let why = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreached::Nobody,
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreached::NoListener,
             io::ErrorKind::PermissionDenied => Unreached::Denied,
             _ => Unreached::Other,
         };
@@ -78,7 +78,7 @@ impl Endpoint {
         .into()
     }
 
-    /// Reaches whoever listens, waiting at its door at most until `until`.
+    /// Connects to the socket, waiting for a full listen backlog at most until `until`.
     pub(crate) fn dial(&self, until: Option<Instant>) -> Result<UnixStream> {
         let connect = || {
             let address = SocketAddrUnix::new(&self.path)?;
@@ -99,7 +99,7 @@ impl Endpoint {
         self.check(connect().map_err(|error| self.failed(&error))?)
     }
 
-    /// The same for who must not wait: a broker with many others at its door is an error.
+    /// The same without waiting: a full listen backlog is an error.
     pub(crate) fn try_dial(&self) -> Result<UnixStream> {
         let connect = || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -112,7 +112,7 @@ impl Endpoint {
         self.check(connect().map_err(|error| self.failed(&error))?)
     }
 
-    /// Before anything is sent: whoever listens must be one whom we would send it to.
+    /// Before anything is sent: the user that listens must be trusted.
     pub(crate) fn check(&self, socket: UnixStream) -> Result<UnixStream> {
         let broker = peer::credentials(socket.as_fd()).map_err(|error| self.failed(&error))?;
         if [peer::own_uid(), 0].contains(&broker.uid) || self.trusted_uids.contains(&broker.uid) {
@@ -143,18 +143,18 @@ impl Endpoint {
 
 fn explain(path: &Path, error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "nothing is there; is the broker running?".to_owned(),
+        io::ErrorKind::NotFound => "the socket does not exist; is the broker running?".to_owned(),
         io::ErrorKind::ConnectionRefused => match std::fs::metadata(path) {
-            Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => "it is no socket".to_owned(),
-            _ => "nobody listens; is the broker running?".to_owned(),
+            Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => "not a socket".to_owned(),
+            _ => "no process listens; is the broker running?".to_owned(),
         },
-        io::ErrorKind::WouldBlock => "it takes nobody in: too many wait at its door".to_owned(),
+        io::ErrorKind::WouldBlock => "its listen backlog is full".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     }
 }
 
-/// What the greeting brings.
+/// What the handshake brings.
 #[derive(Debug)]
 pub(crate) struct Welcome {
     pub(crate) segment: Segment,
@@ -172,7 +172,7 @@ pub(crate) struct Greeted {
     pub(crate) token: Token,
 }
 
-/// What the broker answers to a Hello.
+/// The broker's reply to a Hello.
 pub(crate) fn greeting(frame: BrokerFrame) -> Result<(Greeted, Limits, control::Geometry)> {
     match frame {
         BrokerFrame::Welcome { version: PROTOCOL_VERSION, connection, token, limits, geometry, .. } => {
@@ -182,12 +182,12 @@ pub(crate) fn greeting(frame: BrokerFrame) -> Result<(Greeted, Limits, control::
             Err(Kind::Version { ours: PROTOCOL_VERSION, theirs: version }.into())
         }
         BrokerFrame::Refused { code, message, .. } => Err(Kind::Refused { code, message }.into()),
-        other => Err(Kind::Protocol(format!("no welcome but {other:?}")).into()),
+        other => Err(Kind::Protocol(format!("expected a welcome, got {other:?}")).into()),
     }
 }
 
 pub(crate) fn receive_welcome(socket: &UnixStream, until: Option<Instant>) -> Result<Welcome> {
-    let lost = |error: &dyn std::fmt::Display| Error::from(Kind::Disconnected(format!("no welcome: {error}")));
+    let lost = |error: &dyn std::fmt::Display| Error::from(Kind::Disconnected(format!("handshake: {error}")));
     let protocol = |error: &dyn std::fmt::Display| Error::from(Kind::Protocol(error.to_string()));
     let mut decoder = FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX);
     let (mut fds, mut buffer) = (Vec::new(), [0; 1024]);
@@ -205,7 +205,7 @@ pub(crate) fn receive_welcome(socket: &UnixStream, until: Option<Instant>) -> Re
             Err(error) => return Err(lost(&error)),
         }
         match descriptors::receive(socket.as_fd(), &mut buffer, &mut fds) {
-            Ok(0) => return Err(lost(&"the broker closed the socket")),
+            Ok(0) => return Err(lost(&"the broker closed the connection")),
             Ok(n) => decoder.push(&buffer[..n]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(lost(&error)),

@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(find(&[], ours), default);
         assert_eq!(find(&[runtime], ours), path("lapce-ipc.sock"));
         assert_eq!(find(&[runtime, ("LAPCE_IPC_SOCKET", Path::new("/named"))], ours), Path::new("/named"));
-        // Another user's sockets, who may have placed them to be found.
+        // Sockets of another user, which may have placed them to be found.
         if ours != 0 {
             assert_eq!(find(&[runtime], other), system);
         }

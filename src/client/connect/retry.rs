@@ -1,4 +1,4 @@
-//! When to try again to reach the broker: pure, told the time and the chance.
+//! When to try again to reach the broker: exponential backoff with jitter. Pure: time and chance are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub struct ReconnectOptions {
     pub first_delay: Duration,
     /// The longest delay; 5 s unless set.
     pub max_delay: Duration,
-    /// How far chance moves a delay, as a part of it, so that not all clients come at once; 0.2 unless set.
+    /// Random jitter, as a fraction of the delay, so that not all clients return at once; 0.2 unless set.
     pub jitter: f64,
     /// Attempts after which the client gives up; 30 unless set, which is some two minutes. `None`: it never does.
     /// Attempts because the path reappeared do not count.
@@ -39,7 +39,7 @@ impl Default for ReconnectOptions {
 }
 
 impl ReconnectOptions {
-    /// What makes no sense in them, if anything.
+    /// Checks the options.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.jitter {
             jitter if (0.0..=1.0).contains(&jitter) => Ok(()),
@@ -64,7 +64,7 @@ pub(crate) struct Retry {
     doublings: u32,
     /// The next attempt is for the path's sake.
     is_free: bool,
-    /// Attempts since the path appeared: who binds a socket there listens only a moment later.
+    /// Attempts since the path appeared: a broker that binds its socket there listens only a moment later.
     soon: u32,
     at: Instant,
 }
@@ -85,7 +85,7 @@ impl Retry {
         self.failed.saturating_add(1)
     }
 
-    /// The attempt failed. Answers the delay until the next, by a `chance` in 0..1; `None`: that was the last.
+    /// The attempt failed. Returns the delay until the next, by a `chance` in 0..1; `None`: that was the last.
     pub(crate) fn failed(&mut self, now: Instant, chance: f64) -> Option<Duration> {
         if self.soon > 0 {
             let delay = Duration::from_millis(1 << (SOON - self.soon));

@@ -2,9 +2,9 @@
 
 use super::shared::Connection;
 use super::table::Table;
-use crate::client::data::incoming_call::Incoming;
+use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
-use crate::client::data::pending_call::Pending;
+use crate::client::data::pending_call::PendingCall;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::sync::Ordering;
@@ -23,7 +23,7 @@ const _: () = assert!(cells_for(DROPPED.len() as u32) == 1);
 ///
 /// If the call was of another session, or the connection has ended.
 pub(crate) fn place(connection: &Connection, session: u64, header: &Header, payload: &[u8]) -> Result<bool> {
-    connection.look_up()?;
+    connection.check_open()?;
     let mut lane = connection.express().claim()?;
     if lane.session != session {
         return Err(Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into());
@@ -33,12 +33,16 @@ pub(crate) fn place(connection: &Connection, session: u64, header: &Header, payl
 
 /// Places a record that belongs to no call. Never waits.
 pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, payload: &[u8]) -> Result<bool> {
-    connection.look_up()?;
+    connection.check_open()?;
     connection.express().claim()?.try_push(header, payload)
 }
 
 /// A slot for a request in that session, if it is the present one.
-pub(crate) fn claim_slot(connection: &Connection, pending: Arc<Pending>, session: u64) -> Result<Option<(u32, u32)>> {
+pub(crate) fn claim_slot(
+    connection: &Connection,
+    pending: Arc<PendingCall>,
+    session: u64,
+) -> Result<Option<(u32, u32)>> {
     let mut table = lock(&connection.table);
     if table.session != session {
         return Ok(None);
@@ -84,7 +88,7 @@ fn place_owed(connection: &Connection, table: &mut Table) {
 }
 
 /// Ends a call that has no responder, or whose responder does not complete its reply, with an error. Never waits.
-pub(crate) fn reject(connection: &Connection, table: &mut Table, call: &Arc<Incoming>) {
+pub(crate) fn reject(connection: &Connection, table: &mut Table, call: &Arc<IncomingCall>) {
     if !table.take_call(call) {
         return;
     }

@@ -4,11 +4,11 @@ use super::calls;
 use super::reader::Reader;
 use super::shared::Connection;
 use super::table::Table;
-use crate::client::data::incoming_call::{Arrived, Incoming};
+use crate::client::data::incoming_call::{InboxItem, IncomingCall};
 use crate::client::data::lock::lock;
 use crate::client::data::message::Message;
 use crate::client::data::pending_call::Failure;
-use crate::client::data::subscription_queue::Early;
+use crate::client::data::subscription_queue::SubscriptionEvent;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::Record;
@@ -63,7 +63,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
     match header.kind {
         RecordKind::Deliver => deliver(reader, connection, table, record, &header)?,
         RecordKind::Answer | RecordKind::Failed | RecordKind::RequestCredit => {
-            answer(reader, table, record, &header);
+            receive_reply(reader, table, record, &header);
         }
         RecordKind::Call => call(reader, connection, table, record, &header),
         RecordKind::CallEnded => {
@@ -89,17 +89,29 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
             if let Some(queue) = table.subscriptions.get(&header.id) {
                 queue.abort(header.origin);
             }
-            table.tell_subscription(header.id, Early::Dropped(header.dropped), connection.limits.slot_size());
+            table.notify_subscription(
+                header.id,
+                SubscriptionEvent::Dropped(header.dropped),
+                connection.limits.slot_size(),
+            );
         }
         RecordKind::Dropped => {
-            table.tell_subscription(header.id, Early::Dropped(header.dropped), connection.limits.slot_size());
+            table.notify_subscription(
+                header.id,
+                SubscriptionEvent::Dropped(header.dropped),
+                connection.limits.slot_size(),
+            );
         }
         RecordKind::Evicted => {
-            table.tell_subscription(header.id, Early::Evicted(header.dropped), connection.limits.slot_size());
+            table.notify_subscription(
+                header.id,
+                SubscriptionEvent::Evicted(header.dropped),
+                connection.limits.slot_size(),
+            );
             table.subscriptions.remove(&header.id);
             reader.partials.retain(|(subscription, _), _| *subscription != header.id);
         }
-        RecordKind::SetAside => table.set_aside += 1,
+        RecordKind::SetAside => table.quarantined += 1,
         RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
         kind => return Err(Kind::Protocol(format!("record of kind {kind:?} from the broker")).into()),
     }
@@ -144,22 +156,22 @@ fn deliver(
     if let Some(queue) = queue
         && named.seen.note(queue.own, header.origin, header.seq, is_resent)
     {
-        queue.leave_out(header.origin, payload.len() as u32, connection.limits.slot_size());
+        queue.skip_duplicate(header.origin, payload.len() as u32, connection.limits.slot_size());
         return Ok(());
     }
     let message = Message::new(named.topic.clone(), payload, header);
     let slot_size = connection.limits.slot_size();
     if header.dropped > 0 {
-        table.tell_subscription(header.id, Early::Dropped(header.dropped), slot_size);
+        table.notify_subscription(header.id, SubscriptionEvent::Dropped(header.dropped), slot_size);
     }
-    table.tell_subscription(header.id, Early::Message(message), slot_size);
+    table.notify_subscription(header.id, SubscriptionEvent::Message(message), slot_size);
     Ok(())
 }
 
-fn answer(reader: &mut Reader, table: &mut Table, record: &Record, header: &Header) {
+fn receive_reply(reader: &mut Reader, table: &mut Table, record: &Record, header: &Header) {
     let Some(pending) = table.requests.get(header.id, header.id2) else { return };
     let over = match header.kind {
-        RecordKind::Answer => pending.answer(header, cells_for(record.len), |to| {
+        RecordKind::Answer => pending.receive(header, cells_for(record.len), |to| {
             reader.egress.append_payload(record, to);
         }),
         RecordKind::Failed => {
@@ -182,7 +194,7 @@ fn call(reader: &mut Reader, connection: &Connection, table: &mut Table, record:
     let (first, last) = (header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
     if first {
         let credit = connection.limits.stream_credit_cells();
-        table.calls.insert(header.seq, Arc::new(Incoming::new(header, table.session, credit)));
+        table.calls.insert(header.seq, Arc::new(IncomingCall::new(header, table.session, credit)));
     }
     let Some(call) = table.calls.get(&header.seq).cloned() else { return };
     let grant = call.append(cells_for(record.len), last, connection.stream_step(), |to| {
@@ -190,13 +202,13 @@ fn call(reader: &mut Reader, connection: &Connection, table: &mut Table, record:
     });
     let inbox = table.inboxes.get(&header.id);
     if inbox.is_none() && table.serving.is_empty() {
-        // Served no more: the broker gives no calls to who has stopped, so this one crossed our `unserve`.
+        // The service was dropped: this call crossed its `unserve`.
         return calls::reject(connection, table, &call);
     }
-    let arrived = if last { Arrived::Request(call) } else { Arrived::Grant(call, grant) };
+    let item = if last { InboxItem::Request(call) } else { InboxItem::Grant(call, grant) };
     match inbox {
-        _ if matches!(arrived, Arrived::Grant(_, 0)) => {}
-        Some(inbox) => inbox.push(arrived),
-        None => table.orphan_calls.push((header.id, arrived)),
+        _ if matches!(item, InboxItem::Grant(_, 0)) => {}
+        Some(inbox) => inbox.push(item),
+        None => table.orphan_calls.push((header.id, item)),
     }
 }

@@ -1,53 +1,53 @@
-//! What comes over the control socket.
+//! Handling the frames of the control socket.
 
 use super::calls;
 use super::shared::Connection;
 use super::table::Table;
-use crate::client::data::incoming_call::Arrived;
+use crate::client::data::incoming_call::InboxItem;
 use crate::client::data::lock::lock;
 use crate::client::error::Kind;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
-/// Gives a frame to whom it is for.
+/// Handles a frame: completes its control request, and ends what was dropped meanwhile.
 pub(crate) fn handle_frame(connection: &Connection, frame: BrokerFrame) {
     let mut table = lock(&connection.table);
     let table = &mut *table;
-    let Some(serial) = note(table, connection.limits.slot_size(), &frame) else { return };
-    let question = lock(&connection.outgoing).answered(serial);
+    let Some(serial) = apply(table, connection.limits.slot_size(), &frame) else { return };
+    let request = lock(&connection.control).complete(serial);
     if let Some(what) = table.restoring.remove(&serial) {
         if let Err(error) = table.restored(what, &frame) {
             table.close(error);
         }
         return;
     }
-    if let (&BrokerFrame::Interned { id, .. }, Some(ClientFrame::Intern { kind, name, .. })) = (&frame, question) {
+    if let (&BrokerFrame::Interned { id, .. }, Some(ClientFrame::Intern { kind, name, .. })) = (&frame, request) {
         match kind {
             InternKind::Topic => table.topics.granted(name, id),
             InternKind::Service => table.services.granted(name, id),
         }
         // If it was asked for twice at a time.
-        connection.has_leaving.store(1, Ordering::Relaxed);
+        connection.has_unused_names.store(1, Ordering::Relaxed);
     }
     let number = connection.next_number() as u32;
     if let Some(end) = end_of_dropped(table, number, &frame) {
-        lock(&connection.outgoing).ask(number, end);
+        lock(&connection.control).send(number, end);
     }
-    for (_, arrived) in nobodys_calls(table) {
-        calls::reject(connection, table, arrived.call());
+    for (_, item) in unclaimed_calls(table) {
+        calls::reject(connection, table, item.call());
     }
-    if let Some(answer) = table.answers.get_mut(&serial) {
-        *answer = Some(frame);
+    if let Some(reply) = table.replies.get_mut(&serial) {
+        *reply = Some(frame);
     }
     table.wakers.drain(..).for_each(std::task::Waker::wake);
 }
 
-/// Calls that wait for a service's number are nobody's, once every number has been told.
-fn nobodys_calls(table: &mut Table) -> Vec<(u32, Arrived)> {
+/// Calls that wait for a service's number belong to no service once every number is known.
+fn unclaimed_calls(table: &mut Table) -> Vec<(u32, InboxItem)> {
     if table.serving.is_empty() { std::mem::take(&mut table.orphan_calls) } else { Vec::new() }
 }
 
-/// Whoever asked for what `frame` gives has gone meanwhile: it is not kept, and to be ended by this question.
+/// If the handle of the subscription or service that `frame` grants was dropped meanwhile: the request that ends it.
 fn end_of_dropped(table: &mut Table, serial: u32, frame: &BrokerFrame) -> Option<ClientFrame> {
     let is_dropped = |mark: &AtomicU64| mark.load(Ordering::Relaxed) != 0;
     match *frame {
@@ -59,15 +59,15 @@ fn end_of_dropped(table: &mut Table, serial: u32, frame: &BrokerFrame) -> Option
         BrokerFrame::Serving { service, .. } => {
             table.inboxes.get(&service).filter(|inbox| is_dropped(&inbox.is_dropped))?;
             let inbox = table.inboxes.remove(&service)?;
-            table.orphan_calls.extend(inbox.take_all().into_iter().map(|arrived| (service, arrived)));
+            table.orphan_calls.extend(inbox.take_all().into_iter().map(|item| (service, item)));
             Some(ClientFrame::Unserve { serial, service })
         }
         _ => None,
     }
 }
 
-/// Takes note of a frame. Answers the serial of the question that it answers.
-fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
+/// Applies a frame to the table. Returns the serial of the request that it replies to.
+fn apply(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
     let serial = match frame {
         BrokerFrame::Subscribed { serial, subscription } => {
             if let Some(queue) = table.subscribing.remove(serial) {
@@ -83,8 +83,8 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
         }
         BrokerFrame::Serving { serial, service } => {
             if let Some(inbox) = table.serving.remove(serial) {
-                for (_, arrived) in table.orphan_calls.extract_if(.., |(id, _)| id == service) {
-                    inbox.push(arrived);
+                for (_, item) in table.orphan_calls.extract_if(.., |(id, _)| id == service) {
+                    inbox.push(item);
                 }
                 inbox.number.store(u64::from(*service), Ordering::Relaxed);
                 table.inboxes.insert(*service, inbox);
@@ -110,7 +110,7 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
         // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
         BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
     };
-    // Messages that still wait for a number are nobody's, once every number has been told.
+    // Messages that still wait for a number belong to no subscription once every number is known.
     if table.subscribing.is_empty() {
         table.orphans.clear();
     }
@@ -120,7 +120,7 @@ fn note(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::data::incoming_call::{Inbox, Incoming, Offer};
+    use crate::client::data::incoming_call::{Inbox, IncomingCall, Offer};
     use crate::wire::control::FailedCode;
     use crate::wire::record::{Header, Kind as RecordKind};
     use std::sync::Arc;
@@ -131,8 +131,8 @@ mod tests {
         Arc::new(Inbox::new(Offer { service: "s".parse().unwrap(), max_in_flight: 0 }))
     }
 
-    fn grant() -> Arrived {
-        Arrived::Grant(Arc::new(Incoming::new(&Header::new(RecordKind::Call), 0, 1)), 1)
+    fn grant() -> InboxItem {
+        InboxItem::Grant(Arc::new(IncomingCall::new(&Header::new(RecordKind::Call), 0, 1)), 1)
     }
 
     fn serving(serials: &[u32]) -> Table {
@@ -150,12 +150,12 @@ mod tests {
         let mut table = serving(&[1, 2]);
         let inboxes = [table.serving[&1].clone(), table.serving[&2].clone()];
         table.orphan_calls.extend([7, 8, 9].map(|service| (service, grant())));
-        note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 1, service: 7 });
-        assert!(nobodys_calls(&mut table).is_empty());
+        apply(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 1, service: 7 });
+        assert!(unclaimed_calls(&mut table).is_empty());
         // The other's number is not known yet: it may be either of these.
         assert_eq!((inboxes[0].len(), orphans(&table)), (1, vec![8, 9]));
-        note(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 2, service: 9 });
-        assert_eq!((inboxes[1].len(), nobodys_calls(&mut table).len(), orphans(&table)), (1, 1, Vec::new()));
+        apply(&mut table, SLOT_SIZE, &BrokerFrame::Serving { serial: 2, service: 9 });
+        assert_eq!((inboxes[1].len(), unclaimed_calls(&mut table).len(), orphans(&table)), (1, 1, Vec::new()));
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
         let mut table = serving(&[1]);
         table.orphan_calls.push((7, grant()));
         let (code, message) = (FailedCode::Limit, String::new());
-        note(&mut table, SLOT_SIZE, &BrokerFrame::Failed { serial: 1, code, message });
-        assert_eq!((nobodys_calls(&mut table).len(), orphans(&table)), (1, Vec::new()));
+        apply(&mut table, SLOT_SIZE, &BrokerFrame::Failed { serial: 1, code, message });
+        assert_eq!((unclaimed_calls(&mut table).len(), orphans(&table)), (1, Vec::new()));
     }
 }

@@ -1,11 +1,11 @@
 //! Holding topics and services: a name is requested once and used by all; when it has no users its number is released.
 
-use super::control_request::unexpected;
+use super::control_request::unexpected_reply;
 use super::shared::Connection;
 use super::table::Table;
 use crate::client::data::lane::Lane;
 use crate::client::data::lock::lock;
-use crate::client::data::names::{NONE, Names, Place};
+use crate::client::data::names::{NONE, NameRef, Names};
 use crate::client::error::Result;
 use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame, FailedCode, InternKind};
@@ -18,16 +18,16 @@ use std::time::Duration;
 const KEPT_TOPICS: usize = 256;
 const KEPT_SERVICES: usize = 64;
 
-/// How often, and how long each time, the broker is waited for to hear of releases when a limit is reached.
-pub(crate) const LOOKS: usize = 400;
-pub(crate) const LOOK: Duration = Duration::from_millis(5);
+/// How often, and how long each time, a name waits for releases to be consumed when a limit is reached.
+pub(crate) const RELEASE_POLLS: usize = 400;
+pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
 
-/// A use of a name: while this is there, its number stays.
+/// A use of a name: while it exists, the number stays.
 #[derive(Debug)]
 pub(crate) struct Hold {
     connection: Arc<Connection>,
     kind: InternKind,
-    pub(crate) place: Place,
+    pub(crate) place: NameRef,
     /// The name keeps its number for a while.
     keep: bool,
 }
@@ -59,7 +59,7 @@ fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
 }
 
 /// A use of a name, if the broker has given it a number already.
-pub(crate) fn held(connection: &Arc<Connection>, kind: InternKind, name: &str, keep: bool) -> Result<Option<Hold>> {
+pub(crate) fn existing(connection: &Arc<Connection>, kind: InternKind, name: &str, keep: bool) -> Result<Option<Hold>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     let session = table.session;
@@ -67,8 +67,8 @@ pub(crate) fn held(connection: &Arc<Connection>, kind: InternKind, name: &str, k
     Ok(place.map(|place| Hold { connection: connection.clone(), kind, place, keep }))
 }
 
-/// How to ask for the number of a name. Room for it is made first.
-pub(crate) fn to_hold(
+/// The control request for the number of a name. Room for it is made first.
+pub(crate) fn intern_request(
     connection: &Connection,
     kind: InternKind,
     name: &str,
@@ -82,9 +82,9 @@ pub(crate) fn to_hold(
     Ok(move |serial| ClientFrame::Intern { serial, kind, name })
 }
 
-/// What the broker has said. `false`: a limit is reached, but names without users were released, and it may be
-/// asked once more when it has heard of that.
-pub(crate) fn took_hold(
+/// Whether the reply grants the number. `false`: a limit is reached, but names without users were released, and the
+/// request may be repeated when the broker has consumed the releases.
+pub(crate) fn is_interned(
     connection: &Connection,
     kind: InternKind,
     answer: &BrokerFrame,
@@ -100,11 +100,11 @@ pub(crate) fn took_hold(
             return Ok(false);
         }
     }
-    Err(unexpected(answer))
+    Err(unexpected_reply(answer))
 }
 
-/// Whether the broker has heard of all releases.
-pub(crate) fn has_heard(connection: &Connection, kind: InternKind) -> bool {
+/// Whether the broker has consumed all releases.
+pub(crate) fn are_releases_consumed(connection: &Connection, kind: InternKind) -> bool {
     let mut table = lock(&connection.table);
     let names = names(&mut table, kind);
     if let Some(consumed) = lane_of(connection, kind).try_claim().and_then(|mut lane| lane.producer.look().ok()) {
@@ -114,16 +114,16 @@ pub(crate) fn has_heard(connection: &Connection, kind: InternKind) -> bool {
 }
 
 /// Releases topics that are to be released, as far as that is possible now. Never waits.
-pub(crate) fn release_leaving(connection: &Connection) {
-    if connection.has_leaving.load(Ordering::Relaxed) != 0 {
-        connection.has_leaving.store(0, Ordering::Relaxed);
+pub(crate) fn release_unused(connection: &Connection) {
+    if connection.has_unused_names.load(Ordering::Relaxed) != 0 {
+        connection.has_unused_names.store(0, Ordering::Relaxed);
         release(connection, InternKind::Topic, KEPT_TOPICS);
         release(connection, InternKind::Service, KEPT_SERVICES);
     }
 }
 
 /// Releases names without users, but the `kept` ones that were used last. What cannot be released now, because
-/// another thread has the lane, or there is no space, is released when somebody waits, or asks for a name.
+/// another thread has the lane, or there is no space, is released by the next wait or the next request for a name.
 fn release(connection: &Connection, kind: InternKind, kept: usize) {
     let mut table = lock(&connection.table);
     let session = table.session;
@@ -132,7 +132,7 @@ fn release(connection: &Connection, kind: InternKind, kept: usize) {
         let Some(mut lane) =
             lane_of(connection, kind).try_claim().filter(|lane| lane.is_free() && lane.session == session)
         else {
-            return connection.has_leaving.store(1, Ordering::Relaxed);
+            return connection.has_unused_names.store(1, Ordering::Relaxed);
         };
         let seq = lane.last_sequence(at, id);
         if number == NONE {
@@ -144,9 +144,9 @@ fn release(connection: &Connection, kind: InternKind, kept: usize) {
             InternKind::Service => Header { arg: number, ..Header::new(RecordKind::ReleaseService) },
         };
         // Noted before the lane asks to be woken.
-        connection.has_leaving.store(1, Ordering::Relaxed);
+        connection.has_unused_names.store(1, Ordering::Relaxed);
         let Ok(true) = lane.try_push(&header, &[]) else { return };
-        connection.has_leaving.store(0, Ordering::Relaxed);
+        connection.has_unused_names.store(0, Ordering::Relaxed);
         let (end, consumed) = (lane.producer.claimed(), lane.producer.look().unwrap_or(0));
         names.released(at, seq, end, consumed);
     }

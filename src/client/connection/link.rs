@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Debug)]
-pub(crate) enum Line {
+pub(crate) enum LinkState {
     Up(Arc<UnixStream>),
     /// Until the next attempt.
     Waiting(Retry),
@@ -31,7 +31,7 @@ pub(crate) enum Line {
 /// The receiving half of the control socket.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) line: Line,
+    pub(crate) line: LinkState,
     pub(crate) decoder: FrameDecoder,
     /// Descriptors that came before their Welcome was whole.
     pub(crate) descriptors: Vec<OwnedFd>,
@@ -39,14 +39,14 @@ pub(crate) struct Link {
     pub(crate) token: Option<Token>,
     pub(crate) bells: Arc<ClientBells>,
     /// When a session was begun anew: one that ends at once is not begun anew at once.
-    pub(crate) anew: Option<Instant>,
+    pub(crate) renewed_at: Option<Instant>,
     /// Watches the folder of the socket's path while there is no connection.
     pub(crate) path: Option<OwnedFd>,
 }
 
 /// What the reader is to do about the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum NextAction {
     /// Nothing, until a socket has something.
     Rest,
     /// Come back at this time.
@@ -56,7 +56,7 @@ pub(crate) enum Step {
 }
 
 /// What came over the socket.
-pub(crate) enum Got {
+pub(crate) enum SocketEvent {
     Frame(Box<BrokerFrame>),
     /// Nothing more for now.
     Nothing,
@@ -68,8 +68,8 @@ pub(crate) enum Got {
 
 impl Link {
     pub(crate) fn new(socket: Arc<UnixStream>, bells: Arc<ClientBells>, decoder: FrameDecoder, token: Token) -> Link {
-        let (line, descriptors) = (Line::Up(socket), Vec::new());
-        Link { line, decoder, descriptors, token: Some(token), bells, anew: None, path: None }
+        let (line, descriptors) = (LinkState::Up(socket), Vec::new());
+        Link { line, decoder, descriptors, token: Some(token), bells, renewed_at: None, path: None }
     }
 
     /// The bells of the present session.
@@ -78,35 +78,35 @@ impl Link {
     }
 
     /// Whether it is lost, and looked for.
-    pub(crate) fn is_away(&self) -> bool {
-        !matches!(self.line, Line::Up(_) | Line::Down)
+    pub(crate) fn is_lost(&self) -> bool {
+        !matches!(self.line, LinkState::Up(_) | LinkState::Down)
     }
 
     /// Whether a broker has greeted us.
     pub(crate) fn is_greeted(&self) -> bool {
-        matches!(self.line, Line::Up(_) | Line::Restoring(..))
+        matches!(self.line, LinkState::Up(_) | LinkState::Restoring(..))
     }
 
     /// The next frame of a broker that has greeted us.
-    pub(crate) fn next(&mut self) -> Got {
-        let (Line::Up(socket) | Line::Restoring(socket, _)) = &self.line else { return Got::Nothing };
+    pub(crate) fn next(&mut self) -> SocketEvent {
+        let (LinkState::Up(socket) | LinkState::Restoring(socket, _)) = &self.line else { return SocketEvent::Nothing };
         receive(socket, &mut self.decoder, &mut Vec::new())
     }
 
     /// Nothing comes any more.
-    pub(crate) fn put_down(&mut self) {
-        match std::mem::replace(&mut self.line, Line::Down) {
-            Line::Up(socket) | Line::Greeting(socket, ..) | Line::Restoring(socket, _) => {
+    pub(crate) fn shut_down(&mut self) {
+        match std::mem::replace(&mut self.line, LinkState::Down) {
+            LinkState::Up(socket) | LinkState::Greeting(socket, ..) | LinkState::Restoring(socket, _) => {
                 self.bells.unwatch(socket.as_fd());
             }
-            Line::Waiting(_) | Line::Down => {}
+            LinkState::Waiting(_) | LinkState::Down => {}
         }
         self.unwatch_path();
     }
 
     /// Whether another broker has greeted this client, and is asked for what the session had.
     pub(crate) fn is_restoring(&self) -> bool {
-        matches!(self.line, Line::Restoring(..))
+        matches!(self.line, LinkState::Restoring(..))
     }
 
     /// The session goes on at the broker that has greeted us: what it has brought.
@@ -114,19 +114,21 @@ impl Link {
         &mut self,
         bells: &dyn Fn(ClientBells) -> Arc<ClientBells>,
     ) -> Option<(Segment, Limits, Greeted)> {
-        let Line::Restoring(socket, welcome) = std::mem::replace(&mut self.line, Line::Down) else { return None };
+        let LinkState::Restoring(socket, welcome) = std::mem::replace(&mut self.line, LinkState::Down) else {
+            return None;
+        };
         self.unwatch_path();
         self.bells.unwatch(socket.as_fd());
         let Welcome { segment, bells: new, limits, greeted, .. } = *welcome;
         self.bells = bells(new);
-        (self.token, self.anew) = (Some(greeted.token), Some(Instant::now()));
-        self.line = Line::Up(socket);
+        (self.token, self.renewed_at) = (Some(greeted.token), Some(Instant::now()));
+        self.line = LinkState::Up(socket);
         Some((segment, limits, greeted))
     }
 
-    pub(crate) fn take_line(&mut self) -> Line {
-        let line = std::mem::replace(&mut self.line, Line::Down);
-        if let Line::Greeting(socket, ..) = &line {
+    pub(crate) fn take_line(&mut self) -> LinkState {
+        let line = std::mem::replace(&mut self.line, LinkState::Down);
+        if let LinkState::Greeting(socket, ..) = &line {
             self.bells.unwatch(socket.as_fd());
         }
         line
@@ -149,20 +151,20 @@ impl Link {
     }
 }
 
-pub(crate) fn receive(socket: &UnixStream, decoder: &mut FrameDecoder, descriptors: &mut Vec<OwnedFd>) -> Got {
+pub(crate) fn receive(socket: &UnixStream, decoder: &mut FrameDecoder, descriptors: &mut Vec<OwnedFd>) -> SocketEvent {
     let mut buffer = [0; 4096];
     loop {
         match decoder.next_frame().and_then(|body| body.map(BrokerFrame::decode).transpose()) {
-            Ok(Some(frame)) => return Got::Frame(frame.into()),
+            Ok(Some(frame)) => return SocketEvent::Frame(frame.into()),
             Ok(None) => {}
-            Err(error) => return Got::Nonsense(error.to_string()),
+            Err(error) => return SocketEvent::Nonsense(error.to_string()),
         }
         match descriptors::receive(socket.as_fd(), &mut buffer, descriptors) {
-            Ok(0) => return Got::End("the broker is gone".to_owned()),
+            Ok(0) => return SocketEvent::End("the broker is gone".to_owned()),
             Ok(n) => decoder.push(&buffer[..n]),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Got::Nothing,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return SocketEvent::Nothing,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Got::End(error.to_string()),
+            Err(error) => return SocketEvent::End(error.to_string()),
         }
     }
 }

@@ -27,9 +27,9 @@ const POLLS: u32 = 32;
 pub(crate) struct Reader {
     pub(crate) bells: Arc<ClientBells>,
     pub(crate) egress: Consumer,
-    /// Ours: we sleep.
+    /// Armed by the client while it sleeps.
     pub(crate) data: Signal,
-    /// The router's: it waits for space.
+    /// Armed by the router while it waits for space.
     pub(crate) space: Signal,
     /// Armed by the router while it does not poll us.
     pub(crate) router_sleeps: Signal,
@@ -44,7 +44,7 @@ pub(crate) struct Reader {
     pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
     pub(crate) spin: Duration,
     /// Messages of the last session may have to be sent again.
-    pub(crate) has_unsent: bool,
+    pub(crate) has_resends: bool,
 }
 
 impl Reader {
@@ -62,13 +62,13 @@ impl Reader {
             topics: ReceivedTopics::default(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
-            has_unsent: false,
+            has_resends: false,
         }
     }
 
     /// Reads from another session's ring from now on. What had begun in the last one is begun anew by its senders.
     pub(crate) fn renew(&mut self, segment: Segment, egress: Consumer) {
-        self.has_unsent = true;
+        self.has_resends = true;
         self.egress = egress;
         self.data = segment.data_signal(RingName::Egress);
         self.space = segment.space_signal(RingName::Egress);
@@ -120,7 +120,7 @@ impl Reader {
         bytes
     }
 
-    /// Polls for a while. Answers whether something is there.
+    /// Polls for a while. Returns whether a record is there.
     pub(crate) fn poll(&mut self) -> bool {
         for _ in 0..POLLS {
             if !matches!(self.egress.peek(), Ok(None)) {

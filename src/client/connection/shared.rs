@@ -6,10 +6,10 @@ use super::link::Link;
 use super::reader::Reader;
 use super::table::Table;
 use crate::client::connect::endpoint::{Endpoint, Welcome};
-use crate::client::data::connection_state::Down;
-use crate::client::data::control_queue::Outgoing;
+use crate::client::data::connection_state::LinkStatus;
+use crate::client::data::control_queue::ControlQueue;
 use crate::client::data::lag::Behind;
-use crate::client::data::lane::{Lane, Producing};
+use crate::client::data::lane::{Lane, LaneProducer};
 use crate::client::data::limits::CurrentLimits;
 use crate::client::data::lock::{lock, thread};
 use crate::client::error::{Error, Kind, Result};
@@ -38,7 +38,7 @@ pub enum WaitStrategy {
 #[derive(Debug)]
 pub(crate) struct Connection {
     id: AtomicU64,
-    /// Of the process that connected: a child that it forks must leave everything here alone.
+    /// The process that connected: a child that it forks must not touch anything here.
     owner: ForkMark,
     pub(crate) limits: CurrentLimits,
     pub(crate) wait: WaitStrategy,
@@ -47,11 +47,11 @@ pub(crate) struct Connection {
     lanes: [Lane; 2],
     pub(crate) table: Mutex<Table>,
     pub(crate) endpoint: Endpoint,
-    pub(crate) outgoing: Mutex<Outgoing>,
+    pub(crate) control: Mutex<ControlQueue>,
     pub(crate) reader: Mutex<Reader>,
-    /// The thread that looks at a record in the ring, as a number; 0: none. It has the reader role.
+    /// The thread that reads a record in place, as a number; 0: none. It has the reader role.
     pub(crate) viewer: AtomicU64,
-    /// How many sleep on `turn`, and what tells them that it is time to look again.
+    /// How many threads sleep on `turn`, and what wakes them to look again.
     pub(crate) followers: AtomicU64,
     pub(crate) turns: Mutex<u64>,
     pub(crate) turn: Condvar,
@@ -59,8 +59,8 @@ pub(crate) struct Connection {
     /// Not 0 while cancels wait for space.
     pub(crate) owes_cancels: AtomicU64,
     /// Not 0 while names are to be released: see `hold`.
-    pub(crate) has_leaving: AtomicU64,
-    pub(crate) down: Arc<Down>,
+    pub(crate) has_unused_names: AtomicU64,
+    pub(crate) link_status: Arc<LinkStatus>,
     /// Whether the broker holds newer messages than those in the ring.
     pub(crate) behind: Behind,
 }
@@ -77,7 +77,7 @@ impl Connection {
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Connection::ends(&segment, &bells, &limits);
-        let down: Arc<Down> = Arc::default();
+        let link_status: Arc<LinkStatus> = Arc::default();
         Ok(Connection {
             behind: Behind::new(segment.newer()),
             id: AtomicU64::new(u64::from(greeted.connection)),
@@ -86,9 +86,9 @@ impl Connection {
             wait,
             nest,
             lanes: [Lane::new(bulk), Lane::new(express)],
-            table: Mutex::new(Table { down: down.clone(), ..Table::default() }),
+            table: Mutex::new(Table { link_status: link_status.clone(), ..Table::default() }),
             endpoint,
-            outgoing: Mutex::new(Outgoing::new(socket)),
+            control: Mutex::new(ControlQueue::new(socket)),
             reader: Mutex::new(Reader::new(segment, egress, bells, link)),
             viewer: AtomicU64::new(0),
             followers: AtomicU64::new(0),
@@ -96,8 +96,8 @@ impl Connection {
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
             owes_cancels: AtomicU64::new(0),
-            has_leaving: AtomicU64::new(0),
-            down,
+            has_unused_names: AtomicU64::new(0),
+            link_status,
         })
     }
 
@@ -106,11 +106,11 @@ impl Connection {
         segment: &Segment,
         bells: &Arc<ClientBells>,
         limits: &Limits,
-    ) -> (Producing, Producing, Consumer) {
+    ) -> (LaneProducer, LaneProducer, Consumer) {
         let (bulk, express, egress) = segment.client_ends();
         let lane = |producer, name| {
             let (space, data) = (segment.space_signal(name), segment.data_signal(name));
-            Producing::new(producer, space, data, bells.clone(), limits)
+            LaneProducer::new(producer, space, data, bells.clone(), limits)
         };
         (lane(bulk, RingName::Bulk), lane(express, RingName::Express), egress)
     }
@@ -132,7 +132,7 @@ impl Connection {
         &self.lanes[1]
     }
 
-    /// How much credit for answers and bodies may be owed before it is given back, in cells.
+    /// How much credit for replies and bodies may be owed before it is returned, in cells.
     pub(crate) fn stream_step(&self) -> u32 {
         credit_step(self.limits.stream_credit_cells(), self.limits.slot_size())
     }
@@ -157,12 +157,12 @@ impl Connection {
         lock(&self.table).closed.clone()
     }
 
-    /// An error if the connection has ended: what was placed now would be lost. Otherwise, whether it was lost, and
-    /// looked for, when a publisher last looked.
+    /// An error if the connection has ended: what was placed now would be lost. Otherwise, whether the socket was lost
+    /// when a publisher last checked it.
     #[inline]
-    pub(crate) fn look_up(&self) -> Result<bool> {
+    pub(crate) fn check_open(&self) -> Result<bool> {
         self.check_fork()?;
-        self.down.look()
+        self.link_status.look()
     }
 
     /// A number that has not been used before.
@@ -173,7 +173,7 @@ impl Connection {
     /// The connection has ended.
     pub(crate) fn close(&self, error: Error) {
         lock(&self.table).close(error);
-        lock(&self.outgoing).lose();
+        lock(&self.control).disconnect();
     }
 
     /// An error if this thread would wait for itself.
@@ -197,34 +197,34 @@ impl Connection {
         Ok(len)
     }
 
-    /// The last word to the broker, which routes what is in the lanes before it lets the connection go.
-    pub(crate) fn say_goodbye(&self) {
+    /// Says goodbye to the broker, which routes what is in the lanes before it closes the connection.
+    pub(crate) fn send_final_bye(&self) {
         self.express().place_deferred();
-        self.say_bye();
+        self.send_bye();
     }
 
-    fn say_bye(&self) {
+    fn send_bye(&self) {
         let bye = ClientFrame::Bye.encode().unwrap_or_default();
-        lock(&self.outgoing).say(&bye);
+        lock(&self.control).send_frame(&bye);
     }
 
     /// The user ends the connection.
-    pub(crate) fn close_here(&self) {
+    pub(crate) fn close_by_user(&self) {
         if !self.is_ours() {
             return;
         }
         self.express().place_deferred();
         // Before the broker hears of it: the end of the socket, which follows, is then no loss.
-        lock(&self.table).close(Kind::Disconnected("it was closed here".to_owned()).into());
-        self.say_bye();
-        lock(&self.outgoing).lose();
+        lock(&self.table).close(Kind::Disconnected("closed by this client".to_owned()).into());
+        self.send_bye();
+        lock(&self.control).disconnect();
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.is_ours() {
-            self.say_goodbye();
+            self.send_final_bye();
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct RequestOptions {
     /// its time, counted from when it is first waited for.
     pub timeout: Option<Duration>,
     /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
-    /// of ending as disconnected, and those who serve it have two seconds to come back, too. (A stream is not sent
+    /// of ending as disconnected, and its responders have two seconds to come back, too. (A stream is not sent
     /// anew: a part of it may have been taken.)
     pub idempotent: bool,
     /// How long a stream may take to its first chunk; `None`: what the broker says
@@ -27,11 +27,11 @@ pub struct RequestOptions {
     pub idle: Option<Duration>,
 }
 
-/// How much longer than a call may take the broker's word for its end is waited for.
+/// How much longer than its deadline a call waits for the broker's outcome.
 const SLACK: Duration = Duration::from_millis(250);
 
-/// Without the broker's word, time over is the deadline exceeded.
-pub(crate) fn late(error: Error) -> Error {
+/// A wait that timed out without an outcome from the broker is an exceeded deadline.
+pub(crate) fn timeout_as_deadline(error: Error) -> Error {
     if error.is_timeout() {
         Kind::Outcome { outcome: Outcome::DeadlineExceeded, retry_after: None }.into()
     } else {
@@ -42,7 +42,7 @@ pub(crate) fn late(error: Error) -> Error {
 /// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look
 /// at the clock.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CallTime {
+pub(crate) struct CallDeadline {
     /// Of the whole call.
     total: Option<Duration>,
     /// Of a stream: to its first chunk now, then between chunks.
@@ -53,18 +53,19 @@ pub(crate) struct CallTime {
     until: Option<Instant>,
 }
 
-impl CallTime {
+impl CallDeadline {
     /// The time of a call with these options, within the `limits` of the broker. A stream without a total has no end.
-    pub(crate) fn new(limits: &CurrentLimits, options: RequestOptions, stream: bool) -> CallTime {
+    pub(crate) fn new(limits: &CurrentLimits, options: RequestOptions, stream: bool) -> CallDeadline {
         let ms = |ms: u32| Duration::from_millis(ms.into());
         let most = ms(limits.max_request_timeout_ms());
         let default = (!stream).then(|| ms(limits.default_request_timeout_ms()));
         let total = options.timeout.or(default).map(|total| total.min(most).saturating_add(SLACK));
-        let step =
-            |asked: Option<Duration>, default| asked.map_or(ms(default), |asked| asked.min(most)).saturating_add(SLACK);
+        let step = |requested: Option<Duration>, default| {
+            requested.map_or(ms(default), |requested| requested.min(most)).saturating_add(SLACK)
+        };
         let idle = step(options.idle, limits.stream_idle_ms());
         let first = stream.then(|| step(options.first_chunk, limits.stream_first_chunk_ms()));
-        CallTime { total, step: first, idle, ends: None, until: None }
+        CallDeadline { total, step: first, idle, ends: None, until: None }
     }
 
     /// When the call ends here, if the broker says nothing.
@@ -94,7 +95,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether a request is asked again.
-pub(crate) struct Again {
+pub(crate) struct IdempotentRetry {
     options: RequestOptions,
     /// When all of it is to be over, if it may be asked again.
     until: Option<Instant>,
@@ -102,11 +103,11 @@ pub(crate) struct Again {
     lost: Option<Instant>,
 }
 
-impl Again {
-    pub(crate) fn new(options: RequestOptions) -> Again {
+impl IdempotentRetry {
+    pub(crate) fn new(options: RequestOptions) -> IdempotentRetry {
         // Nothing else is asked twice, and the broker keeps the time of what is asked once.
         let until = if options.idempotent { deadline(options.timeout) } else { None };
-        Again { options, until, lost: None }
+        IdempotentRetry { options, until, lost: None }
     }
 
     /// How to ask now: for the time that is left.
@@ -122,7 +123,7 @@ impl Again {
             self.lost = Some(Instant::now());
             return Some(Duration::ZERO);
         }
-        // Those who served it may take as long to come back as we did.
+        // Its responders may take as long to come back as this client.
         let may_come = error.is_no_responders() && self.lost.is_some_and(|lost| lost.elapsed() < AGAIN);
         may_come.then_some(AGAIN_PAUSE)
     }

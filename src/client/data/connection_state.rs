@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-/// How it stands with the connection to the broker.
+/// The state of the connection to the broker.
 ///
 /// While it reconnects, calls that wait go on waiting, and those that do not wait succeed as long as there is room:
 /// what was handed over meanwhile is there when the session goes on.
@@ -46,28 +46,27 @@ impl ConnectionState {
     }
 }
 
-/// What who places records has to know of the connection: looked at for each of them, and changed under the table's
-/// lock only.
+/// Whether records may be placed: checked for each of them, and changed under the table's lock only.
 #[derive(Debug, Default)]
-pub(crate) struct Down {
+pub(crate) struct LinkStatus {
     state: AtomicU64,
     reason: OnceLock<Error>,
 }
 
 /// The connection stands, as far as is known.
 const UP: u64 = 0;
-/// It is lost, and looked for.
-const AWAY: u64 = 1;
+/// It is lost, and attempts to reconnect are under way.
+const LOST: u64 = 1;
 /// It has ended for good.
 const ENDED: u64 = 2;
 
-impl Down {
-    /// Whether it is away; an error if it has ended. Takes no lock, for the caller may hold any.
+impl LinkStatus {
+    /// Whether it is lost; an error if it has ended. Takes no lock, for the caller may hold any.
     #[inline]
     pub(crate) fn look(&self) -> Result<bool> {
         match self.state.load(Ordering::Relaxed) {
             UP => Ok(false),
-            AWAY => Ok(true),
+            LOST => Ok(true),
             _ => Err(self.reason()),
         }
     }
@@ -78,8 +77,8 @@ impl Down {
         reason.unwrap_or_else(|| Kind::Disconnected("the connection has ended".to_owned()).into())
     }
 
-    pub(crate) fn set_away(&self, is_away: bool) {
-        self.state.store(if is_away { AWAY } else { UP }, Ordering::Relaxed);
+    pub(crate) fn set_lost(&self, is_lost: bool) {
+        self.state.store(if is_lost { LOST } else { UP }, Ordering::Relaxed);
     }
 
     pub(crate) fn end(&self, reason: Error) {
@@ -88,26 +87,26 @@ impl Down {
     }
 }
 
-/// States that wait for one who watches them. When as many as this wait, the oldest goes: the latest is never lost.
+/// States that wait for a watcher. When as many as this wait, the oldest goes: the latest is never lost.
 const MOST_EVENTS: usize = 64;
 
 /// States that a watcher has not taken yet.
 pub(crate) type StateQueue = Mutex<VecDeque<ConnectionState>>;
 
-/// The state, and who watches it.
+/// The state, and its watchers.
 #[derive(Debug)]
-pub(crate) struct States {
+pub(crate) struct StateWatchers {
     now: ConnectionState,
     watchers: Vec<Weak<StateQueue>>,
 }
 
-impl Default for States {
-    fn default() -> States {
-        States { now: ConnectionState::Connected, watchers: Vec::new() }
+impl Default for StateWatchers {
+    fn default() -> StateWatchers {
+        StateWatchers { now: ConnectionState::Connected, watchers: Vec::new() }
     }
 }
 
-impl States {
+impl StateWatchers {
     pub(crate) fn set(&mut self, state: ConnectionState) {
         if self.now.is_closed() {
             return;
@@ -143,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_latest_states_are_kept_and_nothing_follows_the_end() {
-        let mut states = States::default();
+        let mut states = StateWatchers::default();
         let (queue, dropped) = (states.watch(), states.watch());
         drop(dropped);
         for attempt in 1..=100 {

@@ -23,15 +23,15 @@ struct Last {
 
 /// The last messages in one topic.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct LastSequences {
     known: Vec<Last>,
-    /// Which of them was found last: mostly it is the next one, too.
+    /// The entry that was found last: mostly it is the next one, too.
     found: usize,
     clock: u64,
 }
 
-impl Seen {
-    /// Notes that a message came. Answers whether it was there before, which only one can be that was sent again.
+impl LastSequences {
+    /// Notes that a message came. Returns whether it is a duplicate, which only a message that is sent again can be.
     #[inline]
     pub(crate) fn note(&mut self, subscription: u32, publisher: u32, sequence: u64, is_resent: bool) -> bool {
         self.clock += 1;
@@ -67,7 +67,7 @@ impl Seen {
 #[derive(Debug)]
 pub(crate) struct NumberedTopic {
     pub(crate) topic: Topic,
-    pub(crate) seen: Seen,
+    pub(crate) seen: LastSequences,
 }
 
 /// The topics of received messages, by the numbers of the present broker.
@@ -76,7 +76,7 @@ pub(crate) struct ReceivedTopics {
     numbered: HashMap<u32, NumberedTopic, ById>,
     /// The last messages of topics that the last broker had numbered, or that are gone: a message on one of these may
     /// yet be sent again.
-    remembered: HashMap<Topic, Seen>,
+    remembered: HashMap<Topic, LastSequences>,
     /// Those that are gone, in order.
     gone: VecDeque<Topic>,
 }
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn only_what_is_sent_again_can_be_a_double() {
-        let mut seen = Seen::default();
+        let mut seen = LastSequences::default();
         assert!(!seen.note(1, 7, 1, false));
         assert!(!seen.note(1, 7, 5, false), "a gap");
         assert!(seen.note(1, 7, 5, true) && seen.note(1, 7, 1, true));
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn publishers_that_come_and_go_are_forgotten_before_those_that_stay() {
-        let mut seen = Seen::default();
+        let mut seen = LastSequences::default();
         for publisher in 1..10_000 {
             assert!(!seen.note(1, publisher, 1, true));
             seen.note(1, 0, u64::from(publisher), false);

@@ -9,11 +9,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A call that is to be answered, as the reader sees it.
+/// A call that is to be replied to, as the reader and its responder share it.
 #[derive(Debug)]
-pub(crate) struct Incoming {
+pub(crate) struct IncomingCall {
     pub(crate) call: u64,
-    /// In which of the client's sessions it came.
+    /// The session of the client in which it arrived.
     pub(crate) session: u64,
     pub(crate) requester: u32,
     pub(crate) deadline: Option<Instant>,
@@ -25,14 +25,14 @@ pub(crate) struct Incoming {
 struct State {
     body: Vec<u8>,
     owed: u32,
-    /// Cells of answer that may be sent.
+    /// Cells of reply that may be sent.
     credit: u32,
     ended: Option<Outcome>,
 }
 
-impl Incoming {
-    pub(crate) fn new(header: &Header, session: u64, credit: u32) -> Incoming {
-        Incoming {
+impl IncomingCall {
+    pub(crate) fn new(header: &Header, session: u64, credit: u32) -> IncomingCall {
+        IncomingCall {
             call: header.seq,
             session,
             requester: header.origin,
@@ -42,7 +42,7 @@ impl Incoming {
         }
     }
 
-    /// A record of the body. Answers how much credit is to be given back.
+    /// A record of the body. Returns how much credit is to be given back.
     pub(crate) fn append(&self, cells: u32, last: bool, step: u32, append: impl FnOnce(&mut Vec<u8>)) -> u32 {
         let mut state = lock(&self.state);
         append(&mut state.body);
@@ -90,37 +90,37 @@ impl Incoming {
     }
 }
 
-/// What arrives for a service.
+/// An item of a service's inbox.
 #[derive(Debug)]
-pub(crate) enum Arrived {
-    Request(Arc<Incoming>),
-    /// So much credit is to be given back for the body of this call.
-    Grant(Arc<Incoming>, u32),
+pub(crate) enum InboxItem {
+    Request(Arc<IncomingCall>),
+    /// So many cells of credit are to be returned for the body of this call.
+    Grant(Arc<IncomingCall>, u32),
 }
 
-impl Arrived {
+impl InboxItem {
     /// The call that it is about.
-    pub(crate) fn call(&self) -> &Arc<Incoming> {
+    pub(crate) fn call(&self) -> &Arc<IncomingCall> {
         match self {
-            Arrived::Request(call) | Arrived::Grant(call, _) => call,
+            InboxItem::Request(call) | InboxItem::Grant(call, _) => call,
         }
     }
 }
 
-/// What waits for whoever serves.
+/// The requests to a service that wait for its responder.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    arrived: Mutex<VecDeque<Arrived>>,
+    items: Mutex<VecDeque<InboxItem>>,
     pub(crate) offer: Offer,
     /// The broker's number for it, in the present session.
     pub(crate) number: AtomicU64,
-    /// Nobody serves any more.
+    /// The service was dropped.
     pub(crate) is_dropped: AtomicU64,
     /// Why the present broker does not take the offer.
     refused: OnceLock<Error>,
 }
 
-/// What a service is offered as: again, if the broker is another.
+/// How a service is offered, also at another broker.
 #[derive(Debug, Clone)]
 pub(crate) struct Offer {
     pub(crate) service: Name,
@@ -130,7 +130,7 @@ pub(crate) struct Offer {
 impl Inbox {
     pub(crate) fn new(offer: Offer) -> Inbox {
         Inbox {
-            arrived: Mutex::default(),
+            items: Mutex::default(),
             offer,
             number: AtomicU64::new(0),
             is_dropped: AtomicU64::new(0),
@@ -138,8 +138,8 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn push(&self, arrived: Arrived) {
-        lock(&self.arrived).push_back(arrived);
+    pub(crate) fn push(&self, item: InboxItem) {
+        lock(&self.items).push_back(item);
     }
 
     /// The present broker does not take the offer.
@@ -156,22 +156,22 @@ impl Inbox {
         self.number.load(Ordering::Relaxed) as u32
     }
 
-    pub(crate) fn pop(&self) -> Option<Arrived> {
-        lock(&self.arrived).pop_front()
+    pub(crate) fn pop(&self) -> Option<InboxItem> {
+        lock(&self.items).pop_front()
     }
 
     /// Puts back what could not be handled yet.
-    pub(crate) fn unpop(&self, arrived: Arrived) {
-        lock(&self.arrived).push_front(arrived);
+    pub(crate) fn unpop(&self, item: InboxItem) {
+        lock(&self.items).push_front(item);
     }
 
-    /// All that waits: nobody will look at it.
-    pub(crate) fn take_all(&self) -> VecDeque<Arrived> {
-        std::mem::take(&mut lock(&self.arrived))
+    /// All that waits, when the service is dropped.
+    pub(crate) fn take_all(&self) -> VecDeque<InboxItem> {
+        std::mem::take(&mut lock(&self.items))
     }
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        lock(&self.arrived).len()
+        lock(&self.items).len()
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! Many threads of a client produce into one lane. The producer role is guarded by a mutex that lives in this process,
 //! not in shared memory, and that is held for the length of one record, never while a thread waits for space; what a
-//! peer does cannot make anybody wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would
-//! be, and it needs no second path for those who find it taken. Everything that belongs to one session of the client
+//! peer does cannot make a thread wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would
+//! be, and it needs no second path for threads that find it taken. Everything that belongs to one session of the client
 //! lies behind it, so that a session at another broker takes this one's place under that lock.
 
 use super::lock::{lock, thread, try_lock};
-use super::names::{NONE, Names, Place, Placed};
-use super::resend_queue::{Unsent, Unsents};
+use super::names::{NONE, NameRef, Names, TopicNumber};
+use super::resend_queue::{Resend, ResendQueue};
 use crate::client::error::{Error, Kind, Result};
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::HEADER_WORDS;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(crate) struct Lane {
-    producing: Mutex<Producing>,
+    producing: Mutex<LaneProducer>,
     /// Told when a message of several records is whole or given up.
     whole: Condvar,
     /// The thread that holds a loan, as a number; 0: none.
@@ -32,11 +32,11 @@ pub(crate) struct Lane {
 }
 
 /// Messages between two looks of a publisher that never waits at the control socket: a look is a system call.
-const LOOK_EVERY: u32 = 64;
+const CHECK_EVERY: u32 = 64;
 
 /// The producer role, and what goes with it.
 #[derive(Debug)]
-pub(crate) struct Producing {
+pub(crate) struct LaneProducer {
     pub(crate) producer: Producer,
     /// Ours: a thread waits for space.
     space: Signal,
@@ -46,14 +46,14 @@ pub(crate) struct Producing {
     /// Which of the client's sessions this is.
     pub(crate) session: u64,
     /// The topics, by their places.
-    topics: Vec<Placed>,
+    topics: Vec<TopicNumber>,
     /// Why the present broker knows a topic no more, by its id.
     refused: HashMap<u64, Error>,
     /// A thread waits for space in the middle of a message of several records.
     pub(crate) is_taken: bool,
     /// Messages since the publisher looked at the control socket.
-    unlooked: u32,
-    pub(crate) unsents: Unsents,
+    unchecked: u32,
+    pub(crate) resends: ResendQueue,
     /// The number of the last flush that was begun.
     pub(crate) flush: u64,
     slot_size: usize,
@@ -66,12 +66,12 @@ pub(crate) fn broken(violation: Violation) -> Kind {
 
 /// A record was cut for the broker before, whose records were larger: the call that it belongs to is over.
 #[cold]
-fn outgrown() -> Error {
+fn too_large_for_session() -> Error {
     Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into()
 }
 
 impl Lane {
-    pub(crate) fn new(producing: Producing) -> Lane {
+    pub(crate) fn new(producing: LaneProducer) -> Lane {
         Lane {
             producing: Mutex::new(producing),
             whole: Condvar::new(),
@@ -82,13 +82,13 @@ impl Lane {
 
     /// The producer role, between two messages.
     #[inline]
-    pub(crate) fn claim(&self) -> Result<MutexGuard<'_, Producing>> {
+    pub(crate) fn claim(&self) -> Result<MutexGuard<'_, LaneProducer>> {
         self.claim_until(None)
     }
 
     /// The same; the message of another thread is waited for until `deadline`.
     #[inline]
-    pub(crate) fn claim_until(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, Producing>> {
+    pub(crate) fn claim_until(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, LaneProducer>> {
         let mut producing = self.claim_within()?;
         while producing.is_taken {
             producing = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
@@ -102,25 +102,25 @@ impl Lane {
 
     /// The producer role, perhaps within another's message.
     #[inline]
-    pub(crate) fn claim_within(&self) -> Result<MutexGuard<'_, Producing>> {
+    pub(crate) fn claim_within(&self) -> Result<MutexGuard<'_, LaneProducer>> {
         if self.lender.load(Ordering::Relaxed) == thread() {
             return Err(Kind::LoanOutstanding.into());
         }
         Ok(lock(&self.producing))
     }
 
-    /// The producer role, if nobody has it.
-    pub(crate) fn try_claim(&self) -> Option<MutexGuard<'_, Producing>> {
+    /// The producer role, if it is free.
+    pub(crate) fn try_claim(&self) -> Option<MutexGuard<'_, LaneProducer>> {
         try_lock(&self.producing)
     }
 
     /// Goes on in another session. What lies in the last one's lane is about calls that are over.
-    pub(crate) fn replace(&self, next: Producing, session: u64) {
-        *lock(&self.producing) = Producing { session, ..next };
+    pub(crate) fn replace(&self, next: LaneProducer, session: u64) {
+        *lock(&self.producing) = LaneProducer { session, ..next };
     }
 
     /// The message that the lane was taken for is whole or given up.
-    pub(crate) fn let_go(&self) {
+    pub(crate) fn end_message(&self) {
         lock(&self.producing).is_taken = false;
         self.whole.notify_all();
     }
@@ -137,7 +137,7 @@ impl Lane {
         // Noted before the lane asks to be woken: the reader that the bell wakes looks here, and waits for the lane.
         self.has_deferred.store(1, Ordering::Relaxed);
         match lane.try_push(header, payload) {
-            Ok(false) => lane.unsents.push(Unsent::record(header, payload)),
+            Ok(false) => lane.resends.push(Resend::record(header, payload)),
             // The next user of the lane gets the error.
             Ok(true) | Err(_) => self.has_deferred.store(0, Ordering::Relaxed),
         }
@@ -154,21 +154,21 @@ impl Lane {
     #[cold]
     fn place_deferred_now(&self) {
         let Ok(mut lane) = self.claim() else { return };
-        if !matches!(lane.send_again(), Ok(false)) {
+        if !matches!(lane.place_resends(), Ok(false)) {
             self.has_deferred.store(0, Ordering::Relaxed);
         }
     }
 }
 
-impl Producing {
+impl LaneProducer {
     pub(crate) fn new(
         producer: Producer,
         space: Signal,
         data: Signal,
         bells: Arc<ClientBells>,
         limits: &Limits,
-    ) -> Producing {
-        Producing {
+    ) -> LaneProducer {
+        LaneProducer {
             producer,
             space,
             data,
@@ -177,8 +177,8 @@ impl Producing {
             topics: Vec::new(),
             refused: HashMap::new(),
             is_taken: false,
-            unlooked: 0,
-            unsents: Unsents::default(),
+            unchecked: 0,
+            resends: ResendQueue::default(),
             flush: 0,
             slot_size: limits.slot_size as usize,
             max_message_size: limits.max_message_size as usize,
@@ -191,21 +191,26 @@ impl Producing {
     /// # Errors
     ///
     /// If the last session's lane does not hold what was placed there.
-    pub(crate) fn renew(&mut self, next: Producing, session: u64, names: &mut Names) -> (usize, Result<(), Violation>) {
+    pub(crate) fn renew(
+        &mut self,
+        next: LaneProducer,
+        session: u64,
+        names: &mut Names,
+    ) -> (usize, Result<(), Violation>) {
         let consumed = self.producer.look().unwrap_or(u64::MAX);
         let mut numbers = names.go_on(consumed, &mut self.topics, &mut self.refused);
-        let (unknown, taken) = self.unsents.take_from(&mut self.producer, &mut numbers);
-        let Producing { producer, space, data, bells, slot_size, max_message_size, .. } = next;
+        let (unknown, taken) = self.resends.take_from(&mut self.producer, &mut numbers);
+        let LaneProducer { producer, space, data, bells, slot_size, max_message_size, .. } = next;
         (self.producer, self.space, self.data, self.bells, self.session) = (producer, space, data, bells, session);
         (self.slot_size, self.max_message_size) = (slot_size, max_message_size);
-        (unknown + self.unsents.leave_out_above(max_message_size), taken)
+        (unknown + self.resends.discard_above(max_message_size), taken)
     }
 
     /// Places a record if there is space.
     #[inline]
     fn place(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool> {
         if payload.len() as usize > self.slot_size {
-            return Err(outgrown());
+            return Err(too_large_for_session());
         }
         self.producer.enter();
         let pushed = self.producer.push(header, payload);
@@ -219,23 +224,23 @@ impl Producing {
         publication_fence();
         if self.data.take() {
             self.bells.ring();
-            self.unlooked = LOOK_EVERY;
+            self.unchecked = CHECK_EVERY;
         }
     }
 
-    /// A message was published, and nobody has waited. Now and then the publisher must look itself whether the broker
+    /// A message was published without waiting. Now and then the publisher must check itself whether the broker
     /// is there still: always when it has rung, for that is dearer.
     #[inline]
-    pub(crate) fn should_look(&mut self) -> bool {
-        self.unlooked += 1;
-        if self.unlooked < LOOK_EVERY {
+    pub(crate) fn should_check_link(&mut self) -> bool {
+        self.unchecked += 1;
+        if self.unchecked < CHECK_EVERY {
             return false;
         }
-        self.unlooked = 0;
+        self.unchecked = 0;
         true
     }
 
-    /// Whether nobody is in the middle of a message.
+    /// Whether no thread is in the middle of a message.
     pub(crate) fn is_free(&self) -> bool {
         !self.is_taken
     }
@@ -248,7 +253,7 @@ impl Producing {
     /// Places a record if there is space; if not, asks to be woken when there is. Never waits.
     #[inline]
     pub(crate) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
-        if !self.unsents.is_empty() && !self.send_again()? {
+        if !self.resends.is_empty() && !self.place_resends()? {
             return Ok(false);
         }
         self.try_push_now(header, payload)
@@ -269,18 +274,18 @@ impl Producing {
         Ok(true)
     }
 
-    /// Places what is to be sent again, as far as there is space. Answers whether that is all.
+    /// Places what is to be sent again, as far as there is space. Returns whether that is all.
     #[cold]
-    pub(crate) fn send_again(&mut self) -> Result<bool> {
-        let mut unsents = std::mem::take(&mut self.unsents);
+    pub(crate) fn place_resends(&mut self) -> Result<bool> {
+        let mut resends = std::mem::take(&mut self.resends);
         let sent = loop {
-            let Some((header, part)) = unsents.next(self.slot_size) else { break Ok(true) };
+            let Some((header, part)) = resends.next(self.slot_size) else { break Ok(true) };
             match self.try_push_now(&header, part) {
-                Ok(true) => unsents.placed(self.slot_size, self.producer.claimed()),
+                Ok(true) => resends.placed(self.slot_size, self.producer.claimed()),
                 not_now => break not_now,
             }
         };
-        self.unsents = unsents;
+        self.resends = resends;
         sent
     }
 
@@ -298,8 +303,8 @@ impl Producing {
 
     /// Publishes a message of one record, if there is space.
     #[inline]
-    pub(crate) fn try_publish(&mut self, topic: &Place, total: u32, payload: &[u8]) -> Result<bool> {
-        let Placed { number: id, seq, .. } = *self.topic(topic)?;
+    pub(crate) fn try_publish(&mut self, topic: &NameRef, total: u32, payload: &[u8]) -> Result<bool> {
+        let TopicNumber { number: id, seq, .. } = *self.topic(topic)?;
         let seq = seq + 1;
         let header = Header { flags: Flags::WHOLE, id, total, seq, ..Header::new(RecordKind::Publish) };
         let pushed = self.try_push(&header, payload)?;
@@ -328,28 +333,28 @@ impl Producing {
     ///
     /// If the present broker has refused the topic.
     #[inline]
-    pub(crate) fn topic(&mut self, topic: &Place) -> Result<&mut Placed> {
+    pub(crate) fn topic(&mut self, topic: &NameRef) -> Result<&mut TopicNumber> {
         let at = topic.at as usize;
         if self.topics.get(at).is_none_or(|placed| placed.id != topic.id || placed.number == NONE) {
-            self.learn(topic)?;
+            self.adopt_topic(topic)?;
         }
         Ok(&mut self.topics[at])
     }
 
     #[cold]
-    fn learn(&mut self, topic: &Place) -> Result<()> {
+    fn adopt_topic(&mut self, topic: &NameRef) -> Result<()> {
         if self.session != topic.session {
             // Known in each session that it was held in: this one's broker has refused it.
-            let gone = || Kind::Disconnected("the broker that is there now does not know the topic".to_owned()).into();
+            let gone = || Kind::Disconnected("the present broker does not know the topic".to_owned()).into();
             return Err(self.refused.get(&topic.id).cloned().unwrap_or_else(gone));
         }
         let at = topic.at as usize;
         if self.topics.len() <= at {
-            self.topics.resize(at + 1, Placed::default());
+            self.topics.resize(at + 1, TopicNumber::default());
         }
         let placed = &mut self.topics[at];
         let seq = if placed.id == topic.id { placed.seq } else { topic.past };
-        *placed = Placed { id: topic.id, number: topic.number, seq };
+        *placed = TopicNumber { id: topic.id, number: topic.number, seq };
         Ok(())
     }
 
@@ -361,21 +366,21 @@ impl Producing {
 
 /// A message on its way into the bulk lane, part by part.
 #[derive(Debug)]
-pub(crate) struct Parts {
-    topic: Place,
+pub(crate) struct MessageParts {
+    topic: NameRef,
     header: Header,
     at: usize,
     /// The session in which it was begun, if it was.
     pub(crate) begun: Option<u64>,
 }
 
-impl Parts {
-    pub(crate) fn new(topic: Place, total: u32) -> Parts {
-        Parts { topic, header: Header { total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
+impl MessageParts {
+    pub(crate) fn new(topic: NameRef, total: u32) -> MessageParts {
+        MessageParts { topic, header: Header { total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
     }
 
-    /// Places parts as far as there is space. Answers whether it is whole.
-    pub(crate) fn place(&mut self, lane: &mut Producing, payload: &[u8], keep: bool) -> Result<bool> {
+    /// Places parts as far as there is space. Returns whether it is whole.
+    pub(crate) fn place(&mut self, lane: &mut LaneProducer, payload: &[u8], keep: bool) -> Result<bool> {
         if self.begun.is_some_and(|session| session != lane.session) {
             // Its broker has died within it, and so it is begun anew at the next.
             self.header.id = lane.topic(&self.topic)?.number;
@@ -389,7 +394,7 @@ impl Parts {
         loop {
             let part = &payload[self.at..payload.len().min(self.at + lane.slot_size)];
             if self.begun.is_none() {
-                let Placed { number, seq, .. } = *lane.topic(&self.topic)?;
+                let TopicNumber { number, seq, .. } = *lane.topic(&self.topic)?;
                 (self.header.id, self.header.seq) = (number, seq + 1);
             }
             let flags = self.header.flags.with(Flags::fragment(self.at, part.len(), payload.len()));
@@ -408,7 +413,7 @@ impl Parts {
         if keep && payload.len() > lane.slot_size {
             let consumed = lane.producer.look().map_err(broken)?;
             let claimed = lane.producer.claimed();
-            lane.unsents.keep(&self.header, payload, claimed, consumed);
+            lane.resends.keep(&self.header, payload, claimed, consumed);
         }
         Ok(true)
     }

@@ -1,6 +1,6 @@
 //! The names that the broker has given this client numbers for: topics and services.
 //!
-//! A name is *held* while somebody uses it, and some that nobody uses are kept, those that were used last. The others
+//! A name is *held* while it has users, and some without users are kept, those that were used last. The others
 //! are *released*: a record in the lane says so, behind the last message with the number. Until the broker has consumed
 //! that record the name is *retired*: messages on it may have to be sent again at another broker.
 //!
@@ -18,7 +18,7 @@ const MOST_PAST: usize = 4096;
 
 /// A name as its user knows it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct NameRef {
     pub(crate) at: u32,
     /// Tells it from others that have had the same place.
     pub(crate) id: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Place {
 
 /// What a lane knows of a topic.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Placed {
+pub(crate) struct TopicNumber {
     pub(crate) id: u64,
     pub(crate) number: u32,
     /// The sequence number of its last message.
@@ -113,7 +113,7 @@ pub(crate) struct Names {
 
 impl Names {
     /// One more user of `name`, if it is held and the present broker has not refused it.
-    pub(crate) fn find(&mut self, name: &str, session: u64) -> Option<Place> {
+    pub(crate) fn find(&mut self, name: &str, session: u64) -> Option<NameRef> {
         let at = *self.by_name.get(name)?;
         let held = self.places[at as usize].as_mut().filter(|held| held.number != NONE)?;
         self.idle -= usize::from(held.is_idle());
@@ -121,11 +121,11 @@ impl Names {
         held.leaves = false;
         self.clock += 1;
         held.used = self.clock;
-        Some(Place { at, id: held.id, number: held.number, session, past: held.past })
+        Some(NameRef { at, id: held.id, number: held.number, session, past: held.past })
     }
 
     /// One user less. `keep`: the name is likely to be used again.
-    pub(crate) fn leave(&mut self, place: Place, keep: bool) {
+    pub(crate) fn leave(&mut self, place: NameRef, keep: bool) {
         let Some(held) = self.places.get_mut(place.at as usize).and_then(Option::as_mut) else { return };
         if held.id != place.id {
             return;
@@ -170,7 +170,7 @@ impl Names {
         self.places[at as usize] = Some(Held { id, name, number, users: 0, used, past, leaves });
     }
 
-    /// A name to release: one that nobody uses and that is not to be kept, or, beyond `kept` of these, the one that was
+    /// A name to release: one without users that is not to be kept, or, beyond `kept` of these, the one that was
     /// used longest ago. Its place, its id and its number.
     pub(crate) fn to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
         while let Some(at) = self.leaving.last() {
@@ -228,7 +228,7 @@ impl Names {
     }
 
     /// Another broker is asked.
-    pub(crate) fn ask_anew(&mut self) {
+    pub(crate) fn begin_restore(&mut self) {
         self.given.clear();
     }
 
@@ -242,7 +242,7 @@ impl Names {
     pub(crate) fn go_on(
         &mut self,
         consumed: u64,
-        placed: &mut Vec<Placed>,
+        placed: &mut Vec<TopicNumber>,
         refused: &mut HashMap<u64, Error>,
     ) -> Renumbering {
         let mut renumbering = Renumbering::default();
@@ -256,7 +256,7 @@ impl Names {
             released.extend(number.map(|number| (retired.name, number)));
         }
         refused.clear();
-        placed.resize(self.places.len(), Placed::default());
+        placed.resize(self.places.len(), TopicNumber::default());
         for (held, placed) in self.places.iter_mut().zip(placed) {
             let Some(held) = held else { continue };
             let number = match given.remove(&held.id) {
@@ -272,7 +272,7 @@ impl Names {
             }
             held.number = number;
             let seq = if placed.id == held.id { placed.seq } else { held.past };
-            *placed = Placed { id: held.id, number, seq };
+            *placed = TopicNumber { id: held.id, number, seq };
         }
         for (name, number) in released {
             self.hold(name, number, true);
@@ -280,7 +280,7 @@ impl Names {
         renumbering
     }
 
-    /// All numbers are void; whoever uses a name still finds that it is held no more.
+    /// All numbers are void; a user of a name still finds that it is held no more.
     pub(crate) fn clear(&mut self) {
         *self = Names { clock: self.clock, last_id: self.last_id, ..Names::default() };
     }
@@ -366,7 +366,7 @@ mod tests {
         names.granted(topic("a"), 3);
         names.granted(topic("b"), 4);
         let places = ["a", "b"].map(|name| names.find(name, 0).unwrap());
-        let mut placed = vec![Placed { id: places[0].id, number: 3, seq: 44 }];
+        let mut placed = vec![TopicNumber { id: places[0].id, number: 3, seq: 44 }];
         let ids: Vec<_> = names.all().map(|(id, name)| (id, name.to_string())).collect();
         for (id, name) in ids {
             let refused = || Kind::Timeout.into();

@@ -1,4 +1,4 @@
-//! A call under way, as its owner and the reader share it: what has arrived, what may be sent, how it ended.
+//! An outstanding call, as its requester and the reader share it: what has arrived, what may be sent, how it ended.
 
 use super::lock::lock;
 use crate::client::error::{Error, Kind, Result};
@@ -23,9 +23,9 @@ impl From<Failure> for Error {
     }
 }
 
-/// A request under way.
+/// An outstanding request.
 #[derive(Debug)]
-pub(crate) struct Pending(Mutex<State>);
+pub(crate) struct PendingCall(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -42,9 +42,9 @@ struct State {
     end: Option<Result<(), Failure>>,
 }
 
-impl Pending {
-    pub(crate) fn new(credit: u32) -> Pending {
-        Pending(Mutex::new(State {
+impl PendingCall {
+    pub(crate) fn new(credit: u32) -> PendingCall {
+        PendingCall(Mutex::new(State {
             first: None,
             more: VecDeque::new(),
             partial: Vec::new(),
@@ -55,8 +55,8 @@ impl Pending {
         }))
     }
 
-    /// A record of the answer. Answers whether the call is over.
-    pub(crate) fn answer(&self, header: &Header, cells: u32, append: impl FnOnce(&mut Vec<u8>)) -> bool {
+    /// A record of the reply. Returns whether the call is over.
+    pub(crate) fn receive(&self, header: &Header, cells: u32, append: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = lock(&self.0);
         let state = &mut *state;
         if header.flags.has(Flags::FIRST) {
@@ -101,17 +101,17 @@ impl Pending {
         state.body_credit = state.body_credit.saturating_add(cells);
     }
 
-    /// What there is, or `None`; and how much credit is to be given back.
-    pub(crate) fn take(&self, step: u32) -> (Option<Result<Found>>, u32) {
+    /// What has arrived; and how much credit is to be returned.
+    pub(crate) fn take(&self, step: u32) -> (Option<Result<CallProgress>>, u32) {
         let mut state = lock(&self.0);
         let found = match state.first.take() {
             Some((message, cells)) => {
                 state.first = state.more.pop_front();
                 state.owed += cells;
                 let is_last = state.first.is_none() && matches!(state.end, Some(Ok(())));
-                Some(Ok(Found::Message(message, is_last)))
+                Some(Ok(CallProgress::Message(message, is_last)))
             }
-            None => state.end.clone().map(|end| end.map(|()| Found::End).map_err(Error::from)),
+            None => state.end.clone().map(|end| end.map(|()| CallProgress::End).map_err(Error::from)),
         };
         if state.first.is_none() {
             state.owed += std::mem::take(&mut state.partial_cells);
@@ -121,12 +121,12 @@ impl Pending {
     }
 
     /// How much credit is to be given back though nothing is taken.
-    pub(crate) fn owes(&self, step: u32) -> u32 {
+    pub(crate) fn take_owed(&self, step: u32) -> u32 {
         let mut state = lock(&self.0);
         if state.owed >= step { std::mem::take(&mut state.owed) } else { 0 }
     }
 
-    pub(crate) fn owe_again(&self, cells: u32) {
+    pub(crate) fn owe(&self, cells: u32) {
         lock(&self.0).owed += cells;
     }
 
@@ -152,9 +152,9 @@ impl Pending {
     }
 }
 
-/// What a call has brought.
+/// What has arrived for a call.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum CallProgress {
     /// A message of the answer, and whether it is the last.
     Message(Vec<u8>, bool),
     /// The end, behind the last message.

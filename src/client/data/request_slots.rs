@@ -3,14 +3,14 @@
 //! A request that ends here keeps its slot until its cancel is placed. So there are never more cancels than requests
 //! may be outstanding, and none reaches a later request in the same slot.
 
-use super::pending_call::{Failure, Pending};
+use super::pending_call::{Failure, PendingCall};
 use crate::wire::record::{Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
 struct Slot {
     generation: u32,
-    pending: Option<Arc<Pending>>,
+    pending: Option<Arc<PendingCall>>,
 }
 
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(crate) struct RequestSlots {
 
 impl RequestSlots {
     /// A slot and its generation for a request; `None`: `max` are in use.
-    pub(crate) fn claim(&mut self, pending: Arc<Pending>, max: u32) -> Option<(u32, u32)> {
+    pub(crate) fn claim(&mut self, pending: Arc<PendingCall>, max: u32) -> Option<(u32, u32)> {
         let number = match self.free.pop() {
             // Slots beyond the limit of the present broker are left out by `restart`.
             Some(number) => number,
@@ -41,11 +41,11 @@ impl RequestSlots {
 
     /// The request in a slot, if it has no outcome yet.
     #[inline]
-    pub(crate) fn get(&self, number: u32, generation: u32) -> Option<&Arc<Pending>> {
+    pub(crate) fn get(&self, number: u32, generation: u32) -> Option<&Arc<PendingCall>> {
         self.slots.get(number as usize).filter(|slot| slot.generation == generation)?.pending.as_ref()
     }
 
-    fn take(&mut self, number: u32, generation: u32) -> Option<Arc<Pending>> {
+    fn take(&mut self, number: u32, generation: u32) -> Option<Arc<PendingCall>> {
         self.slots.get_mut(number as usize).filter(|slot| slot.generation == generation)?.pending.take()
     }
 
@@ -104,8 +104,8 @@ impl RequestSlots {
 mod tests {
     use super::*;
 
-    fn pending() -> Arc<Pending> {
-        Arc::new(Pending::new(1))
+    fn pending() -> Arc<PendingCall> {
+        Arc::new(PendingCall::new(1))
     }
 
     #[test]

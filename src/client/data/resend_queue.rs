@@ -8,24 +8,24 @@ use std::collections::VecDeque;
 
 /// A message to be sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unsent {
+pub(crate) struct Resend {
     header: Header,
     payload: Vec<u8>,
 }
 
-impl Unsent {
+impl Resend {
     /// One that is asked for once more: everything before it is routed.
-    pub(crate) fn flush(number: u64) -> Unsent {
-        Unsent { header: Header { seq: number, ..Header::new(Kind::Flush) }, payload: Vec::new() }
+    pub(crate) fn flush(number: u64) -> Resend {
+        Resend { header: Header { seq: number, ..Header::new(Kind::Flush) }, payload: Vec::new() }
     }
 
     /// A record of a call that found no space.
-    pub(crate) fn record(header: &Header, payload: &[u8]) -> Unsent {
-        Unsent { header: *header, payload: payload.to_vec() }
+    pub(crate) fn record(header: &Header, payload: &[u8]) -> Resend {
+        Resend { header: *header, payload: payload.to_vec() }
     }
 
-    fn publish(header: &Header, payload: Vec<u8>) -> Unsent {
-        Unsent { header: Header { flags: Flags::RESENT, ..*header }, payload }
+    fn publish(header: &Header, payload: Vec<u8>) -> Resend {
+        Resend { header: Header { flags: Flags::RESENT, ..*header }, payload }
     }
 }
 
@@ -40,26 +40,26 @@ struct Large {
 
 /// What is to be sent again, in order; and what that may yet be.
 #[derive(Debug, Default)]
-pub(crate) struct Unsents {
-    queue: VecDeque<Unsent>,
+pub(crate) struct ResendQueue {
+    queue: VecDeque<Resend>,
     /// Bytes of the first that were placed.
     at: usize,
     large: VecDeque<Large>,
 }
 
-impl Unsents {
+impl ResendQueue {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    pub(crate) fn push(&mut self, unsent: Unsent) {
-        self.queue.push_back(unsent);
+    pub(crate) fn push(&mut self, resend: Resend) {
+        self.queue.push_back(resend);
     }
 
     /// The next record to place, of at most `most` bytes.
     pub(crate) fn next(&self, most: usize) -> Option<(Header, &[u8])> {
-        let Unsent { header, payload } = self.queue.front()?;
+        let Resend { header, payload } = self.queue.front()?;
         let part = &payload[self.at..payload.len().min(self.at + most)];
         let flags = match header.kind {
             Kind::Publish => header.flags.with(Flags::fragment(self.at, part.len(), payload.len())),
@@ -70,13 +70,13 @@ impl Unsents {
 
     /// The next record was placed; `claimed` cells are by now.
     pub(crate) fn placed(&mut self, most: usize, claimed: u64) {
-        let Some(Unsent { payload, .. }) = self.queue.front() else { return };
+        let Some(Resend { payload, .. }) = self.queue.front() else { return };
         self.at = payload.len().min(self.at + most);
         if self.at < payload.len() {
             return;
         }
         self.at = 0;
-        if let Some(Unsent { header, payload }) = self.queue.pop_front()
+        if let Some(Resend { header, payload }) = self.queue.pop_front()
             && payload.len() > most
         {
             self.large.push_back(Large { header, payload, end: claimed });
@@ -99,9 +99,9 @@ impl Unsents {
     }
 
     /// Leaves out messages of more than `most` bytes. Returns how many those are.
-    pub(crate) fn leave_out_above(&mut self, most: usize) -> usize {
+    pub(crate) fn discard_above(&mut self, most: usize) -> usize {
         let before = self.queue.len();
-        self.queue.retain(|unsent| unsent.header.kind != Kind::Publish || unsent.payload.len() <= most);
+        self.queue.retain(|resend| resend.header.kind != Kind::Publish || resend.payload.len() <= most);
         before - self.queue.len()
     }
 
@@ -118,7 +118,7 @@ impl Unsents {
     ) -> (usize, Result<(), Violation>) {
         let mut found = VecDeque::new();
         // The message under way, and whether it is whole already.
-        let mut open: Option<(Unsent, bool)> = None;
+        let mut open: Option<(Resend, bool)> = None;
         let large = std::mem::take(&mut self.large);
         let read = lane.unconsumed(|words, payload| {
             let Ok(header) = Header::from_words(words) else { return };
@@ -129,37 +129,37 @@ impl Unsents {
                 return;
             }
             if header.flags.has(Flags::FIRST) {
-                open = Some((Unsent::publish(&header, payload), false));
-            } else if let Some((unsent, is_whole)) = &mut open {
+                open = Some((Resend::publish(&header, payload), false));
+            } else if let Some((resend, is_whole)) = &mut open {
                 if !*is_whole {
-                    unsent.payload.extend_from_slice(&payload);
+                    resend.payload.extend_from_slice(&payload);
                 }
             } else {
                 // Its beginning was consumed. One that is still being placed begins anew by itself.
                 let is = |large: &&Large| (large.header.id, large.header.seq) == (header.id, header.seq);
                 let whole = large.iter().find(is);
-                open = whole.map(|large| (Unsent::publish(&large.header, large.payload.clone()), true));
+                open = whole.map(|large| (Resend::publish(&large.header, large.payload.clone()), true));
             }
             if header.flags.has(Flags::LAST)
-                && let Some((unsent, _)) = open.take()
-                && unsent.payload.len() == unsent.header.total as usize
+                && let Some((resend, _)) = open.take()
+                && resend.payload.len() == resend.header.total as usize
             {
-                let number = numbers.publish(unsent.header.id);
-                found.push_back((unsent, number));
+                let number = numbers.publish(resend.header.id);
+                found.push_back((resend, number));
             }
         });
         self.at = 0;
         let waiting = std::mem::take(&mut self.queue);
-        found.extend(waiting.into_iter().map(|unsent| {
-            let number = numbers.publish(unsent.header.id);
-            (unsent, number)
+        found.extend(waiting.into_iter().map(|resend| {
+            let number = numbers.publish(resend.header.id);
+            (resend, number)
         }));
         let before = found.len();
-        self.queue.extend(found.into_iter().filter_map(|(mut unsent, number)| {
-            if unsent.header.kind == Kind::Publish {
-                unsent.header.id = number?;
+        self.queue.extend(found.into_iter().filter_map(|(mut resend, number)| {
+            if resend.header.kind == Kind::Publish {
+                resend.header.id = number?;
             }
-            Some(unsent)
+            Some(resend)
         }));
         (before - self.queue.len(), read)
     }
@@ -213,11 +213,11 @@ mod tests {
         broker.publish();
     }
 
-    fn taken(unsents: &mut Unsents) -> Vec<(u64, usize, Flags)> {
+    fn taken(resends: &mut ResendQueue) -> Vec<(u64, usize, Flags)> {
         let mut all = Vec::new();
-        while let Some((header, part)) = unsents.next(SLOT) {
+        while let Some((header, part)) = resends.next(SLOT) {
             all.push((header.seq, part.len(), header.flags));
-            unsents.placed(SLOT, 0);
+            resends.placed(SLOT, 0);
         }
         all
     }
@@ -229,19 +229,19 @@ mod tests {
             place(&mut lane, seq, &vec![seq as u8; seq as usize * 10], 0);
         }
         consume(&mut broker, 2);
-        let mut unsents = Unsents::default();
-        unsents.push(Unsent::flush(9));
-        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
+        let mut resends = ResendQueue::default();
+        resends.push(Resend::flush(9));
+        assert_eq!(resends.take_from(&mut lane, &mut same()), (0, Ok(())));
         let whole = Flags::WHOLE.with(Flags::RESENT);
-        assert_eq!(unsents.queue[0].payload, [3; 30]);
-        assert_eq!(taken(&mut unsents), [(3, 30, whole), (4, 40, whole), (9, 0, Flags(0))]);
+        assert_eq!(resends.queue[0].payload, [3; 30]);
+        assert_eq!(taken(&mut resends), [(3, 30, whole), (4, 40, whole), (9, 0, Flags(0))]);
     }
 
     #[test]
     fn a_large_message_that_was_begun_is_sent_again_whole() {
         let (mut lane, mut broker) = lane();
         let payload: Vec<u8> = (0..3000).map(|n| n as u8).collect();
-        let mut unsents = Unsents::default();
+        let mut resends = ResendQueue::default();
         let mut at = place(&mut lane, 1, &payload, 0);
         assert!(at < payload.len(), "the base window is not so large");
         consume(&mut broker, 1);
@@ -250,40 +250,40 @@ mod tests {
         at = place(&mut lane, 1, &payload, at);
         assert_eq!(at, payload.len());
         let claimed = lane.claimed();
-        unsents.keep(&header(1, payload.len()), &payload, claimed, lane.look().unwrap());
-        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
-        assert_eq!((unsents.queue.len(), &unsents.queue[0].payload), (1, &payload));
+        resends.keep(&header(1, payload.len()), &payload, claimed, lane.look().unwrap());
+        assert_eq!(resends.take_from(&mut lane, &mut same()), (0, Ok(())));
+        assert_eq!((resends.queue.len(), &resends.queue[0].payload), (1, &payload));
         let (first, last) = (Flags::FIRST.with(Flags::RESENT), Flags::LAST.with(Flags::RESENT));
-        assert_eq!(taken(&mut unsents), [(1, 1024, first), (1, 1024, Flags::RESENT), (1, 952, last)]);
-        assert_eq!(unsents.large.len(), 1, "it may have to be sent once more");
-        unsents.forget(u64::MAX);
-        assert!(unsents.large.is_empty());
+        assert_eq!(taken(&mut resends), [(1, 1024, first), (1, 1024, Flags::RESENT), (1, 952, last)]);
+        assert_eq!(resends.large.len(), 1, "it may have to be sent once more");
+        resends.forget(u64::MAX);
+        assert!(resends.large.is_empty());
     }
 
     #[test]
     fn one_that_is_still_being_placed_is_its_publishers_business() {
         let (mut lane, mut broker) = lane();
         assert!(place(&mut lane, 1, &[1; 3000], 0) < 3000);
-        let mut unsents = Unsents::default();
-        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
-        assert!(unsents.is_empty());
+        let mut resends = ResendQueue::default();
+        assert_eq!(resends.take_from(&mut lane, &mut same()), (0, Ok(())));
+        assert!(resends.is_empty());
         consume(&mut broker, 1);
-        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
-        assert!(unsents.is_empty());
+        assert_eq!(resends.take_from(&mut lane, &mut same()), (0, Ok(())));
+        assert!(resends.is_empty());
     }
 
     #[test]
     fn a_broker_that_died_again_gets_the_rest_later() {
         let (mut lane, _broker) = lane();
-        let mut unsents = Unsents::default();
-        unsents.push(Unsent::publish(&header(5, 3000), vec![5; 3000]));
-        unsents.push(Unsent::publish(&header(6, 1), vec![6]));
-        let (first, part) = unsents.next(SLOT).unwrap();
+        let mut resends = ResendQueue::default();
+        resends.push(Resend::publish(&header(5, 3000), vec![5; 3000]));
+        resends.push(Resend::publish(&header(6, 1), vec![6]));
+        let (first, part) = resends.next(SLOT).unwrap();
         assert!(lane.push(&first.to_words(), Payload::Bytes(part)).unwrap());
-        unsents.placed(SLOT, lane.claimed());
-        assert_eq!(unsents.take_from(&mut lane, &mut same()), (0, Ok(())));
-        let sequences: Vec<_> = unsents.queue.iter().map(|unsent| unsent.header.seq).collect();
-        assert_eq!((sequences, unsents.at), (vec![5, 6], 0));
+        resends.placed(SLOT, lane.claimed());
+        assert_eq!(resends.take_from(&mut lane, &mut same()), (0, Ok(())));
+        let sequences: Vec<_> = resends.queue.iter().map(|resend| resend.header.seq).collect();
+        assert_eq!((sequences, resends.at), (vec![5, 6], 0));
     }
 
     #[test]
@@ -296,9 +296,9 @@ mod tests {
             let release = Header { id: 3, ..Header::new(Kind::Release) };
             assert!(lane.push(&release.to_words(), Payload::EMPTY).unwrap());
         }
-        let mut unsents = Unsents::default();
-        assert_eq!(unsents.take_from(&mut lane, &mut numbers), (1, Ok(())), "one has no number there");
-        let again: Vec<_> = unsents.queue.iter().map(|unsent| (unsent.header.id, unsent.header.seq)).collect();
+        let mut resends = ResendQueue::default();
+        assert_eq!(resends.take_from(&mut lane, &mut numbers), (1, Ok(())), "one has no number there");
+        let again: Vec<_> = resends.queue.iter().map(|resend| (resend.header.id, resend.header.seq)).collect();
         assert_eq!(again, [(0, 1), (2, 3)]);
     }
 }

@@ -10,17 +10,17 @@ use crate::wire::pattern::Pattern;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
-/// What comes for a subscription, perhaps before the answer that tells its number.
+/// An event of a subscription, perhaps before the reply with its number.
 #[derive(Debug)]
-pub(crate) enum Early {
+pub(crate) enum SubscriptionEvent {
     Message(Message),
-    /// So many messages were left out until now.
+    /// So many messages were dropped until now.
     Dropped(u32),
-    /// The same, and it gets nothing more.
+    /// The same, and the subscription is evicted.
     Evicted(u32),
 }
 
-/// Why a subscription gets nothing more.
+/// The reason why a subscription has ended.
 #[derive(Clone, Debug)]
 enum End {
     Evicted,
@@ -29,7 +29,7 @@ enum End {
 
 /// Messages that wait for their subscription's owner.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct SubscriptionQueue {
     /// Our own number, which outlives a session.
     pub(crate) own: u32,
     pub(crate) pattern: Pattern,
@@ -40,7 +40,7 @@ pub(crate) struct Queue {
     capacity: AtomicU64,
     /// The broker's number, in the present session.
     pub(crate) id: AtomicU64,
-    /// Nobody takes its messages any more.
+    /// The subscription was dropped.
     pub(crate) is_dropped: AtomicU64,
     state: Mutex<State>,
 }
@@ -75,11 +75,17 @@ fn granted(wanted: u32, limits: &Limits) -> u32 {
     wanted.clamp(cells_for(limits.slot_size).min(most), most)
 }
 
-impl Queue {
-    pub(crate) fn new(own: u32, pattern: Pattern, policy: DeliveryPolicy, wanted: u32, limits: &Limits) -> Queue {
+impl SubscriptionQueue {
+    pub(crate) fn new(
+        own: u32,
+        pattern: Pattern,
+        policy: DeliveryPolicy,
+        wanted: u32,
+        limits: &Limits,
+    ) -> SubscriptionQueue {
         let capacity = AtomicU64::new(u64::from(granted(wanted, limits)));
         let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        Queue { own, pattern, policy, wanted, capacity, id, is_dropped, state: Mutex::default() }
+        SubscriptionQueue { own, pattern, policy, wanted, capacity, id, is_dropped, state: Mutex::default() }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -122,7 +128,7 @@ impl Queue {
     }
 
     /// A message of `len` bytes came again, and is left out.
-    pub(crate) fn leave_out(&self, publisher: u32, len: u32, slot_size: u32) {
+    pub(crate) fn skip_duplicate(&self, publisher: u32, len: u32, slot_size: u32) {
         let mut state = lock(&self.state);
         let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
         if !is_paid && self.policy != DeliveryPolicy::DropOldest {
@@ -162,12 +168,12 @@ impl Queue {
         state.messages.push_back(message);
     }
 
-    /// Something has come that needs no more than to be noted.
-    pub(crate) fn receive(&self, what: Early, slot_size: u32) {
-        match what {
-            Early::Message(message) => self.push(message, slot_size),
-            Early::Dropped(dropped) => self.set_dropped(dropped),
-            Early::Evicted(dropped) => {
+    /// Takes in an event.
+    pub(crate) fn receive(&self, event: SubscriptionEvent, slot_size: u32) {
+        match event {
+            SubscriptionEvent::Message(message) => self.push(message, slot_size),
+            SubscriptionEvent::Dropped(dropped) => self.set_dropped(dropped),
+            SubscriptionEvent::Evicted(dropped) => {
                 self.set_dropped(dropped);
                 lock(&self.state).end = Some(End::Evicted);
             }
@@ -192,7 +198,7 @@ impl Queue {
         state.waiting = 0;
     }
 
-    /// Messages that were left out.
+    /// Messages that were dropped.
     pub(crate) fn dropped(&self) -> u64 {
         let state = lock(&self.state);
         state.dropped_before + state.dropped_by_broker + state.dropped_here
@@ -208,8 +214,8 @@ impl Queue {
     }
 
     /// Messages that are being put together are next to be taken: their room is given back by `give`, with what is
-    /// `owed` for others; or that alone, from a `step` on. Answers whether it is given.
-    pub(crate) fn pay_ahead(&self, owed: u32, step: u32, give: impl FnOnce(u32) -> bool) -> bool {
+    /// `owed` for others; or that alone, from a `step` on. Returns whether it is given.
+    pub(crate) fn return_credit_ahead(&self, owed: u32, step: u32, give: impl FnOnce(u32) -> bool) -> bool {
         let mut state = lock(&self.state);
         let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
         let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;

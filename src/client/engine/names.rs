@@ -10,20 +10,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Sends a control request and waits for the reply.
-pub(crate) fn ask(connection: &Connection, question: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
-    ask_until(connection, None, question)
+pub(crate) fn ask(connection: &Connection, request: impl FnOnce(u32) -> ClientFrame) -> Result<BrokerFrame> {
+    ask_until(connection, None, request)
 }
 
 fn ask_until(
     connection: &Connection,
     deadline: Option<Instant>,
-    question: impl FnOnce(u32) -> ClientFrame,
+    request: impl FnOnce(u32) -> ClientFrame,
 ) -> Result<BrokerFrame> {
-    let asked = start(connection, question)?;
-    wait::for_bell(connection, deadline, || asked.answer())
+    let control_request = start(connection, request)?;
+    wait::for_bell(connection, deadline, || control_request.reply())
 }
 
-/// A use of a topic. `keep`: its number stays for a while when nobody uses it.
+/// A use of a topic. `keep`: its number stays for a while when it has no users.
 pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<Hold> {
     hold(connection, InternKind::Topic, name, keep, || None)
 }
@@ -45,7 +45,7 @@ fn hold(
     keep: bool,
     deadline: impl FnOnce() -> Option<Instant>,
 ) -> Result<Hold> {
-    match hold::held(connection, kind, name, keep)? {
+    match hold::existing(connection, kind, name, keep)? {
         Some(held) => Ok(held),
         None => hold_new(connection, kind, name, keep, deadline()),
     }
@@ -61,21 +61,21 @@ fn hold_new(
 ) -> Result<Hold> {
     let mut is_last = false;
     loop {
-        let answer = ask_until(connection, deadline, hold::to_hold(connection, kind, name)?)?;
-        if !hold::took_hold(connection, kind, &answer, is_last)? {
+        let reply = ask_until(connection, deadline, hold::intern_request(connection, kind, name)?)?;
+        if !hold::is_interned(connection, kind, &reply, is_last)? {
             is_last = true;
-            for _ in 0..hold::LOOKS {
-                if hold::has_heard(connection, kind) {
+            for _ in 0..hold::RELEASE_POLLS {
+                if hold::are_releases_consumed(connection, kind) {
                     break;
                 }
-                let until = Instant::now() + hold::LOOK;
+                let until = Instant::now() + hold::RELEASE_POLL;
                 let until = deadline.map_or(until, |deadline| deadline.min(until));
                 match wait::for_bell(connection, Some(until), || None::<()>) {
                     Err(error) if !error.is_timeout() => return Err(error),
                     _ => {}
                 }
             }
-        } else if let Some(held) = hold::held(connection, kind, name, keep)? {
+        } else if let Some(held) = hold::existing(connection, kind, name, keep)? {
             return Ok(held);
         }
     }

@@ -2,22 +2,22 @@
 
 use super::wait;
 use crate::client::connection::shared::Connection;
-use crate::client::data::lane::Parts;
+use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
-use crate::client::data::names::Place;
+use crate::client::data::names::NameRef;
 use crate::client::error::{Kind, Result};
 use std::time::Instant;
 
 #[inline]
-pub(crate) fn publish(connection: &Connection, topic: &Place, payload: &[u8]) -> Result<()> {
+pub(crate) fn publish(connection: &Connection, topic: &NameRef, payload: &[u8]) -> Result<()> {
     let total = connection.check_size(payload.len())?;
-    let is_away = connection.look_up()?;
+    let is_lost = connection.check_open()?;
     if total <= connection.limits.slot_size() {
         let mut lane = connection.bulk().claim()?;
         if lane.is_one_record(payload.len()) && lane.try_publish(topic, total, payload)? {
-            if lane.should_look() || is_away {
+            if lane.should_check_link() || is_lost {
                 drop(lane);
-                wait::look_after_link(connection);
+                wait::check_link(connection);
             }
             return Ok(());
         }
@@ -25,20 +25,20 @@ pub(crate) fn publish(connection: &Connection, topic: &Place, payload: &[u8]) ->
     publish_waiting(connection, topic, total, payload)
 }
 
-pub(crate) fn try_publish(connection: &Connection, topic: &Place, payload: &[u8]) -> Result<bool> {
+pub(crate) fn try_publish(connection: &Connection, topic: &NameRef, payload: &[u8]) -> Result<bool> {
     let (len, max) = (payload.len(), connection.limits.slot_size());
     let total = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;
-    let is_away = connection.look_up()?;
+    let is_lost = connection.check_open()?;
     let mut lane = connection.bulk().claim_within()?;
     if !lane.is_one_record(len) {
         return Err(Kind::TooLarge { len, max: connection.limits.slot_size() }.into());
     }
     let is_published = lane.is_free() && lane.try_publish(topic, total, payload)?;
-    // Nobody else may look after the connection: this one never waits.
-    let should_look = !is_published || lane.should_look() || is_away;
+    // There may be no other thread that checks the connection: this one never waits.
+    let should_check_link = !is_published || lane.should_check_link() || is_lost;
     drop(lane);
-    if should_look {
-        wait::look_after_link(connection);
+    if should_check_link {
+        wait::check_link(connection);
     }
     Ok(is_published)
 }
@@ -49,9 +49,9 @@ pub(crate) fn flush(connection: &Connection, deadline: Option<Instant>) -> Resul
 }
 
 fn start_flush(connection: &Connection, deadline: Option<Instant>) -> Result<u64> {
-    connection.look_up()?;
+    connection.check_open()?;
     loop {
-        // Numbers follow the order in the lane, so that one answer also answers all flushes before it.
+        // Numbers follow the order in the lane, so that one reply also completes all flushes before it.
         let placed = connection.bulk().claim_until(deadline)?.try_flush(connection.next_number());
         if let Some(number) = placed {
             return number;
@@ -74,8 +74,8 @@ pub(crate) fn is_flushed(connection: &Connection, number: u64) -> bool {
 
 /// Publishes a message of any size, waiting for space if need be.
 #[cold]
-fn publish_waiting(connection: &Connection, topic: &Place, total: u32, payload: &[u8]) -> Result<()> {
-    let (mut message, keep) = (Parts::new(*topic, total), connection.endpoint.reconnect.is_some());
+fn publish_waiting(connection: &Connection, topic: &NameRef, total: u32, payload: &[u8]) -> Result<()> {
+    let (mut message, keep) = (MessageParts::new(*topic, total), connection.endpoint.reconnect.is_some());
     loop {
         let mut lane = connection.bulk().claim()?;
         if message.place(&mut lane, payload, keep)? {
@@ -101,7 +101,7 @@ fn publish_waiting(connection: &Connection, topic: &Place, total: u32, payload: 
             }
         });
         if message.begun.is_some() {
-            connection.bulk().let_go();
+            connection.bulk().end_message();
         }
         if placed?? {
             return Ok(());
@@ -112,9 +112,9 @@ fn publish_waiting(connection: &Connection, topic: &Place, total: u32, payload: 
 /// Places parts of a message as far as there is space; `None`: it is not whole yet. The caller sees to it that no
 /// other message comes in between.
 #[cfg(feature = "tokio")]
-pub(crate) fn try_parts(connection: &Connection, message: &mut Parts, payload: &[u8]) -> Option<Result<()>> {
+pub(crate) fn try_parts(connection: &Connection, message: &mut MessageParts, payload: &[u8]) -> Option<Result<()>> {
     let keep = connection.endpoint.reconnect.is_some();
-    let lane = connection.look_up().and_then(|_| connection.bulk().claim());
+    let lane = connection.check_open().and_then(|_| connection.bulk().claim());
     let placed = lane.and_then(|mut lane| message.place(&mut lane, payload, keep));
     match placed {
         Ok(false) => None,

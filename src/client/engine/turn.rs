@@ -4,7 +4,7 @@ use crate::client::connection::calls;
 use crate::client::connection::dispatch;
 use crate::client::connection::frames;
 use crate::client::connection::hold;
-use crate::client::connection::link::{Got, Step};
+use crate::client::connection::link::{NextAction, SocketEvent};
 use crate::client::connection::reader::{Reader, SPIN_MAX, SPIN_MIN};
 use crate::client::connection::shared::{Connection, WaitStrategy};
 use crate::client::data::lock::lock;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// What a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum WaitFor {
     /// Something that a record in the egress ring brings.
     Record,
     /// Something else, which a bell announces.
@@ -24,13 +24,13 @@ pub(crate) enum What {
 }
 
 /// Carries out what is due about the connection.
-pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> Step {
+pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> NextAction {
     connection.express().place_deferred();
     calls::place_cancels(connection);
-    hold::release_leaving(connection);
-    if reader.has_unsent {
+    hold::release_unused(connection);
+    if reader.has_resends {
         // If there is no space now, a bell says when there is.
-        reader.has_unsent = !resend(connection);
+        reader.has_resends = !resend(connection);
     }
     if attempts::is_restored(&reader.link, connection) {
         return restore::go_on(reader, connection);
@@ -38,13 +38,13 @@ pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> Step {
     attempts::step(&mut reader.link, connection)
 }
 
-/// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Answers whether
+/// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Returns whether
 /// it slept or may have missed a bell, so that the others should look too.
-pub(crate) fn wait(reader: &mut Reader, connection: &Connection, what: What, deadline: Option<Instant>) -> bool {
+pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitFor, deadline: Option<Instant>) -> bool {
     let due = match step(reader, connection) {
-        Step::Rest => None,
-        Step::At(time) => Some(time),
-        Step::Changed => return true,
+        NextAction::Rest => None,
+        NextAction::At(time) => Some(time),
+        NextAction::Changed => return true,
     };
     match connection.wait {
         WaitStrategy::Busy => {
@@ -56,11 +56,11 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, what: What, dea
             }
             return true;
         }
-        WaitStrategy::Adaptive if what == What::Record => {
+        WaitStrategy::Adaptive if wait_for == WaitFor::Record => {
             let cpu = current_cpu();
             reader.cpu.set_client(cpu);
             let started = Instant::now();
-            // Decided once: a router that goes to sleep meanwhile does so to let run whom it has woken for us.
+            // Decided once: a router that goes to sleep meanwhile does so to let the threads run that it has woken.
             let can_pay = !reader.router_sleeps.is_armed() && reader.cpu.broker() != Some(cpu);
             while can_pay && started.elapsed() < reader.spin {
                 if reader.poll() {
@@ -78,7 +78,7 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, what: What, dea
     let left = until.map(|until| until.saturating_duration_since(slept));
     look_at_bells(reader, connection, left);
     reader.data.disarm();
-    if what == What::Record {
+    if wait_for == WaitFor::Record {
         // What came soon after we gave up says that spinning longer would have paid.
         reader.spin = if slept.elapsed() < SPIN_MAX { reader.spin * 2 } else { reader.spin / 2 };
         reader.spin = reader.spin.clamp(SPIN_MIN, SPIN_MAX);
@@ -107,20 +107,20 @@ fn read_socket(reader: &mut Reader, connection: &Connection) {
     }
     while reader.link.is_greeted() {
         match reader.link.next() {
-            Got::Frame(frame) => frames::handle_frame(connection, *frame),
-            Got::Nothing => return,
-            Got::Nonsense(reason) => {
-                reader.link.put_down();
+            SocketEvent::Frame(frame) => frames::handle_frame(connection, *frame),
+            SocketEvent::Nothing => return,
+            SocketEvent::Nonsense(reason) => {
+                reader.link.shut_down();
                 connection.close(Kind::Protocol(reason).into());
             }
-            Got::End(reason) => {
+            SocketEvent::End(reason) => {
                 // What the broker delivered before it went is still in the ring.
                 while dispatch::sort(reader, connection) > 0 {}
                 let said = lock(&connection.table).closing.take();
                 // A broker that ends is followed by another, perhaps; any other reason is about us.
                 let is_for_us = said.as_ref().is_some_and(|said| said.closing_code() != Some(ClosingCode::Shutdown));
-                if is_for_us || !attempts::lose(&mut reader.link, connection, said.is_some(), Instant::now()) {
-                    reader.link.put_down();
+                if is_for_us || !attempts::socket_lost(&mut reader.link, connection, said.is_some(), Instant::now()) {
+                    reader.link.shut_down();
                     connection.close(said.unwrap_or_else(|| Kind::Disconnected(reason).into()));
                 }
             }
@@ -132,5 +132,5 @@ fn read_socket(reader: &mut Reader, connection: &Connection) {
 fn resend(connection: &Connection) -> bool {
     let Some(mut lane) = connection.bulk().try_claim() else { return false };
     // The next publisher gets the error.
-    lane.send_again().unwrap_or(true)
+    lane.place_resends().unwrap_or(true)
 }

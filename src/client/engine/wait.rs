@@ -5,10 +5,10 @@
 //! has found its own thing wakes the followers, and one of them leads next. The roles are guards: dropping one, even
 //! while unwinding, hands the role on.
 
-use super::turn::{self, What};
+use super::turn::{self, WaitFor};
 use crate::client::connection::dispatch;
 #[cfg(feature = "tokio")]
-use crate::client::connection::link::Step;
+use crate::client::connection::link::NextAction;
 use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lock::{lock, thread, try_lock};
@@ -17,16 +17,16 @@ use crate::sync::{AtomicU64, Ordering, Site, fence};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// It has the reader role. When it leaves, another one is told.
-pub(crate) struct Lead<'a> {
-    // In this order: the role is free before anybody is told.
+/// The leader: it has the reader role. Dropped, it wakes the followers.
+pub(crate) struct Leader<'a> {
+    // In this order: the role is free before the followers are woken.
     pub(crate) reader: MutexGuard<'a, Reader>,
     _passes_on: PassesOn<'a>,
 }
 
-impl<'a> Lead<'a> {
-    pub(crate) fn new(reader: MutexGuard<'a, Reader>, connection: &'a Connection) -> Lead<'a> {
-        Lead { reader, _passes_on: PassesOn(connection) }
+impl<'a> Leader<'a> {
+    pub(crate) fn new(reader: MutexGuard<'a, Reader>, connection: &'a Connection) -> Leader<'a> {
+        Leader { reader, _passes_on: PassesOn(connection) }
     }
 }
 
@@ -38,48 +38,47 @@ impl Drop for PassesOn<'_> {
     }
 }
 
-/// Another one has the role, and it may sleep until it is told something.
-pub(crate) struct Following<'a>(&'a AtomicU64);
+/// A follower: another thread leads, and this one may sleep until it is woken.
+pub(crate) struct Follower<'a>(&'a AtomicU64);
 
-impl Following<'_> {
-    pub(crate) fn new(followers: &AtomicU64) -> Following<'_> {
+impl Follower<'_> {
+    pub(crate) fn new(followers: &AtomicU64) -> Follower<'_> {
         followers.fetch_add(1, Ordering::SeqCst);
-        Following(followers)
+        Follower(followers)
     }
 }
 
-impl Drop for Following<'_> {
+impl Drop for Follower<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// It has the reader role, and the user looks at a record in the ring. What the user does meanwhile must not wait: it
-/// would wait for itself.
-pub(crate) struct Viewing<'a>(&'a AtomicU64);
+/// The leader's user reads a record in place. The user must not wait meanwhile: it would wait for itself.
+pub(crate) struct ViewGuard<'a>(&'a AtomicU64);
 
-impl Viewing<'_> {
-    pub(crate) fn new(viewer: &AtomicU64) -> Viewing<'_> {
+impl ViewGuard<'_> {
+    pub(crate) fn new(viewer: &AtomicU64) -> ViewGuard<'_> {
         viewer.store(thread(), Ordering::Relaxed);
-        Viewing(viewer)
+        ViewGuard(viewer)
     }
 }
 
-impl Drop for Viewing<'_> {
+impl Drop for ViewGuard<'_> {
     fn drop(&mut self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }
 
-/// The reader role, if nobody has it.
-fn try_lead(connection: &Connection) -> Option<Lead<'_>> {
-    Some(Lead::new(try_lock(&connection.reader)?, connection))
+/// The reader role, if it is free.
+fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
+    Some(Leader::new(try_lock(&connection.reader)?, connection))
 }
 
 /// Notes, until the guard is dropped, that this thread looks at a record in the ring: what the user does meanwhile
 /// must not wait, for it would wait for itconnection.
-pub(crate) fn view(connection: &Connection) -> Viewing<'_> {
-    Viewing::new(&connection.viewer)
+pub(crate) fn view(connection: &Connection) -> ViewGuard<'_> {
+    ViewGuard::new(&connection.viewer)
 }
 
 /// Waits until `ready` returns something, the connection ends, or `deadline` is past. `ready` is called often, with no
@@ -89,7 +88,7 @@ pub(crate) fn for_record<T>(
     deadline: Option<Instant>,
     mut ready: impl FnMut() -> Option<T>,
 ) -> Result<T> {
-    wait_for(connection, What::Record, deadline, |_| ready())
+    wait_for(connection, WaitFor::Record, deadline, |_| ready())
 }
 
 /// As [`for_record`], for what no record brings but a bell: space in a lane, or a reply over the socket. To spin for
@@ -99,38 +98,38 @@ pub(crate) fn for_bell<T>(
     deadline: Option<Instant>,
     mut ready: impl FnMut() -> Option<T>,
 ) -> Result<T> {
-    wait_for(connection, What::Bell, deadline, |_| ready())
+    wait_for(connection, WaitFor::Bell, deadline, |_| ready())
 }
 
 /// As [`for_record`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
 /// itconnection.
 pub(crate) fn reading<T>(connection: &Connection, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
-    wait_for(connection, What::Record, None, ready)
+    wait_for(connection, WaitFor::Record, None, ready)
 }
 
 fn wait_for<T>(
     connection: &Connection,
-    what: What,
+    target: WaitFor,
     deadline: Option<Instant>,
     mut ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
 ) -> Result<T> {
     connection.check_fork()?;
     loop {
         if let Some(mut lead) = try_lead(connection) {
-            return read(connection, &mut lead.reader, what, deadline, &mut ready);
+            return read(connection, &mut lead.reader, target, deadline, &mut ready);
         }
-        // Counted before anything is looked at, so that a reader that finds nobody is seen to have left.
-        let _following = Following::new(&connection.followers);
+        // Counted before anything is looked at, so that a leader that finds no follower is seen to have left.
+        let _following = Follower::new(&connection.followers);
         fence(Site::Sleep);
         let seen = *lock(&connection.turns);
         if let Some(mut lead) = try_lead(connection) {
-            return read(connection, &mut lead.reader, what, deadline, &mut ready);
+            return read(connection, &mut lead.reader, target, deadline, &mut ready);
         }
         if let Some(found) = ready(None) {
             return Ok(found);
         }
         if let Some(closed) = connection.closed() {
-            // What arrived before the end was sorted before the end was told: it may be ours.
+            // What arrived before the end was sorted before the end was noted: it may be what this thread waits for.
             return ready(None).ok_or(closed);
         }
         if deadline.is_none_or(|deadline| Instant::now() < deadline) {
@@ -145,7 +144,7 @@ fn wait_for<T>(
 fn read<T>(
     connection: &Connection,
     reader: &mut Reader,
-    what: What,
+    target: WaitFor,
     deadline: Option<Instant>,
     ready: &mut impl FnMut(Option<&mut Reader>) -> Option<T>,
 ) -> Result<T> {
@@ -169,13 +168,13 @@ fn read<T>(
             if std::mem::replace(&mut last_look, true) {
                 return Err(Kind::Timeout.into());
             }
-            // Who never waits long enough to sleep must learn of the socket, too.
+            // A thread that never sleeps must notice the socket, too.
             turn::look_at_bells(reader, connection, Some(Duration::ZERO));
             turn::step(reader, connection);
             continue;
         }
-        if turn::wait(reader, connection, what, deadline) {
-            // Whom the bell was for is not known: a lane may have space.
+        if turn::wait(reader, connection, target, deadline) {
+            // The bell may be another thread's: a lane may have space.
             pass_on(connection);
         }
     }
@@ -221,35 +220,35 @@ pub(crate) fn sort_now(connection: &Connection) {
 /// For an event loop that found the descriptor readable: sorts what has arrived, asks to be woken and looks once
 /// more.
 #[cfg(feature = "tokio")]
-pub(crate) fn drive(connection: &Connection) -> Step {
+pub(crate) fn drive(connection: &Connection) -> NextAction {
     if !connection.is_ours() {
-        return Step::Rest;
+        return NextAction::Rest;
     }
-    let Some(mut lead) = try_lead(connection) else { return Step::Changed };
+    let Some(mut lead) = try_lead(connection) else { return NextAction::Changed };
     let reader = &mut lead.reader;
     turn::look_at_bells(reader, connection, Some(Duration::ZERO));
     let mut step = turn::step(reader, connection);
     while dispatch::sort(reader, connection) > 0 {}
     if !reader.arm(&connection.behind) {
-        step = Step::Changed;
+        step = NextAction::Changed;
     }
     drop(lead);
-    // Whom the bell was for is not known: a lane may have space.
+    // The bell may be another thread's: a lane may have space.
     let wakers = std::mem::take(&mut lock(&connection.table).wakers);
     wakers.into_iter().for_each(std::task::Waker::wake);
     step
 }
 
-/// For who does not wait: notices that the broker has gone, and goes on looking for it. Another thread that waits
+/// For callers that do not wait: notices a lost socket, and carries out due attempts to reconnect. A thread that waits
 /// does so anyway.
 #[cold]
-pub(crate) fn look_after_link(connection: &Connection) {
+pub(crate) fn check_link(connection: &Connection) {
     let Some(mut lead) = try_lead(connection) else { return };
     let reader = &mut lead.reader;
     turn::look_at_bells(reader, connection, Some(Duration::ZERO));
     let _ = turn::step(reader, connection);
     let table = lock(&connection.table);
     if table.closed.is_none() {
-        connection.down.set_away(reader.link.is_away());
+        connection.link_status.set_lost(reader.link.is_lost());
     }
 }

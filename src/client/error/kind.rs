@@ -82,7 +82,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self.detail() {
-            Kind::Connect { why: Unreached::Nobody, .. } => ErrorKind::NoBroker,
+            Kind::Connect { why: Unreached::NoListener, .. } => ErrorKind::NoBroker,
             Kind::Connect { .. } => ErrorKind::Unreachable,
             Kind::Listen { .. } => ErrorKind::Listen,
             Kind::UntrustedBroker { .. }

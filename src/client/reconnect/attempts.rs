@@ -10,7 +10,7 @@
 //!                                                                └──► Up, when all is there again
 //! ```
 //!
-//! Nothing here waits: whoever has the reader role carries out what is due, and sleeps until the next thing is due, a
+//! Nothing here waits: the thread with the reader role carries out what is due, and sleeps until the next thing is due, a
 //! bell rings, a socket has something, or something appears at the socket's path.
 
 use super::restore;
@@ -18,7 +18,7 @@ use crate::client::connect::await_broker::{chance, has_appeared};
 use crate::client::connect::endpoint::{greeting, open};
 use crate::client::connect::retry::Retry;
 use crate::client::connection::calls;
-use crate::client::connection::link::{Got, Line, Link, Step, receive};
+use crate::client::connection::link::{Link, LinkState, NextAction, SocketEvent, receive};
 use crate::client::connection::shared::Connection;
 use crate::client::data::connection_state::ConnectionState;
 use crate::client::data::lock::lock;
@@ -33,23 +33,23 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The socket was lost: the first attempt to come back is due. `is_over`: there is nothing to be resumed. `false`:
 /// this client does not come back.
-pub(crate) fn lose(link: &mut Link, connection: &Connection, is_over: bool, now: Instant) -> bool {
+pub(crate) fn socket_lost(link: &mut Link, connection: &Connection, is_over: bool, now: Instant) -> bool {
     let Some(options) = &connection.endpoint.reconnect else { return false };
     if connection.closed().is_some() {
         return false;
     }
-    if is_over || matches!(link.line, Line::Restoring(..)) {
+    if is_over || matches!(link.line, LinkState::Restoring(..)) {
         link.token = None;
     }
-    link.put_down();
-    lock(&connection.outgoing).lose();
+    link.shut_down();
+    lock(&connection.control).disconnect();
     link.watch_path(&connection.endpoint.path);
-    let ended_at_once = link.anew.take().is_some_and(|anew| now.duration_since(anew) < AT_ONCE);
-    link.line = Line::Waiting(Retry::new(options.clone(), now));
+    let ended_at_once = link.renewed_at.take().is_some_and(|renewed_at| now.duration_since(renewed_at) < AT_ONCE);
+    link.line = LinkState::Waiting(Retry::new(options.clone(), now));
     if ended_at_once {
-        failed(link, connection, "sessions end as soon as they begin");
+        attempt_failed(link, connection, "sessions end as soon as they begin");
     } else {
-        tell_waiting(link, connection, Duration::ZERO);
+        report_waiting(link, connection, Duration::ZERO);
     }
     true
 }
@@ -59,37 +59,37 @@ pub(crate) fn is_restored(link: &Link, connection: &Connection) -> bool {
     link.is_restoring() && lock(&connection.table).restoring.is_empty()
 }
 
-fn tell_waiting(link: &Link, connection: &Connection, next_in: Duration) {
-    if let Line::Waiting(retry) = &link.line {
+fn report_waiting(link: &Link, connection: &Connection, next_in: Duration) {
+    if let LinkState::Waiting(retry) = &link.line {
         let state = ConnectionState::Reconnecting { attempt: retry.attempt(), next_in };
         lock(&connection.table).set_state(state);
     }
 }
 
 /// Carries out what is due.
-pub(crate) fn step(link: &mut Link, connection: &Connection) -> Step {
+pub(crate) fn step(link: &mut Link, connection: &Connection) -> NextAction {
     let (due, is_greeting) = match &link.line {
-        Line::Up(_) | Line::Restoring(..) | Line::Down => return Step::Rest,
-        Line::Waiting(retry) => (retry.at(), false),
-        Line::Greeting(_, _, None) => return Step::Rest,
-        Line::Greeting(_, _, Some(until)) => (*until, true),
+        LinkState::Up(_) | LinkState::Restoring(..) | LinkState::Down => return NextAction::Rest,
+        LinkState::Waiting(retry) => (retry.at(), false),
+        LinkState::Greeting(_, _, None) => return NextAction::Rest,
+        LinkState::Greeting(_, _, Some(until)) => (*until, true),
     };
     let now = Instant::now();
     if now < due {
-        return Step::At(due);
+        return NextAction::At(due);
     }
     if is_greeting {
-        failed(link, connection, "the broker does not answer")
+        attempt_failed(link, connection, "the broker does not answer")
     } else {
         attempt(link, connection, now)
     }
-    Step::Changed
+    NextAction::Changed
 }
 
 fn attempt(link: &mut Link, connection: &Connection, now: Instant) {
-    let Line::Waiting(retry) = std::mem::replace(&mut link.line, Line::Down) else { return };
+    let LinkState::Waiting(retry) = std::mem::replace(&mut link.line, LinkState::Down) else { return };
     if connection.closed().is_some() {
-        return link.put_down();
+        return link.shut_down();
     }
     let endpoint = &connection.endpoint;
     let dialled = endpoint.try_dial().and_then(|socket| {
@@ -105,7 +105,7 @@ fn attempt(link: &mut Link, connection: &Connection, now: Instant) {
         Ok(socket) => {
             link.decoder = FrameDecoder::new(control::BROKER_FRAME_BYTES_MAX);
             link.descriptors.clear();
-            link.line = Line::Greeting(socket.into(), retry, now.checked_add(endpoint.timeout));
+            link.line = LinkState::Greeting(socket.into(), retry, now.checked_add(endpoint.timeout));
             lock(&connection.table).set_state(ConnectionState::Connecting);
         }
         Err(error) if error.is_not_allowed() || connection.closed().is_some() => close(link, connection, error),
@@ -113,37 +113,37 @@ fn attempt(link: &mut Link, connection: &Connection, now: Instant) {
             if error.is_no_broker() {
                 calls::end_requests(connection);
             }
-            link.line = Line::Waiting(retry);
-            failed(link, connection, &error.to_string());
+            link.line = LinkState::Waiting(retry);
+            attempt_failed(link, connection, &error.to_string());
         }
     }
 }
 
 /// The attempt failed: waits for the next one, or gives up.
-fn failed(link: &mut Link, connection: &Connection, reason: &str) {
-    let (Line::Waiting(mut retry) | Line::Greeting(_, mut retry, _)) = link.take_line() else { return };
+fn attempt_failed(link: &mut Link, connection: &Connection, reason: &str) {
+    let (LinkState::Waiting(mut retry) | LinkState::Greeting(_, mut retry, _)) = link.take_line() else { return };
     match retry.failed(Instant::now(), chance()) {
         Some(delay) => {
-            link.line = Line::Waiting(retry);
-            tell_waiting(link, connection, delay);
+            link.line = LinkState::Waiting(retry);
+            report_waiting(link, connection, delay);
         }
         None => close(link, connection, Kind::Disconnected(format!("gave up reconnecting: {reason}")).into()),
     }
 }
 
 fn close(link: &mut Link, connection: &Connection, error: Error) {
-    link.put_down();
+    link.shut_down();
     connection.close(error);
 }
 
 /// The socket over which Hello was said has something.
 pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
-    let Line::Greeting(socket, ..) = &link.line else { return };
+    let LinkState::Greeting(socket, ..) = &link.line else { return };
     let frame = match receive(socket, &mut link.decoder, &mut link.descriptors) {
-        Got::Nothing => return,
-        Got::End(reason) => return failed(link, connection, &reason),
-        Got::Nonsense(reason) => return close(link, connection, Kind::Protocol(reason).into()),
-        Got::Frame(frame) => *frame,
+        SocketEvent::Nothing => return,
+        SocketEvent::End(reason) => return attempt_failed(link, connection, &reason),
+        SocketEvent::Nonsense(reason) => return close(link, connection, Kind::Protocol(reason).into()),
+        SocketEvent::Frame(frame) => *frame,
     };
     let descriptors = std::mem::take(&mut link.descriptors);
     match greeting(frame) {
@@ -152,8 +152,8 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
             // It is watched already, and will be behind the new bells by the time that they are in use.
             match open(socket.as_fd(), descriptors, FrameDecoder::new(0), greeted, limits, geometry) {
                 Ok(welcome) => {
-                    let line = Line::Restoring(socket.clone(), welcome.into());
-                    let Line::Greeting(socket, ..) = std::mem::replace(&mut link.line, line) else { return };
+                    let line = LinkState::Restoring(socket.clone(), welcome.into());
+                    let LinkState::Greeting(socket, ..) = std::mem::replace(&mut link.line, line) else { return };
                     link.decoder = decoder;
                     restore::restore(connection, socket, &limits);
                 }
@@ -167,13 +167,13 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
         Err(error) => match error.refused_code() {
             // Another time it may work: some session must end first, or the broker.
             Some(RefusedCode::TooManyConnections | RefusedCode::Draining | RefusedCode::BadToken) => {
-                failed(link, connection, &error.to_string());
+                attempt_failed(link, connection, &error.to_string());
             }
             // The broker is another, or the session waited too long: begin anew.
             Some(RefusedCode::ResumeFailed) if link.token.take().is_some() => {
-                if let Line::Greeting(_, mut retry, _) = link.take_line() {
+                if let LinkState::Greeting(_, mut retry, _) = link.take_line() {
                     retry.once_more(Instant::now());
-                    link.line = Line::Waiting(retry);
+                    link.line = LinkState::Waiting(retry);
                 }
             }
             _ => close(link, connection, error),
@@ -182,12 +182,12 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
 }
 
 fn resumed(link: &mut Link, connection: &Connection, token: Token) {
-    let Line::Greeting(socket, ..) = std::mem::replace(&mut link.line, Line::Down) else { return };
+    let LinkState::Greeting(socket, ..) = std::mem::replace(&mut link.line, LinkState::Down) else { return };
     link.token = Some(token);
     link.unwatch_path();
-    link.line = Line::Up(socket.clone());
+    link.line = LinkState::Up(socket.clone());
     let confirmed = ClientFrame::Resumed.encode().unwrap_or_default();
-    lock(&connection.outgoing).resume(socket, &confirmed);
+    lock(&connection.control).resume(socket, &confirmed);
     lock(&connection.table).set_state(ConnectionState::Connected);
 }
 
@@ -195,7 +195,7 @@ fn resumed(link: &mut Link, connection: &Connection, token: Token) {
 pub(crate) fn path_changed(link: &mut Link, connection: &Connection) {
     let Some(watch) = &link.path else { return };
     if has_appeared(watch, &connection.endpoint.path)
-        && let Line::Waiting(retry) = &mut link.line
+        && let LinkState::Waiting(retry) = &mut link.line
     {
         retry.path_appeared(Instant::now());
     }

@@ -2,21 +2,21 @@
 //!
 //! Three steps. *Restoring*: the new broker is asked for the numbers of all topics, also of those that were released
 //! and whose messages the last one may not have consumed; then for all subscriptions and offers. (Services are asked
-//! for by the next request to each.) Meanwhile everybody else still uses the lanes of the last session, which nobody
-//! reads. *Going on*: in one step, under the locks of the table and of both lanes, requests under way end as
+//! for by the next request to each.) Meanwhile all other threads still use the lanes of the last session, which no
+//! broker reads. *Going on*: in one step, under the locks of the table and of both lanes, requests under way end as
 //! disconnected, calls to be answered are over, topics, subscriptions and offers get their new numbers, and what the
 //! last broker has not consumed is taken out of the bulk lane to be sent again. What the new broker refuses ends with
-//! the reason. *Sending again*: whoever publishes or waits places it in the new lane, before anything else.
+//! the reason. *Sending again*: the next publish or wait places it in the new lane, before anything else.
 
 use crate::client::connection::dispatch;
-use crate::client::connection::link::Step;
+use crate::client::connection::link::NextAction;
 use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::connection::table::{Restored, Restoring};
 use crate::client::data::connection_state::ConnectionState;
 use crate::client::data::lane::broken;
 use crate::client::data::lock::lock;
-use crate::client::data::resend_queue::Unsent;
+use crate::client::data::resend_queue::Resend;
 use crate::shm::doorbell::ClientBells;
 use crate::sync::Ordering;
 use crate::wire::control::{ClientFrame, InternKind, Limits};
@@ -30,24 +30,24 @@ const LENT: Duration = Duration::from_millis(2);
 
 /// Asks the new broker, behind `socket`, for what the session had at the last one.
 pub(crate) fn restore(connection: &Connection, socket: Arc<UnixStream>, limits: &Limits) {
-    let mut questions = VecDeque::new();
+    let mut requests = VecDeque::new();
     let mut table = lock(&connection.table);
     let table = &mut *table;
     table.restoring.clear();
     table.restored.clear();
-    let mut ask = |what: Restoring, question: &dyn Fn(u32) -> ClientFrame| {
+    let mut send = |what: Restoring, request: &dyn Fn(u32) -> ClientFrame| {
         let serial = connection.next_number() as u32;
         table.restoring.insert(serial, what);
-        questions.push_back((serial, question(serial)));
+        requests.push_back((serial, request(serial)));
     };
-    table.topics.ask_anew();
+    table.topics.begin_restore();
     for (id, name) in table.topics.all() {
         let kind = InternKind::Topic;
-        ask(Restoring::Topic(id), &|serial| ClientFrame::Intern { serial, kind, name: name.clone() });
+        send(Restoring::Topic(id), &|serial| ClientFrame::Intern { serial, kind, name: name.clone() });
     }
     for queue in table.subscriptions.values() {
         let (policy, credit) = (queue.policy, queue.granted(limits));
-        ask(Restoring::Subscription(queue.clone()), &|serial| ClientFrame::Subscribe {
+        send(Restoring::Subscription(queue.clone()), &|serial| ClientFrame::Subscribe {
             serial,
             pattern: queue.pattern.clone(),
             policy,
@@ -56,23 +56,23 @@ pub(crate) fn restore(connection: &Connection, socket: Arc<UnixStream>, limits: 
     }
     for inbox in table.inboxes.values() {
         let max_in_flight = inbox.offer.max_in_flight;
-        ask(Restoring::Offer(inbox.clone()), &|serial| ClientFrame::Serve {
+        send(Restoring::Offer(inbox.clone()), &|serial| ClientFrame::Serve {
             serial,
             service: inbox.offer.service.clone(),
             max_in_flight,
         });
     }
-    lock(&connection.outgoing).begin_anew(socket, questions);
+    lock(&connection.control).restart(socket, requests);
 }
 
 /// Goes on at the new broker, now that all is there again.
-pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> Step {
+pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> NextAction {
     // What the last broker has delivered comes before anything of the new one.
     while dispatch::sort(reader, connection) > 0 {}
-    let Some(mut bulk) = connection.bulk().try_claim() else { return Step::At(Instant::now() + LENT) };
+    let Some(mut bulk) = connection.bulk().try_claim() else { return NextAction::At(Instant::now() + LENT) };
     let last = reader.bells.clone();
     let Some((segment, limits, greeted)) = reader.link.go_on(&|bells: ClientBells| bells.into()) else {
-        return Step::Rest;
+        return NextAction::Rest;
     };
     reader.bells = reader.link.bells();
     let mut table = lock(&connection.table);
@@ -108,13 +108,13 @@ pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> Step {
     let (new_bulk, new_express, egress) = Connection::ends(&segment, &reader.bells, &limits);
     let (left_out, taken) = bulk.renew(new_bulk, table.session, &mut table.topics);
     table.services.clear();
-    connection.has_leaving.store(1, Ordering::Relaxed);
+    connection.has_unused_names.store(1, Ordering::Relaxed);
     // Its user is told as of messages that a broker takes out.
-    table.set_aside += left_out as u64;
+    table.quarantined += left_out as u64;
     if bulk.flush > table.flushed {
         // Its answer may have died with the broker.
         let flush = bulk.flush;
-        bulk.unsents.push(Unsent::flush(flush));
+        bulk.resends.push(Resend::flush(flush));
     }
     drop(bulk);
     connection.express().replace(new_express, table.session);
@@ -125,15 +125,15 @@ pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> Step {
     reader.renew(segment, egress);
     connection.set_id(greeted.connection);
     connection.nest.take(&last);
-    // Without it an event loop of the user's own is not woken; everybody else is.
+    // Without it an event loop of the user's own is not woken; all other waits are.
     let _ = connection.nest.put(&reader.bells);
     {
-        let mut outgoing = lock(&connection.outgoing);
-        outgoing.go_on();
+        let mut control = lock(&connection.control);
+        control.resume_deferred();
         // Publishes may wait for this at the new broker.
-        outgoing.say(&ClientFrame::Restored.encode().unwrap_or_default());
-        ends.into_iter().for_each(|(serial, end)| outgoing.ask(serial, end));
+        control.send_frame(&ClientFrame::Restored.encode().unwrap_or_default());
+        ends.into_iter().for_each(|(serial, end)| control.send(serial, end));
     }
     table.set_state(ConnectionState::Connected);
-    Step::Changed
+    NextAction::Changed
 }
