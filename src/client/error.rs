@@ -1,4 +1,4 @@
-//! What can go wrong for a client: one opaque error, with predicates.
+//! The errors of a client: one opaque type, with predicates.
 
 pub(crate) mod kind;
 
@@ -109,7 +109,7 @@ impl Error {
         self.is_outcome(Outcome::DeadlineExceeded)
     }
 
-    /// The responder ended before it answered; the request may have been carried out.
+    /// The responder ended before it replied; the request may have been carried out.
     #[must_use]
     pub fn is_responder_lost(&self) -> bool {
         self.is_outcome(Outcome::ResponderLost)
@@ -133,7 +133,7 @@ impl Error {
         matches!(&*self.0, Kind::TooLarge { .. }) || self.is_outcome(Outcome::TooLarge)
     }
 
-    /// The responder answered with an error; see [`Error::reply_text`].
+    /// The responder replied with an error; see [`Error::reply_text`].
     #[must_use]
     pub fn is_error_reply(&self) -> bool {
         matches!(&*self.0, Kind::ErrorReply(_))
@@ -170,7 +170,7 @@ impl Error {
         matches!(&*self.0, Kind::Name(_))
     }
 
-    /// The broker refused the connection, whatever the reason; [`Error::refused_code`] tells which.
+    /// The broker refused the connection, whatever the reason; [`Error::refused_code`] returns it.
     ///
     /// ```no_run
     /// use lapce_ipc::client::{Client, RefusedCode};
@@ -204,13 +204,13 @@ impl Error {
         matches!(&*self.0, Kind::Protocol(_))
     }
 
-    /// The broker does not do what was asked for, and says why; [`Error::failed_code`] tells the kind.
+    /// The broker rejected the operation; [`Error::failed_code`] returns the kind.
     #[must_use]
     pub fn is_failed(&self) -> bool {
         matches!(&*self.0, Kind::Failed { .. })
     }
 
-    /// Why the broker does not do what was asked for, if it said so.
+    /// Why the broker rejected the operation, if it gave a reason.
     #[must_use]
     pub fn failed_code(&self) -> Option<FailedCode> {
         match &*self.0 {
@@ -262,7 +262,7 @@ impl Error {
         matches!(&*self.0, Kind::Forked)
     }
 
-    /// An option with which a client was to be built makes no sense: its text names it, and the value.
+    /// An option is invalid: the text names it, and the value.
     #[must_use]
     pub fn is_invalid_option(&self) -> bool {
         matches!(&*self.0, Kind::InvalidOption(_))

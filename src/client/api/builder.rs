@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How a client connects.
+/// The options of a client.
 ///
 /// ```no_run
 /// use lapce_ipc::client::{Client, WaitStrategy};
@@ -161,8 +161,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// If no process listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does not
-    /// take us in, or not answer, in time; if an option makes no sense ([`Error::is_invalid_option`]).
+    /// If no process listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does
+    /// not accept the connection, or not reply, in time; if an option is invalid ([`Error::is_invalid_option`]).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));
         let attempt = || {

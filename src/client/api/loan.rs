@@ -73,7 +73,7 @@ impl<'a> Loan<'a> {
         }
     }
 
-    /// Bytes that were asked for.
+    /// The size in bytes.
     #[must_use]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {

@@ -61,7 +61,7 @@ pub(crate) fn breakers(answer: BrokerFrame) -> Result<Vec<BreakerStatus>> {
     }
 }
 
-/// The question that sets a breaker.
+/// The control request that sets a breaker.
 pub(crate) fn set_breaker(
     service: &str,
     order: BreakerOrder,
@@ -119,7 +119,7 @@ pub(crate) fn upstreams(answer: BrokerFrame) -> Result<Vec<UpstreamStatus>> {
     }
 }
 
-/// The question that dials an upstream.
+/// The control request that dials an upstream.
 pub(crate) fn dial_upstream(name: &str) -> Result<impl FnOnce(u32) -> ClientFrame> {
     let name = Name::parse(name)?;
     Ok(move |serial| ClientFrame::DialUpstream { serial, name })

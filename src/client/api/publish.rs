@@ -84,8 +84,8 @@ impl Client {
 
 impl Client {
     /// Messages of this client that the broker quarantined, because they had killed its router twice; see
-    /// [`Client::flush`], after which all of what was published before is counted. A subscriber that had not received such a
-    /// message by then sees a gap.
+    /// [`Client::flush`], after which all of what was published before is counted. A subscriber that had not received
+    /// such a message by then sees a gap.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;

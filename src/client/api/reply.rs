@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A request to be answered. Dropped without an answer, or before its answer is whole, it is answered with an error.
+/// A request to be replied to. Dropped without a reply, or before its reply is whole, it is rejected with an error.
 #[derive(Debug)]
 pub struct Request {
     connection: Arc<Connection>,
@@ -21,7 +21,7 @@ pub struct Request {
     is_answered: bool,
 }
 
-/// The outcome of sending a part of an answer: an error says that the requester waits no more.
+/// The outcome of sending a part of a reply: an error says that the requester waits no more.
 pub type Reply = Result<()>;
 
 impl Request {
@@ -31,13 +31,13 @@ impl Request {
         Some(Request { connection: connection.clone(), call, payload, is_answered: false })
     }
 
-    /// What was sent.
+    /// The payload.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// What was sent, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
+    /// The payload, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
     /// answered, which is why this does not consume it.
     ///
     /// ```
@@ -71,14 +71,14 @@ impl Request {
         std::mem::take(&mut self.payload)
     }
 
-    /// The id of the connection that asks.
+    /// The id of the connection that sent the request.
     #[must_use]
     pub fn requester(&self) -> u32 {
         self.call.requester
     }
 
-    /// Until when an answer is waited for; `None`: a stream without a total, which goes on as long as each chunk comes
-    /// in time after the one before.
+    /// The time until which the requester waits; `None`: a stream without a total, which goes on as long as each chunk
+    /// comes in time after the one before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.call.deadline
@@ -97,7 +97,7 @@ impl Request {
         self.call.is_ended()
     }
 
-    /// Sends a chunk of a streamed answer. It waits while the requester has no room for it.
+    /// Sends a chunk of a streamed reply. It waits while the requester has no room for it.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl Request {
         self.send(chunk)
     }
 
-    /// Ends a streamed answer.
+    /// Ends a streamed reply.
     ///
     /// # Errors
     ///
@@ -170,14 +170,14 @@ impl Drop for Request {
     }
 }
 
-/// The sending of one message of an answer, part by part.
+/// The sending of one message of a reply, part by part.
 #[derive(Debug)]
 pub(crate) struct ReplyParts<'a> {
     payload: Cow<'a, [u8]>,
     flags: Flags,
     /// Bytes that were sent.
     at: usize,
-    /// What its sender is told when it is sent.
+    /// The result of the call that sends it.
     result: Reply,
 }
 
@@ -210,7 +210,7 @@ impl<'a> ReplyParts<'a> {
     fn last(connection: &Connection, payload: &'a [u8], flags: Flags) -> ReplyParts<'a> {
         match connection.check_size(payload.len()) {
             Ok(_) => ReplyParts::new(payload.into(), flags, Ok(())),
-            // The requester is told now, not by its deadline.
+            // The requester gets the error now, not at its deadline.
             Err(error) => ReplyParts::new(error.to_string().into_bytes().into(), FAILED, Err(error)),
         }
     }

@@ -14,15 +14,15 @@ use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A call under way: the iterator of its answer's chunks. It ends after the last one, or with an error. Dropped before
-/// its end, it cancels the call.
+/// An outstanding call: the iterator of its reply's chunks. It ends after the last one, or with an error. Dropped
+/// before its end, it cancels the call.
 #[derive(Debug)]
 pub struct ReplyStream {
     connection: Arc<Connection>,
     pending: Arc<PendingCall>,
     slot: u32,
     generation: u32,
-    /// In which of the client's sessions it was asked.
+    /// The session of the client in which it was sent.
     session: u64,
     time: CallDeadline,
     done: bool,
@@ -31,7 +31,7 @@ pub struct ReplyStream {
 }
 
 impl Client {
-    /// Asks `service` and waits for its reply.
+    /// Calls `service` and waits for its reply.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Client {
         self.request_with(service, payload, RequestOptions::default())
     }
 
-    /// Asks `service` with options.
+    /// Calls `service` with options.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Client {
             let outcome = self.ask_once(service, payload.as_ref(), again.options());
             match again.pause(&outcome, || self.connection.closed().is_some()) {
                 None => return outcome,
-                // What arrives is sorted meanwhile, and the end of the connection is told by the next try.
+                // What arrives is sorted meanwhile, and the next attempt returns the end of the connection.
                 Some(pause) => _ = self.closed(Some(pause)),
             }
         }
@@ -77,14 +77,14 @@ impl Client {
     fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
         let mut stream = self.start(service, payload, options, false)?;
         let mut reply = stream.receive()?.unwrap_or_default();
-        // A responder may answer a plain request in several chunks: they are one reply.
+        // A responder may reply to a plain request in several chunks: they are one reply.
         while let Some(more) = stream.receive()? {
             reply.extend_from_slice(&more);
         }
         Ok(reply)
     }
 
-    /// Asks `service` for a stream of chunks.
+    /// Calls `service` for a stream of chunks.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Client {
         self.start(service, payload.as_ref(), RequestOptions::default(), true)
     }
 
-    /// Asks `service` for a stream of chunks, with options.
+    /// Calls `service` for a stream of chunks, with options.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ impl RequestBody {
         Ok(true)
     }
 
-    /// The same while waiting: gives credit for the answer back, which may have begun.
+    /// The same while waiting: returns credit for the reply, which may have begun.
     pub(crate) fn step(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Option<Result<()>> {
         stream.give_back();
         match self.try_send(stream, part) {
@@ -239,7 +239,7 @@ impl ReplyStream {
         if self.done {
             return Ok(None);
         }
-        // What is there already needs neither the reader role nor the time.
+        // What has arrived already needs neither the reader role nor the time.
         if let Some(found) = self.poll() {
             return self.took(found);
         }

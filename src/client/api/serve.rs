@@ -61,7 +61,7 @@ impl Client {
     }
 }
 
-/// Asks to serve. Whenever what this gives is dropped, no offer stays behind at the broker.
+/// Requests to serve. Whenever the returned values are dropped, no offer stays behind at the broker.
 pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     service: &str,
@@ -114,8 +114,8 @@ impl Service {
                 }
                 Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
             };
-            // The requester may be gone, have cancelled, or its time be over: no one is left to be notified. Only the end
-            // of our own connection is ours, too.
+            // The requester may be gone, have cancelled, or its time be over: no one is left to be notified. Only the
+            // end of our own connection is ours, too.
             if answered.is_err()
                 && let Some(closed) = self.connection.closed()
             {

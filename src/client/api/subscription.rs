@@ -19,12 +19,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How to subscribe.
+/// The options of a subscription.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SubscribeOptions {
     /// What happens to a message for which this subscription has no room.
     pub policy: DeliveryPolicy,
-    /// Room for messages that are not taken yet, in bytes; 0 asks for what the broker gives.
+    /// Room for messages that are not taken yet, in bytes; 0 requests the most that the broker grants.
     pub capacity_bytes: u32,
 }
 
@@ -81,8 +81,8 @@ impl Client {
     }
 }
 
-/// Asks for a subscription. Its queue is known to the reader before the question is; and whenever it is dropped from
-/// now on, no subscription stays behind at the broker.
+/// Requests a subscription. Its queue is known to the reader before the request is sent; and whenever it is dropped
+/// from now on, no subscription stays behind at the broker.
 pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     pattern: &str,
@@ -112,7 +112,7 @@ pub(crate) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result
     }
 }
 
-/// What [`Subscription::read_next`] has found.
+/// The result of one look of [`Subscription::read_next`].
 enum Next<T> {
     /// A message in the ring, and what reading it gave.
     Read(T),
@@ -151,11 +151,12 @@ impl Subscription {
     /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
     /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
     ///
-    /// While `read` looks at a message in place, no other thread of this client receives anything: be brief, and leave what
-    /// takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a reply,
-    /// for space, for a message) fail with [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding)
-    /// instead of waiting for ever; whether they would have to depends on what has arrived, so do not count on either.
-    /// A [`Publisher`](crate::client::Publisher) publishes as long as there is room.
+    /// While `read` looks at a message in place, no other thread of this client receives anything: be brief, and leave
+    /// what takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a
+    /// reply, for space, for a message) fail with
+    /// [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding) instead of waiting for ever; whether
+    /// they would have to depends on what has arrived, so do not count on either. A
+    /// [`Publisher`](crate::client::Publisher) publishes as long as there is room.
     ///
     /// # Errors
     ///

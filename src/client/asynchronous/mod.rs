@@ -22,7 +22,7 @@
 //! - has sent its chunk whole or not at all, but for one of several records that had begun: its rest goes out with what
 //!   is sent next, or, if that is an error or the request is dropped, never;
 //! - leaves no subscription and no service at the broker;
-//! - has cancelled its request; or, of a reply, has dropped the request that it was to answer.
+//! - has cancelled its request; or, of a reply, has dropped the request that it was to reply to.
 
 mod client;
 mod events;

@@ -1,4 +1,4 @@
-//! What the broker says of itself, and what it is told by hand, for async programs.
+//! Operating the broker, for async programs.
 
 use super::client::AsyncClient;
 use super::wait::until;

@@ -55,7 +55,7 @@ impl AsyncService {
 pub struct AsyncRequest {
     client: AsyncClient,
     request: Request,
-    /// A chunk of several records whose sending is under way, or was dropped half way.
+    /// A chunk of several records that is being sent, or whose future was dropped half way.
     rest: Option<ReplyParts<'static>>,
 }
 
@@ -172,7 +172,7 @@ impl AsyncRequest {
         sent
     }
 
-    /// Sends the last message. An error breaks off the chunk under way, if there is one.
+    /// Sends the last message. An error aborts the chunk that is being sent, if there is one.
     async fn end(&mut self, mut last: ReplyParts<'_>) -> Result<()> {
         until(&self.client.connection, || last.step(&mut self.request)).await?
     }

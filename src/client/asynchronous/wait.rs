@@ -25,7 +25,7 @@ pub(crate) fn poll_until<T>(
     {
         let mut table = lock(&connection.table);
         if let Some(closed) = table.closed.clone() {
-            // What arrived before the end was sorted before the end was told: it may be ours.
+            // What arrived before the end was sorted before the end was noted: it may be what this task waits for.
             drop(table);
             return Poll::Ready(ready().ok_or(closed));
         }

@@ -60,7 +60,7 @@ pub(crate) struct Retry {
     options: ReconnectOptions,
     /// Attempts that failed and count.
     failed: u32,
-    /// Those since the delay began anew.
+    /// Failures since the delay was reset.
     doublings: u32,
     /// The next attempt is for the path's sake.
     is_free: bool,
@@ -115,7 +115,7 @@ impl Retry {
         self.at = now;
     }
 
-    /// Something appeared at the path: the next attempt is due, and the delay begins anew.
+    /// Something appeared at the path: the next attempt is due, and the delay is reset.
     pub(crate) fn path_appeared(&mut self, now: Instant) {
         (self.doublings, self.is_free, self.soon, self.at) = (0, true, SOON, now);
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The end of a reply that is an error of the responder's own.
 pub(crate) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILURE);
 /// The error reply to a request that is dropped. One cell.
-const DROPPED: &[u8] = b"the responder dropped the request without an answer";
+const DROPPED: &[u8] = b"the responder dropped the request without a reply";
 const _: () = assert!(cells_for(DROPPED.len() as u32) == 1);
 
 /// Places a record of a call, if there is space. Never waits.

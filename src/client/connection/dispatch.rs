@@ -17,7 +17,7 @@ use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Records that are sorted before the waiting threads are told.
+/// Records that are sorted before the followers are woken.
 const BATCH: usize = 256;
 
 /// Sorts what is in the ring, up to a batch. Returns how many records; at least one if the client was behind and is

@@ -26,7 +26,7 @@ pub(crate) fn handle_frame(connection: &Connection, frame: BrokerFrame) {
             InternKind::Topic => table.topics.granted(name, id),
             InternKind::Service => table.services.granted(name, id),
         }
-        // If it was asked for twice at a time.
+        // It may have been requested twice at a time.
         connection.has_unused_names.store(1, Ordering::Relaxed);
     }
     let number = connection.next_number() as u32;
@@ -107,7 +107,7 @@ fn apply(table: &mut Table, slot_size: u32, frame: &BrokerFrame) -> Option<u32> 
             table.closing = Some(Kind::Closed { code: *code, message: message.clone() }.into());
             return None;
         }
-        // That the broker drains needs nothing of us: what is under way is finished, and then it closes.
+        // A broker that drains needs nothing of its clients: it completes what is outstanding, and then closes.
         BrokerFrame::Draining { .. } | BrokerFrame::Welcome { .. } | BrokerFrame::Refused { .. } => return None,
     };
     // Messages that still wait for a number belong to no subscription once every number is known.

@@ -22,7 +22,7 @@ pub(crate) enum LinkState {
     Waiting(Retry),
     /// Hello was sent; its reply is due by then (`None`: no limit).
     Greeting(Arc<UnixStream>, Retry, Option<Instant>),
-    /// Another broker has greeted us: it is asked for what the session had at the last one.
+    /// Another broker has greeted the client: what the session had at the last one is requested from it.
     Restoring(Arc<UnixStream>, Box<Welcome>),
     /// Nothing comes any more.
     Down,
@@ -38,7 +38,7 @@ pub(crate) struct Link {
     /// `None`: there is no session to resume.
     pub(crate) token: Option<Token>,
     pub(crate) bells: Arc<ClientBells>,
-    /// When a session was begun anew: one that ends at once is not begun anew at once.
+    /// When the session was renewed: one that ends at once is not renewed at once.
     pub(crate) renewed_at: Option<Instant>,
     /// Watches the folder of the socket's path while there is no connection.
     pub(crate) path: Option<OwnedFd>,
@@ -104,7 +104,7 @@ impl Link {
         self.unwatch_path();
     }
 
-    /// Whether another broker has greeted this client, and is asked for what the session had.
+    /// Whether another broker has greeted this client, and the session is being restored there.
     pub(crate) fn is_restoring(&self) -> bool {
         matches!(self.line, LinkState::Restoring(..))
     }

@@ -40,7 +40,7 @@ pub(crate) struct Reader {
     pub(crate) link: Link,
     /// The topics of what arrives.
     pub(crate) topics: ReceivedTopics,
-    /// Messages of several records that are under way, by subscription and publisher.
+    /// Messages of several records that are being received, by subscription and publisher.
     pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
     pub(crate) spin: Duration,
     /// Messages of the last session may have to be sent again.
@@ -66,7 +66,8 @@ impl Reader {
         }
     }
 
-    /// Reads from another session's ring from now on. What had begun in the last one is begun anew by its senders.
+    /// Reads from another session's ring from now on. Messages that had begun in the last one are begun again by their
+    /// senders.
     pub(crate) fn renew(&mut self, segment: Segment, egress: Consumer) {
         self.has_resends = true;
         self.egress = egress;
@@ -80,7 +81,7 @@ impl Reader {
         self.topics.renew();
     }
 
-    /// Gives consumed cells back, and tells the router if it waits for them (R9).
+    /// Gives consumed cells back, and wakes the router if it waits for them (R9).
     pub(crate) fn give_back(&mut self) {
         self.egress.publish();
         publication_fence();
@@ -131,7 +132,7 @@ impl Reader {
         false
     }
 
-    /// Asks to be woken, and looks once more (R8). `false`: something is there.
+    /// Arms the wake-up, and looks once more (R8). `false`: a record is there.
     pub(crate) fn arm(&mut self, behind: &Behind) -> bool {
         if self.egress.unpublished() > 0 {
             self.give_back();

@@ -32,8 +32,8 @@ pub(crate) enum Restored {
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) subscriptions: HashMap<u32, Arc<SubscriptionQueue>, ById>,
-    /// Subscriptions and services that were requested, by the serial of the request. The rings and the socket are not in
-    /// step: messages may come before the answer that tells their number, and wait as `orphans`.
+    /// Subscriptions and services that were requested, by the serial of the request. The rings and the socket are not
+    /// in step: messages may come before the reply with their number, and wait as `orphans`.
     pub(crate) subscribing: HashMap<u32, Arc<SubscriptionQueue>>,
     pub(crate) serving: HashMap<u32, Arc<Inbox>>,
     pub(crate) orphans: Vec<(u32, SubscriptionEvent)>,
@@ -93,7 +93,7 @@ impl Table {
         }
     }
 
-    /// A call is over for this client. Returns whether it was still to be answered.
+    /// A call is over for this client. Returns whether it was still to be replied to.
     pub(crate) fn take_call(&mut self, call: &Arc<IncomingCall>) -> bool {
         // By its number there may be another, in another session.
         let is_here = self.calls.get(&call.call).is_some_and(|here| Arc::ptr_eq(here, call));

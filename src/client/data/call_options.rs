@@ -6,23 +6,23 @@ use crate::client::error::{Error, Kind, Result};
 use crate::wire::record::Outcome;
 use std::time::{Duration, Instant};
 
-/// How to ask.
+/// The options of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
-    /// How long the whole call may take, sent anew or not; `None`: what the broker says
+    /// How long the whole call may take, sent again or not; `None`: the default of the broker
     /// ([`Limits::default_request_timeout_ms`](crate::client::Limits::default_request_timeout_ms)); a stream then has
     /// no limit of all of it, but the next two. The broker keeps the time, for it also tells the responder. If it says
     /// nothing, because it is stopped or overrun, the call ends here with the same outcome, a quarter of a second after
     /// its time, counted from when it is first waited for.
     pub timeout: Option<Duration>,
-    /// Whether it may be carried out twice. Then it is sent anew when the broker died while it was under way, instead
-    /// of ending as disconnected, and its responders have two seconds to come back, too. (A stream is not sent
-    /// anew: a part of it may have been taken.)
+    /// Whether it may be carried out twice. Then it is sent again when the broker died while it was outstanding,
+    /// instead of ending as disconnected, and its responders have two seconds to come back, too. (A stream is not sent
+    /// again: a part of it may have been taken.)
     pub idempotent: bool,
-    /// How long a stream may take to its first chunk; `None`: what the broker says
+    /// How long a stream may take to its first chunk; `None`: the default of the broker
     /// ([`Limits::stream_first_chunk_ms`](crate::client::Limits::stream_first_chunk_ms)).
     pub first_chunk: Option<Duration>,
-    /// How long a stream may take from each chunk to the next; `None`: what the broker says
+    /// How long a stream may take from each chunk to the next; `None`: the default of the broker
     /// ([`Limits::stream_idle_ms`](crate::client::Limits::stream_idle_ms)).
     pub idle: Option<Duration>,
 }
@@ -39,7 +39,7 @@ pub(crate) fn timeout_as_deadline(error: Error) -> Error {
     }
 }
 
-/// The time of one call. It begins when the call is first waited for: one whose answer is there by then costs no look
+/// The time of one call. It begins when the call is first waited for: one whose reply is there by then costs no look
 /// at the clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallDeadline {
@@ -94,10 +94,10 @@ impl CallDeadline {
 const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether a request is asked again.
+/// Whether a request is sent again.
 pub(crate) struct IdempotentRetry {
     options: RequestOptions,
-    /// When all of it is to be over, if it may be asked again.
+    /// The deadline of all attempts, if it may be sent again.
     until: Option<Instant>,
     /// When its session was lost.
     lost: Option<Instant>,
@@ -105,18 +105,18 @@ pub(crate) struct IdempotentRetry {
 
 impl IdempotentRetry {
     pub(crate) fn new(options: RequestOptions) -> IdempotentRetry {
-        // Nothing else is asked twice, and the broker keeps the time of what is asked once.
+        // Nothing else is sent twice, and the broker keeps the time of a request that is sent once.
         let until = if options.idempotent { deadline(options.timeout) } else { None };
         IdempotentRetry { options, until, lost: None }
     }
 
-    /// How to ask now: for the time that is left.
+    /// The options of the next attempt: with the time that is left.
     pub(crate) fn options(&self) -> RequestOptions {
         let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
         RequestOptions { timeout: left.or(self.options.timeout), ..self.options }
     }
 
-    /// After such an outcome: how long to wait before it is asked again; `None`: it is not.
+    /// How long to wait before the request is sent again after this outcome; `None`: it is not sent again.
     pub(crate) fn pause<T>(&mut self, outcome: &Result<T>, is_closed: impl FnOnce() -> bool) -> Option<Duration> {
         let error = outcome.as_ref().err().filter(|_| self.options.idempotent)?;
         if error.is_disconnected() && !is_closed() {

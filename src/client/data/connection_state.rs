@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionState {
-    /// The broker was reached and has yet to answer.
+    /// The broker was reached and has yet to reply.
     Connecting,
     /// All is well.
     Connected,

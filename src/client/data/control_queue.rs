@@ -68,7 +68,7 @@ impl ControlQueue {
     /// Another broker has greeted the client: these requests come first, others when the session is restored.
     pub(crate) fn restart(&mut self, socket: Arc<UnixStream>, first: VecDeque<(u32, ClientFrame)>) {
         let requests = std::mem::replace(&mut self.requests, first);
-        // If there is something in it already, the last attempt did not come to its end, and `asked` was its own.
+        // If there is something in it already, the last restore did not complete, and `requests` were its own.
         self.deferred.get_or_insert(requests);
         (self.socket, self.outstanding, self.sent) = (Some(socket), 0, 0);
         self.send_more();

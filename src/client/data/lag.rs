@@ -49,7 +49,7 @@ impl Behind {
         word.get() != self.read.load(Ordering::Relaxed)
     }
 
-    /// So many records have come.
+    /// Notes that this many records have arrived.
     pub(crate) fn came(&self, records: usize) {
         self.records.store(self.records() + records as u64, Ordering::Relaxed);
     }

@@ -38,9 +38,9 @@ const CHECK_EVERY: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct LaneProducer {
     pub(crate) producer: Producer,
-    /// Ours: a thread waits for space.
+    /// Armed by the client while a thread waits for space.
     space: Signal,
-    /// The router's: it does not poll us.
+    /// Armed by the router while it does not poll this lane.
     data: Signal,
     bells: Arc<ClientBells>,
     /// Which of the client's sessions this is.
@@ -289,7 +289,7 @@ impl LaneProducer {
         sent
     }
 
-    /// Whether a message of `len` bytes is one record. It is asked under the lock of the lane: the size of records may
+    /// Whether a message of `len` bytes is one record. Call it under the lock of the lane: the size of records may
     /// be another at another broker.
     #[inline]
     pub(crate) fn is_one_record(&self, len: usize) -> bool {
@@ -382,7 +382,7 @@ impl MessageParts {
     /// Places parts as far as there is space. Returns whether it is whole.
     pub(crate) fn place(&mut self, lane: &mut LaneProducer, payload: &[u8], keep: bool) -> Result<bool> {
         if self.begun.is_some_and(|session| session != lane.session) {
-            // Its broker has died within it, and so it is begun anew at the next.
+            // Its broker has died within it, and so it is begun again at the next.
             self.header.id = lane.topic(&self.topic)?.number;
             (self.at, self.begun) = (0, Some(lane.session));
             self.header.flags = Flags::RESENT;

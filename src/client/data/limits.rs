@@ -5,8 +5,8 @@ use crate::wire::control::Limits;
 
 macro_rules! present {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// [`Limits`] that may change. Each value is read alone: a caller that needs several that belong together, or a value
-        /// that belongs to a session, checks under the lock of the lane.
+        /// [`Limits`] that may change. Each value is read alone: a caller that needs several that belong together, or a
+        /// value that belongs to a session, checks under the lock of the lane.
         #[derive(Debug)]
         pub(crate) struct CurrentLimits {
             $($name: AtomicU64,)*

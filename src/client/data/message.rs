@@ -32,13 +32,13 @@ impl Message {
         self.topic.as_str()
     }
 
-    /// What was published.
+    /// The payload.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// What was published, without a copy.
+    /// The payload, without a copy.
     #[must_use]
     pub fn into_payload(self) -> Vec<u8> {
         self.payload

@@ -16,7 +16,7 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Released topics whose sequence numbers are remembered. Beyond, all topics that are new go on behind the highest.
 const MOST_PAST: usize = 4096;
 
-/// A name as its user knows it.
+/// A reference to a name, as its user holds it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NameRef {
     pub(crate) at: u32,
@@ -29,7 +29,7 @@ pub(crate) struct NameRef {
     pub(crate) past: u64,
 }
 
-/// What a lane knows of a topic.
+/// A topic as a lane knows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TopicNumber {
     pub(crate) id: u64,
@@ -139,7 +139,7 @@ impl Names {
         }
     }
 
-    /// The broker has given `name` a number. If it has one already, because it was asked for twice at a time, the new
+    /// The broker has given `name` a number. If it has one already, because it was requested twice at a time, the new
     /// one is to be released.
     pub(crate) fn granted(&mut self, name: Topic, number: u32) {
         let known = self.by_name.get(&name).copied();
@@ -221,13 +221,13 @@ impl Names {
         !self.retired.is_empty()
     }
 
-    /// All names that another broker is asked for, each with its id.
+    /// All names that are requested from another broker, each with its id.
     pub(crate) fn all(&self) -> impl Iterator<Item = (u64, &Topic)> {
         let held = self.places.iter().flatten().map(|held| (held.id, &held.name));
         held.chain(self.retired.iter().map(|retired| (retired.id, &retired.name)))
     }
 
-    /// Another broker is asked.
+    /// The names are requested from another broker.
     pub(crate) fn begin_restore(&mut self) {
         self.given.clear();
     }

@@ -29,7 +29,7 @@ pub(crate) struct PendingCall(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Whole messages of the answer that wait, with their cells. The first has a place of its own: mostly it is the
+    /// Whole messages of the reply that wait, with their cells. The first has a place of its own: mostly it is the
     /// only one, and then needs no allocation.
     first: Option<(Vec<u8>, u32)>,
     more: VecDeque<(Vec<u8>, u32)>,
@@ -155,7 +155,7 @@ impl PendingCall {
 /// What has arrived for a call.
 #[derive(Debug)]
 pub(crate) enum CallProgress {
-    /// A message of the answer, and whether it is the last.
+    /// A message of the reply, and whether it is the last.
     Message(Vec<u8>, bool),
     /// The end, behind the last message.
     End,

@@ -14,7 +14,7 @@ pub(crate) struct Resend {
 }
 
 impl Resend {
-    /// One that is asked for once more: everything before it is routed.
+    /// A flush that is sent again behind the messages.
     pub(crate) fn flush(number: u64) -> Resend {
         Resend { header: Header { seq: number, ..Header::new(Kind::Flush) }, payload: Vec::new() }
     }
@@ -38,7 +38,7 @@ struct Large {
     end: u64,
 }
 
-/// What is to be sent again, in order; and what that may yet be.
+/// Messages to be sent again, in order; and large messages that may yet have to be.
 #[derive(Debug, Default)]
 pub(crate) struct ResendQueue {
     queue: VecDeque<Resend>,
@@ -91,7 +91,7 @@ impl ResendQueue {
         }
     }
 
-    /// So many cells are consumed.
+    /// Notes that this many cells are consumed.
     pub(crate) fn forget(&mut self, consumed: u64) {
         while self.large.front().is_some_and(|large| large.end <= consumed) {
             self.large.pop_front();
@@ -117,7 +117,7 @@ impl ResendQueue {
         numbers: &mut Renumbering,
     ) -> (usize, Result<(), Violation>) {
         let mut found = VecDeque::new();
-        // The message under way, and whether it is whole already.
+        // The message that is read, and whether it is whole already.
         let mut open: Option<(Resend, bool)> = None;
         let large = std::mem::take(&mut self.large);
         let read = lane.unconsumed(|words, payload| {
@@ -135,7 +135,7 @@ impl ResendQueue {
                     resend.payload.extend_from_slice(&payload);
                 }
             } else {
-                // Its beginning was consumed. One that is still being placed begins anew by itself.
+                // Its beginning was consumed. One that is still being placed begins again by itself.
                 let is = |large: &&Large| (large.header.id, large.header.seq) == (header.id, header.seq);
                 let whole = large.iter().find(is);
                 open = whole.map(|large| (Resend::publish(&large.header, large.payload.clone()), true));

@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Unreachable,
     /// The socket of a [`Listener`](crate::client::Listener) cannot be listened at.
     Listen,
-    /// The user of one side is not accepted by the other, or may not do what was asked for.
+    /// The user of one side is not accepted by the other, or the operation is not permitted.
     NotAllowed,
     /// Client and broker speak different versions of the protocol.
     VersionMismatch,

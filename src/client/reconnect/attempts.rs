@@ -4,14 +4,14 @@
 //!            its end, no Closing before it        an attempt is due            Welcome
 //!   Up ─────────────────────────────────► Waiting ─────────────────► Greeting ─────────► Up
 //!                                            ▲            refused for now, no │
-//!                                            ├──────── answer, its end again ─┤
+//!                                            ├───────── reply, its end again ─┤
 //!                                            │ lost                           │ Welcome of another broker
 //!                                            └────────────── Restoring ◄──────┘
 //!                                                                └──► Up, when all is there again
 //! ```
 //!
-//! Nothing here waits: the thread with the reader role carries out what is due, and sleeps until the next thing is due, a
-//! bell rings, a socket has something, or something appears at the socket's path.
+//! Nothing here waits: the thread with the reader role carries out what is due, and sleeps until the next thing is due,
+//! a bell rings, a socket has something, or something appears at the socket's path.
 
 use super::restore;
 use crate::client::connect::await_broker::{chance, has_appeared};
@@ -169,7 +169,7 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
             Some(RefusedCode::TooManyConnections | RefusedCode::Draining | RefusedCode::BadToken) => {
                 attempt_failed(link, connection, &error.to_string());
             }
-            // The broker is another, or the session waited too long: begin anew.
+            // The broker is another, or the resume window has expired: start a new session.
             Some(RefusedCode::ResumeFailed) if link.token.take().is_some() => {
                 if let LinkState::Greeting(_, mut retry, _) = link.take_line() {
                     retry.once_more(Instant::now());

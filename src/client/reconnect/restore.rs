@@ -1,12 +1,12 @@
 //! Going on at another broker, when the last one has died or has ended the session.
 //!
-//! Three steps. *Restoring*: the new broker is asked for the numbers of all topics, also of those that were released
-//! and whose messages the last one may not have consumed; then for all subscriptions and offers. (Services are asked
-//! for by the next request to each.) Meanwhile all other threads still use the lanes of the last session, which no
-//! broker reads. *Going on*: in one step, under the locks of the table and of both lanes, requests under way end as
-//! disconnected, calls to be answered are over, topics, subscriptions and offers get their new numbers, and what the
-//! last broker has not consumed is taken out of the bulk lane to be sent again. What the new broker refuses ends with
-//! the reason. *Sending again*: the next publish or wait places it in the new lane, before anything else.
+//! Three steps. *Restoring*: the client requests from the new broker the numbers of all topics, also of those that were
+//! released and whose messages the last one may not have consumed; then for all subscriptions and offers. (Services are
+//! requested by the next request to each.) Meanwhile all other threads still use the lanes of the last session, which
+//! no broker reads. *Going on*: in one step, under the locks of the table and of both lanes, outstanding requests end
+//! as disconnected, calls to be replied to are over, topics, subscriptions and offers get their new numbers, and what
+//! the last broker has not consumed is taken out of the bulk lane to be sent again. What the new broker refuses ends
+//! with the reason. *Sending again*: the next publish or wait places it in the new lane, before anything else.
 
 use crate::client::connection::dispatch;
 use crate::client::connection::link::NextAction;
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 /// How long to wait when a thread has lent itself space in the bulk lane.
 const LENT: Duration = Duration::from_millis(2);
 
-/// Asks the new broker, behind `socket`, for what the session had at the last one.
+/// Requests from the new broker, behind `socket`, what the session had at the last one.
 pub(crate) fn restore(connection: &Connection, socket: Arc<UnixStream>, limits: &Limits) {
     let mut requests = VecDeque::new();
     let mut table = lock(&connection.table);
@@ -109,10 +109,10 @@ pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> NextAction 
     let (left_out, taken) = bulk.renew(new_bulk, table.session, &mut table.topics);
     table.services.clear();
     connection.has_unused_names.store(1, Ordering::Relaxed);
-    // Its user is told as of messages that a broker takes out.
+    // They count as quarantined.
     table.quarantined += left_out as u64;
     if bulk.flush > table.flushed {
-        // Its answer may have died with the broker.
+        // Its reply may have died with the broker.
         let flush = bulk.flush;
         bulk.resends.push(Resend::flush(flush));
     }
