@@ -180,7 +180,7 @@ async fn what_the_blocking_client_can_do_the_async_one_can_too() {
     }
     assert!(publisher.publish(vec![0; 70_001]).await.unwrap_err().is_too_large());
     assert!(client.publisher("a b").await.unwrap_err().is_invalid_name());
-    assert_eq!(client.set_aside(), 0);
+    assert_eq!(client.quarantined(), 0);
 
     let mut service = other.serve("svc").await.unwrap();
     let options = RequestOptions { timeout: Some(Duration::from_secs(3600)), ..RequestOptions::default() };

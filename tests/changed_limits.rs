@@ -206,7 +206,7 @@ fn a_message_that_the_next_broker_does_not_take_is_left_out_and_counted() {
             assert_eq!(message.payload(), expected);
         }
     });
-    assert_eq!(here.set_aside(), 1);
+    assert_eq!(here.quarantined(), 1);
     assert!(publisher.publish([1; 101]).unwrap_err().is_too_large());
 }
 

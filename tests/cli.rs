@@ -572,7 +572,7 @@ fn an_error_names_what_chose_the_socket() {
         "(chosen by --socket)\nhint: start a broker: lapce-ipc serve --socket /nonexist",
     );
     ask(&[], &[("LAPCE_IPC_SOCKET", "/nonexistent/s")], "(chosen by LAPCE_IPC_SOCKET)");
-    ask(&["--config", file.to_str().unwrap()], &[], "no broker at /nonexistent/configured: nothing is there");
+    ask(&["--config", file.to_str().unwrap()], &[], "no broker at /nonexistent/configured: the socket does not exist");
     ask(&["--config", file.to_str().unwrap()], &[], "(chosen by --config)");
     ask(&[], &[("XDG_RUNTIME_DIR", folder.path().to_str().unwrap())], "(chosen by XDG_RUNTIME_DIR)");
 }
@@ -629,7 +629,7 @@ fn a_second_broker_is_refused_and_a_dead_ones_socket_is_replaced() {
     broker.process().signal("KILL");
     assert_eq!(broker.process().code(), -9);
     assert!(broker.socket().exists(), "a killed broker leaves its socket");
-    fails_with(&broker.run(&["request", "echo", "hi"]), 69, "nobody listens");
+    fails_with(&broker.run(&["request", "echo", "hi"]), 69, "no process listens");
     let mut second = Process::start(second);
     second.wait_for("hint:");
     assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");

@@ -180,7 +180,8 @@ fn how_a_request_ended_is_told_with_what_it_was() {
     };
     let told = broker.run(&["request", "nobody", "hi", "--timeout", "20s"]);
     let text = stderr(&told);
-    let after = text.strip_prefix("error: no responders: nobody serves it (service nobody, timeout 20s, socket ");
+    let after =
+        text.strip_prefix("error: no responders: the service is not offered (service nobody, timeout 20s, socket ");
     assert!(after.is_some_and(|rest| rest.starts_with(socket.to_str().unwrap())), "{text}");
     let client = broker.client();
     let _slow = client.serve("slow").unwrap();
@@ -189,7 +190,7 @@ fn how_a_request_ended_is_told_with_what_it_was() {
     fails_with(&told, 75, &["deadline exceeded", &about("slow", "150ms")]);
     client.set_breaker("slow", BreakerOrder::Open, Some(Duration::from_secs(36_000_000))).unwrap();
     let told = broker.run(&["request", "slow", "hi"]);
-    fails_with(&told, 75, &["breaker open: no requests to the service are let through; try again in 416 d 1", "slow"]);
+    fails_with(&told, 75, &["breaker open: requests to the service are rejected; try again in 416 d 1", "slow"]);
     fails_with(&broker.run(&["request", "a b", "hi"]), 64, &["error: invalid name \"a b\""]);
 }
 

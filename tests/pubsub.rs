@@ -213,20 +213,16 @@ fn an_unread_subscription_does_not_delay_a_request_of_its_client() {
 fn topics_are_bounded_per_connection_and_in_all() {
     let broker = Broker::start_with(&[("limits.max_topics_per_connection", "4"), ("limits.max_topics", "6")]);
     let (client, other) = (broker.client(), broker.client());
-    for topic in ["a", "b", "c", "d"] {
-        client.publish(topic, "").unwrap();
-    }
+    let held = ["a", "b", "c", "d"].map(|topic| client.publisher(topic).unwrap());
     let error = client.publish("e", "").unwrap_err();
     assert!(error.to_string().contains("4 topics"), "{error}");
     // A topic that another client has named costs nothing more.
-    for topic in ["a", "e", "f"] {
-        other.publish(topic, "").unwrap();
-    }
+    let _held_by_other = ["a", "e", "f"].map(|topic| other.publisher(topic).unwrap());
     let error = other.publish("g", "").unwrap_err();
     assert!(error.to_string().contains("the broker knows 6 topics, which is the limit"), "{error}");
     client.publish("a", "").unwrap();
     client.flush().unwrap();
-    drop(client);
+    drop((client, held));
     // Topics go with the last who knows them.
     wait_until("a place for another topic", || broker.client().publish("h", "").is_ok());
 }

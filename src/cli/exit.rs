@@ -135,7 +135,7 @@ impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Failure {
         let failure = Failure::new(code_of(error.detail()), error.to_string());
         match error.detail() {
-            ErrorKind::Connect { why: Unreached::Nobody, .. } => failure.hint("start a broker: lapce-ipc serve"),
+            ErrorKind::Connect { why: Unreached::NoListener, .. } => failure.hint("start a broker: lapce-ipc serve"),
             ErrorKind::UntrustedBroker { uid, .. } => failure.hint(format!("to trust this user: --trust-uid {uid}")),
             ErrorKind::Failed { code: FailedCode::Unknown, .. } => {
                 failure.hint("lapce-ipc breaker list shows all breakers")

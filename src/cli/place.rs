@@ -180,7 +180,7 @@ impl BrokerTarget {
 
     fn connect_by(&self, builder: Builder) -> Result<Client, Failure> {
         builder.connect().map_err(|error| match error.detail() {
-            ErrorKind::Connect { why: Unreached::Nobody, path, .. } if *path != Path::new(DEFAULT_SOCKET) => {
+            ErrorKind::Connect { why: Unreached::NoListener, path, .. } if *path != Path::new(DEFAULT_SOCKET) => {
                 let hint = format!("start a broker: lapce-ipc serve --socket {}", path.display());
                 Failure::from(error).hint(hint)
             }

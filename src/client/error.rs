@@ -1,4 +1,6 @@
-//! What can go wrong for a client: one opaque error, with predicates.
+//! The errors of a client: one opaque type, with predicates.
+
+pub(crate) mod kind;
 
 use crate::wire::control::{ClosingCode, FailedCode, RefusedCode};
 use crate::wire::name::NameError;
@@ -24,11 +26,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a socket was not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreached {
-    /// Nobody listens.
-    Nobody,
+    /// No process listens.
+    NoListener,
     /// We may not open it.
     Denied,
-    /// Nothing that says whether somebody listens.
+    /// The error does not say whether a process listens.
     Other,
 }
 
@@ -64,14 +66,14 @@ impl Error {
         matches!(&*self.0, Kind::Outcome { outcome, .. } if *outcome == wanted)
     }
 
-    /// No broker listens at the socket: nothing is there, or nobody answers.
+    /// No broker listens at the socket: it does not exist, or no process listens.
     #[must_use]
     pub fn is_no_broker(&self) -> bool {
-        matches!(&*self.0, Kind::Connect { why: Unreached::Nobody, .. })
+        matches!(&*self.0, Kind::Connect { why: Unreached::NoListener, .. })
     }
 
-    /// The socket cannot be reached: nobody listens ([`Error::is_no_broker`]), or the system does not let us, or the
-    /// broker takes nobody in at present.
+    /// The socket cannot be reached: no process listens ([`Error::is_no_broker`]), permission is denied, or the
+    /// listen backlog is full.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(&*self.0, Kind::Connect { .. })
@@ -89,7 +91,7 @@ impl Error {
         matches!(&*self.0, Kind::Disconnected(_) | Kind::Closed { .. }) || self.is_outcome(Outcome::Disconnected)
     }
 
-    /// Nobody serves the service.
+    /// The service has no responder.
     #[must_use]
     pub fn is_no_responders(&self) -> bool {
         self.is_outcome(Outcome::NoResponders)
@@ -107,7 +109,7 @@ impl Error {
         self.is_outcome(Outcome::DeadlineExceeded)
     }
 
-    /// The responder ended before it answered; the request may have been carried out.
+    /// The responder ended before it replied; the request may have been carried out.
     #[must_use]
     pub fn is_responder_lost(&self) -> bool {
         self.is_outcome(Outcome::ResponderLost)
@@ -119,7 +121,7 @@ impl Error {
         self.is_outcome(Outcome::Cancelled)
     }
 
-    /// All responders have as much as they take, or a limit of the broker is reached.
+    /// All responders are at capacity, or a limit of the broker is reached.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.is_outcome(Outcome::Overloaded)
@@ -131,7 +133,7 @@ impl Error {
         matches!(&*self.0, Kind::TooLarge { .. }) || self.is_outcome(Outcome::TooLarge)
     }
 
-    /// The responder answered with an error; see [`Error::reply_text`].
+    /// The responder replied with an error; see [`Error::reply_text`].
     #[must_use]
     pub fn is_error_reply(&self) -> bool {
         matches!(&*self.0, Kind::ErrorReply(_))
@@ -168,7 +170,7 @@ impl Error {
         matches!(&*self.0, Kind::Name(_))
     }
 
-    /// The broker did not take the connection in, whatever the reason; [`Error::refused_code`] tells which.
+    /// The broker refused the connection, whatever the reason; [`Error::refused_code`] returns it.
     ///
     /// ```no_run
     /// use lapce_ipc::client::{Client, RefusedCode};
@@ -186,7 +188,7 @@ impl Error {
         matches!(&*self.0, Kind::Refused { .. } | Kind::Version { .. })
     }
 
-    /// Why the broker did not take the connection in, if it did not.
+    /// The reason why the broker refused the connection, if it did.
     #[must_use]
     pub fn refused_code(&self) -> Option<RefusedCode> {
         match &*self.0 {
@@ -202,13 +204,13 @@ impl Error {
         matches!(&*self.0, Kind::Protocol(_))
     }
 
-    /// The broker does not do what was asked for, and says why; [`Error::failed_code`] tells the kind.
+    /// The broker rejected the operation; [`Error::failed_code`] returns the kind.
     #[must_use]
     pub fn is_failed(&self) -> bool {
         matches!(&*self.0, Kind::Failed { .. })
     }
 
-    /// Why the broker does not do what was asked for, if it said so.
+    /// Why the broker rejected the operation, if it gave a reason.
     #[must_use]
     pub fn failed_code(&self) -> Option<FailedCode> {
         match &*self.0 {
@@ -246,27 +248,27 @@ impl Error {
         matches!(&*self.0, Kind::LoanOutstanding)
     }
 
-    /// This thread looks at a message in place, and would wait for itself; see
-    /// [`Subscription::read_next`](super::Subscription::read_next).
+    /// This thread reads a message in place, and would wait for itself; see
+    /// [`Subscription::read_next`](crate::client::Subscription::read_next).
     #[must_use]
     pub fn is_view_outstanding(&self) -> bool {
         matches!(&*self.0, Kind::ViewOutstanding)
     }
 
     /// This process is a child that `fork` made of the one that connected: it must connect itself, see
-    /// [`Client`](super::Client).
+    /// [`Client`](crate::client::Client).
     #[must_use]
     pub fn is_forked(&self) -> bool {
         matches!(&*self.0, Kind::Forked)
     }
 
-    /// An option with which a client was to be built makes no sense: its text names it, and the value.
+    /// An option is invalid: the text names it, and the value.
     #[must_use]
     pub fn is_invalid_option(&self) -> bool {
         matches!(&*self.0, Kind::InvalidOption(_))
     }
 
-    /// Nothing came within the time that the caller was ready to wait.
+    /// The caller's timeout has passed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(&*self.0, Kind::Timeout)
@@ -314,7 +316,7 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Connect { path, why: Unreached::Nobody, reason } => {
+            Kind::Connect { path, why: Unreached::NoListener, reason } => {
                 write!(f, "no broker at {}: {reason}", path.display())
             }
             Kind::Connect { path, why: Unreached::Denied, reason } => {
@@ -338,13 +340,13 @@ impl fmt::Display for Error {
             Kind::Disconnected(reason) => write!(f, "disconnected: {reason}"),
             Kind::Outcome { outcome, retry_after } => {
                 f.write_str(match outcome {
-                    Outcome::NoResponders => "no responders: nobody serves it",
-                    Outcome::BreakerOpen => "breaker open: no requests to the service are let through",
+                    Outcome::NoResponders => "no responders: the service is not offered",
+                    Outcome::BreakerOpen => "breaker open: requests to the service are rejected",
                     Outcome::DeadlineExceeded => "deadline exceeded",
                     Outcome::ResponderLost => "responder lost: it ended before it answered",
                     Outcome::Cancelled => "cancelled",
                     Outcome::TooLarge => "message too large",
-                    Outcome::Overloaded => "overloaded: all responders have as much as they take",
+                    Outcome::Overloaded => "overloaded: all responders are at capacity",
                     Outcome::Disconnected => "disconnected",
                 })?;
                 match retry_after {
@@ -365,15 +367,13 @@ impl fmt::Display for Error {
             Kind::Name(error) => error.fmt(f),
             Kind::Failed { message, .. } => f.write_str(message),
             Kind::Evicted { dropped } => {
-                write!(f, "subscription ended: its messages were not taken in time ({dropped} dropped)")
+                write!(f, "subscription evicted: slow consumer ({dropped} messages dropped)")
             }
             Kind::InvalidOption(what) => write!(f, "invalid option: {what}"),
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
-            Kind::ViewOutstanding => {
-                f.write_str("this thread looks at a message in place; what waits comes after that")
-            }
+            Kind::ViewOutstanding => f.write_str("cannot block while reading a message in place"),
             Kind::Forked => f.write_str("this client was inherited through fork(); the child must connect itself"),
-            Kind::Timeout => f.write_str("nothing came in time"),
+            Kind::Timeout => f.write_str("timed out"),
         }
     }
 }
@@ -419,8 +419,8 @@ mod tests {
     #[test]
     fn an_open_breaker_blames_nobody_and_says_when_in_words() {
         let open = |ms| Kind::Outcome { outcome: Outcome::BreakerOpen, retry_after: Some(Duration::from_millis(ms)) };
-        let told = Error::from(open(35_996_399_977)).to_string();
-        assert_eq!(told, "breaker open: no requests to the service are let through; try again in 416 d 14 h");
+        let result = Error::from(open(35_996_399_977)).to_string();
+        assert_eq!(result, "breaker open: requests to the service are rejected; try again in 416 d 14 h");
         assert!(Error::from(open(250)).to_string().ends_with("; try again in 250 ms"));
     }
 }

@@ -25,69 +25,28 @@
 //!
 //! The feature `tokio` adds the same for async programs in `client::asynchronous`.
 
-// The files:
+// The rooms, from the bottom up; each uses only those above it in this table (held by tests/tidy):
 //
-// | file | idea |
+// | room | idea |
 // |---|---|
-// | `connect`, `locate` | finding the broker, greeting it |
-// | `listen` | being found by brokers that dial |
-// | `inner` | what all handles of a connection share |
-// | `waiting`, `roles` | how anybody waits |
-// | `link`, `outgoing`, `asked`, `frames` | the control socket: found again, asked over, answered or not waited for |
-// | `retry`, `state` | when to try again; what the user sees of it |
-// | `lane`, `loan`, `posted` | placing records in the two lanes, writing in place, placing without waiting |
-// | `session`, `unsent`, `seen`, `again` | going on at another broker: restored, sent again, left out, asked again |
-// | `reader` | the reader role: sorting what arrives, spinning, sleeping |
-// | `pending` | a call under way |
-// | `call_time`, `cancels` | calls that this side ends by itself |
-// | `queue` | messages that wait for their subscription's owner |
-// | `publish`, `subscription`, `request`, `serve`, `answer`, `report` | what the user does |
-// | `view` | looking at a message where it lies |
-// | `asynchronous` | the same for async, behind the feature `tokio` |
-// | `error`, `error_kind` | what can go wrong; its kind, for a `match` |
+// | `error` | what can go wrong; its kind, for a `match` |
+// | `data` | the state of one thing each: a call, an inbox, a queue, a lane, names, sequence numbers |
+// | `connect` | locating, dialling and greeting the broker; backoff |
+// | `connection` | what all handles share, and the operations on it that never wait |
+// | `reconnect` | a lost socket: attempts, and the session restored at another broker |
+// | `engine` | blocking waits (leader and followers), and the operations that wait |
+// | `api` | what users call |
+// | `asynchronous` | the same for async programs, behind the feature `tokio` |
 
-mod again;
-mod answer;
-mod asked;
+mod api;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
-mod behind;
-mod call_time;
-mod cancels;
 mod connect;
+mod connection;
+mod data;
+mod engine;
 mod error;
-mod error_kind;
-mod frames;
-mod hold;
-mod initial;
-mod inner;
-mod lane;
-mod limits;
-mod link;
-mod listen;
-mod loan;
-mod locate;
-mod names;
-mod operations;
-mod outgoing;
-mod pending;
-mod posted;
-mod publish;
-mod queue;
-mod reader;
-mod reply_error;
-mod report;
-mod request;
-mod retry;
-mod roles;
-mod seen;
-mod serve;
-mod session;
-mod state;
-mod subscription;
-mod unsent;
-mod view;
-mod waiting;
+mod reconnect;
 
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
@@ -95,126 +54,23 @@ pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceS
 pub use crate::wire::control::{HealthStatus, ReloadReport, UpstreamStatus};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
-pub use answer::{Reply, Request};
-pub use connect::{Builder, DEFAULT_SOCKET};
+pub use api::builder::Builder;
+pub use api::client::Client;
+pub use api::events::Events;
+pub use api::listener::Listener;
+pub use api::loan::Loan;
+pub use api::publish::Publisher;
+pub use api::reply::{Reply, Request};
+pub use api::request::ReplyStream;
+pub use api::serve::{ReplyError, Service};
+pub use api::subscription::{SubscribeOptions, Subscription};
+pub use connect::locate::DEFAULT_SOCKET;
+pub use connect::retry::ReconnectOptions;
+pub use connection::shared::WaitStrategy;
+pub use data::call_options::RequestOptions;
+pub use data::connection_state::ConnectionState;
+pub use data::message::{Message, View};
+pub use error::kind::ErrorKind;
 pub use error::{Error, Result};
 #[cfg(feature = "cli")]
 pub(crate) use error::{Kind as ErrorDetail, Unreached, age};
-pub use error_kind::ErrorKind;
-pub use listen::Listener;
-pub use loan::Loan;
-pub use publish::Publisher;
-pub use reply_error::ReplyError;
-pub use request::{ReplyStream, RequestOptions};
-pub use retry::ReconnectOptions;
-pub use serve::Service;
-pub use state::{ConnectionState, Events};
-pub use subscription::{Message, SubscribeOptions, Subscription};
-pub use view::View;
-
-use inner::Inner;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
-/// How a thread waits for the broker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WaitStrategy {
-    /// Spins while the router is awake on another CPU, for a bounded time that tunes itself; then sleeps.
-    #[default]
-    Adaptive,
-    /// Never sleeps: the shortest latency, for a whole CPU.
-    Busy,
-    /// Sleeps at once.
-    Block,
-}
-
-/// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
-///
-/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client
-/// returns [`Error::is_forked`], dropping it tells the broker nothing, and the parent's connection goes on; the child
-/// connects by
-/// itself. (A child that executes another program at once, as `std::process::Command` starts it, inherits nothing: all
-/// descriptors are closed on exec.)
-#[derive(Clone, Debug)]
-pub struct Client {
-    pub(crate) inner: Arc<Inner>,
-}
-
-impl Client {
-    /// Connects to the broker where it usually listens; see [`Builder::socket`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Builder::connect`].
-    ///
-    /// ```no_run
-    /// let client = lapce_ipc::client::Client::connect()?;
-    /// # Ok::<(), lapce_ipc::client::Error>(())
-    /// ```
-    pub fn connect() -> Result<Client> {
-        Client::builder().connect()
-    }
-
-    /// Connects with more say in it.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder::new()
-    }
-
-    /// The connection's id, as it stands in the broker's log and status, and with each message that we publish.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.inner.connection()
-    }
-
-    /// The broker's socket.
-    #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.inner.endpoint.path
-    }
-
-    /// The limits that the present broker sets for this connection. After a restart of the broker they may be others.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        self.inner.limits.all()
-    }
-
-    /// Waits until the broker ends the connection, at most for `timeout` (`None`: no limit). Meanwhile everything that
-    /// arrives is sorted into its queues.
-    ///
-    /// # Errors
-    ///
-    /// Always: the reason why the connection ended, or [`Error::is_timeout`].
-    pub fn closed(&self, timeout: Option<Duration>) -> Result<std::convert::Infallible> {
-        self.inner.wait_until(inner::deadline(timeout), || None)
-    }
-
-    /// Says goodbye to the broker and ends the connection, for all clones and for what was made of them. What was
-    /// published is routed; who waits, and whoever calls afterwards, gets an error
-    /// ([`Error::is_disconnected`]).
-    ///
-    /// Dropping the last of all these does the same. This is for a program in which some still wait:
-    ///
-    /// ```no_run
-    /// # let client = lapce_ipc::client::Client::connect()?;
-    /// let events = client.events();
-    /// let watcher = std::thread::spawn(move || events.for_each(|state| println!("{state:?}")));
-    /// // ...
-    /// client.close();
-    /// watcher.join().expect("it ends with the connection");
-    /// # Ok::<(), lapce_ipc::client::Error>(())
-    /// ```
-    pub fn close(&self) {
-        self.inner.close_here();
-    }
-}
-
-/// The one descriptor on which a client waits, for event loops of its own: when it is readable, something may have
-/// arrived, and the calls that do not block will find it.
-impl AsFd for Client {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.nest.as_fd()
-    }
-}

@@ -151,6 +151,13 @@ impl Flags {
     pub const fn with_if(self, other: Flags, yes: bool) -> Flags {
         if yes { self.with(other) } else { self }
     }
+
+    /// Of the fragment `at..at + len` of a message of `total` bytes.
+    #[must_use]
+    #[inline]
+    pub const fn fragment(at: usize, len: usize, total: usize) -> Flags {
+        Flags(0).with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + len == total)
+    }
 }
 
 /// How a request ended without a reply; also why a call is over for its responder.

@@ -81,6 +81,11 @@ impl Graph {
         path.join("::")
     }
 
+    /// Each use of another file, as the two modules.
+    pub(crate) fn edges(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.edges.iter().flat_map(|(from, targets)| targets.iter().map(|to| (from.as_str(), to.as_str())))
+    }
+
     /// All circles, the largest first: the files of each in order.
     pub(crate) fn circles(&self) -> Vec<Vec<String>> {
         let mut search = Search::new(self);

@@ -1,10 +1,12 @@
 //! Publishing, for async programs.
 
-use super::super::error::{Kind, Result};
-use super::super::hold::Hold;
-use super::super::inner::lock;
-use super::super::lane::Parts;
-use super::{AsyncClient, until};
+use super::client::AsyncClient;
+use super::wait::until;
+use crate::client::connection::hold::Hold;
+use crate::client::data::lane::MessageParts;
+use crate::client::data::lock::lock;
+use crate::client::engine::publish::{is_flushed, try_parts};
+use crate::client::error::{Kind, Result};
 use crate::wire::control::InternKind;
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ impl AsyncClient {
     ///
     /// As [`Client::publish`](crate::client::Client::publish).
     pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
-        self.inner.check_size(payload.as_ref().len())?;
+        self.connection.check_size(payload.as_ref().len())?;
         let topic = self.hold(InternKind::Topic, topic, true, || None).await?;
         self.publish_to(topic.into(), payload.as_ref()).await
     }
@@ -31,9 +33,9 @@ impl AsyncClient {
     }
 
     async fn publish_to(&self, topic: Arc<Hold>, payload: &[u8]) -> Result<()> {
-        let inner = &self.inner;
-        let total = inner.check_size(payload.len())?;
-        let step = inner.limits.slot_size() as usize;
+        let connection = &self.connection;
+        let total = connection.check_size(payload.len())?;
+        let step = connection.limits.slot_size() as usize;
         if payload.len() > step {
             // Part after part, in a task of its own: were it dropped half way, no further message could follow.
             let (this, payload) = (self.clone(), payload.to_vec());
@@ -44,9 +46,9 @@ impl AsyncClient {
     }
 
     async fn publish_parts(&self, topic: &Hold, total: u32, payload: &[u8]) -> Result<()> {
-        let (inner, mut message) = (&self.inner, Parts::new(topic.place, total));
+        let (connection, mut message) = (&self.connection, MessageParts::new(topic.place, total));
         let _turn = self.bulk.lock().await;
-        until(inner, || inner.try_parts(&mut message, payload)).await?
+        until(connection, || try_parts(connection, &mut message, payload)).await?
     }
 
     /// As [`Client::flush`](crate::client::Client::flush).
@@ -55,22 +57,22 @@ impl AsyncClient {
     ///
     /// If the connection has ended.
     pub async fn flush(&self) -> Result<()> {
-        let inner = &self.inner;
+        let connection = &self.connection;
         let number = {
             let _turn = self.bulk.lock().await;
-            until(inner, || match inner.bulk().claim() {
-                Ok(mut lane) => inner.try_flush(&mut lane),
+            until(connection, || match connection.bulk().claim() {
+                Ok(mut lane) => lane.try_flush(connection.next_number()),
                 Err(error) => Some(Err(error)),
             })
             .await??
         };
-        until(inner, || inner.is_flushed(number).then_some(())).await
+        until(connection, || is_flushed(connection, number).then_some(())).await
     }
 
     /// As [`Client::set_aside`](crate::client::Client::set_aside).
     #[must_use]
-    pub fn set_aside(&self) -> u64 {
-        lock(&self.inner.table).set_aside
+    pub fn quarantined(&self) -> u64 {
+        lock(&self.connection.table).quarantined
     }
 }
 

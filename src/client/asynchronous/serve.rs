@@ -1,17 +1,46 @@
 //! Serving, for async programs.
 
-use super::super::answer::{Answer, Request};
-use super::super::error::Result;
-use super::super::serve::Service;
-use super::{AsyncClient, stream, until};
+use super::client::AsyncClient;
+use super::stream;
+use super::wait::{poll_until, until};
+#[cfg(doc)]
+use crate::client::Client;
+use crate::client::api::reply::{ReplyParts, Request};
+use crate::client::api::serve::{self as blocking, Service};
+use crate::client::error::Result;
+use futures_core::Stream;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
+
+impl AsyncClient {
+    /// As [`Client::serve`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub async fn serve(&self, service: &str) -> Result<AsyncService> {
+        self.serve_up_to(service, 0).await
+    }
+
+    /// As [`Client::serve_up_to`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
+        let (request, service) = blocking::start(&self.connection, service, max_in_flight)?;
+        let reply = until(&self.connection, || request.reply()).await?;
+        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &reply)?, failed: false })
+    }
+}
 
 /// As [`Service`], and a [`Stream`](futures_core::Stream).
 #[derive(Debug)]
 pub struct AsyncService {
-    pub(super) client: AsyncClient,
-    pub(super) service: Service,
-    pub(super) failed: bool,
+    pub(crate) client: AsyncClient,
+    pub(crate) service: Service,
+    pub(crate) failed: bool,
 }
 
 impl AsyncService {
@@ -26,12 +55,12 @@ impl AsyncService {
 pub struct AsyncRequest {
     client: AsyncClient,
     request: Request,
-    /// A chunk of several records whose sending is under way, or was dropped half way.
-    rest: Option<Answer<'static>>,
+    /// A chunk of several records that is being sent, or whose future was dropped half way.
+    rest: Option<ReplyParts<'static>>,
 }
 
 impl AsyncRequest {
-    pub(super) fn new(client: AsyncClient, request: Request) -> AsyncRequest {
+    pub(crate) fn new(client: AsyncClient, request: Request) -> AsyncRequest {
         AsyncRequest { client, request, rest: None }
     }
 
@@ -78,11 +107,11 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Result<()> {
-        let mut chunk = Answer::chunk(&self.client.inner, payload.as_ref())?;
+        let mut chunk = ReplyParts::chunk(&self.client.connection, payload.as_ref())?;
         self.send_rest().await?;
-        let inner = &self.client.inner;
-        if chunk.is_one_record(inner) {
-            return until(inner, || chunk.step(&mut self.request)).await?;
+        let connection = &self.client.connection;
+        if chunk.is_one_record(connection) {
+            return until(connection, || chunk.step(&mut self.request)).await?;
         }
         // Kept by the request, not by this future: dropped half way, nothing could follow.
         self.rest = Some(chunk.into_owned());
@@ -96,7 +125,7 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn finish(mut self) -> Result<()> {
         self.send_rest().await?;
-        self.end(Answer::finish()).await
+        self.end(ReplyParts::finish()).await
     }
 
     /// As [`Request::reply`]. A future that is dropped before it is done drops the request.
@@ -106,7 +135,7 @@ impl AsyncRequest {
     /// As [`Request::chunk`].
     pub async fn reply(mut self, payload: impl AsRef<[u8]>) -> Result<()> {
         self.send_rest().await?;
-        let reply = Answer::reply(&self.client.inner, payload.as_ref());
+        let reply = ReplyParts::reply(&self.client.connection, payload.as_ref());
         self.end(reply).await
     }
 
@@ -116,7 +145,7 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn refuse(mut self, text: &str) -> Result<()> {
-        let refusal = Answer::refuse(&self.client.inner, text);
+        let refusal = ReplyParts::refuse(&self.client.connection, text);
         self.end(refusal).await
     }
 
@@ -126,7 +155,7 @@ impl AsyncRequest {
     ///
     /// As [`Request::chunk`].
     pub async fn fail(mut self, text: &str) -> Result<()> {
-        let failure = Answer::fail(&self.client.inner, text);
+        let failure = ReplyParts::fail(&self.client.connection, text);
         self.end(failure).await
     }
 
@@ -138,13 +167,28 @@ impl AsyncRequest {
 
     async fn go_on(&mut self) -> Result<()> {
         let Some(rest) = &mut self.rest else { return Ok(()) };
-        let sent = until(&self.client.inner, || rest.step(&mut self.request)).await?;
+        let sent = until(&self.client.connection, || rest.step(&mut self.request)).await?;
         self.rest = None;
         sent
     }
 
-    /// Sends the last message. An error breaks off the chunk under way, if there is one.
-    async fn end(&mut self, mut last: Answer<'_>) -> Result<()> {
-        until(&self.client.inner, || last.step(&mut self.request)).await?
+    /// Sends the last message. An error aborts the chunk that is being sent, if there is one.
+    async fn end(&mut self, mut last: ReplyParts<'_>) -> Result<()> {
+        until(&self.client.connection, || last.step(&mut self.request)).await?
+    }
+}
+
+impl Stream for AsyncService {
+    type Item = Result<AsyncRequest>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.failed {
+            return Poll::Ready(None);
+        }
+        let service = &mut this.service;
+        let next = ready!(poll_until(&this.client.connection, context, || service.poll())).and_then(|next| next);
+        this.failed = next.is_err();
+        Poll::Ready(Some(next.map(|request| AsyncRequest::new(this.client.clone(), request))))
     }
 }

@@ -1,0 +1,258 @@
+//! Replying: a request as its responder sees it, and the sending of its reply.
+
+use crate::client::connection::calls::{self, FAILED};
+use crate::client::connection::shared::Connection;
+use crate::client::data::incoming_call::IncomingCall;
+use crate::client::data::lock::lock;
+use crate::client::engine::wait;
+use crate::client::error::Result;
+use crate::shm::layout::cells_for;
+use crate::wire::record::{Flags, Header, Kind as RecordKind};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A request to be replied to. Dropped without a reply, or before its reply is whole, it is rejected with an error.
+#[derive(Debug)]
+pub struct Request {
+    connection: Arc<Connection>,
+    call: Arc<IncomingCall>,
+    payload: Vec<u8>,
+    is_answered: bool,
+}
+
+/// The outcome of sending a part of a reply: an error says that the requester waits no more.
+pub type Reply = Result<()>;
+
+impl Request {
+    /// The request of a call, if the call has not ended.
+    pub(crate) fn of(connection: &Arc<Connection>, call: Arc<IncomingCall>) -> Option<Request> {
+        let payload = call.take_body()?;
+        Some(Request { connection: connection.clone(), call, payload, is_answered: false })
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The payload, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
+    /// answered, which is why this does not consume it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "broker")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use lapce_ipc::{broker, client::Client, config::{Env, Loaded}};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let socket = folder.path().join("ipc.sock");
+    /// # let mut loaded = Loaded::default();
+    /// # loaded.settle_socket(Some(socket.as_os_str()), &Env::default())?;
+    /// # let (listens, is_listening) = std::sync::mpsc::sync_channel(1);
+    /// # std::thread::spawn(move || broker::run(loaded, || Ok(Loaded::default()), |_| listens.send(()).unwrap()));
+    /// # is_listening.recv()?;
+    /// # let client = Client::builder().socket(&socket).connect()?;
+    /// let mut service = client.serve("upper")?;
+    /// let mut stream = client.request_stream("upper", "hello")?;
+    ///
+    /// let mut request = service.next().expect("a request")?;
+    /// let mut text = request.take_payload();
+    /// text.make_ascii_uppercase();
+    /// request.reply(text)?;
+    ///
+    /// assert_eq!(stream.next().expect("a reply")?, b"HELLO");
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "broker"))]
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub fn take_payload(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.payload)
+    }
+
+    /// The id of the connection that sent the request.
+    #[must_use]
+    pub fn requester(&self) -> u32 {
+        self.call.requester
+    }
+
+    /// The time until which the requester waits; `None`: a stream without a total, which goes on as long as each chunk
+    /// comes in time after the one before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.call.deadline
+    }
+
+    /// Whether the requester expects a stream of chunks. Others take them too, joined.
+    #[must_use]
+    pub fn wants_stream(&self) -> bool {
+        self.call.stream
+    }
+
+    /// Whether the requester waits no more, as far as is known: a cancel is noticed while a thread of this
+    /// process waits for messages, or when a chunk is sent.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.call.is_ended()
+    }
+
+    /// Sends a chunk of a streamed reply. It waits while the requester has no room for it.
+    ///
+    /// # Errors
+    ///
+    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`](crate::client::Error::is_cancelled),
+    /// [`Error::is_deadline_exceeded`](crate::client::Error::is_deadline_exceeded)), the chunk is too large, or the
+    /// connection has ended.
+    pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
+        let chunk = ReplyParts::chunk(&self.connection, payload.as_ref())?;
+        self.send(chunk)
+    }
+
+    /// Ends a streamed reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn finish(mut self) -> Reply {
+        self.send(ReplyParts::finish())
+    }
+
+    /// Replies: with the whole reply, or with the last chunk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn reply(mut self, payload: impl AsRef<[u8]>) -> Reply {
+        let reply = ReplyParts::reply(&self.connection, payload.as_ref());
+        self.send(reply)
+    }
+
+    /// Replies with an error that is the request's fault: unlike [`Request::fail`] it does not count at the breaker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn refuse(mut self, text: &str) -> Reply {
+        let refusal = ReplyParts::refuse(&self.connection, text);
+        self.send(refusal)
+    }
+
+    /// Replies with an error: the service has failed. Several in a row open its breaker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::chunk`].
+    pub fn fail(mut self, text: &str) -> Reply {
+        let failure = ReplyParts::fail(&self.connection, text);
+        self.send(failure)
+    }
+
+    fn send(&mut self, mut answer: ReplyParts<'_>) -> Reply {
+        self.connection.check_fork()?;
+        // Notices a cancel even if no thread of this process waits.
+        wait::sort_now(&self.connection);
+        match answer.step(self) {
+            Some(sent) => sent,
+            None => {
+                let connection = self.connection.clone();
+                wait::for_record(&connection, None, || answer.step(self))?
+            }
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.is_answered && self.connection.is_ours() {
+            calls::reject(&self.connection, &mut lock(&self.connection.table), &self.call);
+        }
+    }
+}
+
+/// The sending of one message of a reply, part by part.
+#[derive(Debug)]
+pub(crate) struct ReplyParts<'a> {
+    payload: Cow<'a, [u8]>,
+    flags: Flags,
+    /// Bytes that were sent.
+    at: usize,
+    /// The result of the call that sends it.
+    result: Reply,
+}
+
+impl<'a> ReplyParts<'a> {
+    fn new(payload: Cow<'a, [u8]>, flags: Flags, result: Reply) -> ReplyParts<'a> {
+        ReplyParts { payload, flags, at: 0, result }
+    }
+
+    pub(crate) fn chunk(connection: &Connection, payload: &'a [u8]) -> Result<ReplyParts<'a>> {
+        connection.check_size(payload.len())?;
+        Ok(ReplyParts::new(payload.into(), Flags::default(), Ok(())))
+    }
+
+    pub(crate) fn finish() -> ReplyParts<'static> {
+        ReplyParts::new(Cow::Borrowed(&[]), Flags::END.with(Flags::STREAM), Ok(()))
+    }
+
+    pub(crate) fn reply(connection: &Connection, payload: &'a [u8]) -> ReplyParts<'a> {
+        ReplyParts::last(connection, payload, Flags::END)
+    }
+
+    pub(crate) fn refuse(connection: &Connection, text: &'a str) -> ReplyParts<'a> {
+        ReplyParts::last(connection, text.as_bytes(), Flags::END.with(Flags::ERROR))
+    }
+
+    pub(crate) fn fail(connection: &Connection, text: &'a str) -> ReplyParts<'a> {
+        ReplyParts::last(connection, text.as_bytes(), FAILED)
+    }
+
+    fn last(connection: &Connection, payload: &'a [u8], flags: Flags) -> ReplyParts<'a> {
+        match connection.check_size(payload.len()) {
+            Ok(_) => ReplyParts::new(payload.into(), flags, Ok(())),
+            // The requester gets the error now, not at its deadline.
+            Err(error) => ReplyParts::new(error.to_string().into_bytes().into(), FAILED, Err(error)),
+        }
+    }
+
+    /// Sends what credit and space allow. `None`: it is not whole yet.
+    pub(crate) fn step(&mut self, request: &mut Request) -> Option<Reply> {
+        let (connection, call) = (&request.connection, &request.call);
+        loop {
+            let (at, total) = (self.at, self.payload.len());
+            let part = &self.payload[at..total.min(at + connection.limits.slot_size() as usize)];
+            let flags = self.flags.with(Flags::fragment(at, part.len(), total));
+            let (seq, total) = (call.call, total as u32);
+            let header = Header { flags, total, seq, ..Header::new(RecordKind::Response) };
+            let place = || calls::place(connection, call.session, &header, part);
+            if let Err(error) = call.send(cells_for(part.len() as u32), place)? {
+                return Some(Err(error));
+            }
+            self.at += part.len();
+            if !flags.has(Flags::LAST) {
+                continue;
+            }
+            if flags.has(Flags::END) {
+                request.is_answered = true;
+                lock(&connection.table).take_call(call);
+            }
+            return Some(std::mem::replace(&mut self.result, Ok(())));
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl ReplyParts<'_> {
+    pub(crate) fn is_begun(&self) -> bool {
+        self.at > 0
+    }
+
+    /// Whether it goes as one record, so that nothing can come between its parts.
+    pub(crate) fn is_one_record(&self, connection: &Connection) -> bool {
+        self.payload.len() <= connection.limits.slot_size() as usize
+    }
+
+    pub(crate) fn into_owned(self) -> ReplyParts<'static> {
+        ReplyParts { payload: self.payload.into_owned().into(), ..self }
+    }
+}

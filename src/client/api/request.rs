@@ -1,0 +1,326 @@
+//! Requests: one reply, or a stream of chunks.
+
+use super::client::Client;
+use crate::client::connection::calls;
+use crate::client::connection::hold::Hold;
+use crate::client::connection::shared::Connection;
+use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
+use crate::client::data::lock::{deadline, lock};
+use crate::client::data::pending_call::{CallProgress, PendingCall};
+use crate::client::engine::{names, wait};
+use crate::client::error::Result;
+use crate::shm::layout::cells_for;
+use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An outstanding call: the iterator of its reply's chunks. It ends after the last one, or with an error. Dropped
+/// before its end, it cancels the call.
+#[derive(Debug)]
+pub struct ReplyStream {
+    connection: Arc<Connection>,
+    pending: Arc<PendingCall>,
+    slot: u32,
+    generation: u32,
+    /// The session of the client in which it was sent.
+    session: u64,
+    time: CallDeadline,
+    done: bool,
+    /// Its first record is placed.
+    is_asked: bool,
+}
+
+impl Client {
+    /// Calls `service` and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// Exactly one outcome: the reply, or an error that says how the request ended. It is never sent if the name is
+    /// invalid or the message too large.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// assert_eq!(client.request("echo", "hi")?, b"hi");
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        self.request_with(service, payload, RequestOptions::default())
+    }
+
+    /// Calls `service` with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`].
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::RequestOptions;
+    /// use std::time::Duration;
+    ///
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let options = RequestOptions { timeout: Some(Duration::from_secs(2)), ..RequestOptions::default() };
+    /// let reply = client.request_with("complete", "fn ma", options)?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
+        let mut again = IdempotentRetry::new(options);
+        loop {
+            let outcome = self.ask_once(service, payload.as_ref(), again.options());
+            match again.pause(&outcome, || self.connection.closed().is_some()) {
+                None => return outcome,
+                // What arrives is sorted meanwhile, and the next attempt returns the end of the connection.
+                Some(pause) => _ = self.closed(Some(pause)),
+            }
+        }
+    }
+
+    fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(service, payload, options, false)?;
+        let mut reply = stream.receive()?.unwrap_or_default();
+        // A responder may reply to a plain request in several chunks: they are one reply.
+        while let Some(more) = stream.receive()? {
+            reply.extend_from_slice(&more);
+        }
+        Ok(reply)
+    }
+
+    /// Calls `service` for a stream of chunks.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid, the message too large, or the connection has ended; how the call ends comes from the
+    /// iterator.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// for token in client.request_stream("chat", "why is the sky blue?")? {
+    ///     print!("{}", String::from_utf8_lossy(&token?));
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn request_stream(&self, service: &str, payload: impl AsRef<[u8]>) -> Result<ReplyStream> {
+        self.start(service, payload.as_ref(), RequestOptions::default(), true)
+    }
+
+    /// Calls `service` for a stream of chunks, with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request_stream`].
+    pub fn request_stream_with(
+        &self,
+        service: &str,
+        payload: impl AsRef<[u8]>,
+        options: RequestOptions,
+    ) -> Result<ReplyStream> {
+        self.start(service, payload.as_ref(), options, true)
+    }
+
+    fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
+        let connection = &self.connection;
+        connection.check_size(payload.len())?;
+        let mut time = CallDeadline::new(&connection.limits, options, stream);
+        let (mut stream, mut body) = loop {
+            let service = names::service(connection, service, || time.until()).map_err(timeout_as_deadline)?;
+            if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
+                break begun;
+            }
+        };
+        while let Some((at, end)) = body.next_part() {
+            let part = &payload[at..end];
+            // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
+            if !body.try_send(&mut stream, part)? {
+                wait::for_record(connection, stream.until(), || body.step(&mut stream, part))
+                    .map_err(timeout_as_deadline)??;
+            }
+        }
+        Ok(stream)
+    }
+}
+
+/// A time as a request's header has it: 0 for none.
+fn millis(time: Option<Duration>) -> u32 {
+    time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1))
+}
+
+/// The sending of a request's body, part by part.
+pub(crate) struct RequestBody {
+    header: Header,
+    total: usize,
+    at: usize,
+    part: usize,
+    _service: Hold,
+    /// There is no more to be sent, though nothing was of a body that is empty.
+    done: bool,
+}
+
+impl RequestBody {
+    /// `None`: the session in which the service has its number is over.
+    pub(crate) fn new(
+        connection: &Arc<Connection>,
+        service: Hold,
+        total: usize,
+        options: RequestOptions,
+        stream: bool,
+        time: CallDeadline,
+    ) -> Result<Option<(ReplyStream, RequestBody)>> {
+        let pending = Arc::new(PendingCall::new(connection.limits.stream_credit_cells()));
+        let session = service.place.session;
+        let Some((slot, generation)) = calls::claim_slot(connection, pending.clone(), session)? else {
+            return Ok(None);
+        };
+        let header = Header {
+            flags: Flags::default().with_if(Flags::STREAM, stream),
+            id: slot,
+            id2: generation,
+            arg: service.place.number,
+            total: connection.check_size(total)?,
+            nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
+            origin: millis(options.first_chunk),
+            dropped: millis(options.idle),
+            ..Header::new(RecordKind::Request)
+        };
+        let part = connection.limits.slot_size() as usize;
+        let (connection, is_asked) = (connection.clone(), false);
+        let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_asked };
+        Ok(Some((stream, RequestBody { header, total, at: 0, part, _service: service, done: false })))
+    }
+
+    /// The next part to send, as a range of the body.
+    pub(crate) fn next_part(&self) -> Option<(usize, usize)> {
+        (!self.done).then(|| (self.at, self.total.min(self.at + self.part)))
+    }
+
+    /// Sends the part if credit and space allow. `true`: it is sent, or the call is over and need not be.
+    pub(crate) fn try_send(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Result<bool> {
+        let cells = cells_for(part.len() as u32);
+        let flags = Flags::fragment(self.at, part.len(), self.total);
+        let header = Header { flags: self.header.flags.with(flags), ..self.header };
+        match stream.pending.send(cells, || calls::place(&stream.connection, stream.session, &header, part)) {
+            Some(Ok(true)) => {
+                stream.is_asked = true;
+                self.at += part.len();
+                self.done = self.at == self.total;
+            }
+            Some(not_now) => return not_now,
+            None => self.done = true,
+        }
+        Ok(true)
+    }
+
+    /// The same while waiting: returns credit for the reply, which may have begun.
+    pub(crate) fn step(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Option<Result<()>> {
+        stream.give_back();
+        match self.try_send(stream, part) {
+            Ok(true) => Some(Ok(())),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl ReplyStream {
+    /// Waits for the next chunk; `None` after the last.
+    fn receive(&mut self) -> Result<Option<Vec<u8>>> {
+        self.receive_within(None)
+    }
+
+    /// Waits for the next chunk, at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// How the call ended, if not by its last chunk; or [`Error::is_timeout`](crate::client::Error::is_timeout), and
+    /// the call goes on.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+        self.receive_within(Some(timeout))
+    }
+
+    fn receive_within(&mut self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>> {
+        if self.done {
+            return Ok(None);
+        }
+        // What has arrived already needs neither the reader role nor the time.
+        if let Some(found) = self.poll() {
+            return self.took(found);
+        }
+        let until = deadline(timeout).into_iter().chain(self.until()).min();
+        let found = wait::for_record(&self.connection, until, || self.poll()).and_then(|found| found);
+        self.took(found)
+    }
+
+    /// When it ends here, if the broker says nothing.
+    pub(crate) fn until(&mut self) -> Option<Instant> {
+        self.time.until()
+    }
+
+    /// Notes whether there is more to come.
+    pub(crate) fn took(&mut self, found: Result<CallProgress>) -> Result<Option<Vec<u8>>> {
+        match found {
+            Ok(CallProgress::Message(message, is_last)) => {
+                self.done = is_last;
+                self.time.progressed();
+                Ok(Some(message))
+            }
+            Ok(CallProgress::End) => {
+                self.done = true;
+                Ok(None)
+            }
+            Err(error) if error.is_timeout() && !self.time.is_over() => Err(error),
+            Err(error) => {
+                self.done = true;
+                if error.is_timeout() {
+                    calls::cancel(&self.connection, self.slot, self.generation, Outcome::DeadlineExceeded);
+                }
+                Err(timeout_as_deadline(error))
+            }
+        }
+    }
+
+    /// The next message or outcome that has arrived, without waiting.
+    pub(crate) fn poll(&self) -> Option<Result<CallProgress>> {
+        let (found, give) = self.pending.take(self.connection.stream_step());
+        self.give(give);
+        found
+    }
+
+    /// Gives back what is owed, so that the responder can go on.
+    fn give_back(&self) {
+        self.give(self.pending.take_owed(self.connection.stream_step()));
+    }
+
+    fn give(&self, cells: u32) {
+        if cells == 0 {
+            return;
+        }
+        let credit =
+            Header { id: self.slot, id2: self.generation, arg: cells, ..Header::new(RecordKind::ResponseCredit) };
+        if !calls::place(&self.connection, self.session, &credit, &[]).unwrap_or(true) {
+            self.pending.owe(cells);
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+}
+
+impl Iterator for ReplyStream {
+    type Item = Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receive().transpose()
+    }
+}
+
+impl Drop for ReplyStream {
+    fn drop(&mut self) {
+        if self.done || !self.connection.is_ours() || self.pending.is_over() {
+            return;
+        }
+        if !self.is_asked {
+            return lock(&self.connection.table).requests.release(self.slot, self.generation);
+        }
+        calls::cancel(&self.connection, self.slot, self.generation, Outcome::Cancelled);
+    }
+}

@@ -1,0 +1,269 @@
+//! Serving: requests come as an iterator, or to a handler.
+
+use super::client::Client;
+use super::reply::Request;
+use crate::client::connection::calls;
+use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
+use crate::client::connection::shared::Connection;
+use crate::client::data::incoming_call::{Inbox, InboxItem, Offer};
+use crate::client::data::lock::{deadline, lock};
+use crate::client::engine::wait;
+use crate::client::error::Result;
+use crate::sync::Ordering;
+use crate::wire::control::{BrokerFrame, ClientFrame};
+use crate::wire::name::Name;
+use crate::wire::record::{Header, Kind as RecordKind};
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
+/// the same service; they share its requests. Dropped, it offers no more.
+#[derive(Debug)]
+pub struct Service {
+    connection: Arc<Connection>,
+    inbox: Arc<Inbox>,
+    failed: bool,
+}
+
+impl Client {
+    /// Offers `service`. When it returns, requests reach us.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid or the broker's own, this client offers it already, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// for request in client.serve("upper")? {
+    ///     let request = request?;
+    ///     let reply = request.payload().to_ascii_uppercase();
+    ///     // An error here says that this requester no longer waits: no reason to stop.
+    ///     let _ = request.reply(reply);
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn serve(&self, service: &str) -> Result<Service> {
+        self.serve_up_to(service, 0)
+    }
+
+    /// Offers `service`, and takes at most `max_in_flight` requests at a time (0: what the broker allows). Further
+    /// ones go to other responders, or fail as overloaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::serve`].
+    pub fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<Service> {
+        let (request, service) = start(&self.connection, service, max_in_flight)?;
+        let reply = wait::for_bell(&self.connection, None, || request.reply())?;
+        finish(service, &reply)
+    }
+}
+
+/// Requests to serve. Whenever the returned values are dropped, no offer stays behind at the broker.
+pub(crate) fn start<'a>(
+    connection: &'a Arc<Connection>,
+    service: &str,
+    max_in_flight: u32,
+) -> Result<(ControlRequest<'a>, Service)> {
+    let service = Name::parse(service)?;
+    let inbox = Arc::new(Inbox::new(Offer { service: service.clone(), max_in_flight }));
+    let request = control_request::start(connection, |serial| {
+        lock(&connection.table).serving.insert(serial, inbox.clone());
+        ClientFrame::Serve { serial, service, max_in_flight }
+    })?;
+    Ok((request, Service { connection: connection.clone(), inbox, failed: false }))
+}
+
+pub(crate) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> {
+    match answer {
+        BrokerFrame::Serving { .. } => Ok(service),
+        _ => Err(unexpected_reply(answer)),
+    }
+}
+
+impl Service {
+    /// Replies to every request with what `handler` returns, until the connection ends. An error of the handler becomes
+    /// an error reply: a [`ReplyError::failed`](crate::client::ReplyError::failed) counts at the service's breaker;
+    /// every other error says that the request was wrong, and does not count. A panic of the handler is a failure.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection ended, or why another broker does not take the offer.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// client.serve("upper")?.run(|request| {
+    ///     let text = std::str::from_utf8(request.payload())?;
+    ///     Ok::<_, std::str::Utf8Error>(text.to_uppercase()) // an error rejects the request
+    /// })?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn run<R: AsRef<[u8]>, E: Into<ReplyError>>(
+        &mut self,
+        mut handler: impl FnMut(&mut Request) -> std::result::Result<R, E>,
+    ) -> Result<()> {
+        loop {
+            let mut request = self.receive(None)?;
+            let answered = match catch_unwind(AssertUnwindSafe(|| handler(&mut request))) {
+                Ok(Ok(reply)) => request.reply(reply),
+                Ok(Err(error)) => {
+                    let error = error.into();
+                    if error.is_failure() { request.fail(error.text()) } else { request.refuse(error.text()) }
+                }
+                Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
+            };
+            // The requester may be gone, have cancelled, or its time be over: no one is left to be notified. Only the
+            // end of our own connection is ours, too.
+            if answered.is_err()
+                && let Some(closed) = self.connection.closed()
+            {
+                return Err(closed);
+            }
+        }
+    }
+
+    /// Waits for the next request, at most for `timeout`; `Ok(None)`: none came.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Request>> {
+        match self.receive(Some(timeout)) {
+            Ok(request) => Ok(Some(request)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn receive(&mut self, timeout: Option<Duration>) -> Result<Request> {
+        let connection = self.connection.clone();
+        wait::for_record(&connection, deadline(timeout), || self.poll())?
+    }
+
+    /// The next request if it is there, or why no more come.
+    pub(crate) fn poll(&mut self) -> Option<Result<Request>> {
+        self.poll_request().map(Ok).or_else(|| self.inbox.end().map(Err))
+    }
+
+    /// The next request if it is there; on the way it gives credit back for bodies that are coming in.
+    fn poll_request(&mut self) -> Option<Request> {
+        loop {
+            let item = self.inbox.pop()?;
+            match item {
+                InboxItem::Request(call) => {
+                    // Cancelled before it was looked at.
+                    if let Some(request) = Request::of(&self.connection, call) {
+                        return Some(request);
+                    }
+                }
+                InboxItem::Grant(call, cells) => {
+                    let credit = Header { seq: call.call, arg: cells, ..Header::new(RecordKind::BodyCredit) };
+                    if !calls::place(&self.connection, call.session, &credit, &[]).unwrap_or(true) {
+                        self.inbox.unpop(InboxItem::Grant(call, cells));
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Service {
+    type Item = Result<Request>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let received = self.receive(None);
+        self.failed = received.is_err();
+        Some(received)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if !self.connection.is_ours() {
+            return;
+        }
+        control_request::post(&self.connection, |table, serial| {
+            // Under one lock, for the number is another in the next session, or is not known yet.
+            self.inbox.is_dropped.store(1, Ordering::Relaxed);
+            let service = self.inbox.number();
+            let is_ours = table.inboxes.get(&service).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox));
+            is_ours.then(|| {
+                table.inboxes.remove(&service);
+                ClientFrame::Unserve { serial, service }
+            })
+        });
+        // Requests that wait are rejected, not left to their deadline.
+        let waiting = self.inbox.take_all();
+        let mut table = lock(&self.connection.table);
+        for item in waiting {
+            calls::reject(&self.connection, &mut table, item.call());
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// An error in place of a reply: either the request is wrong, or the service has failed.
+///
+/// The difference matters to the service's other requesters: failures count at its breaker, and several in a row open
+/// it; rejections do not count, however many there are. Any error that can be displayed becomes a rejection by `?` or
+/// `into()`, so wrong requests do not close a service. The handler marks the service's own failures with
+/// [`ReplyError::failed`]; a panic is one, too.
+///
+/// ```
+/// use lapce_ipc::client::ReplyError;
+///
+/// fn parse(payload: &[u8]) -> Result<u32, ReplyError> {
+///     Ok(std::str::from_utf8(payload)?.parse()?) // a wrong request: rejected
+/// }
+/// fn look_up(id: u32) -> Result<String, ReplyError> {
+///     std::fs::read_to_string(format!("/nonexistent/{id}")).map_err(ReplyError::failed)
+/// }
+/// assert!(!parse(b"x").unwrap_err().is_failure());
+/// assert!(look_up(7).unwrap_err().is_failure());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyError {
+    text: String,
+    is_failure: bool,
+}
+
+impl ReplyError {
+    /// The request is wrong. It does not count at the breaker.
+    pub fn rejected(text: impl Display) -> ReplyError {
+        ReplyError { text: text.to_string(), is_failure: false }
+    }
+
+    /// The service has failed. It counts at the breaker.
+    pub fn failed(text: impl Display) -> ReplyError {
+        ReplyError { text: text.to_string(), is_failure: true }
+    }
+
+    /// The text that the requester gets.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it counts at the breaker.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        self.is_failure
+    }
+}
+
+// It does not implement `Display` itself, or this would be its conversion into itself, too.
+impl<E: Display> From<E> for ReplyError {
+    fn from(error: E) -> ReplyError {
+        ReplyError::rejected(error)
+    }
+}

@@ -1,0 +1,399 @@
+//! Subscriptions.
+
+use super::client::Client;
+use crate::client::connection::calls;
+use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
+use crate::client::connection::shared::Connection;
+use crate::client::data::lag::Lag;
+use crate::client::data::lock::{deadline, lock};
+use crate::client::data::message::{Message, View};
+use crate::client::data::subscription_queue::SubscriptionQueue;
+use crate::client::engine::wait;
+use crate::client::error::{Kind, Result};
+use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
+use crate::sync::Ordering;
+use crate::wire::control::{BrokerFrame, ClientFrame, DeliveryPolicy};
+use crate::wire::pattern::Pattern;
+use crate::wire::record::{Header, Kind as RecordKind};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The options of a subscription.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SubscribeOptions {
+    /// What happens to a message for which this subscription has no room.
+    pub policy: DeliveryPolicy,
+    /// Room for messages that are not taken yet, in bytes; 0 requests the most that the broker grants.
+    pub capacity_bytes: u32,
+}
+
+/// A subscription: an iterator of messages, which waits for the next one. It ends with an error when the connection
+/// ends or the subscription is evicted, and unsubscribes when it is dropped.
+#[derive(Debug)]
+pub struct Subscription {
+    connection: Arc<Connection>,
+    queue: Arc<SubscriptionQueue>,
+    /// Taken out of the queue at once, to lock it once.
+    batch: VecDeque<Message>,
+    /// For one that drops the oldest.
+    lag: Lag,
+    owed: u32,
+    failed: bool,
+}
+
+impl Client {
+    /// Subscribes to the topics that match `pattern`: `*` stands for one token, a final `>` for one or more. When it
+    /// returns, the subscription is in force.
+    ///
+    /// # Errors
+    ///
+    /// If the pattern is invalid, there are too many subscriptions, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut completions = client.subscribe("lapce.ai.*")?;
+    /// let first = completions.next().expect("it waits")?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn subscribe(&self, pattern: &str) -> Result<Subscription> {
+        self.subscribe_with(pattern, SubscribeOptions::default())
+    }
+
+    /// Subscribes with a policy of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::subscribe`].
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::{Client, DeliveryPolicy, SubscribeOptions};
+    ///
+    /// # let client = Client::connect()?;
+    /// let options = SubscribeOptions { policy: DeliveryPolicy::DropOldest, capacity_bytes: 4096 };
+    /// let cursor = client.subscribe_with("lapce.cursor", options)?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn subscribe_with(&self, pattern: &str, options: SubscribeOptions) -> Result<Subscription> {
+        let (request, subscription) = start(&self.connection, pattern, options)?;
+        let reply = wait::for_bell(&self.connection, None, || request.reply())?;
+        finish(subscription, &reply)
+    }
+}
+
+/// Requests a subscription. Its queue is known to the reader before the request is sent; and whenever it is dropped
+/// from now on, no subscription stays behind at the broker.
+pub(crate) fn start<'a>(
+    connection: &'a Arc<Connection>,
+    pattern: &str,
+    options: SubscribeOptions,
+) -> Result<(ControlRequest<'a>, Subscription)> {
+    let pattern = Pattern::parse(pattern)?;
+    let wanted = match options.capacity_bytes {
+        0 => u32::MAX,
+        bytes => bytes / CELL_BYTES as u32,
+    };
+    let own = connection.next_number() as u32;
+    let queue =
+        Arc::new(SubscriptionQueue::new(own, pattern.clone(), options.policy, wanted, &connection.limits.all()));
+    let capacity = queue.capacity();
+    let request = control_request::start(connection, |serial| {
+        lock(&connection.table).subscribing.insert(serial, queue.clone());
+        ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
+    })?;
+    let (connection, batch, lag) = (connection.clone(), VecDeque::new(), Lag::default());
+    Ok((request, Subscription { connection, queue, batch, lag, owed: 0, failed: false }))
+}
+
+pub(crate) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
+    match answer {
+        BrokerFrame::Subscribed { .. } => Ok(subscription),
+        _ => Err(unexpected_reply(answer)),
+    }
+}
+
+/// The result of one look of [`Subscription::read_next`].
+enum Next<T> {
+    /// A message in the ring, and what reading it gave.
+    Read(T),
+    /// A message in the queue.
+    Queued(Message),
+    /// The broker holds newer messages.
+    Behind,
+}
+
+impl Subscription {
+    /// Waits for the next message, at most for `timeout`; `Ok(None)`: none came.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Message>> {
+        match self.receive(Some(timeout)) {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next message if it is there.
+    ///
+    /// A subscription with [`DeliveryPolicy::DropOldest`] that has fallen behind first waits for what is newer: until
+    /// nothing has come for 100 ms, at most 2 s.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    pub fn try_next(&mut self) -> Result<Option<Message>> {
+        self.next_timeout(Duration::ZERO)
+    }
+
+    /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
+    /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
+    ///
+    /// While `read` looks at a message in place, no other thread of this client receives anything: be brief, and leave
+    /// what takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a
+    /// reply, for space, for a message) fail with
+    /// [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding) instead of waiting for ever; whether
+    /// they would have to depends on what has arrived, so do not count on either. A
+    /// [`Publisher`](crate::client::Publisher) publishes as long as there is room.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut ticks = client.subscribe("lapce.tick")?;
+    /// let first_byte = ticks.read_next(|view| {
+    ///     let mut byte = [0];
+    ///     view.copy_to(0, &mut byte);
+    ///     byte[0]
+    /// })?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
+        self.catch_up()?;
+        self.refill();
+        if let Some(message) = self.batch.pop_front() {
+            self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
+            return Ok(read(&message.view()));
+        }
+        let (connection, queue) = (self.connection.clone(), self.queue.clone());
+        let mut read = Some(read);
+        let slot_size = connection.limits.slot_size();
+        loop {
+            let next = wait::reading(&connection, |reader| {
+                if self.is_behind() {
+                    return Some(Ok(Next::Behind));
+                }
+                if let Some(message) = queue.pop(slot_size) {
+                    return Some(Ok(Next::Queued(message)));
+                }
+                self.return_credit_ahead();
+                if let Some(end) = self.queue.end() {
+                    return Some(Err(end));
+                }
+                reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
+                    if header.dropped > 0 {
+                        self.queue.set_dropped(header.dropped);
+                    }
+                    self.owe(message_cost(record.len, slot_size, queue.capacity()));
+                    let view = View::in_ring(topic, header, ring, record);
+                    let _viewing = wait::view(&connection);
+                    read.take().map(|read| Ok(Next::Read(read(&view))))
+                })?
+            })??;
+            match (next, read.take()) {
+                (Next::Read(result), _) => {
+                    self.took(0)?;
+                    return Ok(result);
+                }
+                (Next::Queued(message), Some(read)) => {
+                    self.took(self.queue.cost(&message, slot_size))?;
+                    return Ok(read(&message.view()));
+                }
+                (Next::Behind, again) => {
+                    read = again;
+                    self.catch_up()?;
+                }
+                // It is taken only to look at the one message that is found.
+                (Next::Queued(_), None) => return Err(Kind::Timeout.into()),
+            }
+        }
+    }
+
+    /// Messages that this subscription did not get, because it had no room for them.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
+    }
+
+    fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
+        let (connection, deadline) = (self.connection.clone(), deadline(timeout));
+        let mut is_late = false;
+        loop {
+            self.catch_up()?;
+            self.refill();
+            if !self.batch.is_empty() {
+                break;
+            }
+            if is_late {
+                return Err(Kind::Timeout.into());
+            }
+            wait::for_record(&connection, deadline, || {
+                if self.is_behind() {
+                    return Some(Ok(()));
+                }
+                self.refill();
+                if !self.batch.is_empty() {
+                    return Some(Ok(()));
+                }
+                self.return_credit_ahead();
+                self.queue.end().map(Err)
+            })??;
+            is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        }
+        let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
+        self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
+        Ok(message)
+    }
+
+    /// Whether nothing is given to the owner yet, for the broker holds newer messages, before which the oldest go. That
+    /// has a limit, and is over with the connection.
+    fn is_behind(&mut self) -> bool {
+        if self.queue.policy != DeliveryPolicy::DropOldest {
+            return false;
+        }
+        let is_behind = self.connection.behind.is_behind() && self.connection.closed().is_none();
+        self.lag.waits(is_behind, self.connection.behind.records(), Instant::now())
+    }
+
+    /// Reads on, for a limited time, until the broker holds no newer messages.
+    fn catch_up(&mut self) -> Result<()> {
+        let connection = self.connection.clone();
+        while self.is_behind() {
+            let until = self.lag.until();
+            match wait::for_record(&connection, until, || (!self.is_behind()).then_some(())) {
+                // The time is over, or nothing more comes: what is there is given.
+                Err(error) if !error.is_timeout() && connection.closed().is_none() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Until when nothing is given to the owner. For the asynchronous client.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn behind_until(&self) -> Option<Instant> {
+        self.lag.until()
+    }
+
+    /// The next message if it is there, without looking at the ring. For the asynchronous client.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll(&mut self) -> Option<Result<Message>> {
+        if self.is_behind() {
+            return None;
+        }
+        self.refill();
+        match self.batch.pop_front() {
+            Some(message) => {
+                let cost = self.queue.cost(&message, self.connection.limits.slot_size());
+                Some(self.took(cost).map(|()| message))
+            }
+            None => {
+                self.return_credit_ahead();
+                self.queue.end().or_else(|| self.connection.closed()).map(Err)
+            }
+        }
+    }
+
+    fn refill(&mut self) {
+        if !self.batch.is_empty() {
+            return;
+        }
+        if self.queue.policy == DeliveryPolicy::DropOldest {
+            // One by one: what is taken out is not dropped any more.
+            self.batch.extend(self.queue.pop(self.connection.limits.slot_size()));
+        } else {
+            self.queue.take_all(&mut self.batch);
+        }
+    }
+
+    /// Nothing waits to be taken: then messages that are being put together are next, and their room is given back
+    /// now. So a publisher that stops in mid-message holds no room that others need.
+    fn return_credit_ahead(&mut self) {
+        if self.queue.policy == DeliveryPolicy::DropOldest {
+            return;
+        }
+        // If there is no space now: this is called until there is something to take.
+        let give = |cells| self.try_give(cells).is_ok_and(|given| given);
+        if self.queue.return_credit_ahead(self.owed, self.step(), give) {
+            self.owed = 0;
+        }
+    }
+
+    /// Gives so many cells back to the broker if there is space to say so.
+    fn try_give(&self, cells: u32) -> Result<bool> {
+        let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
+        calls::place_in_any_session(&self.connection, &credit, &[])
+    }
+
+    /// Cells that are given back at a time.
+    fn step(&self) -> u32 {
+        credit_step(self.queue.capacity(), self.connection.limits.slot_size())
+    }
+
+    /// The room of a message that is taken is to be given back.
+    fn owe(&mut self, cost: u32) {
+        // The broker gives none for a queue that is emptied at once.
+        if self.queue.policy != DeliveryPolicy::DropOldest {
+            self.owed += cost;
+        }
+    }
+
+    /// A message was taken: its credit goes back to the broker, some at a time. It is taken, so it must not wait for
+    /// space: what does not fit is owed until the next one is taken or waited for.
+    fn took(&mut self, cost: u32) -> Result<()> {
+        self.owe(cost);
+        if self.owed < self.step() {
+            return Ok(());
+        }
+        match self.try_give(self.owed) {
+            Ok(true) => self.owed = 0,
+            Ok(false) => {}
+            // A connection that ended meanwhile is reported when there is nothing left to read.
+            Err(error) if self.connection.closed().is_none() => return Err(error),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Subscription {
+    type Item = Result<Message>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let received = self.receive(None);
+        self.failed = received.is_err();
+        Some(received)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        control_request::post(&self.connection, |table, serial| {
+            // Under one lock, for the number is another in the next session, or is not known yet.
+            self.queue.is_dropped.store(1, Ordering::Relaxed);
+            let subscription = self.queue.id();
+            let is_ours = table.subscriptions.get(&subscription).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue));
+            is_ours.then(|| {
+                table.subscriptions.remove(&subscription);
+                ClientFrame::Unsubscribe { serial, subscription }
+            })
+        });
+    }
+}

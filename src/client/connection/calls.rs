@@ -1,0 +1,99 @@
+//! Records of calls in the express lane, none of which waits: placed now, deferred, or owed as cancels.
+
+use super::shared::Connection;
+use super::table::Table;
+use crate::client::data::incoming_call::IncomingCall;
+use crate::client::data::lock::lock;
+use crate::client::data::pending_call::PendingCall;
+use crate::client::error::{Kind, Result};
+use crate::shm::layout::cells_for;
+use crate::sync::Ordering;
+use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
+use std::sync::Arc;
+
+/// The end of a reply that is an error of the responder's own.
+pub(crate) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILURE);
+/// The error reply to a request that is dropped. One cell.
+const DROPPED: &[u8] = b"the responder dropped the request without a reply";
+const _: () = assert!(cells_for(DROPPED.len() as u32) == 1);
+
+/// Places a record of a call, if there is space. Never waits.
+///
+/// # Errors
+///
+/// If the call was of another session, or the connection has ended.
+pub(crate) fn place(connection: &Connection, session: u64, header: &Header, payload: &[u8]) -> Result<bool> {
+    connection.check_open()?;
+    let mut lane = connection.express().claim()?;
+    if lane.session != session {
+        return Err(Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None }.into());
+    }
+    lane.try_push(header, payload)
+}
+
+/// Places a record that belongs to no call. Never waits.
+pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, payload: &[u8]) -> Result<bool> {
+    connection.check_open()?;
+    connection.express().claim()?.try_push(header, payload)
+}
+
+/// A slot for a request in that session, if it is the present one.
+pub(crate) fn claim_slot(
+    connection: &Connection,
+    pending: Arc<PendingCall>,
+    session: u64,
+) -> Result<Option<(u32, u32)>> {
+    let mut table = lock(&connection.table);
+    if table.session != session {
+        return Ok(None);
+    }
+    if let Some(closed) = &table.closed {
+        return Err(closed.clone());
+    }
+    let claimed = table.requests.claim(pending, connection.limits.max_requests());
+    let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
+    claimed.map(Some).ok_or_else(|| overloaded.into())
+}
+
+/// No process listens at the socket, so no reply is to be expected: outstanding requests end as disconnected now, not
+/// when a broker appears. The one that has them may live all the same.
+pub(crate) fn end_requests(connection: &Connection) {
+    let mut table = lock(&connection.table);
+    table.requests.cancel_all();
+    place_owed(connection, &mut table);
+}
+
+/// Ends a request whose owner does not wait for its outcome any more, with this one.
+pub(crate) fn cancel(connection: &Connection, slot: u32, generation: u32, outcome: Outcome) {
+    let mut table = lock(&connection.table);
+    if table.requests.cancel(slot, generation, outcome) {
+        place_owed(connection, &mut table);
+    }
+}
+
+/// Places cancels that have been waiting for space.
+#[inline]
+pub(crate) fn place_cancels(connection: &Connection) {
+    if connection.owes_cancels.load(Ordering::Relaxed) != 0 {
+        place_owed(connection, &mut lock(&connection.table));
+    }
+}
+
+/// Places as many cancels as there is space for; a bell announces more.
+fn place_owed(connection: &Connection, table: &mut Table) {
+    let Table { requests, session, .. } = table;
+    // An error says that the session is over, and every call with it.
+    let is_done = requests.place_cancels(|cancel| !matches!(place(connection, *session, cancel, &[]), Ok(false)));
+    connection.owes_cancels.store(u64::from(!is_done), Ordering::Relaxed);
+}
+
+/// Ends a call that has no responder, or whose responder does not complete its reply, with an error. Never waits.
+pub(crate) fn reject(connection: &Connection, table: &mut Table, call: &Arc<IncomingCall>) {
+    if !table.take_call(call) {
+        return;
+    }
+    // An error of one cell needs no credit, and may come in the middle of a message (see `wire::record`).
+    let (flags, total) = (FAILED.with(Flags::WHOLE), DROPPED.len() as u32);
+    let header = Header { flags, total, seq: call.call, ..Header::new(RecordKind::Response) };
+    connection.express().place_or_defer(call.session, &header, DROPPED);
+}

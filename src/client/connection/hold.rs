@@ -1,0 +1,153 @@
+//! Holding topics and services: a name is requested once and used by all; when it has no users its number is released.
+
+use super::control_request::unexpected_reply;
+use super::shared::Connection;
+use super::table::Table;
+use crate::client::data::lane::Lane;
+use crate::client::data::lock::lock;
+use crate::client::data::names::{NONE, NameRef, Names};
+use crate::client::error::Result;
+use crate::sync::Ordering;
+use crate::wire::control::{BrokerFrame, ClientFrame, FailedCode, InternKind};
+use crate::wire::name::{Name, Topic};
+use crate::wire::record::{Header, Kind as RecordKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names without users that keep their numbers, those that were used last.
+const KEPT_TOPICS: usize = 256;
+const KEPT_SERVICES: usize = 64;
+
+/// How often, and how long each time, a name waits for releases to be consumed when a limit is reached.
+pub(crate) const RELEASE_POLLS: usize = 400;
+pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
+
+/// A use of a name: while it exists, the number stays.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    connection: Arc<Connection>,
+    kind: InternKind,
+    pub(crate) place: NameRef,
+    /// The name keeps its number for a while.
+    keep: bool,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.connection.is_ours() {
+            return;
+        }
+        names(&mut lock(&self.connection.table), self.kind).leave(self.place, self.keep);
+        if !self.keep {
+            release(&self.connection, self.kind, usize::MAX);
+        }
+    }
+}
+
+fn names(table: &mut Table, kind: InternKind) -> &mut Names {
+    match kind {
+        InternKind::Topic => &mut table.topics,
+        InternKind::Service => &mut table.services,
+    }
+}
+
+fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
+    match kind {
+        InternKind::Topic => connection.bulk(),
+        InternKind::Service => connection.express(),
+    }
+}
+
+/// A use of a name, if the broker has given it a number already.
+pub(crate) fn existing(connection: &Arc<Connection>, kind: InternKind, name: &str, keep: bool) -> Result<Option<Hold>> {
+    connection.check_fork()?;
+    let mut table = lock(&connection.table);
+    let session = table.session;
+    let place = names(&mut table, kind).find(name, session);
+    Ok(place.map(|place| Hold { connection: connection.clone(), kind, place, keep }))
+}
+
+/// The control request for the number of a name. Room for it is made first.
+pub(crate) fn intern_request(
+    connection: &Connection,
+    kind: InternKind,
+    name: &str,
+) -> Result<impl FnOnce(u32) -> ClientFrame + use<>> {
+    let name = match kind {
+        InternKind::Topic => Topic::parse(name)?,
+        InternKind::Service => Topic::from(&Name::parse(name)?),
+    };
+    let kept = if kind == InternKind::Topic { KEPT_TOPICS } else { KEPT_SERVICES };
+    release(connection, kind, kept - 1);
+    Ok(move |serial| ClientFrame::Intern { serial, kind, name })
+}
+
+/// Whether the reply grants the number. `false`: a limit is reached, but names without users were released, and the
+/// request may be repeated when the broker has consumed the releases.
+pub(crate) fn is_interned(
+    connection: &Connection,
+    kind: InternKind,
+    answer: &BrokerFrame,
+    is_last: bool,
+) -> Result<bool> {
+    if matches!(answer, BrokerFrame::Interned { .. }) {
+        return Ok(true);
+    }
+    let is_limit = matches!(answer, BrokerFrame::Failed { code: FailedCode::Limit, .. });
+    if is_limit && !is_last {
+        release(connection, kind, 0);
+        if names(&mut lock(&connection.table), kind).has_retired() {
+            return Ok(false);
+        }
+    }
+    Err(unexpected_reply(answer))
+}
+
+/// Whether the broker has consumed all releases.
+pub(crate) fn are_releases_consumed(connection: &Connection, kind: InternKind) -> bool {
+    let mut table = lock(&connection.table);
+    let names = names(&mut table, kind);
+    if let Some(consumed) = lane_of(connection, kind).try_claim().and_then(|mut lane| lane.producer.look().ok()) {
+        names.consumed(consumed);
+    }
+    !names.has_retired()
+}
+
+/// Releases topics that are to be released, as far as that is possible now. Never waits.
+pub(crate) fn release_unused(connection: &Connection) {
+    if connection.has_unused_names.load(Ordering::Relaxed) != 0 {
+        connection.has_unused_names.store(0, Ordering::Relaxed);
+        release(connection, InternKind::Topic, KEPT_TOPICS);
+        release(connection, InternKind::Service, KEPT_SERVICES);
+    }
+}
+
+/// Releases names without users, but the `kept` ones that were used last. What cannot be released now, because
+/// another thread has the lane, or there is no space, is released by the next wait or the next request for a name.
+fn release(connection: &Connection, kind: InternKind, kept: usize) {
+    let mut table = lock(&connection.table);
+    let session = table.session;
+    let names = names(&mut table, kind);
+    while let Some((at, id, number)) = names.to_release(kept) {
+        let Some(mut lane) =
+            lane_of(connection, kind).try_claim().filter(|lane| lane.is_free() && lane.session == session)
+        else {
+            return connection.has_unused_names.store(1, Ordering::Relaxed);
+        };
+        let seq = lane.last_sequence(at, id);
+        if number == NONE {
+            names.released(at, seq, 0, 0);
+            continue;
+        }
+        let header = match kind {
+            InternKind::Topic => Header { id: number, ..Header::new(RecordKind::Release) },
+            InternKind::Service => Header { arg: number, ..Header::new(RecordKind::ReleaseService) },
+        };
+        // Noted before the lane asks to be woken.
+        connection.has_unused_names.store(1, Ordering::Relaxed);
+        let Ok(true) = lane.try_push(&header, &[]) else { return };
+        connection.has_unused_names.store(0, Ordering::Relaxed);
+        let (end, consumed) = (lane.producer.claimed(), lane.producer.look().unwrap_or(0));
+        names.released(at, seq, end, consumed);
+    }
+}

@@ -1,0 +1,149 @@
+//! The reader role: the consuming end of the egress ring, with what belongs to it.
+//!
+//! The reader takes everything out of the ring at once; that is why one unread subscription delays no other. What the
+//! queues may hold is bounded by the credit that their owners gave.
+
+use super::link::Link;
+use crate::client::data::dedup::ReceivedTopics;
+use crate::client::data::lag::Behind;
+use crate::shm::doorbell::ClientBells;
+use crate::shm::layout::RingName;
+use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
+use crate::shm::segment::{CpuWords, Newer, Segment};
+use crate::wire::name::Topic;
+use crate::wire::record::{Flags, Header, Kind as RecordKind};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest time to spin; it tunes itself below that.
+pub(crate) const SPIN_MAX: Duration = Duration::from_micros(50);
+pub(crate) const SPIN_MIN: Duration = Duration::from_micros(2);
+/// Looks at the ring between two looks at the clock while spinning.
+const POLLS: u32 = 32;
+
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) bells: Arc<ClientBells>,
+    pub(crate) egress: Consumer,
+    /// Armed by the client while it sleeps.
+    pub(crate) data: Signal,
+    /// Armed by the router while it waits for space.
+    pub(crate) space: Signal,
+    /// Armed by the router while it does not poll us.
+    pub(crate) router_sleeps: Signal,
+    pub(crate) cpu: CpuWords,
+    /// The router holds newer messages.
+    pub(crate) newer: Newer,
+    pub(crate) base: u32,
+    pub(crate) link: Link,
+    /// The topics of what arrives.
+    pub(crate) topics: ReceivedTopics,
+    /// Messages of several records that are being received, by subscription and publisher.
+    pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
+    pub(crate) spin: Duration,
+    /// Messages of the last session may have to be sent again.
+    pub(crate) has_resends: bool,
+}
+
+impl Reader {
+    pub(crate) fn new(segment: Segment, egress: Consumer, bells: Arc<ClientBells>, link: Link) -> Reader {
+        Reader {
+            bells,
+            egress,
+            data: segment.data_signal(RingName::Egress),
+            space: segment.space_signal(RingName::Egress),
+            router_sleeps: segment.data_signal(RingName::Bulk),
+            cpu: segment.cpu_words(),
+            newer: segment.newer(),
+            base: segment.geometry().base_cells(),
+            link,
+            topics: ReceivedTopics::default(),
+            partials: HashMap::new(),
+            spin: SPIN_MAX,
+            has_resends: false,
+        }
+    }
+
+    /// Reads from another session's ring from now on. Messages that had begun in the last one are begun again by their
+    /// senders.
+    pub(crate) fn renew(&mut self, segment: Segment, egress: Consumer) {
+        self.has_resends = true;
+        self.egress = egress;
+        self.data = segment.data_signal(RingName::Egress);
+        self.space = segment.space_signal(RingName::Egress);
+        self.router_sleeps = segment.data_signal(RingName::Bulk);
+        self.cpu = segment.cpu_words();
+        self.newer = segment.newer();
+        self.base = segment.geometry().base_cells();
+        self.partials.clear();
+        self.topics.renew();
+    }
+
+    /// Gives consumed cells back, and wakes the router if it waits for them (R9).
+    pub(crate) fn give_back(&mut self) {
+        self.egress.publish();
+        publication_fence();
+        if self.space.take() {
+            self.bells.ring();
+        }
+    }
+
+    /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed,
+    /// also if `read` panics.
+    pub(crate) fn take_in_place<T>(
+        &mut self,
+        subscription: u32,
+        own: u32,
+        read: impl FnOnce(&Topic, &Header, &Consumer, &Record) -> T,
+    ) -> Option<T> {
+        let record = self.egress.peek().ok()??;
+        let header = Header::from_words(&record.header).ok()?;
+        let whole = header.kind == RecordKind::Deliver && header.flags.has(Flags::WHOLE);
+        // One that is sent again may have been seen: that is looked into where it is sorted.
+        if !whole || header.id != subscription || header.flags.has(Flags::RESENT) {
+            return None;
+        }
+        let named = self.topics.get_mut(header.id2)?;
+        named.seen.note(own, header.origin, header.seq, false);
+        let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
+        self.egress.advance(&record);
+        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
+            self.give_back();
+        }
+        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    pub(crate) fn bytes(&self, record: &Record) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(record.len as usize);
+        self.egress.append_payload(record, &mut bytes);
+        bytes
+    }
+
+    /// Polls for a while. Returns whether a record is there.
+    pub(crate) fn poll(&mut self) -> bool {
+        for _ in 0..POLLS {
+            if !matches!(self.egress.peek(), Ok(None)) {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Arms the wake-up, and looks once more (R8). `false`: a record is there.
+    pub(crate) fn arm(&mut self, behind: &Behind) -> bool {
+        if self.egress.unpublished() > 0 {
+            self.give_back();
+        }
+        self.data.arm();
+        let newer = self.newer.get();
+        let is_new = newer.is_multiple_of(2) && !behind.has_read(newer);
+        if !is_new && matches!(self.egress.peek(), Ok(None)) {
+            return true;
+        }
+        self.data.disarm();
+        false
+    }
+}

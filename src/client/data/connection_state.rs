@@ -1,0 +1,160 @@
+//! The state of the connection, as its user sees it.
+
+use super::lock::lock;
+use crate::client::error::{Error, Kind, Result};
+use crate::sync::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+/// The state of the connection to the broker.
+///
+/// While it reconnects, calls that wait go on waiting, and those that do not wait succeed as long as there is room:
+/// what was handed over meanwhile is there when the session goes on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ConnectionState {
+    /// The broker was reached and has yet to reply.
+    Connecting,
+    /// All is well.
+    Connected,
+    /// The socket was lost.
+    Reconnecting {
+        /// The number of the next attempt, from 1.
+        attempt: u32,
+        /// When it is due, from the time that this was said.
+        next_in: Duration,
+    },
+    /// There will be no connection any more.
+    Closed {
+        /// Why.
+        reason: Error,
+    },
+}
+
+impl ConnectionState {
+    /// Whether all is well.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        matches!(self, ConnectionState::Connected)
+    }
+
+    /// Whether this is the end.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self, ConnectionState::Closed { .. })
+    }
+}
+
+/// Whether records may be placed: checked for each of them, and changed under the table's lock only.
+#[derive(Debug, Default)]
+pub(crate) struct LinkStatus {
+    state: AtomicU64,
+    reason: OnceLock<Error>,
+}
+
+/// The connection stands, as far as is known.
+const UP: u64 = 0;
+/// It is lost, and attempts to reconnect are under way.
+const LOST: u64 = 1;
+/// It has ended for good.
+const ENDED: u64 = 2;
+
+impl LinkStatus {
+    /// Whether it is lost; an error if it has ended. Takes no lock, for the caller may hold any.
+    #[inline]
+    pub(crate) fn look(&self) -> Result<bool> {
+        match self.state.load(Ordering::Relaxed) {
+            UP => Ok(false),
+            LOST => Ok(true),
+            _ => Err(self.reason()),
+        }
+    }
+
+    #[cold]
+    fn reason(&self) -> Error {
+        let reason = self.reason.get().cloned();
+        reason.unwrap_or_else(|| Kind::Disconnected("the connection has ended".to_owned()).into())
+    }
+
+    pub(crate) fn set_lost(&self, is_lost: bool) {
+        self.state.store(if is_lost { LOST } else { UP }, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self, reason: Error) {
+        let _ = self.reason.set(reason);
+        self.state.store(ENDED, Ordering::Relaxed);
+    }
+}
+
+/// States that wait for a watcher. When as many as this wait, the oldest goes: the latest is never lost.
+const MOST_EVENTS: usize = 64;
+
+/// States that a watcher has not taken yet.
+pub(crate) type StateQueue = Mutex<VecDeque<ConnectionState>>;
+
+/// The state, and its watchers.
+#[derive(Debug)]
+pub(crate) struct StateWatchers {
+    now: ConnectionState,
+    watchers: Vec<Weak<StateQueue>>,
+}
+
+impl Default for StateWatchers {
+    fn default() -> StateWatchers {
+        StateWatchers { now: ConnectionState::Connected, watchers: Vec::new() }
+    }
+}
+
+impl StateWatchers {
+    pub(crate) fn set(&mut self, state: ConnectionState) {
+        if self.now.is_closed() {
+            return;
+        }
+        self.now = state;
+        let now = &self.now;
+        self.watchers.retain(|watcher| watcher.upgrade().is_some_and(|queue| push(&queue, now.clone())));
+    }
+
+    pub(crate) fn now(&self) -> ConnectionState {
+        self.now.clone()
+    }
+
+    pub(crate) fn watch(&mut self) -> Arc<StateQueue> {
+        let queue = Arc::new(Mutex::new(VecDeque::from([self.now.clone()])));
+        self.watchers.push(Arc::downgrade(&queue));
+        queue
+    }
+}
+
+fn push(queue: &StateQueue, state: ConnectionState) -> bool {
+    let mut queue = lock(queue);
+    if queue.len() == MOST_EVENTS {
+        queue.pop_front();
+    }
+    queue.push_back(state);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_states_are_kept_and_nothing_follows_the_end() {
+        let mut states = StateWatchers::default();
+        let (queue, dropped) = (states.watch(), states.watch());
+        drop(dropped);
+        for attempt in 1..=100 {
+            states.set(ConnectionState::Reconnecting { attempt, next_in: Duration::ZERO });
+        }
+        assert_eq!(states.watchers.len(), 1);
+        let reason = Kind::Timeout.into();
+        states.set(ConnectionState::Closed { reason });
+        states.set(ConnectionState::Connected);
+        let waiting = lock(&queue);
+        assert_eq!(waiting.len(), MOST_EVENTS);
+        assert!(matches!(waiting[0], ConnectionState::Reconnecting { attempt: 38, .. }), "{:?}", waiting[0]);
+        assert!(waiting[MOST_EVENTS - 1].is_closed() && states.now.is_closed());
+    }
+}

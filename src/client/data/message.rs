@@ -1,0 +1,163 @@
+//! A received message: owned, or viewed in place.
+
+use crate::shm::ring::{Consumer, Record};
+use crate::shm::words::read_bytes_at;
+use crate::wire::name::Topic;
+use crate::wire::record::Header;
+use std::io;
+
+/// A message that was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    topic: Topic,
+    payload: Vec<u8>,
+    publisher: u32,
+    sequence: u64,
+    /// Its room was given back while it was put together.
+    pub(crate) is_paid: bool,
+}
+
+impl Message {
+    pub(crate) fn new(topic: Topic, payload: Vec<u8>, header: &Header) -> Message {
+        Message { topic, payload, publisher: header.origin, sequence: header.seq, is_paid: false }
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        View::here(&self.topic, self.publisher, self.sequence, &self.payload)
+    }
+
+    /// The topic that it was published on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.as_str()
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The payload, without a copy.
+    #[must_use]
+    pub fn into_payload(self) -> Vec<u8> {
+        self.payload
+    }
+
+    /// The id of the connection that published it; 0 is the broker.
+    #[must_use]
+    pub fn publisher(&self) -> u32 {
+        self.publisher
+    }
+
+    /// The publisher's count of messages on this topic: a gap means that messages were dropped.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+/// A message that is looked at where it lies: perhaps in memory that the broker writes, so its bytes can be copied out
+/// but not borrowed.
+#[derive(Debug)]
+pub struct View<'a> {
+    topic: &'a Topic,
+    publisher: u32,
+    sequence: u64,
+    bytes: Bytes<'a>,
+}
+
+#[derive(Debug)]
+enum Bytes<'a> {
+    InRing(&'a Consumer, &'a Record),
+    Here(&'a [u8]),
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn in_ring(topic: &'a Topic, header: &Header, ring: &'a Consumer, record: &'a Record) -> View<'a> {
+        View { topic, publisher: header.origin, sequence: header.seq, bytes: Bytes::InRing(ring, record) }
+    }
+
+    pub(crate) fn here(topic: &'a Topic, publisher: u32, sequence: u64, bytes: &'a [u8]) -> View<'a> {
+        View { topic, publisher, sequence, bytes: Bytes::Here(bytes) }
+    }
+
+    /// The topic that it was published on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.as_str()
+    }
+
+    /// As [`Message::publisher`].
+    #[must_use]
+    pub fn publisher(&self) -> u32 {
+        self.publisher
+    }
+
+    /// As [`Message::sequence`].
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Bytes of payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self.bytes {
+            Bytes::InRing(_, record) => record.len as usize,
+            Bytes::Here(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether there is no payload.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes from `offset` on until `to` is full.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
+        assert!(
+            offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),
+            "{} bytes at {offset} of {}",
+            to.len(),
+            self.len()
+        );
+        match self.bytes {
+            Bytes::InRing(ring, record) => read_bytes_at(ring.payload(record), offset, to),
+            Bytes::Here(bytes) => to.copy_from_slice(&bytes[offset..offset + to.len()]),
+        }
+    }
+
+    /// The payload, copied.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len()];
+        self.copy_to(0, &mut bytes);
+        bytes
+    }
+
+    /// Reads the payload from its beginning.
+    #[must_use]
+    pub fn reader(&self) -> impl io::Read + '_ {
+        ViewReader { view: self, at: 0 }
+    }
+}
+
+struct ViewReader<'a> {
+    view: &'a View<'a>,
+    at: usize,
+}
+
+impl io::Read for ViewReader<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let len = to.len().min(self.view.len() - self.at);
+        self.view.copy_to(self.at, &mut to[..len]);
+        self.at += len;
+        Ok(len)
+    }
+}

@@ -1,0 +1,136 @@
+//! One turn of the reader: what is due is carried out, the control socket is read, then it spins or sleeps.
+
+use crate::client::connection::calls;
+use crate::client::connection::dispatch;
+use crate::client::connection::frames;
+use crate::client::connection::hold;
+use crate::client::connection::link::{NextAction, SocketEvent};
+use crate::client::connection::reader::{Reader, SPIN_MAX, SPIN_MIN};
+use crate::client::connection::shared::{Connection, WaitStrategy};
+use crate::client::data::lock::lock;
+use crate::client::error::Kind;
+use crate::client::reconnect::{attempts, restore};
+use crate::shm::peer::current_cpu;
+use crate::wire::control::ClosingCode;
+use std::time::{Duration, Instant};
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitFor {
+    /// Something that a record in the egress ring brings.
+    Record,
+    /// Something else, which a bell announces.
+    Bell,
+}
+
+/// Carries out what is due about the connection.
+pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> NextAction {
+    connection.express().place_deferred();
+    calls::place_cancels(connection);
+    hold::release_unused(connection);
+    if reader.has_resends {
+        // If there is no space now, a bell says when there is.
+        reader.has_resends = !resend(connection);
+    }
+    if attempts::is_restored(&reader.link, connection) {
+        return restore::go_on(reader, connection);
+    }
+    attempts::step(&mut reader.link, connection)
+}
+
+/// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Returns whether
+/// it slept or may have missed a bell, so that the others should look too.
+pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitFor, deadline: Option<Instant>) -> bool {
+    let due = match step(reader, connection) {
+        NextAction::Rest => None,
+        NextAction::At(time) => Some(time),
+        NextAction::Changed => return true,
+    };
+    match connection.wait {
+        WaitStrategy::Busy => {
+            if !reader.poll() {
+                if reader.egress.unpublished() > 0 {
+                    reader.give_back();
+                }
+                look_at_bells(reader, connection, Some(Duration::ZERO));
+            }
+            return true;
+        }
+        WaitStrategy::Adaptive if wait_for == WaitFor::Record => {
+            let cpu = current_cpu();
+            reader.cpu.set_client(cpu);
+            let started = Instant::now();
+            // Decided once: a router that goes to sleep meanwhile does so to let the threads run that it has woken.
+            let can_pay = !reader.router_sleeps.is_armed() && reader.cpu.broker() != Some(cpu);
+            while can_pay && started.elapsed() < reader.spin {
+                if reader.poll() {
+                    return false;
+                }
+            }
+        }
+        WaitStrategy::Adaptive | WaitStrategy::Block => {}
+    }
+    if !reader.arm(&connection.behind) {
+        return false;
+    }
+    let slept = Instant::now();
+    let until = deadline.into_iter().chain(due).min();
+    let left = until.map(|until| until.saturating_duration_since(slept));
+    look_at_bells(reader, connection, left);
+    reader.data.disarm();
+    if wait_for == WaitFor::Record {
+        // What came soon after we gave up says that spinning longer would have paid.
+        reader.spin = if slept.elapsed() < SPIN_MAX { reader.spin * 2 } else { reader.spin / 2 };
+        reader.spin = reader.spin.clamp(SPIN_MIN, SPIN_MAX);
+    }
+    true
+}
+
+pub(crate) fn look_at_bells(reader: &mut Reader, connection: &Connection, timeout: Option<Duration>) {
+    match reader.bells.wait(timeout) {
+        Ok(woken) => {
+            if woken.socket {
+                read_socket(reader, connection);
+            }
+            if woken.path {
+                attempts::path_changed(&mut reader.link, connection);
+            }
+        }
+        Err(error) => connection.close(Kind::Disconnected(error.to_string()).into()),
+    }
+}
+
+/// Reads what the control socket has.
+fn read_socket(reader: &mut Reader, connection: &Connection) {
+    if !reader.link.is_greeted() {
+        attempts::read_greeting(&mut reader.link, connection);
+    }
+    while reader.link.is_greeted() {
+        match reader.link.next() {
+            SocketEvent::Frame(frame) => frames::handle_frame(connection, *frame),
+            SocketEvent::Nothing => return,
+            SocketEvent::Nonsense(reason) => {
+                reader.link.shut_down();
+                connection.close(Kind::Protocol(reason).into());
+            }
+            SocketEvent::End(reason) => {
+                // What the broker delivered before it went is still in the ring.
+                while dispatch::sort(reader, connection) > 0 {}
+                let said = lock(&connection.table).closing.take();
+                // A broker that ends is followed by another, perhaps; any other reason is about us.
+                let is_for_us = said.as_ref().is_some_and(|said| said.closing_code() != Some(ClosingCode::Shutdown));
+                if is_for_us || !attempts::socket_lost(&mut reader.link, connection, said.is_some(), Instant::now()) {
+                    reader.link.shut_down();
+                    connection.close(said.unwrap_or_else(|| Kind::Disconnected(reason).into()));
+                }
+            }
+        }
+    }
+}
+
+/// Places messages that are to be sent again, if that is possible now. Returns whether none is left.
+fn resend(connection: &Connection) -> bool {
+    let Some(mut lane) = connection.bulk().try_claim() else { return false };
+    // The next publisher gets the error.
+    lane.place_resends().unwrap_or(true)
+}
