@@ -60,7 +60,7 @@ fn a_deadline_is_measured_from_when_the_request_is_whole() {
     assert!(scene.requester.push(true, last, &body));
     scene.router.run();
     scene.router.pass(2);
-    assert_eq!(scene.router.state.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
+    assert_eq!(scene.router.state.ports.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
     assert_eq!(scene.changes(), [], "a millisecond was left for the reply");
 }
 
@@ -78,6 +78,6 @@ fn a_total_that_passes_while_chunks_come_is_no_failure_of_the_stream() {
         scene.answer(call, flags);
     }
     scene.router.pass(2);
-    assert_eq!(scene.router.state.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
+    assert_eq!(scene.router.state.ports.counters.failed[Outcome::DeadlineExceeded as usize - 1], 1);
     assert_eq!(scene.changes(), []);
 }
