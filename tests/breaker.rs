@@ -3,9 +3,10 @@
 mod support;
 
 use lapce_ipc::client::{BreakerState, Client, ErrorKind, ReplyError, RequestOptions, Service};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use support::role::{Child, heard, role, tell};
-use support::{Broker, DEADLINE, code, command, output, stderr, wait_until};
+use support::{Broker, DEADLINE, code, command, output, stderr, wait_until, work_for};
 
 /// A broker whose breakers open for two seconds at first, and for eight at most.
 fn broker() -> Broker {
@@ -234,7 +235,7 @@ fn a_result_after_the_deadline_changes_nothing() {
     let mut failures = 0;
     let late = loop {
         failures += 1;
-        let (asking, timeout) = (client.clone(), Duration::from_millis(50 * failures));
+        let (asking, timeout) = (client.clone(), Duration::from_millis(100 * failures));
         let asked = std::thread::spawn(move || {
             asking
                 .request_with("fragile", "?", RequestOptions { timeout: Some(timeout), ..RequestOptions::default() })
@@ -350,6 +351,58 @@ fn each_service_has_the_settings_of_its_own_table() {
     }
 }
 
+#[test]
+fn one_of_three_responders_killed_with_five_calls_is_one_failure_and_the_others_serve_on() {
+    let broker = broker();
+    let client = broker.client();
+    let mut first = Child::ready(&broker, "holds");
+    let asked: Vec<_> = (0..5).map(|_| client.request_stream("fragile", "?").unwrap()).collect();
+    first.hears("five");
+    let _others = [Child::ready(&broker, "serves"), Child::ready(&broker, "serves")];
+    first.kill();
+    for mut call in asked {
+        let error = call.next().unwrap().unwrap_err();
+        assert!(error.is_responder_lost(), "{error}");
+    }
+    let breaker = client.breakers().unwrap().remove(0);
+    assert_eq!((breaker.state, breaker.failures, breaker.opened), (BreakerState::Closed, 1, 0));
+    let served: BTreeSet<_> = (0..10).map(|_| client.request("fragile", "?").unwrap()).collect();
+    assert_eq!(served.len(), 2, "both have replied");
+    assert_eq!(client.breakers().unwrap()[0].failures, 0);
+}
+
+#[test]
+fn deadlines_that_a_service_could_never_meet_close_it_for_nobody() {
+    let broker = broker();
+    let (client, other) = (broker.client(), broker.client());
+    let mut service = other.serve("fragile").unwrap();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        while let Some(Ok(request)) = service.next() {
+            if request.payload() == b"hang" {
+                held.push(request);
+                continue;
+            }
+            work_for(Duration::from_millis(20));
+            let _ = request.reply("done");
+        }
+    });
+    let within = |ms| RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() };
+    for _ in 0..2 {
+        for _ in 0..5 {
+            let error = client.request_with("fragile", "?", within(1)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        }
+        let breaker = client.breakers().unwrap().remove(0);
+        assert_eq!((breaker.state, breaker.failures), (BreakerState::Closed, 0));
+        assert_eq!(client.request("fragile", "?").unwrap(), b"done");
+    }
+    // Deadlines that it has met so far count.
+    let asked: Vec<_> = (0..5).map(|_| client.request_stream_with("fragile", "hang", within(3000)).unwrap()).collect();
+    asked.into_iter().for_each(|mut call| assert!(call.next().unwrap().unwrap_err().is_deadline_exceeded()));
+    wait_until("it to open", || client.breakers().unwrap()[0].opened == 1);
+}
+
 /// The part of a child process.
 #[test]
 fn child() {
@@ -361,6 +414,20 @@ fn child() {
             tell("ready");
             let _request = service.next_timeout(DEADLINE).unwrap().expect("a request");
             support::role::die();
+        }
+        "holds" => {
+            let mut service = client.serve("fragile").unwrap();
+            tell("ready");
+            let _calls: Vec<_> = (0..5).map(|_| service.next().unwrap().unwrap()).collect();
+            tell("five");
+            heard();
+        }
+        "serves" => {
+            let mut service = client.serve("fragile").unwrap();
+            tell("ready");
+            while let Some(Ok(request)) = service.next() {
+                let _ = request.reply(std::process::id().to_le_bytes());
+            }
         }
         other => {
             tell(other);

@@ -2,15 +2,16 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, RequestOptions, SubscribeOptions, Subscription};
+use lapce_ipc::client::{Client, RequestOptions, SubscribeOptions};
 use lapce_ipc::wire::control::DeliveryPolicy;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use support::{Broker, DEADLINE, wait_until};
+use support::cut::{cut_own, fill_own};
+use support::ledger::{Ends, PATIENT, publish, whole};
+use support::{Broker, DEADLINE, code, comes_true, wait_until};
 
-const END: u64 = u64::MAX;
-
-/// Keys that change what a Welcome says. Every value is another than the default.
+/// Keys that change what a Welcome says, or how much a client may have. Every value is another than the default.
 const CHANGES: [(&str, &str); 16] = [
     ("ipc.max_message_size", "70000"),
     ("shared_memory.slot_size", "512"),
@@ -30,59 +31,102 @@ const CHANGES: [(&str, &str); 16] = [
     ("limits.stream_idle_ms", "20000"),
 ];
 
+/// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
+const TOGETHER: [(&str, &str); 48] = [
+    ("ipc.max_connections", "100"),
+    ("ipc.allowed_uids", "1,2"),
+    ("ipc.handshake_timeout_ms", "30000"),
+    ("ipc.drain_timeout_ms", "1000"),
+    ("ipc.max_control_frame_bytes", "32768"),
+    ("ipc.worker_threads", "2"),
+    ("ipc.operator_uids", "1,2"),
+    ("shared_memory.permissions", "0o640"),
+    ("shared_memory.audit_interval_ms", "1000"),
+    ("delivery.slow_consumer_timeout_ms", "60000"),
+    ("delivery.drop_grace_ms", "50"),
+    ("limits.max_topics", "30000"),
+    ("limits.max_routes", "100000"),
+    ("limits.max_requests_per_responder", "100"),
+    ("limits.max_backlog_bytes", "2097152"),
+    ("limits.max_rings_without_progress", "2000"),
+    ("limits.probe_delay_ms", "500"),
+    ("limits.max_probe_delay_ms", "30000"),
+    ("router.wait", "block"),
+    ("router.spin_max_us", "20"),
+    ("router.batch_records", "32"),
+    ("router.turn_max_us", "100"),
+    ("restart.initial_delay_ms", "50"),
+    ("restart.max_delay_ms", "2000"),
+    ("restart.jitter", "0.1"),
+    ("restart.max_restarts", "20"),
+    ("restart.period_secs", "30"),
+    ("restart.stable_secs", "20"),
+    ("restart.resume_window_ms", "4000"),
+    ("restart.restart_grace_ms", "60000"),
+    ("restart.watchdog_abort_ms", "60000"),
+    ("circuit_breaker.failure_threshold", "6"),
+    ("circuit_breaker.success_threshold", "3"),
+    ("circuit_breaker.timeout_secs", "50"),
+    ("circuit_breaker.max_timeout_secs", "500"),
+    ("circuit_breaker.half_open_max_requests", "4"),
+    ("health_server.required", "true"),
+    ("health_server.allowed_hosts", "broker.example"),
+    ("health_server.max_connections", "64"),
+    ("health_server.request_timeout_ms", "2000"),
+    ("health_server.idle_timeout_secs", "10"),
+    ("health_server.unread_timeout_secs", "5"),
+    ("health_server.max_streams", "8"),
+    ("metrics.enable", "false"),
+    ("metrics.export_interval_secs", "20"),
+    ("logging.level", "debug"),
+    ("logging.short_connection_ms", "1000"),
+    ("logging.max_lines_per_second", "100"),
+];
+
+/// Keys that are not changed here, and why.
+const LEFT: [(&str, &str); 6] = [
+    ("ipc.socket_path", "its clients look for the broker where it was"),
+    ("health_server.port", "tests run side by side: the system chooses it"),
+    ("health_server.host", "nothing of it reaches a client"),
+    ("health_server.socket_path", "nothing of it reaches a client"),
+    ("health_server.token_file", "nothing of it reaches a client"),
+    ("health_server.require_token", "needs a token file"),
+];
+
+#[test]
+fn each_key_is_changed_or_left_for_a_reason() {
+    let text = include_str!("../config.toml");
+    let (mut section, mut keys) = (String::new(), BTreeSet::new());
+    for line in text.lines() {
+        if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
+            // One service's or one upstream's: examples.
+            section = if line.starts_with('[') { name.trim_end_matches(']').to_owned() } else { String::new() };
+        } else if let Some((key, _)) = line.strip_prefix('#').and_then(|line| line.split_once(" = "))
+            && !section.is_empty()
+            && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        {
+            keys.insert(format!("{section}.{key}"));
+        }
+    }
+    assert!(keys.len() > 60, "{keys:?}");
+    let listed: BTreeSet<_> =
+        [&CHANGES[..], &TOGETHER, &LEFT].concat().iter().map(|(key, _)| (*key).to_owned()).collect();
+    assert_eq!(keys, listed);
+}
+
 fn connect(broker: &Broker) -> Client {
     broker.builder().connect().expect("the broker takes us")
 }
 
-fn numbered(number: u64) -> Vec<u8> {
-    let mut bytes = vec![number as u8; [8, 64, 1024, 3000, 60_000][number as usize % 5]];
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes
-}
-
-/// Checks a ledger to its end: every number once and in order. Returns how many there were.
-#[track_caller]
-fn whole(messages: &mut Subscription, progress: &AtomicU64) -> u64 {
-    for expected in 0.. {
-        let message = messages.next_timeout(DEADLINE).unwrap().expect("a message in time");
-        let number = u64::from_le_bytes(message.payload()[..8].try_into().unwrap());
-        if number == END {
-            return expected;
-        }
-        assert_eq!((number, message.sequence()), (expected, expected + 1));
-        assert_eq!(message.payload(), numbered(number), "message {number} is whole");
-        progress.store(number, Ordering::SeqCst);
-    }
-    unreachable!("numbers end")
-}
-
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_broker_with_other_limits_takes_over_its_clients_and_no_message_is_lost() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start_with(&PATIENT);
     let (here, there, asks, serves) = (connect(&broker), connect(&broker), connect(&broker), connect(&broker));
     let mut messages = there.subscribe("ledger").unwrap();
     let mut service = serves.serve("work").unwrap();
     let (done, progress) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let sent = scope.spawn(|| {
-            let (publisher, mut number) = (here.publisher("ledger").unwrap(), 0);
-            while !done.load(Ordering::SeqCst) {
-                publisher.publish(numbered(number)).unwrap();
-                number += 1;
-            }
-            here.flush().unwrap();
-            publisher.publish(END.to_le_bytes()).unwrap();
-            here.flush().unwrap();
-            number
-        });
+        let sent = scope.spawn(|| publish(&here, "ledger", &[8, 64, 1024, 3000, 60_000], &done));
         let got = scope.spawn(|| whole(&mut messages, &progress));
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
@@ -93,9 +137,11 @@ fn a_broker_with_other_limits_takes_over_its_clients_and_no_message_is_lost() {
             }
         });
         let ends = Ends(&done);
-        for (key, value) in CHANGES {
+        for (key, value) in CHANGES.into_iter().chain([("all others", "")]) {
             broker.end("KILL");
-            broker.set_only(key, value);
+            broker.set_only("logging.level", "info");
+            let changes = if value.is_empty() { &TOGETHER[..] } else { &[(key, value)] };
+            [&PATIENT, changes].concat().into_iter().for_each(|(key, value)| broker.set_also(key, value));
             broker.start_again();
             let before = progress.load(Ordering::SeqCst);
             wait_until(key, || progress.load(Ordering::SeqCst) > before + 100);
@@ -109,6 +155,31 @@ fn a_broker_with_other_limits_takes_over_its_clients_and_no_message_is_lost() {
         assert_eq!(got.join().unwrap(), sent.join().unwrap());
     });
     assert_eq!(broker.counter("violations"), 0);
+}
+
+#[test]
+fn a_resume_takes_up_the_limits_that_a_reload_has_changed() {
+    let limits = |ms: u32| {
+        format!(
+            "[limits]\ndefault_request_timeout_ms = {ms}\nmax_request_timeout_ms = {}\nstream_first_chunk_ms = {}\n\
+             stream_idle_ms = {}\n",
+            ms + 1,
+            ms + 2,
+            ms + 3
+        )
+    };
+    let broker = Broker::start_configured(|_| limits(11_000), "", &[]);
+    let client = connect(&broker);
+    let id = client.id();
+    std::fs::write(broker.folder().join("config.toml"), limits(22_000)).unwrap();
+    assert_eq!(code(&broker.run(&["reload"])), 0);
+    assert_eq!(client.limits().default_request_timeout_ms, 11_000, "a client is told when it is greeted");
+    assert_eq!(cut_own(&broker.socket()), 1);
+    wait_until("the limits to be taken up", || {
+        client.request("echo", "hi").unwrap();
+        client.limits().default_request_timeout_ms == 22_000
+    });
+    assert_eq!((client.limits(), client.id()), (broker.client().limits(), id), "resumed");
 }
 
 #[test]
@@ -199,6 +270,22 @@ fn topics_and_offers_beyond_the_next_brokers_limits_are_refused_and_the_rest_goe
     drop(publishers);
     here.publisher("t.2").unwrap().publish("room").unwrap();
     assert_eq!(messages.next_timeout(DEADLINE).unwrap().expect("a message in time").payload(), b"room");
+}
+
+#[test]
+fn a_client_that_is_closed_here_is_closed_before_its_goodbye_is_sent() {
+    let mut broker = Broker::start();
+    let client = connect(&broker);
+    broker.process().stop();
+    fill_own(&broker.socket());
+    let is_closed = std::thread::scope(|scope| {
+        scope.spawn(|| client.close());
+        let is_closed = comes_true(|| client.state().is_closed());
+        // The goodbye waits for space until the broker is gone.
+        broker.end("KILL");
+        is_closed
+    });
+    assert!(is_closed);
 }
 
 #[test]

@@ -22,7 +22,6 @@ const KEYS: &[(&str, &str)] = &[
     ("restart.max_delay_ms", "0"),
     ("restart.max_restarts", "1000000"),
     ("delivery.slow_consumer_timeout_ms", "20000"),
-    ("circuit_breaker.failure_threshold", "1000000"),
 ];
 
 fn restarts(broker: &mut Broker, actor: &str) -> usize {

@@ -3,12 +3,11 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, ConnectionState, RequestOptions, Subscription};
+use lapce_ipc::client::{Client, ConnectionState, RequestOptions};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use support::ledger::{END, Ends, PATIENT, numbered, publish, whole};
 use support::{Broker, DEADLINE, wait_until};
-
-const END: u64 = u64::MAX;
 
 fn connect(broker: &Broker) -> Client {
     broker.builder().connect().expect("the broker takes us")
@@ -18,60 +17,16 @@ fn long() -> RequestOptions {
     RequestOptions { timeout: Some(Duration::from_secs(300)), ..RequestOptions::default() }
 }
 
-/// A message of any size that says its number.
-fn numbered(number: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![number as u8; len.max(8)];
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes
-}
-
-/// Tells the publishers that it is over, also when something went wrong.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Checks a ledger to its end: every number once and in order. Answers how many.
-#[track_caller]
-fn whole(messages: &mut Subscription, progress: &AtomicU64) -> u64 {
-    for expected in 0.. {
-        let message = messages.next_timeout(DEADLINE).unwrap().expect("a message in time");
-        let number = u64::from_le_bytes(message.payload()[..8].try_into().unwrap());
-        if number == END {
-            return expected;
-        }
-        assert_eq!((number, message.sequence()), (expected, expected + 1));
-        assert!(message.payload()[8..].iter().all(|byte| *byte == number as u8), "message {number} is whole");
-        progress.store(number, Ordering::SeqCst);
-    }
-    unreachable!("numbers end")
-}
-
 #[test]
 fn killing_the_broker_loses_no_publish_and_doubles_none() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start_with(&PATIENT);
     let (small, large, there) = (connect(&broker), connect(&broker), connect(&broker));
     let mut smalls = there.subscribe("ledger.small").unwrap();
     let mut larges = there.subscribe("ledger.large").unwrap();
     let (done, progress) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
-    let publish = |client: &Client, topic: &str, sizes: &[usize]| {
-        let (publisher, mut number) = (client.publisher(topic).unwrap(), 0);
-        while !done.load(Ordering::SeqCst) {
-            publisher.publish(numbered(number, sizes[number as usize % sizes.len()])).unwrap();
-            number += 1;
-        }
-        client.flush().unwrap();
-        publisher.publish(END.to_le_bytes()).unwrap();
-        client.flush().unwrap();
-        number
-    };
-    let publish = &publish;
     std::thread::scope(|scope| {
-        let sent_small = scope.spawn(|| publish(&small, "ledger.small", &[8, 64, 1024]));
-        let sent_large = scope.spawn(|| publish(&large, "ledger.large", &[8, 5_000, 300_000, 1025]));
+        let sent_small = scope.spawn(|| publish(&small, "ledger.small", &[8, 64, 1024], &done));
+        let sent_large = scope.spawn(|| publish(&large, "ledger.large", &[8, 5_000, 300_000, 1025], &done));
         let got_small = scope.spawn(|| whole(&mut smalls, &progress[0]));
         let got_large = scope.spawn(|| whole(&mut larges, &progress[1]));
         let ends = Ends(&done);

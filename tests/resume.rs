@@ -10,6 +10,9 @@ use lapce_ipc::wire::control::{DeliveryPolicy, InternKind, RefusedCode, Token};
 use lapce_ipc::wire::record::{Flags, Header};
 use lapce_ipc::wire::{BrokerFrame, ClientFrame, Name, Topic};
 use raw::{Control, Lane, Raw, publish, resume};
+use std::time::{Duration, Instant};
+use support::cut::cut_own;
+use support::probe::{actor, lines};
 use support::{Broker, DEADLINE, wait_until};
 
 /// A window that no test waits for.
@@ -90,6 +93,82 @@ fn a_token_that_got_lost_on_its_way_leaves_the_one_before_good() {
     raw.flush(1);
     status(&mut raw);
     assert_eq!(refusal(&broker, token).0, RefusedCode::ResumeFailed);
+}
+
+#[test]
+fn a_lost_socket_is_a_restart_of_its_connection_and_a_resume_is_one_that_holds() {
+    let mut broker = Broker::start_with(&[LONG]);
+    let watch = broker.client();
+    let mut raw = Raw::connect(&broker.socket(), "lost");
+    let id = raw.connection;
+    for lost in 1..=2 {
+        raw.cut();
+        let restart = format!("restarting actor actor=connection id={id} reason=\"socket lost: ");
+        wait_until("the restart", || lines(&mut broker, &["WARN", &restart]).len() == lost);
+        let line = lines(&mut broker, &[&restart]).pop().unwrap();
+        assert!(line.ends_with("attempt=1 limit=1000 delay_ms=0"), "{line}");
+        raw.resume(&broker.socket());
+        let holds = format!("actor stable actor=connection id={id} attempt=1");
+        wait_until("it to hold", || lines(&mut broker, &["INFO", &holds]).len() == lost);
+    }
+    raw.flush(1);
+    let connections = actor(&watch, "connection");
+    assert_eq!((connections.restarts, connections.failures), (2, 2));
+    let status = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    let line = status.lines().find(|line| line.trim_start().starts_with("connection ")).expect("its line");
+    assert!(line.contains('2') && line.contains("socket lost"), "{status}");
+    // Who leaves in order is no restart, and has no line of one.
+    raw.control.say(&ClientFrame::Bye);
+    wait_until("the session to end", || sessions(&watch) == 0);
+    assert_eq!(actor(&watch, "connection").restarts, 2);
+}
+
+#[test]
+fn a_connection_that_flaps_is_given_up_and_its_client_is_told() {
+    let keys = [LONG, ("restart.connection_max_restarts", "3"), ("restart.connection_period_secs", "3600")];
+    let mut broker = Broker::start_with(&keys);
+    let watch = broker.client();
+    let mut raw = Raw::connect(&broker.socket(), "flaps");
+    for _ in 0..3 {
+        raw.cut();
+        raw.resume(&broker.socket());
+    }
+    raw.cut();
+    wait_until("the session to end", || sessions(&watch) == 0);
+    let line = format!("giving up on actor actor=connection id={} reason=\"socket lost: ", raw.connection);
+    assert_eq!(lines(&mut broker, &["ERROR", &line, "restarts=3 period_secs=3600"]).len(), 1);
+    let (code, message) = refusal(&broker, raw.token);
+    assert_eq!(code, RefusedCode::GivenUp);
+    assert!(message.contains("restart.connection_max_restarts"), "{message}");
+
+    // A client of the library: it ends with the reason instead of flapping on.
+    drop(watch);
+    let client = broker.builder().connect().unwrap();
+    let mut cuts = 0;
+    let error = loop {
+        cuts += cut_own(&broker.socket());
+        let error = client.closed(Some(Duration::from_millis(300))).unwrap_err();
+        if !error.is_timeout() {
+            break error;
+        }
+        assert!(cuts < 20, "it flaps on");
+    };
+    assert_eq!(error.refused_code(), Some(RefusedCode::GivenUp), "{error} after {cuts} cuts");
+}
+
+#[test]
+fn restarts_of_a_connection_are_counted_within_the_period_only() {
+    let keys = [LONG, ("restart.connection_max_restarts", "1"), ("restart.connection_period_secs", "1")];
+    let broker = Broker::start_with(&keys);
+    let mut raw = Raw::connect(&broker.socket(), "now-and-then");
+    let mut last = None::<Instant>;
+    for _ in 0..3 {
+        wait_until("the period to pass", || last.is_none_or(|last| last.elapsed().as_millis() > 1100));
+        raw.cut();
+        last = Some(Instant::now());
+        raw.resume(&broker.socket());
+    }
+    raw.flush(1);
 }
 
 #[test]

@@ -426,7 +426,7 @@ fn a_forged_roster_does_no_harm_and_a_link_is_not_followed() {
     broker.start_again();
     let _messages = client.subscribe("t").expect("a subscription");
     let log = broker.process().stderr();
-    assert!(log.contains("session roster not read") && !log.contains("publishes wait"), "{log}");
+    assert!(log.contains("cannot read the session roster") && !log.contains("publishes wait"), "{log}");
     assert_eq!(std::fs::read_to_string(&target).expect("a file"), text);
     assert!(std::fs::symlink_metadata(&roster).expect("a file").is_file(), "the link was replaced");
 }

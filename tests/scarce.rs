@@ -23,6 +23,26 @@ fn commands_without_descriptors_end_with_an_error() {
     }
 }
 
+/// The loader fails with 127 or a signal before there is a program.
+#[test]
+fn commands_without_address_space_name_memory_and_do_not_blame_the_broker() {
+    let broker = Broker::start();
+    let mut lacked = 0;
+    for limit in (8_000..80_000).step_by(2_000) {
+        let mut echo = command("sh");
+        echo.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh", LAPCE_IPC, "--socket"]);
+        echo.arg(broker.socket()).args(["request", "echo", "hi"]);
+        let mut echo = Process::start(echo);
+        let (code, said) = (echo.code(), echo.stderr());
+        assert!(code != 76 && !said.contains("broke the protocol"), "{limit}: {said}");
+        if said.contains("segment of ") {
+            assert!([69, 75].contains(&code) && said.contains("out of memory"), "{limit}: {code}: {said}");
+            lacked += 1;
+        }
+    }
+    assert!(lacked > 0, "no limit lay between the program's size and its segment's");
+}
+
 /// Listens, or ends with 69 and an error.
 fn starts_or_says_why(wrapper: &[&str], program: &str, socket: &std::path::Path) {
     let mut broker = command(wrapper[0]);

@@ -139,7 +139,7 @@ fn breakers_count_exactly_while_their_actor_dies_in_every_state() {
         assert!(line.contains(expected), "{line} is not {expected}");
     }
     for point in ["breaker.event", "breaker.timer", "breaker.ordered"] {
-        let deaths = lines(&mut broker, &["actor restarts actor=breaker", &format!("injected at {point}")]).len();
+        let deaths = lines(&mut broker, &["restarting actor actor=breaker", &format!("injected at {point}")]).len();
         assert!(deaths > 0, "{point}");
     }
     assert_eq!(actor(&client, "router").restarts, 0);
@@ -200,11 +200,39 @@ fn two_hundred_connections_whose_actors_panic_leave_nothing() {
     wait_until("connections to go", || watch.status().unwrap().connections.len() == 1);
     wait_until("descriptors to go", || broker.descriptors() == descriptors);
     let told =
-        lines(&mut broker, &["WARN", "actor failed actor=connection id=", "panicked: injected at connection.welcomed"]);
+        lines(&mut broker, &["WARN", "restarting actor actor=connection", "panicked: injected at connection.welcomed"]);
     assert_eq!(told.len(), 200);
+    assert!(told.iter().all(|line| line.contains("attempt=1 limit=1000 delay_ms=0")), "{}", told[0]);
     let status = actor(&watch, "connection");
-    assert_eq!((status.state, status.restarts), (ActorState::Running, 0));
+    assert_eq!((status.state, status.restarts), (ActorState::Running, 200));
     assert_eq!(watch.status().unwrap().subscriptions, 1);
+}
+
+/// Each panic is a restart; the session, its subscriptions and what was not read are there afterwards.
+#[test]
+fn a_connection_that_panics_goes_on_with_its_session() {
+    let mut broker = Broker::start_faulty("connection.asked=panic#3*4;connection.awaits=panic*1", &[]);
+    let client = broker.builder().connect().unwrap();
+    let mut subscription = client.subscribe("t").unwrap();
+    let id = client.id();
+    while lines(&mut broker, &["restarting actor actor=connection", "injected at connection.asked"]).len() < 4 {
+        client.publish("t", "x").unwrap();
+        client.status().unwrap();
+        assert_eq!(subscription.next_timeout(DEADLINE).unwrap().expect("a message").payload(), b"x");
+    }
+    assert_eq!(client.status().unwrap().subscriptions, 1);
+    assert_eq!(client.id(), id, "the same session");
+    // The one that panicked while it awaited its peer was followed by another, which waited further.
+    let restarts =
+        lines(&mut broker, &["WARN", &format!("restarting actor actor=connection id={id} reason=\"panicked: ")]);
+    assert_eq!(
+        restarts.iter().filter(|line| line.contains("attempt=2 limit=1000 delay_ms=0")).count(),
+        1,
+        "{restarts:#?}"
+    );
+    assert_eq!(restarts.len(), 5, "{restarts:#?}");
+    wait_until("the last to hold", || lines(&mut broker, &["INFO", "actor stable actor=connection"]).len() == 4);
+    assert_eq!(actor(&client, "connection").restarts, 5);
 }
 
 /// A connection that panics in `started`, before the router knows of it.

@@ -59,7 +59,9 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
         wait_until("it to be missed", || !serves(&broker, "upper"));
         wait_until("the line", || {
             let mut lost = lines(&mut broker, &["restarting actor", "id=tools"]);
-            lost.retain(|line| line.contains("reason=\"it left\"") || line.contains("reason=\"its socket has ended\""));
+            lost.retain(|line| {
+                line.contains("reason=\"closed by peer\"") || line.contains("reason=\"its socket has ended\"")
+            });
             lost.len() == round
         });
     }

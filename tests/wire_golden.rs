@@ -302,6 +302,7 @@ fn broker_frames() -> Vec<(BrokerFrame, &'static str)> {
         (refused(RefusedCode::Draining), "13000000 01000000 04000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::BadToken), "13000000 01000000 05000000 0100000000000000 6d 0100"),
         (refused(RefusedCode::ResumeFailed), "13000000 01000000 06000000 0100000000000000 6d 0100"),
+        (refused(RefusedCode::GivenUp), "13000000 01000000 07000000 0100000000000000 6d 0100"),
         (BrokerFrame::Interned { serial: 1, id: 2 }, "0c000000 02000000 01000000 02000000"),
         (BrokerFrame::Subscribed { serial: 2, subscription: 3 }, "0c000000 03000000 02000000 03000000"),
         (BrokerFrame::Serving { serial: 3, service: 4 }, "0c000000 04000000 03000000 04000000"),

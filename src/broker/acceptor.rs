@@ -1,11 +1,11 @@
 //! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
 
-use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Named, all_taken};
+use super::connection::{Accepted, Admitted, Broker, ConnectionActor, Kept, Phase, all_taken};
 use super::fault;
 use super::listening::Listening;
 use super::log_limit::{Kind, may_log};
 use super::stream::FrameStream;
-use super::supervisor::{self, Child, Exit, Stop, supervise};
+use super::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
 use crate::routing::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
@@ -26,8 +26,10 @@ const MOST_REFUSALS: usize = 16;
 /// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
 const MOST_RESUMING: usize = 16;
 
-/// Messages that may wait for a connection's actor: it gets one `Stop` in its life.
+/// Messages that may wait for a connection's actor: one `Stop` in its life, and one socket at a time.
 const CONNECTION_MAILBOX: usize = 4;
+/// How long a connection may take to say its last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The acceptor. It has the listening socket in common with the one that follows it, should it fail.
 pub(super) struct Acceptor {
@@ -103,8 +105,7 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
                 let Some(worker) = next.next() else { return Ok(()) };
                 let (stream, broker) = (stream.into_std()?, broker.clone());
                 worker.spawn_fn(move || {
-                    let named = Named::default();
-                    actix::spawn(serve(Accepted { stream, peer, admitted, named }, broker));
+                    actix::spawn(serve(Accepted { stream, peer, admitted }, broker));
                 });
                 continue;
             }
@@ -123,24 +124,30 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
     }
 }
 
-/// One control socket, from its first byte to its last.
+/// One connection: its handshake, and its session with all sockets that it has one after the other.
 async fn serve(accepted: Accepted, broker: Arc<Broker>) {
-    let named = accepted.named.clone();
-    let mut start = Some(accepted);
+    let kept = Rc::new(Kept::new(accepted, broker.sessions.window()));
+    let goes_on = || kept.goes_on();
     let child = Child {
         name: "connection",
-        // What follows one that fails is the session that waits for its peer.
-        restart: Restart::Temporary,
-        limits: supervisor::limits(&broker.config().restart),
+        restart: Restart::Transient,
+        limits: supervisor::connection_limits(&broker.config().restart),
         mailbox: CONNECTION_MAILBOX,
-        stop_within: Duration::ZERO,
+        stop_within: LAST_WORDS,
         tree: &broker.tree,
         node: broker.connections,
         hurry: None,
+        goes_on: Some(&goes_on),
+        limited: Some(Kind::Restarted),
     };
-    let id = || named.get().map_or_else(|| "-".to_owned(), |id| id.to_string());
-    let factory = |_| ConnectionActor::new(start.take(), broker.clone());
-    supervise(&child, id, std::future::pending(), factory).await;
+    let mut phase = broker.phase.clone();
+    let stop = async move {
+        let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+    };
+    let factory = |exit| ConnectionActor::new(kept.clone(), broker.clone(), exit);
+    if let Outcome::GaveUp(_) = supervise(&child, || kept.id(), stop, factory).await {
+        kept.give_up(&broker).await;
+    }
 }
 
 /// Whether a connection may come in.

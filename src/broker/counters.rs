@@ -6,7 +6,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::RefusedCode;
 
 /// Why a connection was refused, as the metrics label it.
-const REFUSALS: [(RefusedCode, &str); 7] = [
+const REFUSALS: [(RefusedCode, &str); 8] = [
     (RefusedCode::Version, "version"),
     (RefusedCode::NotAllowed, "not_allowed"),
     (RefusedCode::TooManyConnections, "too_many_connections"),
@@ -14,6 +14,7 @@ const REFUSALS: [(RefusedCode, &str); 7] = [
     (RefusedCode::Draining, "draining"),
     (RefusedCode::BadToken, "bad_token"),
     (RefusedCode::ResumeFailed, "resume_failed"),
+    (RefusedCode::GivenUp, "given_up"),
 ];
 
 /// Why a detached session ended.
@@ -24,11 +25,18 @@ pub(super) enum SessionLoss {
     ProcessEnded,
     RouterEnded,
     Shutdown,
+    /// The restart limit of its connection was reached.
+    GivenUp,
 }
 
 impl SessionLoss {
-    const ALL: [SessionLoss; 4] =
-        [SessionLoss::Expired, SessionLoss::ProcessEnded, SessionLoss::RouterEnded, SessionLoss::Shutdown];
+    const ALL: [SessionLoss; 5] = [
+        SessionLoss::Expired,
+        SessionLoss::ProcessEnded,
+        SessionLoss::RouterEnded,
+        SessionLoss::Shutdown,
+        SessionLoss::GivenUp,
+    ];
 
     /// The metrics' label.
     fn as_str(self) -> &'static str {
@@ -37,6 +45,7 @@ impl SessionLoss {
             SessionLoss::ProcessEnded => "process_ended",
             SessionLoss::RouterEnded => "router_ended",
             SessionLoss::Shutdown => "shutdown",
+            SessionLoss::GivenUp => "given_up",
         }
     }
 
@@ -47,6 +56,7 @@ impl SessionLoss {
             SessionLoss::ProcessEnded => "client process ended",
             SessionLoss::RouterEnded => "ended by the router",
             SessionLoss::Shutdown => "shutting down",
+            SessionLoss::GivenUp => "restart limit reached",
         }
     }
 }
@@ -118,7 +128,7 @@ mod tests {
         for (times, ((code, _), (reason, count))) in REFUSALS.iter().zip(values.refused).enumerate() {
             assert_eq!((count, serde_json::to_value(code).unwrap()), (times as u64, reason.into()), "as on the wire");
         }
-        let expected = [("expired", 0), ("process_ended", 1), ("router_ended", 2), ("shutdown", 3)];
+        let expected = [("expired", 0), ("process_ended", 1), ("router_ended", 2), ("shutdown", 3), ("given_up", 4)];
         assert_eq!((values.resumed, values.lost), (1, expected.to_vec()));
     }
 }

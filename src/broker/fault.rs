@@ -38,6 +38,7 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("acceptor.accepted", "nothing; a socket was accepted, and nobody has it yet"),
     ("connection.started", "nothing"),
     ("connection.welcomed", "nothing; the Welcome is sent"),
+    ("connection.awaits", "nothing; the session can be claimed, and its socket is waited for"),
     ("connection.asked", "nothing; a frame was read, and the router was not asked yet"),
     ("connection.answered", "nothing; the router has answered, and the client was not told"),
     ("breaker.started", "nothing"),

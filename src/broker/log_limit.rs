@@ -14,10 +14,11 @@ pub(super) enum Kind {
     Refused,
     NotAccepted,
     NotResumed,
+    Restarted,
 }
 
 impl Kind {
-    const ALL: [&str; 6] = ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed"];
+    const ALL: [&str; 7] = ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted"];
 }
 
 /// Lines of one kind in a second (`logging.max_lines_per_second`).

@@ -8,7 +8,6 @@
 //! | `connection/` | one actor for each control socket: the greeting, questions, the end |
 //! | `breaker` | the breakers: their rules, times and news, and orders given to them by hand |
 //! | `sessions` | the registry of sessions and their tokens; pure |
-//! | `holder` | the session guard, and the watch over detached sessions |
 //! | `events` | what the router has to say to people, without ever waiting for them |
 //! | `fault` | faults on purpose, for tests |
 //! | `health/` | the HTTP endpoints: how the broker is, outside the tree that they tell of |
@@ -53,7 +52,6 @@ mod counters;
 mod events;
 mod fault;
 mod health;
-mod holder;
 mod inherited;
 pub(crate) mod limits;
 mod listening;

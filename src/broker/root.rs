@@ -2,12 +2,11 @@
 
 use super::acceptor::Acceptor;
 use super::breaker::{self, BreakerActor, BreakerHandle};
-use super::connection::{Broker, Phase};
+use super::connection::{Broker, Phase, SessionTable};
 use super::counters::Counters;
 use super::events::{Events, Queue, SystemEvent};
 use super::fault;
 use super::health::{Endpoints, Health, HealthError, Pulses};
-use super::holder::{SessionTable, watch_sessions};
 use super::inherited::Inherited;
 use super::limits;
 use super::listening::Listening;
@@ -24,7 +23,6 @@ use super::threads::{Refused, arbiter, can_watch_signals, refused};
 use super::upstream::Upstream;
 use super::watchdog::{Alive, Pulse, Watchdog, Watched};
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
-use crate::routing::group::Strategy;
 use crate::routing::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
@@ -153,7 +151,7 @@ async fn serve(
     let actor_news = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
     let (all_running, is_whole) = watch::channel(false);
-    let mut children = Supervisor::new(supervisor::ROOT, Strategy::RestForOne, tree.clone(), all_running);
+    let mut children = Supervisor::new(supervisor::ROOT, tree.clone(), all_running);
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
@@ -226,7 +224,6 @@ async fn serve(
         late_non_vital: watchdog.late_non_vital(),
         location: location.clone(),
     });
-    actix::spawn(watch_sessions(broker.clone()));
     let follows = actix::spawn(notify.clone().follow(broker.clone()));
     for (upstream, worker) in upstreams.into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();

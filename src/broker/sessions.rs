@@ -1,24 +1,27 @@
 //! Who may take a session up: a pure registry, told the time. The rules S1–S8 are in `actors.md`.
 //!
-//! What is kept of a session while nobody holds it is not this module's business: it is a value `S` that goes in with
-//! [`Sessions::let_go`] and comes out again once, to who resumes the session or to who ends it.
+//! How a session that awaits its peer is reached is a value `S`, which goes in with [`Sessions::awaits`] and comes out
+//! again once, for the claimant that has the token.
 
 use crate::wire::codec;
 use crate::wire::control::{BrokerFrame, Token};
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Answers that a session keeps: as many as a client may have questions under way.
 pub(super) const MOST_ANSWERS: usize = 64;
 
-/// The sessions of a broker, each of which some connection holds or nobody.
+/// Tokens of sessions that were given up, of which that is still known.
+const MOST_GIVEN_UP: usize = 64;
+
+/// The sessions of a broker, each of which serves a socket or awaits its peer.
 #[derive(Debug)]
 pub(super) struct Sessions<S> {
-    window: Duration,
     sessions: HashMap<u32, Session<S>>,
     /// Hashed with a key that nobody knows, then compared in constant time (S3).
     tokens: HashMap<Token, u32>,
     waiting: usize,
+    given_up: VecDeque<Token>,
 }
 
 #[derive(Debug)]
@@ -28,16 +31,14 @@ struct Session<S> {
     before: Option<Token>,
     uid: u32,
     nonce: u64,
-    /// How often nobody held it.
-    turn: u64,
-    /// `None` while somebody holds it, which is most of the time.
+    /// `None` while it serves a socket, which is most of the time.
     waits: Option<Box<Waits<S>>>,
 }
 
 #[derive(Debug)]
 struct Waits<S> {
     until: Instant,
-    kept: S,
+    reached: S,
 }
 
 /// Why a token resumes nothing now.
@@ -58,30 +59,34 @@ pub(super) enum ResumeError {
     /// Another connection holds it; this is its number.
     #[error("connection {0} holds the session of this token")]
     Held(u32),
+    /// Its connection failed too often.
+    #[error(
+        "the session was given up: its connection failed more often than restart.connection_max_restarts \
+         within restart.connection_period_secs"
+    )]
+    GivenUp,
 }
 
 impl<S> Sessions<S> {
-    /// None yet. They wait for their peer for `window`.
-    pub(super) fn new(window: Duration) -> Sessions<S> {
-        Sessions { window, sessions: HashMap::new(), tokens: HashMap::new(), waiting: 0 }
+    /// None yet.
+    pub(super) fn new() -> Sessions<S> {
+        let (sessions, tokens, given_up) = (HashMap::new(), HashMap::new(), VecDeque::new());
+        Sessions { sessions, tokens, waiting: 0, given_up }
     }
 
-    /// A session begins, held by who calls.
+    /// A session begins, with a socket.
     pub(super) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
-        let session = Session { token, before: None, uid, nonce, turn: 0, waits: None };
+        let session = Session { token, before: None, uid, nonce, waits: None };
         self.sessions.insert(id, session);
         self.tokens.insert(token, id);
     }
 
-    /// Nobody holds the session any more. If it `may_wait`, it awaits its peer for the window, else it is over at once.
-    /// Answers which turn of waiting this is, and until when; the value back if there is no such session.
-    pub(super) fn let_go(&mut self, id: u32, kept: S, may_wait: bool, now: Instant) -> Result<(u64, Instant), S> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Err(kept) };
-        let until = if may_wait { now + self.window } else { now };
-        session.turn += 1;
+    /// The session awaits its peer, and can be reached so. `false`: there is no such session.
+    pub(super) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
         self.waiting += usize::from(session.waits.is_none());
-        session.waits = Some(Box::new(Waits { until, kept }));
-        Ok((session.turn, until))
+        session.waits = Some(Box::new(Waits { until, reached }));
+        true
     }
 
     /// Takes up the session of `token`, which `fresh` replaces (S4).
@@ -97,6 +102,9 @@ impl<S> Sessions<S> {
         nonce: u64,
         now: Instant,
     ) -> Result<(u32, S), ResumeError> {
+        if self.given_up.contains(&token) {
+            return Err(ResumeError::GivenUp);
+        }
         let id = *self.tokens.get(&token).ok_or(ResumeError::Unknown)?;
         let session = self.sessions.get_mut(&id).ok_or(ResumeError::Unknown)?;
         if session.uid != uid {
@@ -116,7 +124,7 @@ impl<S> Sessions<S> {
         }
         (session.token, session.before) = (fresh, Some(token));
         self.tokens.insert(fresh, id);
-        Ok((id, waits.kept))
+        Ok((id, waits.reached))
     }
 
     /// The client has its newest token: the one before is void.
@@ -126,20 +134,33 @@ impl<S> Sessions<S> {
         }
     }
 
-    /// Ends a session that waits since its `turn`-th loss; `None` if it does not.
-    pub(super) fn end_waiting(&mut self, id: u32, turn: u64) -> Option<S> {
-        self.sessions.get(&id).filter(|session| session.turn == turn && session.waits.is_some())?;
-        self.end(id)
+    /// Ends a session that awaits its peer; `false` if it does not, because it was just taken up.
+    pub(super) fn end_waiting(&mut self, id: u32) -> bool {
+        let waits = self.sessions.get(&id).is_some_and(|session| session.waits.is_some());
+        if waits {
+            self.end(id);
+        }
+        waits
     }
 
-    /// Ends a session. Answers what was kept, if it was waiting.
-    pub(super) fn end(&mut self, id: u32) -> Option<S> {
-        let session = self.sessions.remove(&id)?;
+    /// Ends a session.
+    pub(super) fn end(&mut self, id: u32) {
+        let Some(session) = self.sessions.remove(&id) else { return };
         for token in [Some(session.token), session.before].into_iter().flatten() {
             self.tokens.remove(&token);
         }
         self.waiting -= usize::from(session.waits.is_some());
-        session.waits.map(|waits| waits.kept)
+    }
+
+    /// Ends a session whose connection failed too often. Its client is told when it comes back.
+    pub(super) fn give_up(&mut self, id: u32) {
+        if let Some(session) = self.sessions.get(&id) {
+            self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
+            while self.given_up.len() > MOST_GIVEN_UP {
+                self.given_up.pop_front();
+            }
+        }
+        self.end(id);
     }
 
     /// Who waits for its peer.
@@ -201,6 +222,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const WINDOW: Duration = Duration::from_secs(5);
 
@@ -209,7 +231,7 @@ mod tests {
     }
 
     fn one() -> (Sessions<&'static str>, Instant) {
-        let mut sessions = Sessions::new(WINDOW);
+        let mut sessions = Sessions::new();
         sessions.open(7, token(1), 1000, 42);
         (sessions, Instant::now())
     }
@@ -217,16 +239,17 @@ mod tests {
     #[test]
     fn a_session_is_taken_up_once_with_each_token() {
         let (mut sessions, now) = one();
+        let until = now + WINDOW;
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::Held(7)));
-        sessions.let_go(7, "kept", true, now).unwrap();
+        assert!(sessions.awaits(7, "first", until));
         assert_eq!(sessions.waiting(), 1);
         assert_eq!(sessions.resume(token(9), token(2), 1000, 42, now), Err(ResumeError::Unknown));
         assert_eq!(sessions.resume(token(1), token(2), 1001, 42, now), Err(ResumeError::OtherUser));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 43, now), Err(ResumeError::OtherInstance));
-        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Ok((7, "kept")));
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Ok((7, "first")));
         assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Held(7)), "two claimants");
         sessions.confirm(7);
-        sessions.let_go(7, "again", true, now).unwrap();
+        assert!(sessions.awaits(7, "again", until));
         assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Unknown), "replayed");
         assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Ok((7, "again")));
         assert_eq!((sessions.waiting(), sessions.tokens.len()), (0, 2));
@@ -236,8 +259,8 @@ mod tests {
     fn a_token_that_never_arrived_leaves_the_one_before_good() {
         let (mut sessions, now) = one();
         for fresh in 2..10 {
-            sessions.let_go(7, "kept", true, now).unwrap();
-            assert_eq!(sessions.resume(token(1), token(fresh), 1000, 42, now), Ok((7, "kept")));
+            assert!(sessions.awaits(7, "it", now + WINDOW));
+            assert_eq!(sessions.resume(token(1), token(fresh), 1000, 42, now), Ok((7, "it")));
             assert_eq!(sessions.tokens.len(), 2, "the others are void");
         }
         sessions.confirm(7);
@@ -247,31 +270,35 @@ mod tests {
     #[test]
     fn the_window_ends_it() {
         let (mut sessions, now) = one();
-        let (turn, until) = sessions.let_go(7, "kept", true, now).unwrap();
-        assert_eq!((turn, until), (1, now + WINDOW));
+        let until = now + WINDOW;
+        assert!(sessions.awaits(7, "it", until));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Over));
-        assert_eq!(sessions.end_waiting(7, turn), Some("kept"));
-        assert_eq!(sessions.end_waiting(7, turn), None);
+        assert!(sessions.end_waiting(7) && !sessions.end_waiting(7));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Unknown));
         assert_eq!((sessions.waiting(), sessions.tokens.len(), sessions.sessions.len()), (0, 0, 0));
+        assert!(!sessions.awaits(7, "it", until), "there is no such session");
     }
 
     #[test]
-    fn who_watched_an_earlier_wait_ends_nothing() {
+    fn a_session_that_was_just_taken_up_is_not_ended_by_its_window() {
         let (mut sessions, now) = one();
-        let (turn, _) = sessions.let_go(7, "kept", true, now).unwrap();
+        assert!(sessions.awaits(7, "it", now + WINDOW));
         sessions.resume(token(1), token(2), 1000, 42, now).unwrap();
-        assert_eq!(sessions.end_waiting(7, turn), None, "held");
-        sessions.let_go(7, "again", true, now).unwrap();
-        assert_eq!(sessions.end_waiting(7, turn), None, "another wait");
+        assert!(!sessions.end_waiting(7));
+        assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Err(ResumeError::Held(7)));
     }
 
     #[test]
-    fn without_a_window_nothing_waits() {
+    fn the_client_of_a_session_that_was_given_up_is_told_so() {
         let (mut sessions, now) = one();
-        assert_eq!(sessions.let_go(7, "kept", false, now), Ok((1, now)));
-        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::Over));
-        assert_eq!(sessions.let_go(8, "nobody's", true, now), Err("nobody's"));
+        sessions.give_up(7);
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::GivenUp));
+        assert_eq!((sessions.tokens.len(), sessions.sessions.len()), (0, 0));
+        for id in 0..MOST_GIVEN_UP as u32 {
+            sessions.open(100 + id, Token::from_bytes([100 + id as u8; 16]), 1000, 42);
+            sessions.give_up(100 + id);
+        }
+        assert_eq!(sessions.given_up.len(), MOST_GIVEN_UP);
     }
 
     #[test]

@@ -18,6 +18,13 @@ pub(super) struct FrameStream {
     is_torn: bool,
 }
 
+/// A stream between two threads.
+#[derive(Debug)]
+pub(super) struct Detached {
+    socket: std::os::unix::net::UnixStream,
+    decoder: FrameDecoder,
+}
+
 /// Why no frame came.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
@@ -30,6 +37,23 @@ pub(super) enum ReadError {
 impl FrameStream {
     pub(super) fn new(stream: UnixStream, max_frame_bytes: usize) -> FrameStream {
         FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes), is_torn: false }
+    }
+
+    /// Takes the stream off this thread's runtime. `None`: its socket is in use elsewhere, or the system refuses.
+    pub(super) fn detach(self) -> Option<Detached> {
+        let FrameStream { stream, decoder, .. } = self;
+        let socket = Arc::into_inner(stream)?.into_std().ok()?;
+        Some(Detached { socket, decoder })
+    }
+
+    /// Goes on with a stream on this thread.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no room to watch it.
+    pub(super) fn attach(detached: Detached) -> io::Result<FrameStream> {
+        let Detached { socket, decoder } = detached;
+        Ok(FrameStream { stream: UnixStream::from_std(socket)?.into(), decoder, is_torn: false })
     }
 
     /// The socket.

@@ -9,7 +9,7 @@
 //! socket appears at its path (`appearance`), and the command `lapce-ipc upstream dial`.
 
 use super::appearance;
-use super::connection::{self, Accepted, Admitted, Broker, Named, Phase, all_taken};
+use super::connection::{self, Accepted, Admitted, Broker, Kept, Phase, all_taken};
 use super::fault;
 use super::supervisor::{self, Child, Exit, NodeId, Outcome, Stop, supervise};
 use crate::config;
@@ -22,6 +22,7 @@ use actix::prelude::*;
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -106,14 +107,20 @@ impl Upstream {
             tree: &broker.tree,
             node: upstream.node,
             hurry: Some(&upstream.hurry),
+            goes_on: None,
+            limited: None,
         };
         let mut phase = broker.phase.clone();
         let stop = async move {
             // A connection that stands sees the phase by itself; what must end is the dialling.
             let _ = phase.wait_for(Phase::is_ending).await;
         };
-        let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), exit };
-        supervise(&child, || upstream.name.to_string(), stop, factory).await
+        let last = Last::default();
+        let factory =
+            |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), last: last.clone(), exit };
+        let outcome = supervise(&child, || upstream.name.to_string(), stop, factory).await;
+        end_last(&last, broker).await;
+        outcome
     }
 
     /// The number of its connection, while it is connected.
@@ -166,10 +173,20 @@ pub(super) fn dial(broker: &Broker, connection: u32, serial: u32, name: &Name) -
     BrokerFrame::Upstreams { serial, upstreams: vec![upstream.status(&broker.tree.report())] }
 }
 
+/// What the last incarnation had of a session: one that panicked has left it.
+type Last = Rc<RefCell<Option<Rc<Kept>>>>;
+
+async fn end_last(last: &Last, broker: &Broker) {
+    if let Some(session) = last.take().and_then(|kept| kept.take_session()) {
+        session.end(broker, None).await;
+    }
+}
+
 /// The actor of one dialled process.
 struct UpstreamActor {
     upstream: Arc<Upstream>,
     broker: Arc<Broker>,
+    last: Last,
     exit: Exit,
 }
 
@@ -178,7 +195,7 @@ impl Actor for UpstreamActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("upstream.started", 0);
-        let run = run(self.upstream.clone(), self.broker.clone());
+        let run = run(self.upstream.clone(), self.broker.clone(), self.last.clone());
         ctx.spawn(run.into_actor(self).map(|reason, this, ctx| {
             this.exit.fail(reason);
             ctx.stop();
@@ -194,7 +211,8 @@ impl Handler<Stop> for UpstreamActor {
 }
 
 /// Dials, and serves the connection to its end. Returns why it ended.
-async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
+async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String {
+    end_last(&last, &broker).await;
     let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
     let path = upstream.path.display();
     let stream = match UnixStream::connect(&upstream.path).await {
@@ -218,8 +236,10 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>) -> String {
         Err(error) => return error.to_string(),
     };
     let admitted = Admitted { permit: Some(permit), _resuming: None };
-    let start = Accepted { stream, peer, admitted, named: Named::default() };
-    match connection::session(start, Some(&dialled), broker.clone()).await {
+    // Its session does not outlive its socket.
+    let kept = Rc::new(Kept::new(Accepted { stream, peer, admitted }, Duration::ZERO));
+    last.replace(Some(kept.clone()));
+    match connection::dialled(&kept, &dialled, &broker).await {
         Ok(()) => "closed by peer".to_owned(),
         Err(reason) => reason,
     }

@@ -163,7 +163,9 @@ fn code_of(kind: &ErrorKind) -> Code {
             RefusedCode::Version | RefusedCode::Malformed => Code::Protocol,
             RefusedCode::NotAllowed => Code::NotAllowed,
             RefusedCode::TooManyConnections => Code::TryAgain,
-            RefusedCode::Draining | RefusedCode::BadToken | RefusedCode::ResumeFailed => Code::Unavailable,
+            RefusedCode::Draining | RefusedCode::BadToken | RefusedCode::ResumeFailed | RefusedCode::GivenUp => {
+                Code::Unavailable
+            }
         },
         ErrorKind::Outcome { outcome, .. } => match outcome {
             Outcome::NoResponders | Outcome::Disconnected => Code::Unavailable,

@@ -156,6 +156,11 @@ section! {
         restart_grace_ms: u64 = 2000, integer(0, 600_000, "ms");
         /// How long a thread may be stuck before the process aborts, for the service manager to restart it.
         watchdog_abort_ms: u64 = 10_000, integer(100, 3_600_000, "ms");
+        /// Restarts of one connection within `connection_period_secs` after which it is given up.
+        /// A lost socket is one, and so is a panic. The client is refused with the reason when it comes back.
+        connection_max_restarts: u32 = 1000, integer(1, 1_000_000, "restarts");
+        /// The period in which restarts of a connection are counted.
+        connection_period_secs: u64 = 60, integer(1, 86_400, "s");
     }
 }
 

@@ -10,23 +10,14 @@
 //!                                done
 //! ```
 //!
-//! With *one-for-one* each child goes its own way. With *rest-for-one* those after a child that ended are stopped, the
-//! last one first and each only after the one behind it, and started again in order, each after those before it run.
-//! When a child is given up, all others are stopped likewise, and then the group *escalates* to its owner.
+//! *Rest-for-one*: those after a child that ended are stopped, the last one first and each only after the one behind
+//! it, and started again in order, each after those before it run. Children that depend on no other have a supervisor
+//! of their own.
+//! When a child is given up, all others are stopped likewise, and then the group *escalates* to whoever owns it.
 
 use super::restart::{Decision, Limits, Restart, Restarts};
 
-/// Which siblings of an ended child are restarted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Strategy {
-    /// None.
-    #[allow(dead_code, reason = "the children of the root depend on each other")]
-    OneForOne,
-    /// All that come after it.
-    RestForOne,
-}
-
-/// An action for the owner of the children.
+/// What the owner of the children is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Start(usize),
@@ -58,7 +49,6 @@ struct Member {
 /// The children, in the order in which they are started.
 #[derive(Debug)]
 pub(crate) struct Group {
-    strategy: Strategy,
     members: Vec<Member>,
     /// Children from this number on are not restarted.
     retired_from: usize,
@@ -68,9 +58,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(strategy: Strategy) -> Group {
+    pub(crate) fn new() -> Group {
         let members = Vec::new();
-        Group { strategy, members, retired_from: usize::MAX, retiring: false, given_up: None, escalated: false }
+        Group { members, retired_from: usize::MAX, retiring: false, given_up: None, escalated: false }
     }
 
     /// Adds a child, the last one; it is to be started now. Returns its number.
@@ -112,9 +102,7 @@ impl Group {
             Decision::Restart { delay, .. } => {
                 let due = now.saturating_add(delay);
                 (member.state, member.due) = (State::Stopped, Some(due));
-                if self.strategy == Strategy::RestForOne {
-                    self.rest_follows(child, due);
-                }
+                self.rest_follows(child, due);
             }
             Decision::GiveUp { .. } => {
                 member.state = State::Done;
@@ -152,25 +140,23 @@ impl Group {
             let told = std::mem::replace(&mut self.escalated, true);
             return (!told).then_some(Action::Escalate(child));
         }
-        let child = self.startable().find(|child| self.members[*child].due.is_some_and(|due| due <= now))?;
+        let child = self.startable().filter(|child| self.members[*child].due.is_some_and(|due| due <= now))?;
         let member = &mut self.members[child];
         (member.state, member.due) = (State::Running, None);
         member.restarts.started(now);
         Some(Action::Start(child))
     }
 
-    /// Children that wait for nothing but their time.
-    fn startable(&self) -> impl Iterator<Item = usize> {
-        let stopped = self.members.iter().enumerate().filter(|(_, member)| member.state == State::Stopped);
-        let most = if self.strategy == Strategy::RestForOne { 1 } else { usize::MAX };
-        stopped.map(|(child, _)| child).take(most)
+    /// The child that waits for nothing but its time, if one does: the first that is stopped.
+    fn startable(&self) -> Option<usize> {
+        self.members.iter().position(|member| member.state == State::Stopped)
     }
 
     /// When to look again, if nothing ends before.
     pub(crate) fn wake_at(&self) -> Option<u64> {
         let holds = self.members.iter().filter_map(|member| member.restarts.holds_at());
         let stops = self.members.iter().any(|member| member.must_stop || member.state == State::Stopping);
-        let starts = self.startable().filter(|_| !stops).filter_map(|child| self.members[child].due);
+        let starts = self.startable().filter(|_| !stops).and_then(|child| self.members[child].due);
         holds.chain(starts).min()
     }
 

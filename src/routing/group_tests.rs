@@ -17,8 +17,8 @@ struct World {
 }
 
 impl World {
-    fn new(strategy: Strategy, policies: &[Restart]) -> World {
-        let mut group = Group::new(strategy);
+    fn new(policies: &[Restart]) -> World {
+        let mut group = Group::new();
         policies.iter().for_each(|restart| {
             group.add(*restart, LIMITS, 0);
         });
@@ -34,10 +34,8 @@ impl World {
             match action {
                 Start(child) => {
                     assert!(!std::mem::replace(&mut self.running[child], true), "{child} runs already");
-                    if self.group.strategy == Strategy::RestForOne {
-                        let before = (0..child).all(|i| self.running[i] || self.group.members[i].state == State::Done);
-                        assert!(before, "{child} started before one that comes before it");
-                    }
+                    let before = (0..child).all(|i| self.running[i] || self.group.members[i].state == State::Done);
+                    assert!(before, "{child} started before one that comes before it");
                 }
                 Stop(child) => {
                     assert!(std::mem::replace(&mut self.running[child], false), "{child} does not run");
@@ -74,7 +72,7 @@ impl World {
 
 #[test]
 fn rest_for_one_stops_the_later_ones_in_reverse_and_starts_them_in_order() {
-    let mut world = World::new(Strategy::RestForOne, &[Restart::Permanent; 4]);
+    let mut world = World::new(&[Restart::Permanent; 4]);
     assert_eq!(world.fails(1), Some(Decision::Restart { attempt: 1, limit: 3, delay: 100 }));
     assert_eq!(world.takes(), [Stop(3), Stop(2)]);
     assert!(!world.group.is_whole());
@@ -87,19 +85,8 @@ fn rest_for_one_stops_the_later_ones_in_reverse_and_starts_them_in_order() {
 }
 
 #[test]
-fn one_for_one_leaves_the_others_alone() {
-    let mut world = World::new(Strategy::OneForOne, &[Restart::Permanent; 3]);
-    world.fails(1);
-    assert_eq!(world.takes(), []);
-    assert_eq!(world.running, [true, false, true]);
-    world.fails(0);
-    world.passes(100);
-    assert_eq!(world.takes(), [Start(0), Start(1)]);
-}
-
-#[test]
 fn a_failure_before_one_that_waits_holds_that_one_back() {
-    let mut world = World::new(Strategy::RestForOne, &[Restart::Permanent; 3]);
+    let mut world = World::new(&[Restart::Permanent; 3]);
     world.fails(1);
     world.passes(50);
     world.fails(0);
@@ -112,7 +99,7 @@ fn a_failure_before_one_that_waits_holds_that_one_back() {
 
 #[test]
 fn a_stop_takes_its_time_and_the_next_waits_for_it() {
-    let mut group = Group::new(Strategy::RestForOne);
+    let mut group = Group::new();
     (0..3).for_each(|_| {
         group.add(Restart::Permanent, LIMITS, 0);
     });
@@ -130,10 +117,10 @@ fn a_stop_takes_its_time_and_the_next_waits_for_it() {
 
 #[test]
 fn who_need_not_come_back_does_not_and_holds_nobody_up() {
-    let policies = [Restart::Transient, Restart::Permanent, Restart::Temporary];
-    let mut world = World::new(Strategy::RestForOne, &policies);
+    let policies = [Restart::Transient, Restart::Permanent, Restart::Transient];
+    let mut world = World::new(&policies);
     assert_eq!(world.ends(0, false), Some(Decision::Done));
-    assert_eq!(world.ends(2, true), Some(Decision::Done));
+    assert_eq!(world.ends(2, false), Some(Decision::Done));
     assert!(world.group.is_whole());
     world.fails(1);
     world.passes(100);
@@ -142,7 +129,7 @@ fn who_need_not_come_back_does_not_and_holds_nobody_up() {
 
 #[test]
 fn a_limit_that_is_exceeded_stops_all_in_reverse_and_escalates_once() {
-    let mut world = World::new(Strategy::RestForOne, &[Restart::Permanent; 3]);
+    let mut world = World::new(&[Restart::Permanent; 3]);
     for _ in 0..3 {
         world.fails(1);
         world.passes(400);
@@ -158,7 +145,7 @@ fn a_limit_that_is_exceeded_stops_all_in_reverse_and_escalates_once() {
 
 #[test]
 fn the_retired_are_stopped_in_reverse_and_the_others_are_still_supervised() {
-    let mut world = World::new(Strategy::RestForOne, &[Restart::Permanent; 3]);
+    let mut world = World::new(&[Restart::Permanent; 3]);
     world.group.retire(2);
     world.settle();
     assert_eq!(world.takes(), [Stop(2), Retired]);
@@ -176,7 +163,7 @@ fn the_retired_are_stopped_in_reverse_and_the_others_are_still_supervised() {
 
 #[test]
 fn a_restart_that_holds_is_told_with_its_attempts() {
-    let mut world = World::new(Strategy::OneForOne, &[Restart::Permanent; 2]);
+    let mut world = World::new(&[Restart::Permanent; 2]);
     world.fails(1);
     world.passes(100);
     world.fails(1);
@@ -186,19 +173,17 @@ fn a_restart_that_holds_is_told_with_its_attempts() {
     assert_eq!(world.group.held(world.now + 1_000), None);
 }
 
-const POLICIES: &[Restart] = &[Restart::Permanent, Restart::Transient, Restart::Temporary];
+const POLICIES: &[Restart] = &[Restart::Permanent, Restart::Transient];
 
 proptest! {
     /// `World` checks each order; here, that every child comes back unless it is done, retired or given up.
     #[test]
     fn after_any_ends_all_who_should_run_do(
-        rest in any::<bool>(),
         policies in prop::collection::vec(prop::sample::select(POLICIES), 1..6),
         ends in prop::collection::vec((0..6_usize, any::<bool>(), 0..700_u64), 0..40),
         retired in prop::option::of((0..40_usize, 0..6_usize)),
     ) {
-        let strategy = if rest { Strategy::RestForOne } else { Strategy::OneForOne };
-        let mut world = World::new(strategy, &policies);
+        let mut world = World::new(&policies);
         let (mut done, mut given_up) = (vec![false; policies.len()], false);
         let mut retired_from = policies.len();
         for (step, (child, failed, time)) in ends.into_iter().enumerate() {
@@ -214,7 +199,6 @@ proptest! {
                 let wanted = match policies[child] {
                     Restart::Permanent => true,
                     Restart::Transient => failed,
-                    Restart::Temporary => false,
                 };
                 prop_assert_eq!(decision == Some(Decision::Done), !wanted);
                 done[child] |= !wanted;

@@ -18,6 +18,7 @@
 //! | `roster` | the sessions that a broker leaves to the next, as a table and as text |
 //! | `missing` | when a broker that follows another takes up the first publish |
 //! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
+//! | `pace` | how long a service takes to reply, by which a deadline is measured |
 
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod arena;
@@ -36,6 +37,8 @@ pub(crate) mod missing;
 pub(crate) mod newest;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod numbers;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod pace;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod restart;
 #[cfg(not(lapce_ipc_loom))]

@@ -20,14 +20,14 @@ pub(crate) enum Restart {
     /// After each.
     Permanent,
     /// After a failure: an error or a panic.
-    #[allow(dead_code, reason = "no actor that is there now can be rebuilt after a failure only")]
     Transient,
-    /// After none.
-    Temporary,
 }
 
 /// No restart limit.
 pub(crate) const NEVER: u32 = u32::MAX;
+
+/// The time after which a restart holds, of an actor that says itself when it does.
+pub(crate) const UNTIL_TOLD: u64 = u64::MAX;
 
 /// Backoff and restart limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub(crate) struct Limits {
     /// The most restarts within `period`; [`NEVER`]: it is never given up.
     pub(crate) max_restarts: u32,
     pub(crate) period: u64,
-    /// After running this long, an actor's backoff is reset.
+    /// Whoever has run for so long begins again with the first delay; or [`UNTIL_TOLD`].
     pub(crate) stable: u64,
 }
 
@@ -104,7 +104,6 @@ impl Restarts {
         let comes_back = match self.restart {
             Restart::Permanent => true,
             Restart::Transient => failed,
-            Restart::Temporary => false,
         };
         if !comes_back {
             return Decision::Done;
@@ -134,9 +133,15 @@ impl Restarts {
         self.since = None;
     }
 
-    /// When it will have held, if it runs after a restart.
+    /// When it will have held, if it runs after a restart; `None` also if only it can say so.
     pub(crate) fn holds_at(&self) -> Option<u64> {
-        self.since.filter(|_| self.attempt > 0).map(|since| since.saturating_add(self.limits.stable))
+        let since = self.since.filter(|_| self.attempt > 0 && self.limits.stable != UNTIL_TOLD);
+        since.map(|since| since.saturating_add(self.limits.stable))
+    }
+
+    /// It says itself that its restart has held: answers how many attempts it took, if it was started again.
+    pub(crate) fn holds(&mut self) -> Option<u32> {
+        Some(std::mem::take(&mut self.attempt)).filter(|attempt| *attempt > 0)
     }
 
     /// The number of attempts after which the actor became stable; `Some` once per restart.
@@ -212,9 +217,7 @@ mod tests {
 
     #[test]
     fn each_policy_restarts_after_its_ends_only() {
-        for (restart, normal, failed) in
-            [(Restart::Permanent, true, true), (Restart::Transient, false, true), (Restart::Temporary, false, false)]
-        {
+        for (restart, normal, failed) in [(Restart::Permanent, true, true), (Restart::Transient, false, true)] {
             let comes_back = |failed| Restarts::new(restart, LIMITS).ended(failed, 0, 0.5) != Decision::Done;
             assert_eq!((comes_back(false), comes_back(true)), (normal, failed), "{restart:?}");
         }
@@ -234,6 +237,21 @@ mod tests {
         assert_eq!(restarts.held(31 * S), Some(2));
         assert_eq!(restarts.held(31 * S), None);
         assert_eq!(delay(restarts.ended(true, 32 * S, 0.5)), 100 * MS);
+    }
+
+    #[test]
+    fn a_restart_holds_when_its_actor_says_so_and_is_counted_in_the_period_all_the_same() {
+        let limits = Limits { stable: UNTIL_TOLD, max_restarts: 2, ..LIMITS };
+        let mut restarts = Restarts::new(Restart::Transient, limits);
+        for _ in 0..2 {
+            restarts.started(S);
+            assert_eq!(restarts.holds(), None, "it was not started again");
+            assert!(matches!(restarts.ended(true, S, 0.5), Decision::Restart { attempt: 1, limit: 2, .. }));
+            restarts.started(S);
+            assert_eq!((restarts.holds_at(), restarts.held(u64::MAX)), (None, None));
+            assert_eq!(restarts.holds(), Some(1));
+        }
+        assert_eq!(restarts.ended(true, S, 0.5), Decision::GiveUp { restarts: 2 });
     }
 
     #[test]

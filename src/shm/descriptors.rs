@@ -32,7 +32,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Borrowed
 ///
 /// # Errors
 ///
-/// As `recvmsg`; `InvalidData` if more descriptors came than there is room for.
+/// As `recvmsg`; `InvalidData` if more descriptors came than there is room for, `EMFILE` if this process may have no
+/// more.
 pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WELCOME_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -46,6 +47,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mu
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) && descriptors.len() < WELCOME_DESCRIPTORS {
+        // There was room for them, so this process may not have as many open.
+        return Err(rustix::io::Errno::MFILE.into());
     }
     if got.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > WELCOME_DESCRIPTORS {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than Welcome carries"));

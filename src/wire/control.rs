@@ -30,7 +30,8 @@
 //! watches the new socket instead of the old one. It says `Resumed`, then sends again, in their order, the questions
 //! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
 //! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
-//! more: say Hello without a token. [`RefusedCode::BadToken`] means that another connection holds it.
+//! more: say Hello without a token. [`RefusedCode::GivenUp`]
+//! means that its connection failed too often. [`RefusedCode::BadToken`] means that another connection holds it.
 //!
 //! # The next broker
 //!

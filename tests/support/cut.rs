@@ -2,22 +2,40 @@
 
 use super::probe::process;
 use rustix::fs::fstat;
-use rustix::net::{Shutdown, SocketAddrUnix, getpeername, shutdown};
+use rustix::net::{SendFlags, Shutdown, SocketAddrUnix, getpeername, send, shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Cuts every connection of the process `pid` to the broker at `socket`. Answers how many there were.
 pub fn cut(pid: u32, socket: &Path) -> usize {
+    with_each(pid, socket, |descriptor| shutdown(descriptor, Shutdown::Both).is_ok())
+}
+
+/// Fills the connections of this process to the broker at `socket`, which must not read: whoever writes next waits.
+pub fn fill_own(socket: &Path) {
+    let filled = with_each(std::process::id(), socket, |descriptor| {
+        for len in [4096, 1] {
+            while send(descriptor, &[0; 4096][..len], SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok() {}
+        }
+        true
+    });
+    assert!(filled > 0, "no connection to {}", socket.display());
+}
+
+/// Does something with each descriptor of the process `pid` that is connected to the broker at `socket`. Answers with
+/// how many it succeeded.
+fn with_each(pid: u32, socket: &Path, act: impl Fn(&OwnedFd) -> bool) -> usize {
     // It holds further descriptors of the same sockets for a moment, which another of us would find, too.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let owner = pidfd_open(process(pid), PidfdFlags::empty()).expect("it runs");
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
     let numbers: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    // All are found before the first is cut: whoever notices connects again at once, perhaps under a number that is
+    // All are found before the first is touched: whoever notices connects again at once, perhaps under a number that is
     // still to be looked at. By their inodes, for our own descriptors of them may be in this process, too.
     let mut found = BTreeMap::new();
     for number in numbers {
@@ -29,7 +47,7 @@ pub fn cut(pid: u32, socket: &Path) -> usize {
             found.insert(fstat(&descriptor).expect("an open descriptor").st_ino, descriptor);
         }
     }
-    found.values().filter(|descriptor| shutdown(descriptor, Shutdown::Both).is_ok()).count()
+    found.values().filter(|descriptor| act(descriptor)).count()
 }
 
 /// Cuts the connections of this process.

@@ -20,6 +20,7 @@
 pub mod cut;
 pub mod follow;
 pub mod http;
+pub mod ledger;
 pub mod manager;
 pub mod probe;
 pub mod role;
@@ -46,12 +47,25 @@ pub const IPC_SERVER_MAIN: &str = env!("CARGO_BIN_EXE_ipc_server_main");
 ///
 /// If it does not hold within [`DEADLINE`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(comes_true(condition), "waited {DEADLINE:?} for {what}");
+}
+
+/// Waits until `condition` holds, or [`DEADLINE`] is over. Answers whether it holds.
+pub fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
     let until = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(Instant::now() < until, "waited {DEADLINE:?} for {what}");
+        if Instant::now() >= until {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
+}
+
+/// Takes so long, as the work of a service does.
+pub fn work_for(time: Duration) {
+    std::thread::sleep(time);
 }
 
 /// A command in an environment in which nothing points to another broker or configuration.

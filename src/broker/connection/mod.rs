@@ -1,57 +1,55 @@
-//! `ConnectionActor`: one for each control socket. It holds a session while its socket lasts; the rings are the
-//! router's.
+//! `ConnectionActor`: one for each session, from the Hello to the end, with the sockets that the session has one after
+//! the other. The rings are the router's.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `life` | where a connection is, as a state machine |
+//! | `kept` | what outlives an incarnation of the actor |
+//! | `greeting` | a Hello is answered: a new session, or a socket for one that awaits it |
+//! | `table` | which token leads to which session |
+//! | `phase` | the life of the broker |
 
 mod greeting;
+mod kept;
+mod life;
+mod phase;
+mod table;
 
 pub(super) use greeting::all_taken;
+pub(super) use kept::{Accepted, Admitted, Kept};
+pub(super) use phase::Phase;
+pub(super) use table::SessionTable;
 
 use super::breaker::BreakerHandle;
 use super::counters::Counters;
 use super::fault;
 use super::health::{Access, Location};
-use super::holder::{Holder, Kept, SessionTable};
 use super::reload::{self, Source};
 use super::report;
 use super::roster::Roster;
 use super::router::{Ask, Doom, RouterHandle, Settings};
 use super::stream::{FrameStream, ReadError};
-use super::supervisor::{NodeId, Stop, Tree};
+use super::supervisor::{Exit, NodeId, Stop, Tree};
 use super::upstream::{self, Dialled, Upstream};
 use crate::broker::log_limit::{Kind, may_log};
 use crate::config::Config;
-use crate::shm::peer::{self, Credentials};
+use crate::shm::peer::{self, Process};
 use crate::sync::AtomicU64;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;
 use greeting::let_in;
-use std::cell::Cell;
+use kept::Session;
+use life::{Begin, Lost};
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use table::TakeUp;
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// How long a client may take to read the last frame, or to send its own.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// Where the broker is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Everything is served.
-    Running,
-    /// Nothing new is let in; what is under way is finished within so many milliseconds.
-    Draining(u32),
-    /// Connections are closed.
-    Closing,
-}
-
-impl Phase {
-    pub(super) fn is_ending(&self) -> bool {
-        *self != Phase::Running
-    }
-}
 
 /// What all connections share.
 pub(super) struct Broker {
@@ -103,36 +101,19 @@ impl Broker {
     }
 }
 
-/// What a connection was let in with.
-pub(super) struct Admitted {
-    /// One of `max_connections`. `None`: all are taken, but some session waits for its peer: the connection may resume
-    /// that, and nothing else (S8).
-    pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// One of those who may try, then.
-    pub(super) _resuming: Option<OwnedSemaphorePermit>,
-}
-
-/// What a connection is called in the log once the router has taken it in: its id.
-pub(super) type Named = Rc<Cell<Option<u32>>>;
-
-/// What a connection's actor begins with.
-pub(super) struct Accepted {
-    pub(super) stream: UnixStream,
-    pub(super) peer: Credentials,
-    pub(super) admitted: Admitted,
-    pub(super) named: Named,
-}
-
-/// The actor of one control socket. If it panics, its session waits for the peer, as if the socket had been lost: the
-/// guard that it holds sees to that.
+/// The actor of a session, one incarnation of it. A lost socket and a panic are failures; the next incarnation is built
+/// over what they keep, and awaits the peer.
 pub(super) struct ConnectionActor {
-    start: Option<Accepted>,
+    kept: Rc<Kept>,
     broker: Arc<Broker>,
+    exit: Exit,
+    /// Where a socket with the session's token is waited for.
+    awaits: Option<oneshot::Sender<TakeUp>>,
 }
 
 impl ConnectionActor {
-    pub(super) fn new(start: Option<Accepted>, broker: Arc<Broker>) -> ConnectionActor {
-        ConnectionActor { start, broker }
+    pub(super) fn new(kept: Rc<Kept>, broker: Arc<Broker>, exit: Exit) -> ConnectionActor {
+        ConnectionActor { kept, broker, exit, awaits: None }
     }
 }
 
@@ -141,34 +122,122 @@ impl Actor for ConnectionActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("connection.started", 0);
-        let Some(start) = self.start.take() else { return ctx.stop() };
-        let session = session(start, None, self.broker.clone());
-        ctx.spawn(session.into_actor(self).map(|_, _, ctx| ctx.stop()));
+        let (kept, broker, exit) = (self.kept.clone(), self.broker.clone(), self.exit.clone());
+        let over = |result: Result<(), String>, this: &mut Self, ctx: &mut Context<Self>| {
+            if let Err(reason) = result {
+                this.exit.fail(reason);
+            }
+            ctx.stop();
+        };
+        match kept.begin() {
+            Begin::Handshake => {
+                let run = async move { handshake(&kept, &broker).await };
+                ctx.spawn(run.into_actor(self).map(over));
+            }
+            Begin::Await(until) => {
+                let (awaits, taken_up) = oneshot::channel();
+                self.awaits = Some(awaits);
+                let actor = ctx.address().recipient();
+                let run = async move { await_peer(&kept, &broker, until, actor, taken_up, &exit).await };
+                ctx.spawn(run.into_actor(self).map(over));
+            }
+            Begin::Nothing => ctx.stop(),
+        }
+    }
+}
+
+impl Handler<TakeUp> for ConnectionActor {
+    type Result = ();
+
+    /// A socket that nobody awaits is closed, and its client comes again.
+    fn handle(&mut self, message: TakeUp, _: &mut Self::Context) {
+        if let Some(awaits) = self.awaits.take() {
+            let _ = awaits.send(message);
+        }
     }
 }
 
 impl Handler<Stop> for ConnectionActor {
     type Result = ();
 
-    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        ctx.stop();
-    }
+    /// Nothing: the session sees for itself that the broker ends, and says so to its client. From now on its end is not
+    /// followed by another incarnation.
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) {}
 }
 
-/// From the first byte to the last. The error, which the log has already, is for whoever dials again.
+/// The first incarnation: until there is a session, and then that, while its first socket lasts.
 ///
 /// Most connections rest most of the time, in `serve`. What the way in, the way out and a question need besides is on
 /// the heap as long as they last, so that nobody pays for it at rest.
-pub(super) async fn session(start: Accepted, dialled: Option<&Dialled>, broker: Arc<Broker>) -> Result<(), String> {
-    let (mut stream, mut holder) = Box::pin(let_in(start, dialled, &broker)).await?;
-    let end = serve(&mut stream, &broker, dialled, holder.kept()).await;
-    Box::pin(leave(stream, holder, end, dialled.is_some())).await
+async fn handshake(kept: &Kept, broker: &Arc<Broker>) -> Result<(), String> {
+    // Who was refused has been told why, and so has the log.
+    let Ok(Some(mut stream)) = Box::pin(let_in(kept, None, broker)).await else { return Ok(()) };
+    serve_session(&mut stream, kept, broker).await
 }
 
-/// Ends a session, or lets it wait for its peer if only its socket is lost and it was not we who dialled.
-async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled: bool) -> Result<(), String> {
-    let is_announced = holder.kept().is_announced();
-    let Kept { id, name, listing, .. } = holder.kept();
+/// A later incarnation: until the peer is back, and then while its socket lasts.
+async fn await_peer(
+    kept: &Kept,
+    broker: &Arc<Broker>,
+    until: Instant,
+    actor: Recipient<TakeUp>,
+    taken_up: oneshot::Receiver<TakeUp>,
+    exit: &Exit,
+) -> Result<(), String> {
+    let Some(mut stream) = Box::pin(greeting::back(kept, broker, until, actor, taken_up)).await? else {
+        return Ok(());
+    };
+    if let Some(attempt) = exit.hold()
+        && may_log(Kind::Restarted)
+    {
+        log::info!("actor stable actor=connection id={} attempt={attempt}", kept.id());
+    }
+    serve_session(&mut stream, kept, broker).await
+}
+
+/// Serves the session while its socket lasts. The error is the reason why another incarnation is to await the peer.
+#[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and nobody else borrows it")]
+async fn serve_session(stream: &mut FrameStream, kept: &Kept, broker: &Broker) -> Result<(), String> {
+    let end = match kept.session.borrow_mut().as_mut() {
+        Some(session) => serve(stream, broker, None, session).await,
+        None => return Ok(()),
+    };
+    let may_return = match &*kept.session.borrow() {
+        Some(session) => !matches!(session.process, Process::Ended) && !broker.phase.borrow().is_ending(),
+        None => false,
+    };
+    if let End::Lost(reason) = &end
+        && kept.life.borrow_mut().socket_lost(may_return) == Lost::Fails
+    {
+        return Err(format!("socket lost: {reason}"));
+    }
+    // What it ends with is in the log already.
+    let _ = Box::pin(leave(stream, kept, broker, end)).await;
+    Ok(())
+}
+
+/// The session of a process that the broker has dialled, from the first byte to the last. The error, which the log has
+/// already, is for the one that dials again.
+#[allow(clippy::await_holding_refcell_ref, reason = "nobody else borrows it before the next dial")]
+pub(super) async fn dialled(kept: &Kept, dialled: &Dialled, broker: &Arc<Broker>) -> Result<(), String> {
+    if kept.begin() != Begin::Handshake {
+        return Ok(());
+    }
+    let Some(mut stream) = Box::pin(let_in(kept, Some(dialled), broker)).await? else {
+        return Err("it resumed a session of another connection".to_owned());
+    };
+    let end = match kept.session.borrow_mut().as_mut() {
+        Some(session) => serve(&mut stream, broker, Some(dialled), session).await,
+        None => return Ok(()),
+    };
+    Box::pin(leave(&mut stream, kept, broker, end)).await
+}
+
+/// Ends a session for good.
+async fn leave(stream: &mut FrameStream, kept: &Kept, broker: &Broker, end: End) -> Result<(), String> {
+    let Some(mut session) = kept.take_session() else { return Ok(()) };
+    let is_announced = session.is_announced();
+    let Session { id, name, listing, .. } = &mut session;
     let (mut doom, mut result) = (None, Ok(()));
     match end {
         End::Left => {
@@ -182,12 +251,6 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
             if may_log(Kind::Lost) {
                 log::warn!("connection lost connection={id} name={name} reason={reason:?}");
             }
-            if !is_dialled {
-                // Dropping the guard lets the session wait for its peer (S2); the socket goes first.
-                drop(stream);
-                drop(holder);
-                return Err(reason);
-            }
             result = Err(reason);
         }
         End::Closed(closed) => {
@@ -197,14 +260,14 @@ async fn leave(mut stream: FrameStream, mut holder: Holder, end: End, is_dialled
                 log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             }
             doom = Some(closed);
-            last_words(&mut stream, &BrokerFrame::Closing { code, message: reason }).await;
+            last_words(stream, &BrokerFrame::Closing { code, message: reason }).await;
         }
         End::Shutdown => {
             let message = "the broker ends".to_owned();
-            last_words(&mut stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
+            last_words(stream, &BrokerFrame::Closing { code: ClosingCode::Shutdown, message }).await;
         }
     }
-    holder.end(doom).await;
+    session.end(broker, doom).await;
     result
 }
 
@@ -225,7 +288,7 @@ enum End {
 }
 
 /// Serves a session until it ends or its socket is lost.
-async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Kept) -> End {
+async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, kept: &mut Session) -> End {
     let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(kept.id)));
     let mut phase = broker.phase.clone();
     // A command of the shell connects, asks and leaves: that is no news.
@@ -288,7 +351,7 @@ async fn heed(
     stream: &mut FrameStream,
     broker: &Broker,
     dialled: Option<&Dialled>,
-    kept: &mut Kept,
+    kept: &mut Session,
     body: Vec<u8>,
 ) -> Option<End> {
     let frame = match ClientFrame::decode(&body) {
@@ -346,7 +409,7 @@ async fn ended(ended: &mut watch::Receiver<Option<Doom>>) -> Doom {
 async fn answer(
     broker: &Broker,
     dialled: Option<&Dialled>,
-    kept: &mut Kept,
+    kept: &mut Session,
     frame: ClientFrame,
 ) -> Option<BrokerFrame> {
     let serial = frame.serial()?;
@@ -376,7 +439,7 @@ async fn answer(
 }
 
 /// The answer to an order that this user may not give.
-fn refusal(broker: &Broker, kept: &Kept, frame: &ClientFrame) -> Option<BrokerFrame> {
+fn refusal(broker: &Broker, kept: &Session, frame: &ClientFrame) -> Option<BrokerFrame> {
     let (serial, order) = match frame {
         ClientFrame::SetBreaker { serial, .. } => (*serial, "set breakers"),
         ClientFrame::DialUpstream { serial, .. } => (*serial, "dial upstreams"),

@@ -221,6 +221,8 @@ impl Health {
                     tree: &broker.tree,
                     node,
                     hurry: None,
+                    goes_on: None,
+                    limited: None,
                 };
                 let factory = |exit| HealthActor {
                     pages: pages.clone(),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 impl RouterState {
     /// Asks the service's breaker for leave.
     #[inline]
-    pub(super) fn let_through(&mut self, id: ServiceId) -> Result<Permit, Rejected> {
+    pub(super) fn admit(&mut self, id: ServiceId) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
         let (permit, transition) = service.gate.admit(self.now);
         if let Some(transition) = transition {
@@ -25,7 +25,7 @@ impl RouterState {
 
     /// Says how a call ended that was let through. `None`: it needed no leave.
     #[inline]
-    pub(super) fn judge(&mut self, id: ServiceId, permit: Option<Permit>, verdict: Verdict) {
+    pub(super) fn record_outcome(&mut self, id: ServiceId, permit: Option<Permit>, verdict: Verdict) {
         let (Some(permit), Some(service)) = (permit, self.services.get(id)) else { return };
         if let Some(transition) = service.gate.record(permit, verdict, self.now) {
             self.tell_breaker(id, transition);
@@ -33,10 +33,10 @@ impl RouterState {
     }
 
     /// The first chunk of a stream is the success of a probe; how the rest ends changes nothing.
-    pub(super) fn judge_first_chunk(&mut self, id: ServiceId, call: Key) {
+    pub(super) fn record_first_chunk(&mut self, id: ServiceId, call: Key) {
         if self.services.get(id).is_some_and(|service| service.gate.stand() == Stand::HalfOpen) {
             let permit = self.calls.get_mut(call).and_then(|found| found.permit.take());
-            self.judge(id, permit, Verdict::Success);
+            self.record_outcome(id, permit, Verdict::Success);
         }
     }
 
@@ -57,12 +57,6 @@ impl RouterState {
     pub(super) fn gates(&mut self, rules: Arc<RuleBook>) -> Vec<(Name, Arc<Gate>)> {
         self.services.set_rules(rules);
         self.services.gates()
-    }
-
-    /// How the breakers stand of all services that have or had a responder.
-    pub(super) fn breakers(&self) -> Vec<BreakerStatus> {
-        let served = self.services.iter().filter(|service| service.gate.was_served());
-        served.map(|service| status(&service.name, &service.gate, self.now)).collect()
     }
 }
 

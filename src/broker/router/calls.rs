@@ -6,14 +6,15 @@
 //!
 //! How a call ends is in `outcomes`.
 
+use super::call::Call;
+use super::connection::CloseReason;
 use super::journal::Work;
-use super::outlet::Doom;
-use super::state::{RouterState, Timer};
+use super::state::RouterState;
+use super::timers::Timer;
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Failure, Permit, Verdict};
 use crate::routing::services::{NoResponder, ServiceId};
-use crate::routing::wheel::TimerId;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
@@ -21,63 +22,11 @@ use crate::wire::record::{Flags, Header, Kind, Outcome};
 /// The flags of a response that its requester gets to see.
 const ANSWER_FLAGS: Flags = Flags::WHOLE.with(Flags::END).with(Flags::ERROR).with(Flags::STREAM);
 
-/// A request under way.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub(super) requester: u32,
-    pub(super) slot: u32,
-    pub(super) generation: u32,
-    /// `None`: the broker itself, which echoes.
-    pub(super) responder: Option<u32>,
-    pub(super) service: ServiceId,
-    /// The breaker's leave; `None`: the echo has no breaker, or the verdict is given already.
-    pub(super) permit: Option<Permit>,
-    /// The responder's own number of the service.
-    pub(super) number: u32,
-    /// `None` once it has fired.
-    pub(super) timer: Option<TimerId>,
-    /// The longest time without progress, of a stream: to its first chunk now, then between chunks.
-    pub(super) idle_limit: Option<u64>,
-    /// The same, between chunks.
-    pub(super) chunk_limit: u64,
-    /// When all of it must be over.
-    pub(super) ends_at: Option<u64>,
-    /// When it made progress last: a part of its answer came, or its requester took one.
-    pub(super) progress_at: u64,
-    pub(super) stream: bool,
-    /// A chunk of its stream has gone to the requester.
-    pub(super) has_chunk: bool,
-    /// When the router took the request in.
-    pub(super) began: u64,
-    pub(super) total: u32,
-    /// Bytes of the body still to come.
-    pub(super) body_left: u32,
-    /// Cells of the body that the requester may send.
-    pub(super) body_credit: u32,
-    /// Bytes still to come of the answer's message under way.
-    pub(super) answer_left: u32,
-    /// Cells of answer that the responder may send.
-    pub(super) answer_credit: u32,
-}
-
-impl Call {
-    /// When it ends if nothing comes.
-    pub(super) fn due(&self) -> u64 {
-        let idle = self.idle_limit.map(|limit| self.progress_at.saturating_add(limit));
-        idle.into_iter().chain(self.ends_at).min().unwrap_or(u64::MAX)
-    }
-
-    /// Whether the requester has done its part: the request is whole, and a record of so many cells may answer it.
-    pub(super) fn may_be_answered(&self, cells: u32) -> bool {
-        self.body_left == 0 && self.answer_credit >= cells
-    }
-}
-
 impl RouterState {
     /// Routes one record of the express lane, and consumes it.
     #[inline]
-    pub(super) fn route_express(&mut self, key: u32, record: &Record) -> Result<(), Doom> {
-        let header = Header::from_words(&record.header).map_err(Doom::violation)?;
+    pub(super) fn route_express(&mut self, key: u32, record: &Record) -> Result<(), CloseReason> {
+        let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
         match header.kind {
             Kind::Request if header.flags.has(Flags::FIRST) => self.request(key, record, &header)?,
             Kind::Request => self.body(key, record, &header)?,
@@ -96,7 +45,7 @@ impl RouterState {
                 self.decided(record, &header);
                 self.release_service_number(key, &header);
             }
-            kind => return Err(Doom::violation(format_args!("record of kind {kind:?} in the express lane"))),
+            kind => return Err(CloseReason::violation(format_args!("record of kind {kind:?} in the express lane"))),
         }
         self.done(key, RingName::Express, record, header.kind);
         Ok(())
@@ -110,32 +59,32 @@ impl RouterState {
     }
 
     #[inline]
-    fn request(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+    fn request(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let (len, is_whole) = (record.len, header.flags.has(Flags::LAST));
         let max_requests = self.settings.max_requests_per_connection;
-        let Some(inlet) = self.inlet_mut(key) else { return Ok(()) };
+        let Some(ingress) = self.ingress_mut(key) else { return Ok(()) };
         if len > header.total || is_whole != (len == header.total) {
-            return Err(Doom::violation(format_args!(
+            return Err(CloseReason::violation(format_args!(
                 "request of {} bytes begins with a record of {len}",
                 header.total
             )));
         }
-        let Some(service) = inlet.services.get(header.arg).copied() else {
-            return Err(Doom::violation(format_args!("request to service number {}, never given", header.arg)));
+        let Some(service) = ingress.services.get(header.arg).copied() else {
+            return Err(CloseReason::violation(format_args!("request to service number {}, never given", header.arg)));
         };
         if header.id >= max_requests {
-            return Err(Doom::violation(format_args!("request in place {} of {max_requests}", header.id)));
+            return Err(CloseReason::violation(format_args!("request in place {} of {max_requests}", header.id)));
         }
-        if inlet.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
-            return Err(Doom::violation(format_args!("request in place {}, which is in use", header.id)));
+        if ingress.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
+            return Err(CloseReason::violation(format_args!("request in place {}, which is in use", header.id)));
         }
         self.decided(record, header);
-        let Some(inlet) = self.inlet_mut(key) else { return Ok(()) };
-        if inlet.requests.len() <= header.id as usize {
-            inlet.requests.resize(header.id as usize + 1, Default::default());
+        let Some(ingress) = self.ingress_mut(key) else { return Ok(()) };
+        if ingress.requests.len() <= header.id as usize {
+            ingress.requests.resize(header.id as usize + 1, Default::default());
         }
-        inlet.requests[header.id as usize].generation = header.id2;
-        inlet.messages += 1;
+        ingress.requests[header.id as usize].generation = header.id2;
+        ingress.messages += 1;
         self.counters.requests += 1;
         self.counters.fragments += u64::from(!is_whole);
         if let Some(service) = self.services.get_mut(service) {
@@ -153,7 +102,7 @@ impl RouterState {
             }
             return Ok(());
         }
-        let permit = match self.let_through(service) {
+        let permit = match self.admit(service) {
             Ok(permit) => permit,
             Err(rejected) => {
                 let nanos = rejected.retry_after.unwrap_or(0);
@@ -161,8 +110,8 @@ impl RouterState {
                 return Ok(());
             }
         };
-        let outlets = &self.outlets;
-        let outcome = match self.services.choose(service, self.now, |responder| outlets.takes_calls(responder)) {
+        let egresses = &self.egresses;
+        let outcome = match self.services.choose(service, self.now, |responder| egresses.takes_calls(responder)) {
             Ok(responder) => {
                 self.begin(key, record, header, service, Some((responder, permit)));
                 return Ok(());
@@ -170,7 +119,7 @@ impl RouterState {
             Err(NoResponder::None) => Outcome::NoResponders,
             Err(NoResponder::AllBusy) => Outcome::Overloaded,
         };
-        self.judge(service, Some(permit), Verdict::Neither);
+        self.record_outcome(service, Some(permit), Verdict::Neither);
         self.fail(key, header.id, header.id2, service, outcome);
         Ok(())
     }
@@ -185,11 +134,11 @@ impl RouterState {
             total: record.len,
             ..Header::new(Kind::Answer)
         };
-        let RouterState { inlets, outlets, .. } = self;
-        let Some(inlet) = inlets[key as usize].as_deref() else { return };
-        outlets.send(key, &answer, Payload::Words(record.len, inlet.express.payload(record)));
-        if let Some(outlet) = outlets.get_mut(key) {
-            outlet.messages += 1;
+        let RouterState { ingresses, egresses, .. } = self;
+        let Some(ingress) = ingresses[key as usize].as_deref() else { return };
+        egresses.send(key, &answer, Payload::Words(record.len, ingress.express.payload(record)));
+        if let Some(egress) = egresses.get_mut(key) {
+            egress.messages += 1;
         }
     }
 
@@ -216,8 +165,8 @@ impl RouterState {
         let chunk_limit = step(header.dropped, settings.stream_idle);
         let ends_at = total.map(|total| self.now + total);
         let number = responder
-            .and_then(|r| self.inlet(r))
-            .and_then(|inlet| inlet.serving.iter().find(|(_, served)| *served == service))
+            .and_then(|r| self.ingress(r))
+            .and_then(|ingress| ingress.serving.iter().find(|(_, served)| *served == service))
             .map_or(0, |(number, _)| *number);
         let credit = self.settings.stream_credit;
         let call = Call {
@@ -233,6 +182,7 @@ impl RouterState {
             chunk_limit,
             ends_at,
             progress_at: self.now,
+            ready_at: self.now,
             stream: header.flags.has(Flags::STREAM),
             has_chunk: false,
             began: self.now,
@@ -243,7 +193,7 @@ impl RouterState {
             answer_credit: credit,
         };
         let Some(call) = self.calls.insert(call) else {
-            self.judge(service, permit, Verdict::Neither);
+            self.record_outcome(service, permit, Verdict::Neither);
             self.fail(key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -254,9 +204,9 @@ impl RouterState {
         if let Some(responder) = responder {
             self.services.begin(service, responder);
         }
-        if let Some(inlet) = self.inlet_mut(key) {
-            inlet.requests[header.id as usize].call = Some(call);
-            inlet.outstanding += 1;
+        if let Some(ingress) = self.ingress_mut(key) {
+            ingress.requests[header.id as usize].call = Some(call);
+            ingress.outstanding += 1;
         }
         fault::point("router.express", header.kind as u64);
         // A stream without a total has no deadline that its responder could be told.
@@ -265,9 +215,9 @@ impl RouterState {
 
     /// Sends a record of a request's body to who answers it.
     fn forward_body(&mut self, key: u32, record: &Record, header: &Header, call: Key, timeout: u64) {
-        let RouterState { inlets, outlets, calls, .. } = self;
-        let (Some(inlet), Some(found)) = (inlets[key as usize].as_deref(), calls.get_mut(call)) else { return };
-        let payload = Payload::Words(record.len, inlet.express.payload(record));
+        let RouterState { ingresses, egresses, calls, .. } = self;
+        let (Some(ingress), Some(found)) = (ingresses[key as usize].as_deref(), calls.get_mut(call)) else { return };
+        let payload = Payload::Words(record.len, ingress.express.payload(record));
         let flags = Flags(header.flags.0 & Flags::WHOLE.0);
         let Some(responder) = found.responder else {
             let answer = Header {
@@ -278,7 +228,7 @@ impl RouterState {
                 ..Header::new(Kind::Answer)
             };
             found.answer_credit = found.answer_credit.saturating_sub(cells_for(record.len));
-            outlets.send(key, &answer, payload);
+            egresses.send(key, &answer, payload);
             if flags.has(Flags::LAST) {
                 self.counters.replies += 1;
                 self.finish(call);
@@ -290,19 +240,19 @@ impl RouterState {
             id: found.number,
             total: found.total,
             seq: call.to_u64(),
-            origin: inlet.info.id,
+            origin: ingress.info.id,
             nanos: timeout,
             ..Header::new(Kind::Call)
         };
-        outlets.send(responder, &forwarded, payload);
+        egresses.send(responder, &forwarded, payload);
         if flags.has(Flags::LAST)
-            && let Some(outlet) = outlets.get_mut(responder)
+            && let Some(egress) = egresses.get_mut(responder)
         {
-            outlet.messages += 1;
+            egress.messages += 1;
         }
     }
 
-    fn body(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+    fn body(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let Some(call) = self.call_in(key, header) else {
             self.counters.late += 1;
             return Ok(());
@@ -310,18 +260,19 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
         if len == 0 || len > found.body_left || is_last != (len == found.body_left) {
-            return Err(Doom::violation(format_args!(
+            return Err(CloseReason::violation(format_args!(
                 "request with {} bytes to come goes on with a record of {len}",
                 found.body_left
             )));
         }
         let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
-            return Err(Doom::violation("a request's body was sent beyond its credit"));
+            return Err(CloseReason::violation("a request's body was sent beyond its credit"));
         };
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
+        found.ready_at = self.now;
         self.counters.fragments += 1;
         if let Some(responder) = found.responder
             && !self.takes_more(responder, call)
@@ -333,7 +284,7 @@ impl RouterState {
     }
 
     #[inline]
-    fn response(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+    fn response(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let call = Key::from_u64(header.seq);
         let Some(found) = self.calls.get_mut(call).filter(|found| found.responder == Some(key)) else {
             self.counters.late += 1;
@@ -347,7 +298,7 @@ impl RouterState {
         let is_misplaced = first == (found.answer_left > 0) && !breaks_off;
         let out_of_order = is_misplaced || len > left || last != (len == left);
         if out_of_order || header.total > self.settings.max_message_size || (!first && len == 0) {
-            return Err(Doom::violation(format_args!(
+            return Err(CloseReason::violation(format_args!(
                 "answer with {left} bytes to come has a record of {len} (message of {})",
                 header.total
             )));
@@ -358,7 +309,7 @@ impl RouterState {
         let credit = match found.answer_credit.checked_sub(cells_for(len)) {
             Some(credit) => credit,
             None if is_free => 0,
-            None => return Err(Doom::violation("an answer was sent beyond its credit")),
+            None => return Err(CloseReason::violation("an answer was sent beyond its credit")),
         };
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
@@ -375,6 +326,8 @@ impl RouterState {
         };
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
+        let begins = first && !found.has_chunk && !header.flags.has(Flags::ERROR);
+        let reply_took = begins.then(|| self.now.saturating_sub(found.ready_at));
         found.has_chunk |= is_first_chunk;
         if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
             // Once for a stream, and only if it is due earlier now.
@@ -390,23 +343,26 @@ impl RouterState {
         if !self.takes_more(requester, call) {
             return Ok(());
         }
-        let RouterState { inlets, outlets, .. } = self;
-        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return Ok(()) };
-        outlets.send(requester, &answer, Payload::Words(len, inlet.express.payload(record)));
+        let RouterState { ingresses, egresses, .. } = self;
+        let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return Ok(()) };
+        egresses.send(requester, &answer, Payload::Words(len, ingress.express.payload(record)));
         if last {
-            inlet.messages += 1;
-            if let Some(outlet) = outlets.get_mut(requester) {
-                outlet.messages += 1;
+            ingress.messages += 1;
+            if let Some(egress) = egresses.get_mut(requester) {
+                egress.messages += 1;
             }
         }
         if is_first_chunk || (ends && first) {
             self.services.replied(service, key);
         }
+        if let (Some(took), Some(service)) = (reply_took, self.services.get_mut(service)) {
+            service.pace.replied(took);
+        }
         if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
             times.first_chunk.observe(took, 1);
         }
         if is_first_chunk {
-            self.judge_first_chunk(service, call);
+            self.record_first_chunk(service, call);
         }
         if ends {
             self.counters.replies += 1;
@@ -423,7 +379,7 @@ impl RouterState {
                 false => Verdict::Success,
             };
             if let Some(call) = self.finish(call) {
-                self.judge(service, call.permit, verdict);
+                self.record_outcome(service, call.permit, verdict);
             }
         } else {
             self.counters.chunks += u64::from(last);
@@ -438,7 +394,7 @@ impl RouterState {
         }
     }
 
-    fn response_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+    fn response_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let (Some(call), most) = (self.call_in(key, header), self.settings.stream_credit) else { return Ok(()) };
         let Some(found) = self.calls.get(call) else { return Ok(()) };
         let answer_credit = given_back(found.answer_credit, header.arg, most)?;
@@ -449,6 +405,9 @@ impl RouterState {
         };
         self.decided(record, header);
         let Some(found) = self.calls.get_mut(call) else { return Ok(()) };
+        if !found.may_be_answered(self.settings.geometry.base_cells()) {
+            found.ready_at = self.now;
+        }
         (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
         found.progress_at = self.now;
         let (to, credit) = match found.responder {
@@ -463,11 +422,11 @@ impl RouterState {
                 (key, Header { id, id2, arg, ..Header::new(Kind::RequestCredit) })
             }
         };
-        self.outlets.send(to, &credit, Payload::EMPTY);
+        self.egresses.send(to, &credit, Payload::EMPTY);
         Ok(())
     }
 
-    fn body_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), Doom> {
+    fn body_credit(&mut self, key: u32, record: &Record, header: &Header) -> Result<(), CloseReason> {
         let (Some(call), most) = (self.call_of(key, header), self.settings.stream_credit) else { return Ok(()) };
         let Some(found) = self.calls.get(call) else { return Ok(()) };
         let body_credit = given_back(found.body_credit, header.arg, most)?;
@@ -478,7 +437,7 @@ impl RouterState {
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
         if self.takes_more(requester, call) {
-            self.outlets.send(requester, &credit, Payload::EMPTY);
+            self.egresses.send(requester, &credit, Payload::EMPTY);
         }
         Ok(())
     }
@@ -486,7 +445,7 @@ impl RouterState {
     /// Whether `to` takes more of the call. Bodies, answers and credit of many calls, each within its bounds, can be
     /// more together than is held for one who does not read now: then this call ends, not the connection.
     fn takes_more(&mut self, to: u32, call: Key) -> bool {
-        let takes = self.outlets.takes_calls(to);
+        let takes = self.egresses.takes_calls(to);
         if !takes {
             self.end_call(call, Outcome::Overloaded);
         }
@@ -501,16 +460,23 @@ impl RouterState {
 
     /// The call of the request that `header` names, if it is still under way.
     pub(super) fn call_in(&self, key: u32, header: &Header) -> Option<Key> {
-        self.inlet(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
+        self.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
+    }
+
+    /// The same of a service. Calls that are under way go on.
+    pub(super) fn release_service_number(&mut self, key: u32, header: &Header) {
+        if let Some(service) = self.ingress_mut(key).and_then(|ingress| ingress.services.take(header.arg)) {
+            self.services.release(service);
+        }
     }
 }
 
 /// Credit after `cells` of it were given back. A side gives back what it has taken, no more: so there are never more
 /// records of credit than records that were paid for, and nobody can flood the other side with them.
-fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, Doom> {
+fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, CloseReason> {
     match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
         Some(sum) => Ok(sum),
-        None => Err(Doom::violation(format_args!(
+        None => Err(CloseReason::violation(format_args!(
             "{cells} cells of credit were given back, where {} were taken",
             most.saturating_sub(credit)
         ))),

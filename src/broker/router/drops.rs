@@ -4,24 +4,16 @@
 //! [`SOON`] after the first of them, of all its subscriptions at once. While something waits for space in its ring,
 //! nothing more is said: the count behind that is newer.
 
-use super::publish::Wait;
-use super::state::{RouterState, Timer};
+use super::egress::{DropNotice, Egress};
+use super::message::Wait;
+use super::state::RouterState;
+use super::timers::Timer;
 use crate::routing::grace::Lack;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
 /// How soon, in nanoseconds.
 const SOON: u64 = 50_000_000;
-
-/// Whether the client of a connection knows of its drops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drops {
-    Told,
-    /// A timer is set.
-    Soon,
-    /// It is time, and its ring has no space.
-    Late,
-}
 
 impl RouterState {
     /// Whether a message waits for one of those who would do without it: for a moment, if it reads.
@@ -32,7 +24,7 @@ impl RouterState {
             let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };
             let taken = match chosen.lack {
                 Lack::Credit => subscription.given,
-                Lack::Space => self.outlets.consumed(subscription.owner),
+                Lack::Space => self.egresses.consumed(subscription.owner),
             };
             if let Some(until) = subscription.grace.wait(now, chosen.lack, taken, grace) {
                 return Err(Wait { on: subscription.owner, until: Some(until) });
@@ -53,7 +45,7 @@ impl RouterState {
         if found.dropped != found.dropped_told {
             found.dropped_told = found.dropped;
             let notice = Header { id: header.id, dropped: found.dropped, ..Header::new(Kind::Dropped) };
-            self.outlets.send(key, &notice, Payload::EMPTY);
+            self.egresses.send(key, &notice, Payload::EMPTY);
         }
         self.retry_waiters(key);
     }
@@ -61,21 +53,21 @@ impl RouterState {
     /// Sets the time for connections that have missed their first message.
     #[inline]
     pub(super) fn watch_drops(&mut self) {
-        while let Some(key) = self.outlets.missed.last().copied() {
-            if let Some(id) = self.inlet(key).map(|inlet| inlet.info.id) {
+        while let Some(key) = self.egresses.missed.last().copied() {
+            if let Some(id) = self.ingress(key).map(|ingress| ingress.info.id) {
                 self.wheel.set(self.now + SOON, Timer::Drops(key, id));
             }
-            self.outlets.missed.pop();
+            self.egresses.missed.pop();
         }
     }
 
     /// It is time to tell the connection `key`, if it is still the one with this id.
     pub(super) fn tell_drops(&mut self, key: u32, id: u32) {
-        if self.inlet_of(key, id).is_none() {
+        if self.ingress_of(key, id).is_none() {
             return;
         }
-        if let Some(outlet) = self.outlets.get_mut(key) {
-            outlet.drops = Drops::Late;
+        if let Some(egress) = self.egresses.get_mut(key) {
+            egress.drops = DropNotice::Due;
         }
         self.tell_late_drops(key);
     }
@@ -83,13 +75,12 @@ impl RouterState {
     /// There may be space to tell the connection `key`.
     #[inline]
     pub(super) fn tell_late_drops(&mut self, key: u32) {
-        let is_late = |outlet: &&mut super::outlet::Outlet| {
-            outlet.drops == Drops::Late && !outlet.has_backlog() && !outlet.keeping.waits()
-        };
-        let Some(outlet) = self.outlets.get_mut(key).filter(is_late) else { return };
-        outlet.drops = Drops::Told;
+        let is_late =
+            |egress: &&mut Egress| egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.keeping.waits();
+        let Some(egress) = self.egresses.get_mut(key).filter(is_late) else { return };
+        egress.drops = DropNotice::None;
         let mut at = 0;
-        while let Some(key_of) = self.outlets.get(key).and_then(|outlet| outlet.subscriptions.get(at)).copied() {
+        while let Some(key_of) = self.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied() {
             at += 1;
             let Some(found) = self.topics.subscriptions.get_mut(key_of) else { continue };
             if found.dropped == found.dropped_told {
@@ -97,7 +88,7 @@ impl RouterState {
             }
             found.dropped_told = found.dropped;
             let notice = Header { id: key_of.to_u32(), dropped: found.dropped, ..Header::new(Kind::Dropped) };
-            self.outlets.send(key, &notice, Payload::EMPTY);
+            self.egresses.send(key, &notice, Payload::EMPTY);
         }
     }
 }

@@ -4,11 +4,12 @@
 //! wait, the subscription's new ones go behind them. A message that is kept uses its topic, so that the topic's number
 //! stays its own. The rules are in `actors.md`.
 
+use super::counters::Counters;
+use super::egress::{Egress, Egresses};
 use super::journal::Journal;
 use super::keeping::KeptWork;
-use super::outlet::{Outlet, Outlets};
-use super::publish::{Chosen, Message};
-use super::state::{Counters, RouterState};
+use super::message::{Chosen, Message};
+use super::state::RouterState;
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::routing::newest::{Added, Most};
@@ -23,15 +24,15 @@ impl Chosen {
         &self,
         message: &Message,
         payload: Payload<'_>,
-        router: (&mut Topics, &mut Outlets, &mut Counters),
+        router: (&mut Topics, &mut Egresses, &mut Counters),
         (journal, work): (&mut Journal, &mut KeptWork),
         partial_targets: &mut Vec<Key>,
     ) {
-        let (topics, outlets, counters) = router;
-        let position = outlets.position_of(self.subscription, topics);
+        let (topics, egresses, counters) = router;
+        let position = egresses.position_of(self.subscription, topics);
         if journal.is_to_push(position) {
             journal.before = Some(position);
-            self.keep(message, payload, (topics, outlets, counters), work);
+            self.keep(message, payload, (topics, egresses, counters), work);
             fault::point("router.kept", journal.step as u64);
         }
         let found = topics.subscriptions.get(self.subscription);
@@ -39,54 +40,41 @@ impl Chosen {
             partial_targets.push(self.subscription);
         }
     }
-
-    /// The router keeps a message's first record for this subscription.
-    pub(super) fn keep(
-        &self,
-        message: &Message,
-        payload: Payload<'_>,
-        router: (&mut Topics, &mut Outlets, &mut Counters),
-        work: &mut KeptWork,
-    ) {
-        let header = message.deliver(self.subscription, 0);
-        let (topics, outlets, counters) = router;
-        outlets.keep(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
-    }
 }
 
 impl RouterState {
     /// There may be space in the ring of `key`: what waits for it goes in. Returns whether publishers that wait should
     /// try again.
     pub(super) fn pump(&mut self, key: u32) -> bool {
-        let retry = self.outlets.pump(key);
-        let waits = |outlet: &&Outlet| outlet.keeping.waits() && !outlet.has_backlog();
-        if self.outlets.get(key).filter(waits).is_none() {
+        let retry = self.egresses.pump(key);
+        let waits = |egress: &&Egress| egress.keeping.waits() && !egress.has_backlog();
+        if self.egresses.get(key).filter(waits).is_none() {
             return retry;
         }
         let mut is_dry = self.pump_kept(key);
         if !is_dry {
-            self.outlets.wait_for_space(key);
+            self.egresses.wait_for_space(key);
             is_dry = self.pump_kept(key);
         }
-        let Some(outlet) = self.outlets.get_mut(key) else { return false };
+        let Some(egress) = self.egresses.get_mut(key) else { return false };
         if is_dry {
-            outlet.end_wait();
+            egress.end_wait();
         }
-        !outlet.waiters.is_empty()
+        !egress.waiters.is_empty()
     }
 
     /// Moves what is kept into the ring, as far as there is room. Returns whether nothing waits any more.
     fn pump_kept(&mut self, key: u32) -> bool {
         loop {
-            let Some(outlet) = self.outlets.get_mut(key) else { return true };
-            if !outlet.keeping.waits() {
+            let Some(egress) = self.egresses.get_mut(key) else { return true };
+            if !egress.keeping.waits() {
                 return true;
             }
             // Publishers that wait for this client have a part of the ring.
-            if !outlet.waiters.is_empty() && outlet.is_crowded() {
+            if !egress.waiters.is_empty() && egress.is_crowded() {
                 return false;
             }
-            let (turn, all) = (outlet.keeping.turn, &outlet.subscriptions);
+            let (turn, all) = (egress.keeping.turn, &egress.subscriptions);
             let subscriptions = &self.topics.subscriptions;
             let has_whole = |at: &usize| {
                 let kept = subscriptions.get(all[*at]).and_then(|found| found.kept.as_ref());
@@ -94,10 +82,10 @@ impl RouterState {
             };
             let Some(at) = (0..all.len()).map(|n| (turn + n) % all.len()).find(has_whole) else { return true };
             let subscription = all[at];
-            outlet.keeping.turn = at;
+            egress.keeping.turn = at;
             if !self.pump_record(key, subscription) {
-                if let Some(outlet) = self.outlets.get_mut(key) {
-                    outlet.keeping.turn = at + 1;
+                if let Some(egress) = self.egresses.get_mut(key) {
+                    egress.keeping.turn = at + 1;
                 }
                 return false;
             }
@@ -107,7 +95,7 @@ impl RouterState {
     /// Moves one record, behind the name of its topic if that is not known yet. `false`: there is no room.
     fn pump_record(&mut self, key: u32, subscription: Key) -> bool {
         let slot_size = self.settings.geometry.slot_size() as usize;
-        let RouterState { outlets, topics, journal, .. } = self;
+        let RouterState { egresses, topics, journal, .. } = self;
         let kept = topics.subscriptions.get(subscription).and_then(|found| found.kept.as_ref());
         let Some((header, _, hint)) = kept.and_then(|kept| kept.next(slot_size)) else { return true };
         let entry = topics.entry_mut(header.id2);
@@ -115,7 +103,7 @@ impl RouterState {
         let at = Some(hint).filter(is_it).or_else(|| (0..entry.targets.len()).find(is_it));
         if let Some(target) = at.and_then(|at| entry.targets.get_mut(at)).filter(|target| !target.announced) {
             let announce = Header { id: header.id2, ..Header::new(Kind::TopicName) };
-            if !outlets.place(key, &announce, Payload::Bytes(entry.topic.as_str().as_bytes())) {
+            if !egresses.place(key, &announce, Payload::Bytes(entry.topic.as_str().as_bytes())) {
                 return false;
             }
             target.announced = true;
@@ -123,8 +111,8 @@ impl RouterState {
         let Some(found) = topics.subscriptions.get(subscription) else { return true };
         let Some((header, payload, _)) = found.kept.as_ref().and_then(|kept| kept.next(slot_size)) else { return true };
         let header = Header { dropped: found.dropped, ..header };
-        journal.pump = outlets.get(key).map(|outlet| (key, subscription, outlet.egress.claimed()));
-        if !outlets.place(key, &header, Payload::Bytes(payload)) {
+        journal.pump = egresses.get(key).map(|egress| (key, subscription, egress.ring.claimed()));
+        if !egresses.place(key, &header, Payload::Bytes(payload)) {
             journal.pump = None;
             return false;
         }
@@ -138,13 +126,13 @@ impl RouterState {
         self.journal.pump = None;
         let slot_size = self.settings.geometry.slot_size() as usize;
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
-        let (Some(outlet), Some(kept)) = (self.outlets.get_mut(key), found.kept.as_mut()) else { return };
+        let (Some(egress), Some(kept)) = (self.egresses.get_mut(key), found.kept.as_mut()) else { return };
         found.dropped_told = found.dropped;
         let bytes = kept.bytes();
         let Some(complete) = kept.sent(slot_size) else { return };
         self.counters.delivered += 1;
-        outlet.messages += 1;
-        outlet.keeping.bytes = outlet.keeping.bytes - bytes + kept.bytes();
+        egress.messages += 1;
+        egress.keeping.bytes = egress.keeping.bytes - bytes + kept.bytes();
         self.kept.unused.push(complete.id2);
         if kept.has_whole() {
             return;
@@ -152,13 +140,13 @@ impl RouterState {
         if kept.is_empty() {
             found.kept = None;
         }
-        outlet.keeping.settle(false);
+        egress.keeping.settle(false);
     }
 
     /// A router has died within a step of `pump`: completes that step if it was begun.
     pub(super) fn settle_pump(&mut self) {
         let Some((key, subscription, before)) = self.journal.pump else { return };
-        if self.outlets.get(key).is_some_and(|outlet| outlet.egress.claimed() != before) {
+        if self.egresses.get(key).is_some_and(|egress| egress.ring.claimed() != before) {
             self.pumped(key, subscription);
         }
         self.journal.pump = None;
@@ -183,13 +171,15 @@ impl RouterState {
     /// `false`: nothing is.
     pub(super) fn abort_kept(&mut self, subscription: Key, origin: u32) -> bool {
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return false };
-        let (Some(outlet), Some(kept)) = (self.outlets.get_mut(found.owner), found.kept.as_mut()) else { return false };
+        let (Some(egress), Some(kept)) = (self.egresses.get_mut(found.owner), found.kept.as_mut()) else {
+            return false;
+        };
         let bytes = kept.bytes();
         if !kept.is_begun(origin) {
             return false;
         }
         let aborted = kept.abort(origin);
-        outlet.keeping.bytes = outlet.keeping.bytes - bytes + kept.bytes();
+        egress.keeping.bytes = egress.keeping.bytes - bytes + kept.bytes();
         if kept.is_empty() {
             found.kept = None;
         }
@@ -197,25 +187,25 @@ impl RouterState {
         found.dropped = found.dropped.saturating_add(1);
         let owner = found.owner;
         self.kept.unused.push(header.id2);
-        self.outlets.missed(owner);
+        self.egresses.missed(owner);
         true
     }
 
     /// A subscription of `key` ends: what is kept for it goes.
     pub(super) fn forget_kept(&mut self, key: u32, subscription: Key) {
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
-        let (Some(outlet), Some(kept)) = (self.outlets.get_mut(key), found.kept.take()) else { return };
+        let (Some(egress), Some(kept)) = (self.egresses.get_mut(key), found.kept.take()) else { return };
         self.kept.unused.extend(kept.headers().map(|header| header.id2));
-        outlet.keeping.bytes -= kept.bytes();
+        egress.keeping.bytes -= kept.bytes();
         if kept.has_whole() {
-            outlet.keeping.settle(false);
+            egress.keeping.settle(false);
             // Its client looks whether something waits.
-            self.outlets.placed(key);
+            self.egresses.placed(key);
         }
     }
 }
 
-impl Outlets {
+impl Egresses {
     /// Keeps a record for a subscription, or drops its message if that is too large. Others may be dropped for it.
     pub(super) fn keep(
         &mut self,
@@ -228,12 +218,12 @@ impl Outlets {
     ) {
         let most = self.max_backlog;
         let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
-        let Some(outlet) = self.get_mut(found.owner) else { return };
+        let Some(egress) = self.get_mut(found.owner) else { return };
         let (owner, policy, kept) = (found.owner, found.policy, found.kept.get_or_insert_default());
         let (had_whole, bytes) = (kept.has_whole(), kept.bytes());
         // Each has its share, and what the others do not need.
-        let share = most / outlet.subscriptions.len().max(1);
-        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(outlet.keeping.bytes - bytes)) };
+        let share = most / egress.subscriptions.len().max(1);
+        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.keeping.bytes - bytes)) };
         let mut dropped = 0;
         let fill = |to: &mut [u8]| match payload {
             Payload::Bytes(from) => to.copy_from_slice(from),
@@ -244,14 +234,14 @@ impl Outlets {
             dropped += 1;
         });
         let (has_whole, is_empty, now) = (kept.has_whole(), kept.is_empty(), kept.bytes());
-        outlet.keeping.ever += 1;
-        outlet.keeping.bytes = outlet.keeping.bytes - bytes + now;
+        egress.keeping.ever += 1;
+        egress.keeping.bytes = egress.keeping.bytes - bytes + now;
         found.dropped = found.dropped.saturating_add(dropped);
         if is_empty {
             found.kept = None;
         }
         if has_whole != had_whole {
-            outlet.keeping.settle(has_whole);
+            egress.keeping.settle(has_whole);
             if has_whole {
                 work.begun.push(owner);
             } else {
@@ -268,40 +258,40 @@ impl Outlets {
     /// How much the owner of a subscription was ever given.
     pub(super) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
-        owner.and_then(|owner| self.get(owner)).map_or(0, Outlet::position)
+        owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
     }
 
     /// There is something new for the client of `key`.
     pub(super) fn placed(&mut self, key: u32) {
-        if let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) {
-            outlet.placed(key, &mut self.dirty);
+        if let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) {
+            egress.placed(key, &mut self.dirty);
         }
     }
 
     /// Pushes a record that may wait elsewhere. `false`: there is no space, and no more memory for it.
     fn place(&mut self, key: u32, header: &Header, payload: Payload<'_>) -> bool {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
         let words = header.to_words();
-        let mut placed = outlet.egress.push(&words, payload);
-        if placed == Ok(false) && self.memory.grow_egress(key, outlet) {
-            placed = outlet.egress.push(&words, payload);
+        let mut placed = egress.ring.push(&words, payload);
+        if placed == Ok(false) && self.memory.grow_egress(key, &mut egress.leases, &mut egress.ring) {
+            placed = egress.ring.push(&words, payload);
         }
         match placed {
             Ok(true) => {
-                outlet.bytes += u64::from(payload.len());
+                egress.bytes += u64::from(payload.len());
                 self.placed(key);
                 true
             }
             Ok(false) => false,
             Err(violation) => {
-                self.doomed.push((key, violation.into()));
+                self.pending_close.push((key, violation.into()));
                 false
             }
         }
     }
 }
 
-impl Outlet {
+impl Egress {
     /// Nothing waits for space any more.
     pub(super) fn end_wait(&mut self) {
         self.waits_for_space = false;
@@ -310,8 +300,8 @@ impl Outlet {
 
     /// Whether three quarters of its ring are in use.
     fn is_crowded(&mut self) -> bool {
-        let cells = u64::from(self.segment.geometry().base_cells() + self.egress.window());
-        let consumed = self.egress.look().unwrap_or(0);
-        4 * (self.egress.claimed() - consumed) >= 3 * cells
+        let cells = u64::from(self.leases.segment.geometry().base_cells() + self.ring.window());
+        let consumed = self.ring.look().unwrap_or(0);
+        4 * (self.ring.claimed() - consumed) >= 3 * cells
     }
 }

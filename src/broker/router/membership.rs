@@ -1,7 +1,8 @@
 //! Connections come and go.
 
-use super::inlet::{Info, Inlet};
-use super::outlet::{Doom, Outlet};
+use super::connection::{CloseReason, Info};
+use super::egress::Egress;
+use super::ingress::Ingress;
 use super::state::RouterState;
 use crate::broker::fault;
 use crate::routing::numbers::Numbers;
@@ -31,18 +32,18 @@ impl RouterState {
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
     ) -> io::Result<(u32, u32)> {
-        if let Some(key) = self.outlets.find(&segment)
-            && let Some(inlet) = self.inlet(key)
+        if let Some(key) = self.egresses.find(&segment)
+            && let Some(ingress) = self.ingress(key)
         {
-            return Ok((key, inlet.info.id));
+            return Ok((key, ingress.info.id));
         }
         let (key, is_new) = match self.free_keys.last() {
             Some(key) => (*key, false),
-            None => (self.inlets.len() as u32, true),
+            None => (self.ingresses.len() as u32, true),
         };
         self.board.watch(&bells, key)?;
         if is_new {
-            self.inlets.push(None);
+            self.ingresses.push(None);
         } else {
             self.free_keys.pop();
         }
@@ -51,7 +52,7 @@ impl RouterState {
         let info = Info { id, name, peer };
         let data = segment.data_signal(RingName::Bulk);
         data.arm();
-        self.inlets[key as usize] = Some(Box::new(Inlet {
+        self.ingresses[key as usize] = Some(Box::new(Ingress {
             info: info.clone(),
             opened: self.now,
             bulk,
@@ -77,7 +78,7 @@ impl RouterState {
             messages: 0,
             bytes: 0,
         }));
-        self.outlets.insert(key, Outlet::new(segment, egress, bells));
+        self.egresses.insert(key, Egress::new(segment, egress, bells));
         self.schedule.add(key);
         self.counters.connections += 1;
         self.tell_connection("opened", &info, None);
@@ -91,7 +92,8 @@ impl RouterState {
         loop {
             id &= 0x7fff_ffff;
             // Nor one that was given back a moment ago: what is still said about that connection is not about this one.
-            let is_taken = self.recent.contains(&id) || self.inlets.iter().flatten().any(|inlet| inlet.info.id == id);
+            let is_taken =
+                self.recent.contains(&id) || self.ingresses.iter().flatten().any(|ingress| ingress.info.id == id);
             if id != 0 && !is_taken {
                 return id;
             }
@@ -101,9 +103,9 @@ impl RouterState {
 
     /// The client of `key` is gone. What it has published is routed still; whoever waits for it is told now.
     pub(super) fn client_gone(&mut self, key: u32, id: u32) {
-        let Some(inlet) = self.inlet_of(key, id) else { return };
-        inlet.ended = true;
-        let serving: Vec<_> = inlet.serving.iter().map(|(_, service)| *service).collect();
+        let Some(ingress) = self.ingress_of(key, id) else { return };
+        ingress.ended = true;
+        let serving: Vec<_> = ingress.serving.iter().map(|(_, service)| *service).collect();
         for service in serving {
             self.services.unserve(service, key);
         }
@@ -114,35 +116,35 @@ impl RouterState {
 
     fn unsubscribe_all(&mut self, key: u32) {
         let mut at = 0;
-        while let Some(subscription) = self.outlets.get(key).and_then(|outlet| outlet.subscriptions.get(at)).copied() {
+        while let Some(subscription) = self.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied() {
             at += 1;
             self.forget_kept(key, subscription);
         }
-        let Some(outlet) = self.outlets.get_mut(key) else { return };
+        let Some(egress) = self.egresses.get_mut(key) else { return };
         // Off the list when they are gone, so that none is left if the router dies between.
-        self.topics.unsubscribe_all(&outlet.subscriptions);
-        outlet.subscriptions = Vec::new();
+        self.topics.unsubscribe_all(&egress.subscriptions);
+        egress.subscriptions = Vec::new();
     }
 
     /// The connection `key` broke the protocol over its control socket.
-    pub(super) fn doom(&mut self, key: u32, id: u32, doom: Doom) {
-        if self.inlet_of(key, id).is_some() {
-            self.outlets.doomed.push((key, doom));
+    pub(super) fn close(&mut self, key: u32, id: u32, close: CloseReason) {
+        if self.ingress_of(key, id).is_some() {
+            self.egresses.pending_close.push((key, close));
         }
     }
 
     /// Ends the connections that must end: those that broke the protocol, and those whose client left.
-    pub(super) fn end_doomed(&mut self) {
+    pub(super) fn close_pending(&mut self) {
         // Each stays until it is done: a router that dies leaves it to the next.
-        while let Some((key, doom)) = self.outlets.doomed.first().cloned() {
-            self.end(key, doom);
-            self.outlets.doomed.remove(0);
+        while let Some((key, close)) = self.egresses.pending_close.first().cloned() {
+            self.end(key, close);
+            self.egresses.pending_close.remove(0);
         }
     }
 
     /// Ends a connection now: its calls get their outcome, its subscriptions and topics go, its memory is given back.
-    pub(super) fn end(&mut self, key: u32, doom: Doom) {
-        if self.inlet(key).is_none() {
+    pub(super) fn end(&mut self, key: u32, close: CloseReason) {
+        if self.ingress(key).is_none() {
             return;
         }
         fault::point("router.ending", 0);
@@ -155,32 +157,32 @@ impl RouterState {
         self.retry_waiters(key);
         self.unsubscribe_all(key);
         // What is given up is off its list first: a router that dies here gives nothing up twice.
-        let RouterState { inlets, services, .. } = self;
-        let Some(inlet) = inlets[key as usize].as_deref_mut() else { return };
-        while let Some((_, service)) = inlet.serving.pop() {
+        let RouterState { ingresses, services, .. } = self;
+        let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
+        while let Some((_, service)) = ingress.serving.pop() {
             services.unserve(service, key);
             services.release(service);
         }
-        while let Some(service) = inlet.services.take_any() {
+        while let Some(service) = ingress.services.take_any() {
             services.release(service);
         }
-        while let Some(published) = self.inlet_mut(key).and_then(|inlet| inlet.topics.take_any()) {
+        while let Some(published) = self.ingress_mut(key).and_then(|ingress| ingress.topics.take_any()) {
             self.release_topic(published.topic);
         }
-        if let Some(outlet) = self.outlets.remove(key) {
-            self.board.unwatch(outlet.bells());
-            self.outlets.memory.forget(outlet.egress.window());
+        if let Some(egress) = self.egresses.remove(key) {
+            self.board.unwatch(egress.bells());
+            self.egresses.memory.forget(egress.ring.window());
         }
-        let Some(inlet) = self.inlets[key as usize].take() else { return };
-        self.outlets.memory.forget(inlet.windows());
+        let Some(ingress) = self.ingresses[key as usize].take() else { return };
+        self.egresses.memory.forget(ingress.windows());
         self.free_keys.push(key);
-        self.recent.push_back(inlet.info.id);
+        self.recent.push_back(ingress.info.id);
         if self.recent.len() > MOST_RECENT {
             self.recent.pop_front();
         }
-        self.counters.violations += u64::from(doom.code != crate::wire::control::ClosingCode::Shutdown);
-        self.ended.push((inlet.info.clone(), doom.clone()));
-        self.tell_connection("closed", &inlet.info, Some(&doom.reason));
+        self.counters.violations += u64::from(close.code != crate::wire::control::ClosingCode::Shutdown);
+        self.ended.push((ingress.info.clone(), close.clone()));
+        self.tell_connection("closed", &ingress.info, Some(&close.reason));
         fault::point("router.ending", 3);
     }
 }

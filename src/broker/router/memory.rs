@@ -3,18 +3,47 @@
 //! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back
 //! counts as leased until it is with the system again.
 
-use super::inlet::Inlet;
-use super::outlet::{Doom, Outlet};
+use super::connection::CloseReason;
 use super::reclaim::{Reclaim, Reclaimer};
 use crate::routing::budget::Budget;
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
-use crate::shm::ring::{Consumer, Violation};
+use crate::shm::ring::{Consumer, Producer, Violation};
+use crate::shm::segment::Segment;
 use crate::wire::control::ClosingCode;
+use std::sync::Arc;
 
 /// Pages beyond its leases that a segment may hold before its client is held to have taken them: a reader that looks
 /// for its next record while the window is taken back may touch one page of each extension.
 const SLACK_PAGES: u64 = 3;
 
+/// The leases of one connection.
+#[derive(Debug)]
+pub(super) struct Leases {
+    pub(super) segment: Arc<Segment>,
+    /// Pages on their way back to the system.
+    reclaim: Option<Reclaim>,
+}
+
+impl Leases {
+    pub(super) fn new(segment: Arc<Segment>) -> Leases {
+        Leases { segment, reclaim: None }
+    }
+
+    /// Whether extensions may be leased: not while pages of theirs are on their way back to the system.
+    fn may_grow(&mut self) -> bool {
+        if self.reclaim.as_ref().is_some_and(Reclaim::is_done) {
+            self.reclaim = None;
+        }
+        self.reclaim.is_none()
+    }
+
+    /// Cells whose pages are on their way back.
+    pub(super) fn pending(&self) -> u64 {
+        self.reclaim.as_ref().map_or(0, Reclaim::pending)
+    }
+}
+
+/// The memory budget of all connections.
 #[derive(Debug)]
 pub(super) struct Memory {
     budget: Budget,
@@ -46,28 +75,28 @@ impl Memory {
     }
 
     /// Leases more for an egress ring. `false`: it stays as it is.
-    pub(super) fn grow_egress(&mut self, key: u32, outlet: &mut Outlet) -> bool {
-        let next = self.lease(key, outlet, RingName::Egress, outlet.egress.window());
+    pub(super) fn grow_egress(&mut self, key: u32, leases: &mut Leases, ring: &mut Producer) -> bool {
+        let next = self.lease(key, leases, RingName::Egress, ring.window());
         if let Some(next) = next {
-            outlet.egress.set_window(next);
+            ring.set_window(next);
         }
         next.is_some()
     }
 
     /// Leases more for a lane whose client finds no space.
-    pub(super) fn grow_lane(&mut self, key: u32, outlet: &mut Outlet, lane: RingName, consumer: &mut Consumer) {
-        if let Some(next) = self.lease(key, outlet, lane, consumer.window()) {
+    pub(super) fn grow_lane(&mut self, key: u32, leases: &mut Leases, lane: RingName, consumer: &mut Consumer) {
+        if let Some(next) = self.lease(key, leases, lane, consumer.window()) {
             consumer.grow(next);
         }
     }
 
-    fn lease(&mut self, key: u32, outlet: &mut Outlet, ring: RingName, window: u32) -> Option<u32> {
-        if !outlet.may_lease() {
+    fn lease(&mut self, key: u32, leases: &mut Leases, ring: RingName, window: u32) -> Option<u32> {
+        if !leases.may_grow() {
             return None;
         }
         self.budget.give_back(self.reclaimer.take_freed());
         let next = self.budget.next_window(window)?;
-        if outlet.segment.lease(ring, window, next).is_err() {
+        if leases.segment.lease(ring, window, next).is_err() {
             self.refused += 1;
             return None;
         }
@@ -77,15 +106,21 @@ impl Memory {
     }
 
     /// Takes back what a connection does not use now. Each ring keeps what is in use.
-    pub(super) fn trim(&mut self, inlet: &mut Inlet, outlet: &mut Outlet) -> Result<(), Violation> {
-        if !outlet.may_lease() || !self.reclaimer.has_room() {
+    pub(super) fn trim(
+        &mut self,
+        leases: &mut Leases,
+        bulk: &mut Consumer,
+        express: &mut Consumer,
+        egress: &mut Producer,
+    ) -> Result<(), Violation> {
+        if !leases.may_grow() || !self.reclaimer.has_room() {
             return Ok(());
         }
         let mut closed = Vec::new();
-        let trimmed = close_unused(inlet, outlet, &mut closed);
+        let trimmed = close_unused(bulk, express, egress, &mut closed);
         // Also if a ring behind them breaks the rules: their windows are gone, and count until their pages are back.
         if !closed.is_empty() {
-            outlet.reclaim = Some(self.reclaimer.start(&outlet.segment, closed));
+            leases.reclaim = Some(self.reclaimer.start(&leases.segment, closed));
         }
         trimmed
     }
@@ -97,32 +132,36 @@ impl Memory {
 }
 
 /// Closes the windows of rings that do not use them, and lists these with their cells.
-fn close_unused(inlet: &mut Inlet, outlet: &mut Outlet, closed: &mut Vec<(RingName, u32)>) -> Result<(), Violation> {
-    for (ring, lane) in [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)] {
+fn close_unused(
+    bulk: &mut Consumer,
+    express: &mut Consumer,
+    egress: &mut Producer,
+    closed: &mut Vec<(RingName, u32)>,
+) -> Result<(), Violation> {
+    for (ring, lane) in [(RingName::Bulk, bulk), (RingName::Express, express)] {
         let window = lane.window();
         if window > 0 && lane.try_trim()? {
             closed.push((ring, window));
         }
     }
-    let window = outlet.egress.window();
-    if window > 0 && outlet.egress.is_drained()? {
-        outlet.egress.set_window(0);
+    let window = egress.window();
+    if window > 0 && egress.is_drained()? {
+        egress.set_window(0);
         closed.push((RingName::Egress, window));
     }
     Ok(())
 }
 
-/// Whether a client uses more of its segment than it was given.
+/// Whether a client uses more of its segment than it was given; `lanes` are the cells of its lanes' extensions.
 ///
 /// Pages on their way back count as given until they are gone. What is allowed is settled before the pages are counted:
 /// a reclaim that ends in between makes them fewer, and no other thread makes them more.
-pub(super) fn audit(inlet: &Inlet, outlet: &Outlet) -> Result<(), Doom> {
-    let geometry = outlet.segment.geometry();
-    let pending = outlet.reclaim.as_ref().map_or(0, Reclaim::pending);
-    let leased = (u64::from(inlet.windows() + outlet.egress.window()) + pending) / u64::from(PAGE_CELLS);
+pub(super) fn audit(lanes: u32, egress: &Producer, leases: &Leases) -> Result<(), CloseReason> {
+    let geometry = leases.segment.geometry();
+    let leased = (u64::from(lanes + egress.window()) + leases.pending()) / u64::from(PAGE_CELLS);
     let allowed = (geometry.base_bytes() / PAGE_BYTES) as u64 + leased + SLACK_PAGES;
-    match outlet.segment.pages() {
-        Ok(pages) if pages > allowed => Err(Doom {
+    match leases.segment.pages() {
+        Ok(pages) if pages > allowed => Err(CloseReason {
             code: ClosingCode::Overuse,
             reason: format!("its segment holds {pages} pages where {allowed} are allowed"),
         }),

@@ -1,60 +1,65 @@
 //! `ShmRouter`: the actor that owns every ring. It runs on an arbiter of its own.
 //!
+//! Each file uses only files that stand above it in this table.
+//!
 //! | file | idea |
 //! |---|---|
-//! | `settings` | the limits, in the router's units |
+//! | `settings`, `counters`, `timings`, `timers` | limits in the router's units; numbers; durations; kinds of timers |
+//! | `connection` | how a connection is known, and why it was closed |
+//! | `reclaim`, `memory` | leases of the rings' extensions; their pages go back on threads of their own |
+//! | `keeping`, `egress` | the half of a connection that goes to its client |
+//! | `journal` | the record or timer under way, for the next router if this one dies |
+//! | `message`, `ingress` | a message that is routed; the half of a connection that comes from its client |
+//! | `call` | a request under way |
 //! | `state` | what the router owns; one step of its work |
-//! | `membership` | connections come and go |
-//! | `inlet`, `outlet` | the two halves of a connection |
-//! | `polling` | who is polled, who rings |
-//! | `memory` | leases of the rings' extensions, and the audit |
-//! | `reclaim` | giving their pages back, on threads of its own |
-//! | `journal` | what is under way, for the next router if this one dies |
-//! | `publish` | the bulk lane: publish and subscribe |
-//! | `release` | numbers of topics and services are given back |
-//! | `lanes` | whether bulk lanes are open yet |
-//! | `drops`, `kept` | subscriptions that drop: who does without, and what is kept for the newest |
-//! | `aside` | messages whose rest will not come |
-//! | `calls` | the express lane: requests, answers, streams, cancels, credit |
-//! | `outcomes` | how calls end otherwise than by their answer |
-//! | `breakers` | the gates of the services: which request passes |
-//! | `ask` | what comes over the control socket |
-//! | `timings` | how long visits and calls take |
-//! | `turn` | the loop: work, spin, sleep |
+//! | `parking` | bulk lanes that wait for credit, space, or the end of the grace |
+//! | `publish`, `abort`, `drops`, `kept` | publish and subscribe: the bulk lane |
+//! | `breakers`, `calls`, `outcomes` | requests, replies, streams, cancels, credit: the express lane |
+//! | `ask`, `snapshot` | control requests; the router's state at one moment |
+//! | `membership` | connections open and close |
+//! | `recovery` | a new router completes what the last one had under way |
+//! | `polling`, `turn` | polled and sleeping connections; the loop: work, spin, sleep |
 //!
-//! The actor is a shell: its messages are carried out by [`state::RouterState`], and so is the traffic, by the loop in
-//! `turn`.
+//! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
 
-mod aside;
+mod abort;
 mod ask;
 mod breakers;
+mod call;
 mod calls;
+mod connection;
+mod counters;
 mod drops;
-mod inlet;
+mod egress;
+mod ingress;
 mod journal;
 mod keeping;
 mod kept;
-mod lanes;
 mod membership;
 mod memory;
+mod message;
 mod outcomes;
-mod outlet;
+mod parking;
 mod polling;
 mod publish;
 mod reclaim;
-mod release;
+mod recovery;
 mod settings;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod timings;
 mod turn;
 
 pub(crate) use self::breakers::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::{ECHO, RouterState};
-pub(crate) use outlet::Doom;
+pub(crate) use connection::CloseReason;
+pub(crate) use connection::CloseReason as Doom; // until the session files use the new name
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterFigures, ServiceFigures};
+pub(crate) use turn::Shared;
 
 use crate::broker::fault;
 use crate::broker::supervisor::Stop;
@@ -66,12 +71,9 @@ use crate::wire::control::{BreakerStatus, BrokerFrame, ClientFrame, StatusReport
 use crate::wire::name::Name;
 use actix::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::watch;
 
 /// Takes a connection in. Answers its key and id.
@@ -84,7 +86,7 @@ pub(crate) struct Attach {
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
     /// Where to say if the connection must end. Whoever holds the session then sees it.
-    pub(crate) owner: watch::Sender<Option<Doom>>,
+    pub(crate) owner: watch::Sender<Option<CloseReason>>,
 }
 
 /// The client of a connection is gone: its socket has ended.
@@ -95,7 +97,7 @@ pub(crate) struct Gone {
     pub(crate) id: u32,
     /// It broke the protocol: nothing of it is routed any more. (If the router itself found that out, it knows
     /// already.)
-    pub(crate) doom: Option<Doom>,
+    pub(crate) doom: Option<CloseReason>,
 }
 
 /// A question from the control socket. Answers the frame to send, if the connection still exists.
@@ -220,35 +222,6 @@ pub(crate) struct ShmRouter {
     shared: Rc<Shared>,
 }
 
-/// What a router leaves to the next one, and shares with its loop. All of them run on one thread, and none keeps a
-/// borrow across an await.
-pub(crate) struct Shared {
-    state: RefCell<RouterState>,
-    owners: RefCell<HashMap<u32, watch::Sender<Option<Doom>>>>,
-    epoch: Instant,
-}
-
-impl Shared {
-    /// What routers need, of which times count from `epoch`.
-    pub(crate) fn new(state: RouterState, epoch: Instant) -> Rc<Shared> {
-        Rc::new(Shared { state: RefCell::new(state), owners: RefCell::default(), epoch })
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Tells who holds the sessions of connections that the router has ended.
-    fn tell_ended(&self) {
-        loop {
-            let Some((info, doom)) = self.state.borrow_mut().ended.pop() else { return };
-            if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
-                owner.send_replace(Some(doom));
-            }
-        }
-    }
-}
-
 impl ShmRouter {
     /// A router that goes on where the last one stopped, if there was one.
     pub(crate) fn new(shared: Rc<Shared>) -> ShmRouter {
@@ -263,9 +236,9 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(&mut state);
             fault::point("router.answering", 0);
-            state.end_doomed();
+            state.close_pending();
             state.watch_kept();
-            state.outlets.flush();
+            state.egresses.flush();
             result
         };
         self.shared.tell_ended();
@@ -308,7 +281,7 @@ impl Handler<Gone> for ShmRouter {
     fn handle(&mut self, message: Gone, _: &mut Self::Context) {
         self.shared.owners.borrow_mut().remove(&message.id);
         self.with(|state| match message.doom {
-            Some(doom) => state.doom(message.key, message.id, doom),
+            Some(close) => state.close(message.key, message.id, close),
             None => state.client_gone(message.key, message.id),
         });
     }

@@ -3,8 +3,9 @@
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
 //! whatever comes later finds no call.
 
-use super::calls::Call;
-use super::state::{RouterState, Timer};
+use super::call::Call;
+use super::state::RouterState;
+use super::timers::Timer;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Failure, Verdict};
 use crate::routing::services::ServiceId;
@@ -27,13 +28,19 @@ impl RouterState {
 
     /// What an outcome that is no answer says of the responder.
     fn verdict(&self, call: &Call, outcome: Outcome) -> Verdict {
-        // A requester that stops in its request, or does not take the answer, must not open the breaker for others.
+        // A requester that stops in its request, does not take the answer, or gives too little time, must not open the
+        // breaker for others.
         let could_answer = call.may_be_answered(self.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if could_answer => Verdict::Failure(Failure::Deadline),
+            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => Verdict::Failure(Failure::Deadline),
             Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
             _ => Verdict::Neither,
         }
+    }
+
+    /// Whether the deadline of a call gave its service as long as it usually takes (B2).
+    fn is_fair(&self, call: &Call) -> bool {
+        self.services.get(call.service).is_none_or(|service| service.pace.is_fair(call.time_given()))
     }
 
     /// Ends a call otherwise than by its answer: tells both sides.
@@ -43,12 +50,12 @@ impl RouterState {
         if let (Verdict::Failure(Failure::Deadline), Some(responder)) = (verdict, call.responder) {
             self.services.missed(call.service, responder, self.now);
         }
-        self.judge(call.service, call.permit, verdict);
+        self.record_outcome(call.service, call.permit, verdict);
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
             let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
-            self.outlets.send(responder, &ended, Payload::EMPTY);
+            self.egresses.send(responder, &ended, Payload::EMPTY);
         }
         if outcome != Outcome::Disconnected {
             self.fail(call.requester, call.slot, call.generation, call.service, outcome);
@@ -75,7 +82,7 @@ impl RouterState {
             service.failures += 1;
         }
         let failed = Header { id: slot, id2: generation, code: outcome as u16, nanos, ..Header::new(Kind::Failed) };
-        self.outlets.send(requester, &failed, Payload::EMPTY);
+        self.egresses.send(requester, &failed, Payload::EMPTY);
     }
 
     /// Removes a call, wherever it is known.
@@ -87,19 +94,19 @@ impl RouterState {
         if let Some(responder) = call.responder {
             self.services.end(call.service, responder);
         }
-        if let Some(inlet) = self.inlet_mut(call.requester) {
-            inlet.outstanding -= 1;
-            inlet.requests[call.slot as usize].call = None;
+        if let Some(ingress) = self.ingress_mut(call.requester) {
+            ingress.outstanding -= 1;
+            ingress.requests[call.slot as usize].call = None;
         }
         Some(call)
     }
 
     /// A connection ends: its requests are over, and those that it was to answer are lost.
     pub(super) fn end_calls_of(&mut self, key: u32) {
-        let Some(inlet) = self.inlet(key) else { return };
+        let Some(ingress) = self.ingress(key) else { return };
         let mut calls: Vec<_> =
-            inlet.requests.iter().filter_map(|slot| slot.call).map(|call| (call, Outcome::Disconnected)).collect();
-        if !inlet.serving.is_empty() {
+            ingress.requests.iter().filter_map(|slot| slot.call).map(|call| (call, Outcome::Disconnected)).collect();
+        if !ingress.serving.is_empty() {
             let answered_here = self.calls.iter().filter(|(_, call)| call.responder == Some(key));
             calls.extend(answered_here.map(|(call, _)| (call, Outcome::ResponderLost)));
         }
@@ -119,7 +126,7 @@ impl RouterState {
         let service = found.service;
         if counted.contains(&service) {
             let permit = found.permit.take();
-            self.judge(service, permit, Verdict::Neither);
+            self.record_outcome(service, permit, Verdict::Neither);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
             && service_found.gate.is_current(permit)
         {
@@ -132,11 +139,11 @@ impl RouterState {
         let Some(found) = self.calls.get_mut(call) else { return };
         // It says nothing of who was to answer.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
-        self.judge(service, permit, Verdict::Neither);
+        self.record_outcome(service, permit, Verdict::Neither);
         if let Some(responder) = responder {
             let code = Outcome::ResponderLost as u16;
             let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
-            self.outlets.send(responder, &ended, Payload::EMPTY);
+            self.egresses.send(responder, &ended, Payload::EMPTY);
         }
         self.end_call(call, Outcome::ResponderLost);
     }
@@ -152,7 +159,7 @@ impl RouterState {
         match call {
             Some(call) => self.lose_call(call),
             None if header.kind == Kind::Request && header.flags.has(Flags::FIRST) => {
-                let service = self.inlet(key).and_then(|inlet| inlet.services.get(header.arg).copied());
+                let service = self.ingress(key).and_then(|ingress| ingress.services.get(header.arg).copied());
                 self.fail(key, header.id, header.id2, service.unwrap_or(self.echo), Outcome::ResponderLost);
             }
             None => {}

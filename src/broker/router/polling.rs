@@ -3,7 +3,8 @@
 //! A *quiet* connection is polled in memory; a *cold* one has its flag armed and rings. Going from one to the other:
 //! arm the flag, fence, look once more (R8).
 
-use super::outlet::{Doom, MOST_WOKEN};
+use super::connection::CloseReason;
+use super::egress::MOST_WOKEN;
 use super::state::RouterState;
 use crate::broker::fault;
 use crate::wire::control::ClosingCode;
@@ -47,18 +48,18 @@ impl RouterState {
         let (now, base) = (self.now, self.settings.geometry.base_cells());
         let most = self.settings.max_rings_without_progress;
         // One that we asked for, when we wait for space, brings no record and is no fault, if there is space now.
-        let asked = self.outlets.has_made_space(key);
-        let Some(inlet) = self.inlet_mut(key) else { return };
-        inlet.rings += u32::from(!asked);
+        let asked = self.egresses.has_made_space(key);
+        let Some(ingress) = self.ingress_mut(key) else { return };
+        ingress.rings += u32::from(!asked);
         // Nor is one for a record that lies behind one that must wait: there are no more of them than cells.
-        let behind = if inlet.parked.is_some() { base + inlet.bulk.window() } else { 0 };
+        let behind = if ingress.parked.is_some() { base + ingress.bulk.window() } else { 0 };
         let most = most.saturating_add(behind);
-        if inlet.rings > most {
-            if now - inlet.rings_since < 1_000_000_000 {
-                let reason = format!("it rang {} times in a second without sending anything", inlet.rings);
-                self.outlets.doomed.push((key, Doom { code: ClosingCode::Overuse, reason }));
+        if ingress.rings > most {
+            if now - ingress.rings_since < 1_000_000_000 {
+                let reason = format!("it rang {} times in a second without sending anything", ingress.rings);
+                self.egresses.pending_close.push((key, CloseReason { code: ClosingCode::Overuse, reason }));
             } else {
-                (inlet.rings, inlet.rings_since) = (0, now);
+                (ingress.rings, ingress.rings_since) = (0, now);
             }
         }
         self.schedule.wake(key);
@@ -73,11 +74,11 @@ impl RouterState {
         let mut any = false;
         let mut at = 0;
         while let Some(&key) = self.schedule.quiet().get(at) {
-            let Some(inlet) = self.inlets[key as usize].as_deref_mut() else {
+            let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else {
                 self.schedule.mark_cold(key);
                 continue;
             };
-            if inlet.has_something() {
+            if ingress.has_something() {
                 any = true;
                 self.schedule.wake(key);
             } else {
@@ -90,17 +91,17 @@ impl RouterState {
     /// Stops polling `key`: arms its flag, then looks once more (R8).
     pub(super) fn cool(&mut self, key: u32) {
         self.schedule.mark_cold(key);
-        let Some(inlet) = self.inlets[key as usize].as_deref_mut() else { return };
-        inlet.data.arm();
-        if inlet.has_something() {
-            inlet.data.disarm();
+        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
+        ingress.data.arm();
+        if ingress.has_something() {
+            ingress.data.disarm();
             self.schedule.wake(key);
         }
     }
 
     /// Before the router sleeps: nobody is polled any more. Answers whether it may sleep.
     pub(super) fn cool_all(&mut self) -> bool {
-        self.outlets.woken.clear();
+        self.egresses.woken.clear();
         while let Some(&key) = self.schedule.quiet().first() {
             self.cool(key);
         }
@@ -110,26 +111,26 @@ impl RouterState {
     /// Whether spinning on `own_cpu` can pay: some client that is polled is awake on another CPU, and nobody whom we
     /// have woken needs our CPU, or that of one who spins, to run on.
     pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> Spinning {
-        let outlets = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.outlets.get(*key)?)));
-        let mut awake = outlets().filter(|(_, outlet)| outlet.client_is_awake());
-        if !awake.any(|(_, outlet)| outlet.cpu.client() != Some(own_cpu)) {
+        let egresses = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.egresses.get(*key)?)));
+        let mut awake = egresses().filter(|(_, egress)| egress.client_is_awake());
+        if !awake.any(|(_, egress)| egress.cpu.client() != Some(own_cpu)) {
             return Spinning::IsVain;
         }
         let is_crowded = |key: u32| {
-            let Some(outlet) = self.outlets.get(key).filter(|outlet| outlet.client_is_awake()) else { return false };
-            let cpu = outlet.cpu.client();
+            let Some(egress) = self.egresses.get(key).filter(|egress| egress.client_is_awake()) else { return false };
+            let cpu = egress.cpu.client();
             cpu == Some(own_cpu)
-                || outlets().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
+                || egresses().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
         };
-        let crowded = self.outlets.woken.len() == MOST_WOKEN || self.outlets.woken.iter().any(|key| is_crowded(*key));
+        let crowded = self.egresses.woken.len() == MOST_WOKEN || self.egresses.woken.iter().any(|key| is_crowded(*key));
         if crowded { Spinning::IsInTheWay } else { Spinning::CanPay }
     }
 
     /// Publishes to the quiet clients on which CPU the router waits.
     pub(super) fn publish_cpu(&self, cpu: usize) {
         for key in self.schedule.quiet() {
-            if let Some(outlet) = self.outlets.get(*key) {
-                outlet.cpu.set_broker(cpu);
+            if let Some(egress) = self.egresses.get(*key) {
+                egress.cpu.set_broker(cpu);
             }
         }
     }

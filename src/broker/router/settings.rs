@@ -1,6 +1,5 @@
 //! The router's limits, in the units that it counts in.
 
-use super::state::RouterState;
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::routing::breaker::{RuleBook, Rules};
 use crate::routing::services::ProbeDelays;
@@ -96,17 +95,6 @@ impl Settings {
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })
-    }
-}
-
-impl RouterState {
-    /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
-    pub(super) fn adopt(&mut self, settings: Settings) {
-        self.services.adopt(settings.max_services);
-        self.services.set_probe_delays(settings.probe_delays);
-        self.topics.adopt(settings.max_topics, settings.max_routes);
-        self.outlets.adopt(settings.max_backlog_bytes, settings.drop_grace);
-        self.settings = settings;
     }
 }
 

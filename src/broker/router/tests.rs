@@ -121,8 +121,8 @@ impl Router {
         self.survive(|state| {
             state.look();
             while state.step() | state.poll_quiet() {}
-            state.end_doomed();
-            state.outlets.flush();
+            state.close_pending();
+            state.egresses.flush();
         });
     }
 
@@ -362,7 +362,7 @@ fn a_client_that_goes_has_its_lanes_drained_first() {
     router.run();
     let taken = subscriber.take_all(&mut router);
     assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
-    assert!(router.state.inlet(publisher.key).is_none());
+    assert!(router.state.ingress(publisher.key).is_none());
     assert_eq!(router.state.topics.len(), 0);
     assert_eq!(kinds(&taken).last(), Some(&Kind::TopicGone));
 }
@@ -374,7 +374,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
     let echo = router.service(&silent, "echo");
     let others = router.service(&other, "echo");
     let mut generation = 0;
-    while router.state.inlet(silent.key).is_some() {
+    while router.state.ingress(silent.key).is_some() {
         generation += 1;
         assert!(generation < 2000, "never ended");
         silent.request(0, generation, echo, &[1; 1000]);
@@ -382,8 +382,8 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
         router.run();
         assert_eq!(kinds(&other.take_all(&mut router)), [Kind::Answer]);
     }
-    let (info, doom) = router.state.ended.pop().unwrap();
-    assert_eq!((info.id, doom.code), (silent.id, ClosingCode::SlowConsumer));
+    let (info, close) = router.state.ended.pop().unwrap();
+    assert_eq!((info.id, close.code), (silent.id, ClosingCode::SlowConsumer));
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
     let (failed, answered): (Vec<_>, Vec<_>) = got.iter().partition(|(header, _)| overloaded(header));
     assert!(answered.iter().all(|(header, _)| header.kind == Kind::Answer), "one outcome each");
     assert!(!failed.is_empty() && failed.len() + answered.len() == 500, "{} and {}", failed.len(), answered.len());
-    assert!(router.state.inlet(requester.key).is_some());
+    assert!(router.state.ingress(requester.key).is_some());
 }
 
 #[test]
@@ -426,8 +426,8 @@ fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
     }
     router.state.client_gone(publisher.key, publisher.id);
     router.run();
-    assert!(router.state.inlet(publisher.key).is_none(), "it has ended");
-    assert!(router.state.inlet(subscriber.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ingress(publisher.key).is_none(), "it has ended");
+    assert!(router.state.ingress(subscriber.key).is_some(), "{:?}", router.state.ended);
     let gone = subscriber.take_all(&mut router);
     assert!(gone.iter().filter(|(header, _)| header.kind == Kind::TopicGone).count() > 500);
 }
@@ -439,15 +439,15 @@ fn a_reader_that_sleeps_is_woken_for_records_and_not_because_its_lane_was_emptie
     let topic = router.topic(&peer, "a.b");
     let sleeps = peer.segment.data_signal(RingName::Egress);
     sleeps.arm();
-    let rung = router.state.outlets.rung;
+    let rung = router.state.egresses.rung;
     assert!(peer.publish(topic, b"nobody hears it"));
     router.run();
-    assert_eq!((router.state.counters.published, router.state.outlets.rung - rung), (1, 0));
+    assert_eq!((router.state.counters.published, router.state.egresses.rung - rung), (1, 0));
     assert!(sleeps.is_armed());
     router.subscribe(&peer, "a.b", DeliveryPolicy::Block, 100);
     assert!(peer.publish(topic, b"it hears it itself"));
     router.run();
-    assert_eq!(router.state.outlets.rung - rung, 1);
+    assert_eq!(router.state.egresses.rung - rung, 1);
     assert!(!sleeps.is_armed());
 }
 
@@ -473,6 +473,6 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
         assert!(router.state.step());
         taken += 1;
     }
-    let window = router.state.inlet(peer.key).unwrap().bulk.window();
+    let window = router.state.ingress(peer.key).unwrap().bulk.window();
     assert!(placed >= window && (placed / 4..placed / 2).contains(&taken), "told after {taken} of {placed}");
 }

@@ -5,10 +5,8 @@
 //! is counted with the time of the whole visit, which is how long it took at most. The sizes of batches are those of
 //! the same visits: a histogram costs nanoseconds, of which a visit that brings one message has few.
 
-use super::state::RouterState;
 use crate::routing::histogram::{Durations, Sizes};
 use crate::routing::services::CallTimes;
-use crate::wire::control::{LatencyStatus, QuantileStatus};
 use crate::wire::name::Name;
 
 /// Of so many visits one is timed.
@@ -17,8 +15,8 @@ const TIMED: u32 = 16;
 /// What was told so far.
 #[derive(Debug, Default)]
 pub(super) struct Timings {
-    in_broker: Durations,
-    batches: Sizes,
+    pub(super) in_broker: Durations,
+    pub(super) batches: Sizes,
     /// Visits that are not looked at before one is.
     passed_over: u32,
     /// The clock was read just now, for the next visit.
@@ -92,43 +90,5 @@ impl Timings {
     /// What was begun is not to be timed: its end is not its own.
     pub(super) fn forget(&mut self) {
         (self.is_begun, self.timed) = (false, 0);
-    }
-}
-
-impl RouterState {
-    /// The figures that are no part of the status.
-    pub(super) fn figures(&self) -> RouterFigures {
-        let services = self.services.iter().filter_map(|service| {
-            let times = (**service.times.as_ref()?).clone();
-            Some(ServiceFigures { name: service.name.clone(), times, transitions: service.gate.transitions() })
-        });
-        RouterFigures {
-            in_broker: self.timings.in_broker.clone(),
-            batches: self.timings.batches.clone(),
-            dropped: self.counters.dropped,
-            services: services.collect(),
-            forgotten: self.services.forgotten.clone(),
-            surveys: self.timings.surveys,
-        }
-    }
-
-    /// How long things take, of all services together.
-    pub(super) fn latency(&self) -> LatencyStatus {
-        let mut times = self.services.forgotten.clone();
-        self.services.iter().filter_map(|service| service.times.as_deref()).for_each(|more| times.merge(more));
-        LatencyStatus {
-            in_broker: quantiles(&self.timings.in_broker),
-            round_trip: quantiles(&times.round_trip),
-            first_chunk: quantiles(&times.first_chunk),
-        }
-    }
-}
-
-fn quantiles(histogram: &Durations) -> QuantileStatus {
-    QuantileStatus {
-        count: histogram.count(),
-        p50_ns: histogram.quantile(0.5),
-        p95_ns: histogram.quantile(0.95),
-        p99_ns: histogram.quantile(0.99),
     }
 }

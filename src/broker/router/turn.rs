@@ -15,15 +15,18 @@
 //! once finds it one system call away. Whoever sends the actor a message rings the own bell (see `RouterHandle`), and
 //! then the loop yields to the mailbox.
 
-use super::Shared;
+use super::connection::CloseReason;
 use super::polling::Spinning;
 use super::state::RouterState;
 use crate::config::WaitStrategy;
 use crate::shm::peer::{current_cpu, yield_cpu};
 use crate::sync::{AtomicU64, Ordering};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How often the bells are looked at while there is work, in nanoseconds.
 const LOOK_EVERY: u64 = 3_000;
@@ -31,6 +34,35 @@ const LOOK_EVERY: u64 = 3_000;
 const SPIN_MIN: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
+
+/// What a router leaves to the next one, and shares with its loop. All of them run on one thread, and none keeps a
+/// borrow across an await.
+pub(crate) struct Shared {
+    pub(super) state: RefCell<RouterState>,
+    pub(super) owners: RefCell<HashMap<u32, watch::Sender<Option<CloseReason>>>>,
+    epoch: Instant,
+}
+
+impl Shared {
+    /// What routers need, of which times count from `epoch`.
+    pub(crate) fn new(state: RouterState, epoch: Instant) -> Rc<Shared> {
+        Rc::new(Shared { state: RefCell::new(state), owners: RefCell::default(), epoch })
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells who holds the sessions of connections that the router has ended.
+    pub(super) fn tell_ended(&self) {
+        loop {
+            let Some((info, close)) = self.state.borrow_mut().ended.pop() else { return };
+            if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
+                owner.send_replace(Some(close));
+            }
+        }
+    }
+}
 
 impl RouterState {
     /// The count of the loop's turns.

@@ -6,6 +6,7 @@
 
 use super::tree::Cause;
 use crate::broker::stderr;
+use crate::routing::restart::Restarts;
 use actix::prelude::*;
 use std::any::Any;
 use std::backtrace::Backtrace;
@@ -73,14 +74,24 @@ impl End {
     }
 }
 
-/// Where an actor stores the error that it ends with.
+/// Where an actor stores the error that it ends with, and says that it is stable.
 #[derive(Clone, Debug, Default)]
-pub(in crate::broker) struct Exit(Rc<RefCell<Option<String>>>);
+pub(in crate::broker) struct Exit {
+    reason: Rc<RefCell<Option<String>>>,
+    /// Of a child on its own.
+    restarts: Option<Rc<RefCell<Restarts>>>,
+}
 
 impl Exit {
     /// Makes the coming end a failure.
     pub(in crate::broker) fn fail(&self, reason: impl ToString) {
-        *self.0.borrow_mut() = Some(reason.to_string());
+        *self.reason.borrow_mut() = Some(reason.to_string());
+    }
+
+    /// Says that the last restart has held, for an actor that knows it (`UNTIL_TOLD`). Returns how many attempts it
+    /// took, if it was started again.
+    pub(in crate::broker) fn hold(&self) -> Option<u32> {
+        self.restarts.as_ref()?.borrow_mut().holds()
     }
 }
 
@@ -93,8 +104,12 @@ pub(super) struct Life<A: Actor> {
 impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
     /// Builds an actor and starts it on this thread. Its address may be used at once: its mailbox has
     /// its size already.
-    pub(super) fn start(mailbox: usize, factory: impl FnOnce(Exit) -> A) -> Result<Life<A>, End> {
-        let exit = Exit::default();
+    pub(super) fn start(
+        mailbox: usize,
+        restarts: Option<Rc<RefCell<Restarts>>>,
+        factory: impl FnOnce(Exit) -> A,
+    ) -> Result<Life<A>, End> {
+        let exit = Exit { reason: Rc::default(), restarts };
         let actor = supervised(|| factory(exit.clone())).map_err(End::Panicked)?;
         let mut context = Context::new();
         context.set_mailbox_capacity(mailbox);
@@ -103,7 +118,7 @@ impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
         let task = actix::spawn(async move {
             match guarded.await {
                 Err(message) => End::Panicked(message),
-                Ok(()) => exit.0.take().map_or(End::Normal, End::Failed),
+                Ok(()) => exit.reason.take().map_or(End::Normal, End::Failed),
             }
         });
         Ok(Life { address, task })

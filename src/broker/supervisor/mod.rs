@@ -28,8 +28,8 @@ pub(super) use single::{Child, Outcome, supervise};
 pub(super) use tree::{NodeId, RecentRestarts, Tree};
 
 use crate::config;
-use crate::routing::group::{Action, Group, Strategy};
-use crate::routing::restart::{Decision, Limits, NEVER, Restart};
+use crate::routing::group::{Action, Group};
+use crate::routing::restart::{Decision, Limits, NEVER, Restart, UNTIL_TOLD};
 use crate::shm::segment::fill_random;
 use actix::prelude::*;
 use incarnation::Life;
@@ -85,6 +85,19 @@ pub(super) fn limits(restart: &config::Restart) -> Limits {
     }
 }
 
+/// The same for connections: what is to be waited for is the peer, so no restart has a delay, and a resume is what
+/// shows that it has held.
+pub(super) fn connection_limits(restart: &config::Restart) -> Limits {
+    Limits {
+        initial_delay: 0,
+        max_delay: 0,
+        jitter: 0.0,
+        max_restarts: restart.connection_max_restarts,
+        period: restart.connection_period_secs * 1_000_000_000,
+        stable: UNTIL_TOLD,
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Command {
     Start,
@@ -124,15 +137,10 @@ enum Driven {
 
 impl Supervisor {
     /// A supervisor without children. `whole` tells whether all of them run.
-    pub(super) fn new(
-        name: &'static str,
-        strategy: Strategy,
-        tree: Arc<Tree>,
-        whole: watch::Sender<bool>,
-    ) -> Supervisor {
+    pub(super) fn new(name: &'static str, tree: Arc<Tree>, whole: watch::Sender<bool>) -> Supervisor {
         // A child has one end under way at most: it is started again only after that was read.
         let ends = mpsc::channel(16);
-        Supervisor { name, group: Group::new(strategy), children: Vec::new(), ends, tree, whole, clock: Instant::now() }
+        Supervisor { name, group: Group::new(), children: Vec::new(), ends, tree, whole, clock: Instant::now() }
     }
 
     /// One child more, after the others. It is started once the supervisor runs, at its seat; `wake` is called after
@@ -226,7 +234,7 @@ impl Supervisor {
                     None => self.tree.stopped(node),
                 }
             }
-            Some(decision) => report(name, "-", &end, decision, self.group.period(child), &self.tree, node),
+            Some(decision) => report(name, "-", &end, decision, self.group.period(child), &self.tree, node, true),
         }
         held.last = end;
         if self.group.has_given_up() {
@@ -275,7 +283,7 @@ impl Seat {
                 // It ended while being stopped; the end is already on its way.
                 continue;
             };
-            let end = match Life::start(self.spec.mailbox, &mut factory) {
+            let end = match Life::start(self.spec.mailbox, None, &mut factory) {
                 Ok(life) => self.live(life, &address).await,
                 Err(end) => end,
             };
@@ -308,8 +316,9 @@ impl Seat {
     }
 }
 
-/// Reports the decision after an end: one log line, the status, an event.
-fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, node: NodeId) {
+/// Tells people what follows from an end: the status; and the log and the events, if they `may` have it.
+#[allow(clippy::too_many_arguments, reason = "all that there is to tell")]
+fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, node: NodeId, may: bool) {
     let reason = end.reason();
     if end.is_failure() {
         tree.failed(node, &reason);
@@ -318,6 +327,9 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
         Decision::Restart { attempt, limit, delay } => {
             let delay = Duration::from_nanos(delay);
             tree.restarts(node, end.cause(), &reason, delay);
+            if !may {
+                return;
+            }
             let ms = delay.as_millis();
             let (is_limited, limit) = (limit != NEVER, (limit != NEVER).then_some(limit));
             let details = serde_json::json!({
@@ -335,6 +347,9 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
         }
         Decision::GiveUp { restarts } => {
             tree.gave_up(node, &reason);
+            if !may {
+                return;
+            }
             let secs = period / 1_000_000_000;
             let details = serde_json::json!({
                 "actor": name, "id": id, "reason": short(&reason), "restarts": restarts, "period_secs": secs,

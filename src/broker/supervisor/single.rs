@@ -3,8 +3,11 @@
 use super::incarnation::{End, Exit, Life, Stop};
 use super::tree::{NodeId, Tree};
 use super::{elapsed, random, report, sleep_until};
+use crate::broker::log_limit::{Kind, may_log};
 use crate::routing::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -22,6 +25,10 @@ pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) node: NodeId,
     /// Each change ends the delay before a restart: what it failed of may be over.
     pub(in crate::broker) hurry: Option<&'a watch::Sender<u64>>,
+    /// Whether there is something that the next incarnation is built over. `None`: it needs nothing.
+    pub(in crate::broker) goes_on: Option<&'a dyn Fn() -> bool>,
+    /// The lines of the log for ends that are no panic, which peers can cause at will, are limited.
+    pub(in crate::broker) limited: Option<Kind>,
 }
 
 /// How supervision ended.
@@ -47,7 +54,7 @@ where
     A: Actor<Context = Context<A>> + Handler<Stop>,
 {
     let clock = Instant::now();
-    let mut restarts = Restarts::new(child.restart, child.limits);
+    let restarts = Rc::new(RefCell::new(Restarts::new(child.restart, child.limits)));
     let mut stop = std::pin::pin!(stop);
     let mut hurry = child.hurry.map(watch::Sender::subscribe);
     loop {
@@ -55,11 +62,12 @@ where
         if let Some(hurry) = &mut hurry {
             hurry.mark_unchanged();
         }
-        restarts.started(elapsed(clock));
+        restarts.borrow_mut().started(elapsed(clock));
         child.tree.running(child.node);
-        let end = match Life::start(child.mailbox, &mut factory) {
+        let end = match Life::start(child.mailbox, Some(restarts.clone()), &mut factory) {
             Err(end) => end,
             Ok(mut life) => loop {
+                let holds_at = restarts.borrow().holds_at();
                 tokio::select! {
                     // An end that follows from the stop is none to restart after.
                     biased;
@@ -70,22 +78,27 @@ where
                         return Outcome::Stopped;
                     }
                     end = life.ended() => break end,
-                    () = sleep_until(clock, restarts.holds_at()) => {
-                        if let Some(attempt) = restarts.held(elapsed(clock)) {
+                    () = sleep_until(clock, holds_at) => {
+                        if let Some(attempt) = restarts.borrow_mut().held(elapsed(clock)) {
                             log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
                         }
                     }
                 }
             },
         };
-        let decision = restarts.ended(end.is_failure(), elapsed(clock), random());
-        report(child.name, &id(), &end, decision, restarts.period(), child.tree, child.node);
+        let decision = match child.goes_on {
+            Some(goes_on) if !goes_on() => Decision::Done,
+            _ => restarts.borrow_mut().ended(end.is_failure(), elapsed(clock), random()),
+        };
+        let may = matches!(end, End::Panicked(_)) || child.limited.is_none_or(may_log);
+        report(child.name, &id(), &end, decision, child.limits.period, child.tree, child.node, may);
         match decision {
             Decision::Done => return Outcome::Done(end),
             Decision::GiveUp { .. } => return Outcome::GaveUp(end),
+            Decision::Restart { delay: 0, .. } => {}
             Decision::Restart { delay, .. } => tokio::select! {
                 () = tokio::time::sleep(Duration::from_nanos(delay)) => {}
-                () = hurried(&mut hurry, started) => restarts.begin_again(),
+                () = hurried(&mut hurry, started) => restarts.borrow_mut().begin_again(),
                 () = &mut stop => {
                     child.tree.stopped(child.node);
                     return Outcome::Stopped;

@@ -134,6 +134,8 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
         tree: &tree,
         node,
         hurry: None,
+        goes_on: None,
+        limited: None,
     };
     let factory = |exit| {
         let life = lives.replace(lives.get() + 1);
@@ -193,6 +195,8 @@ fn a_factory_that_panics_is_a_failed_start() {
             tree: &tree,
             node,
             hurry: None,
+            goes_on: None,
+            limited: None,
         };
         let outcome =
             supervise(&child, String::new, std::future::pending(), |_| -> Actor_ { panic!("no actor") }).await;
@@ -207,8 +211,6 @@ fn the_policy_says_who_comes_back() {
         let outcome = async |restart, fate| alone(restart, FAST, &[fate], &Record::default()).await.0;
         assert_eq!(outcome(Restart::Transient, Fate::End).await, Outcome::Done(End::Normal));
         assert_eq!(outcome(Restart::Transient, Fate::Fail).await, Outcome::Stopped);
-        let failed = End::Failed("out of luck".to_owned());
-        assert_eq!(outcome(Restart::Temporary, Fate::Fail).await, Outcome::Done(failed));
         assert_eq!(outcome(Restart::Permanent, Fate::End).await, Outcome::Stopped);
     });
 }
@@ -233,7 +235,18 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
             let (record, tree) = (Record::default(), Tree::default());
             let node = tree.add("test", "root", None);
             let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
-            let child = Child { name, restart, limits, mailbox: 4, stop_within, tree: &tree, node, hurry: None };
+            let child = Child {
+                name,
+                restart,
+                limits,
+                mailbox: 4,
+                stop_within,
+                tree: &tree,
+                node,
+                hurry: None,
+                goes_on: None,
+                limited: None,
+            };
             // Comes with the end itself: both are there when the supervisor looks.
             let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
                 true => std::task::Poll::Pending,
@@ -250,7 +263,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
 fn who_does_not_stop_in_time_is_dropped() {
     System::new().block_on(async {
         let record = Record::default();
-        let life = Life::start(4, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
+        let life = Life::start(4, None, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
         assert_eq!(life.stop(Duration::from_millis(5)).await, End::Dropped);
         assert_eq!((record.alive.get(), record.stopped.borrow().len()), (0, 1));
     });
@@ -266,10 +279,10 @@ struct Three {
 }
 
 impl Three {
-    fn new(strategy: Strategy, name: &'static str, fates: &'static [Fate]) -> Three {
+    fn new(name: &'static str, fates: &'static [Fate]) -> Three {
         let (record, tree) = (Record::default(), Arc::new(Tree::default()));
         let (told, whole) = watch::channel(false);
-        let mut supervisor = Supervisor::new("root", strategy, tree.clone(), told);
+        let mut supervisor = Supervisor::new("root", tree.clone(), told);
         let mut addresses = Vec::new();
         for child in ["a", "b", "c"] {
             let seat = supervisor.add(spec(child, Restart::Permanent, FAST), || {});
@@ -304,7 +317,7 @@ impl Three {
 #[test]
 fn rest_for_one_restarts_those_behind_and_publishes_their_new_addresses() {
     System::new().block_on(async {
-        let mut three = Three::new(Strategy::RestForOne, "b", &[Fate::Run, Fate::Run]);
+        let mut three = Three::new("b", &[Fate::Run, Fate::Run]);
         three.until("all to run", |record, whole| whole && record.started.borrow().len() == 3).await;
         assert_eq!(three.started(), "abc");
         let before: Vec<_> = three.addresses.iter().map(|address| address.borrow().clone().unwrap()).collect();
@@ -322,20 +335,9 @@ fn rest_for_one_restarts_those_behind_and_publishes_their_new_addresses() {
 }
 
 #[test]
-fn one_for_one_restarts_nobody_else() {
-    System::new().block_on(async {
-        let mut three = Three::new(Strategy::OneForOne, "a", &[Fate::PanicInTimer, Fate::Fail]);
-        three.until("two restarts", |record, whole| whole && record.started.borrow().len() == 5).await;
-        assert_eq!((three.started(), three.stopped()), ("abcaa".to_owned(), "aa".to_owned()));
-        let restarts: Vec<_> = three.tree.report().iter().map(|status| status.restarts).collect();
-        assert_eq!(restarts, [2, 0, 0]);
-    });
-}
-
-#[test]
 fn a_limit_that_is_exceeded_is_told_first_and_then_all_are_stopped_in_reverse() {
     System::new().block_on(async {
-        let mut three = Three::new(Strategy::RestForOne, "b", &[Fate::PanicInFuture; 4]);
+        let mut three = Three::new("b", &[Fate::PanicInFuture; 4]);
         let gave_up = three.supervisor.run().await;
         assert_eq!((gave_up.actor.as_str(), gave_up.restarts), ("b", 3));
         assert!(gave_up.reason.starts_with("panicked: in a future"), "{gave_up}");
@@ -348,7 +350,7 @@ fn a_limit_that_is_exceeded_is_told_first_and_then_all_are_stopped_in_reverse() 
 #[test]
 fn some_are_retired_while_the_others_are_still_supervised() {
     System::new().block_on(async {
-        let mut three = Three::new(Strategy::RestForOne, "a", &[Fate::Run]);
+        let mut three = Three::new("a", &[Fate::Run]);
         three.until("all to run", |record, whole| whole && record.started.borrow().len() == 3).await;
         three.supervisor.retire(2).await;
         assert_eq!(three.stopped(), "c");
@@ -364,7 +366,7 @@ fn some_are_retired_while_the_others_are_still_supervised() {
 fn a_child_without_a_seat_is_given_up() {
     System::new().block_on(async {
         let (tree, (told, _whole)) = (Arc::new(Tree::default()), watch::channel(false));
-        let mut supervisor = Supervisor::new("root", Strategy::OneForOne, tree, told);
+        let mut supervisor = Supervisor::new("root", tree, told);
         drop(supervisor.add(spec("a", Restart::Permanent, FAST), || {}));
         assert_eq!(supervisor.run().await.reason, "thread ended");
     });
@@ -383,13 +385,15 @@ fn two_hundred_children_that_panic_leave_nothing() {
             actix::spawn(async move {
                 let child = Child {
                     name: "connection",
-                    restart: Restart::Temporary,
+                    restart: Restart::Transient,
                     limits: FAST,
                     mailbox: 4,
                     stop_within: Duration::ZERO,
                     tree: &tree,
                     node,
                     hurry: None,
+                    goes_on: Some(&|| false),
+                    limited: None,
                 };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);
                 supervise(&child, || number.to_string(), std::future::pending(), factory).await;

@@ -5,7 +5,7 @@ use super::retry::ReconnectOptions;
 use crate::client::error::{Error, Kind, Result, Unreached};
 use crate::shm::doorbell::{ClientBells, ClientDescriptors};
 use crate::shm::layout::Geometry;
-use crate::shm::segment::{Nonces, Segment, fill_random};
+use crate::shm::segment::{Nonces, Segment, SegmentError, fill_random};
 use crate::shm::{descriptors, peer};
 use crate::wire::codec::FrameDecoder;
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Limits, PROTOCOL_VERSION, RECONNECTS, RefusedCode, Token};
@@ -231,7 +231,26 @@ pub(crate) fn open(
     let control::Geometry { slot_size, extension_cells, nonce_bulk, nonce_express, nonce_egress, .. } = geometry;
     let geometry = Geometry::new(slot_size, extension_cells).map_err(|error| protocol(&error))?;
     let nonces = Nonces { bulk: nonce_bulk, express: nonce_express, egress: nonce_egress };
-    let segment = Segment::open(segment, geometry, nonces).map_err(|error| protocol(&error))?;
-    let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket).map_err(|error| protocol(&error))?;
+    let bytes = geometry.segment_bytes();
+    let segment = Segment::open(segment, geometry, nonces).map_err(|error| match &error {
+        SegmentError::Io(why) if is_lack(why) => lacks(format_args!("segment of {bytes} bytes not mapped"), why),
+        _ => protocol(&error),
+    })?;
+    let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket).map_err(|error| match is_lack(&error) {
+        true => lacks(format_args!("bells not watched"), &error),
+        false => protocol(&error),
+    })?;
     Ok(Welcome { segment, bells, limits, greeted, decoder })
+}
+
+/// Whether this process, or the system, lacks a resource: that says nothing of the broker.
+fn is_lack(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error)
+        .is_some_and(|errno| [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::NOSPC, Errno::AGAIN].contains(&errno))
+}
+
+fn lacks(what: std::fmt::Arguments<'_>, error: &io::Error) -> Error {
+    let of_what = if error.kind() == io::ErrorKind::OutOfMemory { "out of memory: " } else { "" };
+    Kind::Disconnected(format!("{of_what}{what}: {error}")).into()
 }

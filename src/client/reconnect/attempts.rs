@@ -157,10 +157,14 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
                     link.decoder = decoder;
                     restore::restore(connection, socket, &limits);
                 }
+                // This process lacks memory or descriptors: another time it may work.
+                Err(error) if error.is_disconnected() => attempt_failed(link, connection, &error.to_string()),
                 Err(error) => close(link, connection, error),
             }
         }
-        Ok((greeted, ..)) if greeted.connection == connection.id() && descriptors.is_empty() => {
+        Ok((greeted, limits, _)) if greeted.connection == connection.id() && descriptors.is_empty() => {
+            // They may have changed by a reload; the geometry cannot.
+            connection.limits.adopt(&limits);
             resumed(link, connection, greeted.token);
         }
         Ok(_) => close(link, connection, Kind::Protocol("it resumed another session".to_owned()).into()),

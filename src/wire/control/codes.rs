@@ -20,6 +20,8 @@ pub enum RefusedCode {
     BadToken,
     /// The token resumes nothing: it was never given, was used before, or its session has ended.
     ResumeFailed,
+    /// The session of this token was given up: its connection failed too often.
+    GivenUp,
 }
 
 /// Why a question could not be met.

@@ -192,7 +192,10 @@ fn breaker() -> impl Strategy<Value = BreakerStatus> {
 fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
     use {ClosingCode as C, FailedCode as F, RefusedCode as R};
     let refused =
-        vec![R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken, R::ResumeFailed];
+        [R::Version, R::NotAllowed, R::TooManyConnections, R::Malformed, R::Draining, R::BadToken, R::ResumeFailed]
+            .into_iter()
+            .chain([R::GivenUp])
+            .collect::<Vec<_>>();
     let failed = vec![F::Limit, F::Invalid, F::Unknown, F::NotAllowed];
     let closing = vec![C::Shutdown, C::ProtocolViolation, C::SlowConsumer, C::Overuse, C::Replaced];
     let limits = any::<[u32; 9]>().prop_map(|n| Limits {

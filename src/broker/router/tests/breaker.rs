@@ -1,5 +1,7 @@
 //! Breakers in the router: who is asked, when, and what counts.
 
+mod deadlines;
+
 use super::*;
 use crate::broker::breaker::{Breakers, Order};
 use crate::broker::events::{BreakerChange, BreakerNews, Queue};

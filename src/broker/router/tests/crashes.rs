@@ -221,7 +221,7 @@ fn scenario() -> (Ledger, u32) {
         ("delivered", c.delivered),
         ("dropped", c.dropped.iter().sum()),
         ("aborted", c.aborted),
-        ("set_aside", c.set_aside),
+        ("set_aside", c.poisoned),
         ("late", c.late),
     ];
     ledger.quiescent = router.state.is_quiescent() && router.state.calls.len() == 0;
@@ -309,7 +309,7 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
         router.run();
         assert!(spent(&router));
     }
-    assert_eq!((router.deaths, router.state.counters.set_aside), (4, 2));
+    assert_eq!((router.deaths, router.state.counters.poisoned), (4, 2));
     let got: Vec<_> = subscribers
         .iter_mut()
         .map(|subscriber| {

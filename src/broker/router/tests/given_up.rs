@@ -50,7 +50,7 @@ impl Scene {
     /// The responder has harmed nobody, and nothing is left.
     #[track_caller]
     fn at_rest(&mut self) {
-        assert!(self.router.state.inlet(self.responder.key).is_some(), "it keeps its connection");
+        assert!(self.router.state.ingress(self.responder.key).is_some(), "it keeps its connection");
         assert_eq!((self.router.state.calls.len(), self.router.state.counters.late), (0, 0));
         assert!(self.router.state.is_quiescent());
     }
@@ -84,7 +84,7 @@ fn a_message_that_is_no_such_error_breaks_nothing_off() {
         let call = scene.call(0);
         scene.answer(call, 2000, Flags::FIRST, &[1; 1000]);
         scene.answer(call, 5, Flags::WHOLE.with(flags), b"no go");
-        assert!(scene.router.state.inlet(scene.responder.key).is_none(), "{flags:?}");
+        assert!(scene.router.state.ingress(scene.responder.key).is_none(), "{flags:?}");
     }
 }
 
@@ -111,5 +111,5 @@ fn an_error_of_one_cell_needs_no_credit_and_then_says_nothing_of_the_responder()
         scene.answer(call, 0, Flags::WHOLE, &[]);
     }
     scene.answer(call, 65, Flags::WHOLE.with(ERROR), &[b'x'; 65]);
-    assert!(scene.router.state.inlet(scene.responder.key).is_none());
+    assert!(scene.router.state.ingress(scene.responder.key).is_none());
 }

@@ -1,10 +1,9 @@
 //! Leases come with load and go when it is over, and what all connections make the broker keep is bounded.
 
 use super::*;
-use crate::broker::router::inlet::Inlet;
+use crate::broker::router::egress::Egresses;
+use crate::broker::router::ingress::Ingress;
 use crate::broker::router::memory;
-use crate::broker::router::outlet::Outlets;
-use crate::broker::router::reclaim::Reclaim;
 use std::time::{Duration, Instant};
 
 /// Pages go back on another thread.
@@ -35,13 +34,13 @@ fn windows_grow_under_load_and_are_given_back() {
     let topic = router.topic(&publisher, "t");
     for round in 0..3 {
         flood(&mut router, &mut publisher, topic);
-        let (used, pages) = (router.state.outlets.memory.used(), subscriber.segment.pages().unwrap());
+        let (used, pages) = (router.state.egresses.memory.used(), subscriber.segment.pages().unwrap());
         assert!(used > 0 && pages > 1, "{used} cells, {pages} pages in round {round}");
         let delivered = subscriber.take_all(&mut router).len();
         assert!(delivered > 200, "{delivered}");
         // Nobody sends anything: the one who was only given has to say nothing for that.
         router.pass(600);
-        wait_until("the pages to be back", || router.state.outlets.memory.used() == 0);
+        wait_until("the pages to be back", || router.state.egresses.memory.used() == 0);
         // A reader that looks for its next record may touch a page of its extension.
         assert!(subscriber.segment.pages().unwrap() <= 2);
     }
@@ -58,31 +57,31 @@ fn a_window_that_is_in_use_stays_until_it_is_not() {
     let topic = router.topic(&publisher, "t");
     flood(&mut router, &mut publisher, topic);
     router.pass(600);
-    let unread = router.state.outlets.get(subscriber.key).unwrap().egress.window();
+    let unread = router.state.egresses.get(subscriber.key).unwrap().ring.window();
     assert!(unread > 0, "records lie in it");
     subscriber.take_all(&mut router);
     router.pass(600);
     router.pass(5_000);
-    wait_until("the pages to be back", || router.state.outlets.memory.used() == 0);
+    wait_until("the pages to be back", || router.state.egresses.memory.used() == 0);
 }
 
 #[test]
 fn an_honest_client_passes_every_audit_while_its_pages_go_back() {
     let mut router = Router::new(|_| {});
     let peer = router.connect();
-    let RouterState { outlets, inlets, .. } = &mut router.state;
-    let inlet = inlets[peer.key as usize].as_deref_mut().expect("its inlet");
+    let RouterState { egresses, ingresses, .. } = &mut router.state;
+    let ingress = ingresses[peer.key as usize].as_deref_mut().expect("its ingress");
     let (mut audits, mut pending) = (0, 0);
     for cycle in 0..3000 {
-        let before = audit(inlet, outlets, peer.key);
+        let before = audit(ingress, egresses, peer.key);
         assert_eq!(before, 0, "cycle {cycle}");
-        lease(outlets, peer.key);
-        audit(inlet, outlets, peer.key);
-        outlets.trim(peer.key, inlet).expect("the client keeps the rules");
-        assert_eq!(outlets.egress_window(peer.key), 0);
+        lease(egresses, peer.key);
+        audit(ingress, egresses, peer.key);
+        egresses.trim(peer.key, &mut ingress.bulk, &mut ingress.express).expect("the client keeps the rules");
+        assert_eq!(egresses.egress_window(peer.key), 0);
         let until = Instant::now() + Duration::from_secs(20);
         loop {
-            let cells = audit(inlet, outlets, peer.key);
+            let cells = audit(ingress, egresses, peer.key);
             audits += 1;
             pending += u32::from(cells > 0);
             if cells == 0 {
@@ -95,19 +94,19 @@ fn an_honest_client_passes_every_audit_while_its_pages_go_back() {
 }
 
 /// Audits the memory of `key`; returns how many cells are on their way back.
-fn audit(inlet: &Inlet, outlets: &Outlets, key: u32) -> u64 {
-    let outlet = outlets.get(key).expect("its outlet");
-    if let Err(doom) = memory::audit(inlet, outlet) {
-        panic!("{}", doom.reason);
+fn audit(ingress: &Ingress, egresses: &Egresses, key: u32) -> u64 {
+    let egress = egresses.get(key).expect("its egress");
+    if let Err(close) = memory::audit(ingress.windows(), &egress.ring, &egress.leases) {
+        panic!("{}", close.reason);
     }
-    outlet.reclaim.as_ref().map_or(0, Reclaim::pending)
+    egress.leases.pending()
 }
 
 /// Leases an extension for the egress ring of `key`, as soon as the last one is back with the system.
-fn lease(outlets: &mut Outlets, key: u32) {
-    let Outlets { memory, table, .. } = outlets;
-    let outlet = table[key as usize].as_deref_mut().expect("its outlet");
-    wait_until("the extension to be leased", || memory.grow_egress(key, outlet));
+fn lease(egresses: &mut Egresses, key: u32) {
+    let Egresses { memory, table, .. } = egresses;
+    let egress = table[key as usize].as_deref_mut().expect("its egress");
+    wait_until("the extension to be leased", || memory.grow_egress(key, &mut egress.leases, &mut egress.ring));
 }
 
 #[test]
@@ -136,7 +135,7 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
     assert!(matches!(router.ask(&other, frame), BrokerFrame::Failed { .. }));
     router.state.client_gone(hog.key, hog.id);
     router.run();
-    assert!(router.state.inlet(hog.key).is_none());
+    assert!(router.state.ingress(hog.key).is_none());
     assert_eq!((router.state.topics.len(), router.state.topics.subscriptions.len()), (0, 0));
     router.topic(&other, "one.more");
 }

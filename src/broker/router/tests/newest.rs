@@ -14,7 +14,7 @@ fn narrow(change: impl FnOnce(&mut Config)) -> Router {
 }
 
 fn kept_bytes(router: &Router, peer: &Peer) -> usize {
-    router.state.outlets.get(peer.key).unwrap().keeping.bytes
+    router.state.egresses.get(peer.key).unwrap().keeping.bytes
 }
 
 fn is_marked(peer: &Peer) -> bool {
@@ -126,7 +126,7 @@ fn scenario() -> (Got, Vec<u64>, u32, bool) {
     router.run();
     let got = read_all(&mut router, &mut subscriber);
     let c = &router.state.counters;
-    let counters = vec![c.published, c.delivered, c.dropped.iter().sum(), c.aborted, c.set_aside];
+    let counters = vec![c.published, c.delivered, c.dropped.iter().sum(), c.aborted, c.poisoned];
     assert_eq!(kept_bytes(&router, &subscriber), 0);
     assert!(!is_marked(&subscriber));
     (got, counters, router.deaths, router.state.is_quiescent())

@@ -48,9 +48,9 @@ fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
     // What it has published is routed all the same.
     router.state.client_gone(gone.key, gone.id);
     router.pass(1999);
-    assert_eq!((router.state.counters.published, router.state.inlet(gone.key).is_some()), (0, true));
+    assert_eq!((router.state.counters.published, router.state.ingress(gone.key).is_some()), (0, true));
     router.pass(1);
-    assert_eq!((router.state.counters.published, router.state.inlet(gone.key).is_some()), (2, false));
+    assert_eq!((router.state.counters.published, router.state.ingress(gone.key).is_some()), (2, false));
     assert_eq!((router.state.counters.evicted, router.state.lanes_open_at), (0, None));
 }
 
@@ -81,8 +81,8 @@ fn numbers_of_publishes_only_rise() {
     assert_eq!(router.state.counters.published, 4);
     assert!(a.resend(two, 2));
     router.run();
-    let (_, doom) = router.state.ended.pop().expect("it is ended");
-    assert_eq!(doom.reason, "publish has the number 2, where 2 came last");
+    let (_, close) = router.state.ended.pop().expect("it is ended");
+    assert_eq!(close.reason, "publish has the number 2, where 2 came last");
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Router {
     }
 
     fn is_parked(&self, peer: &Peer) -> bool {
-        self.state.inlet(peer.key).is_some_and(|inlet| inlet.parked.is_some())
+        self.state.ingress(peer.key).is_some_and(|ingress| ingress.parked.is_some())
     }
 }
 
@@ -176,7 +176,7 @@ fn only_those_are_evicted_for_whom_somebody_has_waited_so_long() {
     assert!(router.is_parked(&flood));
     router.pass(10);
     assert_eq!(router.counts().0, 1);
-    let is_there = |peer: &Peer| router.state.outlets.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
+    let is_there = |peer: &Peer| router.state.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
     assert!(is_there(&busy) && !is_there(&slow));
     assert!(router.is_parked(&publisher), "now it waits for the other");
 }
@@ -201,7 +201,7 @@ fn what_a_publisher_writes_over_its_waiting_message_says_nothing_of_others() {
     let forged = Header { flags: Flags::WHOLE, id: b, total: u32::MAX, seq: 99, ..Header::new(Kind::Publish) };
     publisher.bulk.forge_last(&forged.to_words());
     router.pass(1_000);
-    let is_there = |peer: &Peer| router.state.outlets.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
+    let is_there = |peer: &Peer| router.state.egresses.get(peer.key).is_some_and(|o| o.subscriptions.len() == 1);
     assert!(is_there(&victim) && !is_there(&accomplice));
 }
 
@@ -265,15 +265,15 @@ fn who_rings_for_records_behind_one_that_waits_is_not_ended_and_who_rings_for_no
         router.run();
     }
     assert!(router.is_parked(&publisher));
-    assert!(router.state.inlet(publisher.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
     for _ in 0..3 {
         publisher.bells.ring();
         router.run();
     }
-    assert!(router.state.inlet(publisher.key).is_some(), "{:?}", router.state.ended);
+    assert!(router.state.ingress(publisher.key).is_some(), "{:?}", router.state.ended);
     publisher.bells.ring();
     router.run();
-    assert!(router.state.inlet(publisher.key).is_none(), "twelve rings are for cells and for nothing");
+    assert!(router.state.ingress(publisher.key).is_none(), "twelve rings are for cells and for nothing");
 }
 
 #[test]

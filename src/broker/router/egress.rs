@@ -3,16 +3,14 @@
 //! Nothing here ever makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
 //! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
 
-use super::drops::Drops;
-use super::inlet::Inlet;
+use super::connection::CloseReason;
 use super::keeping::Keeping;
-use super::memory::Memory;
-use super::reclaim::Reclaim;
+use super::memory::{Leases, Memory};
 use crate::broker::fault;
 use crate::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
-use crate::shm::ring::{Payload, Plan, Producer, Signal, Violation, publication_fence};
+use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};
 use crate::shm::segment::{CpuWords, Segment};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
@@ -20,27 +18,19 @@ use crate::wire::record::{HEADER_WORDS, Header};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Why a connection must end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Doom {
-    pub(crate) code: ClosingCode,
-    pub(crate) reason: String,
-}
-
-impl Doom {
-    pub(super) fn violation(reason: impl ToString) -> Doom {
-        Doom { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
-    }
-}
-
-impl From<Violation> for Doom {
-    fn from(violation: Violation) -> Doom {
-        Doom::violation(violation)
-    }
-}
-
 /// How many clients that were woken are remembered: with so many the router has better things to do than to spin.
 pub(super) const MOST_WOKEN: usize = 16;
+
+/// Whether the client of a connection is to be told of messages that it did not get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DropNotice {
+    /// There are none that it does not know of.
+    None,
+    /// A timer is set.
+    Scheduled,
+    /// The time has come, and its ring has no space.
+    Due,
+}
 
 #[derive(Debug)]
 struct Held {
@@ -49,9 +39,9 @@ struct Held {
 }
 
 #[derive(Debug)]
-pub(super) struct Outlet {
-    pub(super) segment: Arc<Segment>,
-    pub(super) egress: Producer,
+pub(super) struct Egress {
+    pub(super) leases: Leases,
+    pub(super) ring: Producer,
     plan: Plan,
     plan_epoch: u64,
     backlog: VecDeque<Held>,
@@ -80,16 +70,14 @@ pub(super) struct Outlet {
     pub(super) bytes: u64,
     pub(super) dropped: u64,
     /// Whether its client is to be told of messages that it did not get.
-    pub(super) drops: Drops,
-    /// Pages of ours that go back to the system.
-    pub(super) reclaim: Option<Reclaim>,
+    pub(super) drops: DropNotice,
     pub(super) keeping: Keeping,
 }
 
-impl Outlet {
-    pub(super) fn new(segment: Arc<Segment>, egress: Producer, bells: Arc<BrokerBells>) -> Outlet {
-        Outlet {
-            plan: egress.start_plan(),
+impl Egress {
+    pub(super) fn new(segment: Arc<Segment>, ring: Producer, bells: Arc<BrokerBells>) -> Egress {
+        Egress {
+            plan: ring.start_plan(),
             plan_epoch: 0,
             backlog: VecDeque::new(),
             backlog_bytes: 0,
@@ -109,11 +97,10 @@ impl Outlet {
             messages: 0,
             bytes: 0,
             dropped: 0,
-            drops: Drops::Told,
-            reclaim: None,
+            drops: DropNotice::None,
             keeping: Keeping::new(segment.newer()),
-            segment,
-            egress,
+            leases: Leases::new(segment),
+            ring,
         }
     }
 
@@ -126,18 +113,10 @@ impl Outlet {
         !self.data.is_armed()
     }
 
-    /// Whether its extensions may be leased: not while pages of theirs are on their way back to the system.
-    pub(super) fn may_lease(&mut self) -> bool {
-        if self.reclaim.as_ref().is_some_and(Reclaim::is_done) {
-            self.reclaim = None;
-        }
-        self.reclaim.is_none()
-    }
-
     /// How much was ever given to it: changes with each record that is pushed, sent or kept.
     #[inline]
     pub(super) fn position(&self) -> u64 {
-        self.egress.claimed() + self.held + self.keeping.ever
+        self.ring.claimed() + self.held + self.keeping.ever
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -177,7 +156,7 @@ impl Outlet {
     /// Moves what waits into the ring, as far as it fits.
     fn pump(&mut self) -> Result<(), Violation> {
         while let Some(held) = self.backlog.front() {
-            if !self.egress.push(&held.header, Payload::Bytes(&held.payload))? {
+            if !self.ring.push(&held.header, Payload::Bytes(&held.payload))? {
                 return Ok(());
             }
             self.backlog_bytes -= crate::shm::layout::HEADER_BYTES + held.payload.len();
@@ -190,12 +169,12 @@ impl Outlet {
     }
 }
 
-/// The outlets of all connections, by key, and what is to be done for them at the end of a batch.
+/// The egresses of all connections, by key, and what is to be done for them at the end of a batch.
 #[derive(Debug)]
-pub(super) struct Outlets {
-    pub(super) table: Vec<Option<Box<Outlet>>>,
+pub(super) struct Egresses {
+    pub(super) table: Vec<Option<Box<Egress>>>,
     pub(super) dirty: Vec<u32>,
-    pub(super) doomed: Vec<(u32, Doom)>,
+    pub(super) pending_close: Vec<(u32, CloseReason)>,
     /// Connections that have just missed a message, and are to be told.
     pub(super) missed: Vec<u32>,
     pub(super) memory: Memory,
@@ -209,17 +188,17 @@ pub(super) struct Outlets {
     pub(super) drop_grace: u64,
 }
 
-impl Outlets {
+impl Egresses {
     /// These limits hold from now on.
     pub(super) fn adopt(&mut self, max_backlog: usize, drop_grace: u64) {
         (self.max_backlog, self.drop_grace) = (max_backlog, drop_grace);
     }
 
-    pub(super) fn new(memory: Memory, max_backlog: usize, drop_grace: u64) -> Outlets {
-        Outlets {
+    pub(super) fn new(memory: Memory, max_backlog: usize, drop_grace: u64) -> Egresses {
+        Egresses {
             table: Vec::new(),
             dirty: Vec::new(),
-            doomed: Vec::new(),
+            pending_close: Vec::new(),
             missed: Vec::new(),
             memory,
             epoch: 0,
@@ -231,31 +210,32 @@ impl Outlets {
         }
     }
 
-    pub(super) fn insert(&mut self, key: u32, outlet: Outlet) {
+    pub(super) fn insert(&mut self, key: u32, egress: Egress) {
         if self.table.len() <= key as usize {
             self.table.resize_with(key as usize + 1, || None);
         }
-        self.table[key as usize] = Some(Box::new(outlet));
+        self.table[key as usize] = Some(Box::new(egress));
     }
 
-    pub(super) fn remove(&mut self, key: u32) -> Option<Box<Outlet>> {
+    pub(super) fn remove(&mut self, key: u32) -> Option<Box<Egress>> {
         self.dirty.retain(|k| *k != key);
         self.table.get_mut(key as usize)?.take()
     }
 
     /// Whose segment this is, if it is here.
     pub(super) fn find(&self, segment: &Arc<Segment>) -> Option<u32> {
-        let is_it = |outlet: &Option<Box<Outlet>>| outlet.as_ref().is_some_and(|o| Arc::ptr_eq(&o.segment, segment));
+        let is_it =
+            |egress: &Option<Box<Egress>>| egress.as_ref().is_some_and(|o| Arc::ptr_eq(&o.leases.segment, segment));
         self.table.iter().position(is_it).map(|key| key as u32)
     }
 
     #[inline]
-    pub(super) fn get(&self, key: u32) -> Option<&Outlet> {
+    pub(super) fn get(&self, key: u32) -> Option<&Egress> {
         self.table.get(key as usize)?.as_deref()
     }
 
     #[inline]
-    pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut Outlet> {
+    pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut Egress> {
         self.table.get_mut(key as usize)?.as_deref_mut()
     }
 
@@ -269,56 +249,56 @@ impl Outlets {
     #[inline]
     pub(super) fn plan(&mut self, key: u32, lengths: &[u32]) -> bool {
         let epoch = self.epoch;
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
-        if !outlet.backlog.is_empty() {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        if !egress.backlog.is_empty() {
             return false;
         }
-        if outlet.plan_epoch != epoch {
-            outlet.plan_epoch = epoch;
-            outlet.plan = outlet.egress.start_plan();
+        if egress.plan_epoch != epoch {
+            egress.plan_epoch = epoch;
+            egress.plan = egress.ring.start_plan();
         }
         loop {
-            let mut plan = outlet.plan;
+            let mut plan = egress.plan;
             let mut fits = true;
             for len in lengths {
-                match outlet.egress.plan(&mut plan, *len) {
+                match egress.ring.plan(&mut plan, *len) {
                     Ok(true) => {}
                     Ok(false) => {
                         fits = false;
                         break;
                     }
                     Err(violation) => {
-                        self.doomed.push((key, violation.into()));
+                        self.pending_close.push((key, violation.into()));
                         return false;
                     }
                 }
             }
             if fits {
-                outlet.plan = plan;
+                egress.plan = plan;
                 return true;
             }
             // A lease changes what fits, not where planned records lie: they are planned anew.
-            if self.memory.grow_egress(key, outlet) {
+            if self.memory.grow_egress(key, &mut egress.leases, &mut egress.ring) {
                 continue;
             }
             // Several records that a drained ring cannot hold at a time would never fit: the last goes by the backlog.
-            let is_first = outlet.plan.claimed() == outlet.egress.claimed();
-            return lengths.len() > 1 && is_first && outlet.egress.is_drained() == Ok(true);
+            let is_first = egress.plan.claimed() == egress.ring.claimed();
+            return lengths.len() > 1 && is_first && egress.ring.is_drained() == Ok(true);
         }
     }
 
     /// Pushes a record that was planned.
     #[inline]
     pub(super) fn push_planned(&mut self, key: u32, header: &Header, payload: Payload<'_>) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         let words = header.to_words();
-        outlet.bytes += u64::from(payload.len());
+        egress.bytes += u64::from(payload.len());
         // It fits, unless the client has consumed something since the first of several was planned: then they may lie
         // otherwise, and the last may have to wait.
-        if outlet.backlog.is_empty() && outlet.egress.push(&words, payload) == Ok(true) {
-            outlet.placed(key, &mut self.dirty);
+        if egress.backlog.is_empty() && egress.ring.push(&words, payload) == Ok(true) {
+            egress.placed(key, &mut self.dirty);
         } else {
-            outlet.hold(&words, payload);
+            egress.hold(&words, payload);
             self.wait_for_space(key);
             self.pump(key);
         }
@@ -327,70 +307,70 @@ impl Outlets {
     /// Sends a record that must not be lost: into the ring, or behind what waits for it.
     #[inline]
     pub(super) fn send(&mut self, key: u32, header: &Header, payload: Payload<'_>) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         let words = header.to_words();
         let mut placed = Ok(false);
-        if outlet.backlog.is_empty() {
-            placed = outlet.egress.push(&words, payload);
-            if placed == Ok(false) && self.memory.grow_egress(key, outlet) {
-                placed = outlet.egress.push(&words, payload);
+        if egress.backlog.is_empty() {
+            placed = egress.ring.push(&words, payload);
+            if placed == Ok(false) && self.memory.grow_egress(key, &mut egress.leases, &mut egress.ring) {
+                placed = egress.ring.push(&words, payload);
             }
         }
-        outlet.bytes += u64::from(payload.len());
+        egress.bytes += u64::from(payload.len());
         match placed {
-            Ok(true) => outlet.placed(key, &mut self.dirty),
+            Ok(true) => egress.placed(key, &mut self.dirty),
             Ok(false) => {
-                outlet.hold(&words, payload);
-                if outlet.backlog_bytes > self.max_backlog {
-                    let reason = format!("{} bytes wait for it and it does not read", outlet.backlog_bytes);
-                    self.doomed.push((key, Doom { code: ClosingCode::SlowConsumer, reason }));
-                } else if !outlet.waits_for_space {
+                egress.hold(&words, payload);
+                if egress.backlog_bytes > self.max_backlog {
+                    let reason = format!("{} bytes wait for it and it does not read", egress.backlog_bytes);
+                    self.pending_close.push((key, CloseReason { code: ClosingCode::SlowConsumer, reason }));
+                } else if !egress.waits_for_space {
                     self.wait_for_space(key);
                     self.pump(key);
                 }
             }
-            Err(violation) => self.doomed.push((key, violation.into())),
+            Err(violation) => self.pending_close.push((key, violation.into())),
         }
     }
 
     /// The client of `key` does without a message.
     pub(super) fn missed(&mut self, key: u32) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        outlet.dropped += 1;
-        if outlet.drops == Drops::Told {
-            outlet.drops = Drops::Soon;
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        egress.dropped += 1;
+        if egress.drops == DropNotice::None {
+            egress.drops = DropNotice::Scheduled;
             self.missed.push(key);
         }
     }
 
     /// Cells that the client of `key` has ever consumed of its ring.
     pub(super) fn consumed(&mut self, key: u32) -> u64 {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return 0 };
-        outlet.egress.look().unwrap_or_else(|violation| {
-            self.doomed.push((key, violation.into()));
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return 0 };
+        egress.ring.look().unwrap_or_else(|violation| {
+            self.pending_close.push((key, violation.into()));
             0
         })
     }
 
     /// Whether a connection may be given more work: it reads what it has got.
     pub(super) fn takes_calls(&self, key: u32) -> bool {
-        self.get(key).is_some_and(|outlet| outlet.backlog_bytes <= self.max_backlog / 2)
+        self.get(key).is_some_and(|egress| egress.backlog_bytes <= self.max_backlog / 2)
     }
 
     /// Asks the client of `key` to ring when there is space. Look once more after this, before waiting (R8).
     pub(super) fn wait_for_space(&mut self, key: u32) {
-        let Some(outlet) = self.get_mut(key) else { return };
-        outlet.waits_for_space = true;
-        outlet.space.arm();
+        let Some(egress) = self.get_mut(key) else { return };
+        egress.waits_for_space = true;
+        egress.space.arm();
     }
 
     /// The client of `key` has rung: whether we wait for space, and it has made some since it last rang.
     pub(super) fn has_made_space(&mut self, key: u32) -> bool {
-        let Some(outlet) = self.get_mut(key).filter(|outlet| outlet.waits_for_space) else { return false };
-        match outlet.egress.look() {
-            Ok(consumed) => std::mem::replace(&mut outlet.consumed_at_ring, consumed) != consumed,
+        let Some(egress) = self.get_mut(key).filter(|egress| egress.waits_for_space) else { return false };
+        match egress.ring.look() {
+            Ok(consumed) => std::mem::replace(&mut egress.consumed_at_ring, consumed) != consumed,
             Err(violation) => {
-                self.doomed.push((key, violation.into()));
+                self.pending_close.push((key, violation.into()));
                 false
             }
         }
@@ -400,69 +380,69 @@ impl Outlets {
     /// publishers that wait should try again.
     #[inline]
     pub(super) fn pump(&mut self, key: u32) -> bool {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
-        if !outlet.waits_for_space {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
+        if !egress.waits_for_space {
             return false;
         }
-        let before = outlet.backlog.len();
-        let mut pumped = outlet.pump();
-        if pumped.is_ok() && !outlet.backlog.is_empty() {
-            outlet.space.arm();
-            pumped = outlet.pump();
+        let before = egress.backlog.len();
+        let mut pumped = egress.pump();
+        if pumped.is_ok() && !egress.backlog.is_empty() {
+            egress.space.arm();
+            pumped = egress.pump();
         }
         if let Err(violation) = pumped {
-            self.doomed.push((key, violation.into()));
+            self.pending_close.push((key, violation.into()));
             return false;
         }
-        if outlet.backlog.len() < before {
-            outlet.placed(key, &mut self.dirty);
+        if egress.backlog.len() < before {
+            egress.placed(key, &mut self.dirty);
         }
-        if !outlet.backlog.is_empty() {
+        if !egress.backlog.is_empty() {
             return false;
         }
-        if !outlet.keeping.waits() {
-            outlet.end_wait();
+        if !egress.keeping.waits() {
+            egress.end_wait();
         }
-        !outlet.waiters.is_empty()
+        !egress.waiters.is_empty()
     }
 
     /// A lane whose producer waits for space gets more memory, if there is any.
     #[inline]
-    pub(super) fn grow_lanes(&mut self, key: u32, inlet: &mut Inlet) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        let lanes = [(RingName::Bulk, &mut inlet.bulk), (RingName::Express, &mut inlet.express)];
+    pub(super) fn grow_lanes(&mut self, key: u32, bulk: &mut Consumer, express: &mut Consumer) {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let lanes = [(RingName::Bulk, bulk), (RingName::Express, express)];
         for (at, (lane, consumer)) in lanes.into_iter().enumerate() {
-            if outlet.lane_space[at].is_armed() {
-                self.memory.grow_lane(key, outlet, lane, consumer);
+            if egress.lane_space[at].is_armed() {
+                self.memory.grow_lane(key, &mut egress.leases, lane, consumer);
             }
         }
     }
 
     /// Cells of the egress ring's extension in use.
     pub(super) fn egress_window(&self, key: u32) -> u32 {
-        self.get(key).map_or(0, |outlet| outlet.egress.window())
+        self.get(key).map_or(0, |egress| egress.ring.window())
     }
 
     /// Takes back the memory that an idle connection does not use.
-    pub(super) fn trim(&mut self, key: u32, inlet: &mut Inlet) -> Result<(), Doom> {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
-        Ok(self.memory.trim(inlet, outlet)?)
+    pub(super) fn trim(&mut self, key: u32, bulk: &mut Consumer, express: &mut Consumer) -> Result<(), CloseReason> {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return Ok(()) };
+        Ok(self.memory.trim(&mut egress.leases, bulk, express, &mut egress.ring)?)
     }
 
     /// Space was freed in a lane of `key`: a producer that waits is told at the end of the batch.
     #[inline]
     pub(super) fn freed(&mut self, key: u32) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        outlet.mark(key, &mut self.dirty);
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        egress.mark(key, &mut self.dirty);
     }
 
     /// A new router cannot know whether the last one has woken `key`.
     pub(super) fn touch(&mut self, key: u32) {
-        let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         // Marked or not: what is in the list is marked, but the last router may have taken it off.
-        outlet.is_dirty = false;
+        egress.is_dirty = false;
         self.dirty.retain(|dirty| *dirty != key);
-        outlet.placed(key, &mut self.dirty);
+        egress.placed(key, &mut self.dirty);
     }
 
     /// Ends a batch: wakes whoever sleeps and has got something. One fence for all, at most one ring for each.
@@ -475,14 +455,14 @@ impl Outlets {
         publication_fence();
         while let Some(key) = self.dirty.pop() {
             fault::point("router.ring", u64::from(key));
-            let Some(outlet) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
-            outlet.is_dirty = false;
-            outlet.active_at = self.now;
+            let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
+            egress.is_dirty = false;
+            egress.active_at = self.now;
             // A reader that sleeps is woken for records alone: that its lanes were emptied is nothing to it.
-            let data = std::mem::take(&mut outlet.has_new) && outlet.data.take();
-            let (bulk, express) = (outlet.lane_space[0].take(), outlet.lane_space[1].take());
+            let data = std::mem::take(&mut egress.has_new) && egress.data.take();
+            let (bulk, express) = (egress.lane_space[0].take(), egress.lane_space[1].take());
             if data || bulk || express {
-                outlet.bells.ring();
+                egress.bells.ring();
                 self.rung += 1;
                 if !self.woken.contains(&key) && self.woken.len() < MOST_WOKEN {
                     self.woken.push(key);

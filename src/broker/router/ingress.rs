@@ -1,25 +1,15 @@
 //! The half of a connection that comes from its client: two lanes, and what the client has asked for.
 
-use super::publish::Message;
+use super::connection::Info;
+use super::message::Message;
 use crate::routing::arena::Key;
 use crate::routing::numbers::Numbers;
 use crate::routing::services::ServiceId;
 use crate::routing::topics::TopicId;
 use crate::routing::wheel::TimerId;
 use crate::shm::layout::RingName;
-use crate::shm::peer::Credentials;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;
-use crate::wire::name::Name;
-
-/// Who a connection is.
-#[derive(Clone, Debug)]
-pub(crate) struct Info {
-    /// The connection's id: unlike its key it does not come again.
-    pub(crate) id: u32,
-    pub(crate) name: Name,
-    pub(crate) peer: Credentials,
-}
 
 /// A topic that the client has a number for.
 #[derive(Debug)]
@@ -63,7 +53,7 @@ pub(super) struct Parked {
 }
 
 #[derive(Debug)]
-pub(super) struct Inlet {
+pub(super) struct Ingress {
     pub(super) info: Info,
     pub(super) opened: u64,
     pub(super) bulk: Consumer,
@@ -104,7 +94,7 @@ pub(super) struct Inlet {
     pub(super) bytes: u64,
 }
 
-impl Inlet {
+impl Ingress {
     /// The ring of a lane.
     pub(super) fn lane(&mut self, lane: RingName) -> &mut Consumer {
         if lane == RingName::Bulk { &mut self.bulk } else { &mut self.express }

@@ -1,0 +1,112 @@
+//! A message that is routed, and what was decided for each of its subscriptions.
+
+use super::counters::Counters;
+use super::egress::Egresses;
+use super::keeping::KeptWork;
+use crate::routing::arena::Key;
+use crate::routing::grace::Lack;
+use crate::routing::topics::{TopicId, Topics};
+use crate::shm::ring::Payload;
+use crate::wire::control::DeliveryPolicy;
+use crate::wire::record::{Flags, Header, Kind};
+
+/// One message, as it is routed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    pub(super) topic: TopicId,
+    pub(super) origin: u32,
+    pub(super) seq: u64,
+    pub(super) total: u32,
+    pub(super) len: u32,
+    pub(super) flags: Flags,
+}
+
+impl Message {
+    /// The header with which a subscription gets it.
+    #[inline]
+    pub(super) fn deliver(&self, subscription: Key, dropped: u32) -> Header {
+        Header {
+            flags: self.flags,
+            id: subscription.to_u32(),
+            id2: self.topic,
+            total: self.total,
+            seq: self.seq,
+            origin: self.origin,
+            dropped,
+            ..Header::new(Kind::Deliver)
+        }
+    }
+}
+
+/// A message must wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    /// For this connection.
+    pub(super) on: u32,
+    /// For a subscription that drops: until then, unless there is room before.
+    pub(super) until: Option<u64>,
+}
+
+/// What was decided for one subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chosen {
+    pub(super) subscription: Key,
+    /// Its place among the topic's targets.
+    pub(super) target: usize,
+    pub(super) gets_it: bool,
+    pub(super) announce: bool,
+    /// It drops the oldest: what it does not get is kept.
+    pub(super) keeps: bool,
+    pub(super) cost: u32,
+    /// Why it does not get it.
+    pub(super) lack: Lack,
+}
+
+impl Chosen {
+    /// The subscription has got the message: it pays with its credit.
+    #[inline]
+    pub(super) fn charge(&self, topics: &mut Topics, egresses: &mut Egresses) {
+        let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
+        // A queue that is emptied at once pays nothing: its client gives nothing back.
+        if subscription.policy != DeliveryPolicy::DropOldest {
+            subscription.credit = subscription.credit.saturating_sub(self.cost);
+        }
+        subscription.dropped_told = subscription.dropped;
+        subscription.grace.got(egresses.now, egresses.drop_grace);
+        if let Some(egress) = egresses.get_mut(subscription.owner) {
+            egress.messages += 1;
+        }
+    }
+
+    /// The subscription's owner is told the name of the topic, if it has yet to be.
+    #[inline]
+    pub(super) fn name(&self, topic: TopicId, owner: u32, topics: &mut Topics, egresses: &mut Egresses) {
+        if self.announce {
+            let entry = topics.entry_mut(topic);
+            let announce = Header { id: topic, ..Header::new(Kind::TopicName) };
+            egresses.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
+            entry.targets[self.target].announced = true;
+        }
+    }
+
+    /// The subscription does without the message.
+    pub(super) fn pass_over(&self, topics: &mut Topics, egresses: &mut Egresses, counters: &mut Counters) {
+        let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
+        subscription.dropped = subscription.dropped.saturating_add(1);
+        counters.dropped[subscription.policy as usize] += 1;
+        egresses.missed(subscription.owner);
+    }
+
+    /// The router keeps a message's first record for this subscription.
+    pub(super) fn keep(
+        &self,
+        message: &Message,
+        payload: Payload<'_>,
+        router: (&mut Topics, &mut Egresses, &mut Counters),
+        work: &mut KeptWork,
+    ) {
+        let header = message.deliver(self.subscription, 0);
+        let (topics, egresses, counters) = router;
+        egresses.keep(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
+    }
+}

@@ -1,0 +1,150 @@
+//! Snapshots of the router: the status report, breakers, figures for Prometheus.
+
+use super::breakers::status;
+use super::state::RouterState;
+use super::timings::{RouterFigures, ServiceFigures};
+use crate::routing::histogram::Durations;
+use crate::shm::layout::CELL_BYTES;
+use crate::wire::control::{
+    BreakerStatus, ConnectionStatus, LatencyStatus, QuantileStatus, ServiceStatus, SessionState, StatusReport,
+};
+use crate::wire::record::Outcome;
+
+impl RouterState {
+    /// What the router knows of the broker, without the list of connections if that is not wanted: it is the one part
+    /// that grows with them. Whoever tells it fills in the rest.
+    pub(super) fn report(&self, with_connections: bool) -> StatusReport {
+        let mut connections = Vec::new();
+        let listed = if with_connections { self.ingresses.as_slice() } else { &[] };
+        for (key, ingress) in listed.iter().enumerate() {
+            let (Some(ingress), Some(egress)) = (ingress.as_deref(), self.egresses.get(key as u32)) else { continue };
+            let services = ingress.serving.iter().filter_map(|(_, service)| self.services.get(*service));
+            let subscriptions = egress.subscriptions.iter().filter_map(|s| self.topics.subscriptions.get(*s));
+            let (used, credit) = subscriptions.fold((0, 0), |(used, all), s| {
+                (used + u64::from(s.capacity.saturating_sub(s.credit)), all + u64::from(s.capacity))
+            });
+            connections.push(ConnectionStatus {
+                id: ingress.info.id,
+                name: ingress.info.name.clone(),
+                pid: ingress.info.peer.pid,
+                uid: ingress.info.peer.uid,
+                age_ms: (self.now - ingress.opened) / 1_000_000,
+                subscriptions: egress.subscriptions.len() as u32,
+                services: services.map(|service| service.name.clone()).collect(),
+                messages_in: ingress.messages,
+                messages_out: egress.messages,
+                bytes_in: ingress.bytes,
+                bytes_out: egress.bytes,
+                dropped: egress.dropped,
+                backlog_bytes: egress.backlog_bytes as u64,
+                requests_outstanding: u64::from(ingress.outstanding),
+                state: match (ingress.ended, ingress.parked.is_some()) {
+                    (true, _) => SessionState::Ending,
+                    (false, true) => SessionState::Waiting,
+                    // Whether somebody holds the session is not known here.
+                    (false, false) => SessionState::Connected,
+                },
+                credit_used_bytes: used * CELL_BYTES as u64,
+                credit_bytes: credit * CELL_BYTES as u64,
+            });
+        }
+        let services = self.services.iter().filter(|s| !s.responders.is_empty() || s.requests > 0);
+        let slot_cells = u64::from(self.settings.geometry.slot_size()) / CELL_BYTES as u64;
+        let slots = |cells: u64| u32::try_from(cells / slot_cells.max(1)).unwrap_or(u32::MAX);
+        StatusReport {
+            connections,
+            services: services
+                .map(|service| ServiceStatus {
+                    name: service.name.clone(),
+                    responders: service.responders.len() as u32,
+                    outstanding: service.responders.iter().map(|r| r.outstanding).sum(),
+                    pending: 0,
+                    requests: service.requests,
+                    failures: service.failures,
+                })
+                .collect(),
+            counters: self.counters_by_name(),
+            slots_used: slots(self.egresses.memory.used()),
+            slots_total: slots(self.egresses.memory.total()),
+            topics: self.topics.len() as u32,
+            subscriptions: self.topics.subscriptions.len() as u32,
+            latency: Box::new(self.latency()),
+            ..StatusReport::default()
+        }
+    }
+
+    /// How the breakers stand of all services that have or had a responder.
+    pub(super) fn breakers(&self) -> Vec<BreakerStatus> {
+        let served = self.services.iter().filter(|service| service.gate.was_served());
+        served.map(|service| status(&service.name, &service.gate, self.now)).collect()
+    }
+
+    /// The figures that are no part of the status.
+    pub(super) fn figures(&self) -> RouterFigures {
+        let services = self.services.iter().filter_map(|service| {
+            let times = (**service.times.as_ref()?).clone();
+            Some(ServiceFigures { name: service.name.clone(), times, transitions: service.gate.transitions() })
+        });
+        RouterFigures {
+            in_broker: self.timings.in_broker.clone(),
+            batches: self.timings.batches.clone(),
+            dropped: self.counters.dropped,
+            services: services.collect(),
+            forgotten: self.services.forgotten.clone(),
+            surveys: self.timings.surveys,
+        }
+    }
+
+    /// How long things take, of all services together.
+    pub(super) fn latency(&self) -> LatencyStatus {
+        let mut times = self.services.forgotten.clone();
+        self.services.iter().filter_map(|service| service.times.as_deref()).for_each(|more| times.merge(more));
+        LatencyStatus {
+            in_broker: quantiles(&self.timings.in_broker),
+            round_trip: quantiles(&times.round_trip),
+            first_chunk: quantiles(&times.first_chunk),
+        }
+    }
+
+    fn counters_by_name(&self) -> Vec<(String, u64)> {
+        let c = &self.counters;
+        let mut named = vec![
+            ("connections", c.connections),
+            ("records", c.records),
+            ("fragments", c.fragments),
+            ("bytes", c.bytes),
+            ("published", c.published),
+            ("delivered", c.delivered),
+            ("unmatched", c.unmatched),
+            ("dropped", c.dropped.iter().sum()),
+            ("aborted", c.aborted),
+            ("evicted", c.evicted),
+            ("requests", c.requests),
+            ("replies", c.replies),
+            ("chunks", c.chunks),
+            ("cancels", c.cancels),
+            ("late", c.late),
+            ("parked", c.parked),
+            ("violations", c.violations),
+            ("set_aside", c.poisoned),
+            ("rings", self.egresses.rung),
+            ("looks", c.looks),
+            ("sleeps", c.sleeps),
+            ("leases_refused", self.egresses.memory.refused()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect::<Vec<_>>();
+        named.extend(Outcome::ALL.iter().map(|o| (format!("failed_{}", o.as_str()), c.failed[*o as usize - 1])));
+        named
+    }
+}
+
+fn quantiles(histogram: &Durations) -> QuantileStatus {
+    QuantileStatus {
+        count: histogram.count(),
+        p50_ns: histogram.quantile(0.5),
+        p95_ns: histogram.quantile(0.95),
+        p99_ns: histogram.quantile(0.99),
+    }
+}
