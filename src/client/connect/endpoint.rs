@@ -243,7 +243,7 @@ pub(crate) fn open(
     Ok(Welcome { segment, bells, limits, greeted, decoder })
 }
 
-/// Whether this process, or the system, lacks something: that says nothing of the broker.
+/// Whether this process, or the system, lacks a resource: that says nothing of the broker.
 fn is_lack(error: &io::Error) -> bool {
     use rustix::io::Errno;
     Errno::from_io_error(error)
