@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 48] = [
+const TOGETHER: [(&str, &str); 50] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -59,6 +59,8 @@ const TOGETHER: [(&str, &str); 48] = [
     ("restart.max_delay_ms", "2000"),
     ("restart.jitter", "0.1"),
     ("restart.max_restarts", "20"),
+    ("restart.connection_max_restarts", "500"),
+    ("restart.connection_period_secs", "30"),
     ("restart.period_secs", "30"),
     ("restart.stable_secs", "20"),
     ("restart.resume_window_ms", "4000"),

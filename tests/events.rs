@@ -107,7 +107,7 @@ fn one_snapshot_is_taken_for_all_and_none_for_nobody() {
 
 #[test]
 fn a_slow_reader_loses_events_and_is_told_how_many_and_disturbs_nobody() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start_with(&[("health_server.unread_timeout_secs", "60")]);
     let (mut slow, mut quick) = (Follower::of(&mut broker), Follower::of(&mut broker));
     slow.snapshot();
     quick.snapshot();

@@ -173,7 +173,8 @@ fn when_all_connections_are_taken_another_time_may_do() {
 
 #[test]
 fn how_a_request_ended_is_told_with_what_it_was() {
-    let broker = Broker::start_with(&[("limits.default_request_timeout_ms", "150")]);
+    let broker =
+        Broker::start_with(&[("limits.default_request_timeout_ms", "150"), ("limits.stream_first_chunk_ms", "150")]);
     let socket = broker.socket();
     let about = |service: &str, timeout: &str| {
         format!(" (service {service}, timeout {timeout}, socket {})\n", socket.display())

@@ -29,6 +29,9 @@ impl Scene {
         let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", slow_consumer_timeout_ms)]);
         let watch = broker.client_named("watch");
         watch.status().unwrap();
+        // From the first subscription on the broker holds the file of its roster open.
+        Child::ready(&broker, "subscribe").kill();
+        wait_until("it to go", || watch.status().unwrap().connections.len() == 1);
         Scene { descriptors: broker.descriptors_at_rest(), files: shared_files(), broker, watch }
     }
 

@@ -52,7 +52,7 @@ fn a_handlers_reply_error_panic_and_silence_are_all_answers() {
         }
     });
     let error = client.request("silent", "hi").unwrap_err();
-    assert!(error.is_error_reply() && error.to_string().contains("without an answer"), "{error}");
+    assert!(error.is_error_reply() && error.to_string().contains("without a reply"), "{error}");
 }
 
 #[test]

@@ -359,10 +359,7 @@ mod tests {
     fn a_path_that_is_too_long_is_named() {
         let path = PathBuf::from("/tmp/".to_owned() + &"x".repeat(110));
         assert!(
-            bind(&path, 0o600)
-                .unwrap_err()
-                .to_string()
-                .ends_with("longer than the 107 bytes that a socket's path may have")
+            bind(&path, 0o600).unwrap_err().to_string().ends_with("longer than 107 bytes, the limit for a socket path")
         );
     }
 }

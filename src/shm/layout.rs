@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_named() {
-        assert_eq!(Geometry::new(60, 0).unwrap_err().to_string(), "slot size 60 is no multiple of 8 in 64..=65536");
+        assert_eq!(Geometry::new(60, 0).unwrap_err().to_string(), "slot size 60 is not a multiple of 8 in 64..=65536");
         assert_eq!(Geometry::new(1028, 0).unwrap_err(), GeometryError::SlotSize(1028));
         assert_eq!(Geometry::new(65544, 0).unwrap_err(), GeometryError::SlotSize(65544));
         assert_eq!(Geometry::new(1024, 33).unwrap_err(), GeometryError::Extension(33));

@@ -345,7 +345,7 @@ mod tests {
         let segment = Segment::create(geometry(), nonces(), 0o600).unwrap();
         let other = Geometry::new(1024, 32).unwrap();
         let error = Segment::open(segment.file.try_clone().unwrap(), other, nonces()).unwrap_err();
-        assert_eq!(error.to_string(), "segment of 28672 bytes where 16384 were announced");
+        assert_eq!(error.to_string(), "segment has 28672 bytes, announced were 16384");
         let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&file, geometry().segment_bytes() as u64).unwrap();
         assert!(matches!(Segment::open(file, geometry(), nonces()), Err(SegmentError::NotSealed)));

@@ -6,8 +6,8 @@ use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 impl RouterState {
     /// Carries out a control request. `None`: the connection is gone, or the frame is no request for the router.
     ///
-    /// Called again with the same `number`, because the router died before it had replied, it returns the same reply and
-    /// carries out nothing. A connection has one control request at a time, so one reply is enough to remember.
+    /// Called again with the same `number`, because the router died before it had replied, it returns the same reply
+    /// and carries out nothing. A connection has one control request at a time, so one reply is enough to remember.
     pub(super) fn ask(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.ports.ingress_of(key, id)?;
         let serial = frame.serial()?;

@@ -445,7 +445,8 @@ impl Egresses {
         egress.placed(key, &mut self.dirty);
     }
 
-    /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring each.
+    /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring
+    /// each.
     #[inline]
     pub(super) fn flush(&mut self) {
         if self.dirty.is_empty() {

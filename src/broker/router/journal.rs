@@ -1,5 +1,5 @@
-//! The journal: the record or timer that the router handles, so that a router that dies leaves nothing half done or done
-//! twice.
+//! The journal: the record or timer that the router handles, so that a router that dies leaves nothing half done or
+//! done twice.
 //!
 //! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
 //! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,

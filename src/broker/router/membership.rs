@@ -18,8 +18,8 @@ use std::sync::Arc;
 const MOST_RECENT: usize = 1024;
 
 impl RouterState {
-    /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it adds
-    /// the connection once.)
+    /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it
+    /// adds the connection once.)
     ///
     /// # Errors
     ///
@@ -127,7 +127,8 @@ impl RouterState {
         }
     }
 
-    /// Closes a connection now: its calls get their outcome, its subscriptions and topics end, its memory is given back.
+    /// Closes a connection now: its calls get their outcome, its subscriptions and topics end, its memory is given
+    /// back.
     pub(super) fn end(&mut self, key: u32, close: CloseReason) {
         if self.ports.ingress(key).is_none() {
             return;

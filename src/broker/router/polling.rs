@@ -57,8 +57,8 @@ impl Ports {
         self.schedule.is_idle()
     }
 
-    /// Whether spinning on `own_cpu` can pay: a polled client is awake on another CPU, and no client that the router has
-    /// woken needs this CPU, or the CPU of a spinning client.
+    /// Whether spinning on `own_cpu` can pay: a polled client is awake on another CPU, and no client that the router
+    /// has woken needs this CPU, or the CPU of a spinning client.
     pub(super) fn spinning_can_pay(&self, own_cpu: usize) -> Spinning {
         let egresses = || self.schedule.quiet().iter().filter_map(|key| Some((*key, self.egresses.get(*key)?)));
         let mut awake = egresses().filter(|(_, egress)| egress.client_is_awake());

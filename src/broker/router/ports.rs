@@ -1,8 +1,8 @@
 //! The ports: all connections with what their traffic shares (time, timers, counters, the journal).
 //!
 //! As a port of a switch has an ingress and an egress, so has a connection. Publish/subscribe and calls work on the
-//! ports; they know nothing of each other. The fields are open to the router's files, because one record borrows several
-//! of them at a time: its payload lies in an ingress, and goes to an egress.
+//! ports; they know nothing of each other. The fields are open to the router's files, because one record borrows
+//! several of them at a time: its payload lies in an ingress, and goes to an egress.
 
 use super::counters::Counters;
 use super::egress::Egresses;
@@ -110,7 +110,8 @@ impl Ports {
             if let Some((on, since)) = ingress.waits.take()
                 && ingress.partial.is_some()
             {
-                // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its size.
+                // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its
+                // size.
                 let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE;
                 ingress.waits = Some((on, self.now.min(since + earned)));
             }

@@ -1,9 +1,9 @@
 //! Pages go back to the system on threads of their own.
 //!
 //! Punching a hole takes the file's lock in the kernel, and a client can hold that for as long as it likes: it writes
-//! to the file out of memory whose page faults it handles itself (FUSE, userfaultfd). The router must not wait for that.
-//! Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages count
-//! as leased, and the connection leases nothing.
+//! to the file out of memory whose page faults it handles itself (FUSE, userfaultfd). The router must not wait for
+//! that. Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages
+//! count as leased, and the connection leases nothing.
 //!
 //! When [`MOST_WORKERS`] are held up, memory is not taken back until one is let go; nothing else waits for them.
 

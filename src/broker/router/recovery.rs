@@ -1,4 +1,5 @@
-//! Recovery: a router that was built anew completes the record or timer of the last one, and quarantines a poison message.
+//! Recovery: a router that was built anew completes the record or timer of the last one, and quarantines a poison
+//! message.
 
 use super::egress::DropNotice;
 use super::journal::Timer;
@@ -14,8 +15,8 @@ use crate::wire::record::Header;
 const MOST_DEATHS: u32 = 2;
 
 impl RouterState {
-    /// A router was built anew over this state: settles the record or timer of the last one, and wakes all connections, for a
-    /// bell may have been heard and not acted upon.
+    /// A router was built anew over this state: settles the record or timer of the last one, and wakes all connections,
+    /// for a bell may have been heard and not acted upon.
     pub(in crate::broker) fn recover(&mut self) {
         fault::point("router.started", 0);
         self.timings.forget();

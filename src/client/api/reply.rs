@@ -49,7 +49,8 @@ impl Request {
     /// # let mut loaded = Loaded::default();
     /// # loaded.settle_socket(Some(socket.as_os_str()), &Env::default())?;
     /// # let (listens, is_listening) = std::sync::mpsc::sync_channel(1);
-    /// # std::thread::spawn(move || broker::run(loaded, || Ok(Loaded::default()), |_| listens.send(()).unwrap()));
+    /// # let ready = move |_: &Loaded, _: &_| listens.send(()).unwrap();
+    /// # std::thread::spawn(move || broker::run(loaded, || Ok(Loaded::default()), |_| {}, ready));
     /// # is_listening.recv()?;
     /// # let client = Client::builder().socket(&socket).connect()?;
     /// let mut service = client.serve("upper")?;

@@ -457,8 +457,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Whether `to` takes more of the call. Bodies, replies and credit of many calls, each within its bounds, can exceed
-    /// the backlog of a client that does not read now: then this call ends, not the connection.
+    /// Whether `to` takes more of the call. Bodies, replies and credit of many calls, each within its bounds, can
+    /// exceed the backlog of a client that does not read now: then this call ends, not the connection.
     fn takes_more(&mut self, ports: &mut Ports, to: u32, call: Key) -> bool {
         let takes = ports.egresses.takes_calls(to);
         if !takes {

@@ -57,8 +57,8 @@ impl PubSub {
         ports.retry_waiters(owner);
     }
 
-    /// A record of the bulk lane is quarantined: receivers without it see a gap, and the publisher is notified. The rest
-    /// of the message has no receivers.
+    /// A record of the bulk lane is quarantined: receivers without it see a gap, and the publisher is notified. The
+    /// rest of the message has no receivers.
     pub(in crate::broker::router) fn quarantine_publish(&mut self, ports: &mut Ports, key: u32, record: &Record) {
         let Ok(header) = Header::from_words(&record.header) else { return };
         if header.kind == Kind::Release {
@@ -129,7 +129,8 @@ impl PubSub {
         }
     }
 
-    /// A further record is quarantined: receivers of the message's last record have all of it, for the others it is aborted.
+    /// A further record is quarantined: receivers of the message's last record have all of it, for the others it is
+    /// aborted.
     fn quarantine_further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) {
         let is_committing = matches!(ports.journal.work, Work::Further(..));
         let Ports { ingresses, egresses, journal, .. } = ports;
