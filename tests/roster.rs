@@ -34,7 +34,7 @@ fn publish(topic: &str) {
     let client = Client::builder().connect().expect("a broker");
     let publisher = client.publisher(topic).expect("a topic");
     let payload = |number: u64| [number.to_le_bytes(), clock().to_le_bytes()].concat();
-    let (over, is_over) = mpsc::channel();
+    let (over, is_over) = mpsc::sync_channel(1);
     tell("ready");
     assert_eq!(heard(), "go");
     let (began, mut number) = (Instant::now(), 0);
@@ -64,7 +64,7 @@ fn rest() -> ! {
 
 /// A pause, so that there is a rate.
 fn pause(time: Duration) {
-    let (_never, at_all) = mpsc::channel::<()>();
+    let (_never, at_all) = mpsc::sync_channel::<()>(1);
     assert_eq!(at_all.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 

@@ -273,7 +273,6 @@ fn who_does_not_stop_in_time_is_dropped() {
 struct Three {
     supervisor: Supervisor,
     record: Record,
-    tree: Arc<Tree>,
     whole: watch::Receiver<bool>,
     addresses: Vec<watch::Receiver<Option<Addr<Actor_>>>>,
 }
@@ -282,7 +281,7 @@ impl Three {
     fn new(name: &'static str, fates: &'static [Fate]) -> Three {
         let (record, tree) = (Record::default(), Arc::new(Tree::default()));
         let (told, whole) = watch::channel(false);
-        let mut supervisor = Supervisor::new("root", tree.clone(), told);
+        let mut supervisor = Supervisor::new("root", tree, told);
         let mut addresses = Vec::new();
         for child in ["a", "b", "c"] {
             let seat = supervisor.add(spec(child, Restart::Permanent, FAST), || {});
@@ -293,7 +292,7 @@ impl Three {
                 Actor_::new(child, fates.next().copied().unwrap_or(Fate::Run), exit, &record)
             }));
         }
-        Three { supervisor, record, tree, whole, addresses }
+        Three { supervisor, record, whole, addresses }
     }
 
     fn started(&self) -> String {

@@ -128,7 +128,7 @@ fn release(connection: &Connection, kind: InternKind, kept: usize) {
     let mut table = lock(&connection.table);
     let session = table.session;
     let names = names(&mut table, kind);
-    while let Some((at, id, number)) = names.to_release(kept) {
+    while let Some((at, id, number)) = names.next_to_release(kept) {
         let Some(mut lane) =
             lane_of(connection, kind).try_claim().filter(|lane| lane.is_free() && lane.session == session)
         else {

@@ -172,7 +172,7 @@ impl Names {
 
     /// A name to release: one without users that is not to be kept, or, beyond `kept` of these, the one that was
     /// used longest ago. Its place, its id and its number.
-    pub(crate) fn to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
+    pub(crate) fn next_to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
         while let Some(at) = self.leaving.last() {
             match self.places[*at as usize].as_ref().filter(|held| held.leaves) {
                 Some(held) => return Some((*at, held.id, held.number)),
@@ -304,7 +304,7 @@ mod tests {
     /// Releases what is to be released; the broker consumes nothing of it. Returns the numbers.
     fn release(names: &mut Names, kept: usize, seq: u64) -> Vec<u32> {
         let mut numbers = Vec::new();
-        while let Some((at, _, number)) = names.to_release(kept) {
+        while let Some((at, _, number)) = names.next_to_release(kept) {
             numbers.push(number);
             names.released(at, Some(seq), numbers.len() as u64, 0);
         }
@@ -318,7 +318,7 @@ mod tests {
             names.granted(topic(name), number as u32);
         }
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| names.find(name, 0).unwrap());
-        assert_eq!(names.to_release(0), None);
+        assert_eq!(names.next_to_release(0), None);
         [c, a, b].into_iter().for_each(|place| names.leave(place, true));
         names.leave(d, false);
         assert_eq!(release(&mut names, 2, 1), [d.number, a.number], "it was used first");
@@ -326,7 +326,11 @@ mod tests {
         assert!(again.is_none());
         assert_eq!(release(&mut names, 0, 1), [b.number], "one that is used stays");
         names.leave(c, false);
-        assert_eq!((names.find("c", 0).unwrap().id, names.to_release(0)), (c.id, None), "found before it was released");
+        assert_eq!(
+            (names.find("c", 0).unwrap().id, names.next_to_release(0)),
+            (c.id, None),
+            "found before it was released"
+        );
     }
 
     #[test]
@@ -362,7 +366,7 @@ mod tests {
         let mut names = Names::default();
         // Released, and the record not consumed; then its number is another name's.
         names.granted(topic("gone"), 3);
-        assert_eq!(names.to_release(0).map(|(at, ..)| names.released(at, Some(9), 20, 10)), Some(()));
+        assert_eq!(names.next_to_release(0).map(|(at, ..)| names.released(at, Some(9), 20, 10)), Some(()));
         names.granted(topic("a"), 3);
         names.granted(topic("b"), 4);
         let places = ["a", "b"].map(|name| names.find(name, 0).unwrap());
@@ -386,7 +390,7 @@ mod tests {
         assert_eq!((numbers.publish(3), numbers.publish(4), numbers.publish(9)), (Some(1), None, None));
         assert_eq!((placed[0].number, placed[0].seq, placed[1].number), (1, 44, NONE));
         assert!(refused.contains_key(&places[1].id) && names.find("b", 1).is_none());
-        assert_eq!(names.to_release(9).unwrap().2, 0, "the one that is gone is released there, too");
+        assert_eq!(names.next_to_release(9).unwrap().2, 0, "the one that is gone is released there, too");
         // There is room again.
         names.granted(topic("b"), 8);
         assert_eq!(names.find("b", 1).map(|place| (place.id, place.number)), Some((places[1].id, 8)));

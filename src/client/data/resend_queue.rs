@@ -290,7 +290,9 @@ mod tests {
     fn a_number_that_was_released_and_given_again_stands_for_both_topics_in_their_order() {
         let (mut lane, _broker) = lane();
         let mut numbers = Renumbering::default();
-        (numbers.add(3, Some(0)), numbers.add(3, None), numbers.add(3, Some(2)));
+        for number in [Some(0), None, Some(2)] {
+            numbers.add(3, number);
+        }
         for seq in 1..=3 {
             place(&mut lane, seq, b"x", 0);
             let release = Header { id: 3, ..Header::new(Kind::Release) };

@@ -105,7 +105,7 @@ impl Calls {
             Ok(permit) => permit,
             Err(rejected) => {
                 let nanos = rejected.retry_after.unwrap_or(0);
-                self.fail_until(ports, key, header.id, header.id2, service, Outcome::BreakerOpen, nanos);
+                self.fail_until(ports, key, (header.id, header.id2), service, Outcome::BreakerOpen, nanos);
                 return Ok(());
             }
         };

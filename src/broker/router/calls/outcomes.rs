@@ -73,7 +73,7 @@ impl Calls {
         service: ServiceId,
         outcome: Outcome,
     ) {
-        self.fail_until(ports, requester, slot, generation, service, outcome, 0);
+        self.fail_until(ports, requester, (slot, generation), service, outcome, 0);
     }
 
     /// The same, with the time after which to try again, or 0.
@@ -81,8 +81,7 @@ impl Calls {
         &mut self,
         ports: &mut Ports,
         requester: u32,
-        slot: u32,
-        generation: u32,
+        (slot, generation): (u32, u32),
         service: ServiceId,
         outcome: Outcome,
         nanos: u64,
