@@ -33,8 +33,10 @@ pub(crate) enum Site {
     /// The store that ends `busy` (R7).
     Leave,
     /// The change of a gate's turn, after the time that belongs to it (B7).
+    #[cfg(any(feature = "broker", lapce_ipc_loom))]
     GateChange,
     /// The load of a gate's turn, before the time that belongs to it (B7).
+    #[cfg(any(feature = "broker", lapce_ipc_loom))]
     GateLook,
     /// That a gate's turn is compared and swapped in one operation (B3).
     #[cfg(lapce_ipc_loom)]

@@ -20,7 +20,7 @@ fn vague(text: &str) -> usize {
         let phrase: Vec<&str> = phrase.split(' ').collect();
         words.windows(phrase.len()).filter(|window| *window == phrase).count()
     };
-    VAGUE.iter().map(|phrase| count(phrase)).sum()
+    VAGUE.iter().map(count).sum()
 }
 
 #[test]
