@@ -87,7 +87,8 @@ impl Builder {
     ///
     /// 1. `LAPCE_IPC_SOCKET`;
     /// 2. `$XDG_RUNTIME_DIR/lapce-ipc.sock`, if the current user owns it;
-    /// 3. [`DEFAULT_SOCKET`], if the current user, root or one of [`Builder::trusted_uids`] owns it;
+    /// 3. [`DEFAULT_SOCKET`](crate::client::DEFAULT_SOCKET), if the current user, root or one of
+    ///    [`Builder::trusted_uids`] owns it;
     /// 4. `/run/lapce-ipc/ipc.sock`, the socket of a system's broker, if it exists.
     ///
     /// The command line looks at the same places. The broker's configuration is not read.
@@ -133,7 +134,8 @@ impl Builder {
         self
     }
 
-    /// A connection that is lost stays lost: calls that wait return [`Error::is_disconnected`].
+    /// A connection that is lost stays lost: calls that wait return
+    /// [`Error::is_disconnected`](crate::client::Error::is_disconnected).
     #[must_use]
     pub fn no_reconnect(mut self) -> Builder {
         self.reconnect = None;
@@ -162,7 +164,8 @@ impl Builder {
     /// # Errors
     ///
     /// If no process listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does
-    /// not accept the connection, or not reply, in time; if an option is invalid ([`Error::is_invalid_option`]).
+    /// not accept the connection, or not reply, in time; if an option is invalid
+    /// ([`Error::is_invalid_option`](crate::client::Error::is_invalid_option)).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));
         let attempt = || {

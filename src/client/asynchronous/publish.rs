@@ -69,7 +69,7 @@ impl AsyncClient {
         until(connection, || is_flushed(connection, number).then_some(())).await
     }
 
-    /// As [`Client::set_aside`](crate::client::Client::set_aside).
+    /// As [`Client::quarantined`](crate::client::Client::quarantined).
     #[must_use]
     pub fn quarantined(&self) -> u64 {
         lock(&self.connection.table).quarantined
