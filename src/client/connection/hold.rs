@@ -94,11 +94,10 @@ pub(crate) fn is_interned(
         return Ok(true);
     }
     let is_limit = matches!(answer, BrokerFrame::Failed { code: FailedCode::Limit, .. });
-    if is_limit && !is_last {
-        release(connection, kind, 0);
-        if names(&mut lock(&connection.table), kind).has_retired() {
-            return Ok(false);
-        }
+    // A release may be consumed at once, so that none is retired: there is room for all that.
+    if is_limit && !is_last && (release(connection, kind, 0) || names(&mut lock(&connection.table), kind).has_retired())
+    {
+        return Ok(false);
     }
     Err(unexpected_reply(answer))
 }
@@ -124,15 +123,19 @@ pub(crate) fn release_unused(connection: &Connection) {
 
 /// Releases names without users, but the `kept` ones that were used last. What cannot be released now, because
 /// another thread has the lane, or there is no space, is released by the next wait or the next request for a name.
-fn release(connection: &Connection, kind: InternKind, kept: usize) {
+/// Returns whether there was any to release.
+fn release(connection: &Connection, kind: InternKind, kept: usize) -> bool {
     let mut table = lock(&connection.table);
     let session = table.session;
     let names = names(&mut table, kind);
+    let mut is_any = false;
     while let Some((at, id, number)) = names.next_to_release(kept) {
+        is_any = true;
         let Some(mut lane) =
             lane_of(connection, kind).try_claim().filter(|lane| lane.is_free() && lane.session == session)
         else {
-            return connection.has_unused_names.store(1, Ordering::Relaxed);
+            connection.has_unused_names.store(1, Ordering::Relaxed);
+            break;
         };
         let seq = lane.last_sequence(at, id);
         if number == NONE {
@@ -145,9 +148,10 @@ fn release(connection: &Connection, kind: InternKind, kept: usize) {
         };
         // Noted before the lane asks to be woken.
         connection.has_unused_names.store(1, Ordering::Relaxed);
-        let Ok(true) = lane.try_push(&header, &[]) else { return };
+        let Ok(true) = lane.try_push(&header, &[]) else { break };
         connection.has_unused_names.store(0, Ordering::Relaxed);
         let (end, consumed) = (lane.producer.claimed(), lane.producer.look().unwrap_or(0));
         names.released(at, seq, end, consumed);
     }
+    is_any
 }
