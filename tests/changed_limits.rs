@@ -192,7 +192,7 @@ fn a_message_that_the_next_broker_does_not_take_is_left_out_and_counted() {
     let publisher = here.publisher("big").unwrap();
     publisher.publish(b"first").unwrap();
     here.flush().unwrap();
-    broker.process().signal("STOP");
+    broker.process().stop();
     // The whole base window: it is not consumed, so it is to be sent again.
     publisher.publish([1; 1000]).unwrap();
     broker.end("KILL");

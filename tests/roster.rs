@@ -341,6 +341,20 @@ fn a_stopped_subscriber_delays_the_others_by_the_grace_and_only_once() {
     drop(stopped);
 }
 
+/// The broker waits for a subscriber that is stopped; once it goes on, it gets message 1 as well as message 0.
+fn gets_all(broker: &Broker, late: &mut Child, client: &Client) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| routed(client, 1));
+        wait_until("the broker to wait", || waits(broker) == 1);
+        late.go_on();
+    });
+    for topic in TOPICS {
+        client.publish(topic, numbered(END)).expect("it is on its way");
+    }
+    client.flush().expect("all is routed");
+    assert_eq!(late.hears("got"), "2 0 0");
+}
+
 #[test]
 fn a_broker_that_is_killed_while_it_waits_leaves_the_wait_to_the_next() {
     let (mut broker, mut late, client) = killed("30000", |broker| {
@@ -354,16 +368,7 @@ fn a_broker_that_is_killed_while_it_waits_leaves_the_wait_to_the_next() {
         broker.kill();
     }
     broker.start_again();
-    std::thread::scope(|scope| {
-        scope.spawn(|| routed(&client, 1));
-        wait_until("the broker to wait", || waits(&broker) == 1);
-        late.go_on();
-    });
-    for topic in TOPICS {
-        client.publish(topic, numbered(END)).expect("it is on its way");
-    }
-    client.flush().expect("all is routed");
-    assert_eq!(late.hears("got"), "2 0 0");
+    gets_all(&broker, &mut late, &client);
 }
 
 #[test]
@@ -375,16 +380,7 @@ fn a_restart_in_order_makes_the_same_promise() {
     late.stop();
     broker.end("TERM");
     broker.start_again();
-    std::thread::scope(|scope| {
-        scope.spawn(|| routed(&client, 1));
-        wait_until("the broker to wait", || waits(&broker) == 1);
-        late.go_on();
-    });
-    for topic in TOPICS {
-        client.publish(topic, numbered(END)).expect("it is on its way");
-    }
-    client.flush().expect("all is routed");
-    assert_eq!(late.hears("got"), "2 0 0");
+    gets_all(&broker, &mut late, &client);
     // With none to wait for, no file is left.
     let roster = broker.folder().join("ipc.sock.sessions");
     assert!(roster.exists());
