@@ -23,6 +23,15 @@ pub struct Error(Box<Kind>);
 /// The result of what a client does.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What came of a wait with a time limit: `None`, if that is over.
+pub(crate) fn in_time<T>(received: Result<T>) -> Result<Option<T>> {
+    match received {
+        Ok(received) => Ok(Some(received)),
+        Err(error) if error.is_timeout() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Why a socket was not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreached {

@@ -5,7 +5,7 @@ use crate::client::connection::shared::Connection;
 use crate::client::data::connection_state::{ConnectionState, StateQueue};
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::wait;
-use crate::client::error::Result;
+use crate::client::error::{Result, in_time};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,11 +57,7 @@ impl Events {
     ///
     /// After [`ConnectionState::Closed`]: why it ended. Nothing follows.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<ConnectionState>> {
-        match self.receive(Some(timeout)) {
-            Ok(state) => Ok(Some(state)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(error),
-        }
+        in_time(self.receive(Some(timeout)))
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<ConnectionState> {

@@ -32,8 +32,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::is_unknown`](crate::client::Error::is_unknown) if nobody serves the service, nor has; if a time is
-    /// given with [`BreakerOrder::Auto`]; if the connection has ended.
+    /// [`Error::is_unknown`](crate::client::Error::is_unknown) if the service has no responder and never
+    /// had one; if a time is given with [`BreakerOrder::Auto`]; if the connection has ended.
     ///
     /// ```no_run
     /// # use lapce_ipc::client::{BreakerOrder, Client};

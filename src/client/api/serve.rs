@@ -8,7 +8,7 @@ use crate::client::connection::shared::Connection;
 use crate::client::data::incoming_call::{Inbox, InboxItem, Offer};
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::wait;
-use crate::client::error::Result;
+use crate::client::error::{Result, in_time};
 use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use crate::wire::name::Name;
@@ -130,11 +130,7 @@ impl Service {
     ///
     /// If the connection has ended.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Request>> {
-        match self.receive(Some(timeout)) {
-            Ok(request) => Ok(Some(request)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(error),
-        }
+        in_time(self.receive(Some(timeout)))
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Request> {

@@ -9,7 +9,7 @@ use crate::client::data::lock::{deadline, lock};
 use crate::client::data::message::{Message, View};
 use crate::client::data::subscription_queue::SubscriptionQueue;
 use crate::client::engine::wait;
-use crate::client::error::{Kind, Result};
+use crate::client::error::{Kind, Result, in_time};
 use crate::shm::layout::{CELL_BYTES, credit_step, message_cost};
 use crate::sync::Ordering;
 use crate::wire::control::{BrokerFrame, ClientFrame, DeliveryPolicy};
@@ -129,11 +129,7 @@ impl Subscription {
     ///
     /// If the connection has ended or the subscription was evicted.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Message>> {
-        match self.receive(Some(timeout)) {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(error),
-        }
+        in_time(self.receive(Some(timeout)))
     }
 
     /// The next message if it is there.

@@ -60,6 +60,9 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
 
 fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, record: &Record) -> Result<()> {
     let header = Header::from_words(&record.header).map_err(|error| Kind::Protocol(error.to_string()))?;
+    let notify = |table: &mut Table, event| {
+        table.notify_subscription(header.id, event, connection.limits.slot_size());
+    };
     match header.kind {
         RecordKind::Deliver => deliver(reader, connection, table, record, &header)?,
         RecordKind::Answer | RecordKind::Failed | RecordKind::RequestCredit => {
@@ -89,25 +92,11 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
             if let Some(queue) = table.subscriptions.get(&header.id) {
                 queue.abort(header.origin);
             }
-            table.notify_subscription(
-                header.id,
-                SubscriptionEvent::Dropped(header.dropped),
-                connection.limits.slot_size(),
-            );
+            notify(table, SubscriptionEvent::Dropped(header.dropped));
         }
-        RecordKind::Dropped => {
-            table.notify_subscription(
-                header.id,
-                SubscriptionEvent::Dropped(header.dropped),
-                connection.limits.slot_size(),
-            );
-        }
+        RecordKind::Dropped => notify(table, SubscriptionEvent::Dropped(header.dropped)),
         RecordKind::Evicted => {
-            table.notify_subscription(
-                header.id,
-                SubscriptionEvent::Evicted(header.dropped),
-                connection.limits.slot_size(),
-            );
+            notify(table, SubscriptionEvent::Evicted(header.dropped));
             table.subscriptions.remove(&header.id);
             reader.partials.retain(|(subscription, _), _| *subscription != header.id);
         }

@@ -76,7 +76,7 @@ fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
 }
 
 /// Notes, until the guard is dropped, that this thread looks at a record in the ring: what the user does meanwhile
-/// must not wait, for it would wait for itconnection.
+/// must not wait, for it would wait for itself.
 pub(crate) fn view(connection: &Connection) -> ViewGuard<'_> {
     ViewGuard::new(&connection.viewer)
 }
@@ -101,8 +101,8 @@ pub(crate) fn for_bell<T>(
     wait_for(connection, WaitFor::Bell, deadline, |_| ready())
 }
 
-/// As [`for_record`]; when the caller has the reader role, `ready` gets it, to take a record out of the ring
-/// itconnection.
+/// As [`for_record`]; when the caller has the reader role, `ready` gets it, to take a record out of the
+/// ring by itself.
 pub(crate) fn reading<T>(connection: &Connection, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
     wait_for(connection, WaitFor::Record, None, ready)
 }
