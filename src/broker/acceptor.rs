@@ -163,7 +163,7 @@ fn admit(
     if let Ok(permit) = broker.permits.clone().try_acquire_owned() {
         return Ok((peer, Admitted { permit: Some(permit), _resuming: None }));
     }
-    if broker.sessions.somebody_waits()
+    if broker.sessions.has_waiting()
         && let Ok(resuming) = resuming.clone().try_acquire_owned()
     {
         return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));

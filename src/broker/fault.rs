@@ -35,7 +35,7 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.kept", "which subscriber, from 0; the router keeps the record for it, and that is not written down"),
     ("router.pumped", "the connection whose ring has a record that was kept, and that is not written down"),
     ("acceptor.started", "nothing"),
-    ("acceptor.accepted", "nothing; a socket was accepted, and nobody has it yet"),
+    ("acceptor.accepted", "nothing; a socket was accepted, and has no owner yet"),
     ("connection.started", "nothing"),
     ("connection.welcomed", "nothing; the Welcome is sent"),
     ("connection.awaits", "nothing; the session can be claimed, and its socket is waited for"),

@@ -114,7 +114,7 @@ impl Listening {
 
     /// A watch over the file alone: in its folder there may be much coming and going.
     fn watch(&self) -> io::Result<PathWatch> {
-        // Of a socket that somebody holds, a removal changes the number of links only.
+        // Of a socket that a process has open, a removal changes the number of links only.
         PathWatch::new(self.bound.borrow().path(), WatchFlags::ATTRIB | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)
     }
 }

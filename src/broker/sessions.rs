@@ -18,7 +18,7 @@ const MOST_GIVEN_UP: usize = 64;
 #[derive(Debug)]
 pub(super) struct Sessions<S> {
     sessions: HashMap<u32, Session<S>>,
-    /// Hashed with a key that nobody knows, then compared in constant time (S3).
+    /// Hashed with a secret key, then compared in constant time (S3).
     tokens: HashMap<Token, u32>,
     waiting: usize,
     given_up: VecDeque<Token>,

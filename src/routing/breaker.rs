@@ -35,7 +35,7 @@ pub(crate) use gate::Gate;
 
 use std::collections::HashMap;
 
-/// What is said to somebody who comes while the probes are out: their results are a matter of moments.
+/// The retry delay of a request that is rejected while the probes are outstanding: their results are near.
 const TRIAL_RETRY_AFTER: u64 = 1_000_000_000;
 
 /// When a breaker opens and closes. Times in nanoseconds.
@@ -116,7 +116,7 @@ pub(crate) enum Verdict {
     Success,
     /// It did not.
     Failure(Failure),
-    /// It says nothing of the responder: the requester cancelled, or left, or nobody could be asked.
+    /// It says nothing of the responder: the requester cancelled or left, or there was no responder.
     Neither,
 }
 
@@ -138,7 +138,7 @@ pub(crate) enum Reason {
     TimeOver,
     /// The probes succeeded.
     Recovered,
-    /// Somebody said so.
+    /// By an order.
     Manual,
 }
 

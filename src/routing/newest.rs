@@ -32,7 +32,7 @@ pub(crate) struct Kept {
     cost: u32,
     /// Bytes that have gone to the client.
     sent: usize,
-    /// There was no room for all of it: what is still to come goes to nobody.
+    /// There was no room for all of it: its further records are discarded.
     is_lost: bool,
     has_begun: bool,
 }

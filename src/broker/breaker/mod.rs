@@ -39,7 +39,7 @@ use tokio::sync::watch;
 /// The longest time that a timer is set for; then it is looked once in vain.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-/// Somebody sets a breaker by hand. Answers how it stands then, or why it cannot be.
+/// An order for a breaker. Returns the state that follows, or why the order was refused.
 #[derive(Message)]
 #[rtype(result = "Result<BreakerStatus, (FailedCode, String)>")]
 pub(super) struct SetBreaker {
@@ -184,7 +184,7 @@ impl BreakerActor {
 
     /// Tells of changes that this actor has made.
     fn changed(&mut self, changes: Vec<BreakerChange>, ctx: &mut Context<Self>) {
-        // A breaker that is at rest is no reason to keep its service, if nobody uses it.
+        // A breaker at rest is no reason to keep a service without users.
         let closes = changes.iter().any(|change| change.transition.to == Stand::Closed);
         changes.into_iter().for_each(|change| self.leave(change));
         self.take_up(ctx);
@@ -214,7 +214,7 @@ impl BreakerActor {
         let (status, changes) = self.breakers.obey(&order, self.now())?;
         changes.into_iter().for_each(|change| self.leave(change));
         fault::point("breaker.ordered", 1);
-        self.changed(Vec::new(), ctx);
+        self.take_up(ctx);
         if status.state == crate::wire::control::BreakerState::Closed {
             ctx.spawn(self.ask_for_gates());
         }

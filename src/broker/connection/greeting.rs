@@ -177,7 +177,7 @@ pub(super) async fn welcome_back(
 
 /// Waits until the peer of a session without a socket is back: the stream to serve it by; `None`: the session has ended
 /// instead. The error is the reason why another incarnation is to wait further.
-#[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and nobody else borrows it")]
+#[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and is the only borrower")]
 pub(super) async fn back(
     kept: &Kept,
     broker: &Arc<Broker>,
@@ -289,7 +289,7 @@ async fn greet(
         if may_log(Kind::Lost) {
             log::warn!("connection lost connection={id} reason={:?}", error.to_string());
         }
-        // Nobody has its token.
+        // No client has its token.
         session.end(broker, None).await;
         return Err(None);
     }
@@ -305,7 +305,7 @@ fn said(error: &std::io::Error) -> String {
     }
 }
 
-/// Why nobody else is let in.
+/// Why no further connection is admitted.
 pub(in crate::broker) fn all_taken(broker: &Broker) -> String {
     format!("all {} connections are taken (ipc.max_connections)", broker.config().ipc.max_connections)
 }

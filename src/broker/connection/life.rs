@@ -46,7 +46,7 @@ pub(super) enum Begin {
 pub(super) enum Lost {
     /// The incarnation fails; the next one awaits the peer.
     Fails,
-    /// Nobody will come back: the session ends.
+    /// The peer cannot return: the session ends.
     Ends,
 }
 

@@ -149,7 +149,7 @@ impl Actor for ConnectionActor {
 impl Handler<TakeUp> for ConnectionActor {
     type Result = ();
 
-    /// A socket that nobody awaits is closed, and its client comes again.
+    /// Without a waiting incarnation the socket is closed, and its client tries again.
     fn handle(&mut self, message: TakeUp, _: &mut Self::Context) {
         if let Some(awaits) = self.awaits.take() {
             let _ = awaits.send(message);
@@ -168,7 +168,7 @@ impl Handler<Stop> for ConnectionActor {
 /// The first incarnation: until there is a session, and then that, while its first socket lasts.
 ///
 /// Most connections rest most of the time, in `serve`. What the way in, the way out and a question need besides is on
-/// the heap as long as they last, so that nobody pays for it at rest.
+/// the heap as long as they last, so that a connection at rest does not hold that memory.
 async fn handshake(kept: &Kept, broker: &Arc<Broker>) -> Result<(), String> {
     // Who was refused has been told why, and so has the log.
     let Ok(Some(mut stream)) = Box::pin(let_in(kept, None, broker)).await else { return Ok(()) };
@@ -196,7 +196,7 @@ async fn await_peer(
 }
 
 /// Serves the session while its socket lasts. The error is the reason why another incarnation is to await the peer.
-#[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and nobody else borrows it")]
+#[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and is the only borrower")]
 async fn serve_session(stream: &mut FrameStream, kept: &Kept, broker: &Broker) -> Result<(), String> {
     let end = match kept.session.borrow_mut().as_mut() {
         Some(session) => serve(stream, broker, None, session).await,
@@ -218,7 +218,7 @@ async fn serve_session(stream: &mut FrameStream, kept: &Kept, broker: &Broker) -
 
 /// The session of a process that the broker has dialled, from the first byte to the last. The error, which the log has
 /// already, is for the one that dials again.
-#[allow(clippy::await_holding_refcell_ref, reason = "nobody else borrows it before the next dial")]
+#[allow(clippy::await_holding_refcell_ref, reason = "the only borrower until the next dial")]
 pub(super) async fn dialled(kept: &Kept, dialled: &Dialled, broker: &Arc<Broker>) -> Result<(), String> {
     if kept.begin() != Begin::Handshake {
         return Ok(());

@@ -59,7 +59,7 @@ impl SessionTable {
     }
 
     /// Whether some session waits for its peer, or is about to: its actor has yet to read the end of its socket.
-    pub(in crate::broker) fn somebody_waits(&self) -> bool {
+    pub(in crate::broker) fn has_waiting(&self) -> bool {
         let inner = self.lock();
         let mut sockets = inner.sockets.values().filter_map(Weak::upgrade);
         inner.sessions.waiting() > 0 || sockets.any(|socket| peer::has_hung_up(socket.as_fd()))

@@ -315,7 +315,7 @@ impl Gate {
         self.change(turn, Stand::Open, reason, failures, now)
     }
 
-    /// Somebody serves its service.
+    /// Its service has a responder.
     pub(crate) fn serve(&self) {
         self.served.store(1, Ordering::Relaxed);
     }
@@ -364,7 +364,7 @@ impl Gate {
         }
     }
 
-    /// Takes the force away, if there is one.
+    /// Ends a forced state, if there is one.
     pub(crate) fn release(&self, now: u64) -> Option<Transition> {
         loop {
             let turn = self.look();

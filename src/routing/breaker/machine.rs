@@ -101,13 +101,13 @@ impl Breaker {
         Some(self.change(next, Reason::TimeOver, 0, now))
     }
 
-    /// Somebody forces it open or closed, for so many nanoseconds or without end.
+    /// Forces it open or closed, for so many nanoseconds or without end.
     pub(crate) fn force(&mut self, open: bool, time: Option<u64>, now: u64) -> Transition {
         let until = time.map(|time| now.saturating_add(time).min(u64::MAX - 1));
         self.change(State::Forced { open, until }, Reason::Manual, 0, now)
     }
 
-    /// Somebody takes the force away, if there is one.
+    /// Ends a forced state, if there is one.
     pub(crate) fn release(&mut self, now: u64) -> Option<Transition> {
         let is_forced = matches!(self.state, State::Forced { .. });
         is_forced.then(|| self.change(State::Closed { failures: 0 }, Reason::Manual, 0, now))
