@@ -19,10 +19,10 @@ fn honest_clients_in_bursts_pass_audits_every_ten_milliseconds() {
     if rounds > 20 {
         broker.without_limit();
     }
-    let clients: Vec<Client> = (0..60).map(|_| broker.client()).collect();
+    let clients: Vec<Client> = (0..100).map(|_| broker.client()).collect();
     for _ in 0..rounds {
         std::thread::scope(|scope| {
-            for clients in clients.chunks(15) {
+            for clients in clients.chunks(25) {
                 scope.spawn(move || {
                     for client in clients {
                         for _ in 0..400 {
