@@ -1,10 +1,9 @@
 //! Contradictions between values that are each valid.
 
 use super::error::{Fault, Origin, Problem};
-use super::file::quoted_if_dotted;
-use super::load::Loaded;
+use super::loaded::Loaded;
 use super::model::{CircuitBreaker, Config};
-use super::value::{Value, shown_text};
+use super::value::{Value, quoted_if_dotted, shown_text};
 use crate::shm::layout::{CELL_BYTES, HEADER_BYTES};
 
 /// Pairs of keys of which the first must not be larger than the second.

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 
 use super::error::{Fault, Origin, Problem};
 use super::key::Key;
-use super::load::Loaded;
+use super::loaded::Loaded;
 use super::model::SECTIONS;
 use super::name::nearest;
 

@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::value::shown;
-
 /// Why no configuration could be loaded: one or more problems, printed one a line.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[error("{}", lines(.problems))]
@@ -112,6 +110,22 @@ impl fmt::Display for Origin {
             Self::Inherited => f.write_str("inherited socket"),
         }
     }
+}
+
+/// Characters of foreign text that a message repeats at most.
+pub(super) const SHOWN_MAX: usize = 64;
+
+/// Foreign text for a message: control characters escaped, long text cut.
+pub(super) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for (index, c) in text.chars().enumerate() {
+        if index == SHOWN_MAX {
+            out.push('…');
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// A key can be foreign text too; a full key of ours is longer than other foreign text.

@@ -5,11 +5,10 @@
 use std::fmt;
 
 use super::error::Origin;
-use super::file::quoted_if_dotted;
 use super::key::{Key, Section, doc_lines};
-use super::load::Loaded;
+use super::loaded::Loaded;
 use super::model::{About, Config, SECTIONS, Upstream};
-use super::value::Value;
+use super::value::{Value, quoted_if_dotted};
 
 /// Every key with its value, source and meaning, to be printed. It is TOML, and loads again.
 ///

@@ -11,10 +11,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Fault, Origin, Problem};
 use super::key::{Key, Section};
-use super::load::Loaded;
+use super::loaded::Loaded;
 use super::model::{BreakerOverrides, CircuitBreaker, RestartOverrides, SECTIONS, Upstream};
 use super::name;
-use super::value::{Value, found, shown_text};
+use super::value::{Value, found, quoted_if_dotted, shown_text};
 
 /// Sets what the file says, and notes what is wrong with it, in the file's order.
 pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &mut Vec<Problem>) {
@@ -199,7 +199,7 @@ impl Reader<'_> {
                 };
                 match checked(key, value) {
                     Ok(checked) if upstream.put(key.name, &checked) => {}
-                    Ok(checked) => self.problem(value.span(), &full, wrong_type(key, &checked)),
+                    Ok(checked) => self.problem(value.span(), &full, key.rule.wrong_type(&checked)),
                     Err(fault) => self.problem(value.span(), &full, fault),
                 }
             }
@@ -267,13 +267,4 @@ fn checked(key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Value, Fault> {
     let value = Value::from_toml(value.get_ref(), key.rule.expected())?;
     key.rule.check(&value)?;
     Ok(value)
-}
-
-pub(super) fn wrong_type(key: &Key, value: &Value) -> Fault {
-    Fault::WrongType { expected: key.rule.expected(), found: value.described() }
-}
-
-/// A name as a part of a TOML key.
-pub(super) fn quoted_if_dotted(name: &str) -> String {
-    if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() }
 }

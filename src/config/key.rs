@@ -182,8 +182,13 @@ impl Rule {
                 }
                 Ok(())
             }
-            (_, other) => Err(Fault::WrongType { expected: self.expected(), found: other.described() }),
+            (_, other) => Err(self.wrong_type(other)),
         }
+    }
+
+    /// The error for a value of another type.
+    pub(super) fn wrong_type(&self, value: &Value) -> Fault {
+        Fault::WrongType { expected: self.expected(), found: value.described() }
     }
 
     /// Reads the bare text of an environment variable or an option: texts as they are, arrays with commas, the rest as

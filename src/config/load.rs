@@ -1,27 +1,16 @@
-//! Loading: file, environment, command line, and what was said where.
+//! Loading: file, environment and command line, in this order.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::env::{self, Env};
 use super::error::{ConfigError, Fault, Origin, Problem};
-use super::key::{Key, SOCKET_PATH_MAX};
-use super::model::Config;
+use super::key::SOCKET_PATH_MAX;
+use super::loaded::Loaded;
+use super::model::SECTIONS;
 use super::paths::{self, Options};
-use super::value::Value;
+use super::value::shown_text;
 use super::{check, file};
-
-/// A configuration with the source of each value.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
-    /// The values.
-    pub config: Config,
-    /// The file that was read; `None` if there was none.
-    pub source: Option<PathBuf>,
-    /// By full key. What is not here is a default.
-    pub(super) provenance: BTreeMap<String, Origin>,
-}
 
 /// Loads the configuration: the first file that there is of those that `options` and `env` name, then the overrides in
 /// `env`.
@@ -55,19 +44,7 @@ pub fn load(options: &Options, env: &Env) -> Result<Loaded, ConfigError> {
     if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::new(problems)) }
 }
 
-/// The built-in defaults, as [`load`] finds them where there is no file and no override.
-impl Default for Loaded {
-    fn default() -> Self {
-        Self { config: Config::default(), source: None, provenance: BTreeMap::new() }
-    }
-}
-
 impl Loaded {
-    /// The source of a key's value, by its full name.
-    pub fn origin(&self, key: &str) -> &Origin {
-        self.provenance.get(key).unwrap_or(&Origin::Default)
-    }
-
     /// Sets a key to what an option of the command says. Unchanged if that cannot be.
     ///
     /// # Errors
@@ -116,7 +93,7 @@ impl Loaded {
         let problem = |fault| Problem { place: origin.clone(), key: Some(KEY.to_owned()), fault };
         let text = path.to_str().ok_or_else(|| problem(Fault::NotUtf8))?;
         let unusable = |error: std::io::Error| {
-            problem(Fault::Unusable { value: super::value::shown_text(text), why: format!("is not a path: {error}") })
+            problem(Fault::Unusable { value: shown_text(text), why: format!("is not a path: {error}") })
         };
         let absolute = std::path::absolute(text).map_err(unusable)?;
         let absolute = absolute.to_str().ok_or_else(|| problem(Fault::NotUtf8))?.to_owned();
@@ -150,7 +127,7 @@ impl Loaded {
         let problem = |fault| Problem { place: origin.clone(), key: Some(full.to_owned()), fault };
         let mut changed = self.clone();
         let found = full.split_once('.').and_then(|(section, name)| {
-            let about = super::model::SECTIONS.iter().find(|about| about.name == section)?;
+            let about = SECTIONS.iter().find(|about| about.name == section)?;
             Some((about.name, self.config.section(section)?.key(name)?))
         });
         let (section, key) = found.ok_or_else(|| problem(Fault::UnknownKey { near: None }))?;
@@ -160,17 +137,6 @@ impl Loaded {
             return Err(ConfigError::new(contradictions));
         }
         *self = changed;
-        Ok(())
-    }
-
-    /// Checks a value and sets it.
-    pub(super) fn put(&mut self, section: &str, key: &Key, value: &Value, origin: &Origin) -> Result<(), Fault> {
-        key.rule.check(value)?;
-        let put = self.config.section_mut(section).is_some_and(|section| section.put(key.name, value));
-        if !put {
-            return Err(file::wrong_type(key, value));
-        }
-        self.provenance.insert(format!("{section}.{}", key.name), origin.clone());
         Ok(())
     }
 }

@@ -11,7 +11,8 @@
 //! | `secret` | the token of the endpoints, out of its file |
 //! | `env` | variables that override keys |
 //! | `check` | values that do not go together |
-//! | `load` | all of this in order; where each value comes from |
+//! | `loaded` | the values, each with its source |
+//! | `load` | all of this in order |
 //! | `reload` | what of a new configuration a running broker takes up |
 //! | `explain` | `--check-config`, and the text of the shipped `config.toml` |
 //! | `error` | what can be wrong, and where |
@@ -38,6 +39,7 @@ mod explain;
 mod file;
 mod key;
 mod load;
+mod loaded;
 mod model;
 mod name;
 mod paths;
@@ -49,7 +51,8 @@ pub use env::{Env, variable};
 pub use error::{ConfigError, Fault, Origin, Problem};
 pub use explain::{explain, template};
 pub use key::{Key, Rule};
-pub use load::{Loaded, load};
+pub use load::load;
+pub use loaded::Loaded;
 pub use model::{
     BreakerOverrides, CircuitBreaker, Config, Delivery, HealthServer, Ipc, Limits, Metrics, Restart, Router,
     SharedMemory, Upstream, WaitStrategy,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{ConfigError, Fault, Problem};
-use super::load::Loaded;
+use super::loaded::Loaded;
 use super::paths::{Options, read_secret};
 use super::value::Value;
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use toml::de::DeValue;
 
-use super::error::Fault;
+use super::error::{Fault, SHOWN_MAX, shown};
 
 /// A value that a key can have.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,23 +104,12 @@ fn quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     f.write_str("\"")
 }
 
-/// How many characters of foreign text a message repeats.
-const SHOWN_MAX: usize = 64;
-
-/// Foreign text for a message: no control characters, not endless.
-pub(super) fn shown(text: &str) -> String {
-    let mut out = String::new();
-    for (index, c) in text.chars().enumerate() {
-        if index == SHOWN_MAX {
-            out.push('…');
-            break;
-        }
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
+/// A name as a part of a TOML key.
+pub(super) fn quoted_if_dotted(name: &str) -> String {
+    if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() }
 }
 
-/// The same, as a quoted string.
+/// Foreign text for a message, as a quoted string.
 pub(super) fn shown_text(text: &str) -> String {
     let cut: String = text.chars().take(SHOWN_MAX).collect();
     let more = if cut.len() < text.len() { "…" } else { "" };
