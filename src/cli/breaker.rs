@@ -1,7 +1,7 @@
 //! `breaker`: lists the services' circuit breakers, and forces one open or closed.
 
-use super::args::duration;
-use super::exit::Failure;
+use super::failure::Failure;
+use super::options::duration;
 use super::output::Out;
 use super::place::BrokerTarget;
 use super::status::table;

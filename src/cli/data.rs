@@ -1,7 +1,7 @@
 //! The message to send: `DATA`, `-` for stdin, `@FILE`; or `--data TEXT`, whatever that begins with. Without any of
 //! these, stdin is read unless it is a terminal.
 
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
 use super::output::plain;
 use crate::shm::stdio::stdin_was_closed;
 use clap::Args;

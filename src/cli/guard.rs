@@ -14,7 +14,7 @@
 //! It is no child of ours (it is started by a process that ends at once), and in a process group of its own: signals of
 //! the terminal do not reach it. Without it, as where no process may be started, the rest works as before.
 
-use super::exit::Failure;
+use super::failure::{Code, Failure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Write};
@@ -96,7 +96,7 @@ pub(super) fn start() -> Result<(), Failure> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    guard.spawn().map(drop).map_err(|error| Failure::new(super::exit::Code::Unavailable, error.to_string()))
+    guard.spawn().map(drop).map_err(|error| Failure::new(Code::Unavailable, error.to_string()))
 }
 
 /// The guard: reads to the end of stdin, then puts away what is listed.

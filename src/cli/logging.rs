@@ -4,7 +4,7 @@
 //! told the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and
 //! inode of a stream, and a process that inherits the variable but writes elsewhere does not write to the journal.
 
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
 use super::output::plain;
 use crate::broker::stderr;
 use env_logger::Logger;

@@ -6,7 +6,7 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `args` | the commands, and options that several share |
+//! | `args`, `options` | the commands; options that several share |
 //! | `place` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
@@ -18,7 +18,8 @@
 //! | `start` | what a careless parent leaves, put right |
 //! | `children` | processes and folders that must not outlive us |
 //! | `guard` | a process that puts them away when we are killed |
-//! | `exit` | exit codes; signals |
+//! | `failure` | exit codes |
+//! | `exit` | the end of the process: reports, signals |
 
 mod args;
 mod bench;
@@ -27,8 +28,10 @@ mod children;
 mod command;
 mod data;
 mod exit;
+mod failure;
 mod guard;
 mod logging;
+mod options;
 mod output;
 mod place;
 mod publish;
@@ -43,7 +46,7 @@ mod upstream;
 
 use args::{Cli, Command, ServerCli};
 use clap::Parser;
-use exit::Failure;
+use failure::Failure;
 use std::process::ExitCode;
 
 /// `ipc_server_main`: runs the broker.

@@ -1,9 +1,8 @@
 //! stdout, which is data, and stderr, which is for people.
 
-use super::exit::{Code, Failure, leave};
+use super::failure::{Code, Failure};
 use crate::broker::stderr;
 use crate::shm::stdio::stdout_was_closed;
-use rustix::event::{PollFd, PollFlags, poll};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -78,20 +77,4 @@ fn failed(error: io::Error) -> Failure {
         io::ErrorKind::BrokenPipe => Failure::silent(),
         _ => Failure::new(Code::Output, format!("cannot write to stdout: {error}")),
     }
-}
-
-/// Ends the process when the reader of stdout goes, also if there is nothing to write: `sub '>' | head -1` ends with
-/// `head`, not with the next message.
-pub(super) fn leave_with_reader() {
-    let watch = || {
-        let stdout = io::stdout();
-        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
-        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-        // A stdout that is not a pipe reports nothing, or an error: then there is no reader to watch.
-        if fds[0].revents().contains(PollFlags::ERR) {
-            leave(Code::Done);
-        }
-    };
-    // Without the thread, the next write reports it.
-    let _ = std::thread::Builder::new().name("reader".to_owned()).spawn(watch);
 }

@@ -1,6 +1,6 @@
 //! Which broker is meant, and what its configuration says.
 
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
 use super::output::note;
 use crate::client::{
     Builder, Client, ConnectionState, DEFAULT_SOCKET, ErrorDetail as ErrorKind, Events, ReconnectOptions, Unreached,

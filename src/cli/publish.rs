@@ -1,8 +1,8 @@
 //! `pub`: publishes.
 
-use super::args::at_least_one;
 use super::data::DataArgs;
-use super::exit::Failure;
+use super::failure::Failure;
+use super::options::at_least_one;
 use super::output::note;
 use super::place::BrokerTarget;
 use crate::client::WaitStrategy;

@@ -1,6 +1,6 @@
 //! `reload`: has the broker read its configuration again, and shows what came of it.
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::output::{Out, note};
 use super::place::BrokerTarget;
 use crate::client::WaitStrategy;

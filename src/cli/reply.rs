@@ -1,10 +1,11 @@
 //! `reply`: offers a service whose replies a command produces.
 
-use super::args::WaitOption;
 use super::children;
 use super::command::{self, Program};
-use super::exit::{Code, Failure, tell};
+use super::exit::tell;
+use super::failure::{Code, Failure};
 use super::logging::unhurried_stderr;
+use super::options::WaitOption;
 use super::output::{note, plain};
 use super::place::BrokerTarget;
 use crate::client::{self, Client, Name, Request};
@@ -157,7 +158,7 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::Wait;
+    use crate::cli::options::Wait;
     use clap::Parser;
 
     #[derive(Debug, Parser)]

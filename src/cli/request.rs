@@ -1,8 +1,8 @@
 //! `request`: asks a service.
 
-use super::args::{WaitOption, duration};
 use super::data::DataArgs;
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
+use super::options::{WaitOption, duration};
 use super::output::{Out, plain};
 use super::place::BrokerTarget;
 use crate::client::{Client, Error, ErrorDetail as ErrorKind, RequestOptions};

@@ -1,6 +1,6 @@
 //! `serve`: the broker.
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::place::BrokerTarget;

@@ -5,7 +5,7 @@
 //! What is set here is inherited by the programs that `reply` starts: no signal is blocked, and one that has a handler
 //! here has its default there.
 
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
 use crate::broker::limits::{self, Resource};
 use nix::sys::signal::SigSet;
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};

@@ -1,6 +1,6 @@
 //! `status`: what the broker says about itself. It asks over the control socket, so it works without HTTP.
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::output::{Out, plain};
 use super::place::BrokerTarget;
 use crate::broker;

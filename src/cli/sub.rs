@@ -5,10 +5,11 @@
 //! that drops they wait for a moment only, and drops are reported. The thread that tells of the connection takes what
 //! arrives out of shared memory, also while stdout takes nothing.
 
-use super::args::{WaitOption, at_least_one};
-use super::exit::Failure;
+use super::exit::leave_with_reader;
+use super::failure::Failure;
 use super::logging::unhurried_stderr;
-use super::output::{Out, leave_with_reader, note};
+use super::options::{WaitOption, at_least_one};
+use super::output::{Out, note};
 use super::place::BrokerTarget;
 use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;

@@ -1,6 +1,6 @@
 //! `upstream`: the processes that the broker dials, and dialling one at once.
 
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
 use super::output::{Out, note, plain};
 use super::place::BrokerTarget;
 use super::status::table;

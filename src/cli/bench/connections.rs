@@ -4,9 +4,9 @@
 //! page that no process has touched would cost nothing. Page tables are no part of resident memory, and count beside
 //! it.
 
-use super::Work;
 use super::crew::Crew;
-use crate::cli::exit::{Code, Failure};
+use super::work::Work;
+use crate::cli::failure::{Code, Failure};
 use crate::client::{Client, Publisher, Subscription};
 use crate::metrics::memory::Memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -1,11 +1,11 @@
 //! The processes of one measurement.
 
-use super::part::Role;
-use crate::cli::args::Wait;
 use crate::cli::children::{Folder, Running};
-use crate::cli::exit::{Code, Failure};
+use crate::cli::failure::{Code, Failure};
+use crate::cli::options::Wait;
 use crate::cli::place::BrokerTarget;
 use crate::client::Client;
+use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
@@ -17,6 +17,27 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a process may take to start, or to reply at the end.
 const REPLY: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// Runs a broker.
+    Broker,
+    /// Replies with the request.
+    Responder,
+    /// Counts messages and prints how many there were.
+    Subscriber,
+}
+
+impl Role {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Role::Broker => "broker",
+            Role::Responder => "responder",
+            Role::Subscriber => "subscriber",
+        }
+    }
+}
 
 /// What a broker of our own is told besides the defaults, unless a file says it all.
 #[derive(Clone, Copy, Debug, Default)]

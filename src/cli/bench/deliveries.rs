@@ -3,11 +3,9 @@
 //! The first byte of a message tells its phase: warm-up, measured, the end. Subscribers count what is measured and
 //! print the count when they see the end; nothing may be missing. The time runs until the last of them has printed.
 
-use super::Work;
-use super::crew::Crew;
-use super::part::Role;
-use super::report::Throughput;
-use crate::cli::exit::{Code, Failure};
+use super::crew::{Crew, Role};
+use super::work::{Throughput, Work};
+use crate::cli::failure::{Code, Failure};
 use std::time::{Duration, Instant};
 
 pub(super) const TOPIC: &str = "bench.deliveries";

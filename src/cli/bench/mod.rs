@@ -15,6 +15,7 @@
 //! | `part` | the other processes |
 //! | `crew` | starting them, and their end |
 //! | `floor` | the floor |
+//! | `work` | the input of a measurement |
 //! | `report` | the figures, for people and as JSON |
 
 mod connections;
@@ -26,16 +27,18 @@ mod pipelined;
 mod report;
 mod round_trips;
 mod scrape;
+mod work;
 
-use super::args::WaitOption;
-use super::exit::{Code, Failure};
+use super::failure::{Code, Failure};
+use super::options::WaitOption;
 use super::output::{Out, note};
 use super::place::BrokerTarget;
 use clap::{Args, ValueEnum};
-use crew::{Crew, Limits};
+use crew::{Crew, Limits, Role};
 use report::{Figures, Report};
 use std::io::IsTerminal;
 use std::time::Duration;
+use work::Work;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -110,14 +113,6 @@ impl Mode {
 /// Connections that `connections` and `scrape` open, by default.
 const CONNECTIONS: u32 = 1000;
 
-/// How much to measure.
-#[derive(Clone, Copy, Debug)]
-struct Work {
-    size: usize,
-    warm_up: Duration,
-    measured: Duration,
-}
-
 /// Measures and prints the figures.
 ///
 /// # Errors
@@ -155,7 +150,7 @@ pub(super) fn run(place: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure>
     let figures = match args.mode {
         Mode::Latency => Figures::RoundTrips(round_trips::run(&crew, "echo", work)?),
         Mode::Routed => {
-            crew.start(part::Role::Responder)?;
+            crew.start(Role::Responder)?;
             Figures::RoundTrips(round_trips::run(&crew, part::SERVICE, work)?)
         }
         Mode::Requests => Figures::Throughput(pipelined::run(&crew, work)?),

@@ -1,15 +1,17 @@
 //! `bench-part`: the other processes of a measurement. Each prints `ready` when it is, and ends when its stdin does.
 
+use super::crew::Role;
 use super::deliveries::{END, MEASURED, TOPIC};
 use crate::broker;
-use crate::cli::args::WaitOption;
-use crate::cli::exit::{Code, Failure, leave, leave_on_signals};
+use crate::cli::exit::{leave, leave_on_signals};
+use crate::cli::failure::{Code, Failure};
 use crate::cli::logging::log_to_stderr;
+use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
 use crate::cli::place::BrokerTarget;
 use crate::client::HealthStatus;
 use crate::config::Loaded;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
 use std::io::{self, Read};
 
@@ -17,7 +19,7 @@ use std::io::{self, Read};
 pub(super) const SERVICE: &str = "bench";
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct PartArgs {
+pub(crate) struct PartArgs {
     #[arg(value_enum)]
     role: Role,
     #[command(flatten)]
@@ -30,33 +32,12 @@ pub(in crate::cli) struct PartArgs {
     health_port: Option<u16>,
 }
 
-/// What a process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Role {
-    /// Runs a broker.
-    Broker,
-    /// Replies with the request.
-    Responder,
-    /// Counts messages and prints how many there were.
-    Subscriber,
-}
-
-impl Role {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Role::Broker => "broker",
-            Role::Responder => "responder",
-            Role::Subscriber => "subscriber",
-        }
-    }
-}
-
 /// Plays the role until stdin ends.
 ///
 /// # Errors
 ///
 /// If it cannot.
-pub(in crate::cli) fn run(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
+pub(crate) fn run(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     if args.role == Role::Broker {
         return run_broker(place, args);
     }

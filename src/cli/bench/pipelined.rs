@@ -1,9 +1,8 @@
 //! `requests`: many requests outstanding, as clients have them that do not wait for one reply to ask the next.
 
-use super::Work;
 use super::crew::Crew;
-use super::report::Throughput;
-use crate::cli::exit::{Code, Failure};
+use super::work::{Throughput, Work};
+use crate::cli::failure::{Code, Failure};
 use std::collections::VecDeque;
 use std::time::Instant;
 

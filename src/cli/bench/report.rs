@@ -2,25 +2,9 @@
 
 use super::connections::Cost;
 use super::scrape::Scrapes;
+use super::work::Throughput;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::time::Duration;
-
-/// A count.
-#[derive(Debug)]
-pub(super) struct Throughput {
-    /// Replies, or deliveries to all subscribers together.
-    pub(super) samples: u64,
-    pub(super) elapsed: Duration,
-    pub(super) subscribers: Option<usize>,
-    pub(super) outstanding: Option<usize>,
-}
-
-impl Throughput {
-    pub(super) fn msgs_per_s(&self) -> f64 {
-        self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-}
 
 /// The results.
 #[derive(Debug)]
@@ -241,6 +225,7 @@ fn time(ns: u64) -> String {
 mod tests {
     use super::*;
     use crate::metrics::memory::Memory;
+    use std::time::Duration;
 
     fn report(figures: Figures) -> Report {
         Report { mode: "m", wait: "busy", size: 64, seconds: 1, processes: 2, floor_ns: 100, figures }

@@ -1,8 +1,8 @@
 //! `latency` and `routed`: one request after the other.
 
-use super::Work;
 use super::crew::Crew;
-use crate::cli::exit::{Code, Failure};
+use super::work::Work;
+use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
 use std::time::Instant;
 

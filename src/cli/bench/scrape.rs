@@ -2,11 +2,11 @@
 //!
 //! The broker itself says how much CPU time its router has spent on it, in the metrics that are scraped.
 
-use super::Work;
 use super::connections::{Used, raise_descriptor_limit};
 use super::crew::Crew;
 use super::deliveries;
-use crate::cli::exit::{Code, Failure};
+use super::work::Work;
+use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
