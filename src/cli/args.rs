@@ -1,7 +1,7 @@
 //! The commands. Each command's own options stand beside its code, shared ones in `options`.
 
 use super::failure::Code;
-use super::place::{BrokerTarget, Trust};
+use super::target::{BrokerTarget, Trust};
 use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
 use clap::{Parser, Subcommand};
 
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "ipc_server_main", version, after_help = SERVER_EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct ServerCli {
     #[command(flatten)]
-    pub(super) place: BrokerTarget,
+    pub(super) target: BrokerTarget,
     #[command(flatten)]
     pub(super) serve: serve::ServeArgs,
 }
@@ -38,12 +38,12 @@ fn exit_codes() -> String {
 
 /// Messages between the programs of one machine: publish and subscribe, requests and replies, streams.
 ///
-/// Start a broker in one terminal, and talk through it from others. Data goes to stdout, everything else to stderr.
+/// Start a broker in one terminal, and connect to it from others. Data goes to stdout, everything else to stderr.
 #[derive(Debug, Parser)]
 #[command(name = "lapce-ipc", version, after_help = EXAMPLES.to_owned() + &exit_codes())]
 pub(super) struct Cli {
     #[command(flatten)]
-    pub(super) place: BrokerTarget,
+    pub(super) target: BrokerTarget,
     #[command(flatten)]
     pub(super) trust: Trust,
     #[command(subcommand)]

@@ -3,8 +3,8 @@
 use super::failure::Failure;
 use super::options::duration;
 use super::output::Out;
-use super::place::BrokerTarget;
 use super::status::table;
+use super::target::BrokerTarget;
 use crate::client::{BreakerOrder, BreakerState, BreakerStatus, WaitStrategy, age};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -58,8 +58,8 @@ Exits with 1 if the service has never been offered.";
 /// # Errors
 ///
 /// If there is no broker, or it does not know the service.
-pub(super) fn run(place: &BrokerTarget, args: &BreakerArgs) -> Result<(), Failure> {
-    let client = place.connect("breaker", WaitStrategy::Block)?;
+pub(super) fn run(target: &BrokerTarget, args: &BreakerArgs) -> Result<(), Failure> {
+    let client = target.connect("breaker", WaitStrategy::Block)?;
     let set = |service, order, time| client.set_breaker(service, order, time).map_err(Failure::of_order);
     let one = match &args.action {
         Action::List => {
@@ -80,14 +80,14 @@ fn print(value: &(impl Serialize + ?Sized), breakers: &[BreakerStatus], json: bo
         out.write(&serde_json::to_vec_pretty(value).unwrap_or_default())?;
         out.write(b"\n")?;
     } else {
-        out.write(for_people(breakers).as_bytes())?;
+        out.write(text(breakers).as_bytes())?;
     }
     out.flush()
 }
 
 const HEAD: [&str; 8] = ["service", "state", "failures", "probes", "successes", "opened", "rejected", "ends in"];
 
-fn for_people(breakers: &[BreakerStatus]) -> String {
+fn text(breakers: &[BreakerStatus]) -> String {
     let mut text = String::new();
     table(&mut text, "breakers", &HEAD, breakers.iter().map(row).collect());
     // The title is the first line here.
@@ -129,7 +129,7 @@ mod tests {
             success_threshold: 2,
             half_open_max_requests: 3,
         };
-        let text = for_people(&[
+        let text = text(&[
             breaker("a", BreakerState::Closed, None),
             breaker("bc", BreakerState::Open, Some(59_000)),
             breaker("d", BreakerState::HalfOpen, None),

@@ -68,7 +68,7 @@ pub(super) fn block_if_exiting() {
 }
 
 /// A file that must be removed when a signal ends the process.
-pub(super) fn remove_with_us(file: &Path) {
+pub(super) fn remove_at_exit(file: &Path) {
     listed().files.push(file.to_owned());
 }
 

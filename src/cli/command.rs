@@ -62,7 +62,7 @@ impl Program {
     /// # Errors
     ///
     /// If the request is no longer outstanding; then the program has been killed.
-    pub(super) fn answer(&self, request: Request, max: u32) -> Reply {
+    pub(super) fn reply(&self, request: Request, max: u32) -> Reply {
         match self.run(request, max) {
             Ok(sent) => sent,
             Err((request, error)) => {
@@ -80,18 +80,18 @@ impl Program {
             Ok(running) => running,
             Err(error) => return failed(request, format!("cannot run {}: {error}", self.shown())),
         };
-        let mut talk = match Talk::new(&mut running) {
-            Ok(talk) => talk,
+        let mut exchange = match Exchange::new(&mut running) {
+            Ok(exchange) => exchange,
             Err(error) => return failed(request, format!("cannot exchange data with {}: {error}", self.shown())),
         };
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let mut chunk = vec![0; CHUNK.min(max)];
         let mut reply = Vec::new();
-        while !talk.is_over() {
+        while !exchange.is_over() {
             if request.is_cancelled() {
                 return Ok(Ok(())); // dropping `running` kills it
             }
-            match talk.step(&running, request.payload(), &mut chunk) {
+            match exchange.step(&running, request.payload(), &mut chunk) {
                 Ok(0) => {}
                 Ok(read) if request.wants_stream() => {
                     if let Err(error) = request.chunk(&chunk[..read]) {
@@ -105,15 +105,15 @@ impl Program {
                 Err(error) => return failed(request, format!("cannot exchange data with {}: {error}", self.shown())),
             }
         }
-        talk.read_stderr();
+        exchange.read_stderr();
         match running.finish() {
             Ok(status) if status.success() && request.wants_stream() => Ok(request.finish()),
             Ok(status) if status.success() => Ok(request.reply(reply)),
             Ok(status) if status.code() == Some(REJECTED) => {
-                let why = self.explain(status, &talk.last_line());
+                let why = self.explain(status, &exchange.last_line());
                 Err((request, ReplyError::rejected(why)))
             }
-            Ok(status) => failed(request, self.explain(status, &talk.last_line())),
+            Ok(status) => failed(request, self.explain(status, &exchange.last_line())),
             Err(error) => failed(request, format!("cannot wait for {}: {error}", self.shown())),
         }
     }
@@ -129,7 +129,7 @@ impl Program {
 }
 
 /// A program's ends of pipes that are still open, and how far we are.
-struct Talk {
+struct Exchange {
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
@@ -140,8 +140,8 @@ struct Talk {
     tail: Vec<u8>,
 }
 
-impl Talk {
-    fn new(running: &mut Running) -> io::Result<Talk> {
+impl Exchange {
+    fn new(running: &mut Running) -> io::Result<Exchange> {
         let child = &mut running.child;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         // Our ends only: the program's are other open file descriptions.
@@ -149,7 +149,7 @@ impl Talk {
         for fd in fds.into_iter().flatten() {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        Ok(Talk { stdin, stdout, stderr, written: 0, has_ended: false, tail: Vec::new() })
+        Ok(Exchange { stdin, stdout, stderr, written: 0, has_ended: false, tail: Vec::new() })
     }
 
     /// The program has ended, and all that it, or what it left behind, could write to stdout is read.
@@ -191,15 +191,15 @@ impl Talk {
             self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
             exit.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
         ];
-        let places: Vec<usize> = (0..wanted.len()).filter(|place| wanted[*place].is_some()).collect();
+        let indices: Vec<usize> = (0..wanted.len()).filter(|index| wanted[*index].is_some()).collect();
         let mut fds: Vec<PollFd<'_>> = wanted.into_iter().flatten().collect();
         match poll(&mut fds, Some(&LOOK)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let mut ready = [false; 4];
-        for (place, fd) in places.into_iter().zip(&fds) {
-            ready[place] = !fd.revents().is_empty();
+        for (index, fd) in indices.into_iter().zip(&fds) {
+            ready[index] = !fd.revents().is_empty();
         }
         // Without a descriptor.
         ready[3] |= !self.has_ended && exit.is_none() && running.has_ended();

@@ -3,7 +3,7 @@
 use super::children;
 use super::failure::{Code, Failure};
 use super::output::{Out, note};
-use super::place;
+use super::target;
 use crate::broker;
 use crate::broker::stderr;
 use crate::broker::threads::can_watch_signals;
@@ -20,13 +20,13 @@ pub(super) fn report(result: Result<(), Failure>) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let code = failure.code;
-    tell(failure);
+    print_failure(failure);
     stderr::flush();
     ExitCode::from(code as u8)
 }
 
 /// Prints the failure.
-pub(super) fn tell(failure: Failure) {
+pub(super) fn print_failure(failure: Failure) {
     // Several problems stand one on a line.
     for line in failure.message.lines() {
         note(format_args!("error: {line}"));
@@ -53,7 +53,7 @@ pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
 
 /// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end the process at once, after what must not outlive it; SIGHUP
 /// does not if it was ignored, as `nohup` does.
-pub(super) fn leave_on_signals() -> Result<(), Failure> {
+pub(super) fn exit_on_signals() -> Result<(), Failure> {
     can_watch_signals().map_err(no_signals)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(no_signals)?;
     // Here and not in the thread, so that no signal comes too early.
@@ -77,7 +77,7 @@ pub(super) fn leave_on_signals() -> Result<(), Failure> {
                 } => Code::Terminated,
             }
         });
-        leave(code)
+        exit_now(code)
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(no_signals)?;
     Ok(())
@@ -89,25 +89,25 @@ fn no_signals(error: io::Error) -> Failure {
 
 /// Ends the process at once: the main thread may be waiting where nothing can wake it.
 #[allow(clippy::disallowed_methods, reason = "a client owns no socket file; its children and folders are removed here")]
-pub(super) fn leave(code: Code) -> ! {
+pub(super) fn exit_now(code: Code) -> ! {
     // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of
     // the connection, as the reason.
     let _put_away = children::clean_up();
-    place::say_goodbye();
+    target::close_connection();
     stderr::flush();
     std::process::exit(code as i32)
 }
 
 /// Ends the process when the reader of stdout goes, also if there is nothing to write: `sub '>' | head -1` ends with
 /// `head`, not with the next message.
-pub(super) fn leave_with_reader() {
+pub(super) fn exit_with_reader() {
     let watch = || {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
         while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
         // A stdout that is not a pipe reports nothing, or an error: then there is no reader to watch.
         if fds[0].revents().contains(PollFlags::ERR) {
-            leave(Code::Done);
+            exit_now(Code::Done);
         }
     };
     // Without the thread, the next write reports it.

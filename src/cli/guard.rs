@@ -53,11 +53,11 @@ impl Guard {
     }
 
     pub(super) fn group_begins(&mut self, group: Pid) {
-        self.tell(format_args!("+{}\n", group.as_raw_nonzero()));
+        self.send(format_args!("+{}\n", group.as_raw_nonzero()));
     }
 
     pub(super) fn group_ended(&mut self, group: Pid) {
-        self.tell(format_args!("-{}\n", group.as_raw_nonzero()));
+        self.send(format_args!("-{}\n", group.as_raw_nonzero()));
     }
 
     pub(super) fn folder_made(&mut self, folder: &Path) {
@@ -70,11 +70,11 @@ impl Guard {
 
     fn folder(&mut self, sign: char, folder: &Path) {
         if let Some(folder) = folder.to_str().filter(|folder| !folder.contains('\n')) {
-            self.tell(format_args!("{sign} {folder}\n"));
+            self.send(format_args!("{sign} {folder}\n"));
         }
     }
 
-    fn tell(&mut self, line: std::fmt::Arguments<'_>) {
+    fn send(&mut self, line: std::fmt::Arguments<'_>) {
         if let Some(pipe) = &mut self.0 {
             // In one write, so that no line is cut.
             let _ = pipe.write_all(line.to_string().as_bytes());

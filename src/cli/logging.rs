@@ -46,7 +46,7 @@ fn logger(levels: &str) -> Logger {
         _ => builder.write_style(if is_coloured() { WriteStyle::Always } else { WriteStyle::Never }),
     };
     if is_journal() {
-        builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), told(record)));
+        builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), message(record)));
     } else {
         builder.format(timed);
     }
@@ -89,7 +89,7 @@ impl Log for Levels {
 /// # Errors
 ///
 /// If there can be no thread.
-pub(super) fn unhurried_stderr() -> Result<(), Failure> {
+pub(super) fn queued_stderr() -> Result<(), Failure> {
     stderr::start(|count| stderr::write(format!("{count} lines dropped here\n").as_bytes())).map_err(no_thread)
 }
 
@@ -143,11 +143,11 @@ fn priority(level: Level) -> u8 {
 
 fn timed(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let (time, style) = (out.timestamp_millis(), out.default_level_style(record.level()));
-    writeln!(out, "[{time} {style}{:<5}{style:#} {}", record.level(), told(record).replacen(' ', "] ", 1))
+    writeln!(out, "[{time} {style}{:<5}{style:#} {}", record.level(), message(record).replacen(' ', "] ", 1))
 }
 
 /// Module and message, on one line: values are escaped where they are logged, and here is made sure of it.
-fn told(record: &Record<'_>) -> String {
+fn message(record: &Record<'_>) -> String {
     plain(&format!("{} {}", record.target(), record.args()))
 }
 
@@ -173,21 +173,21 @@ mod tests {
 
     #[test]
     fn what_is_foreign_makes_no_line_of_its_own() {
-        let told = |args: fmt::Arguments<'_>| told(&Record::builder().target("module").args(args).build());
+        let message = |args: fmt::Arguments<'_>| message(&Record::builder().target("module").args(args).build());
         assert_eq!(
-            told(format_args!("lost reason={}", "a\n<3>forged\u{1b}[2J")),
+            message(format_args!("lost reason={}", "a\n<3>forged\u{1b}[2J")),
             "module lost reason=a\\n<3>forged\\u{1b}[2J"
         );
-        assert_eq!(told(format_args!("path=\"/tmp/ä b\"")), "module path=\"/tmp/ä b\"");
+        assert_eq!(message(format_args!("path=\"/tmp/ä b\"")), "module path=\"/tmp/ä b\"");
     }
 
     #[test]
     fn values_are_one_word_or_quoted() {
         assert_eq!(value("/run/a.sock"), "/run/a.sock");
-        for (text, told) in
+        for (text, expected) in
             [("a b", r#""a b""#), ("", r#""""#), ("a\nb", r#""a\nb""#), ("a=b", r#""a=b""#), ("\"", r#""\"""#)]
         {
-            assert_eq!(value(text), told);
+            assert_eq!(value(text), expected);
         }
     }
 

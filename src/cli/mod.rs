@@ -7,7 +7,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `args`, `options` | the commands; options that several share |
-//! | `place` | which broker is meant; the configuration |
+//! | `target` | which broker is meant; the configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `command` | running a program that produces a reply |
@@ -33,7 +33,6 @@ mod guard;
 mod logging;
 mod options;
 mod output;
-mod place;
 mod publish;
 mod reload;
 mod reply;
@@ -42,6 +41,7 @@ mod serve;
 mod start;
 mod status;
 mod sub;
+mod target;
 mod upstream;
 
 use args::{Cli, Command, ServerCli};
@@ -56,7 +56,7 @@ pub fn ipc_server_main() -> ExitCode {
         return exit::report(Err(failure));
     }
     match ServerCli::try_parse() {
-        Ok(cli) => exit::report(serve::run(&cli.place, &cli.serve)),
+        Ok(cli) => exit::report(serve::run(&cli.target, &cli.serve)),
         Err(error) => exit::of_clap(&error),
     }
 }
@@ -70,7 +70,7 @@ pub fn lapce_ipc() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => {
             let ended = dispatch(&cli);
-            place::say_goodbye();
+            target::close_connection();
             exit::report(ended)
         }
         Err(error) => exit::of_clap(&error),
@@ -80,26 +80,26 @@ pub fn lapce_ipc() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
-        Command::Serve(args) => return serve::run(cli.place.serving(&cli.trust)?, args),
+        Command::Serve(args) => return serve::run(cli.target.serving(&cli.trust)?, args),
         Command::GuardStart => return guard::start(),
         Command::Guard => {
             guard::run();
             return Ok(());
         }
-        Command::BenchPart(part) => return bench::part::run(&cli.place.trusting(&cli.trust)?, part),
-        _ => exit::leave_on_signals()?,
+        Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
+        _ => exit::exit_on_signals()?,
     }
-    let place = &cli.place.trusting(&cli.trust)?;
+    let target = &cli.target.trusting(&cli.trust)?;
     match &cli.command {
         Command::Serve(_) | Command::BenchPart(_) | Command::GuardStart | Command::Guard => Ok(()),
-        Command::Pub(args) => publish::run(place, args),
-        Command::Sub(args) => sub::run(place, args),
-        Command::Request(args) => request::run(place, args),
-        Command::Reply(args) => reply::run(place, args),
-        Command::Status(args) => status::run(place, args),
-        Command::Breaker(args) => breaker::run(place, args),
-        Command::Upstream(args) => upstream::run(place, args),
-        Command::Reload(args) => reload::run(place, args.is_json()),
-        Command::Bench(args) => bench::run(place, args),
+        Command::Pub(args) => publish::run(target, args),
+        Command::Sub(args) => sub::run(target, args),
+        Command::Request(args) => request::run(target, args),
+        Command::Reply(args) => reply::run(target, args),
+        Command::Status(args) => status::run(target, args),
+        Command::Breaker(args) => breaker::run(target, args),
+        Command::Upstream(args) => upstream::run(target, args),
+        Command::Reload(args) => reload::run(target, args.is_json()),
+        Command::Bench(args) => bench::run(target, args),
     }
 }

@@ -4,7 +4,7 @@ use super::data::DataArgs;
 use super::failure::Failure;
 use super::options::at_least_one;
 use super::output::note;
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::client::WaitStrategy;
 use clap::Args;
 use std::io::IsTerminal;
@@ -38,16 +38,16 @@ const PROGRESS: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// If there is no broker, or the message cannot be read or sent.
-pub(super) fn run(place: &BrokerTarget, args: &PubArgs) -> Result<(), Failure> {
-    let client = place.connect("pub", WaitStrategy::Adaptive)?;
+pub(super) fn run(target: &BrokerTarget, args: &PubArgs) -> Result<(), Failure> {
+    let client = target.connect("pub", WaitStrategy::Adaptive)?;
     let payload = args.data.get().read(client.limits().max_message_size)?;
     let publisher = client.publisher(&args.topic)?;
     let watched = std::io::stderr().is_terminal();
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     for number in 1..=args.count {
         publisher.publish(&payload)?;
-        if watched && number % 256 == 0 && told.elapsed() >= PROGRESS {
-            told = Instant::now();
+        if watched && number % 256 == 0 && reported.elapsed() >= PROGRESS {
+            reported = Instant::now();
             note(format_args!("published {number} of {}", args.count));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::output::{Out, note};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::client::WaitStrategy;
 use clap::Args;
 
@@ -23,8 +23,8 @@ ipc.operator_uids; otherwise exit code 77. SIGHUP does the same and logs the res
 /// # Errors
 ///
 /// If there is no broker, the configuration is invalid, or the user is not permitted.
-pub(super) fn run(place: &BrokerTarget, json: bool) -> Result<(), Failure> {
-    let report = place.connect("reload", WaitStrategy::Block)?.reload().map_err(Failure::of_order)?;
+pub(super) fn run(target: &BrokerTarget, json: bool) -> Result<(), Failure> {
+    let report = target.connect("reload", WaitStrategy::Block)?.reload().map_err(Failure::of_order)?;
     let mut out = Out::new()?;
     if json {
         // Strings always serialise.

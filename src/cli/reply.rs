@@ -2,12 +2,12 @@
 
 use super::children;
 use super::command::{self, Program};
-use super::exit::tell;
+use super::exit::print_failure;
 use super::failure::{Code, Failure};
-use super::logging::unhurried_stderr;
+use super::logging::queued_stderr;
 use super::options::WaitOption;
 use super::output::{note, plain};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::client::{self, Client, Name, Request};
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;
@@ -57,8 +57,8 @@ stderr.";
 /// # Errors
 ///
 /// If the service cannot be offered, or the broker wants no more of us.
-pub(super) fn run(place: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure> {
-    unhurried_stderr()?;
+pub(super) fn run(target: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure> {
+    queued_stderr()?;
     let program = match (&args.exec, &args.command[..]) {
         (Some(line), _) => Some(Program::shell(line)),
         (None, [command, args @ ..]) => Some(Program::new(command, args)),
@@ -71,29 +71,29 @@ pub(super) fn run(place: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure>
         return Err(Failure::new(Code::Usage, format!("cannot run {command}: no such program")));
     }
     Name::parse(&args.service).map_err(client::Error::from)?;
-    let answer = |client: &Client| match &program {
+    let serve_client = |client: &Client| match &program {
         Some(program) => serve(client, args, program),
         None => echo(client, &args.service),
     };
     match &args.listen {
-        None => answer(&place.connect_to_stay("reply", args.wait.wait)?),
-        Some(path) => listen(path, place, args, answer),
+        None => serve_client(&target.connect_persistent("reply", args.wait.wait)?),
+        Some(path) => listen(path, target, args, serve_client),
     }
 }
 
 /// Serves each broker that dials, in a thread of its own.
 fn listen(
     path: &Path,
-    place: &BrokerTarget,
+    target: &BrokerTarget,
     args: &ReplyArgs,
-    answer: impl Fn(&Client) -> Result<(), Failure> + Sync,
+    serve_client: impl Fn(&Client) -> Result<(), Failure> + Sync,
 ) -> Result<(), Failure> {
-    let builder = place.unplaced("reply", args.wait.wait)?;
+    let builder = target.builder_without_socket("reply", args.wait.wait)?;
     let unavailable = |error: client::Error| Failure::new(Code::Unavailable, error.to_string());
     let listener = builder.listen(path).map_err(unavailable)?;
-    children::remove_with_us(path);
+    children::remove_at_exit(path);
     note(format_args!("listening"));
-    let answer = &answer;
+    let serve_client = &serve_client;
     std::thread::scope(|scope| {
         loop {
             let client = match listener.accept() {
@@ -105,9 +105,9 @@ fn listen(
                     continue;
                 }
             };
-            let serve = move || match answer(&client) {
+            let serve = move || match serve_client(&client) {
                 Ok(()) => note(format_args!("the broker closed its connection")),
-                Err(failure) => tell(failure),
+                Err(failure) => print_failure(failure),
             };
             if let Err(error) = std::thread::Builder::new().name("broker".to_owned()).spawn_scoped(scope, serve) {
                 note(format_args!("error: cannot start a thread: {error}"));
@@ -138,11 +138,11 @@ fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Fai
                 Some(Err(error)) => break Err(error.into()),
                 None => break Ok(()),
             };
-            let answer = || {
+            let run = || {
                 // An error means that the request is no longer outstanding.
-                let _ = program.answer(request, max);
+                let _ = program.reply(request, max);
             };
-            if let Err(error) = std::thread::Builder::new().name("answer".to_owned()).spawn_scoped(scope, answer) {
+            if let Err(error) = std::thread::Builder::new().name("reply".to_owned()).spawn_scoped(scope, run) {
                 // The request was dropped with the closure, and fails with an error reply.
                 note(format_args!("error: cannot start a thread: {error}"));
             }

@@ -4,7 +4,7 @@ use super::data::DataArgs;
 use super::failure::{Code, Failure};
 use super::options::{WaitOption, duration};
 use super::output::{Out, plain};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::client::{Client, Error, ErrorDetail as ErrorKind, RequestOptions};
 use clap::Args;
 use std::time::Duration;
@@ -49,11 +49,11 @@ breaker is open: 75.";
 /// # Errors
 ///
 /// The outcome of a request without a reply; or an error before it was sent or while printing.
-pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failure> {
+pub(super) fn run(target: &BrokerTarget, args: &RequestArgs) -> Result<(), Failure> {
     let mut out = Out::new()?;
     let (client, left) = match args.timeout {
         Some(timeout) => {
-            let (client, left) = place.connect_within("request", args.wait.wait, timeout)?;
+            let (client, left) = target.connect_within("request", args.wait.wait, timeout)?;
             let longest = Duration::from_millis(client.limits().max_request_timeout_ms.into());
             if timeout > longest {
                 let message =
@@ -62,7 +62,7 @@ pub(super) fn run(place: &BrokerTarget, args: &RequestArgs) -> Result<(), Failur
             }
             (client, Some(left))
         }
-        None => (place.connect("request", args.wait.wait)?, None),
+        None => (target.connect("request", args.wait.wait)?, None),
     };
     let payload = args.data.get().read(client.limits().max_message_size)?;
     let options =

@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::broker::{self, limits};
 use crate::client::{DEFAULT_SOCKET, HealthStatus};
 use crate::config::{self, Config, ConfigError, Loaded};
@@ -63,11 +63,11 @@ impl HealthAddr {
 /// # Errors
 ///
 /// If its configuration is wrong, it cannot listen, or it fails.
-pub(super) fn run(place: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure> {
+pub(super) fn run(target: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure> {
     if args.reload {
-        return super::reload::run(place, false);
+        return super::reload::run(target, false);
     }
-    let loaded = load(place, args)?;
+    let loaded = load(target, args)?;
     if args.check_config {
         // What the broker would refuse at its start.
         loaded.health_token()?;
@@ -77,15 +77,15 @@ pub(super) fn run(place: &BrokerTarget, args: &ServeArgs) -> Result<(), Failure>
     }
     let log = log_to_stderr(&loaded.config.logging.level)?;
     let again = {
-        let (place, args) = (place.clone(), args.clone());
-        move || load(&place, &args)
+        let (target, args) = (target.clone(), args.clone());
+        move || load(&target, &args)
     };
     Ok(broker::run(loaded, again, move |config| log.set_levels(&config.logging.level), banner)?)
 }
 
 /// The configuration, with what the options say.
-fn load(place: &BrokerTarget, args: &ServeArgs) -> Result<Loaded, ConfigError> {
-    let mut loaded = place.load()?;
+fn load(target: &BrokerTarget, args: &ServeArgs) -> Result<Loaded, ConfigError> {
+    let mut loaded = target.load()?;
     if let Some(HealthAddr { host, port }) = &args.health_addr {
         loaded.set_from_command_line("health_server.socket_path", "")?;
         loaded.set_from_command_line("health_server.host", host)?;
@@ -99,7 +99,7 @@ fn banner(loaded: &Loaded, health: &HealthStatus) {
     let path = |path: &Path| value(path.to_string_lossy());
     let config = loaded.source.as_deref().map_or_else(|| value("built-in defaults"), path);
     let endpoint = match health.address.as_ref().or(health.socket.as_ref()) {
-        Some(place) => value(place),
+        Some(address) => value(address),
         None => format!("none health_reason={}", value(health.reason.as_deref().unwrap_or_default())),
     };
     log::info!(

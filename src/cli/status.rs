@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::output::{Out, plain};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::broker;
 use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, HealthStatus, ServiceStatus};
 use crate::client::{StatusReport, WaitStrategy, age};
@@ -26,8 +26,8 @@ Examples:
 /// # Errors
 ///
 /// If there is no broker.
-pub(super) fn run(place: &BrokerTarget, args: &StatusArgs) -> Result<(), Failure> {
-    let client = place.connect("status", WaitStrategy::Block)?;
+pub(super) fn run(target: &BrokerTarget, args: &StatusArgs) -> Result<(), Failure> {
+    let client = target.connect("status", WaitStrategy::Block)?;
     let (report, breakers) = (client.status()?, client.breakers()?);
     let mut out = Out::new()?;
     if args.json {
@@ -35,7 +35,7 @@ pub(super) fn run(place: &BrokerTarget, args: &StatusArgs) -> Result<(), Failure
         out.write(&serde_json::to_vec_pretty(&broker::status_json(&report, &breakers)).unwrap_or_default())?;
         out.write(b"\n")?;
     } else {
-        out.write(for_people(&report, &breakers).as_bytes())?;
+        out.write(text(&report, &breakers).as_bytes())?;
     }
     out.flush()
 }
@@ -45,7 +45,7 @@ fn breaker_of(service: &ServiceStatus, breakers: &[BreakerStatus]) -> Option<&'s
     Some(breakers.iter().find(|breaker| breaker.service == service.name)?.state.as_str())
 }
 
-fn for_people(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
+fn text(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     let mut text = String::new();
     let state = if report.draining { ", draining" } else { "" };
     let config = report.config_file.as_deref().map_or_else(|| "built-in defaults".to_owned(), plain);
@@ -89,13 +89,13 @@ fn socket(report: &StatusReport) -> String {
 
 /// The address of the endpoints, as an HTTP client takes it.
 fn health(health: &HealthStatus) -> String {
-    let place = match (&health.address, &health.socket) {
+    let endpoint = match (&health.address, &health.socket) {
         (Some(address), _) => format!("http://{}", plain(address)),
         (None, Some(path)) => format!("unix {}", plain(path)),
         (None, None) => format!("none: {}", plain(health.reason.as_deref().unwrap_or("unknown"))),
     };
     let token = health.token_file.as_deref().map(|file| format!(", token in {}", plain(file)));
-    place + &token.unwrap_or_default()
+    endpoint + &token.unwrap_or_default()
 }
 
 const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last reason"];

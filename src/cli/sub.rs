@@ -5,12 +5,12 @@
 //! that drops they wait for a moment only, and drops are reported. The thread that tells of the connection takes what
 //! arrives out of shared memory, also while stdout takes nothing.
 
-use super::exit::leave_with_reader;
+use super::exit::exit_with_reader;
 use super::failure::Failure;
-use super::logging::unhurried_stderr;
+use super::logging::queued_stderr;
 use super::options::{WaitOption, at_least_one};
 use super::output::{Out, note};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -89,14 +89,14 @@ const REPORT: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// If there is no broker, it closes the connection or evicts the subscription, or stdout fails.
-pub(super) fn run(place: &BrokerTarget, args: &SubArgs) -> Result<(), Failure> {
+pub(super) fn run(target: &BrokerTarget, args: &SubArgs) -> Result<(), Failure> {
     Pattern::parse(&args.pattern).map_err(client::Error::from)?;
     let mut out = Out::new()?;
-    unhurried_stderr()?;
-    let client = place.connect_to_stay("sub", args.wait.wait)?;
+    queued_stderr()?;
+    let client = target.connect_persistent("sub", args.wait.wait)?;
     let options = SubscribeOptions { policy: args.policy.into(), capacity_bytes: args.capacity };
     let mut subscription = client.subscribe_with(&args.pattern, options)?;
-    leave_with_reader();
+    exit_with_reader();
     note(format_args!("subscribed"));
 
     let printed = print_all(&mut out, args, &mut subscription);
@@ -106,38 +106,38 @@ pub(super) fn run(place: &BrokerTarget, args: &SubArgs) -> Result<(), Failure> {
 }
 
 fn print_all(out: &mut Out, args: &SubArgs, subscription: &mut Subscription) -> Result<(), Failure> {
-    let mut drops = Drops { told: 0, at: Instant::now() };
+    let mut drops = Drops { reported: 0, at: Instant::now() };
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let message = match subscription.try_next()? {
             Some(message) => message,
             None => {
                 out.flush()?;
-                drops.tell(subscription, Duration::ZERO);
+                drops.report(subscription, Duration::ZERO);
                 let Some(message) = subscription.next().transpose()? else { break };
                 message
             }
         };
         print(out, args, &message)?;
-        drops.tell(subscription, REPORT);
+        drops.report(subscription, REPORT);
         left -= 1;
     }
-    drops.tell(subscription, Duration::ZERO);
+    drops.report(subscription, Duration::ZERO);
     Ok(())
 }
 
 /// Drops reported so far.
 struct Drops {
-    told: u64,
+    reported: u64,
     at: Instant,
 }
 
 impl Drops {
     /// Reports new drops, at most once per interval.
-    fn tell(&mut self, subscription: &Subscription, interval: Duration) {
-        let new = subscription.dropped().saturating_sub(self.told);
+    fn report(&mut self, subscription: &Subscription, interval: Duration) {
+        let new = subscription.dropped().saturating_sub(self.reported);
         if new > 0 && self.at.elapsed() >= interval {
-            self.told += new;
+            self.reported += new;
             self.at = Instant::now();
             note(format_args!("dropped {new} message{}", if new == 1 { "" } else { "s" }));
         }

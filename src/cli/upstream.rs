@@ -2,8 +2,8 @@
 
 use super::failure::{Code, Failure};
 use super::output::{Out, note, plain};
-use super::place::BrokerTarget;
 use super::status::table;
+use super::target::BrokerTarget;
 use crate::client::{ActorState, Client, UpstreamStatus, WaitStrategy, age};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -46,8 +46,8 @@ Unknown name: exit code 1.";
 /// # Errors
 ///
 /// If there is no broker, it has no such upstream, or the upstream cannot be connected.
-pub(super) fn run(place: &BrokerTarget, args: &UpstreamArgs) -> Result<(), Failure> {
-    let client = place.connect("upstream", WaitStrategy::Block)?;
+pub(super) fn run(target: &BrokerTarget, args: &UpstreamArgs) -> Result<(), Failure> {
+    let client = target.connect("upstream", WaitStrategy::Block)?;
     match &args.action {
         Action::List => {
             let all = client.upstreams()?;

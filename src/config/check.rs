@@ -51,8 +51,8 @@ pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
         let (first, longest) = (restart.initial_delay_ms, restart.max_delay_ms);
         if config.upstream_restart.contains_key(&upstream.name) && first > longest {
             let fault = unusable(first.into(), format!("is more than max_delay_ms, which is {longest}"));
-            let place = loaded.origin(&format!("upstream[{index}]")).clone();
-            problems.push(Problem { place, key: Some(format!("upstream[{index}].initial_delay_ms")), fault });
+            let origin = loaded.origin(&format!("upstream[{index}]")).clone();
+            problems.push(Problem { origin, key: Some(format!("upstream[{index}].initial_delay_ms")), fault });
         }
     }
     for service in config.breaker_services.keys() {
@@ -97,8 +97,8 @@ fn breaker(loaded: &Loaded, service: &str, breaker: &CircuitBreaker, problems: &
         // Of the two keys the other one may be what the table sets.
         let set = loaded.provenance.keys().find(|key| **key == full);
         let set = set.or_else(|| loaded.provenance.keys().find(|key| key.starts_with(&format!("{table}."))));
-        let place = set.map_or(&Origin::Default, |key| loaded.origin(key)).clone();
-        problems.push(Problem { place, key: Some(full), fault: unusable(value, why) });
+        let origin = set.map_or(&Origin::Default, |key| loaded.origin(key)).clone();
+        problems.push(Problem { origin, key: Some(full), fault: unusable(value, why) });
     }
 }
 
@@ -124,7 +124,7 @@ fn unusable(value: i128, why: String) -> Fault {
 }
 
 fn at(loaded: &Loaded, key: &str, fault: Fault) -> Problem {
-    Problem { place: loaded.origin(key).clone(), key: Some(key.to_owned()), fault }
+    Problem { origin: loaded.origin(key).clone(), key: Some(key.to_owned()), fault }
 }
 
 #[cfg(test)]

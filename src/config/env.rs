@@ -73,15 +73,15 @@ pub(super) fn apply(loaded: &mut Loaded, env: &Env, problems: &mut Vec<Problem>)
     let ours = env.0.iter().filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
     for (name, value) in ours {
         let name = name.to_string_lossy();
-        let place = Origin::Environment(name.clone().into_owned());
+        let origin = Origin::Environment(name.clone().into_owned());
         let Some((section, key)) = known.get(name.as_ref()) else {
             let near = nearest(&name, known.keys().map(String::as_str)).map(str::to_owned);
-            problems.push(Problem { place, key: None, fault: Fault::UnknownVariable { near } });
+            problems.push(Problem { origin, key: None, fault: Fault::UnknownVariable { near } });
             continue;
         };
         let value = value.to_str().ok_or(Fault::NotUtf8).and_then(|text| key.rule.parse(text));
-        if let Err(problem) = value.and_then(|value| loaded.put(section, key, &value, &place)) {
-            problems.push(Problem { place, key: Some(format!("{section}.{}", key.name)), fault: problem });
+        if let Err(problem) = value.and_then(|value| loaded.put(section, key, &value, &origin)) {
+            problems.push(Problem { origin, key: Some(format!("{section}.{}", key.name)), fault: problem });
         }
     }
 }

@@ -42,7 +42,7 @@ fn lines(problems: &[Problem]) -> String {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
     /// Where.
-    pub place: Origin,
+    pub origin: Origin,
     /// Which key, in full (`ipc.max_connections`), if it is about one.
     pub key: Option<String>,
     /// What.
@@ -51,7 +51,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
+        match &self.origin {
             Origin::Default => {}
             Origin::File { path, line: 0, .. } => write!(f, "{}: ", Origin::shown_path(path))?,
             Origin::File { path, line, column } => write!(f, "{}:{line}:{column}: ", Origin::shown_path(path))?,
@@ -203,7 +203,7 @@ pub enum Fault {
     },
     /// A number that is too large to be shown.
     #[error("{text} is too large")]
-    NoSuchNumber {
+    NumberTooLarge {
         /// The number as written.
         text: String,
     },

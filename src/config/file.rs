@@ -23,8 +23,8 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
         Err(error) => {
             // The text before the first invalid byte is valid.
             let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let place = SourceMap { path, text: &good }.at(good.len());
-            problems.push(Problem { place, key: None, fault: Fault::NotUtf8 });
+            let origin = SourceMap { path, text: &good }.at(good.len());
+            problems.push(Problem { origin, key: None, fault: Fault::NotUtf8 });
             return;
         }
     };
@@ -48,11 +48,11 @@ fn syntax(source: &SourceMap<'_>, errors: &[toml::de::Error], problems: &mut Vec
     let mut sorted: Vec<_> = errors.iter().collect();
     sorted.sort_by_key(|error| error.span().map(|span| span.start));
     for error in sorted {
-        let place = source.at(error.span().map_or(source.text.len(), |span| span.start));
-        let line = if let Origin::File { line, .. } = place { Some(line) } else { None };
+        let origin = source.at(error.span().map_or(source.text.len(), |span| span.start));
+        let line = if let Origin::File { line, .. } = origin { Some(line) } else { None };
         if line != last_line {
             let fault = Fault::Syntax(error.message().replace('\n', ", "));
-            problems.push(Problem { place, key: None, fault });
+            problems.push(Problem { origin, key: None, fault });
         }
         last_line = line;
     }
@@ -91,7 +91,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn problem(&mut self, span: Range<usize>, key: &str, fault: Fault) {
-        let problem = Problem { place: self.source.at(span.start), key: Some(key.to_owned()), fault };
+        let problem = Problem { origin: self.source.at(span.start), key: Some(key.to_owned()), fault };
         self.found.push((span.start, problem));
     }
 
@@ -123,9 +123,9 @@ impl Reader<'_> {
 
     /// A key of a section.
     fn key(&mut self, section: &'static str, key: &'static Key, value: &Spanned<DeValue<'_>>) {
-        let place = self.source.at(value.span().start);
+        let origin = self.source.at(value.span().start);
         let put = Value::from_toml(value.get_ref(), key.rule.expected())
-            .and_then(|value| self.loaded.put(section, key, &value, &place));
+            .and_then(|value| self.loaded.put(section, key, &value, &origin));
         if let Err(fault) = put {
             self.problem(value.span(), &format!("{section}.{}", key.name), fault);
         }
@@ -164,8 +164,8 @@ impl Reader<'_> {
                     Ok(value) => _ = overrides.values.insert(key.name, value),
                     Err(fault) => self.problem(value.span(), &full, fault),
                 }
-                let place = self.source.at(value.span().start);
-                self.loaded.provenance.insert(full, place);
+                let origin = self.source.at(value.span().start);
+                self.loaded.provenance.insert(full, origin);
             }
             self.loaded.config.breaker_services.insert(service.get_ref().to_string(), overrides);
         }
@@ -214,8 +214,8 @@ impl Reader<'_> {
                 let why = "is also the name of another upstream".to_owned();
                 self.problem(item.span(), &format!("{full}.name"), Fault::Unusable { value, why });
             }
-            let place = self.source.at(item.span().start);
-            self.loaded.provenance.insert(full, place);
+            let origin = self.source.at(item.span().start);
+            self.loaded.provenance.insert(full, origin);
             if !restart.values.is_empty() {
                 self.loaded.config.upstream_restart.insert(upstream.name.clone(), restart);
             }

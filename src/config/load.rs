@@ -90,7 +90,7 @@ impl Loaded {
             (None, Some(path)) => (path, Origin::Environment(VARIABLE.to_owned())),
             (None, None) => return Ok(()),
         };
-        let problem = |fault| Problem { place: origin.clone(), key: Some(KEY.to_owned()), fault };
+        let problem = |fault| Problem { origin: origin.clone(), key: Some(KEY.to_owned()), fault };
         let text = path.to_str().ok_or_else(|| problem(Fault::NotUtf8))?;
         let unusable = |error: std::io::Error| {
             problem(Fault::Unusable { value: shown_text(text), why: format!("is not a path: {error}") })
@@ -124,7 +124,7 @@ impl Loaded {
     }
 
     fn set(&mut self, full: &str, text: &str, origin: Origin) -> Result<(), ConfigError> {
-        let problem = |fault| Problem { place: origin.clone(), key: Some(full.to_owned()), fault };
+        let problem = |fault| Problem { origin: origin.clone(), key: Some(full.to_owned()), fault };
         let mut changed = self.clone();
         let found = full.split_once('.').and_then(|(section, name)| {
             let about = SECTIONS.iter().find(|about| about.name == section)?;

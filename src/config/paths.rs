@@ -49,7 +49,7 @@ pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<
             None => Err(problem(&path, Fault::NoSuchFile { variable }).into()),
         };
     }
-    for path in usual_places(options, env) {
+    for path in default_paths(options, env) {
         if let Some(text) = read(&path)? {
             return Ok(Some((path, text)));
         }
@@ -59,7 +59,7 @@ pub(super) fn find(options: &Options, env: &Env) -> Result<Option<(PathBuf, Vec<
 
 /// The default locations of a configuration. A relative directory in a variable is ignored, as the XDG
 /// specification wants it: it would be below the working directory.
-fn usual_places(options: &Options, env: &Env) -> Vec<PathBuf> {
+fn default_paths(options: &Options, env: &Env) -> Vec<PathBuf> {
     let of_variable = |name| env.get(name).map(PathBuf::from);
     let personal = of_variable("XDG_CONFIG_HOME").or_else(|| of_variable("HOME").map(|home| home.join(".config")));
     personal
@@ -126,5 +126,5 @@ fn unreadable(error: std::io::Error) -> Fault {
 
 /// A problem with a file as a whole.
 fn problem(path: &Path, fault: Fault) -> Problem {
-    Problem { place: Origin::File { path: path.to_owned(), line: 0, column: 0 }, key: None, fault }
+    Problem { origin: Origin::File { path: path.to_owned(), line: 0, column: 0 }, key: None, fault }
 }

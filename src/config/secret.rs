@@ -33,7 +33,7 @@ impl Loaded {
             return Ok(None);
         }
         let token = read_token(Path::new(file), Options::default().own_uid).map_err(|why| Problem {
-            place: self.origin(KEY).clone(),
+            origin: self.origin(KEY).clone(),
             key: Some(KEY.to_owned()),
             fault: Fault::Secret { path: Value::Text(file.to_owned()).to_string(), why },
         })?;

@@ -32,11 +32,11 @@ impl Value {
             DeValue::String(text) => Self::Text(text.to_string()),
             DeValue::Integer(number) => Self::Integer(
                 i128::from_str_radix(number.as_str(), number.radix())
-                    .map_err(|_| Fault::NoSuchNumber { text: shown(number.as_str()) })?,
+                    .map_err(|_| Fault::NumberTooLarge { text: shown(number.as_str()) })?,
             ),
-            DeValue::Float(number) => {
-                Self::Float(number.as_str().parse().map_err(|_| Fault::NoSuchNumber { text: shown(number.as_str()) })?)
-            }
+            DeValue::Float(number) => Self::Float(
+                number.as_str().parse().map_err(|_| Fault::NumberTooLarge { text: shown(number.as_str()) })?,
+            ),
             DeValue::Boolean(flag) => Self::Flag(*flag),
             DeValue::Array(items) => Self::List(
                 items.iter().map(|item| Self::from_toml(item.get_ref(), expected)).collect::<Result<_, _>>()?,

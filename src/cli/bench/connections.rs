@@ -4,7 +4,7 @@
 //! page that no process has touched would cost nothing. Page tables are no part of resident memory, and count beside
 //! it.
 
-use super::crew::Crew;
+use super::processes::Processes;
 use super::work::Work;
 use crate::cli::failure::{Code, Failure};
 use crate::client::{Client, Publisher, Subscription};
@@ -38,7 +38,7 @@ fn parse_cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 /// Reads and parses a file of the broker's in `/proc`.
-fn look<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Failure> {
+fn read_proc<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Failure> {
     let path = format!("/proc/{broker}/{file}");
     let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot read {path}: {why}"));
     let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
@@ -55,8 +55,8 @@ pub(super) struct Used {
 
 impl Used {
     /// The connection of this number.
-    pub(super) fn open(crew: &Crew, number: u32) -> Result<Used, Failure> {
-        let client = crew.connect()?;
+    pub(super) fn open(processes: &Processes, number: u32) -> Result<Used, Failure> {
+        let client = processes.connect()?;
         let topic = format!("bench.connections.{number}");
         Ok(Used { subscription: client.subscribe(&topic)?, publisher: client.publisher(&topic)?, client })
     }
@@ -74,7 +74,7 @@ impl Used {
     }
 
     /// Does nothing for so long.
-    fn rest(&self, duration: Duration) -> Result<(), Failure> {
+    fn idle(&self, duration: Duration) -> Result<(), Failure> {
         match self.client.closed(Some(duration)) {
             Err(error) if error.is_timeout() => Ok(()),
             Err(error) => Err(error.into()),
@@ -87,27 +87,27 @@ impl Used {
 /// # Errors
 ///
 /// If the broker is not ours, does not take so many, or fails.
-pub(super) fn run(crew: &Crew, count: u32, work: Work) -> Result<Cost, Failure> {
-    let Some(broker) = crew.broker() else {
+pub(super) fn run(processes: &Processes, count: u32, work: Work) -> Result<Cost, Failure> {
+    let Some(broker) = processes.broker() else {
         let message = "bench connections runs a broker of its own";
         return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     };
     raise_descriptor_limit();
-    let before = look(broker, "status", Memory::parse)?;
+    let before = read_proc(broker, "status", Memory::parse)?;
     let mut connections = Vec::new();
     for number in 0..count {
-        connections.push(Used::open(crew, number)?);
+        connections.push(Used::open(processes, number)?);
     }
     let payload = vec![b'x'; work.size];
     for _ in 0..ROUNDS {
         connections.iter_mut().try_for_each(|connection| connection.exchange(&payload))?;
     }
-    let rest = |duration| connections.first().map_or(Ok(()), |connection| connection.rest(duration));
-    rest(SETTLING)?;
-    let ticks = look(broker, "stat", parse_cpu_ticks)?;
-    rest(work.measured)?;
-    let idle_cpu_ticks = look(broker, "stat", parse_cpu_ticks)?.saturating_sub(ticks);
-    let grown = look(broker, "status", Memory::parse)?.since(before);
+    let idle = |duration| connections.first().map_or(Ok(()), |connection| connection.idle(duration));
+    idle(SETTLING)?;
+    let ticks = read_proc(broker, "stat", parse_cpu_ticks)?;
+    idle(work.measured)?;
+    let idle_cpu_ticks = read_proc(broker, "stat", parse_cpu_ticks)?.saturating_sub(ticks);
+    let grown = read_proc(broker, "status", Memory::parse)?.since(before);
     Ok(Cost { connections: count, grown, idle_cpu_ticks, idle: work.measured })
 }
 
@@ -126,9 +126,9 @@ mod tests {
         let stat = "41 (a) b (c) S 1 41 41 0 -1 4194560 100 0 0 0 70 8 9 9 20 0 5 0 12345";
         assert_eq!(parse_cpu_ticks(stat), Some(78));
         assert_eq!(parse_cpu_ticks("41 (a) S 1 2"), None);
-        let own = look(std::process::id(), "stat", parse_cpu_ticks);
+        let own = read_proc(std::process::id(), "stat", parse_cpu_ticks);
         assert!(own.is_ok(), "{own:?}");
-        let own = look(std::process::id(), "status", Memory::parse).unwrap();
+        let own = read_proc(std::process::id(), "status", Memory::parse).unwrap();
         assert!(own.rss > 0 && own.page_tables > 0, "{own:?}");
     }
 }

@@ -3,7 +3,7 @@
 //! The first byte of a message tells its phase: warm-up, measured, the end. Subscribers count what is measured and
 //! print the count when they see the end; nothing may be missing. The time runs until the last of them has printed.
 
-use super::crew::{Crew, Role};
+use super::processes::{Processes, Role};
 use super::work::{Throughput, Work};
 use crate::cli::failure::{Code, Failure};
 use std::time::{Duration, Instant};
@@ -23,11 +23,11 @@ const BATCH_BYTES: usize = 1 << 20;
 /// # Errors
 ///
 /// If a process fails, or a message is lost.
-pub(super) fn run(crew: &mut Crew, subscribers: usize, work: Work) -> Result<Throughput, Failure> {
+pub(super) fn run(processes: &mut Processes, subscribers: usize, work: Work) -> Result<Throughput, Failure> {
     for _ in 0..subscribers {
-        crew.start(Role::Subscriber)?;
+        processes.start(Role::Subscriber)?;
     }
-    let client = crew.connect()?;
+    let client = processes.connect()?;
     let publisher = client.publisher(TOPIC)?;
     let batch = (BATCH_BYTES / work.size).clamp(1, BATCH);
     let mut payload = vec![0; work.size];
@@ -47,7 +47,7 @@ pub(super) fn run(crew: &mut Crew, subscribers: usize, work: Work) -> Result<Thr
     let published = publish_for(MEASURED, work.measured)?;
     publisher.publish([END])?;
     let mut samples = 0;
-    for member in &mut crew.members {
+    for member in &mut processes.clients {
         let failed = |why: String| Failure::new(Code::Unavailable, format!("a subscriber failed: {why}"));
         let count = member.line().map_err(|error| failed(error.to_string()))?;
         let count: u64 = count.parse().map_err(|_| failed(format!("it printed {count:?}")))?;

@@ -13,17 +13,17 @@
 //! | `connections` | many connections: memory, and CPU while they are idle |
 //! | `scrape` | what it costs the router to be asked for metrics |
 //! | `part` | the other processes |
-//! | `crew` | starting them, and their end |
+//! | `processes` | starting them, and their end |
 //! | `floor` | the floor |
 //! | `work` | the input of a measurement |
 //! | `report` | the figures, for people and as JSON |
 
 mod connections;
-mod crew;
 mod deliveries;
 mod floor;
 pub(super) mod part;
 mod pipelined;
+mod processes;
 mod report;
 mod round_trips;
 mod scrape;
@@ -32,9 +32,9 @@ mod work;
 use super::failure::{Code, Failure};
 use super::options::WaitOption;
 use super::output::{Out, note};
-use super::place::BrokerTarget;
+use super::target::BrokerTarget;
 use clap::{Args, ValueEnum};
-use crew::{Crew, Limits, Role};
+use processes::{BrokerOptions, Processes, Role};
 use report::{Figures, Report};
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -118,7 +118,7 @@ const CONNECTIONS: u32 = 1000;
 /// # Errors
 ///
 /// If a process cannot be started or fails, or the broker does not reply.
-pub(super) fn run(place: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure> {
+pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure> {
     let connections = match (args.mode, args.count) {
         (Mode::Connections | Mode::Scrape, count) => Some(count.unwrap_or(CONNECTIONS)),
         (mode, Some(_)) => {
@@ -145,33 +145,33 @@ pub(super) fn run(place: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure>
     let count = connections.unwrap_or(CONNECTIONS);
     // Besides those that are counted, some that do the work.
     let connections = connections.map(|count| if args.mode == Mode::Scrape { count.saturating_add(8) } else { count });
-    let limits = Limits { connections, health_port: (port > 0).then_some(port) };
-    let mut crew = Crew::new(place, args.wait.wait, limits)?;
+    let limits = BrokerOptions { connections, health_port: (port > 0).then_some(port) };
+    let mut processes = Processes::new(target, args.wait.wait, limits)?;
     let figures = match args.mode {
-        Mode::Latency => Figures::RoundTrips(round_trips::run(&crew, "echo", work)?),
+        Mode::Latency => Figures::RoundTrips(round_trips::run(&processes, "echo", work)?),
         Mode::Routed => {
-            crew.start(Role::Responder)?;
-            Figures::RoundTrips(round_trips::run(&crew, part::SERVICE, work)?)
+            processes.start(Role::Responder)?;
+            Figures::RoundTrips(round_trips::run(&processes, part::SERVICE, work)?)
         }
-        Mode::Requests => Figures::Throughput(pipelined::run(&crew, work)?),
-        Mode::Pubsub => Figures::Throughput(deliveries::run(&mut crew, 1, work)?),
-        Mode::Fanout => Figures::Throughput(deliveries::run(&mut crew, 8, work)?),
-        Mode::Connections => Figures::Cost(connections::run(&crew, count, work)?),
-        Mode::Scrape => Figures::Scrapes(scrape::run(&mut crew, count, port, work)?),
+        Mode::Requests => Figures::Throughput(pipelined::run(&processes, work)?),
+        Mode::Pubsub => Figures::Throughput(deliveries::run(&mut processes, 1, work)?),
+        Mode::Fanout => Figures::Throughput(deliveries::run(&mut processes, 8, work)?),
+        Mode::Connections => Figures::Cost(connections::run(&processes, count, work)?),
+        Mode::Scrape => Figures::Scrapes(scrape::run(&mut processes, count, port, work)?),
     };
-    let processes = crew.processes();
-    drop(crew);
+    let process_count = processes.count();
+    drop(processes);
     floor.measure();
     let report = Report {
         mode: args.mode.as_str(),
         wait: args.wait.wait.as_str(),
         size: args.size,
         seconds: args.seconds,
-        processes,
+        processes: process_count,
         floor_ns: floor.median_ns(),
         figures,
     };
     let mut out = Out::new()?;
-    out.write(if args.json { report.json() } else { report.for_people() }.as_bytes())?;
+    out.write(if args.json { report.json() } else { report.text() }.as_bytes())?;
     out.flush()
 }

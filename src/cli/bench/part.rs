@@ -1,14 +1,14 @@
 //! `bench-part`: the other processes of a measurement. Each prints `ready` when it is, and ends when its stdin does.
 
-use super::crew::Role;
 use super::deliveries::{END, MEASURED, TOPIC};
+use super::processes::Role;
 use crate::broker;
-use crate::cli::exit::{leave, leave_on_signals};
+use crate::cli::exit::{exit_now, exit_on_signals};
 use crate::cli::failure::{Code, Failure};
 use crate::cli::logging::log_to_stderr;
 use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
-use crate::cli::place::BrokerTarget;
+use crate::cli::target::BrokerTarget;
 use crate::client::HealthStatus;
 use crate::config::Loaded;
 use clap::Args;
@@ -37,55 +37,55 @@ pub(crate) struct PartArgs {
 /// # Errors
 ///
 /// If it cannot.
-pub(crate) fn run(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
+pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     if args.role == Role::Broker {
-        return run_broker(place, args);
+        return run_broker(target, args);
     }
-    leave_on_signals()?;
-    when_stdin_ends(|| leave(Code::Done));
-    let client = place.connect(args.role.as_str(), args.wait.wait)?;
+    exit_on_signals()?;
+    when_stdin_ends(|| exit_now(Code::Done));
+    let client = target.connect(args.role.as_str(), args.wait.wait)?;
     match args.role {
         Role::Broker => Ok(()),
         Role::Responder => {
             let mut service = client.serve(SERVICE)?;
-            say("ready")?;
+            print_line("ready")?;
             Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.take_payload()))?)
         }
         Role::Subscriber => {
             let mut subscription = client.subscribe(TOPIC)?;
-            say("ready")?;
+            print_line("ready")?;
             let (mut count, mut phase) = (0u64, [0]);
             while phase[0] != END {
                 // Where it lies, as a subscriber that is after speed reads.
                 subscription.read_next(|view| view.copy_to(0, &mut phase))?;
                 count += u64::from(phase[0] == MEASURED);
             }
-            say(&count.to_string())
+            print_line(&count.to_string())
         }
     }
 }
 
-fn run_broker(place: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
-    let loaded = configuration(place, args)?;
+fn run_broker(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
+    let loaded = configuration(target, args)?;
     log_to_stderr("warn")?;
     let ready = |_: &Loaded, _: &HealthStatus| {
         when_stdin_ends(|| {
             let _ = kill_process(getpid(), Signal::TERM);
         });
         // Without a reader, stdin has ended too.
-        let _ = say("ready");
+        let _ = print_line("ready");
     };
     let again = loaded.clone();
     Ok(broker::run(loaded, move || Ok(again.clone()), |_| {}, ready)?)
 }
 
 /// The built-in defaults, so that figures compare, unless a file was named; and what the measurement is about.
-fn configuration(place: &BrokerTarget, args: &PartArgs) -> Result<Loaded, Failure> {
-    let mut loaded = match place.config {
-        Some(_) => place.load()?,
+fn configuration(target: &BrokerTarget, args: &PartArgs) -> Result<Loaded, Failure> {
+    let mut loaded = match target.config {
+        Some(_) => target.load()?,
         None => {
             let mut loaded = Loaded::default();
-            let socket = place.socket.as_ref().map(|path| path.as_os_str());
+            let socket = target.socket.as_ref().map(|path| path.as_os_str());
             loaded.settle_socket(socket, &[("", ""); 0].into_iter().collect())?;
             loaded
         }
@@ -116,7 +116,7 @@ fn when_stdin_ends(then: impl FnOnce() + Send + 'static) {
     let _ = std::thread::Builder::new().name("stdin".to_owned()).spawn(watch);
 }
 
-fn say(line: &str) -> Result<(), Failure> {
+fn print_line(line: &str) -> Result<(), Failure> {
     let mut out = Out::new()?;
     out.write(format!("{line}\n").as_bytes())?;
     out.flush()
@@ -131,7 +131,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Cli {
         #[command(flatten)]
-        place: BrokerTarget,
+        target: BrokerTarget,
         #[command(flatten)]
         part: PartArgs,
     }
@@ -145,8 +145,8 @@ mod tests {
         let with = ["--config", file.to_str().unwrap()];
         for (more, topics) in [(&[][..], Loaded::default().config.limits.max_topics), (&with, 12_345)] {
             let said = ["x", "broker", "--wait", "block", "--max-connections", "20", "--health-port", "9191"];
-            let Cli { place, part } = Cli::try_parse_from(said.iter().chain(more)).unwrap();
-            let config = configuration(&place, &part).unwrap().config;
+            let Cli { target, part } = Cli::try_parse_from(said.iter().chain(more)).unwrap();
+            let config = configuration(&target, &part).unwrap().config;
             assert_eq!(config.router.wait, WaitStrategy::Block);
             assert_eq!((config.ipc.max_connections, config.health_server.port), (20, 9191));
             assert_eq!(config.limits.max_topics, topics);

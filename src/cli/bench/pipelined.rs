@@ -1,6 +1,6 @@
 //! `requests`: many requests outstanding, as clients have them that do not wait for one reply to ask the next.
 
-use super::crew::Crew;
+use super::processes::Processes;
 use super::work::{Throughput, Work};
 use crate::cli::failure::{Code, Failure};
 use std::collections::VecDeque;
@@ -16,8 +16,8 @@ const OUTSTANDING_BYTES: usize = 4 << 20;
 /// # Errors
 ///
 /// If a request fails.
-pub(super) fn run(crew: &Crew, work: Work) -> Result<Throughput, Failure> {
-    let client = crew.connect()?;
+pub(super) fn run(processes: &Processes, work: Work) -> Result<Throughput, Failure> {
+    let client = processes.connect()?;
     let payload = vec![b'x'; work.size];
     let window = (OUTSTANDING_BYTES / work.size).clamp(1, OUTSTANDING);
     let mut outstanding = VecDeque::with_capacity(window);

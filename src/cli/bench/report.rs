@@ -162,7 +162,7 @@ impl Report {
     }
 
     /// A block of lines.
-    pub(super) fn for_people(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut lines = vec![(
             self.mode,
             format!("{} bytes, {} processes, wait {}, {} s", self.size, self.processes, self.wait, self.seconds),

@@ -1,6 +1,6 @@
 //! `latency` and `routed`: one request after the other.
 
-use super::crew::Crew;
+use super::processes::Processes;
 use super::work::Work;
 use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
@@ -14,8 +14,8 @@ const LONGEST_NS: u64 = 60_000_000_000;
 /// # Errors
 ///
 /// If a request fails.
-pub(super) fn run(crew: &Crew, service: &str, work: Work) -> Result<Histogram<u64>, Failure> {
-    let client = crew.connect()?;
+pub(super) fn run(processes: &Processes, service: &str, work: Work) -> Result<Histogram<u64>, Failure> {
+    let client = processes.connect()?;
     let payload = vec![b'x'; work.size];
     let no_memory = |error| Failure::new(Code::Unavailable, format!("no histogram: {error}"));
     let mut round_trips = Histogram::new_with_bounds(1, LONGEST_NS, 3).map_err(no_memory)?;

@@ -3,8 +3,8 @@
 //! The broker itself says how much CPU time its router has spent on it, in the metrics that are scraped.
 
 use super::connections::{Used, raise_descriptor_limit};
-use super::crew::Crew;
 use super::deliveries;
+use super::processes::Processes;
 use super::work::Work;
 use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
@@ -46,17 +46,17 @@ pub(super) fn free_port() -> io::Result<u16> {
 /// # Errors
 ///
 /// If a process fails, or the broker does not reply.
-pub(super) fn run(crew: &mut Crew, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
-    if crew.broker().is_none() {
+pub(super) fn run(processes: &mut Processes, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
+    if processes.broker().is_none() {
         let message = "bench scrape runs a broker of its own";
         return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     }
     raise_descriptor_limit();
-    let idle = (0..count).map(|number| Used::open(crew, number)).collect::<Result<Vec<_>, _>>()?;
+    let idle = (0..count).map(|number| Used::open(processes, number)).collect::<Result<Vec<_>, _>>()?;
     let (over, is_over) = sync_channel::<()>(0);
     let (load, scraped) = std::thread::scope(|scope| {
         let scraper = scope.spawn(move || scrape_until(port, &is_over));
-        let load = deliveries::run(crew, 1, work);
+        let load = deliveries::run(processes, 1, work);
         drop(over);
         (load, scraper.join())
     });
@@ -73,13 +73,13 @@ fn scrape_until(port: u16, is_over: &Receiver<()>) -> io::Result<Scraped> {
     let new = || Histogram::new(3).map_err(io::Error::other);
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (mut router_cpu, mut took, mut bytes) = (new()?, new()?, 0);
-    let mut before = surveys(&get(port)?)?;
+    let mut before = probes(&get(port)?)?;
     while is_over.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-        let asked = Instant::now();
+        let sent = Instant::now();
         let text = get(port)?;
-        took.record(nanos(asked.elapsed())).map_err(io::Error::other)?;
+        took.record(nanos(sent.elapsed())).map_err(io::Error::other)?;
         bytes = text.len() as u64;
-        let now = surveys(&text)?;
+        let now = probes(&text)?;
         if now.0 > before.0 {
             let spent = nanos(Duration::from_secs_f64((now.1 - before.1).max(0.0)));
             router_cpu.record(spent / (now.0 - before.0)).map_err(io::Error::other)?;
@@ -99,13 +99,13 @@ fn get(port: u16) -> io::Result<String> {
 }
 
 /// The number of probes, and the seconds of CPU that they took.
-fn surveys(text: &str) -> io::Result<(u64, f64)> {
+fn probes(text: &str) -> io::Result<(u64, f64)> {
     let value = |name: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.trim().parse::<f64>().ok())
     };
     match (value("lapce_ipc_router_probes_total"), value("lapce_ipc_router_probe_cpu_seconds_total")) {
-        (Some(surveys), Some(seconds)) => Ok((surveys as u64, seconds)),
+        (Some(probes), Some(seconds)) => Ok((probes as u64, seconds)),
         _ => Err(io::Error::other(format!("no probe metrics: {}", text.lines().next().unwrap_or_default()))),
     }
 }
@@ -115,10 +115,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn surveys_are_read() {
+    fn probes_are_read() {
         let text = "HTTP/1.1 200 OK\r\n\r\n# HELP lapce_ipc_router_probes_total x\nlapce_ipc_router_probes_total 7\n\
                     lapce_ipc_router_probe_cpu_seconds_total 0.000125\n";
-        assert_eq!(surveys(text).unwrap(), (7, 0.000_125));
-        assert!(surveys("HTTP/1.1 404 Not Found\r\n\r\n").is_err());
+        assert_eq!(probes(text).unwrap(), (7, 0.000_125));
+        assert!(probes("HTTP/1.1 404 Not Found\r\n\r\n").is_err());
     }
 }

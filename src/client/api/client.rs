@@ -74,6 +74,6 @@ impl Client {
 /// arrived, and the calls that do not block will find it.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.nest.as_fd()
+        self.connection.epoll.as_fd()
     }
 }

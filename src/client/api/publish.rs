@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::loan::Loan;
-use crate::client::connection::hold::Hold;
+use crate::client::connection::interning::InternedName;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::{names, publish};
@@ -24,7 +24,7 @@ impl Client {
     /// ```
     pub fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
         let topic = names::topic(&self.connection, topic, true)?;
-        publish::publish(&self.connection, &topic.place, payload.as_ref())
+        publish::publish(&self.connection, &topic.name, payload.as_ref())
     }
 
     /// For many messages on one topic: its name is looked up once.
@@ -104,7 +104,7 @@ impl Client {
 /// count any more among those that this connection and the broker may have.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    topic: Arc<Hold>,
+    topic: Arc<InternedName>,
     connection: Arc<Connection>,
 }
 
@@ -115,7 +115,7 @@ impl Publisher {
     ///
     /// If the message is too large or the connection has ended.
     pub fn publish(&self, payload: impl AsRef<[u8]>) -> Result<()> {
-        publish::publish(&self.connection, &self.topic.place, payload.as_ref())
+        publish::publish(&self.connection, &self.topic.name, payload.as_ref())
     }
 
     /// Publishes `payload`, at most [`Limits::slot_size`](crate::client::Limits::slot_size) bytes, if there is space at
@@ -134,7 +134,7 @@ impl Publisher {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn try_publish(&self, payload: impl AsRef<[u8]>) -> Result<bool> {
-        publish::try_publish(&self.connection, &self.topic.place, payload.as_ref())
+        publish::try_publish(&self.connection, &self.topic.name, payload.as_ref())
     }
 
     /// Lends space for a message of `len` bytes, at most [`Limits::slot_size`](crate::client::Limits::slot_size), to be
@@ -154,6 +154,6 @@ impl Publisher {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn loan(&self, len: usize) -> Result<Loan<'_>> {
-        Loan::new(&self.connection, self.topic.place, len)
+        Loan::new(&self.connection, self.topic.name, len)
     }
 }

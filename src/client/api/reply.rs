@@ -152,7 +152,7 @@ impl Request {
     fn send(&mut self, mut answer: ReplyParts<'_>) -> Reply {
         self.connection.check_fork()?;
         // Notices a cancel even if no thread of this process waits.
-        wait::sort_now(&self.connection);
+        wait::sort_pending(&self.connection);
         match answer.step(self) {
             Some(sent) => sent,
             None => {

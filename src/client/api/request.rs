@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
-use crate::client::connection::hold::Hold;
+use crate::client::connection::interning::InternedName;
 use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
@@ -27,7 +27,7 @@ pub struct ReplyStream {
     time: CallDeadline,
     done: bool,
     /// Its first record is placed.
-    is_asked: bool,
+    is_sent: bool,
 }
 
 impl Client {
@@ -149,7 +149,7 @@ pub(crate) struct RequestBody {
     total: usize,
     at: usize,
     part: usize,
-    _service: Hold,
+    _service: InternedName,
     /// There is no more to be sent, though nothing was of a body that is empty.
     done: bool,
 }
@@ -158,14 +158,14 @@ impl RequestBody {
     /// `None`: the session in which the service has its number is over.
     pub(crate) fn new(
         connection: &Arc<Connection>,
-        service: Hold,
+        service: InternedName,
         total: usize,
         options: RequestOptions,
         stream: bool,
         time: CallDeadline,
     ) -> Result<Option<(ReplyStream, RequestBody)>> {
         let pending = Arc::new(PendingCall::new(connection.limits.stream_credit_cells()));
-        let session = service.place.session;
+        let session = service.name.session;
         let Some((slot, generation)) = calls::claim_slot(connection, pending.clone(), session)? else {
             return Ok(None);
         };
@@ -173,7 +173,7 @@ impl RequestBody {
             flags: Flags::default().with_if(Flags::STREAM, stream),
             id: slot,
             id2: generation,
-            arg: service.place.number,
+            arg: service.name.number,
             total: connection.check_size(total)?,
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             origin: millis(options.first_chunk),
@@ -181,8 +181,8 @@ impl RequestBody {
             ..Header::new(RecordKind::Request)
         };
         let part = connection.limits.slot_size() as usize;
-        let (connection, is_asked) = (connection.clone(), false);
-        let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_asked };
+        let (connection, is_sent) = (connection.clone(), false);
+        let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent };
         Ok(Some((stream, RequestBody { header, total, at: 0, part, _service: service, done: false })))
     }
 
@@ -198,7 +198,7 @@ impl RequestBody {
         let header = Header { flags: self.header.flags.with(flags), ..self.header };
         match stream.pending.send(cells, || calls::place(&stream.connection, stream.session, &header, part)) {
             Some(Ok(true)) => {
-                stream.is_asked = true;
+                stream.is_sent = true;
                 self.at += part.len();
                 self.done = self.at == self.total;
             }
@@ -210,7 +210,7 @@ impl RequestBody {
 
     /// The same while waiting: returns credit for the reply, which may have begun.
     pub(crate) fn step(&mut self, stream: &mut ReplyStream, part: &[u8]) -> Option<Result<()>> {
-        stream.give_back();
+        stream.return_owed_credit();
         match self.try_send(stream, part) {
             Ok(true) => Some(Ok(())),
             Ok(false) => None,
@@ -278,24 +278,24 @@ impl ReplyStream {
 
     /// The next message or outcome that has arrived, without waiting.
     pub(crate) fn poll(&self) -> Option<Result<CallProgress>> {
-        let (found, give) = self.pending.take(self.connection.stream_step());
-        self.give(give);
+        let (found, cells) = self.pending.take(self.connection.stream_step());
+        self.return_credit(cells);
         found
     }
 
     /// Gives back what is owed, so that the responder can go on.
-    fn give_back(&self) {
-        self.give(self.pending.take_owed(self.connection.stream_step()));
+    fn return_owed_credit(&self) {
+        self.return_credit(self.pending.take_owed(self.connection.stream_step()));
     }
 
-    fn give(&self, cells: u32) {
+    fn return_credit(&self, cells: u32) {
         if cells == 0 {
             return;
         }
         let credit =
             Header { id: self.slot, id2: self.generation, arg: cells, ..Header::new(RecordKind::ResponseCredit) };
         if !calls::place(&self.connection, self.session, &credit, &[]).unwrap_or(true) {
-            self.pending.owe(cells);
+            self.pending.add_owed(cells);
         }
     }
 
@@ -318,7 +318,7 @@ impl Drop for ReplyStream {
         if self.done || !self.connection.is_ours() || self.pending.is_over() {
             return;
         }
-        if !self.is_asked {
+        if !self.is_sent {
             return lock(&self.connection.table).requests.release(self.slot, self.generation);
         }
         calls::cancel(&self.connection, self.slot, self.generation, Outcome::Cancelled);

@@ -4,7 +4,7 @@ use super::client::Client;
 use crate::client::connection::calls;
 use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
 use crate::client::connection::shared::Connection;
-use crate::client::data::lag::Lag;
+use crate::client::data::lag::CatchUp;
 use crate::client::data::lock::{deadline, lock};
 use crate::client::data::message::{Message, View};
 use crate::client::data::subscription_queue::SubscriptionQueue;
@@ -37,7 +37,7 @@ pub struct Subscription {
     /// Taken out of the queue at once, to lock it once.
     batch: VecDeque<Message>,
     /// For one that drops the oldest.
-    lag: Lag,
+    catching_up: CatchUp,
     owed: u32,
     failed: bool,
 }
@@ -101,8 +101,8 @@ pub(crate) fn start<'a>(
         lock(&connection.table).subscribing.insert(serial, queue.clone());
         ClientFrame::Subscribe { serial, pattern, policy: options.policy, credit: capacity }
     })?;
-    let (connection, batch, lag) = (connection.clone(), VecDeque::new(), Lag::default());
-    Ok((request, Subscription { connection, queue, batch, lag, owed: 0, failed: false }))
+    let (connection, batch, catching_up) = (connection.clone(), VecDeque::new(), CatchUp::default());
+    Ok((request, Subscription { connection, queue, batch, catching_up, owed: 0, failed: false }))
 }
 
 pub(crate) fn finish(subscription: Subscription, answer: &BrokerFrame) -> Result<Subscription> {
@@ -119,7 +119,7 @@ enum Next<T> {
     /// A message in the queue.
     Queued(Message),
     /// The broker holds newer messages.
-    Behind,
+    CatchUp,
 }
 
 impl Subscription {
@@ -180,8 +180,8 @@ impl Subscription {
         let slot_size = connection.limits.slot_size();
         loop {
             let next = wait::reading(&connection, |reader| {
-                if self.is_behind() {
-                    return Some(Ok(Next::Behind));
+                if self.should_catch_up() {
+                    return Some(Ok(Next::CatchUp));
                 }
                 if let Some(message) = queue.pop(slot_size) {
                     return Some(Ok(Next::Queued(message)));
@@ -194,7 +194,7 @@ impl Subscription {
                     if header.dropped > 0 {
                         self.queue.set_dropped(header.dropped);
                     }
-                    self.owe(message_cost(record.len, slot_size, queue.capacity()));
+                    self.add_owed(message_cost(record.len, slot_size, queue.capacity()));
                     let view = View::in_ring(topic, header, ring, record);
                     let _viewing = wait::view(&connection);
                     read.take().map(|read| Ok(Next::Read(read(&view))))
@@ -209,7 +209,7 @@ impl Subscription {
                     self.took(self.queue.cost(&message, slot_size))?;
                     return Ok(read(&message.view()));
                 }
-                (Next::Behind, again) => {
+                (Next::CatchUp, again) => {
                     read = again;
                     self.catch_up()?;
                 }
@@ -238,7 +238,7 @@ impl Subscription {
                 return Err(Kind::Timeout.into());
             }
             wait::for_record(&connection, deadline, || {
-                if self.is_behind() {
+                if self.should_catch_up() {
                     return Some(Ok(()));
                 }
                 self.refill();
@@ -257,20 +257,20 @@ impl Subscription {
 
     /// Whether nothing is given to the owner yet, for the broker holds newer messages, before which the oldest go. That
     /// has a limit, and is over with the connection.
-    fn is_behind(&mut self) -> bool {
+    fn should_catch_up(&mut self) -> bool {
         if self.queue.policy != DeliveryPolicy::DropOldest {
             return false;
         }
-        let is_behind = self.connection.behind.is_behind() && self.connection.closed().is_none();
-        self.lag.waits(is_behind, self.connection.behind.records(), Instant::now())
+        let has_newer = self.connection.backlog.has_newer() && self.connection.closed().is_none();
+        self.catching_up.should_wait(has_newer, self.connection.backlog.records(), Instant::now())
     }
 
     /// Reads on, for a limited time, until the broker holds no newer messages.
     fn catch_up(&mut self) -> Result<()> {
         let connection = self.connection.clone();
-        while self.is_behind() {
-            let until = self.lag.until();
-            match wait::for_record(&connection, until, || (!self.is_behind()).then_some(())) {
+        while self.should_catch_up() {
+            let until = self.catching_up.until();
+            match wait::for_record(&connection, until, || (!self.should_catch_up()).then_some(())) {
                 // The time is over, or nothing more comes: what is there is given.
                 Err(error) if !error.is_timeout() && connection.closed().is_none() => return Err(error),
                 _ => {}
@@ -281,14 +281,14 @@ impl Subscription {
 
     /// Until when nothing is given to the owner. For the asynchronous client.
     #[cfg(feature = "tokio")]
-    pub(crate) fn behind_until(&self) -> Option<Instant> {
-        self.lag.until()
+    pub(crate) fn catch_up_deadline(&self) -> Option<Instant> {
+        self.catching_up.until()
     }
 
     /// The next message if it is there, without looking at the ring. For the asynchronous client.
     #[cfg(feature = "tokio")]
     pub(crate) fn poll(&mut self) -> Option<Result<Message>> {
-        if self.is_behind() {
+        if self.should_catch_up() {
             return None;
         }
         self.refill();
@@ -323,14 +323,14 @@ impl Subscription {
             return;
         }
         // If there is no space now: this is called until there is something to take.
-        let give = |cells| self.try_give(cells).is_ok_and(|given| given);
-        if self.queue.return_credit_ahead(self.owed, self.step(), give) {
+        let return_credit = |cells| self.try_return_credit(cells).is_ok_and(|given| given);
+        if self.queue.return_credit_ahead(self.owed, self.step(), return_credit) {
             self.owed = 0;
         }
     }
 
     /// Gives so many cells back to the broker if there is space to say so.
-    fn try_give(&self, cells: u32) -> Result<bool> {
+    fn try_return_credit(&self, cells: u32) -> Result<bool> {
         let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
         calls::place_in_any_session(&self.connection, &credit, &[])
     }
@@ -341,7 +341,7 @@ impl Subscription {
     }
 
     /// The room of a message that is taken is to be given back.
-    fn owe(&mut self, cost: u32) {
+    fn add_owed(&mut self, cost: u32) {
         // The broker gives none for a queue that is emptied at once.
         if self.queue.policy != DeliveryPolicy::DropOldest {
             self.owed += cost;
@@ -351,11 +351,11 @@ impl Subscription {
     /// A message was taken: its credit goes back to the broker, some at a time. It is taken, so it must not wait for
     /// space: what does not fit is owed until the next one is taken or waited for.
     fn took(&mut self, cost: u32) -> Result<()> {
-        self.owe(cost);
+        self.add_owed(cost);
         if self.owed < self.step() {
             return Ok(());
         }
-        match self.try_give(self.owed) {
+        match self.try_return_credit(self.owed) {
             Ok(true) => self.owed = 0,
             Ok(false) => {}
             // A connection that ended meanwhile is reported when there is nothing left to read.

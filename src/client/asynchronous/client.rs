@@ -4,7 +4,7 @@ use super::wait::within;
 use crate::client::api::builder::Builder;
 use crate::client::api::client::Client;
 use crate::client::connection::control_request;
-use crate::client::connection::hold::{self, Hold};
+use crate::client::connection::interning::{self, InternedName};
 use crate::client::connection::link::NextAction;
 use crate::client::connection::shared::Connection;
 use crate::client::engine::wait;
@@ -93,7 +93,7 @@ impl AsyncClient {
         let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
         let client = connected.map_err(|error| lost(&error))??;
         let connection = client.connection.clone();
-        let descriptor = connection.nest.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
+        let descriptor = connection.epoll.as_fd().try_clone_to_owned().map_err(|error| lost(&error))?;
         // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
         #[allow(deprecated)]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE).map_err(|error| lost(&error))?;
@@ -123,30 +123,30 @@ impl AsyncClient {
     }
 
     /// A use of a name.
-    pub(crate) async fn hold(
+    pub(crate) async fn intern(
         &self,
         kind: InternKind,
         name: &str,
         keep: bool,
         deadline: impl FnOnce() -> Option<Instant>,
-    ) -> Result<Hold> {
+    ) -> Result<InternedName> {
         let connection = &self.connection;
-        if let Some(held) = hold::existing(connection, kind, name, keep)? {
-            return Ok(held);
+        if let Some(interned) = interning::existing(connection, kind, name, keep)? {
+            return Ok(interned);
         }
         let (deadline, mut is_last) = (deadline(), false);
         loop {
-            let reply = self.ask(deadline, hold::intern_request(connection, kind, name)?).await?;
-            if !hold::is_interned(connection, kind, &reply, is_last)? {
+            let reply = self.ask(deadline, interning::intern_request(connection, kind, name)?).await?;
+            if !interning::is_interned(connection, kind, &reply, is_last)? {
                 is_last = true;
-                for _ in 0..hold::RELEASE_POLLS {
-                    if hold::are_releases_consumed(connection, kind) {
+                for _ in 0..interning::RELEASE_POLLS {
+                    if interning::are_releases_consumed(connection, kind) {
                         break;
                     }
-                    tokio::time::sleep(hold::RELEASE_POLL).await;
+                    tokio::time::sleep(interning::RELEASE_POLL).await;
                 }
-            } else if let Some(held) = hold::existing(connection, kind, name, keep)? {
-                return Ok(held);
+            } else if let Some(interned) = interning::existing(connection, kind, name, keep)? {
+                return Ok(interned);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::client::AsyncClient;
 use super::wait::until;
-use crate::client::connection::hold::Hold;
+use crate::client::connection::interning::InternedName;
 use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
 use crate::client::engine::publish::{is_flushed, try_parts};
@@ -18,7 +18,7 @@ impl AsyncClient {
     /// As [`Client::publish`](crate::client::Client::publish).
     pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
         self.connection.check_size(payload.as_ref().len())?;
-        let topic = self.hold(InternKind::Topic, topic, true, || None).await?;
+        let topic = self.intern(InternKind::Topic, topic, true, || None).await?;
         self.publish_to(topic.into(), payload.as_ref()).await
     }
 
@@ -28,11 +28,11 @@ impl AsyncClient {
     ///
     /// As [`Client::publisher`](crate::client::Client::publisher).
     pub async fn publisher(&self, topic: &str) -> Result<AsyncPublisher> {
-        let topic = self.hold(InternKind::Topic, topic, false, || None).await?;
+        let topic = self.intern(InternKind::Topic, topic, false, || None).await?;
         Ok(AsyncPublisher { topic: topic.into(), client: self.clone() })
     }
 
-    async fn publish_to(&self, topic: Arc<Hold>, payload: &[u8]) -> Result<()> {
+    async fn publish_to(&self, topic: Arc<InternedName>, payload: &[u8]) -> Result<()> {
         let connection = &self.connection;
         let total = connection.check_size(payload.len())?;
         let step = connection.limits.slot_size() as usize;
@@ -45,8 +45,8 @@ impl AsyncClient {
         self.publish_parts(&topic, total, payload).await
     }
 
-    async fn publish_parts(&self, topic: &Hold, total: u32, payload: &[u8]) -> Result<()> {
-        let (connection, mut message) = (&self.connection, MessageParts::new(topic.place, total));
+    async fn publish_parts(&self, topic: &InternedName, total: u32, payload: &[u8]) -> Result<()> {
+        let (connection, mut message) = (&self.connection, MessageParts::new(topic.name, total));
         let _turn = self.bulk.lock().await;
         until(connection, || try_parts(connection, &mut message, payload)).await?
     }
@@ -79,7 +79,7 @@ impl AsyncClient {
 /// As [`Publisher`](crate::client::Publisher).
 #[derive(Clone, Debug)]
 pub struct AsyncPublisher {
-    topic: Arc<Hold>,
+    topic: Arc<InternedName>,
     client: AsyncClient,
 }
 

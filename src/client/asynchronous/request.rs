@@ -88,7 +88,7 @@ impl AsyncClient {
         let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
             let service =
-                self.hold(InternKind::Service, service, true, || time.until()).await.map_err(timeout_as_deadline)?;
+                self.intern(InternKind::Service, service, true, || time.until()).await.map_err(timeout_as_deadline)?;
             if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
                 break begun;
             }

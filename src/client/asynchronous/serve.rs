@@ -115,7 +115,7 @@ impl AsyncRequest {
         }
         // Kept by the request, not by this future: dropped half way, nothing could follow.
         self.rest = Some(chunk.into_owned());
-        self.go_on().await
+        self.finish_chunk().await
     }
 
     /// As [`Request::finish`]. A future that is dropped before it is done drops the request.
@@ -162,10 +162,10 @@ impl AsyncRequest {
     /// Sends the rest of a chunk whose future was dropped half way. One that had not begun is not sent at all.
     async fn send_rest(&mut self) -> Result<()> {
         self.rest.take_if(|rest| !rest.is_begun());
-        self.go_on().await
+        self.finish_chunk().await
     }
 
-    async fn go_on(&mut self) -> Result<()> {
+    async fn finish_chunk(&mut self) -> Result<()> {
         let Some(rest) = &mut self.rest else { return Ok(()) };
         let sent = until(&self.client.connection, || rest.step(&mut self.request)).await?;
         self.rest = None;

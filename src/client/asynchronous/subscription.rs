@@ -70,7 +70,7 @@ impl Stream for AsyncSubscription {
             if let Poll::Ready(next) = poll_until(&this.client.connection, context, || subscription.poll()) {
                 break next.and_then(|next| next);
             }
-            let Some(until) = subscription.behind_until() else { return Poll::Pending };
+            let Some(until) = subscription.catch_up_deadline() else { return Poll::Pending };
             ready!(this.timer.poll_at(context, until));
         };
         this.failed = next.is_err();

@@ -18,7 +18,7 @@ pub(crate) fn poll_until<T>(
     context: &Context<'_>,
     mut ready: impl FnMut() -> Option<T>,
 ) -> Poll<Result<T>> {
-    wait::sort_now(connection);
+    wait::sort_pending(connection);
     if let Some(found) = ready() {
         return Poll::Ready(Ok(found));
     }

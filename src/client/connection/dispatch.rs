@@ -31,7 +31,7 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
         let record = match reader.egress.peek() {
             Ok(Some(record)) => record,
             Ok(None) => {
-                caught_up = connection.behind.caught_up(newer);
+                caught_up = connection.backlog.mark_read(newer);
                 break;
             }
             Err(violation) => {
@@ -48,12 +48,12 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
         reader.egress.advance(&record);
         sorted += 1;
     }
-    connection.behind.came(sorted);
+    connection.backlog.note_records(sorted);
     if sorted > 0 || caught_up {
         let mut table = table.unwrap_or_else(|| lock(&connection.table));
         table.wakers.drain(..).for_each(std::task::Waker::wake);
         drop(table);
-        reader.give_back();
+        reader.publish_consumed();
     }
     sorted.max(usize::from(caught_up))
 }

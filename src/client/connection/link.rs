@@ -110,7 +110,7 @@ impl Link {
     }
 
     /// The session goes on at the broker that has greeted us: what it has brought.
-    pub(crate) fn go_on(
+    pub(crate) fn resume(
         &mut self,
         bells: &dyn Fn(ClientBells) -> Arc<ClientBells>,
     ) -> Option<(Segment, Limits, Greeted)> {

@@ -4,7 +4,7 @@ pub(crate) mod calls;
 pub(crate) mod control_request;
 pub(crate) mod dispatch;
 pub(crate) mod frames;
-pub(crate) mod hold;
+pub(crate) mod interning;
 pub(crate) mod link;
 pub(crate) mod reader;
 pub(crate) mod shared;

@@ -5,7 +5,7 @@
 
 use super::link::Link;
 use crate::client::data::dedup::ReceivedTopics;
-use crate::client::data::lag::Behind;
+use crate::client::data::lag::BrokerBacklog;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
@@ -82,7 +82,7 @@ impl Reader {
     }
 
     /// Gives consumed cells back, and wakes the router if it waits for them (R9).
-    pub(crate) fn give_back(&mut self) {
+    pub(crate) fn publish_consumed(&mut self) {
         self.egress.publish();
         publication_fence();
         if self.space.take() {
@@ -110,7 +110,7 @@ impl Reader {
         let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
         self.egress.advance(&record);
         if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
-            self.give_back();
+            self.publish_consumed();
         }
         Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
@@ -133,13 +133,13 @@ impl Reader {
     }
 
     /// Arms the wake-up, and looks once more (R8). `false`: a record is there.
-    pub(crate) fn arm(&mut self, behind: &Behind) -> bool {
+    pub(crate) fn arm(&mut self, backlog: &BrokerBacklog) -> bool {
         if self.egress.unpublished() > 0 {
-            self.give_back();
+            self.publish_consumed();
         }
         self.data.arm();
         let newer = self.newer.get();
-        let is_new = newer.is_multiple_of(2) && !behind.has_read(newer);
+        let is_new = newer.is_multiple_of(2) && !backlog.has_read(newer);
         if !is_new && matches!(self.egress.peek(), Ok(None)) {
             return true;
         }

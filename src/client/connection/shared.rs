@@ -8,7 +8,7 @@ use super::table::Table;
 use crate::client::connect::endpoint::{Endpoint, Welcome};
 use crate::client::data::connection_state::LinkStatus;
 use crate::client::data::control_queue::ControlQueue;
-use crate::client::data::lag::Behind;
+use crate::client::data::lag::BrokerBacklog;
 use crate::client::data::lane::{Lane, LaneProducer};
 use crate::client::data::limits::CurrentLimits;
 use crate::client::data::lock::{lock, thread};
@@ -43,7 +43,7 @@ pub(crate) struct Connection {
     pub(crate) limits: CurrentLimits,
     pub(crate) wait: WaitStrategy,
     /// For event loops of the user's own.
-    pub(crate) nest: AggregateEpoll,
+    pub(crate) epoll: AggregateEpoll,
     lanes: [Lane; 2],
     pub(crate) table: Mutex<Table>,
     pub(crate) endpoint: Endpoint,
@@ -58,11 +58,11 @@ pub(crate) struct Connection {
     serial: AtomicU64,
     /// Not 0 while cancels wait for space.
     pub(crate) owes_cancels: AtomicU64,
-    /// Not 0 while names are to be released: see `hold`.
+    /// Not 0 while names are to be released: see `interning`.
     pub(crate) has_unused_names: AtomicU64,
     pub(crate) link_status: Arc<LinkStatus>,
     /// Whether the broker holds newer messages than those in the ring.
-    pub(crate) behind: Behind,
+    pub(crate) backlog: BrokerBacklog,
 }
 
 impl Connection {
@@ -73,18 +73,18 @@ impl Connection {
         endpoint: Endpoint,
     ) -> Result<Connection> {
         let Welcome { segment, bells, limits, greeted, decoder } = welcome;
-        let nest = AggregateEpoll::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
+        let epoll = AggregateEpoll::new(&bells).map_err(|error| Kind::Disconnected(error.to_string()))?;
         let bells = Arc::new(bells);
         let link = Link::new(socket.clone(), bells.clone(), decoder, greeted.token);
         let (bulk, express, egress) = Connection::ends(&segment, &bells, &limits);
         let link_status: Arc<LinkStatus> = Arc::default();
         Ok(Connection {
-            behind: Behind::new(segment.newer()),
+            backlog: BrokerBacklog::new(segment.newer()),
             id: AtomicU64::new(u64::from(greeted.connection)),
             owner: ForkMark::new(),
             limits: CurrentLimits::new(&limits),
             wait,
-            nest,
+            epoll,
             lanes: [Lane::new(bulk), Lane::new(express)],
             table: Mutex::new(Table { link_status: link_status.clone(), ..Table::default() }),
             endpoint,
@@ -162,7 +162,7 @@ impl Connection {
     #[inline]
     pub(crate) fn check_open(&self) -> Result<bool> {
         self.check_fork()?;
-        self.link_status.look()
+        self.link_status.check()
     }
 
     /// A number that has not been used before.

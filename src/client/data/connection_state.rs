@@ -63,7 +63,7 @@ const ENDED: u64 = 2;
 impl LinkStatus {
     /// Whether it is lost; an error if it has ended. Takes no lock, for the caller may hold any.
     #[inline]
-    pub(crate) fn look(&self) -> Result<bool> {
+    pub(crate) fn check(&self) -> Result<bool> {
         match self.state.load(Ordering::Relaxed) {
             UP => Ok(false),
             LOST => Ok(true),

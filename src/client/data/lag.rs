@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 /// How long a subscription reads on while nothing comes.
 const CATCH_UP: Duration = Duration::from_millis(100);
 /// How long in all: a publisher may be faster than this client reads.
-const MOST: Duration = Duration::from_secs(2);
+const CATCH_UP_MAX: Duration = Duration::from_secs(2);
 /// When it may do so again, if it was in vain: times the time that it took.
-const AGAIN: u32 = 10;
+const PAUSE_FACTOR: u32 = 10;
 
 #[derive(Debug)]
-pub(crate) struct Behind {
+pub(crate) struct BrokerBacklog {
     word: Mutex<Newer>,
     /// The count when all was last read.
     read: AtomicU64,
@@ -27,9 +27,9 @@ pub(crate) struct Behind {
     records: AtomicU64,
 }
 
-impl Behind {
-    pub(crate) fn new(word: Newer) -> Behind {
-        Behind { word: Mutex::new(word), read: AtomicU64::new(0), records: AtomicU64::new(0) }
+impl BrokerBacklog {
+    pub(crate) fn new(word: Newer) -> BrokerBacklog {
+        BrokerBacklog { word: Mutex::new(word), read: AtomicU64::new(0), records: AtomicU64::new(0) }
     }
 
     fn word(&self) -> MutexGuard<'_, Newer> {
@@ -44,13 +44,13 @@ impl Behind {
     }
 
     /// Whether there is more to be read first.
-    pub(crate) fn is_behind(&self) -> bool {
+    pub(crate) fn has_newer(&self) -> bool {
         let word = self.word();
         word.get() != self.read.load(Ordering::Relaxed)
     }
 
     /// Notes that this many records have arrived.
-    pub(crate) fn came(&self, records: usize) {
+    pub(crate) fn note_records(&self, records: usize) {
         self.records.store(self.records() + records as u64, Ordering::Relaxed);
     }
 
@@ -60,7 +60,7 @@ impl Behind {
     }
 
     /// The ring was found empty after `count` was read. Returns whether that ends a time of being behind.
-    pub(crate) fn caught_up(&self, count: u64) -> bool {
+    pub(crate) fn mark_read(&self, count: u64) -> bool {
         if !count.is_multiple_of(2) || self.read.load(Ordering::Relaxed) == count {
             return false;
         }
@@ -76,7 +76,7 @@ impl Behind {
 
 /// How long a subscription has been behind.
 #[derive(Debug, Default)]
-pub(crate) struct Lag(Option<Reading>);
+pub(crate) struct CatchUp(Option<Reading>);
 
 #[derive(Clone, Copy, Debug)]
 struct Reading {
@@ -88,17 +88,17 @@ struct Reading {
     ended: Option<Instant>,
 }
 
-impl Lag {
+impl CatchUp {
     /// Whether its owner is to wait, as of `now`: so many `records` have come to this client.
-    pub(crate) fn waits(&mut self, is_behind: bool, records: u64, now: Instant) -> bool {
-        if !is_behind {
+    pub(crate) fn should_wait(&mut self, has_newer: bool, records: u64, now: Instant) -> bool {
+        if !has_newer {
             self.0 = None;
             return false;
         }
         let begins = Reading { since: now, came_at: now, records, ended: None };
         let reading = self.0.get_or_insert(begins);
         if let Some(ended) = reading.ended {
-            if now.saturating_duration_since(ended) < (ended - reading.since) * AGAIN {
+            if now.saturating_duration_since(ended) < (ended - reading.since) * PAUSE_FACTOR {
                 return false;
             }
             *reading = begins;
@@ -120,7 +120,7 @@ impl Lag {
 
 impl Reading {
     fn until(&self) -> Instant {
-        (self.came_at + CATCH_UP).min(self.since + MOST)
+        (self.came_at + CATCH_UP).min(self.since + CATCH_UP_MAX)
     }
 }
 
@@ -135,21 +135,21 @@ mod tests {
 
     #[test]
     fn an_owner_waits_a_tenth_of_the_time_for_a_broker_that_does_not_go_on() {
-        let (mut lag, at) = (Lag::default(), clock());
-        assert!(!lag.waits(false, 7, at(0)) && lag.until().is_none());
-        assert!(lag.waits(true, 7, at(0)) && lag.waits(true, 7, at(99)));
-        assert_eq!(lag.until(), Some(at(100)));
-        assert!(!lag.waits(true, 7, at(100)) && lag.until().is_none());
-        assert!(!lag.waits(true, 8, at(1099)));
-        assert!(lag.waits(true, 8, at(1100)) && !lag.waits(true, 8, at(1200)));
-        assert!(!lag.waits(false, 8, at(1201)) && lag.waits(true, 8, at(1202)), "another time");
+        let (mut catch_up, at) = (CatchUp::default(), clock());
+        assert!(!catch_up.should_wait(false, 7, at(0)) && catch_up.until().is_none());
+        assert!(catch_up.should_wait(true, 7, at(0)) && catch_up.should_wait(true, 7, at(99)));
+        assert_eq!(catch_up.until(), Some(at(100)));
+        assert!(!catch_up.should_wait(true, 7, at(100)) && catch_up.until().is_none());
+        assert!(!catch_up.should_wait(true, 8, at(1099)));
+        assert!(catch_up.should_wait(true, 8, at(1100)) && !catch_up.should_wait(true, 8, at(1200)));
+        assert!(!catch_up.should_wait(false, 8, at(1201)) && catch_up.should_wait(true, 8, at(1202)), "another time");
     }
 
     #[test]
     fn an_owner_waits_longer_while_messages_come_but_not_for_ever() {
-        let (mut lag, at) = (Lag::default(), clock());
-        let ends = (0..).find(|n| !lag.waits(true, *n, at(n * 50))).expect("an end");
+        let (mut catch_up, at) = (CatchUp::default(), clock());
+        let ends = (0..).find(|n| !catch_up.should_wait(true, *n, at(n * 50))).expect("an end");
         assert_eq!(ends * 50, 2_000);
-        assert!(!lag.waits(true, 0, at(21_999)) && lag.waits(true, 0, at(22_000)));
+        assert!(!catch_up.should_wait(true, 0, at(21_999)) && catch_up.should_wait(true, 0, at(22_000)));
     }
 }

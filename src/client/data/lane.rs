@@ -198,7 +198,7 @@ impl LaneProducer {
         names: &mut Names,
     ) -> (usize, Result<(), Violation>) {
         let consumed = self.producer.look().unwrap_or(u64::MAX);
-        let mut numbers = names.go_on(consumed, &mut self.topics, &mut self.refused);
+        let mut numbers = names.renumber(consumed, &mut self.topics, &mut self.refused);
         let (unknown, taken) = self.resends.take_from(&mut self.producer, &mut numbers);
         let LaneProducer { producer, space, data, bells, slot_size, max_message_size, .. } = next;
         (self.producer, self.space, self.data, self.bells, self.session) = (producer, space, data, bells, session);

@@ -25,7 +25,7 @@ pub(crate) struct NameRef {
     /// Its number in that session.
     pub(crate) number: u32,
     pub(crate) session: u64,
-    /// The sequence number of its last message, before it was held.
+    /// The sequence number of its last message, before this use.
     pub(crate) past: u64,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct TopicNumber {
 }
 
 #[derive(Debug)]
-struct Held {
+struct Entry {
     id: u64,
     name: Topic,
     number: u32,
@@ -48,12 +48,12 @@ struct Held {
     used: u64,
     past: u64,
     /// To be released as soon as there is room in the lane.
-    leaves: bool,
+    should_release: bool,
 }
 
-impl Held {
+impl Entry {
     fn is_idle(&self) -> bool {
-        self.users == 0 && !self.leaves
+        self.users == 0 && !self.should_release
     }
 }
 
@@ -96,9 +96,9 @@ impl Renumbering {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     by_name: HashMap<Topic, u32>,
-    places: Vec<Option<Held>>,
+    entries: Vec<Option<Entry>>,
     free: Vec<u32>,
-    leaving: Vec<u32>,
+    to_release: Vec<u32>,
     idle: usize,
     retired: VecDeque<Retired>,
     /// The last sequence numbers of released topics.
@@ -113,29 +113,29 @@ pub(crate) struct Names {
 
 impl Names {
     /// One more user of `name`, if it is held and the present broker has not refused it.
-    pub(crate) fn find(&mut self, name: &str, session: u64) -> Option<NameRef> {
+    pub(crate) fn add_user(&mut self, name: &str, session: u64) -> Option<NameRef> {
         let at = *self.by_name.get(name)?;
-        let held = self.places[at as usize].as_mut().filter(|held| held.number != NONE)?;
-        self.idle -= usize::from(held.is_idle());
-        held.users += 1;
-        held.leaves = false;
+        let entry = self.entries[at as usize].as_mut().filter(|entry| entry.number != NONE)?;
+        self.idle -= usize::from(entry.is_idle());
+        entry.users += 1;
+        entry.should_release = false;
         self.clock += 1;
-        held.used = self.clock;
-        Some(NameRef { at, id: held.id, number: held.number, session, past: held.past })
+        entry.used = self.clock;
+        Some(NameRef { at, id: entry.id, number: entry.number, session, past: entry.past })
     }
 
     /// One user less. `keep`: the name is likely to be used again.
-    pub(crate) fn leave(&mut self, place: NameRef, keep: bool) {
-        let Some(held) = self.places.get_mut(place.at as usize).and_then(Option::as_mut) else { return };
-        if held.id != place.id {
+    pub(crate) fn remove_user(&mut self, name: NameRef, keep: bool) {
+        let Some(entry) = self.entries.get_mut(name.at as usize).and_then(Option::as_mut) else { return };
+        if entry.id != name.id {
             return;
         }
-        held.users -= 1;
-        if held.users == 0 && keep {
+        entry.users -= 1;
+        if entry.users == 0 && keep {
             self.idle += 1;
-        } else if held.users == 0 {
-            held.leaves = true;
-            self.leaving.push(place.at);
+        } else if entry.users == 0 {
+            entry.should_release = true;
+            self.to_release.push(name.at);
         }
     }
 
@@ -144,68 +144,68 @@ impl Names {
     pub(crate) fn granted(&mut self, name: Topic, number: u32) {
         let known = self.by_name.get(&name).copied();
         if let Some(at) = known
-            && let Some(held) = self.places[at as usize].as_mut().filter(|held| held.number == NONE)
+            && let Some(entry) = self.entries[at as usize].as_mut().filter(|entry| entry.number == NONE)
         {
-            held.number = number;
+            entry.number = number;
             return;
         }
-        self.hold(name, number, known.is_some());
+        self.insert(name, number, known.is_some());
     }
 
-    fn hold(&mut self, name: Topic, number: u32, leaves: bool) {
+    fn insert(&mut self, name: Topic, number: u32, should_release: bool) {
         let at = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            (self.places.len() - 1) as u32
+            self.entries.push(None);
+            (self.entries.len() - 1) as u32
         });
         self.last_id += 1;
         self.clock += 1;
         let past = self.past.get(&name).copied().unwrap_or(self.past_max);
-        if leaves {
-            self.leaving.push(at);
+        if should_release {
+            self.to_release.push(at);
         } else {
             self.idle += 1;
             self.by_name.insert(name.clone(), at);
         }
         let (id, used) = (self.last_id, self.clock);
-        self.places[at as usize] = Some(Held { id, name, number, users: 0, used, past, leaves });
+        self.entries[at as usize] = Some(Entry { id, name, number, users: 0, used, past, should_release });
     }
 
     /// A name to release: one without users that is not to be kept, or, beyond `kept` of these, the one that was
     /// used longest ago. Its place, its id and its number.
     pub(crate) fn next_to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
-        while let Some(at) = self.leaving.last() {
-            match self.places[*at as usize].as_ref().filter(|held| held.leaves) {
-                Some(held) => return Some((*at, held.id, held.number)),
-                None => _ = self.leaving.pop(),
+        while let Some(at) = self.to_release.last() {
+            match self.entries[*at as usize].as_ref().filter(|entry| entry.should_release) {
+                Some(entry) => return Some((*at, entry.id, entry.number)),
+                None => _ = self.to_release.pop(),
             }
         }
         if self.idle <= kept {
             return None;
         }
-        let held = self.places.iter().enumerate().filter_map(|(at, held)| Some((at, held.as_ref()?)));
-        let (at, held) = held.filter(|(_, held)| held.is_idle()).min_by_key(|(_, held)| held.used)?;
-        Some((at as u32, held.id, held.number))
+        let entry = self.entries.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?)));
+        let (at, entry) = entry.filter(|(_, entry)| entry.is_idle()).min_by_key(|(_, entry)| entry.used)?;
+        Some((at as u32, entry.id, entry.number))
     }
 
     /// It is released: the lane has the record. `seq` is the last sequence number, `end` and `consumed` are cells of
     /// the lane.
     pub(crate) fn released(&mut self, at: u32, seq: Option<u64>, end: u64, consumed: u64) {
-        let Some(held) = self.places[at as usize].take() else { return };
-        self.idle -= usize::from(held.is_idle());
+        let Some(entry) = self.entries[at as usize].take() else { return };
+        self.idle -= usize::from(entry.is_idle());
         self.free.push(at);
-        if self.by_name.get(&held.name) == Some(&at) {
-            self.by_name.remove(&held.name);
+        if self.by_name.get(&entry.name) == Some(&at) {
+            self.by_name.remove(&entry.name);
         }
         if let Some(seq) = seq.filter(|seq| *seq > 0) {
             if self.past.len() >= MOST_PAST {
                 self.past_max = self.past.drain().map(|(_, seq)| seq).fold(self.past_max, u64::max);
             }
-            let past = self.past.entry(held.name.clone()).or_default();
+            let past = self.past.entry(entry.name.clone()).or_default();
             *past = seq.max(*past);
         }
         self.consumed(consumed);
-        if held.number != NONE && end > consumed {
-            self.retired.push_back(Retired { id: held.id, name: held.name, number: held.number, end });
+        if entry.number != NONE && end > consumed {
+            self.retired.push_back(Retired { id: entry.id, name: entry.name, number: entry.number, end });
         }
     }
 
@@ -223,8 +223,8 @@ impl Names {
 
     /// All names that are requested from another broker, each with its id.
     pub(crate) fn all(&self) -> impl Iterator<Item = (u64, &Topic)> {
-        let held = self.places.iter().flatten().map(|held| (held.id, &held.name));
-        held.chain(self.retired.iter().map(|retired| (retired.id, &retired.name)))
+        let entry = self.entries.iter().flatten().map(|entry| (entry.id, &entry.name));
+        entry.chain(self.retired.iter().map(|retired| (retired.id, &retired.name)))
     }
 
     /// The names are requested from another broker.
@@ -239,7 +239,7 @@ impl Names {
 
     /// The session goes on at the other broker, which has given these numbers. `consumed` are cells of the last lane.
     /// What the last broker had yet to hear of is released at this one.
-    pub(crate) fn go_on(
+    pub(crate) fn renumber(
         &mut self,
         consumed: u64,
         placed: &mut Vec<TopicNumber>,
@@ -256,26 +256,26 @@ impl Names {
             released.extend(number.map(|number| (retired.name, number)));
         }
         refused.clear();
-        placed.resize(self.places.len(), TopicNumber::default());
-        for (held, placed) in self.places.iter_mut().zip(placed) {
-            let Some(held) = held else { continue };
-            let number = match given.remove(&held.id) {
+        placed.resize(self.entries.len(), TopicNumber::default());
+        for (entry, placed) in self.entries.iter_mut().zip(placed) {
+            let Some(entry) = entry else { continue };
+            let number = match given.remove(&entry.id) {
                 Some(Ok(number)) => number,
                 Some(Err(error)) => {
-                    refused.insert(held.id, error);
+                    refused.insert(entry.id, error);
                     NONE
                 }
                 None => NONE,
             };
-            if held.number != NONE {
-                renumbering.add(held.number, Some(number).filter(|number| *number != NONE));
+            if entry.number != NONE {
+                renumbering.add(entry.number, Some(number).filter(|number| *number != NONE));
             }
-            held.number = number;
-            let seq = if placed.id == held.id { placed.seq } else { held.past };
-            *placed = TopicNumber { id: held.id, number, seq };
+            entry.number = number;
+            let seq = if placed.id == entry.id { placed.seq } else { entry.past };
+            *placed = TopicNumber { id: entry.id, number, seq };
         }
         for (name, number) in released {
-            self.hold(name, number, true);
+            self.insert(name, number, true);
         }
         renumbering
     }
@@ -285,10 +285,10 @@ impl Names {
         *self = Names { clock: self.clock, last_id: self.last_id, ..Names::default() };
     }
 
-    /// How many names are held.
+    /// How many names there are.
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.places.iter().flatten().count()
+        self.entries.iter().flatten().count()
     }
 }
 
@@ -317,17 +317,17 @@ mod tests {
         for (number, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
             names.granted(topic(name), number as u32);
         }
-        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| names.find(name, 0).unwrap());
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| names.add_user(name, 0).unwrap());
         assert_eq!(names.next_to_release(0), None);
-        [c, a, b].into_iter().for_each(|place| names.leave(place, true));
-        names.leave(d, false);
+        [c, a, b].into_iter().for_each(|place| names.remove_user(place, true));
+        names.remove_user(d, false);
         assert_eq!(release(&mut names, 2, 1), [d.number, a.number], "it was used first");
-        let (again, c) = (names.find("a", 0), names.find("c", 0).unwrap());
+        let (again, c) = (names.add_user("a", 0), names.add_user("c", 0).unwrap());
         assert!(again.is_none());
         assert_eq!(release(&mut names, 0, 1), [b.number], "one that is used stays");
-        names.leave(c, false);
+        names.remove_user(c, false);
         assert_eq!(
-            (names.find("c", 0).unwrap().id, names.next_to_release(0)),
+            (names.add_user("c", 0).unwrap().id, names.next_to_release(0)),
             (c.id, None),
             "found before it was released"
         );
@@ -338,10 +338,10 @@ mod tests {
         let mut names = Names::default();
         names.granted(topic("a"), 0);
         names.granted(topic("a"), 1);
-        let a = names.find("a", 0).unwrap();
+        let a = names.add_user("a", 0).unwrap();
         assert_eq!((a.number, release(&mut names, 9, 0)), (0, vec![1]));
-        names.leave(a, true);
-        assert_eq!((names.find("a", 0).unwrap().number, names.len()), (0, 1));
+        names.remove_user(a, true);
+        assert_eq!((names.add_user("a", 0).unwrap().number, names.len()), (0, 1));
     }
 
     #[test]
@@ -349,8 +349,8 @@ mod tests {
         let mut names = Names::default();
         let mut open = |name: &str, seq: u64| {
             names.granted(topic(name), 7);
-            let place = names.find(name, 0).unwrap();
-            names.leave(place, false);
+            let place = names.add_user(name, 0).unwrap();
+            names.remove_user(place, false);
             assert_eq!(release(&mut names, 9, place.past + seq), [7]);
             names.consumed(u64::MAX);
             place.past
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(names.next_to_release(0).map(|(at, ..)| names.released(at, Some(9), 20, 10)), Some(()));
         names.granted(topic("a"), 3);
         names.granted(topic("b"), 4);
-        let places = ["a", "b"].map(|name| names.find(name, 0).unwrap());
+        let places = ["a", "b"].map(|name| names.add_user(name, 0).unwrap());
         let mut placed = vec![TopicNumber { id: places[0].id, number: 3, seq: 44 }];
         let ids: Vec<_> = names.all().map(|(id, name)| (id, name.to_string())).collect();
         for (id, name) in ids {
@@ -384,15 +384,15 @@ mod tests {
             );
         }
         let mut refused = HashMap::new();
-        let mut numbers = names.go_on(10, &mut placed, &mut refused);
+        let mut numbers = names.renumber(10, &mut placed, &mut refused);
         assert_eq!(numbers.publish(3), Some(0));
         numbers.release(3);
         assert_eq!((numbers.publish(3), numbers.publish(4), numbers.publish(9)), (Some(1), None, None));
         assert_eq!((placed[0].number, placed[0].seq, placed[1].number), (1, 44, NONE));
-        assert!(refused.contains_key(&places[1].id) && names.find("b", 1).is_none());
+        assert!(refused.contains_key(&places[1].id) && names.add_user("b", 1).is_none());
         assert_eq!(names.next_to_release(9).unwrap().2, 0, "the one that is gone is released there, too");
         // There is room again.
         names.granted(topic("b"), 8);
-        assert_eq!(names.find("b", 1).map(|place| (place.id, place.number)), Some((places[1].id, 8)));
+        assert_eq!(names.add_user("b", 1).map(|place| (place.id, place.number)), Some((places[1].id, 8)));
     }
 }

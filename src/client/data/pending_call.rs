@@ -116,8 +116,8 @@ impl PendingCall {
         if state.first.is_none() {
             state.owed += std::mem::take(&mut state.partial_cells);
         }
-        let give = if state.end.is_none() && state.owed >= step { std::mem::take(&mut state.owed) } else { 0 };
-        (found, give)
+        let credit = if state.end.is_none() && state.owed >= step { std::mem::take(&mut state.owed) } else { 0 };
+        (found, credit)
     }
 
     /// How much credit is to be given back though nothing is taken.
@@ -126,7 +126,7 @@ impl PendingCall {
         if state.owed >= step { std::mem::take(&mut state.owed) } else { 0 }
     }
 
-    pub(crate) fn owe(&self, cells: u32) {
+    pub(crate) fn add_owed(&self, cells: u32) {
         lock(&self.0).owed += cells;
     }
 

@@ -215,11 +215,11 @@ impl SubscriptionQueue {
 
     /// Messages that are being put together are next to be taken: their room is given back by `give`, with what is
     /// `owed` for others; or that alone, from a `step` on. Returns whether it is given.
-    pub(crate) fn return_credit_ahead(&self, owed: u32, step: u32, give: impl FnOnce(u32) -> bool) -> bool {
+    pub(crate) fn return_credit_ahead(&self, owed: u32, step: u32, return_credit: impl FnOnce(u32) -> bool) -> bool {
         let mut state = lock(&self.state);
         let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
         let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
-        if (cells == 0 && owed < step) || !give(owed + cells) {
+        if (cells == 0 && owed < step) || !return_credit(owed + cells) {
             return false;
         }
         state.unused = 0;

@@ -2,7 +2,7 @@
 
 use super::wait;
 use crate::client::connection::control_request::start;
-use crate::client::connection::hold::{self, Hold};
+use crate::client::connection::interning::{self, InternedName};
 use crate::client::connection::shared::Connection;
 use crate::client::error::Result;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
@@ -24,8 +24,8 @@ fn ask_until(
 }
 
 /// A use of a topic. `keep`: its number stays for a while when it has no users.
-pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<Hold> {
-    hold(connection, InternKind::Topic, name, keep, || None)
+pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<InternedName> {
+    intern(connection, InternKind::Topic, name, keep, || None)
 }
 
 /// A use of a service.
@@ -33,50 +33,50 @@ pub(crate) fn service(
     connection: &Arc<Connection>,
     name: &str,
     deadline: impl FnOnce() -> Option<Instant>,
-) -> Result<Hold> {
-    hold(connection, InternKind::Service, name, true, deadline)
+) -> Result<InternedName> {
+    intern(connection, InternKind::Service, name, true, deadline)
 }
 
 #[inline]
-fn hold(
+fn intern(
     connection: &Arc<Connection>,
     kind: InternKind,
     name: &str,
     keep: bool,
     deadline: impl FnOnce() -> Option<Instant>,
-) -> Result<Hold> {
-    match hold::existing(connection, kind, name, keep)? {
-        Some(held) => Ok(held),
-        None => hold_new(connection, kind, name, keep, deadline()),
+) -> Result<InternedName> {
+    match interning::existing(connection, kind, name, keep)? {
+        Some(interned) => Ok(interned),
+        None => intern_new(connection, kind, name, keep, deadline()),
     }
 }
 
 #[cold]
-fn hold_new(
+fn intern_new(
     connection: &Arc<Connection>,
     kind: InternKind,
     name: &str,
     keep: bool,
     deadline: Option<Instant>,
-) -> Result<Hold> {
+) -> Result<InternedName> {
     let mut is_last = false;
     loop {
-        let reply = ask_until(connection, deadline, hold::intern_request(connection, kind, name)?)?;
-        if !hold::is_interned(connection, kind, &reply, is_last)? {
+        let reply = ask_until(connection, deadline, interning::intern_request(connection, kind, name)?)?;
+        if !interning::is_interned(connection, kind, &reply, is_last)? {
             is_last = true;
-            for _ in 0..hold::RELEASE_POLLS {
-                if hold::are_releases_consumed(connection, kind) {
+            for _ in 0..interning::RELEASE_POLLS {
+                if interning::are_releases_consumed(connection, kind) {
                     break;
                 }
-                let until = Instant::now() + hold::RELEASE_POLL;
+                let until = Instant::now() + interning::RELEASE_POLL;
                 let until = deadline.map_or(until, |deadline| deadline.min(until));
                 match wait::for_bell(connection, Some(until), || None::<()>) {
                     Err(error) if !error.is_timeout() => return Err(error),
                     _ => {}
                 }
             }
-        } else if let Some(held) = hold::existing(connection, kind, name, keep)? {
-            return Ok(held);
+        } else if let Some(interned) = interning::existing(connection, kind, name, keep)? {
+            return Ok(interned);
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::client::connection::calls;
 use crate::client::connection::dispatch;
 use crate::client::connection::frames;
-use crate::client::connection::hold;
+use crate::client::connection::interning;
 use crate::client::connection::link::{NextAction, SocketEvent};
 use crate::client::connection::reader::{Reader, SPIN_MAX, SPIN_MIN};
 use crate::client::connection::shared::{Connection, WaitStrategy};
@@ -27,13 +27,13 @@ pub(crate) enum WaitFor {
 pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> NextAction {
     connection.express().place_deferred();
     calls::place_cancels(connection);
-    hold::release_unused(connection);
+    interning::release_unused(connection);
     if reader.has_resends {
         // If there is no space now, a bell says when there is.
         reader.has_resends = !resend(connection);
     }
     if attempts::is_restored(&reader.link, connection) {
-        return restore::go_on(reader, connection);
+        return restore::complete(reader, connection);
     }
     attempts::step(&mut reader.link, connection)
 }
@@ -50,9 +50,9 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
         WaitStrategy::Busy => {
             if !reader.poll() {
                 if reader.egress.unpublished() > 0 {
-                    reader.give_back();
+                    reader.publish_consumed();
                 }
-                look_at_bells(reader, connection, Some(Duration::ZERO));
+                poll_bells(reader, connection, Some(Duration::ZERO));
             }
             return true;
         }
@@ -70,13 +70,13 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
         }
         WaitStrategy::Adaptive | WaitStrategy::Block => {}
     }
-    if !reader.arm(&connection.behind) {
+    if !reader.arm(&connection.backlog) {
         return false;
     }
     let slept = Instant::now();
     let until = deadline.into_iter().chain(due).min();
     let left = until.map(|until| until.saturating_duration_since(slept));
-    look_at_bells(reader, connection, left);
+    poll_bells(reader, connection, left);
     reader.data.disarm();
     if wait_for == WaitFor::Record {
         // What came soon after we gave up says that spinning longer would have paid.
@@ -86,7 +86,7 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
     true
 }
 
-pub(crate) fn look_at_bells(reader: &mut Reader, connection: &Connection, timeout: Option<Duration>) {
+pub(crate) fn poll_bells(reader: &mut Reader, connection: &Connection, timeout: Option<Duration>) {
     match reader.bells.wait(timeout) {
         Ok(woken) => {
             if woken.socket {

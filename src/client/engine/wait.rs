@@ -21,20 +21,20 @@ use std::time::{Duration, Instant};
 pub(crate) struct Leader<'a> {
     // In this order: the role is free before the followers are woken.
     pub(crate) reader: MutexGuard<'a, Reader>,
-    _passes_on: PassesOn<'a>,
+    _wakes_followers: WakesFollowers<'a>,
 }
 
 impl<'a> Leader<'a> {
     pub(crate) fn new(reader: MutexGuard<'a, Reader>, connection: &'a Connection) -> Leader<'a> {
-        Leader { reader, _passes_on: PassesOn(connection) }
+        Leader { reader, _wakes_followers: WakesFollowers(connection) }
     }
 }
 
-struct PassesOn<'a>(&'a Connection);
+struct WakesFollowers<'a>(&'a Connection);
 
-impl Drop for PassesOn<'_> {
+impl Drop for WakesFollowers<'_> {
     fn drop(&mut self) {
-        pass_on(self.0);
+        wake_followers(self.0);
     }
 }
 
@@ -158,7 +158,7 @@ fn read<T>(
             if let Some(found) = ready(Some(reader)) {
                 return Ok(found);
             }
-            pass_on(connection);
+            wake_followers(connection);
             continue;
         }
         if let Some(closed) = connection.closed() {
@@ -169,13 +169,13 @@ fn read<T>(
                 return Err(Kind::Timeout.into());
             }
             // A thread that never sleeps must notice the socket, too.
-            turn::look_at_bells(reader, connection, Some(Duration::ZERO));
+            turn::poll_bells(reader, connection, Some(Duration::ZERO));
             turn::step(reader, connection);
             continue;
         }
         if turn::wait(reader, connection, target, deadline) {
             // The bell may be another thread's: a lane may have space.
-            pass_on(connection);
+            wake_followers(connection);
         }
     }
 }
@@ -199,7 +199,7 @@ fn follow<T>(connection: &Connection, seen: u64, deadline: Option<Instant>) -> O
 }
 
 /// The reader has sorted something, or leaves: the others look.
-pub(crate) fn pass_on(connection: &Connection) {
+pub(crate) fn wake_followers(connection: &Connection) {
     fence(Site::Wake);
     if connection.followers.load(Ordering::SeqCst) > 0 {
         *lock(&connection.turns) += 1;
@@ -208,7 +208,7 @@ pub(crate) fn pass_on(connection: &Connection) {
 }
 
 /// Sorts what has arrived, without waiting.
-pub(crate) fn sort_now(connection: &Connection) {
+pub(crate) fn sort_pending(connection: &Connection) {
     if !connection.is_ours() {
         return;
     }
@@ -226,10 +226,10 @@ pub(crate) fn drive(connection: &Connection) -> NextAction {
     }
     let Some(mut lead) = try_lead(connection) else { return NextAction::Changed };
     let reader = &mut lead.reader;
-    turn::look_at_bells(reader, connection, Some(Duration::ZERO));
+    turn::poll_bells(reader, connection, Some(Duration::ZERO));
     let mut step = turn::step(reader, connection);
     while dispatch::sort(reader, connection) > 0 {}
-    if !reader.arm(&connection.behind) {
+    if !reader.arm(&connection.backlog) {
         step = NextAction::Changed;
     }
     drop(lead);
@@ -245,7 +245,7 @@ pub(crate) fn drive(connection: &Connection) -> NextAction {
 pub(crate) fn check_link(connection: &Connection) {
     let Some(mut lead) = try_lead(connection) else { return };
     let reader = &mut lead.reader;
-    turn::look_at_bells(reader, connection, Some(Duration::ZERO));
+    turn::poll_bells(reader, connection, Some(Duration::ZERO));
     let _ = turn::step(reader, connection);
     let table = lock(&connection.table);
     if table.closed.is_none() {

@@ -66,12 +66,12 @@ pub(crate) fn restore(connection: &Connection, socket: Arc<UnixStream>, limits: 
 }
 
 /// Goes on at the new broker, now that all is there again.
-pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> NextAction {
+pub(crate) fn complete(reader: &mut Reader, connection: &Connection) -> NextAction {
     // What the last broker has delivered comes before anything of the new one.
     while dispatch::sort(reader, connection) > 0 {}
     let Some(mut bulk) = connection.bulk().try_claim() else { return NextAction::At(Instant::now() + LENT) };
     let last = reader.bells.clone();
-    let Some((segment, limits, greeted)) = reader.link.go_on(&|bells: ClientBells| bells.into()) else {
+    let Some((segment, limits, greeted)) = reader.link.resume(&|bells: ClientBells| bells.into()) else {
         return NextAction::Rest;
     };
     reader.bells = reader.link.bells();
@@ -121,12 +121,12 @@ pub(crate) fn go_on(reader: &mut Reader, connection: &Connection) -> NextAction 
     if let Err(violation) = taken {
         table.close(broken(violation).into());
     }
-    connection.behind.renew(segment.newer());
+    connection.backlog.renew(segment.newer());
     reader.renew(segment, egress);
     connection.set_id(greeted.connection);
-    connection.nest.take(&last);
+    connection.epoll.take(&last);
     // Without it an event loop of the user's own is not woken; all other waits are.
-    let _ = connection.nest.put(&reader.bells);
+    let _ = connection.epoll.put(&reader.bells);
     {
         let mut control = lock(&connection.control);
         control.resume_deferred();

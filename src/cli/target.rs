@@ -145,18 +145,18 @@ impl BrokerTarget {
     /// # Errors
     ///
     /// If there is no broker, or it refuses the connection.
-    pub(super) fn connect_to_stay(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
+    pub(super) fn connect_persistent(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Client, Failure> {
         let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
         let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
-        *staying() = Some(client.clone());
+        *persistent() = Some(client.clone());
         let events = client.events();
         // Any waiting thread restores the connection; without this thread no line says so.
-        let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || tell(events));
+        let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || report_states(events));
         Ok(client)
     }
 
     fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
-        let builder = self.unplaced(command, wait)?;
+        let builder = self.builder_without_socket(command, wait)?;
         Ok(match self.socket()? {
             // Root may ask any user's broker for its status: the request holds no data, and the reply is only printed.
             Some((path, option)) if command == "status" && geteuid().is_root() => {
@@ -173,7 +173,11 @@ impl BrokerTarget {
     /// # Errors
     ///
     /// If it is no name.
-    pub(super) fn unplaced(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
+    pub(super) fn builder_without_socket(
+        &self,
+        command: &str,
+        wait: impl Into<WaitStrategy>,
+    ) -> Result<Builder, Failure> {
         let builder = Client::builder().name(&format!("lapce-ipc-{command}"))?;
         Ok(builder.wait(wait.into()).trusted_uids(self.trusted.iter().copied()))
     }
@@ -190,21 +194,21 @@ impl BrokerTarget {
 }
 
 /// The connection of a command that stays.
-static STAYING: Mutex<Option<Client>> = Mutex::new(None);
+static PERSISTENT: Mutex<Option<Client>> = Mutex::new(None);
 
-fn staying() -> MutexGuard<'static, Option<Client>> {
-    STAYING.lock().unwrap_or_else(PoisonError::into_inner)
+fn persistent() -> MutexGuard<'static, Option<Client>> {
+    PERSISTENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says goodbye before the process ends, so that the broker does not count a lost connection.
-pub(super) fn say_goodbye() {
-    if let Some(client) = staying().take() {
+pub(super) fn close_connection() {
+    if let Some(client) = persistent().take() {
         client.close();
     }
 }
 
 /// Reports a lost connection once, and its return.
-fn tell(events: Events) {
+fn report_states(events: Events) {
     let mut is_lost = false;
     for state in events {
         match state {

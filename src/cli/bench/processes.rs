@@ -3,7 +3,7 @@
 use crate::cli::children::{Folder, Running};
 use crate::cli::failure::{Code, Failure};
 use crate::cli::options::Wait;
-use crate::cli::place::BrokerTarget;
+use crate::cli::target::BrokerTarget;
 use crate::client::Client;
 use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,7 +41,7 @@ impl Role {
 
 /// What a broker of our own is told besides the defaults, unless a file says it all.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Limits {
+pub(super) struct BrokerOptions {
     /// It takes so many connections.
     pub(super) connections: Option<u32>,
     /// Its endpoints are there.
@@ -50,24 +50,24 @@ pub(super) struct Limits {
 
 /// One of the other processes. It ends with its stdin, so also when we are killed; when this is dropped, and waited
 /// for.
-pub(super) struct Member {
+pub(super) struct Process {
     stdin: Option<ChildStdin>,
     lines: BufReader<ChildStdout>,
     running: Running,
 }
 
-impl Member {
-    fn start(role: Role, place: &BrokerTarget, wait: Wait, limits: Limits) -> Result<Member, Failure> {
+impl Process {
+    fn start(role: Role, target: &BrokerTarget, wait: Wait, limits: BrokerOptions) -> Result<Process, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("bench-part").arg(role.as_str()).args(["--wait", wait.as_str()]);
-        for (option, path) in [("--socket", &place.socket), ("--config", &place.config)] {
+        for (option, path) in [("--socket", &target.socket), ("--config", &target.config)] {
             if let Some(path) = path {
                 command.arg(option).arg(path);
             }
         }
-        for uid in &place.trusted {
+        for uid in &target.trusted {
             command.args(["--trust-uid", &uid.to_string()]);
         }
         if let Some(max) = limits.connections {
@@ -79,7 +79,7 @@ impl Member {
         let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).map_err(failed)?;
         let pipes = (running.child.stdin.take(), running.child.stdout.take());
         let (Some(stdin), Some(stdout)) = pipes else { return Err(failed(io::Error::other("no pipes"))) };
-        let mut member = Member { stdin: Some(stdin), lines: BufReader::new(stdout), running };
+        let mut member = Process { stdin: Some(stdin), lines: BufReader::new(stdout), running };
         match member.line() {
             Ok(_ready) => Ok(member),
             Err(error) => Err(failed(error)),
@@ -106,7 +106,7 @@ impl Member {
     }
 }
 
-impl Drop for Member {
+impl Drop for Process {
     fn drop(&mut self) {
         self.stdin = None;
         self.running.await_exit(Some(PATIENCE));
@@ -114,33 +114,33 @@ impl Drop for Member {
 }
 
 /// All of them.
-pub(super) struct Crew {
-    place: BrokerTarget,
+pub(super) struct Processes {
+    target: BrokerTarget,
     wait: Wait,
     /// They end in this order: clients, the broker, its folder.
-    pub(super) members: Vec<Member>,
-    broker: Option<Member>,
+    pub(super) clients: Vec<Process>,
+    broker: Option<Process>,
     _folder: Option<Folder>,
 }
 
-impl Crew {
+impl Processes {
     /// Starts a broker, unless a socket names one.
     ///
     /// # Errors
     ///
     /// If it does not start.
-    pub(super) fn new(place: &BrokerTarget, wait: Wait, limits: Limits) -> Result<Crew, Failure> {
-        let members = Vec::new();
-        if place.socket.is_some() {
-            return Ok(Crew { place: place.clone(), wait, members, broker: None, _folder: None });
+    pub(super) fn new(target: &BrokerTarget, wait: Wait, limits: BrokerOptions) -> Result<Processes, Failure> {
+        let clients = Vec::new();
+        if target.socket.is_some() {
+            return Ok(Processes { target: target.clone(), wait, clients, broker: None, _folder: None });
         }
         let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
-        let place = BrokerTarget { socket: Some(socket), ..place.clone() };
-        let broker = Member::start(Role::Broker, &place, wait, limits)?;
-        let place = BrokerTarget { config: None, ..place };
-        Ok(Crew { place, wait, members, broker: Some(broker), _folder: Some(folder) })
+        let target = BrokerTarget { socket: Some(socket), ..target.clone() };
+        let broker = Process::start(Role::Broker, &target, wait, limits)?;
+        let target = BrokerTarget { config: None, ..target };
+        Ok(Processes { target, wait, clients, broker: Some(broker), _folder: Some(folder) })
     }
 
     /// Starts another process.
@@ -149,7 +149,7 @@ impl Crew {
     ///
     /// If it does not start.
     pub(super) fn start(&mut self, role: Role) -> Result<(), Failure> {
-        self.members.push(Member::start(role, &self.place, self.wait, Limits::default())?);
+        self.clients.push(Process::start(role, &self.target, self.wait, BrokerOptions::default())?);
         Ok(())
     }
 
@@ -159,7 +159,7 @@ impl Crew {
     ///
     /// If the broker does not take us.
     pub(super) fn connect(&self) -> Result<Client, Failure> {
-        self.place.connect("bench", self.wait)
+        self.target.connect("bench", self.wait)
     }
 
     /// The process id of the benchmark's broker.
@@ -168,7 +168,7 @@ impl Crew {
     }
 
     /// The number of processes: this one, the broker, the others.
-    pub(super) fn processes(&self) -> usize {
-        2 + self.members.len()
+    pub(super) fn count(&self) -> usize {
+        2 + self.clients.len()
     }
 }

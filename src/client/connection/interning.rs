@@ -24,20 +24,20 @@ pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// A use of a name: while it exists, the number stays.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub(crate) struct InternedName {
     connection: Arc<Connection>,
     kind: InternKind,
-    pub(crate) place: NameRef,
+    pub(crate) name: NameRef,
     /// The name keeps its number for a while.
     keep: bool,
 }
 
-impl Drop for Hold {
+impl Drop for InternedName {
     fn drop(&mut self) {
         if !self.connection.is_ours() {
             return;
         }
-        names(&mut lock(&self.connection.table), self.kind).leave(self.place, self.keep);
+        names(&mut lock(&self.connection.table), self.kind).remove_user(self.name, self.keep);
         if !self.keep {
             release(&self.connection, self.kind, usize::MAX);
         }
@@ -59,12 +59,17 @@ fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
 }
 
 /// A use of a name, if the broker has given it a number already.
-pub(crate) fn existing(connection: &Arc<Connection>, kind: InternKind, name: &str, keep: bool) -> Result<Option<Hold>> {
+pub(crate) fn existing(
+    connection: &Arc<Connection>,
+    kind: InternKind,
+    name: &str,
+    keep: bool,
+) -> Result<Option<InternedName>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     let session = table.session;
-    let place = names(&mut table, kind).find(name, session);
-    Ok(place.map(|place| Hold { connection: connection.clone(), kind, place, keep }))
+    let found = names(&mut table, kind).add_user(name, session);
+    Ok(found.map(|name| InternedName { connection: connection.clone(), kind, name, keep }))
 }
 
 /// The control request for the number of a name. Room for it is made first.
@@ -87,19 +92,19 @@ pub(crate) fn intern_request(
 pub(crate) fn is_interned(
     connection: &Connection,
     kind: InternKind,
-    answer: &BrokerFrame,
+    reply: &BrokerFrame,
     is_last: bool,
 ) -> Result<bool> {
-    if matches!(answer, BrokerFrame::Interned { .. }) {
+    if matches!(reply, BrokerFrame::Interned { .. }) {
         return Ok(true);
     }
-    let is_limit = matches!(answer, BrokerFrame::Failed { code: FailedCode::Limit, .. });
+    let is_limit = matches!(reply, BrokerFrame::Failed { code: FailedCode::Limit, .. });
     // A release may be consumed at once, so that none is retired: there is room for all that.
     if is_limit && !is_last && (release(connection, kind, 0) || names(&mut lock(&connection.table), kind).has_retired())
     {
         return Ok(false);
     }
-    Err(unexpected_reply(answer))
+    Err(unexpected_reply(reply))
 }
 
 /// Whether the broker has consumed all releases.
