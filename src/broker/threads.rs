@@ -1,4 +1,7 @@
 //! Threads of actors, and what a system that has no more of them says.
+//!
+//! The system may refuse threads, descriptors and limits. They are requested where an error can be returned, which ends
+//! the process with a line that names what was refused. Libraries that panic instead are called only after a trial.
 
 use actix::Arbiter;
 use std::io;

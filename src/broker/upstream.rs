@@ -3,7 +3,7 @@
 //!
 //! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
 //! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
-//! time.
+//! time. The other side may offer only the services that its table names; the log has those that are late.
 //!
 //! An upstream is never given up unless its own table sets `max_restarts`. Two events end the delay before a dial: the
 //! socket appears at its path (`appearance`), and the command `lapce-ipc upstream dial`.

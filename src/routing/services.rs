@@ -3,6 +3,9 @@
 //! A responder that lets a deadline pass is *suspect*: it is chosen only when no other responder can take the call.
 //! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any
 //! reply clears the suspicion. So a responder that is stopped costs its service one call for each probe.
+//!
+//! There is no queue of requests: a responder states how many calls it takes at a time, and beyond that a request is
+//! rejected as overloaded. A second queue here would only hide that.
 
 #[cfg(test)]
 mod tests;

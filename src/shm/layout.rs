@@ -13,6 +13,17 @@
 //! control words and the three base windows fill exactly one page. Extensions are address space; pages appear in them
 //! only as far as the broker has leased them (the *window*).
 //!
+//! ```text
+//!  record: 1..k contiguous cells
+//!  ┌─────────┬────────────────┬────────────────────────────────────┐
+//!  │ tag     │ 7 header words │ payload, up to slot_size bytes     │
+//!  │ 8 bytes │ 56 bytes       │ 64 bytes of it fit into cell 1     │
+//!  └─────────┴────────────────┴────────────────────────────────────┘
+//! ```
+//!
+//! A base window holds one record of the largest size. So the router never splits a record, and a connection without a
+//! lease can send and receive everything.
+//!
 //! Words that different sides write never share a cache line. Each side keeps its own positions in private memory and
 //! only publishes them here; no side reads back what it has written itself.
 

@@ -15,6 +15,11 @@
 //!
 //! While there is no actor the gates work on by their last rules, and what is to be told waits in the queue. The next
 //! one asks the router for all gates and goes on.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `table` | the gates that the actor knows, and what it does to them; pure |
+//! | `told` | the log line and the event of a change |
 
 mod table;
 mod told;

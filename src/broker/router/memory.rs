@@ -2,6 +2,10 @@
 //!
 //! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back
 //! counts as leased until it is with the system again.
+//!
+//! A window doubles each time, by at most half of what is free in the budget. The extensions of a connection that has
+//! been idle for half a second are taken back; those in use then are looked at again with the audits. An audit compares
+//! the pages of each segment with its leases.
 
 use super::connection::CloseReason;
 use super::reclaim::{Reclaim, Reclaimer};

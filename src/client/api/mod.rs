@@ -1,4 +1,15 @@
 //! What users call.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `builder`, `client` | connecting; the handle of a connection |
+//! | `publish`, `loan` | publishing, also from messages that are written in place |
+//! | `subscription` | subscriptions |
+//! | `request` | requests and streams |
+//! | `serve`, `reply` | serving; a request as its responder sees it |
+//! | `events` | the state of the connection |
+//! | `operations` | operating the broker |
+//! | `listener` | programs that brokers dial |
 
 pub(crate) mod builder;
 pub(crate) mod client;

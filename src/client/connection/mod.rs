@@ -1,4 +1,14 @@
 //! What all handles of a connection share, and the operations on it that never wait.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `shared` | what all handles share, and the order of its locks |
+//! | `table` | the receivers of what arrives |
+//! | `reader`, `dispatch` | the consuming end of the egress ring; its records go to their receivers |
+//! | `link`, `frames` | the receiving half of the control socket; its frames go to their receivers |
+//! | `calls` | records of calls |
+//! | `hold` | topics and services in use |
+//! | `control_request` | control requests, and their end when a handle is dropped |
 
 pub(crate) mod calls;
 pub(crate) mod control_request;

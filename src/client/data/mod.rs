@@ -1,4 +1,15 @@
 //! The client's data: each file holds one idea with its rules, and none knows the connection.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `lane`, `resend_queue` | the producing end of a lane; messages that a dead broker had not consumed |
+//! | `names`, `dedup`, `id_hash` | numbers that stand for names; duplicates of re-sent messages; hashing of ids |
+//! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
+//! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
+//! | `incoming_call` | calls that this client serves |
+//! | `control_queue` | control requests, kept until their replies come |
+//! | `connection_state`, `limits` | the state of the connection for its user; the limits of the present broker |
+//! | `lock` | locks, deadlines and threads, as all rooms use them |
 
 pub(crate) mod call_options;
 pub(crate) mod connection_state;
