@@ -13,7 +13,7 @@
 //! | `peer` | credentials of the peer of a socket; the CPU of this thread |
 //! | `stdio` | whether stdin or stdout was closed at the start |
 //!
-//! The rules of the folder (design section 5): each side keeps its positions in private memory; what a peer may write
+//! The rules of the folder (R1 in `actors.md`): each side keeps its positions in private memory; what a peer may write
 //! is read once into a local, validated against private limits, and only the local is used; no `&[u8]` ever points into
 //! memory that a peer can write; there is no lock in shared memory.
 
