@@ -7,7 +7,7 @@
 //! | `reader`, `dispatch` | the consuming end of the egress ring; its records go to their receivers |
 //! | `link`, `frames` | the receiving half of the control socket; its frames go to their receivers |
 //! | `calls` | records of calls |
-//! | `hold` | topics and services in use |
+//! | `interning` | topics and services in use |
 //! | `control_request` | control requests, and their end when a handle is dropped |
 
 pub(crate) mod calls;
