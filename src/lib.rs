@@ -1,8 +1,8 @@
 //! A message broker for one machine: the isolation of a kernel socket at the speed of shared memory.
 //!
 //! The broker (`ipc_server_main`) runs beside an editor and carries messages between editor, AI engines, language
-//! tools and plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the broker and
-//! only.
+//! tools and plugins: publish and subscribe, requests, streamed replies. Each client shares memory with the
+//! broker, and with no other process.
 //!
 //! ```no_run
 //! use lapce_ipc::client::Client;

@@ -6,19 +6,20 @@ use lapce_ipc::client::{Client, DeliveryPolicy, SubscribeOptions};
 use std::time::{Duration, Instant};
 use support::{Broker, DEADLINE, wait_until};
 
-/// How often something is done: longer runs are asked for by an environment variable.
-fn rounds(variable: &str, usual: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+/// How often something is done. An environment variable asks for longer runs, which the fixture does not limit.
+fn rounds(broker: &mut Broker, variable: &str, usual: u32) -> u32 {
+    let asked = std::env::var(variable).ok().map(|text| text.parse().expect("a number"));
+    if asked.is_some() {
+        broker.without_limit();
+    }
+    asked.unwrap_or(usual)
 }
 
 /// `LAPCE_IPC_AUDIT_ROUNDS=400 cargo test --test bursts` runs for five minutes.
 #[test]
 fn honest_clients_in_bursts_pass_audits_every_ten_milliseconds() {
     let mut broker = Broker::start_with(&[("shared_memory.audit_interval_ms", "10")]);
-    let rounds = rounds("LAPCE_IPC_AUDIT_ROUNDS", 4);
-    if rounds > 20 {
-        broker.without_limit();
-    }
+    let rounds = rounds(&mut broker, "LAPCE_IPC_AUDIT_ROUNDS", 4);
     let clients: Vec<Client> = (0..100).map(|_| broker.client()).collect();
     for _ in 0..rounds {
         std::thread::scope(|scope| {
@@ -54,11 +55,12 @@ fn with(policy: DeliveryPolicy) -> SubscribeOptions {
 
 /// Bursts of small messages to a subscriber that waits for them.
 fn bursts_are_whole(policy: DeliveryPolicy) {
-    let broker = Broker::start();
+    let mut broker = Broker::start();
+    let rounds = rounds(&mut broker, "LAPCE_IPC_BURSTS", 10);
     let (client, other) = (broker.client(), broker.client());
     let mut subscription = client.subscribe_with("t", with(policy)).expect("a subscription");
     let publisher = other.publisher("t").expect("a publisher");
-    for round in 0..rounds("LAPCE_IPC_BURSTS", 10) {
+    for round in 0..rounds {
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| {
                 for number in 0..BURST {
@@ -103,9 +105,10 @@ fn sub_prints_each_message_of_a_burst_into_a_file() {
 
 #[test]
 fn sub_prints_each_message_of_small_bursts_with_each_policy() {
-    let broker = Broker::start();
+    let mut broker = Broker::start();
+    let rounds = rounds(&mut broker, "LAPCE_IPC_BURSTS", 5);
     for policy in ["block", "drop-oldest", "drop-newest"] {
-        for _ in 0..rounds("LAPCE_IPC_BURSTS", 5) {
+        for _ in 0..rounds {
             let mut sub = broker.spawn(&["sub", "q.x", "--count", "500", "--policy", policy]);
             sub.wait_for("subscribed");
             assert!(broker.run(&["pub", "q.x", "hello", "--count", "500"]).status.success());

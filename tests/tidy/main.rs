@@ -84,6 +84,7 @@ const CIRCLES: &[(&str, usize, &str)] = &[("broker", 8, "to be untied")];
 
 /// Lines that a file under `src/` may have.
 const LINES_MAX: usize = 500;
+const ARCHITECTURE_LINES_MAX: usize = 400;
 /// Columns that a line of code may have.
 const COLUMNS_MAX: usize = 120;
 
@@ -92,7 +93,7 @@ const RULES: &[Rule] = &[
     Rule { name: "crates", applies: |file| file.in_src(), check: crates },
     Rule { name: "unsafe", applies: |file| file.is_rust() && !file.path.starts_with("src/shm/"), check: no_unsafe },
     Rule { name: "atomics", applies: |file| file.in_src(), check: atomics },
-    Rule { name: "lines", applies: |file| file.in_src(), check: lines },
+    Rule { name: "lines", applies: |file| file.in_src() || file.path == "actors.md", check: lines },
     Rule { name: "text", applies: |_| true, check: text },
     Rule { name: "unfinished", applies: |file| file.is_rust(), check: unfinished },
     Rule { name: "hosts", applies: |_| true, check: hosts },
@@ -178,10 +179,11 @@ fn atomics(file: &File) -> Vec<Finding> {
 
 fn lines(file: &File) -> Vec<Finding> {
     let count = file.text.lines().count();
-    if count <= LINES_MAX {
+    let max = if file.path == "actors.md" { ARCHITECTURE_LINES_MAX } else { LINES_MAX };
+    if count <= max {
         return Vec::new();
     }
-    vec![(count, format!("{count} lines are more than {LINES_MAX}: one idea per file, or a reason in EXEMPT"))]
+    vec![(count, format!("{count} lines are more than {max}: one idea per file, or a reason in EXEMPT"))]
 }
 
 fn text(file: &File) -> Vec<Finding> {
