@@ -298,7 +298,7 @@ fn impossible_values() {
     );
     refused(
         "logging.level = \"info,loud\"",
-        "config.toml:1:17: logging.level: \"info,loud\" has \"loud\", which is no level and no MODULE=LEVEL",
+        "config.toml:1:17: logging.level: \"info,loud\" has \"loud\", which is neither a level nor MODULE=LEVEL",
     );
     refused(
         "health_server.require_token = \"maybe\"",

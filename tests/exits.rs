@@ -117,7 +117,7 @@ fn who_is_no_broker_is_told_from_none() {
         }
     });
     let told = run(LAPCE_IPC, &["--socket", path.to_str().unwrap(), "request", "echo", "hi"], &[]);
-    fails_with(&told, 76, &["the broker broke the protocol"]);
+    fails_with(&told, 76, &["protocol violation by the broker"]);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_socket_that_we_may_not_open_is_no_absent_broker() {
     let mut ask = command(lapce_ipc.to_str().unwrap());
     ask.uid(NOBODY).gid(NOBODY).current_dir("/").arg("--socket").arg(&path).args(["request", "echo", "hi"]);
     let told = output(ask, b"");
-    fails_with(&told, 77, &[&format!("error: the socket {} cannot be opened: permission denied", path.display())]);
+    fails_with(&told, 77, &[&format!("error: cannot open the socket {}: permission denied", path.display())]);
     assert!(!stderr(&told).contains("start a broker"), "{}", stderr(&told));
 }
 

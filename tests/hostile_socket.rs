@@ -157,7 +157,7 @@ fn another_version_is_a_clear_error_on_both_sides() {
     });
     let error = Client::builder().socket(&path).connect().expect_err("a version that we do not speak");
     assert!(error.is_version_mismatch(), "{error:?}");
-    assert_eq!(error.to_string(), "the broker speaks version 99 of the protocol, this client 1");
+    assert_eq!(error.to_string(), "protocol version mismatch: broker 99, client 1");
     broker.join().expect("the broker of the future");
 }
 
@@ -573,7 +573,7 @@ fn a_broker_of_another_user_is_not_trusted_unless_told_to() {
     broker.wait_for("hint:");
     let error = Client::builder().socket(&socket).connect().expect_err("another's broker");
     assert!(error.is_not_allowed(), "{error:?}");
-    assert!(error.to_string().ends_with("runs as user 65534, which is neither ours, nor root, nor trusted"), "{error}");
+    assert!(error.to_string().ends_with("runs as user 65534, which is not trusted"), "{error}");
     let client = Client::builder().socket(&socket).trusted_uids([NOBODY]).connect().expect("we were told to");
     assert_eq!(client.request("echo", "hi").expect("the echo"), b"hi");
     // Nothing was said to it before: it knows of one connection only.

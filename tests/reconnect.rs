@@ -279,7 +279,7 @@ fn the_command_line_comes_back_and_says_so() {
     assert!(broker.run(&["pub", "news", "one"]).status.success());
     for process in [&mut sub, &mut reply] {
         process.wait_for("connection lost; reconnecting");
-        process.wait_for("connected again");
+        process.wait_for("reconnected");
     }
     assert!(broker.run(&["pub", "news", "two"]).status.success());
     assert_eq!(sub.code(), 0);

@@ -220,7 +220,7 @@ fn the_command_line_outlives_its_broker() {
     assert_eq!(support::code(&broker.run(&["request", "mirror", "hi"])), 69, "who asks once does not wait");
     broker.start_again();
     for process in [&mut sub, &mut reply] {
-        process.wait_for("connected again");
+        process.wait_for("reconnected");
     }
     assert_eq!(broker.run(&["request", "mirror", "hi"]).stdout, b"hi\n");
     assert!(broker.run(&["pub", "news", "two"]).status.success());

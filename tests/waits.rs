@@ -369,7 +369,7 @@ fn connecting_takes_no_longer_than_it_may() {
         move || builder.connect()
     })
     .unwrap_err();
-    assert!(error.is_disconnected() && error.to_string().contains("does not answer"), "{error}");
+    assert!(error.is_disconnected() && error.to_string().contains("does not respond"), "{error}");
     let waiting = besiege(&broker);
     let error = ends("connecting", move || builder.connect()).unwrap_err();
     assert!(error.is_unreachable() && !error.is_no_broker(), "{error}");

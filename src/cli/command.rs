@@ -99,7 +99,7 @@ impl Program {
                     }
                 }
                 Ok(read) if reply.len() + read > max => {
-                    return failed(request, format!("the reply is larger than max_message_size, {max} bytes"));
+                    return failed(request, format!("reply larger than max_message_size, {max} bytes"));
                 }
                 Ok(read) => reply.extend_from_slice(&chunk[..read]),
                 Err(error) => return failed(request, format!("cannot exchange data with {}: {error}", self.shown())),

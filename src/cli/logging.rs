@@ -90,11 +90,11 @@ impl Log for Levels {
 ///
 /// If there can be no thread.
 pub(super) fn queued_stderr() -> Result<(), Failure> {
-    stderr::start(|count| stderr::write(format!("{count} lines dropped here\n").as_bytes())).map_err(no_thread)
+    stderr::start(|count| stderr::write(format!("{count} lines dropped\n").as_bytes())).map_err(no_thread)
 }
 
 fn no_thread(error: io::Error) -> Failure {
-    Failure::new(Code::Unavailable, format!("cannot start the thread of stderr: {error}"))
+    Failure::new(Code::Unavailable, format!("cannot start a thread for stderr: {error}"))
 }
 
 /// The logger's target: it writes each line in one piece.

@@ -1,13 +1,12 @@
 //! The command line: `ipc_server_main` and `lapce-ipc`. Layer 4; it may use everything below.
 //!
-//! Data goes to stdout, everything else to stderr; a reader that has had enough is no error. What a command cannot do
-//! is a `Failure`: an exit code that scripts can rely on, a line `error: …`, and where one helps, a
-//! line `hint: …`.
+//! Data goes to stdout, everything else to stderr; a closed reader is no error. A failed command returns a `Failure`:
+//! an exit code that scripts can rely on, a line `error: …`, and often a line `hint: …`.
 //!
 //! | file | idea |
 //! |---|---|
 //! | `args`, `options` | the commands; options that several share |
-//! | `target` | which broker is meant; the configuration |
+//! | `target` | the broker to use; its configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `command` | running a program that produces a reply |
@@ -15,9 +14,9 @@
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
-//! | `start` | what a careless parent leaves, put right |
-//! | `children` | processes and folders that must not outlive us |
-//! | `guard` | a process that puts them away when we are killed |
+//! | `start` | resets inherited signals and limits |
+//! | `children` | processes and folders that must not outlive this process |
+//! | `guard` | a process that removes them when this one is killed |
 //! | `failure` | exit codes |
 //! | `exit` | the end of the process: reports, signals |
 

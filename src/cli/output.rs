@@ -39,7 +39,7 @@ impl Out {
             return Err(Failure::new(Code::Output, "cannot write to stdout: it is closed"));
         }
         let stdout = io::stdout();
-        let no_copy = |error| Failure::new(Code::Unavailable, format!("no descriptor for stdout: {error}"));
+        let no_copy = |error| Failure::new(Code::Unavailable, format!("cannot duplicate stdout: {error}"));
         let file = File::from(stdout.as_fd().try_clone_to_owned().map_err(no_copy)?);
         Ok(Out { writer: BufWriter::with_capacity(BUFFER, file), is_terminal: stdout.is_terminal() })
     }

@@ -49,7 +49,7 @@ with --stream gets the reply as it is printed. If the command fails, the last li
 several failures in a row open the service's breaker; with exit code 65 it rejects a wrong request, which does not \
 count. If the request is cancelled or its time is over, the command is killed.
 
-`serving` on stderr: the service is offered. If the broker ends, the command waits for the next one and says so on \
+`serving` on stderr: the service is offered. If the broker ends, the command reconnects and reports it on \
 stderr.";
 
 /// Serves requests, across restarts of the broker.

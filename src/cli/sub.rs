@@ -73,8 +73,8 @@ Examples:
   lapce-ipc sub lapce.ai.completion --count 1 --raw >answer
   lapce-ipc sub '$sys.>' --json | jq .topic
 
-`subscribed` on stderr: the subscription is in force. If the broker ends, the command waits for the next one and says \
-so on stderr.
+`subscribed` on stderr: the subscription is in force. If the broker ends, the command reconnects and \
+reports it on stderr.
 
 If messages arrive faster than they are printed, publishers wait (--policy block), so a burst of 50,000 messages \
 into a file is printed whole. If stdout is blocked for so long that the broker evicts the subscription \

@@ -216,7 +216,7 @@ fn report_states(events: Events) {
                 is_lost = true;
                 note(format_args!("connection lost; reconnecting"));
             }
-            ConnectionState::Connected if std::mem::take(&mut is_lost) => note(format_args!("connected again")),
+            ConnectionState::Connected if std::mem::take(&mut is_lost) => note(format_args!("reconnected")),
             _ => {}
         }
     }

@@ -20,10 +20,10 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Error(Box<Kind>);
 
-/// The result of what a client does.
+/// The result of a client operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What came of a wait with a time limit: `None`, if that is over.
+/// The result of a wait with a time limit: `None` if it timed out.
 pub(crate) fn in_time<T>(received: Result<T>) -> Result<Option<T>> {
     match received {
         Ok(received) => Ok(Some(received)),
@@ -32,12 +32,12 @@ pub(crate) fn in_time<T>(received: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Why a socket was not reached.
+/// The reason why a socket cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreached {
     /// No process listens.
     NoListener,
-    /// We may not open it.
+    /// No permission to open it.
     Denied,
     /// The error does not say whether a process listens.
     Other,
@@ -88,13 +88,13 @@ impl Error {
         matches!(&*self.0, Kind::Connect { .. })
     }
 
-    /// The socket cannot be listened at, or no longer.
+    /// The listener cannot listen at its socket, or no longer.
     #[must_use]
     pub fn is_listen(&self) -> bool {
         matches!(&*self.0, Kind::Listen { .. })
     }
 
-    /// The connection has ended: the broker has closed it, or is gone.
+    /// The connection has ended: the broker closed it or exited.
     #[must_use]
     pub fn is_disconnected(&self) -> bool {
         matches!(&*self.0, Kind::Disconnected(_) | Kind::Closed { .. }) || self.is_outcome(Outcome::Disconnected)
@@ -112,13 +112,13 @@ impl Error {
         self.is_outcome(Outcome::BreakerOpen)
     }
 
-    /// The request's time limit passed.
+    /// The deadline of the request passed.
     #[must_use]
     pub fn is_deadline_exceeded(&self) -> bool {
         self.is_outcome(Outcome::DeadlineExceeded)
     }
 
-    /// The responder ended before it replied; the request may have been carried out.
+    /// The responder ended before it replied; the request may have been executed.
     #[must_use]
     pub fn is_responder_lost(&self) -> bool {
         self.is_outcome(Outcome::ResponderLost)
@@ -148,7 +148,7 @@ impl Error {
         matches!(&*self.0, Kind::ErrorReply(_))
     }
 
-    /// The text of an error reply, as it came. (As the error shows it, control characters are escaped.)
+    /// The text of an error reply, unchanged. (`Display` escapes its control characters.)
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -167,27 +167,27 @@ impl Error {
         }
     }
 
-    /// The subscription did not take its messages in time and was ended.
+    /// The subscription was evicted as a slow consumer.
     #[must_use]
     pub fn is_evicted(&self) -> bool {
         matches!(&*self.0, Kind::Evicted { .. })
     }
 
-    /// The name or pattern is not a valid one.
+    /// The name or pattern is invalid.
     #[must_use]
     pub fn is_invalid_name(&self) -> bool {
         matches!(&*self.0, Kind::Name(_))
     }
 
-    /// The broker refused the connection, whatever the reason; [`Error::refused_code`] returns it.
+    /// The broker refused the connection; [`Error::refused_code`] returns the reason.
     ///
     /// ```no_run
     /// use lapce_ipc::client::{Client, RefusedCode};
     ///
     /// match Client::connect() {
     ///     Err(error) if error.refused_code() == Some(RefusedCode::TooManyConnections) => println!("full"),
-    ///     Err(error) if error.is_refused() => println!("not for us: {error}"),
-    ///     Err(error) if error.is_protocol() => println!("whatever listens there is no broker: {error}"),
+    ///     Err(error) if error.is_refused() => println!("refused: {error}"),
+    ///     Err(error) if error.is_protocol() => println!("not a broker: {error}"),
     ///     Err(error) => println!("{error}"),
     ///     Ok(client) => println!("connection {}", client.id()),
     /// }
@@ -197,7 +197,7 @@ impl Error {
         matches!(&*self.0, Kind::Refused { .. } | Kind::Version { .. })
     }
 
-    /// The reason why the broker refused the connection, if it did.
+    /// The reason why the broker refused the connection.
     #[must_use]
     pub fn refused_code(&self) -> Option<RefusedCode> {
         match &*self.0 {
@@ -207,7 +207,7 @@ impl Error {
         }
     }
 
-    /// The other side does not keep to the protocol: it is no broker, or broken.
+    /// The other side violated the protocol: it is not a broker, or faulty.
     #[must_use]
     pub fn is_protocol(&self) -> bool {
         matches!(&*self.0, Kind::Protocol(_))
@@ -219,7 +219,7 @@ impl Error {
         matches!(&*self.0, Kind::Failed { .. })
     }
 
-    /// Why the broker rejected the operation, if it gave a reason.
+    /// The reason why the broker rejected the operation.
     #[must_use]
     pub fn failed_code(&self) -> Option<FailedCode> {
         match &*self.0 {
@@ -228,13 +228,13 @@ impl Error {
         }
     }
 
-    /// Client and broker speak different versions of the protocol.
+    /// Client and broker have different protocol versions.
     #[must_use]
     pub fn is_version_mismatch(&self) -> bool {
         matches!(&*self.0, Kind::Version { .. } | Kind::Refused { code: RefusedCode::Version, .. })
     }
 
-    /// One side's user is not one that the other accepts.
+    /// Permission denied: one side's user is not trusted by the other, or may not perform the operation.
     #[must_use]
     pub fn is_not_allowed(&self) -> bool {
         matches!(
@@ -245,33 +245,33 @@ impl Error {
         )
     }
 
-    /// The broker does not know what was named.
+    /// The broker does not know the name.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(&*self.0, Kind::Failed { code: FailedCode::Unknown, .. })
     }
 
-    /// This thread holds a loan, and would wait for itself.
+    /// This thread holds a loan: the call would deadlock.
     #[must_use]
     pub fn is_loan_outstanding(&self) -> bool {
         matches!(&*self.0, Kind::LoanOutstanding)
     }
 
-    /// This thread reads a message in place, and would wait for itself; see
+    /// This thread reads a message in place: the call would deadlock; see
     /// [`Subscription::read_next`](crate::client::Subscription::read_next).
     #[must_use]
     pub fn is_view_outstanding(&self) -> bool {
         matches!(&*self.0, Kind::ViewOutstanding)
     }
 
-    /// This process is a child that `fork` made of the one that connected: it must connect itself, see
+    /// This process is a forked child of the process that connected; it must connect itself, see
     /// [`Client`](crate::client::Client).
     #[must_use]
     pub fn is_forked(&self) -> bool {
         matches!(&*self.0, Kind::Forked)
     }
 
-    /// An option is invalid: the text names it, and the value.
+    /// An option is invalid; the text names the option and its value.
     #[must_use]
     pub fn is_invalid_option(&self) -> bool {
         matches!(&*self.0, Kind::InvalidOption(_))
@@ -283,7 +283,7 @@ impl Error {
         matches!(&*self.0, Kind::Timeout)
     }
 
-    /// Why the broker closed the connection, if it said so.
+    /// The reason that the broker gave for closing the connection.
     #[must_use]
     pub fn closing_code(&self) -> Option<ClosingCode> {
         match &*self.0 {
@@ -292,7 +292,7 @@ impl Error {
         }
     }
 
-    /// When to try again, if the breaker said so.
+    /// The time until a retry makes sense, if the breaker is open.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &*self.0 {
@@ -329,22 +329,18 @@ impl fmt::Display for Error {
                 write!(f, "no broker at {}: {reason}", path.display())
             }
             Kind::Connect { path, why: Unreached::Denied, reason } => {
-                write!(f, "the socket {} cannot be opened: {reason}", path.display())
+                write!(f, "cannot open the socket {}: {reason}", path.display())
             }
             Kind::Connect { path, reason, .. } => write!(f, "cannot reach the broker at {}: {reason}", path.display()),
             Kind::Listen { path, reason } => write!(f, "cannot listen at {}: {reason}", path.display()),
             Kind::UntrustedBroker { path, uid } => {
-                write!(
-                    f,
-                    "the broker at {} runs as user {uid}, which is neither ours, nor root, nor trusted",
-                    path.display()
-                )
+                write!(f, "the broker at {} runs as user {uid}, which is not trusted", path.display())
             }
             Kind::Version { ours, theirs } => {
-                write!(f, "the broker speaks version {theirs} of the protocol, this client {ours}")
+                write!(f, "protocol version mismatch: broker {theirs}, client {ours}")
             }
             Kind::Refused { message, .. } => write!(f, "the broker refused the connection: {message}"),
-            Kind::Protocol(what) => write!(f, "the broker broke the protocol: {what}"),
+            Kind::Protocol(what) => write!(f, "protocol violation by the broker: {what}"),
             Kind::Closed { message, .. } => write!(f, "the broker closed the connection: {message}"),
             Kind::Disconnected(reason) => write!(f, "disconnected: {reason}"),
             Kind::Outcome { outcome, retry_after } => {
@@ -352,7 +348,7 @@ impl fmt::Display for Error {
                     Outcome::NoResponders => "no responders: the service is not offered",
                     Outcome::BreakerOpen => "breaker open: requests to the service are rejected",
                     Outcome::DeadlineExceeded => "deadline exceeded",
-                    Outcome::ResponderLost => "responder lost: it ended before it answered",
+                    Outcome::ResponderLost => "responder lost: it ended before it replied",
                     Outcome::Cancelled => "cancelled",
                     Outcome::TooLarge => "message too large",
                     Outcome::Overloaded => "overloaded: all responders are at capacity",
@@ -381,13 +377,13 @@ impl fmt::Display for Error {
             Kind::InvalidOption(what) => write!(f, "invalid option: {what}"),
             Kind::LoanOutstanding => f.write_str("this thread holds a loan; publish or drop it first"),
             Kind::ViewOutstanding => f.write_str("cannot block while reading a message in place"),
-            Kind::Forked => f.write_str("this client was inherited through fork(); the child must connect itself"),
+            Kind::Forked => f.write_str("the client was created before fork(); the child must connect itself"),
             Kind::Timeout => f.write_str("timed out"),
         }
     }
 }
 
-/// A time as people say it, in its two largest units.
+/// A duration in its two largest units.
 pub(crate) fn age(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {

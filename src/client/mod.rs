@@ -11,12 +11,12 @@
 //! # Ok::<(), lapce_ipc::client::Error>(())
 //! ```
 //!
-//! A [`Client`] is a handle: clone it, send it to other threads, share it. There is no helper thread: a thread that
-//! waits also sorts what arrives for the others, so a wait on one thing serves all.
+//! A [`Client`] is a handle: clone it, send it to other threads, share it. There is no helper thread: a waiting
+//! thread also receives for the others.
 //!
 //! | to | call |
 //! |---|---|
-//! | connect | [`Client::connect`], or [`Client::builder`] with options; [`Listener`] to be dialled by brokers |
+//! | connect | [`Client::connect`], or [`Client::builder`] with options; [`Listener`] for brokers that dial |
 //! | publish and subscribe | [`Client::publish`], [`Client::publisher`], [`Client::subscribe`] |
 //! | request and stream | [`Client::request`], [`Client::request_stream`]; dropping a [`ReplyStream`] cancels |
 //! | serve | [`Client::serve`] |

@@ -2,7 +2,7 @@
 //!
 //! `LAPCE_IPC__IPC__SOCKET_PATH=/x` is `ipc.socket_path = "/x"`: the prefix, the section and the key in capitals, with
 //! two underscores between them, so that the single ones in a key's name cannot be mistaken. A misspelt
-//! variable is told so. `LAPCE_IPC_SOCKET` and `LAPCE_IPC_CONFIG` have a single underscore and are other things.
+//! variable is an error. `LAPCE_IPC_SOCKET` and `LAPCE_IPC_CONFIG` have a single underscore and are other things.
 //!
 //! The environment is an argument everywhere, never looked up on the way: tests need not change that of their process.
 
@@ -28,7 +28,7 @@ impl Env {
         std::env::vars_os().collect()
     }
 
-    /// A variable's value. A variable that is set to nothing counts as unset.
+    /// A variable's value. An empty variable counts as unset.
     ///
     /// ```
     /// # use lapce_ipc::config::Env;
@@ -57,7 +57,7 @@ pub fn variable(section: &str, key: &str) -> String {
     format!("{PREFIX}{}__{}", section.to_ascii_uppercase(), key.to_ascii_uppercase())
 }
 
-/// Every variable that there is, with what it overrides.
+/// Every variable, with the key that it overrides.
 fn variables(loaded: &Loaded) -> BTreeMap<String, (&'static str, &'static Key)> {
     let keys = |name| loaded.config.section(name).map(|section| section.keys()).unwrap_or_default();
     SECTIONS
@@ -66,8 +66,7 @@ fn variables(loaded: &Loaded) -> BTreeMap<String, (&'static str, &'static Key)> 
         .collect()
 }
 
-/// Sets what the environment overrides, and notes what is wrong with it. An override may be empty: so an array is
-/// emptied.
+/// Applies the overrides of the environment, and reports their errors. An empty override empties an array.
 pub(super) fn apply(loaded: &mut Loaded, env: &Env, problems: &mut Vec<Problem>) {
     let known = variables(loaded);
     let ours = env.0.iter().filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));

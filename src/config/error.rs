@@ -1,14 +1,14 @@
-//! The errors of a configuration, and their places.
+//! Errors of a configuration, with their sources.
 //!
-//! A person who edits a file wants all its mistakes at once, each with the place to go to. So a [`ConfigError`] is a
-//! list of [`Problem`]s, and each prints as one line: `FILE:LINE:COLUMN: KEY: what is wrong`.
+//! All errors of a configuration are reported at once, each with its position. So a [`ConfigError`] is a list of
+//! [`Problem`]s, each printed as one line: `FILE:LINE:COLUMN: KEY: message`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Why no configuration could be loaded: one or more problems, printed one a line.
+/// The reason why no configuration could be loaded: one or more problems, one per line.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[error("{}", lines(.problems))]
 pub struct ConfigError {
@@ -41,11 +41,11 @@ fn lines(problems: &[Problem]) -> String {
 /// One error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// Where.
+    /// The source.
     pub origin: Origin,
-    /// Which key, in full (`ipc.max_connections`), if it is about one.
+    /// The full name of the key (`ipc.max_connections`), if the problem is about one.
     pub key: Option<String>,
-    /// What.
+    /// The kind of error.
     pub fault: Fault,
 }
 
@@ -137,7 +137,7 @@ fn shown_key(key: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A file was named, and is not there.
+    /// A named file does not exist.
     #[error("no such file{}", .variable.map(|name| format!(", which {name} names")).unwrap_or_default())]
     NoSuchFile {
         /// The variable that names it, if one does.
@@ -149,7 +149,7 @@ pub enum Fault {
     /// A directory, a pipe, a device.
     #[error("is not a regular file")]
     NotAFile,
-    /// Others could change what the broker does.
+    /// Other users could change the configuration.
     #[error("mode {mode:04o} is writable by group or others; refused (chmod go-w)")]
     WritableByOthers {
         /// The permission bits.
@@ -163,7 +163,7 @@ pub enum Fault {
         /// The user of this process.
         own: u32,
     },
-    /// No configuration is that large.
+    /// The file is too large.
     #[error("is larger than {max} bytes")]
     FileTooLarge {
         /// The largest size that is read.
@@ -178,19 +178,19 @@ pub enum Fault {
     /// No key has this name.
     #[error("unknown key{}", hint(.near))]
     UnknownKey {
-        /// The full name of a key that may have been meant.
+        /// The full name of the most similar key.
         near: Option<String>,
     },
     /// No table has this name.
     #[error("unknown table{}", hint(.near))]
     UnknownTable {
-        /// The name of a table that may have been meant.
+        /// The name of the most similar table.
         near: Option<String>,
     },
     /// An unknown environment variable with the prefix.
     #[error("unknown variable{}", hint(.near))]
     UnknownVariable {
-        /// The name of a variable that may have been meant.
+        /// The name of the most similar variable.
         near: Option<String>,
     },
     /// A value of another type.
@@ -201,7 +201,7 @@ pub enum Fault {
         /// The found type.
         found: String,
     },
-    /// A number that is too large to be shown.
+    /// A number that is too large for its type.
     #[error("{text} is too large")]
     NumberTooLarge {
         /// The number as written.
@@ -217,20 +217,20 @@ pub enum Fault {
         /// The largest that is allowed.
         max: String,
     },
-    /// A value that its key cannot have, for another reason than its range.
+    /// An invalid value, for another reason than its range.
     #[error("{value} {why}")]
     Unusable {
         /// The value.
         value: String,
-        /// Why not: a verb phrase.
+        /// The reason, as a verb phrase.
         why: String,
     },
-    /// A file that is to hold a secret.
+    /// A file with a secret.
     #[error("{path}: {why}")]
     Secret {
         /// The file, quoted.
         path: String,
-        /// Why the value is not usable.
+        /// The reason why it is not usable.
         why: String,
     },
     /// Other users could read the secret.
@@ -239,7 +239,7 @@ pub enum Fault {
         /// The permission bits.
         mode: u32,
     },
-    /// A key that must be there.
+    /// A required key is missing.
     #[error("missing")]
     Missing,
 }

@@ -1,7 +1,7 @@
-//! From the text of a configuration file to values, each with its place.
+//! Parses a configuration file into values with their positions.
 //!
 //! The document is walked, not deserialised: an unknown key, a wrong type and a number out of range are all found in
-//! one pass, and each with the place where it stands.
+//! one pass, each with its position.
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::model::{BreakerOverrides, CircuitBreaker, RestartOverrides, SECTIONS,
 use super::name;
 use super::value::{Value, found, quoted_if_dotted, shown_text};
 
-/// Sets what the file says, and notes what is wrong with it, in the file's order.
+/// Applies the values of the file, and reports its errors in the file's order.
 pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &mut Vec<Problem>) {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -31,7 +31,7 @@ pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &m
     let source = SourceMap { path, text };
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        // What the parser made of a document that it did not understand is no ground for further complaints.
+        // The result of a failed parse is not checked further.
         syntax(&source, &errors, problems);
         return;
     }

@@ -1,9 +1,9 @@
-//! The table of keys: what makes it impossible to add half a key.
+//! Keys of the configuration: rules of values, and the macro that declares sections.
 //!
-//! A section of the configuration is written once, with `section!`: for each key its name, type, default, [`Rule`] and
-//! documentation. Out of that one place come the field of the struct and its documentation, the default, the reading
-//! from a file, the environment variable, the checks with their messages, the hints for a key that is nearly right, the
-//! lines of `--check-config`, and the shipped `config.toml`.
+//! `section!` declares each key once: its name, type, default, [`Rule`] and documentation. From this declaration follow
+//! the field of the struct and its documentation, the default, the parsing of the file, the environment variable, the
+//! checks with their messages, the suggestions for misspelt keys, the lines of `--check-config`, and the shipped
+//! `config.toml`.
 
 use toml::de::DeValue;
 
@@ -40,7 +40,7 @@ pub(super) trait Section {
     fn keys(&self) -> &'static [Key];
     /// The value of a key.
     fn get(&self, name: &str) -> Option<Value>;
-    /// Sets a key to a value that its rule has let through. False if there is no such key, or its field cannot hold it.
+    /// Sets a key to a value that passed its rule. False if there is no such key, or its field cannot hold it.
     fn put(&mut self, name: &str, value: &Value) -> bool;
 
     /// The key of that name.
@@ -161,7 +161,7 @@ impl Rule {
                     None => is_level(part),
                 };
                 let bad = text.split(',').find(|part| !is_good(part));
-                let why = |part: &str| format!("has {}, which is no level and no MODULE=LEVEL", shown_text(part));
+                let why = |part: &str| format!("has {}, which is neither a level nor MODULE=LEVEL", shown_text(part));
                 bad.map_or(Ok(()), |part| reject_if(true, value, &why(part)))
             }
             (Self::Host, Value::Text(text)) => {

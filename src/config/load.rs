@@ -12,12 +12,12 @@ use super::paths::{self, Options};
 use super::value::shown_text;
 use super::{check, file};
 
-/// Loads the configuration: the first file that there is of those that `options` and `env` name, then the overrides in
+/// Loads the configuration: the first existing file of the lookup order of `options` and `env`, then the overrides in
 /// `env`.
 ///
 /// # Errors
 ///
-/// Everything that is wrong with the file and the overrides, not only the first thing.
+/// All errors of the file and the overrides.
 ///
 /// ```
 /// use lapce_ipc::config::{Env, Options, load};
@@ -38,18 +38,18 @@ pub fn load(options: &Options, env: &Env) -> Result<Loaded, ConfigError> {
     }
     env::apply(&mut loaded, env, &mut problems);
     if problems.is_empty() {
-        // Only of values that are each sound can it be said that they do not go together.
+        // Contradictions are checked only between valid values.
         problems = check::contradictions(&loaded);
     }
     if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::new(problems)) }
 }
 
 impl Loaded {
-    /// Sets a key to what an option of the command says. Unchanged if that cannot be.
+    /// Sets a key to the value of a command-line option. Unchanged in case of an error.
     ///
     /// # Errors
     ///
-    /// The key is unknown, the value is none for it, or does not go with others.
+    /// If the key is unknown, or the value is invalid or contradicts another one.
     ///
     /// ```
     /// # use lapce_ipc::config::Loaded;
@@ -63,13 +63,13 @@ impl Loaded {
         self.set(key, text, Origin::CommandLine)
     }
 
-    /// Settles where the broker's socket is: the option `--socket` if it was given, else `LAPCE_IPC_SOCKET`, else what
-    /// the configuration says (by default `/tmp/lapce_ipc.sock`). A relative path is taken from the working directory,
-    /// and stays relative if its absolute form is too long for a socket.
+    /// Sets the path of the broker's socket: the option `--socket`, else `LAPCE_IPC_SOCKET`, else the configuration (by
+    /// default `/tmp/lapce_ipc.sock`). A relative path is resolved against the working directory, and stays relative if
+    /// its absolute form is too long for a socket.
     ///
     /// # Errors
     ///
-    /// The path is not UTF-8, too long for a socket, or there is no working directory.
+    /// If the path is not UTF-8 or too long for a socket, or the working directory does not exist.
     ///
     /// ```
     /// # use lapce_ipc::config::{Env, Loaded, Origin};
@@ -106,8 +106,7 @@ impl Loaded {
         self.set(KEY, &absolute, origin)
     }
 
-    /// The broker listens at `path`, by a socket that it has inherited. Returns the configured path, if it had been
-    /// said that it listens elsewhere.
+    /// The broker listens at `path`, with an inherited socket. Returns the configured path if it is set and different.
     ///
     /// ```
     /// # use lapce_ipc::config::Loaded;

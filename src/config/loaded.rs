@@ -15,11 +15,11 @@ pub struct Loaded {
     pub config: Config,
     /// The file that was read; `None` if there was none.
     pub source: Option<PathBuf>,
-    /// By full key. What is not here is a default.
+    /// By full key. Keys that are absent have their default.
     pub(super) provenance: BTreeMap<String, Origin>,
 }
 
-/// The built-in defaults, as [`load`](super::load()) finds them where there is no file and no override.
+/// The built-in defaults: the result of [`load`](super::load()) without a file and overrides.
 impl Default for Loaded {
     fn default() -> Self {
         Self { config: Config::default(), source: None, provenance: BTreeMap::new() }

@@ -3,23 +3,23 @@
 //! | file | holds |
 //! |---|---|
 //! | `model` | every key: type, default, range, meaning; the structs that they make up |
-//! | `key` | what a key is: the macro behind `model`, and the rules for values |
-//! | `value` | one value, whatever it came from |
-//! | `name` | names of services, and names that are nearly right |
-//! | `paths` | which file is read, and whether it can be trusted |
+//! | `key` | the macro behind `model`, and the rules for values |
+//! | `value` | a value from any source |
+//! | `name` | names of services, and suggestions for misspelt names |
+//! | `paths` | the lookup of the file, and its trust checks |
 //! | `file` | TOML, with source positions |
-//! | `secret` | the token of the endpoints, out of its file |
+//! | `secret` | the token of the endpoints, from its file |
 //! | `env` | variables that override keys |
-//! | `check` | values that do not go together |
+//! | `check` | contradictions between values |
 //! | `loaded` | the values, each with its source |
-//! | `load` | all of this in order |
-//! | `reload` | what of a new configuration a running broker takes up |
+//! | `load` | file, environment and command line, in order |
+//! | `reload` | changes that take effect in a running broker |
 //! | `explain` | `--check-config`, and the text of the shipped `config.toml` |
-//! | `error` | what can be wrong, and where |
+//! | `error` | errors with their sources |
 //!
-//! A value comes from the command line, else from an environment variable, else from one file, else it is the default.
-//! A configuration that holds anything unknown, mistyped or impossible is refused as a whole, with all that is wrong
-//! with it: a broker that ignored a misspelt limit would run without it.
+//! A value comes from the command line, an environment variable, one file, or the default, in this order of precedence.
+//! A configuration with an unknown, mistyped or invalid entry is refused as a whole, with all its errors: a broker that
+//! ignored a misspelt limit would run without it.
 //!
 //! ```
 //! use lapce_ipc::config::{Env, Options, explain, load};
@@ -27,8 +27,8 @@
 //! // A program passes `Env::of_process()` and `Options::default()`.
 //! let env: Env = [("LAPCE_IPC__ROUTER__WAIT", "block")].into_iter().collect();
 //! let loaded = load(&Options { etc: "/nonexistent".into(), ..Options::default() }, &env)?;
-//! let told = explain(&loaded).to_string();
-//! assert!(told.contains("router.wait = \"block\"   # env LAPCE_IPC__ROUTER__WAIT"));
+//! let text = explain(&loaded).to_string();
+//! assert!(text.contains("router.wait = \"block\"   # env LAPCE_IPC__ROUTER__WAIT"));
 //! # Ok::<(), lapce_ipc::config::ConfigError>(())
 //! ```
 

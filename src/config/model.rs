@@ -171,7 +171,7 @@ section! {
         failure_threshold: u32 = 5, integer(1, 1_000_000, "failures");
         /// Successful probes that close a half-open breaker.
         success_threshold: u32 = 2, integer(1, 1_000_000, "successes");
-        /// How long a breaker stays open; each failed trial doubles it.
+        /// How long a breaker stays open; each failed probe doubles it.
         timeout_secs: u64 = 60, integer(1, 86_400, "s");
         /// The longest time that a breaker stays open.
         max_timeout_secs: u64 = 600, integer(1, 86_400, "s");
@@ -298,13 +298,13 @@ impl SharedMemory {
     }
 }
 
-/// What a table `[circuit_breaker.services.NAME]` changes for one service; see [`Config::breaker_for`].
+/// The overrides of a table `[circuit_breaker.services.NAME]`; see [`Config::breaker_for`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BreakerOverrides {
     pub(super) values: BTreeMap<&'static str, Value>,
 }
 
-/// What the table of an upstream changes of `[restart]` for its own dialling; see [`Config::restart_for`].
+/// The overrides of `[restart]` in the table of an upstream; see [`Config::restart_for`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RestartOverrides {
     pub(super) values: BTreeMap<&'static str, Value>,
@@ -331,15 +331,15 @@ macro_rules! config {
                 #[doc = concat!("`[", stringify!($name), "]`")]
                 pub $name: $section,
             )+
-            /// `[circuit_breaker.services.NAME]`: what is different for single services.
+            /// `[circuit_breaker.services.NAME]`: overrides per service.
             pub breaker_services: BTreeMap<String, BreakerOverrides>,
             /// `[[upstream]]`: programs to dial.
             pub upstream: Vec<Upstream>,
-            /// What of `[restart]` is different for single upstreams, by their names.
+            /// Overrides of `[restart]` per upstream, by name.
             pub upstream_restart: BTreeMap<String, RestartOverrides>,
         }
 
-        /// A section's name, with what is known of it apart from its keys.
+        /// A section's name and documentation.
         #[derive(Debug, Clone, Copy)]
         pub(super) struct About {
             pub(super) name: &'static str,
@@ -383,7 +383,7 @@ config! {
 }
 
 impl Config {
-    /// The breaker's settings for a service: `[circuit_breaker]`, but for what its own table says.
+    /// The breaker's settings for a service: `[circuit_breaker]` with the overrides of its table.
     ///
     /// ```
     /// # use lapce_ipc::config::Config;
@@ -397,8 +397,8 @@ impl Config {
         breaker
     }
 
-    /// How an upstream is dialled again: `[restart]`, but for what its own table says. `max_restarts` is 0, without
-    /// limit, unless its own table has one.
+    /// The redial settings of an upstream: `[restart]` with the overrides of its table. `max_restarts` is 0, no limit,
+    /// unless its table sets it.
     ///
     /// ```
     /// # use lapce_ipc::config::Config;

@@ -1,9 +1,9 @@
-//! Which file is the configuration, and whether it can be trusted.
+//! The lookup of the configuration file, and its trust checks.
 //!
 //! In order: the file that was named (`--config`, then `LAPCE_IPC_CONFIG`), `$XDG_CONFIG_HOME/lapce-ipc/config.toml`
 //! (with `~/.config` if the variable is not set), `/etc/lapce-ipc/config.toml`. The first that exists is the only one
-//! that is read. The working directory is never looked at: a cloned repository must not configure the
-//! broker. For the same reason a file is refused that another user could have written: the broker acts on what it says.
+//! that is read. The working directory is never searched: a cloned repository must not configure the broker. For the
+//! same reason a file that another user could have written is refused.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};

@@ -7,12 +7,11 @@ use super::Config;
 enum Class {
     /// At once.
     Live,
-    /// It is in force after a restart: something that exists since the start was made by it, or clients were told it
-    /// and rely on it.
+    /// After a restart: objects created at the start depend on it, or clients have received it in the handshake.
     Restart,
 }
 
-/// Every key with its class. A section that stands here as a whole has one class.
+/// The class of each key, or of all keys of a section.
 const CLASSES: &[(&str, Class)] = &[
     ("ipc.socket_path", Class::Restart),
     ("ipc.max_connections", Class::Restart),
@@ -69,7 +68,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("logging", Class::Live),
 ];
 
-/// The class of a key. One that has none needs a restart; a test sees to it that there is none.
+/// The class of a key. A key without one needs a restart; a test checks that each key has one.
 fn class(section: &str, key: &str) -> Option<Class> {
     let full = format!("{section}.{key}");
     CLASSES.iter().find(|(name, _)| *name == full || *name == section).map(|(_, class)| *class)
@@ -84,8 +83,7 @@ pub(crate) struct Changes {
     pub(crate) restart: Vec<String>,
 }
 
-/// What `new` changes of `old`, and the configuration that is in force then: `old` with all of `new` that needs no
-/// restart.
+/// The changes from `old` to `new`, and the configuration then in force: `old` with the changes that need no restart.
 pub(crate) fn adopt(old: &Config, new: &Config) -> (Changes, Config) {
     let (mut changes, mut adopted) = (Changes::default(), old.clone());
     for (section, key) in super::keys() {

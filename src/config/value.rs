@@ -1,8 +1,7 @@
 //! A value of the configuration, from any source.
 //!
-//! A file, an environment variable and the command line say the same things in different clothes. All three become a
-//! [`Value`] first, so that there is one set of checks, and one way to print (TOML, so that what is printed can be read
-//! back).
+//! Values of a file, an environment variable and the command line all become a [`Value`] first, so that there is one
+//! set of checks and one way to print them (TOML, so that the output can be loaded again).
 
 use std::fmt;
 

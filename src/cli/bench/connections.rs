@@ -67,7 +67,7 @@ impl Used {
         let message = self.subscription.next().transpose()?.map(|message| message.payload().len());
         let reply = self.client.request("echo", payload)?.len();
         if message != Some(payload.len()) || reply != payload.len() {
-            let got = format!("sent {} bytes, got {message:?} published and {reply} replied", payload.len());
+            let got = format!("sent {} bytes, received {message:?} as a message and {reply} as a reply", payload.len());
             return Err(Failure::new(Code::ErrorReply, got));
         }
         Ok(())
@@ -89,7 +89,7 @@ impl Used {
 /// If the broker is not ours, does not take so many, or fails.
 pub(super) fn run(processes: &Processes, count: u32, work: Work) -> Result<Cost, Failure> {
     let Some(broker) = processes.broker() else {
-        let message = "bench connections runs a broker of its own";
+        let message = "bench connections needs its own broker";
         return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     };
     raise_descriptor_limit();

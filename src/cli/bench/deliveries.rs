@@ -50,9 +50,9 @@ pub(super) fn run(processes: &mut Processes, subscribers: usize, work: Work) -> 
     for member in &mut processes.clients {
         let failed = |why: String| Failure::new(Code::Unavailable, format!("a subscriber failed: {why}"));
         let count = member.line().map_err(|error| failed(error.to_string()))?;
-        let count: u64 = count.parse().map_err(|_| failed(format!("it printed {count:?}")))?;
+        let count: u64 = count.parse().map_err(|_| failed(format!("unexpected output {count:?}")))?;
         if count != published {
-            return Err(failed(format!("it got {count} of {published} messages")));
+            return Err(failed(format!("received {count} of {published} messages")));
         }
         samples += count;
     }

@@ -11,7 +11,7 @@
 //! | `pipelined` | `requests`: many requests outstanding |
 //! | `deliveries` | `pubsub`, `fanout`: one publisher, one or eight subscribers |
 //! | `connections` | many connections: memory, and CPU while they are idle |
-//! | `scrape` | what it costs the router to be asked for metrics |
+//! | `scrape` | the router's cost of a metrics scrape |
 //! | `part` | the other processes |
 //! | `processes` | starting them, and their end |
 //! | `floor` | the floor |
@@ -42,7 +42,7 @@ use work::Work;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// What to measure
+    /// The measurement
     #[arg(value_enum)]
     mode: Mode,
     /// Bytes of a message
@@ -68,15 +68,15 @@ Examples:
   lapce-ipc bench routed --json | jq .p99_ns
   lapce-ipc bench connections --count 500 --seconds 10
 
-It starts a broker of its own, with the built-in defaults (or --config) and --wait also for its router, and the other \
-processes that it needs; all end with it. With --socket it measures a running broker. The floor is the median \
-round trip of one word between two cores, measured in the same run.
+It starts its own broker, with the built-in defaults (or --config) and --wait for its router too, and its client \
+processes; all exit with it. With --socket it measures a running broker. The floor is the median round trip of one \
+word between two cores, measured in the same run.
 
-bench connections always starts a broker of its own. Each connection gets a subscription, some messages and some \
-replies; then all are idle for --seconds. Memory is the broker's growth; a clock tick is 10 ms of CPU.
+bench connections always starts its own broker. Each connection gets a subscription, some messages and some replies; \
+then all are idle for --seconds. Memory is the growth of the broker; a clock tick is 10 ms of CPU.
 
-bench scrape does as bench pubsub, with --count idle connections besides, and asks for /metrics each 100 ms. The \
-broker's router counts the CPU time that it spends on them.";
+bench scrape runs bench pubsub with --count idle connections, and requests /metrics every 100 ms. The broker's router \
+counts the CPU time that it spends on them.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {

@@ -33,7 +33,7 @@ pub(super) fn run(processes: &Processes, work: Work) -> Result<Throughput, Failu
             let Some(mut stream) = outstanding.pop_front() else { break };
             let reply = stream.next().transpose()?.unwrap_or_default();
             if reply.len() != payload.len() {
-                let message = format!("asked with {} bytes, got {}", work.size, reply.len());
+                let message = format!("sent {} bytes, received {}", work.size, reply.len());
                 return Err(Failure::new(Code::ErrorReply, message));
             }
             replies += 1;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a process may take to start, or to reply at the end.
 const REPLY: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
-/// What a process does.
+/// The task of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Role {
     /// Runs a broker.
@@ -39,17 +39,17 @@ impl Role {
     }
 }
 
-/// What a broker of our own is told besides the defaults, unless a file says it all.
+/// Settings of the benchmark's broker, besides the defaults or its file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BrokerOptions {
-    /// It takes so many connections.
+    /// `ipc.max_connections`.
     pub(super) connections: Option<u32>,
-    /// Its endpoints are there.
+    /// The port of its health endpoints.
     pub(super) health_port: Option<u16>,
 }
 
-/// One of the other processes. It ends with its stdin, so also when we are killed; when this is dropped, and waited
-/// for.
+/// A child process. It exits when its stdin is closed, so also when this process is killed. Dropping it waits for its
+/// end.
 pub(super) struct Process {
     stdin: Option<ChildStdin>,
     lines: BufReader<ChildStdout>,
@@ -100,7 +100,7 @@ impl Process {
         }
         let mut line = String::new();
         match self.lines.read_line(&mut line)? {
-            0 => Err(io::Error::other("it exited at once; see above")),
+            0 => Err(io::Error::other("exited at once; see above")),
             _ => Ok(line.trim_end().to_owned()),
         }
     }
@@ -113,7 +113,7 @@ impl Drop for Process {
     }
 }
 
-/// All of them.
+/// The processes of a measurement.
 pub(super) struct Processes {
     target: BrokerTarget,
     wait: Wait,
@@ -134,7 +134,8 @@ impl Processes {
         if target.socket.is_some() {
             return Ok(Processes { target: target.clone(), wait, clients, broker: None, _folder: None });
         }
-        let no_folder = |error| Failure::new(Code::Unavailable, format!("no folder for the socket: {error}"));
+        let no_folder =
+            |error| Failure::new(Code::Unavailable, format!("cannot create a folder for the socket: {error}"));
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
         let target = BrokerTarget { socket: Some(socket), ..target.clone() };
@@ -157,7 +158,7 @@ impl Processes {
     ///
     /// # Errors
     ///
-    /// If the broker does not take us.
+    /// If the broker refuses the connection.
     pub(super) fn connect(&self) -> Result<Client, Failure> {
         self.target.connect("bench", self.wait)
     }

@@ -27,7 +27,7 @@ pub(super) fn run(processes: &Processes, service: &str, work: Work) -> Result<Hi
         let reply = client.request(service, &payload)?;
         let now = Instant::now();
         if reply.len() != payload.len() {
-            return Err(Failure::new(Code::ErrorReply, format!("asked with {} bytes, got {}", work.size, reply.len())));
+            return Err(Failure::new(Code::ErrorReply, format!("sent {} bytes, received {}", work.size, reply.len())));
         }
         if last >= from {
             round_trips.saturating_record(u64::try_from((now - last).as_nanos()).unwrap_or(LONGEST_NS));

@@ -48,7 +48,7 @@ pub(super) fn free_port() -> io::Result<u16> {
 /// If a process fails, or the broker does not reply.
 pub(super) fn run(processes: &mut Processes, count: u32, port: u16, work: Work) -> Result<Scrapes, Failure> {
     if processes.broker().is_none() {
-        let message = "bench scrape runs a broker of its own";
+        let message = "bench scrape needs its own broker";
         return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     }
     raise_descriptor_limit();
@@ -62,7 +62,7 @@ pub(super) fn run(processes: &mut Processes, count: u32, port: u16, work: Work) 
     });
     drop(idle);
     let failed = |why: String| Failure::new(Code::Unavailable, format!("cannot scrape port {port}: {why}"));
-    let scraped = scraped.map_err(|_| failed("its thread ended".to_owned()))?;
+    let scraped = scraped.map_err(|_| failed("the thread panicked".to_owned()))?;
     let (router_cpu, took, bytes) = scraped.map_err(|error| failed(error.to_string()))?;
     Ok(Scrapes { connections: count, router_cpu, took, bytes, msgs_per_s: load?.msgs_per_s() as u64 })
 }

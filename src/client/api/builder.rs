@@ -34,7 +34,7 @@ pub struct Builder {
 }
 
 impl Client {
-    /// Connects to the broker where it usually listens; see [`Builder::socket`].
+    /// Connects to the broker at the default socket; see [`Builder::socket`].
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl Client {
         Client::builder().connect()
     }
 
-    /// Connects with more say in it.
+    /// Options for a connection.
     #[must_use]
     pub fn builder() -> Builder {
         Builder::new()
@@ -73,68 +73,68 @@ impl Builder {
         }
     }
 
-    /// What the client calls itself in logs and status; the program's name unless set.
+    /// The client's name in logs and status; by default the program's name.
     ///
     /// # Errors
     ///
-    /// If it is no valid name.
+    /// If the name is invalid.
     pub fn name(mut self, name: &str) -> Result<Builder> {
         self.name = Name::parse(name)?;
         Ok(self)
     }
 
-    /// The broker's socket. Unless set it is the first of:
+    /// The broker's socket. By default the first of:
     ///
     /// 1. `LAPCE_IPC_SOCKET`;
     /// 2. `$XDG_RUNTIME_DIR/lapce-ipc.sock`, if the current user owns it;
     /// 3. [`DEFAULT_SOCKET`](crate::client::DEFAULT_SOCKET), if the current user, root or one of
     ///    [`Builder::trusted_uids`] owns it;
-    /// 4. `/run/lapce-ipc/ipc.sock`, the socket of a system's broker, if it exists.
+    /// 4. `/run/lapce-ipc/ipc.sock`, the socket of the system's broker, if it exists.
     ///
-    /// The command line looks at the same places. The broker's configuration is not read.
+    /// The command line uses the same lookup order. The broker's configuration is not read.
     #[must_use]
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Builder {
         self.socket = Some(Located { path: path.into(), chosen_by: None });
         self
     }
 
-    /// The broker's socket, which an option or a file of that name chose: errors tell.
+    /// The broker's socket, and the option that chose it, for error messages.
     #[cfg(feature = "cli")]
     pub(crate) fn socket_chosen_by(mut self, path: PathBuf, chosen_by: &'static str) -> Builder {
         self.socket = Some(Located { path, chosen_by: Some(chosen_by) });
         self
     }
 
-    /// How the client's threads wait. On one CPU, [`WaitStrategy::Busy`] would keep the broker from running: then they
-    /// sleep, and the log says so once.
+    /// The wait strategy of the client's threads. On a single CPU [`WaitStrategy::Busy`] would prevent the broker from
+    /// running: the threads sleep instead, and the log says so once.
     #[must_use]
     pub fn wait(mut self, wait: WaitStrategy) -> Builder {
         self.wait = wait;
         self
     }
 
-    /// Users, besides our own and root, whose broker is trusted.
+    /// User ids whose broker is trusted, besides this process's user and root.
     #[must_use]
     pub fn trusted_uids(mut self, uids: impl IntoIterator<Item = u32>) -> Builder {
         self.trusted_uids.extend(uids);
         self
     }
 
-    /// How long connecting and the greeting may take together; 5 seconds unless set, `Duration::MAX` for ever.
+    /// The time limit of connecting, handshake included; 5 seconds by default, `Duration::MAX` for none.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Builder {
         self.timeout = timeout;
         self
     }
 
-    /// How to come back when the connection was lost; see there for what it does unless set.
+    /// How the client reconnects after a lost connection; see [`ReconnectOptions`] for the default.
     #[must_use]
     pub fn reconnect(mut self, options: ReconnectOptions) -> Builder {
         self.reconnect = Some(options);
         self
     }
 
-    /// A connection that is lost stays lost: calls that wait return
+    /// Disables reconnecting: when the connection is lost, blocked calls return
     /// [`Error::is_disconnected`](crate::client::Error::is_disconnected).
     #[must_use]
     pub fn no_reconnect(mut self) -> Builder {
@@ -142,8 +142,8 @@ impl Builder {
         self
     }
 
-    /// Connecting waits for a broker that is not there yet, within [`Builder::timeout`]: it tries again when its socket
-    /// appears, and with the backoff of [`Builder::reconnect`]. Without this, no broker is an error at once.
+    /// Waits for a broker that does not run yet, within [`Builder::timeout`]: connecting is retried when the socket
+    /// appears, and with the backoff of [`Builder::reconnect`]. By default a missing broker is an error at once.
     ///
     /// ```no_run
     /// use lapce_ipc::client::Client;
@@ -163,8 +163,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// If no process listens, the broker's user is not trusted, the versions differ, or the broker refuses; if it does
-    /// not accept the connection, or not reply, in time; if an option is invalid
+    /// If no process listens, the broker's user is not trusted, the protocol versions differ, or the broker refuses the
+    /// connection; if the handshake exceeds the time limit; if an option is invalid
     /// ([`Error::is_invalid_option`](crate::client::Error::is_invalid_option)).
     pub fn connect(self) -> Result<Client> {
         let until = deadline(Some(self.timeout));
@@ -180,7 +180,7 @@ impl Builder {
         self.greet(endpoint, socket, until)
     }
 
-    /// Greets a broker that has dialled, if it may hear it.
+    /// The handshake with a broker that has dialled, if its user is trusted.
     pub(crate) fn accept(&self, socket: UnixStream, path: &Path) -> Result<Client> {
         let mut endpoint = self.endpoint(Located { path: path.to_owned(), chosen_by: None })?;
         endpoint.reconnect = None;
@@ -204,7 +204,7 @@ impl Builder {
     }
 }
 
-/// How to wait on the CPUs that we have.
+/// The wait strategy for the available CPUs.
 fn in_force(wait: WaitStrategy) -> WaitStrategy {
     static SAID: std::sync::Once = std::sync::Once::new();
     if wait != WaitStrategy::Busy || !peer::has_one_cpu() {

@@ -10,19 +10,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A connection to the broker. Clones are handles of the same connection, which ends with the last of them.
+/// A connection to the broker. Clones are handles of the same connection, which is closed when the last one is dropped.
 ///
-/// A connection belongs to the process that made it. In a child made by `fork`, every call on an inherited client
-/// returns [`Error::is_forked`](crate::client::Error::is_forked), dropping it tells the broker nothing, and the
-/// parent's connection goes on; the child connects by itself. (A child that executes another program at once, as
-/// `std::process::Command` starts it, inherits nothing: all descriptors are closed on exec.)
+/// A connection belongs to the process that created it. In a child created by `fork`, every call on an inherited client
+/// returns [`Error::is_forked`](crate::client::Error::is_forked), dropping it sends nothing to the broker, and the
+/// parent's connection keeps working; the child must connect itself. (A child that calls `exec` at once, as
+/// `std::process::Command` does, inherits nothing: all descriptors are closed on exec.)
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) connection: Arc<Connection>,
 }
 
 impl Client {
-    /// The connection's id, as it stands in the broker's log and status, and with each message that we publish.
+    /// The connection's id, as in the broker's log and status, and in each message that this client publishes.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.connection.id()
@@ -34,14 +34,14 @@ impl Client {
         &self.connection.endpoint.path
     }
 
-    /// The limits that the present broker sets for this connection. After a restart of the broker they may be others.
+    /// The limits that the current broker sets for this connection. A restart of the broker may change them.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.connection.limits.all()
     }
 
-    /// Waits until the broker ends the connection, at most for `timeout` (`None`: no limit). Meanwhile everything that
-    /// arrives is sorted into its queues.
+    /// Waits until the broker closes the connection, at most for `timeout` (`None`: no limit). Meanwhile arriving
+    /// records are sorted into their queues.
     ///
     /// # Errors
     ///
@@ -50,11 +50,11 @@ impl Client {
         wait::for_record(&self.connection, deadline(timeout), || None)
     }
 
-    /// Says goodbye to the broker and ends the connection, for all clones and for what was made of them. What was
-    /// published is routed; calls that wait, and calls afterwards, return an error
+    /// Closes the connection in order, for all clones and all objects created from them. Published messages are routed;
+    /// blocked calls and later calls return an error
     /// ([`Error::is_disconnected`](crate::client::Error::is_disconnected)).
     ///
-    /// Dropping the last of all these does the same. This is for a program in which some still wait:
+    /// Dropping the last of these does the same. `close` is for a program in which some threads still wait:
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -70,8 +70,8 @@ impl Client {
     }
 }
 
-/// The one descriptor on which a client waits, for event loops of its own: when it is readable, something may have
-/// arrived, and the calls that do not block will find it.
+/// The descriptor of this connection for an event loop: when it is readable, records may have arrived, and the calls
+/// that do not block return them.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.epoll.as_fd()

@@ -9,9 +9,9 @@ use crate::client::error::{Result, in_time};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The states of a connection, the present one first: an iterator that waits for the next one and ends after
-/// [`ConnectionState::Closed`]. While a thread waits here, arriving messages are sorted, and a lost connection comes
-/// back. At most 64 states wait to be taken; of more, the oldest are left out.
+/// The states of a connection, the current one first: an iterator that waits for the next state and ends after
+/// [`ConnectionState::Closed`]. While a thread waits here, arriving messages are sorted, and a lost connection is
+/// restored. The queue holds 64 states; when it is full, the oldest is dropped.
 #[derive(Debug)]
 pub struct Events {
     connection: Arc<Connection>,
@@ -20,8 +20,7 @@ pub struct Events {
 }
 
 impl Client {
-    /// How it stands with the connection now, as far as is known: that a socket was lost is noticed while a thread
-    /// waits for something.
+    /// The current state of the connection. A lost socket is detected while a thread waits for messages or replies.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         match self.connection.check_fork() {
@@ -30,7 +29,7 @@ impl Client {
         }
     }
 
-    /// The connection's states as they change.
+    /// The changes of the connection's state.
     ///
     /// ```no_run
     /// use lapce_ipc::client::{Client, ConnectionState};
@@ -51,11 +50,11 @@ impl Client {
 }
 
 impl Events {
-    /// Waits for the next state, at most for `timeout`; `Ok(None)`: there was none.
+    /// Waits for the next state, at most for `timeout`, which then returns `Ok(None)`.
     ///
     /// # Errors
     ///
-    /// After [`ConnectionState::Closed`]: why it ended. Nothing follows.
+    /// After [`ConnectionState::Closed`]: the reason. No state follows.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<ConnectionState>> {
         in_time(self.receive(Some(timeout)))
     }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// A socket at which brokers dial. It is removed when the listener is dropped; the connections stay.
+/// A socket that brokers dial. Dropping the listener removes the socket; its connections stay open.
 ///
 /// ```no_run
 /// use lapce_ipc::client::Listener;
@@ -34,11 +34,11 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, for its owner only. What a listener that is gone has left there is replaced.
+    /// Listens at `path`; only the owner may connect. A socket left by a listener that has exited is replaced.
     ///
     /// # Errors
     ///
-    /// If a process listens there already, or the system refuses.
+    /// If another process listens at `path`, or the socket cannot be created.
     pub fn bind(path: impl Into<PathBuf>) -> Result<Listener> {
         Client::builder().listen(path)
     }
@@ -50,12 +50,12 @@ impl Listener {
         }
     }
 
-    /// Waits for a broker that dials, and greets it.
+    /// Waits for a broker to dial, and performs the handshake.
     ///
     /// # Errors
     ///
-    /// If the process that dialled is not of a trusted user, or no broker, or refuses: another one may come, so
-    /// accept again. If there is nothing more to wait for: [`Error::is_listen`](crate::client::Error::is_listen).
+    /// If the process that dialled runs as an untrusted user, is not a broker, or refuses the connection: call `accept`
+    /// again. If the listener cannot accept any more: [`Error::is_listen`](crate::client::Error::is_listen).
     pub fn accept(&self) -> Result<Client> {
         let accepted = loop {
             match self.socket.accept() {
@@ -72,22 +72,22 @@ impl Listener {
 }
 
 impl Builder {
-    /// Listens at `path` for brokers that dial: the other way round, for a program that is there before its broker, or
-    /// that several brokers use. Its clients do not reconnect: it is the broker that dials again.
+    /// Listens at `path` for brokers to dial (an upstream), for a program that starts before its broker, or that
+    /// several brokers use. The clients of a listener do not reconnect: the broker redials.
     ///
     /// # Errors
     ///
-    /// If a process listens there already, or the system refuses.
+    /// If another process listens at `path`, or the socket cannot be created.
     pub fn listen(self, path: impl Into<PathBuf>) -> Result<Listener> {
         Listener::new(self, path.into())
     }
 }
 
-/// Made beside its place and moved there once only its owner can reach it. The umask would do the same, but it is the
-/// whole process's.
+/// Creates the socket under a temporary name and renames it when its mode is set, so that no other user can connect in
+/// between. The umask would have the same effect, but applies to the whole process.
 fn bind(path: &Path) -> io::Result<(UnixListener, u64)> {
     match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(io::Error::other("something else is there")),
+        Ok(found) if !found.file_type().is_socket() => return Err(io::Error::other("path exists and is not a socket")),
         Ok(_) if UnixStream::connect(path).is_ok() => return Err(io::ErrorKind::AddrInUse.into()),
         _ => {}
     }

@@ -11,11 +11,12 @@ use crate::sync::Ordering;
 use crate::wire::record::{Flags, Header, Kind as RecordKind};
 use std::sync::MutexGuard;
 
-/// Space in the bulk lane, lent for a message that is written in place; see
-/// [`Publisher::loan`](crate::client::Publisher::loan). Dropped, it leaves no trace. Other threads' publishes wait
-/// meanwhile, and so does a session at a restarted broker: do not wait for messages while you hold one.
+/// Space in the bulk lane for a message that is written in place; see
+/// [`Publisher::loan`](crate::client::Publisher::loan). Dropping it discards the message. While a loan is held, the
+/// publishes of other threads wait, and so does the restore of the session after a restart of the broker: do not wait
+/// for messages while you hold one.
 ///
-/// Bytes that are not written have no particular value.
+/// Bytes that are not written have unspecified values.
 pub struct Loan<'a> {
     connection: &'a Connection,
     lane: MutexGuard<'a, LaneProducer>,
@@ -84,11 +85,11 @@ impl<'a> Loan<'a> {
     ///
     /// # Panics
     ///
-    /// If they reach behind the loan's end.
+    /// If they extend beyond the end of the loan.
     pub fn write_at(&mut self, offset: usize, bytes: &[u8]) {
         assert!(
             offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len()),
-            "{} bytes at {offset} reach behind a loan of {}",
+            "{} bytes at offset {offset} exceed a loan of {} bytes",
             bytes.len(),
             self.len
         );
@@ -102,7 +103,7 @@ impl<'a> Loan<'a> {
     ///
     /// # Errors
     ///
-    /// If the connection has ended meanwhile.
+    /// If the connection has ended since.
     pub fn publish(mut self) -> Result<()> {
         self.connection.check_open()?;
         let placed = self.lane.topic(&self.topic)?;

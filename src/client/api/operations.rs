@@ -10,7 +10,7 @@ use crate::wire::name::Name;
 use std::time::Duration;
 
 impl Client {
-    /// What the broker says of itself and its connections.
+    /// The status of the broker and its connections.
     ///
     /// # Errors
     ///
@@ -19,7 +19,7 @@ impl Client {
         status(ask(&self.connection, |serial| ClientFrame::Status { serial })?)
     }
 
-    /// How the breakers of all services stand that have or had a responder.
+    /// The breakers of all services that have or had a responder.
     ///
     /// # Errors
     ///
@@ -28,7 +28,7 @@ impl Client {
         breakers(ask(&self.connection, |serial| ClientFrame::Breakers { serial })?)
     }
 
-    /// Sets the breaker of a service by hand, for a time or until it is set again. Returns its new state.
+    /// Sets the breaker of a service manually, for a time or until the next order. Returns its new state.
     ///
     /// # Errors
     ///
@@ -90,8 +90,8 @@ impl Client {
         upstreams(ask(&self.connection, |serial| ClientFrame::Upstreams { serial })?)
     }
 
-    /// Dials an upstream at once instead of after its delay, also one that was given up. Returns before the attempt
-    /// has ended; nothing happens if it is connected.
+    /// Dials an upstream at once instead of after its backoff, also one that was given up. Returns before the attempt
+    /// ends; it has no effect if the upstream is connected.
     ///
     /// # Errors
     ///
@@ -101,11 +101,11 @@ impl Client {
         one_upstream(ask(&self.connection, dial_upstream(name)?)?)
     }
 
-    /// Has the broker read its configuration again, and take up what needs no restart.
+    /// Reloads the broker's configuration: changes that need no restart take effect.
     ///
     /// # Errors
     ///
-    /// If the configuration is wrong, and then the one before is in force; if our user may not order this
+    /// If the configuration is invalid (the previous one stays in force); if this user is not permitted to
     /// ([`Error::is_not_allowed`](crate::client::Error::is_not_allowed)); if the connection has ended.
     pub fn reload(&self) -> Result<ReloadReport> {
         reloaded(ask(&self.connection, |serial| ClientFrame::Reload { serial })?)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Client {
-    /// Publishes `payload` on `topic`. It returns when the message is on its way; see [`Client::flush`].
+    /// Publishes `payload` on `topic`. Returns when the message is in the lane to the broker; see [`Client::flush`].
     ///
     /// # Errors
     ///
@@ -27,11 +27,11 @@ impl Client {
         publish::publish(&self.connection, &topic.name, payload.as_ref())
     }
 
-    /// For many messages on one topic: its name is looked up once.
+    /// A handle for many messages on one topic: the name is looked up once.
     ///
     /// # Errors
     ///
-    /// If the name is invalid, or this connection or the broker has as many topics as it may.
+    /// If the name is invalid, or a limit of topics is reached.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -48,7 +48,7 @@ impl Client {
         })
     }
 
-    /// Waits until everything that was published before has been routed to its subscribers' rings.
+    /// Waits until all messages published before are routed to the rings of their subscribers.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl Client {
         publish::flush(&self.connection, None)
     }
 
-    /// The same, at most for `timeout`. What was published stays published if it is over before all is routed.
+    /// As [`Client::flush`], at most for `timeout`. Messages stay published when the timeout passes.
     ///
     /// # Errors
     ///
@@ -83,8 +83,8 @@ impl Client {
 }
 
 impl Client {
-    /// Messages of this client that the broker quarantined, because they had killed its router twice; see
-    /// [`Client::flush`], after which all of what was published before is counted. A subscriber that had not received
+    /// The number of poison messages of this client: the broker quarantined them because each killed its router twice.
+    /// After [`Client::flush`] the number includes all messages published before. A subscriber that had not received
     /// such a message by then sees a gap.
     ///
     /// ```no_run
@@ -100,8 +100,8 @@ impl Client {
     }
 }
 
-/// Publishes on one topic. A handle, like [`Client`]. When the last clone is dropped the topic is released: it does not
-/// count any more among those that this connection and the broker may have.
+/// Publishes on one topic. A handle, like [`Client`]. Dropping the last clone releases the topic: it no longer counts
+/// towards the limits of topics.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     topic: Arc<InternedName>,
@@ -118,8 +118,8 @@ impl Publisher {
         publish::publish(&self.connection, &self.topic.name, payload.as_ref())
     }
 
-    /// Publishes `payload`, at most [`Limits::slot_size`](crate::client::Limits::slot_size) bytes, if there is space at
-    /// once. `Ok(false)`: there is none, and nothing was published.
+    /// Publishes `payload`, at most [`Limits::slot_size`](crate::client::Limits::slot_size) bytes, without waiting for
+    /// space. Returns `Ok(false)` if there is none; nothing was published then.
     ///
     /// # Errors
     ///
@@ -137,12 +137,12 @@ impl Publisher {
         publish::try_publish(&self.connection, &self.topic.name, payload.as_ref())
     }
 
-    /// Lends space for a message of `len` bytes, at most [`Limits::slot_size`](crate::client::Limits::slot_size), to be
-    /// written in place.
+    /// Reserves space for a message of `len` bytes, at most [`Limits::slot_size`](crate::client::Limits::slot_size), to
+    /// be written in place.
     ///
     /// # Errors
     ///
-    /// If `len` is too large, this thread holds a loan already, or the connection has ended.
+    /// If `len` is too large, this thread already holds a loan, or the connection has ended.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A request to be replied to. Dropped without a reply, or before its reply is whole, it is rejected with an error.
+/// A request to a service. Dropping it before its reply is complete rejects it with an error.
 #[derive(Debug)]
 pub struct Request {
     connection: Arc<Connection>,
@@ -21,7 +21,7 @@ pub struct Request {
     is_answered: bool,
 }
 
-/// The outcome of sending a part of a reply: an error says that the requester waits no more.
+/// The result of sending a part of a reply: an error means that the requester no longer waits.
 pub type Reply = Result<()>;
 
 impl Request {
@@ -37,8 +37,8 @@ impl Request {
         &self.payload
     }
 
-    /// The payload, without a copy; [`Request::payload`] is empty from then on. The request itself is still to be
-    /// answered, which is why this does not consume it.
+    /// The payload, without a copy; [`Request::payload`] is empty afterwards. The request is not consumed: it still
+    /// expects a reply.
     ///
     /// ```
     /// # #[cfg(feature = "broker")]
@@ -78,31 +78,31 @@ impl Request {
         self.call.requester
     }
 
-    /// The time until which the requester waits; `None`: a stream without a total, which goes on as long as each chunk
-    /// comes in time after the one before.
+    /// The deadline of the request; `None`: a stream without a total limit, whose chunks have time limits only.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.call.deadline
     }
 
-    /// Whether the requester expects a stream of chunks. Others take them too, joined.
+    /// Whether the requester expects a stream of chunks. For other requesters the chunks are joined.
     #[must_use]
     pub fn wants_stream(&self) -> bool {
         self.call.stream
     }
 
-    /// Whether the requester waits no more, as far as is known: a cancel is noticed while a thread of this
-    /// process waits for messages, or when a chunk is sent.
+    /// Whether the requester no longer waits. A cancel is detected while a thread of this process waits for messages,
+    /// or when a chunk is sent.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.call.is_ended()
     }
 
-    /// Sends a chunk of a streamed reply. It waits while the requester has no room for it.
+    /// Sends a chunk of a streamed reply. Waits for credit of the requester.
     ///
     /// # Errors
     ///
-    /// If the requester has cancelled or its time is over ([`Error::is_cancelled`](crate::client::Error::is_cancelled),
+    /// If the requester has cancelled or its deadline has passed
+    /// ([`Error::is_cancelled`](crate::client::Error::is_cancelled),
     /// [`Error::is_deadline_exceeded`](crate::client::Error::is_deadline_exceeded)), the chunk is too large, or the
     /// connection has ended.
     pub fn chunk(&mut self, payload: impl AsRef<[u8]>) -> Reply {
@@ -119,7 +119,7 @@ impl Request {
         self.send(ReplyParts::finish())
     }
 
-    /// Replies: with the whole reply, or with the last chunk.
+    /// Sends the complete reply, or the last chunk.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Request {
         self.send(reply)
     }
 
-    /// Replies with an error that is the request's fault: unlike [`Request::fail`] it does not count at the breaker.
+    /// Rejects an invalid request with an error reply. Unlike [`Request::fail`] it does not count towards the breaker.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Request {
         self.send(refusal)
     }
 
-    /// Replies with an error: the service has failed. Several in a row open its breaker.
+    /// Replies with an error of the service. Consecutive failures open its breaker.
     ///
     /// # Errors
     ///

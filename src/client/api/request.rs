@@ -14,8 +14,8 @@ use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An outstanding call: the iterator of its reply's chunks. It ends after the last one, or with an error. Dropped
-/// before its end, it cancels the call.
+/// An outstanding request: an iterator of the reply's chunks. It ends after the last chunk or with an error. Dropping
+/// it before its end cancels the request.
 #[derive(Debug)]
 pub struct ReplyStream {
     connection: Arc<Connection>,
@@ -35,8 +35,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Exactly one outcome: the reply, or an error that says how the request ended. It is never sent if the name is
-    /// invalid or the message too large.
+    /// The outcome of the request, if it is not a reply. The request is not sent if the name is invalid or the message
+    /// too large.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -88,8 +88,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If the name is invalid, the message too large, or the connection has ended; how the call ends comes from the
-    /// iterator.
+    /// If the name is invalid, the message too large, or the connection has ended. The iterator returns the outcome of
+    /// the request.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -229,8 +229,8 @@ impl ReplyStream {
     ///
     /// # Errors
     ///
-    /// How the call ended, if not by its last chunk; or [`Error::is_timeout`](crate::client::Error::is_timeout), and
-    /// the call goes on.
+    /// The outcome of the request, if it is not a reply; or [`Error::is_timeout`](crate::client::Error::is_timeout),
+    /// and the request is still outstanding.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         self.receive_within(Some(timeout))
     }
@@ -283,7 +283,7 @@ impl ReplyStream {
         found
     }
 
-    /// Gives back what is owed, so that the responder can go on.
+    /// Returns owed credit, so that the responder can continue.
     fn return_owed_credit(&self) {
         self.return_credit(self.pending.take_owed(self.connection.stream_step()));
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
-/// the same service; they share its requests. Dropped, it offers no more.
+/// the same service; they share its requests. Dropping it withdraws the offer.
 #[derive(Debug)]
 pub struct Service {
     connection: Arc<Connection>,
@@ -28,18 +28,18 @@ pub struct Service {
 }
 
 impl Client {
-    /// Offers `service`. When it returns, requests reach us.
+    /// Offers `service`. When it returns, the offer is in force.
     ///
     /// # Errors
     ///
-    /// If the name is invalid or the broker's own, this client offers it already, or the connection has ended.
+    /// If the name is invalid or reserved, this client already offers the service, or the connection has ended.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
     /// for request in client.serve("upper")? {
     ///     let request = request?;
     ///     let reply = request.payload().to_ascii_uppercase();
-    ///     // An error here says that this requester no longer waits: no reason to stop.
+    ///     // An error means that this requester no longer waits: continue.
     ///     let _ = request.reply(reply);
     /// }
     /// # Ok::<(), lapce_ipc::client::Error>(())
@@ -48,8 +48,8 @@ impl Client {
         self.serve_up_to(service, 0)
     }
 
-    /// Offers `service`, and takes at most `max_in_flight` requests at a time (0: what the broker allows). Further
-    /// ones go to other responders, or fail as overloaded.
+    /// Offers `service` with at most `max_in_flight` outstanding requests (0: the broker's limit). Further requests go
+    /// to other responders, or fail as overloaded.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Client {
     }
 }
 
-/// Requests to serve. Whenever the returned values are dropped, no offer stays behind at the broker.
+/// Requests to serve. Dropping the returned values at any time leaves no offer at the broker.
 pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     service: &str,
@@ -84,13 +84,13 @@ pub(crate) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> 
 }
 
 impl Service {
-    /// Replies to every request with what `handler` returns, until the connection ends. An error of the handler becomes
-    /// an error reply: a [`ReplyError::failed`](crate::client::ReplyError::failed) counts at the service's breaker;
-    /// every other error says that the request was wrong, and does not count. A panic of the handler is a failure.
+    /// Replies to every request with the result of `handler`, until the connection ends. An error of the handler
+    /// becomes an error reply: [`ReplyError::failed`](crate::client::ReplyError::failed) counts towards the service's
+    /// breaker; any other error rejects the request and does not count. A panic of the handler counts as a failure.
     ///
     /// # Errors
     ///
-    /// Why the connection ended, or why another broker does not take the offer.
+    /// The reason why the connection ended, or why a restarted broker rejected the offer.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -124,7 +124,7 @@ impl Service {
         }
     }
 
-    /// Waits for the next request, at most for `timeout`; `Ok(None)`: none came.
+    /// Waits for the next request, at most for `timeout`, which then returns `Ok(None)`.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ impl Service {
         wait::for_record(&connection, deadline(timeout), || self.poll())?
     }
 
-    /// The next request if it is there, or why no more come.
+    /// The next request if one has arrived, or the reason why none will.
     pub(crate) fn poll(&mut self) -> Option<Result<Request>> {
         self.poll_request().map(Ok).or_else(|| self.inbox.end().map(Err))
     }
@@ -208,18 +208,17 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// An error in place of a reply: either the request is wrong, or the service has failed.
+/// An error reply: either the request is invalid, or the service has failed.
 ///
-/// The difference matters to the service's other requesters: failures count at its breaker, and several in a row open
-/// it; rejections do not count, however many there are. Any error that can be displayed becomes a rejection by `?` or
-/// `into()`, so wrong requests do not close a service. The handler marks the service's own failures with
-/// [`ReplyError::failed`]; a panic is one, too.
+/// Failures count towards the service's breaker, and consecutive failures open it for all requesters; rejections do not
+/// count. `?` and `into()` turn any error that implements `Display` into a rejection, so invalid requests do not open
+/// the breaker. The handler marks failures of the service with [`ReplyError::failed`]; a panic is a failure, too.
 ///
 /// ```
 /// use lapce_ipc::client::ReplyError;
 ///
 /// fn parse(payload: &[u8]) -> Result<u32, ReplyError> {
-///     Ok(std::str::from_utf8(payload)?.parse()?) // a wrong request: rejected
+///     Ok(std::str::from_utf8(payload)?.parse()?) // an invalid request: rejected
 /// }
 /// fn look_up(id: u32) -> Result<String, ReplyError> {
 ///     std::fs::read_to_string(format!("/nonexistent/{id}")).map_err(ReplyError::failed)
@@ -234,23 +233,23 @@ pub struct ReplyError {
 }
 
 impl ReplyError {
-    /// The request is wrong. It does not count at the breaker.
+    /// The request is invalid. It does not count towards the breaker.
     pub fn rejected(text: impl Display) -> ReplyError {
         ReplyError { text: text.to_string(), is_failure: false }
     }
 
-    /// The service has failed. It counts at the breaker.
+    /// The service has failed. It counts towards the breaker.
     pub fn failed(text: impl Display) -> ReplyError {
         ReplyError { text: text.to_string(), is_failure: true }
     }
 
-    /// The text that the requester gets.
+    /// The text that the requester receives.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether it counts at the breaker.
+    /// Whether it counts towards the breaker.
     #[must_use]
     pub fn is_failure(&self) -> bool {
         self.is_failure

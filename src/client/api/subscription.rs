@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 /// The options of a subscription.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SubscribeOptions {
-    /// What happens to a message for which this subscription has no room.
+    /// The delivery policy: how a message is handled when this subscription has no credit.
     pub policy: DeliveryPolicy,
-    /// Room for messages that are not taken yet, in bytes; 0 requests the most that the broker grants.
+    /// The credit for unread messages, in bytes; 0 requests the maximum.
     pub capacity_bytes: u32,
 }
 
@@ -43,12 +43,12 @@ pub struct Subscription {
 }
 
 impl Client {
-    /// Subscribes to the topics that match `pattern`: `*` stands for one token, a final `>` for one or more. When it
-    /// returns, the subscription is in force.
+    /// Subscribes to the topics that match `pattern`: `*` matches one token, a final `>` one or more. When it returns,
+    /// the subscription is in force.
     ///
     /// # Errors
     ///
-    /// If the pattern is invalid, there are too many subscriptions, or the connection has ended.
+    /// If the pattern is invalid, the limit of subscriptions is reached, or the connection has ended.
     ///
     /// ```no_run
     /// # let client = lapce_ipc::client::Client::connect()?;
@@ -60,7 +60,7 @@ impl Client {
         self.subscribe_with(pattern, SubscribeOptions::default())
     }
 
-    /// Subscribes with a policy of its own.
+    /// Subscribes with options.
     ///
     /// # Errors
     ///
@@ -81,8 +81,8 @@ impl Client {
     }
 }
 
-/// Requests a subscription. Its queue is known to the reader before the request is sent; and whenever it is dropped
-/// from now on, no subscription stays behind at the broker.
+/// Requests a subscription. Its queue is known to the reader before the request is sent. Dropping it at any time leaves
+/// no subscription at the broker.
 pub(crate) fn start<'a>(
     connection: &'a Arc<Connection>,
     pattern: &str,
@@ -123,7 +123,7 @@ enum Next<T> {
 }
 
 impl Subscription {
-    /// Waits for the next message, at most for `timeout`; `Ok(None)`: none came.
+    /// Waits for the next message, at most for `timeout`, which then returns `Ok(None)`.
     ///
     /// # Errors
     ///
@@ -132,10 +132,10 @@ impl Subscription {
         in_time(self.receive(Some(timeout)))
     }
 
-    /// The next message if it is there.
+    /// The next message if one has arrived.
     ///
-    /// A subscription with [`DeliveryPolicy::DropOldest`] that has fallen behind first waits for what is newer: until
-    /// nothing has come for 100 ms, at most 2 s.
+    /// A subscription with [`DeliveryPolicy::DropOldest`] that has a backlog at the broker first waits for the newer
+    /// messages: until none has arrived for 100 ms, at most 2 s.
     ///
     /// # Errors
     ///
@@ -144,15 +144,14 @@ impl Subscription {
         self.next_timeout(Duration::ZERO)
     }
 
-    /// Waits for the next message and lets `read` see it, in place where it can: without a copy and without an
-    /// allocation. Whatever `read` does, also if it panics, the message is taken by that.
+    /// Waits for the next message and passes it to `read`, in place if possible: without a copy and without an
+    /// allocation. The message is consumed afterwards, also if `read` panics.
     ///
-    /// While `read` looks at a message in place, no other thread of this client receives anything: be brief, and leave
-    /// what takes time, or waits, for afterwards. Calls of this client that would have to wait inside `read` (for a
-    /// reply, for space, for a message) fail with
-    /// [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding) instead of waiting for ever; whether
-    /// they would have to depends on what has arrived, so do not count on either. A
-    /// [`Publisher`](crate::client::Publisher) publishes as long as there is room.
+    /// While `read` runs, no other thread of this client receives messages: keep it short, and do slow work afterwards.
+    /// A call of this client that would block inside `read` (for a reply, for space, for a message) fails with
+    /// [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding) instead of a deadlock. Whether a call
+    /// would block depends on the arrived records, so do not rely on either. A
+    /// [`Publisher`](crate::client::Publisher) works while there is space.
     ///
     /// # Errors
     ///
@@ -219,7 +218,7 @@ impl Subscription {
         }
     }
 
-    /// Messages that this subscription did not get, because it had no room for them.
+    /// The number of messages dropped because this subscription had no credit.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.queue.dropped()
@@ -255,8 +254,8 @@ impl Subscription {
         Ok(message)
     }
 
-    /// Whether nothing is given to the owner yet, for the broker holds newer messages, before which the oldest go. That
-    /// has a limit, and is over with the connection.
+    /// Whether to read on before a message is returned, because the broker holds newer messages and the oldest are to
+    /// be dropped. For a limited time, and only while the connection is open.
     fn should_catch_up(&mut self) -> bool {
         if self.queue.policy != DeliveryPolicy::DropOldest {
             return false;
@@ -279,7 +278,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// Until when nothing is given to the owner. For the asynchronous client.
+    /// The deadline of [`Self::should_catch_up`]. For the asynchronous client.
     #[cfg(feature = "tokio")]
     pub(crate) fn catch_up_deadline(&self) -> Option<Instant> {
         self.catching_up.until()
@@ -329,18 +328,18 @@ impl Subscription {
         }
     }
 
-    /// Gives so many cells back to the broker if there is space to say so.
+    /// Returns credit for these cells to the broker if there is space in the lane.
     fn try_return_credit(&self, cells: u32) -> Result<bool> {
         let credit = Header { id: self.queue.id(), arg: cells, ..Header::new(RecordKind::Credit) };
         calls::place_in_any_session(&self.connection, &credit, &[])
     }
 
-    /// Cells that are given back at a time.
+    /// The credit that is returned at a time, in cells.
     fn step(&self) -> u32 {
         credit_step(self.queue.capacity(), self.connection.limits.slot_size())
     }
 
-    /// The room of a message that is taken is to be given back.
+    /// Adds the cost of a consumed message to the owed credit.
     fn add_owed(&mut self, cost: u32) {
         // The broker gives none for a queue that is emptied at once.
         if self.queue.policy != DeliveryPolicy::DropOldest {

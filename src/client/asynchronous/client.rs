@@ -70,7 +70,7 @@ impl Drop for Driver {
 }
 
 impl AsyncClient {
-    /// Connects to the broker where it usually listens.
+    /// Connects to the broker at the default socket.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl AsyncClient {
         AsyncClient::connect_with(Client::builder()).await
     }
 
-    /// Connects as `builder` says. The greeting itself is carried out on a thread for blocking work.
+    /// Connects with the options of `builder`. The handshake runs on a thread for blocking work.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl AsyncClient {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime, or in one without time (`enable_time`), which calls need for their deadlines.
+    /// Outside a tokio runtime, or in one without a timer (`enable_time`), which deadlines need.
     pub async fn connect_with(builder: Builder) -> Result<AsyncClient> {
         let lost = |error: &dyn std::fmt::Display| Kind::Disconnected(error.to_string());
         let connected = tokio::task::spawn_blocking(move || builder.connect()).await;
@@ -122,7 +122,7 @@ impl AsyncClient {
         within(&self.connection, deadline, || control_request.reply()).await
     }
 
-    /// A use of a name.
+    /// An interned name, requested from the broker if need be.
     pub(crate) async fn intern(
         &self,
         kind: InternKind,

@@ -16,13 +16,13 @@
 //! Subscriptions, replies, services and events implement [`futures_core::Stream`], so the combinators of `futures-util`
 //! and `tokio-stream` apply to them; each also has a method `next`.
 //!
-//! A task of its own waits on the connection's one descriptor and sorts what arrives; tasks that await something are
-//! woken and look. Calls are cancel-safe, and a drop never waits. A future that is dropped
-//! - has published its message whole or not at all;
-//! - has sent its chunk whole or not at all, but for one of several records that had begun: its rest goes out with what
-//!   is sent next, or, if that is an error or the request is dropped, never;
+//! A driver task waits on the connection's descriptor, receives for all tasks and wakes them. Calls are cancel-safe,
+//! and a drop never blocks. A dropped future
+//! - has published its message completely or not at all;
+//! - has sent its chunk completely or not at all, except for a chunk of several records that had begun: its rest is
+//!   sent with the next chunk, or discarded if the next is an error or the request is dropped;
 //! - leaves no subscription and no service at the broker;
-//! - has cancelled its request; or, of a reply, has dropped the request that it was to reply to.
+//! - has cancelled its request; the future of a reply has dropped its request.
 
 mod client;
 mod events;

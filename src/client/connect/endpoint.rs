@@ -45,7 +45,7 @@ impl Endpoint {
         reconnect: Option<ReconnectOptions>,
     ) -> Result<Endpoint> {
         if timeout.is_zero() {
-            return Err(Kind::InvalidOption("timeout is 0, in which no broker can answer".to_owned()).into());
+            return Err(Kind::InvalidOption("timeout must be greater than zero".to_owned()).into());
         }
         if let Some(options) = &reconnect {
             options.check().map_err(Kind::InvalidOption)?;
@@ -53,7 +53,7 @@ impl Endpoint {
         let bytes = path.as_os_str().len();
         if bytes > SOCKET_PATH_MAX {
             let by = locate::chosen(chosen_by);
-            let what = format!("socket path of {bytes} bytes, at most {SOCKET_PATH_MAX} fit{by}: {}", path.display());
+            let what = format!("socket path of {bytes} bytes is longer than {SOCKET_PATH_MAX}{by}: {}", path.display());
             return Err(Kind::InvalidOption(what).into());
         }
         let mut endpoint = Endpoint { path, chosen_by, name, nonce: 0, trusted_uids, timeout, reconnect };
@@ -121,7 +121,7 @@ impl Endpoint {
         Err(Kind::UntrustedBroker { path: self.path.clone(), uid: broker.uid }.into())
     }
 
-    /// Says hello over a new socket.
+    /// Sends the Hello over a new socket.
     pub(crate) fn hello(&self, socket: &UnixStream, resume: Option<Token>) -> Result<(), Error> {
         let mut hello = ClientFrame::hello(self.name.clone(), self.nonce, resume);
         if let ClientFrame::Hello { flags, .. } = &mut hello
@@ -148,13 +148,13 @@ fn explain(path: &Path, error: &io::Error) -> String {
             Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => "not a socket".to_owned(),
             _ => "no process listens; is the broker running?".to_owned(),
         },
-        io::ErrorKind::WouldBlock => "its listen backlog is full".to_owned(),
+        io::ErrorKind::WouldBlock => "the broker's listen backlog is full".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     }
 }
 
-/// What the handshake brings.
+/// The result of a handshake.
 #[derive(Debug)]
 pub(crate) struct Welcome {
     pub(crate) segment: Segment,
@@ -196,11 +196,11 @@ pub(crate) fn receive_welcome(socket: &UnixStream, until: Option<Instant>) -> Re
             break BrokerFrame::decode(body).map_err(|error| protocol(&error))?;
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        // What is too long to be said is no limit.
+        // A time that the type cannot represent is no limit.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let ready = poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref());
         match ready {
-            Ok(0) => return Err(lost(&"the broker does not answer")),
+            Ok(0) => return Err(lost(&"the broker does not respond")),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(lost(&error)),
         }
@@ -215,7 +215,7 @@ pub(crate) fn receive_welcome(socket: &UnixStream, until: Option<Instant>) -> Re
     open(socket.as_fd(), fds, decoder, greeted, limits, geometry)
 }
 
-/// Opens what came with a Welcome.
+/// Opens the segment and the doorbells of a Welcome.
 pub(crate) fn open(
     socket: BorrowedFd<'_>,
     descriptors: Vec<OwnedFd>,
@@ -226,18 +226,18 @@ pub(crate) fn open(
 ) -> Result<Welcome> {
     let protocol = |error: &dyn std::fmt::Display| Error::from(Kind::Protocol(error.to_string()));
     let Ok([segment, ring, wait]) = <[OwnedFd; 3]>::try_from(descriptors) else {
-        return Err(protocol(&"the welcome came without its descriptors"));
+        return Err(protocol(&"welcome without descriptors"));
     };
     let control::Geometry { slot_size, extension_cells, nonce_bulk, nonce_express, nonce_egress, .. } = geometry;
     let geometry = Geometry::new(slot_size, extension_cells).map_err(|error| protocol(&error))?;
     let nonces = Nonces { bulk: nonce_bulk, express: nonce_express, egress: nonce_egress };
     let bytes = geometry.segment_bytes();
     let segment = Segment::open(segment, geometry, nonces).map_err(|error| match &error {
-        SegmentError::Io(why) if is_lack(why) => lacks(format_args!("segment of {bytes} bytes not mapped"), why),
+        SegmentError::Io(why) if is_lack(why) => lacks(format_args!("cannot map the segment of {bytes} bytes"), why),
         _ => protocol(&error),
     })?;
     let bells = ClientBells::new(ClientDescriptors { ring, wait }, socket).map_err(|error| match is_lack(&error) {
-        true => lacks(format_args!("bells not watched"), &error),
+        true => lacks(format_args!("cannot watch the doorbells"), &error),
         false => protocol(&error),
     })?;
     Ok(Welcome { segment, bells, limits, greeted, decoder })

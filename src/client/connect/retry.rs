@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// How a client whose socket was lost comes back.
+/// How a client reconnects after its socket was lost.
 ///
-/// It tries at once, then whenever the socket's path reappears (by inotify), and else after a delay that doubles.
+/// The first attempt is made at once, further ones when the socket's path reappears (inotify), otherwise with
+/// exponential backoff.
 ///
 /// ```
 /// use lapce_ipc::client::{Client, ReconnectOptions};
@@ -16,14 +17,14 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReconnectOptions {
-    /// The delay after the first attempt that failed; 100 ms unless set. Each further one doubles it.
+    /// The delay after the first failed attempt; 100 ms by default. Each further failure doubles it.
     pub first_delay: Duration,
-    /// The longest delay; 5 s unless set.
+    /// The longest delay; 5 s by default.
     pub max_delay: Duration,
-    /// Random jitter, as a fraction of the delay, so that not all clients return at once; 0.2 unless set.
+    /// Random jitter, as a fraction of the delay, so that not all clients return at once; 0.2 by default.
     pub jitter: f64,
-    /// Attempts after which the client gives up; 30 unless set, which is some two minutes. `None`: it never does.
-    /// Attempts because the path reappeared do not count.
+    /// Attempts after which the client gives up; 30 by default, which takes about two minutes. `None`: no limit.
+    /// Attempts caused by a reappearing path do not count.
     pub max_attempts: Option<u32>,
 }
 
@@ -43,7 +44,7 @@ impl ReconnectOptions {
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.jitter {
             jitter if (0.0..=1.0).contains(&jitter) => Ok(()),
-            jitter => Err(format!("jitter is {jitter}, not within 0 and 1")),
+            jitter => Err(format!("jitter {jitter} is out of range 0..=1")),
         }
     }
 }

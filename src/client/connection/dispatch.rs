@@ -102,7 +102,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
         }
         RecordKind::SetAside => table.quarantined += 1,
         RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
-        kind => return Err(Kind::Protocol(format!("record of kind {kind:?} from the broker")).into()),
+        kind => return Err(Kind::Protocol(format!("unexpected record of kind {kind:?}")).into()),
     }
     Ok(())
 }
@@ -139,7 +139,7 @@ fn deliver(
         reader.partials.remove(&place).unwrap_or_default()
     };
     let Some(named) = reader.topics.get_mut(header.id2) else {
-        return Err(Kind::Protocol(format!("message on topic number {}, which was never named", header.id2)).into());
+        return Err(Kind::Protocol(format!("message on the unknown topic number {}", header.id2)).into());
     };
     let is_resent = header.flags.has(Flags::RESENT);
     if let Some(queue) = queue

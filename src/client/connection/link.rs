@@ -160,7 +160,7 @@ pub(crate) fn receive(socket: &UnixStream, decoder: &mut FrameDecoder, descripto
             Err(error) => return SocketEvent::Nonsense(error.to_string()),
         }
         match descriptors::receive(socket.as_fd(), &mut buffer, descriptors) {
-            Ok(0) => return SocketEvent::End("the broker is gone".to_owned()),
+            Ok(0) => return SocketEvent::End("the broker closed the connection".to_owned()),
             Ok(n) => decoder.push(&buffer[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return SocketEvent::Nothing,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}

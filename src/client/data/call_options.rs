@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 /// The options of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestOptions {
-    /// How long the whole call may take, sent again or not; `None`: the default of the broker
+    /// The deadline of the request, retries included; `None`: the broker's default
     /// ([`Limits::default_request_timeout_ms`](crate::client::Limits::default_request_timeout_ms)); a stream then has
-    /// no limit of all of it, but the next two. The broker keeps the time, for it also tells the responder. If it says
-    /// nothing, because it is stopped or overrun, the call ends here with the same outcome, a quarter of a second after
-    /// its time, counted from when it is first waited for.
+    /// no total limit, only the next two. The broker enforces the deadline and notifies the responder. If the broker is
+    /// stopped or overloaded, the client ends the request itself with the same outcome, a quarter of a second after the
+    /// deadline, counted from the first wait for the reply.
     pub timeout: Option<Duration>,
-    /// Whether it may be carried out twice. Then it is sent again when the broker died while it was outstanding,
-    /// instead of ending as disconnected, and its responders have two seconds to come back, too. (A stream is not sent
-    /// again: a part of it may have been taken.)
+    /// Whether the request may be executed twice. If the broker ends while it is outstanding, it is then sent again
+    /// instead of ending as disconnected; its responders have two seconds to reconnect. (A stream is not sent again:
+    /// the caller may have received a part of it.)
     pub idempotent: bool,
-    /// How long a stream may take to its first chunk; `None`: the default of the broker
+    /// The time limit of the first chunk of a stream; `None`: the broker's default
     /// ([`Limits::stream_first_chunk_ms`](crate::client::Limits::stream_first_chunk_ms)).
     pub first_chunk: Option<Duration>,
-    /// How long a stream may take from each chunk to the next; `None`: the default of the broker
+    /// The time limit between chunks of a stream; `None`: the broker's default
     /// ([`Limits::stream_idle_ms`](crate::client::Limits::stream_idle_ms)).
     pub idle: Option<Duration>,
 }

@@ -9,37 +9,37 @@ use std::time::Duration;
 
 /// The state of the connection to the broker.
 ///
-/// While it reconnects, calls that wait go on waiting, and those that do not wait succeed as long as there is room:
-/// what was handed over meanwhile is there when the session goes on.
+/// While the client reconnects, blocked calls keep waiting, and calls that do not block succeed while there is space in
+/// the lanes: their messages are sent when the session is restored.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionState {
-    /// The broker was reached and has yet to reply.
+    /// The socket is connected; the handshake is not complete.
     Connecting,
-    /// All is well.
+    /// Connected.
     Connected,
     /// The socket was lost.
     Reconnecting {
         /// The number of the next attempt, from 1.
         attempt: u32,
-        /// When it is due, from the time that this was said.
+        /// The delay until it, at the time of this event.
         next_in: Duration,
     },
-    /// There will be no connection any more.
+    /// The connection is closed for good.
     Closed {
-        /// Why.
+        /// The reason.
         reason: Error,
     },
 }
 
 impl ConnectionState {
-    /// Whether all is well.
+    /// Whether the state is `Connected`.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         matches!(self, ConnectionState::Connected)
     }
 
-    /// Whether this is the end.
+    /// Whether the state is `Closed`.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self, ConnectionState::Closed { .. })

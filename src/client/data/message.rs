@@ -6,7 +6,7 @@ use crate::wire::name::Topic;
 use crate::wire::record::Header;
 use std::io;
 
-/// A message that was received.
+/// A received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     topic: Topic,
@@ -26,7 +26,7 @@ impl Message {
         View::here(&self.topic, self.publisher, self.sequence, &self.payload)
     }
 
-    /// The topic that it was published on.
+    /// The topic of the message.
     #[must_use]
     pub fn topic(&self) -> &str {
         self.topic.as_str()
@@ -44,21 +44,21 @@ impl Message {
         self.payload
     }
 
-    /// The id of the connection that published it; 0 is the broker.
+    /// The id of the publishing connection; 0 is the broker.
     #[must_use]
     pub fn publisher(&self) -> u32 {
         self.publisher
     }
 
-    /// The publisher's count of messages on this topic: a gap means that messages were dropped.
+    /// The sequence number per publisher and topic: a gap means that messages were dropped.
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 }
 
-/// A message that is looked at where it lies: perhaps in memory that the broker writes, so its bytes can be copied out
-/// but not borrowed.
+/// A message read in place. It may lie in shared memory that the broker writes, so its bytes can be copied but not
+/// borrowed.
 #[derive(Debug)]
 pub struct View<'a> {
     topic: &'a Topic,
@@ -82,7 +82,7 @@ impl<'a> View<'a> {
         View { topic, publisher, sequence, bytes: Bytes::Here(bytes) }
     }
 
-    /// The topic that it was published on.
+    /// The topic of the message.
     #[must_use]
     pub fn topic(&self) -> &str {
         self.topic.as_str()
@@ -100,7 +100,7 @@ impl<'a> View<'a> {
         self.sequence
     }
 
-    /// Bytes of payload.
+    /// The length of the payload in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         match self.bytes {
@@ -109,17 +109,17 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether there is no payload.
+    /// Whether the payload is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Copies bytes from `offset` on until `to` is full.
+    /// Fills `to` with the bytes from `offset` on.
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If the payload is shorter.
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
         assert!(
             offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),

@@ -4,10 +4,10 @@ use super::{Error, Kind, Unreached};
 use crate::wire::control::{FailedCode, RefusedCode};
 use crate::wire::record::Outcome;
 
-/// What kind of error an [`Error`] is, as [`Error::kind`] returns it.
+/// The kind of an [`Error`], as [`Error::kind`] returns it.
 ///
-/// Each error has exactly one kind. The predicates of [`Error`] are coarser in places:
-/// [`Error::is_disconnected`], for instance, holds for `Disconnected` and for `Closed`.
+/// Each error has exactly one kind. Some predicates of [`Error`] cover several kinds: [`Error::is_disconnected`] is
+/// true for `Disconnected` and for `Closed`.
 ///
 /// ```
 /// use lapce_ipc::client::{Client, ErrorKind};
@@ -27,27 +27,27 @@ pub enum ErrorKind {
     NoBroker,
     /// The socket exists and cannot be reached: no permission, a full listen backlog, or a path that is too long.
     Unreachable,
-    /// The socket of a [`Listener`](crate::client::Listener) cannot be listened at.
+    /// A [`Listener`](crate::client::Listener) cannot listen at its socket.
     Listen,
-    /// The user of one side is not accepted by the other, or the operation is not permitted.
+    /// Permission denied: one side's user is not trusted by the other, or may not perform the operation.
     NotAllowed,
-    /// Client and broker speak different versions of the protocol.
+    /// Client and broker have different protocol versions.
     VersionMismatch,
     /// The broker refused the connection; [`Error::refused_code`] returns the reason.
     Refused,
-    /// The other side broke the protocol.
+    /// The other side violated the protocol.
     Protocol,
     /// The broker closed the connection; [`Error::closing_code`] returns the reason.
     Closed,
-    /// The connection ended without a word, or before the outcome of a request was known.
+    /// The connection was lost, or ended before the outcome of a request was known.
     Disconnected,
     /// The service has no responder.
     NoResponders,
     /// The breaker of the service is open; [`Error::retry_after`] returns when to try again.
     BreakerOpen,
-    /// The time limit of the request passed.
+    /// The deadline of the request passed.
     DeadlineExceeded,
-    /// The responder ended before it replied. The request may have been carried out.
+    /// The responder ended before it replied. The request may have been executed.
     ResponderLost,
     /// The request was cancelled.
     Cancelled,
@@ -61,19 +61,19 @@ pub enum ErrorKind {
     InvalidName,
     /// An option is invalid.
     InvalidOption,
-    /// The broker does not know what was named.
+    /// The broker does not know the name.
     Unknown,
     /// The broker rejected the operation; [`Error::failed_code`] returns the reason.
     Failed,
-    /// The subscription was ended because its messages were not taken in time.
+    /// The subscription was evicted as a slow consumer.
     Evicted,
-    /// This thread holds a loan, and the call would wait for it.
+    /// This thread holds a loan: the call would deadlock.
     LoanOutstanding,
-    /// This thread reads a message in place, and the call would wait for it.
+    /// This thread reads a message in place: the call would deadlock.
     ViewOutstanding,
-    /// This process is a child that `fork` made of the one that connected.
+    /// This process is a forked child of the process that connected.
     Forked,
-    /// The time that the caller was ready to wait has passed.
+    /// The caller's timeout has passed.
     Timeout,
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn socket_lost(link: &mut Link, connection: &Connection, is_over: boo
     let ended_at_once = link.renewed_at.take().is_some_and(|renewed_at| now.duration_since(renewed_at) < AT_ONCE);
     link.line = LinkState::Waiting(Retry::new(options.clone(), now));
     if ended_at_once {
-        attempt_failed(link, connection, "sessions end as soon as they begin");
+        attempt_failed(link, connection, "each new session ended at once");
     } else {
         report_waiting(link, connection, Duration::ZERO);
     }
@@ -79,7 +79,7 @@ pub(crate) fn step(link: &mut Link, connection: &Connection) -> NextAction {
         return NextAction::At(due);
     }
     if is_greeting {
-        attempt_failed(link, connection, "the broker does not answer")
+        attempt_failed(link, connection, "the broker does not respond")
     } else {
         attempt(link, connection, now)
     }
@@ -167,7 +167,7 @@ pub(crate) fn read_greeting(link: &mut Link, connection: &Connection) {
             connection.limits.adopt(&limits);
             resumed(link, connection, greeted.token);
         }
-        Ok(_) => close(link, connection, Kind::Protocol("it resumed another session".to_owned()).into()),
+        Ok(_) => close(link, connection, Kind::Protocol("the broker resumed another session".to_owned()).into()),
         Err(error) => match error.refused_code() {
             // Another time it may work: some session must end first, or the broker.
             Some(RefusedCode::TooManyConnections | RefusedCode::Draining | RefusedCode::BadToken) => {
