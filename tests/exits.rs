@@ -333,7 +333,7 @@ fn a_socket_path_that_is_too_long_is_named_with_its_length() {
     let path = |bytes: usize| format!("/tmp/{}", "x".repeat(bytes - "/tmp/".len()));
     for bytes in [108, 109, 300] {
         let told = run(LAPCE_IPC, &["--socket", &path(bytes), "request", "echo", "hi"], &[]);
-        fails_with(&told, 64, &[&format!("socket path of {bytes} bytes, at most 107 fit")]);
+        fails_with(&told, 64, &[&format!("socket path of {bytes} bytes is longer than 107")]);
     }
     fails_with(&run(LAPCE_IPC, &["--socket", &path(107), "request", "echo", "hi"], &[]), 69, &["no broker at"]);
 }

@@ -1,7 +1,7 @@
-//! Processes, folders and sockets that must not outlive us.
+//! Processes, folders and sockets that must not outlive this process.
 //!
-//! Each is put away when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`clean_up`]
-//! goes through the list. For a death that runs none of our code the guard process has them, too. Children lead a
+//! Each is removed when its owner is dropped. A signal drops nothing, so all are listed here as well, and [`clean_up`]
+//! removes the listed ones. In case of SIGKILL the guard process removes them. Children lead a
 //! process group of their own, so that what a shell started ends with the shell.
 
 use super::guard::Guard;
@@ -46,7 +46,7 @@ fn listed() -> MutexGuard<'static, Listed> {
 /// The locked list of [`clean_up`]: no child is removed from it, so none is reported as ended.
 pub(super) struct CleanedUp(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
 
-/// Kills every child that still runs, removes every folder, and lets nothing be started any more.
+/// Kills every running child and removes every folder; from now on no child can be started.
 pub(super) fn clean_up() -> CleanedUp {
     let mut listed = listed();
     listed.closed = true;
@@ -87,7 +87,7 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// If it cannot be started, or we are about to end.
+    /// If it cannot be started, or the process is about to exit.
     pub(super) fn start(command: &mut Command) -> io::Result<Running> {
         // Held over the start, so that `clean_up` does not come in between.
         let mut listed = listed();

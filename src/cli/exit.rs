@@ -87,7 +87,7 @@ fn no_signals(error: io::Error) -> Failure {
     Failure::new(Code::Unavailable, format!("cannot watch signals: {error}"))
 }
 
-/// Ends the process at once: the main thread may be waiting where nothing can wake it.
+/// Ends the process at once: the main thread may be blocked.
 #[allow(clippy::disallowed_methods, reason = "a client owns no socket file; its children and folders are removed here")]
 pub(super) fn exit_now(code: Code) -> ! {
     // Held to the end: else the main thread might be faster, and give the end of a child that was killed here, or of

@@ -1,7 +1,7 @@
-//! The guard: a process that outlives this one by a moment, and cleans up what this one could not.
+//! The guard: a process that outlives this one briefly, and cleans up if this one was killed.
 //!
-//! A process that is killed by SIGKILL, or by a signal that it does not catch, puts nothing away. So what must not
-//! outlive it is also told to a guard, through a pipe of which only our process has the writing end. When our process
+//! A process that is killed by SIGKILL, or by a signal that it does not catch, cannot clean up. So it also reports its
+//! children and folders to a guard, through a pipe of which only our process has the writing end. When our process
 //! ends, however that is, the guard reads the end of the pipe, kills the process groups and removes the folders that
 //! are still listed, and ends. Unlike a parent-death signal this reaches what a shell started, too, and does not
 //! depend on the thread that started a child.

@@ -1,4 +1,4 @@
-//! stdout, which is data, and stderr, which is for people.
+//! stdout for data, stderr for messages to the user.
 
 use super::failure::{Code, Failure};
 use crate::broker::stderr;
@@ -14,7 +14,7 @@ pub(super) fn note(line: fmt::Arguments<'_>) {
     stderr::write(format!("{line}\n").as_bytes());
 }
 
-/// Foreign text on one line: control characters would move the cursor, or worse.
+/// Foreign text on one line, with control characters escaped.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -1,4 +1,4 @@
-//! The start of every process: it resets what a careless parent may have left.
+//! The start of every process: it resets inherited signals and limits.
 //!
 //! A process inherits which signals are ignored, which are blocked, and its limits. A shell with `ulimit -f`, a program
 //! that ignores SIGCHLD, a thread that blocks SIGTERM and starts us: each would end the broker, or stop it from ending.
@@ -27,7 +27,7 @@ pub(super) fn start() -> Result<(), Failure> {
         signal_hook::flag::register(signal, Arc::default()).map_err(|error| failed(name, &error))?;
     }
     SigSet::all().thread_unblock().map_err(|error| failed("the signal mask", &error))?;
-    // Shared memory counts as a file. If the hard limit is too low as well, the first connection is told so.
+    // Shared memory counts as a file. If the hard limit is too low as well, the first connection gets the error.
     let _ = limits::raise(Resource::RLIMIT_FSIZE);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which broker is meant, and what its configuration says.
+//! The broker that a command uses, and its configuration.
 
 use super::failure::{Code, Failure};
 use super::output::note;
@@ -79,7 +79,7 @@ impl BrokerTarget {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with it.
+    /// All its errors.
     pub(super) fn load(&self) -> Result<Loaded, ConfigError> {
         let env = Env::of_process();
         let mut loaded = config::load(&self.options(), &env)?;
@@ -108,7 +108,7 @@ impl BrokerTarget {
         }
     }
 
-    /// Connects as `lapce-ipc-COMMAND`, for one thing: a connection that is lost is an error.
+    /// Connects as `lapce-ipc-COMMAND`, without reconnecting: a lost connection is an error.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl BrokerTarget {
         Ok((client?, left))
     }
 
-    /// Connects as `lapce-ipc-COMMAND`, to stay: a connection that is lost comes back, and stderr tells of it.
+    /// Connects as `lapce-ipc-COMMAND`, with reconnecting; stderr reports a lost connection.
     ///
     /// # Errors
     ///
@@ -172,7 +172,7 @@ impl BrokerTarget {
     ///
     /// # Errors
     ///
-    /// If it is no name.
+    /// If the name is invalid.
     pub(super) fn builder_without_socket(
         &self,
         command: &str,
@@ -193,14 +193,14 @@ impl BrokerTarget {
     }
 }
 
-/// The connection of a command that stays.
+/// The connection of a command that reconnects.
 static PERSISTENT: Mutex<Option<Client>> = Mutex::new(None);
 
 fn persistent() -> MutexGuard<'static, Option<Client>> {
     PERSISTENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Says goodbye before the process ends, so that the broker does not count a lost connection.
+/// Closes the connection before the process ends, so that the broker does not count a lost connection.
 pub(super) fn close_connection() {
     if let Some(client) = persistent().take() {
         client.close();

@@ -1,4 +1,4 @@
-//! `connections`: what a connection costs the broker, in memory once it has been used, and in CPU while it is idle.
+//! `connections`: the cost of a connection: the broker's memory after use, and its CPU while idle.
 //!
 //! All connections are this process's. Each has a subscription, and messages and replies go through its rings first: a
 //! page that no process has touched would cost nothing. Page tables are no part of resident memory, and count beside
@@ -14,8 +14,7 @@ use std::time::Duration;
 
 /// Messages, and requests, of each connection.
 const ROUNDS: usize = 4;
-/// How long the broker may take to have back what it lent for them: an idle connection's windows go after half a
-/// second.
+/// How long the broker may take to reclaim leases: an idle connection's windows shrink after half a second.
 const SETTLING: Duration = Duration::from_secs(1);
 
 /// The result.
@@ -73,7 +72,7 @@ impl Used {
         Ok(())
     }
 
-    /// Does nothing for so long.
+    /// Is idle for a time.
     fn idle(&self, duration: Duration) -> Result<(), Failure> {
         match self.client.closed(Some(duration)) {
             Err(error) if error.is_timeout() => Ok(()),
@@ -86,7 +85,7 @@ impl Used {
 ///
 /// # Errors
 ///
-/// If the broker is not ours, does not take so many, or fails.
+/// If the broker was not started here, refuses a connection, or fails.
 pub(super) fn run(processes: &Processes, count: u32, work: Work) -> Result<Cost, Failure> {
     let Some(broker) = processes.broker() else {
         let message = "bench connections needs its own broker";

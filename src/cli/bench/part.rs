@@ -24,19 +24,19 @@ pub(crate) struct PartArgs {
     role: Role,
     #[command(flatten)]
     wait: WaitOption,
-    /// For a broker, which takes this many connections
+    /// For a broker: `ipc.max_connections`
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
-    /// For a broker, whose endpoints are there
+    /// For a broker: the port of its health endpoints
     #[arg(long, value_name = "N")]
     health_port: Option<u16>,
 }
 
-/// Plays the role until stdin ends.
+/// Performs the task of its role until stdin ends.
 ///
 /// # Errors
 ///
-/// If it cannot.
+/// If the task fails.
 pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
     if args.role == Role::Broker {
         return run_broker(target, args);

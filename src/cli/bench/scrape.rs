@@ -1,4 +1,4 @@
-//! `scrape`: what it costs the router's thread to be asked for metrics, under full load and with many connections.
+//! `scrape`: the router thread's cost of a metrics scrape, under full load and with many connections.
 //!
 //! The broker itself says how much CPU time its router has spent on it, in the metrics that are scraped.
 

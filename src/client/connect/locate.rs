@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Where the broker listens unless told otherwise.
+/// The default socket of the broker.
 pub const DEFAULT_SOCKET: &str = "/tmp/lapce_ipc.sock";
 
 /// Where the socket unit of the system's broker listens.
@@ -27,7 +27,7 @@ pub(crate) struct Located {
     pub(crate) chosen_by: Option<&'static str>,
 }
 
-/// What chose a socket, for an error.
+/// The source of a socket's path, for an error message.
 pub(crate) fn chosen(by: Option<&str>) -> String {
     by.map(|by| format!(" (chosen by {by})")).unwrap_or_default()
 }

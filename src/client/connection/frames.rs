@@ -9,7 +9,7 @@ use crate::client::error::Kind;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
-/// Handles a frame: completes its control request, and ends what was dropped meanwhile.
+/// Handles a frame: completes its control request, and ends subscriptions and services that were dropped meanwhile.
 pub(crate) fn handle_frame(connection: &Connection, frame: BrokerFrame) {
     let mut table = lock(&connection.table);
     let table = &mut *table;

@@ -1,4 +1,5 @@
-//! Holding topics and services: a name is requested once and used by all; when it has no users its number is released.
+//! Interning of topics and services: the number of a name is requested once and shared by all its users; a name without
+//! users is released.
 
 use super::control_request::unexpected_reply;
 use super::shared::Connection;
@@ -22,13 +23,13 @@ const KEPT_SERVICES: usize = 64;
 pub(crate) const RELEASE_POLLS: usize = 400;
 pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
 
-/// A use of a name: while it exists, the number stays.
+/// A user of an interned name: the name keeps its number until the last user is dropped.
 #[derive(Debug)]
 pub(crate) struct InternedName {
     connection: Arc<Connection>,
     kind: InternKind,
     pub(crate) name: NameRef,
-    /// The name keeps its number for a while.
+    /// Whether the name keeps its number for a while without users.
     keep: bool,
 }
 
@@ -58,7 +59,7 @@ fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
     }
 }
 
-/// A use of a name, if the broker has given it a number already.
+/// Adds a user of a name that already has a number.
 pub(crate) fn existing(
     connection: &Arc<Connection>,
     kind: InternKind,
@@ -117,7 +118,7 @@ pub(crate) fn are_releases_consumed(connection: &Connection, kind: InternKind) -
     !names.has_retired()
 }
 
-/// Releases topics that are to be released, as far as that is possible now. Never waits.
+/// Releases unused names as far as there is space in the lanes. Never waits.
 pub(crate) fn release_unused(connection: &Connection) {
     if connection.has_unused_names.load(Ordering::Relaxed) != 0 {
         connection.has_unused_names.store(0, Ordering::Relaxed);

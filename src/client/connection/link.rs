@@ -44,25 +44,25 @@ pub(crate) struct Link {
     pub(crate) path: Option<OwnedFd>,
 }
 
-/// What the reader is to do about the link.
+/// The reader's next action for the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextAction {
     /// Nothing, until a socket has something.
     Rest,
-    /// Come back at this time.
+    /// Call again at this time.
     At(Instant),
     /// Look again: something has changed.
     Changed,
 }
 
-/// What came over the socket.
+/// An event of the socket.
 pub(crate) enum SocketEvent {
     Frame(Box<BrokerFrame>),
     /// Nothing more for now.
     Nothing,
     /// The socket has ended, or failed.
     End(String),
-    /// What came makes no sense.
+    /// An invalid frame.
     Nonsense(String),
 }
 
@@ -72,7 +72,7 @@ impl Link {
         Link { line, decoder, descriptors, token: Some(token), bells, renewed_at: None, path: None }
     }
 
-    /// The bells of the present session.
+    /// The bells of the current session.
     pub(crate) fn bells(&self) -> Arc<ClientBells> {
         self.bells.clone()
     }
@@ -109,7 +109,7 @@ impl Link {
         matches!(self.line, LinkState::Restoring(..))
     }
 
-    /// The session goes on at the broker that has greeted us: what it has brought.
+    /// The session is restored at the new broker: returns the data of its Welcome.
     pub(crate) fn resume(
         &mut self,
         bells: &dyn Fn(ClientBells) -> Arc<ClientBells>,

@@ -1,4 +1,4 @@
-//! What all handles of a connection share, and the operations on it that never wait.
+//! The state that all handles of a connection share, and the operations on it that never block.
 //!
 //! | file | idea |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What all handles of a connection share.
+//! The state that all handles of a connection share.
 //!
 //! Locks are taken in this order, each held briefly: reader role, table, a queue; lane; socket.
 
@@ -42,7 +42,7 @@ pub(crate) struct Connection {
     owner: ForkMark,
     pub(crate) limits: CurrentLimits,
     pub(crate) wait: WaitStrategy,
-    /// For event loops of the user's own.
+    /// The descriptor for the user's event loop.
     pub(crate) epoll: AggregateEpoll,
     lanes: [Lane; 2],
     pub(crate) table: Mutex<Table>,
@@ -115,7 +115,7 @@ impl Connection {
         (lane(bulk, RingName::Bulk), lane(express, RingName::Express), egress)
     }
 
-    /// The connection's id at the present broker.
+    /// The connection's id at the current broker.
     pub(crate) fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed) as u32
     }
@@ -137,7 +137,7 @@ impl Connection {
         credit_step(self.limits.stream_credit_cells(), self.limits.slot_size())
     }
 
-    /// Whether this process is the one that connected.
+    /// Whether this process has created the connection.
     #[inline]
     pub(crate) fn is_ours(&self) -> bool {
         self.owner.is_ours()
@@ -197,7 +197,7 @@ impl Connection {
         Ok(len)
     }
 
-    /// Says goodbye to the broker, which routes what is in the lanes before it closes the connection.
+    /// Sends a Bye: the broker routes the records in the lanes before it closes the connection.
     pub(crate) fn send_final_bye(&self) {
         self.express().place_deferred();
         self.send_bye();

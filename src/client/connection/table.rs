@@ -12,7 +12,7 @@ use crate::wire::record::Outcome;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What is requested from the new broker.
+/// Requests to the new broker.
 #[derive(Debug)]
 pub(crate) enum Restoring {
     /// The number of the topic with this id.
@@ -21,7 +21,7 @@ pub(crate) enum Restoring {
     Offer(Arc<Inbox>),
 }
 
-/// What the new broker has granted.
+/// Grants of the new broker.
 #[derive(Debug)]
 pub(crate) enum Restored {
     Subscription(Arc<SubscriptionQueue>, u32),
@@ -49,7 +49,7 @@ pub(crate) struct Table {
     pub(crate) services: Names,
     /// How many brokers, or sessions of one, there were before the present.
     pub(crate) session: u64,
-    /// What was requested from the next broker, and what it has granted.
+    /// Requests to the next broker, and its grants.
     pub(crate) restoring: HashMap<u32, Restoring>,
     pub(crate) restored: Vec<Restored>,
     pub(crate) closed: Option<Error>,

@@ -68,7 +68,7 @@ impl CallDeadline {
         CallDeadline { total, step: first, idle, ends: None, until: None }
     }
 
-    /// When the call ends here, if the broker says nothing.
+    /// The deadline at which the client ends the call itself, without an outcome from the broker.
     pub(crate) fn until(&mut self) -> Option<Instant> {
         if self.until.is_none() {
             self.ends = self.ends.or_else(|| deadline(self.total));
@@ -90,7 +90,8 @@ impl CallDeadline {
     }
 }
 
-/// How long an idempotent request waits for responders that come back to a restarted broker, and how often it looks.
+/// How long an idempotent request waits for its responders to reconnect after a restart of the broker, and the poll
+/// interval.
 const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_PAUSE: Duration = Duration::from_millis(20);
 
@@ -123,7 +124,7 @@ impl IdempotentRetry {
             self.lost = Some(Instant::now());
             return Some(Duration::ZERO);
         }
-        // Its responders may take as long to come back as this client.
+        // Its responders may take as long to reconnect as this client.
         let may_come = error.is_no_responders() && self.lost.is_some_and(|lost| lost.elapsed() < AGAIN);
         may_come.then_some(AGAIN_PAUSE)
     }

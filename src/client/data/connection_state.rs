@@ -53,11 +53,11 @@ pub(crate) struct LinkStatus {
     reason: OnceLock<Error>,
 }
 
-/// The connection stands, as far as is known.
+/// The connection is up.
 const UP: u64 = 0;
-/// It is lost, and attempts to reconnect are under way.
+/// The socket is lost; the client is reconnecting.
 const LOST: u64 = 1;
-/// It has ended for good.
+/// The connection is closed for good.
 const ENDED: u64 = 2;
 
 impl LinkStatus {
@@ -90,7 +90,7 @@ impl LinkStatus {
 /// States that wait for a watcher. When as many as this wait, the oldest goes: the latest is never lost.
 const MOST_EVENTS: usize = 64;
 
-/// States that a watcher has not taken yet.
+/// States that a watcher has not read yet.
 pub(crate) type StateQueue = Mutex<VecDeque<ConnectionState>>;
 
 /// The state, and its watchers.

@@ -70,7 +70,7 @@ pub(crate) struct NumberedTopic {
     pub(crate) seen: LastSequences,
 }
 
-/// The topics of received messages, by the numbers of the present broker.
+/// The topics of received messages, by the numbers of the current broker.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedTopics {
     numbered: HashMap<u32, NumberedTopic, ById>,

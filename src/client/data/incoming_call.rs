@@ -112,11 +112,11 @@ impl InboxItem {
 pub(crate) struct Inbox {
     items: Mutex<VecDeque<InboxItem>>,
     pub(crate) offer: Offer,
-    /// The broker's number for it, in the present session.
+    /// The broker's number for it, in the current session.
     pub(crate) number: AtomicU64,
     /// The service was dropped.
     pub(crate) is_dropped: AtomicU64,
-    /// Why the present broker does not take the offer.
+    /// The reason why the current broker rejected the offer.
     refused: OnceLock<Error>,
 }
 
@@ -142,7 +142,7 @@ impl Inbox {
         lock(&self.items).push_back(item);
     }
 
-    /// The present broker does not take the offer.
+    /// The current broker rejected the offer.
     pub(crate) fn refuse(&self, error: Error) {
         let _ = self.refused.set(error);
     }

@@ -1,9 +1,9 @@
 //! Whether the broker holds newer messages than those in the egress ring, for subscriptions that drop the oldest.
 //!
-//! The broker counts in the segment when it begins to hold some, and when it holds none any more. While the count is
-//! another than when all was last read, a subscription that drops the oldest reads on before it gives a message to its
-//! owner, so that the oldest go and the newest stay. Nonsense in that word delays this client's own messages, for a
-//! time that has a limit.
+//! The broker increments a counter in the segment when its backlog begins and when it ends. While the counter differs
+//! from its value at the last empty ring, a `drop_oldest` subscription reads on before it returns a message, so that
+//! the oldest messages are dropped and the newest stay. An invalid counter delays this client's own messages only, for
+//! a limited time.
 
 use super::lock::lock;
 use crate::shm::segment::Newer;
@@ -11,19 +11,19 @@ use crate::sync::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// How long a subscription reads on while nothing comes.
+/// How long a subscription reads on without new records.
 const CATCH_UP: Duration = Duration::from_millis(100);
-/// How long in all: a publisher may be faster than this client reads.
+/// The total time limit: a publisher may be faster than this client.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
-/// When it may do so again, if it was in vain: times the time that it took.
+/// The pause after a time limit was reached, as a multiple of the time spent.
 const PAUSE_FACTOR: u32 = 10;
 
 #[derive(Debug)]
 pub(crate) struct BrokerBacklog {
     word: Mutex<Newer>,
-    /// The count when all was last read.
+    /// The counter at the last empty ring.
     read: AtomicU64,
-    /// Records that have come. Only the reader writes.
+    /// The number of received records. Only the reader writes.
     records: AtomicU64,
 }
 
@@ -43,7 +43,7 @@ impl BrokerBacklog {
         self.read.store(0, Ordering::Relaxed);
     }
 
-    /// Whether there is more to be read first.
+    /// Whether the broker holds newer messages.
     pub(crate) fn has_newer(&self) -> bool {
         let word = self.word();
         word.get() != self.read.load(Ordering::Relaxed)
@@ -54,12 +54,12 @@ impl BrokerBacklog {
         self.records.store(self.records() + records as u64, Ordering::Relaxed);
     }
 
-    /// How many records have come in all.
+    /// The number of received records.
     pub(crate) fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
     }
 
-    /// The ring was found empty after `count` was read. Returns whether that ends a time of being behind.
+    /// The ring was empty after `count` was read. Returns whether that ends a backlog.
     pub(crate) fn mark_read(&self, count: u64) -> bool {
         if !count.is_multiple_of(2) || self.read.load(Ordering::Relaxed) == count {
             return false;
@@ -68,13 +68,13 @@ impl BrokerBacklog {
         true
     }
 
-    /// Whether all was read when the count was this.
+    /// Whether the ring was empty at this count.
     pub(crate) fn has_read(&self, count: u64) -> bool {
         self.read.load(Ordering::Relaxed) == count
     }
 }
 
-/// How long a subscription has been behind.
+/// The time that a subscription has spent catching up.
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp(Option<Reading>);
 
@@ -84,12 +84,12 @@ struct Reading {
     /// When records came last, and how many had come by then.
     came_at: Instant,
     records: u64,
-    /// When it was found to be in vain.
+    /// When a time limit was reached.
     ended: Option<Instant>,
 }
 
 impl CatchUp {
-    /// Whether its owner is to wait, as of `now`: so many `records` have come to this client.
+    /// Whether to read on at `now`, given the number of received records.
     pub(crate) fn should_wait(&mut self, has_newer: bool, records: u64, now: Instant) -> bool {
         if !has_newer {
             self.0 = None;
@@ -112,7 +112,7 @@ impl CatchUp {
         reading.ended.is_none()
     }
 
-    /// Until when, if it waits and nothing more comes.
+    /// The end of the wait, if no more records arrive.
     pub(crate) fn until(&self) -> Option<Instant> {
         self.0.filter(|reading| reading.ended.is_none()).map(|reading| reading.until())
     }

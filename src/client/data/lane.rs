@@ -31,7 +31,7 @@ pub(crate) struct Lane {
     has_deferred: AtomicU64,
 }
 
-/// Messages between two looks of a publisher that never waits at the control socket: a look is a system call.
+/// Messages between two checks of the control socket by a publisher that never waits: a check is a system call.
 const CHECK_EVERY: u32 = 64;
 
 /// The producer role, and what goes with it.
@@ -47,7 +47,7 @@ pub(crate) struct LaneProducer {
     pub(crate) session: u64,
     /// The topics, by their places.
     topics: Vec<TopicNumber>,
-    /// Why the present broker knows a topic no more, by its id.
+    /// The reasons why the current broker refused topics, by id.
     refused: HashMap<u64, Error>,
     /// A thread waits for space in the middle of a message of several records.
     pub(crate) is_taken: bool,
@@ -331,7 +331,7 @@ impl LaneProducer {
     ///
     /// # Errors
     ///
-    /// If the present broker has refused the topic.
+    /// If the current broker has refused the topic.
     #[inline]
     pub(crate) fn topic(&mut self, topic: &NameRef) -> Result<&mut TopicNumber> {
         let at = topic.at as usize;
@@ -345,7 +345,7 @@ impl LaneProducer {
     fn adopt_topic(&mut self, topic: &NameRef) -> Result<()> {
         if self.session != topic.session {
             // Known in each session that it was held in: this one's broker has refused it.
-            let gone = || Kind::Disconnected("the present broker does not know the topic".to_owned()).into();
+            let gone = || Kind::Disconnected("the restarted broker does not know the topic".to_owned()).into();
             return Err(self.refused.get(&topic.id).cloned().unwrap_or_else(gone));
         }
         let at = topic.at as usize;

@@ -1,4 +1,4 @@
-//! The limits of the present broker: read for each record, replaced when the session goes on at another broker.
+//! The limits of the current broker: read for each record, replaced when the session is restored at another broker.
 
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::Limits;

@@ -1,26 +1,27 @@
 //! The names that the broker has given this client numbers for: topics and services.
 //!
-//! A name is *held* while it has users, and some without users are kept, those that were used last. The others
-//! are *released*: a record in the lane says so, behind the last message with the number. Until the broker has consumed
-//! that record the name is *retired*: messages on it may have to be sent again at another broker.
+//! Topics and services are *interned*: the broker gives each name a number. A name keeps its number while it has users;
+//! of the names without users, the most recently used ones are kept. The others are *released* by a record in the lane,
+//! after the last message with the number. Until the broker has consumed that record the name is *retired*: messages on
+//! it may have to be sent again to a restarted broker.
 //!
-//! Inside the client a name has a place of its own, because its number is another at another broker.
+//! Inside the client a name is referred to by its entry, because its number differs between brokers.
 
 use crate::client::error::Error;
 use crate::wire::name::Topic;
 use std::collections::{HashMap, VecDeque};
 
-/// The number of a name that the present broker has refused.
+/// The number of a name that the current broker has refused.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Released topics whose sequence numbers are remembered. Beyond, all topics that are new go on behind the highest.
 const MOST_PAST: usize = 4096;
 
-/// A reference to a name, as its user holds it.
+/// A user's reference to a name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NameRef {
     pub(crate) at: u32,
-    /// Tells it from others that have had the same place.
+    /// Distinguishes it from earlier names in the same entry.
     pub(crate) id: u64,
     /// Its number in that session.
     pub(crate) number: u32,
@@ -112,7 +113,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// One more user of `name`, if it is held and the present broker has not refused it.
+    /// Adds a user of `name`, if it has an entry and the current broker has not refused it.
     pub(crate) fn add_user(&mut self, name: &str, session: u64) -> Option<NameRef> {
         let at = *self.by_name.get(name)?;
         let entry = self.entries[at as usize].as_mut().filter(|entry| entry.number != NONE)?;
@@ -124,7 +125,7 @@ impl Names {
         Some(NameRef { at, id: entry.id, number: entry.number, session, past: entry.past })
     }
 
-    /// One user less. `keep`: the name is likely to be used again.
+    /// Removes a user. `keep`: the name is likely to be used again.
     pub(crate) fn remove_user(&mut self, name: NameRef, keep: bool) {
         let Some(entry) = self.entries.get_mut(name.at as usize).and_then(Option::as_mut) else { return };
         if entry.id != name.id {
@@ -171,7 +172,7 @@ impl Names {
     }
 
     /// A name to release: one without users that is not to be kept, or, beyond `kept` of these, the one that was
-    /// used longest ago. Its place, its id and its number.
+    /// used longest ago. Returns its entry, id and number.
     pub(crate) fn next_to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
         while let Some(at) = self.to_release.last() {
             match self.entries[*at as usize].as_ref().filter(|entry| entry.should_release) {
@@ -216,7 +217,7 @@ impl Names {
         }
     }
 
-    /// Whether the broker has yet to hear of a release.
+    /// Whether the broker has releases to consume.
     pub(crate) fn has_retired(&self) -> bool {
         !self.retired.is_empty()
     }
@@ -237,8 +238,8 @@ impl Names {
         self.given.insert(id, given);
     }
 
-    /// The session goes on at the other broker, which has given these numbers. `consumed` are cells of the last lane.
-    /// What the last broker had yet to hear of is released at this one.
+    /// Adopts the numbers of a restarted broker. `consumed` are cells of the previous lane. Names that were retired at
+    /// the previous broker are released at this one.
     pub(crate) fn renumber(
         &mut self,
         consumed: u64,
@@ -280,7 +281,7 @@ impl Names {
         renumbering
     }
 
-    /// All numbers are void; a user of a name still finds that it is held no more.
+    /// Removes all entries; users of a removed name find no entry.
     pub(crate) fn clear(&mut self) {
         *self = Names { clock: self.clock, last_id: self.last_id, ..Names::default() };
     }

@@ -60,7 +60,7 @@ impl PendingCall {
         let mut state = lock(&self.0);
         let state = &mut *state;
         if header.flags.has(Flags::FIRST) {
-            // What had begun before is given up.
+            // An incomplete message is discarded.
             state.partial.clear();
         }
         append(&mut state.partial);
@@ -101,7 +101,7 @@ impl PendingCall {
         state.body_credit = state.body_credit.saturating_add(cells);
     }
 
-    /// What has arrived; and how much credit is to be returned.
+    /// The next result, and the credit to return in cells.
     pub(crate) fn take(&self, step: u32) -> (Option<Result<CallProgress>>, u32) {
         let mut state = lock(&self.0);
         let found = match state.first.take() {
@@ -152,7 +152,7 @@ impl PendingCall {
     }
 }
 
-/// What has arrived for a call.
+/// The next result of a call.
 #[derive(Debug)]
 pub(crate) enum CallProgress {
     /// A message of the reply, and whether it is the last.

@@ -36,9 +36,9 @@ pub(crate) struct SubscriptionQueue {
     pub(crate) policy: DeliveryPolicy,
     /// Cells of credit that its owner wants.
     wanted: u32,
-    /// Cells of credit that the present broker gives.
+    /// The credit of the current broker, in cells.
     capacity: AtomicU64,
-    /// The broker's number, in the present session.
+    /// The broker's number, in the current session.
     pub(crate) id: AtomicU64,
     /// The subscription was dropped.
     pub(crate) is_dropped: AtomicU64,
@@ -92,7 +92,7 @@ impl SubscriptionQueue {
         self.id.load(Ordering::Relaxed) as u32
     }
 
-    /// Cells of credit that the present broker gives.
+    /// The credit of the current broker, in cells.
     #[inline]
     pub(crate) fn capacity(&self) -> u32 {
         self.capacity.load(Ordering::Relaxed) as u32

@@ -1,4 +1,4 @@
-//! One turn of the reader: what is due is carried out, the control socket is read, then it spins or sleeps.
+//! One turn of the reader: it performs due actions, reads the control socket, then spins or sleeps.
 
 use crate::client::connection::calls;
 use crate::client::connection::dispatch;
@@ -14,7 +14,7 @@ use crate::shm::peer::current_cpu;
 use crate::wire::control::ClosingCode;
 use std::time::{Duration, Instant};
 
-/// What a thread waits for.
+/// The event that a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitFor {
     /// Something that a record in the egress ring brings.
@@ -23,7 +23,7 @@ pub(crate) enum WaitFor {
     Bell,
 }
 
-/// Carries out what is due about the connection.
+/// Performs the due actions of the connection.
 pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> NextAction {
     connection.express().place_deferred();
     calls::place_cancels(connection);

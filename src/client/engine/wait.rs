@@ -75,14 +75,14 @@ fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
     Some(Leader::new(try_lock(&connection.reader)?, connection))
 }
 
-/// Notes, until the guard is dropped, that this thread looks at a record in the ring: what the user does meanwhile
-/// must not wait, for it would wait for itself.
+/// Marks this thread, until the guard is dropped, as reading a record in place: calls of the user that block would
+/// deadlock.
 pub(crate) fn view(connection: &Connection) -> ViewGuard<'_> {
     ViewGuard::new(&connection.viewer)
 }
 
-/// Waits until `ready` returns something, the connection ends, or `deadline` is past. `ready` is called often, with no
-/// lock held but perhaps the reader role; it may place records, and must not wait.
+/// Waits until `ready` returns a value, the connection ends, or `deadline` passes. `ready` is called often, without
+/// locks except perhaps the reader role; it may place records, and must not block.
 pub(crate) fn for_record<T>(
     connection: &Connection,
     deadline: Option<Instant>,
@@ -91,8 +91,8 @@ pub(crate) fn for_record<T>(
     wait_for(connection, WaitFor::Record, deadline, |_| ready())
 }
 
-/// As [`for_record`], for what no record brings but a bell: space in a lane, or a reply over the socket. To spin for
-/// that would be in vain.
+/// As [`for_record`], for events that only a bell signals: space in a lane, or a reply over the socket. Spinning would
+/// not notice them.
 pub(crate) fn for_bell<T>(
     connection: &Connection,
     deadline: Option<Instant>,

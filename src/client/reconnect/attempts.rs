@@ -54,7 +54,7 @@ pub(crate) fn socket_lost(link: &mut Link, connection: &Connection, is_over: boo
     true
 }
 
-/// Whether all is there again that the session had at the last broker.
+/// Whether the whole session is restored at the new broker.
 pub(crate) fn is_restored(link: &Link, connection: &Connection) -> bool {
     link.is_restoring() && lock(&connection.table).restoring.is_empty()
 }
@@ -66,7 +66,7 @@ fn report_waiting(link: &Link, connection: &Connection, next_in: Duration) {
     }
 }
 
-/// Carries out what is due.
+/// Performs the due action.
 pub(crate) fn step(link: &mut Link, connection: &Connection) -> NextAction {
     let (due, is_greeting) = match &link.line {
         LinkState::Up(_) | LinkState::Restoring(..) | LinkState::Down => return NextAction::Rest,

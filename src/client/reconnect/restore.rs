@@ -65,7 +65,7 @@ pub(crate) fn restore(connection: &Connection, socket: Arc<UnixStream>, limits: 
     lock(&connection.control).restart(socket, requests);
 }
 
-/// Goes on at the new broker, now that all is there again.
+/// Resumes the session at the new broker when everything is restored.
 pub(crate) fn complete(reader: &mut Reader, connection: &Connection) -> NextAction {
     // What the last broker has delivered comes before anything of the new one.
     while dispatch::sort(reader, connection) > 0 {}
