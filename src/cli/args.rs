@@ -103,7 +103,7 @@ pub(super) enum Command {
     /// The process that starts the guard
     #[command(hide = true)]
     GuardStart,
-    /// The process that puts away what a killed command leaves
+    /// The process that cleans up after a killed command
     #[command(hide = true)]
     Guard,
 }

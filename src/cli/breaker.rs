@@ -94,7 +94,7 @@ fn text(breakers: &[BreakerStatus]) -> String {
     text.trim_start().to_owned()
 }
 
-/// Numbers stand where they mean something.
+/// A row of the table; numbers that have no meaning in a state are left out.
 fn row(b: &BreakerStatus) -> Vec<String> {
     let of = |state, number, all| if b.state == state { format!("{number} of {all}") } else { "-".to_owned() };
     vec![

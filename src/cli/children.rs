@@ -72,12 +72,12 @@ pub(super) fn remove_at_exit(file: &Path) {
     listed().files.push(file.to_owned());
 }
 
-/// A child that is killed, with what it started, and reaped when this is dropped.
+/// A child process. Dropping it kills its process group and reaps it.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) child: Child,
     pid: Pid,
-    /// `None`: a profile of seccomp refuses it, and it is asked now and then.
+    /// `None`: a seccomp profile denies pidfds; the child is polled instead.
     exit: Option<OwnedFd>,
     is_reaped: bool,
 }
@@ -160,7 +160,7 @@ impl Drop for Running {
     }
 }
 
-/// A new folder that only we can look into; removed, with what is in it, when this is dropped.
+/// A new folder for this user only. Dropping it removes it with its contents.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 

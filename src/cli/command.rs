@@ -1,7 +1,7 @@
 //! Running a program that produces the reply to a request.
 //!
 //! One loop feeds stdin and reads stdout and stderr as they are ready, so that no order in which the program reads and
-//! writes can block us, and checks at intervals whether the request is still outstanding.
+//! writes can block this process, and checks at intervals whether the request is still outstanding.
 
 use super::children::Running;
 use super::output::{note, plain};
@@ -23,7 +23,7 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 const CHUNK: usize = 64 * 1024;
 /// The longest line of stderr that becomes an error reply.
 const LINE_MAX: usize = 1024;
-/// The exit code with which a program says that the request is wrong: `EX_DATAERR` of `sysexits.h`.
+/// The exit code with which a program rejects an invalid request: `EX_DATAERR` of `sysexits.h`.
 const REJECTED: i32 = 65;
 
 /// Whether a program of this name or path exists.
@@ -128,7 +128,7 @@ impl Program {
     }
 }
 
-/// A program's ends of pipes that are still open, and how far we are.
+/// The open pipes of a program, and the progress of the exchange.
 struct Exchange {
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
@@ -136,7 +136,7 @@ struct Exchange {
     /// Bytes of the request that the program has.
     written: usize,
     has_ended: bool,
-    /// The end of what it wrote to stderr.
+    /// The end of its stderr.
     tail: Vec<u8>,
 }
 
@@ -234,7 +234,7 @@ impl Exchange {
         }
     }
 
-    /// The last line of stderr that says something.
+    /// The last line of stderr that is not empty.
     fn last_line(&self) -> String {
         let text = String::from_utf8_lossy(&self.tail);
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();

@@ -98,7 +98,7 @@ pub(super) fn exit_now(code: Code) -> ! {
     std::process::exit(code as i32)
 }
 
-/// Ends the process when the reader of stdout goes, also if there is nothing to write: `sub '>' | head -1` ends with
+/// Ends the process when the reader of stdout closes it, also without output: `sub '>' | head -1` ends with
 /// `head`, not with the next message.
 pub(super) fn exit_with_reader() {
     let watch = || {

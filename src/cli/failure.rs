@@ -13,15 +13,15 @@ use std::fmt;
 /// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
-    /// Success, or the reader of the output has left.
+    /// Success, or the reader of stdout has closed it.
     Done = 0,
-    /// The reply was an error; the broker does not know the name, or does not permit the order.
+    /// The reply was an error, or the broker rejected the request.
     ErrorReply = 1,
     /// Usage error.
     Usage = 64,
     /// The message is too large.
     TooLarge = 65,
-    /// No broker, no responders, disconnected; of a broker: the system refuses what it needs.
+    /// No broker, no responders, disconnected; or the broker cannot start.
     Unavailable = 69,
     /// Output cannot be written.
     Output = 74,
@@ -117,7 +117,7 @@ impl Failure {
         failure
     }
 
-    /// The reader of our output has gone.
+    /// The reader of stdout has closed it.
     pub(super) fn silent() -> Failure {
         Failure::new(Code::Done, "")
     }

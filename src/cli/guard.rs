@@ -11,7 +11,7 @@
 //! | `+PID`, `-PID` | a process group begins, has ended |
 //! | `f PATH`, `F PATH` | a folder was made, was removed |
 //!
-//! It is no child of ours (it is started by a process that ends at once), and in a process group of its own: signals of
+//! It is not a child of this process (a process that ends at once starts it), and has its own process group: signals of
 //! the terminal do not reach it. Without it, as where no process may be started, the rest works as before.
 
 use super::failure::{Code, Failure};
@@ -99,7 +99,7 @@ pub(super) fn start() -> Result<(), Failure> {
     guard.spawn().map(drop).map_err(|error| Failure::new(Code::Unavailable, error.to_string()))
 }
 
-/// The guard: reads to the end of stdin, then puts away what is listed.
+/// The guard: reads to the end of stdin, then kills the listed groups and removes the listed folders.
 pub(super) fn run() {
     let (mut groups, mut folders) = (HashSet::new(), HashSet::new());
     for line in BufReader::new(io::stdin()).lines().map_while(Result::ok) {

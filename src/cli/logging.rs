@@ -1,8 +1,8 @@
-//! The log on stderr: one line for each thing that happens, `words key=value …`.
+//! The log on stderr: one line per event, `words key=value …`.
 //!
-//! The journal knows the time, and takes the level from `<N>` at a line's start (`sd-daemon(3)`); other readers are
-//! told the time, and the level in letters. What goes to the journal is told by `JOURNAL_STREAM`: it names device and
-//! inode of a stream, and a process that inherits the variable but writes elsewhere does not write to the journal.
+//! The journal adds the time, and reads the level from `<N>` at the start of a line (`sd-daemon(3)`); otherwise a line
+//! has the time and the level in letters. `JOURNAL_STREAM` holds device and inode of the journal's stream: a process
+//! that inherits the variable but writes elsewhere does not write to the journal.
 
 use super::failure::{Code, Failure};
 use super::output::plain;
@@ -15,7 +15,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// Logs to stderr what RUST_LOG says, or what is at least of `levels`.
+/// Logs to stderr, with the levels of RUST_LOG or else `levels`.
 ///
 /// # Errors
 ///
@@ -59,7 +59,7 @@ fn logger(levels: &str) -> Logger {
 pub(super) struct Levels(Arc<RwLock<Logger>>);
 
 impl Levels {
-    /// Logs what is at least of `levels` from now on, unless RUST_LOG says otherwise.
+    /// Changes the levels, unless RUST_LOG sets them.
     pub(super) fn set_levels(&self, levels: &str) {
         let logger = logger(levels);
         let most = logger.filter();

@@ -56,7 +56,7 @@ stderr.";
 ///
 /// # Errors
 ///
-/// If the service cannot be offered, or the broker wants no more of us.
+/// If the service cannot be offered, or the broker closes the connection.
 pub(super) fn run(target: &BrokerTarget, args: &ReplyArgs) -> Result<(), Failure> {
     queued_stderr()?;
     let program = match (&args.exec, &args.command[..]) {
@@ -126,7 +126,7 @@ fn echo(client: &Client, service: &str) -> Result<(), Failure> {
 /// Runs the program for each request, in a thread of its own.
 fn serve(client: &Client, args: &ReplyArgs, program: &Program) -> Result<(), Failure> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    // The broker sends no more at a time, so there are no more threads; what we cannot take goes to others.
+    // The broker's limit of outstanding requests bounds the threads; further requests go to other responders.
     let service = client.serve_up_to(&args.service, u32::try_from(cpus).unwrap_or(u32::MAX))?;
     let max = client.limits().max_message_size;
     note(format_args!("serving"));

@@ -1,7 +1,7 @@
 //! The start of every process: it resets inherited signals and limits.
 //!
 //! A process inherits which signals are ignored, which are blocked, and its limits. A shell with `ulimit -f`, a program
-//! that ignores SIGCHLD, a thread that blocks SIGTERM and starts us: each would end the broker, or stop it from ending.
+//! that ignores SIGCHLD, a thread that blocks SIGTERM: each would end the broker, or prevent its end.
 //! What is set here is inherited by the programs that `reply` starts: no signal is blocked, and one that has a handler
 //! here has its default there.
 

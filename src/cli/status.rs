@@ -1,4 +1,4 @@
-//! `status`: what the broker says about itself. It asks over the control socket, so it works without HTTP.
+//! `status`: the broker's status report. It is requested over the control socket, so it works without HTTP.
 
 use super::failure::Failure;
 use super::output::{Out, plain};
@@ -81,7 +81,7 @@ fn text(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
     text
 }
 
-/// The control socket, and what is wrong with it.
+/// The control socket, and its error.
 fn socket(report: &StatusReport) -> String {
     let path = plain(&report.socket);
     report.socket_lost.as_ref().map_or(path.clone(), |reason| format!("{path}, lost: {}", plain(reason)))

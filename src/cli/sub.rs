@@ -1,9 +1,9 @@
-//! `sub`: prints what is published.
+//! `sub`: prints published messages.
 //!
-//! By default nothing is lost: publishers wait for us when we are slow, and the broker evicts us when we take nothing
-//! for `slow_consumer_timeout_ms`, so a pager that waits for a key does not hold up publishers for long. With a policy
-//! that drops they wait for a moment only, and drops are reported. The thread that tells of the connection takes what
-//! arrives out of shared memory, also while stdout takes nothing.
+//! By default nothing is lost: publishers wait while this process is slow, and the broker evicts its subscription if it
+//! reads nothing for `slow_consumer_timeout_ms`, so a pager does not delay publishers for long. With a `drop_*` policy
+//! publishers wait only briefly, and drops are reported. The thread that reports connection states also receives
+//! messages from shared memory while stdout is blocked.
 
 use super::exit::exit_with_reader;
 use super::failure::Failure;

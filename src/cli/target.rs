@@ -51,7 +51,7 @@ impl BrokerTarget {
     ///
     /// # Errors
     ///
-    /// If the variable holds anything else.
+    /// If the variable is not a list of user ids.
     pub(super) fn trusting(&self, trust: &Trust) -> Result<BrokerTarget, Failure> {
         let env = Env::of_process();
         let listed = env.get(TRUSTED_UIDS).map(|list| list.to_string_lossy()).unwrap_or_default();
@@ -91,8 +91,8 @@ impl BrokerTarget {
         Options { file: self.config.clone(), ..Options::default() }
     }
 
-    /// Where a client connects, and which option says so; `None`: where the library looks by itself. Only a
-    /// configuration that `--config` names is read: which one the broker found is not known here.
+    /// The socket and the option that chose it; `None`: the lookup order of the library. Only the configuration that
+    /// `--config` names is read: the one that the broker uses is not known here.
     fn socket(&self) -> Result<Option<(PathBuf, &'static str)>, Failure> {
         let env = Env::of_process();
         let loaded = self.config.as_ref().map(|_| config::load(&self.options(), &env)).transpose()?;
@@ -150,7 +150,7 @@ impl BrokerTarget {
         let client = self.connect_by(self.builder(command, wait)?.reconnect(options))?;
         *persistent() = Some(client.clone());
         let events = client.events();
-        // Any waiting thread restores the connection; without this thread no line says so.
+        // Any waiting thread restores the connection; this thread only reports it.
         let _ = std::thread::Builder::new().name("connection".to_owned()).spawn(move || report_states(events));
         Ok(client)
     }

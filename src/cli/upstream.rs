@@ -27,7 +27,7 @@ pub(super) struct UpstreamArgs {
 enum Action {
     /// Show every upstream: whether it is connected, and why not
     List,
-    /// Dial an upstream now instead of after its delay, also one that was given up
+    /// Dial an upstream now instead of after its backoff, also one that was given up
     Dial {
         /// The name of the upstream in the configuration
         name: String,

@@ -128,7 +128,7 @@ pub(super) fn shown(text: &str) -> String {
     out
 }
 
-/// A key can be foreign text too; a full key of ours is longer than other foreign text.
+/// A key may be foreign text: each part is escaped and cut by itself, because a valid full key may be longer.
 fn shown_key(key: &str) -> String {
     key.split('.').map(shown).collect::<Vec<_>>().join(".")
 }

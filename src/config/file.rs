@@ -148,7 +148,7 @@ impl Reader<'_> {
                 let full = format!("{full}.{}", name.get_ref());
                 let Some(key) = CircuitBreaker::default().key(name.get_ref()) else {
                     let fault = if value.get_ref().is_table() {
-                        // `[circuit_breaker.services.ai.complete]` is TOML for something else than is meant.
+                        // `[circuit_breaker.services.ai.complete]` nests tables; the dotted name needs quotes.
                         let quoted = format!("{TABLE}.\"{}.{}\"", service.get_ref(), name.get_ref());
                         let near = name::fault(name.get_ref()).is_none().then_some(quoted);
                         Fault::UnknownTable { near }

@@ -40,7 +40,8 @@ pub(super) trait Section {
     fn keys(&self) -> &'static [Key];
     /// The value of a key.
     fn get(&self, name: &str) -> Option<Value>;
-    /// Sets a key to a value that passed its rule. False if there is no such key, or its field cannot hold it.
+    /// Sets a key to a value that passed its rule. Returns false if the key is unknown or its field cannot hold the
+    /// value.
     fn put(&mut self, name: &str, value: &Value) -> bool;
 
     /// The key of that name.
@@ -211,7 +212,7 @@ impl Rule {
                 let value = DeValue::parse(text.trim()).map_err(|_| wrong())?;
                 let value = Value::from_toml(value.get_ref(), self.expected())?;
                 match value {
-                    // Say what was written, not what TOML makes of it.
+                    // Report the text as written, not its TOML value.
                     Value::Text(_) | Value::List(_) => Err(wrong()),
                     value => Ok(value),
                 }

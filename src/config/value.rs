@@ -25,7 +25,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Takes over a value of a TOML document. Tables and dates are no values of ours.
+    /// Converts a TOML value. Tables and dates are not accepted.
     pub(super) fn from_toml(value: &DeValue<'_>, expected: &'static str) -> Result<Self, Fault> {
         Ok(match value {
             DeValue::String(text) => Self::Text(text.to_string()),
@@ -145,7 +145,7 @@ impl Setting for f64 {
     fn from_value(value: &Value) -> Option<Self> {
         match value {
             Value::Float(number) => Some(*number),
-            // `jitter = 0` means what it says. Out of an i32 no ratio of ours can come.
+            // `jitter = 0` is an integer in TOML. An i32 covers the range of every ratio.
             Value::Integer(number) => i32::try_from(*number).ok().map(Self::from),
             _ => None,
         }

@@ -46,7 +46,7 @@ fn read_proc<T>(broker: u32, file: &str, parse: impl FnOnce(&str) -> Option<T>) 
 
 /// A connection with a subscription.
 pub(super) struct Used {
-    // In this order, so that each goes before what it stands on.
+    // Dropped in this order: the handles before the client.
     subscription: Subscription,
     publisher: Publisher,
     client: Client,
@@ -110,7 +110,7 @@ pub(super) fn run(processes: &Processes, count: u32, work: Work) -> Result<Cost,
     Ok(Cost { connections: count, grown, idle_cpu_ticks, idle: work.measured })
 }
 
-/// Each connection takes some descriptors here too. Whether so many are enough shows when they are opened.
+/// Each connection takes descriptors of this process, too. If the hard limit is too low, opening a connection fails.
 pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });

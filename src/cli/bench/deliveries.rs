@@ -1,6 +1,6 @@
 //! `pubsub` and `fanout`: this process publishes, others subscribe, each in a process of its own.
 //!
-//! The first byte of a message tells its phase: warm-up, measured, the end. Subscribers count what is measured and
+//! The first byte of a message tells its phase: warm-up, measured, the end. Subscribers count the measured messages and
 //! print the count when they see the end; nothing may be missing. The time runs until the last of them has printed.
 
 use super::processes::{Processes, Role};

@@ -14,14 +14,14 @@ const DURATION: Duration = Duration::from_millis(100);
 /// Between CPUs a word is there after a thousand looks at most; later its sender does not run, and needs our CPU
 /// perhaps.
 const LOOKS: u32 = 20_000;
-/// Says that it is over.
+/// The last word.
 const END: u64 = u64::MAX;
 
 #[repr(align(128))]
 struct Word(AtomicU64);
 
 impl Word {
-    /// Waits for something else than `old`.
+    /// Waits for another value than `old`.
     fn await_change(&self, old: u64) -> u64 {
         let mut looks = 0;
         loop {
@@ -91,7 +91,7 @@ impl Floor {
     }
 }
 
-/// Two CPUs that we may use.
+/// Two CPUs of the affinity mask.
 fn two_cpus() -> Option<[usize; 2]> {
     let allowed = sched_getaffinity(None).ok()?;
     let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));

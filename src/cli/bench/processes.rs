@@ -90,7 +90,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// If it ends before, or takes longer than anything here should.
+    /// If it exits or does not reply in time.
     pub(super) fn line(&mut self) -> io::Result<String> {
         // Lines are short and come whole: what the buffer does not have, the pipe has.
         if self.lines.buffer().is_empty()

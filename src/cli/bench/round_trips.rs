@@ -6,7 +6,7 @@ use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
 use std::time::Instant;
 
-/// The longest round trip that is told from longer ones: a minute, in nanoseconds.
+/// The longest round trip of the histogram: a minute, in nanoseconds.
 const LONGEST_NS: u64 = 60_000_000_000;
 
 /// Measures round trips to `service`, in nanoseconds.

@@ -1,6 +1,6 @@
 //! `scrape`: the router thread's cost of a metrics scrape, under full load and with many connections.
 //!
-//! The broker itself says how much CPU time its router has spent on it, in the metrics that are scraped.
+//! The CPU time that the router spent is in the scraped metrics.
 
 use super::connections::{Used, raise_descriptor_limit};
 use super::deliveries;
@@ -32,7 +32,7 @@ pub(super) struct Scrapes {
     pub(super) msgs_per_s: u64,
 }
 
-/// A port that is free now, for a broker that must say nothing.
+/// A free port for the broker's health endpoints.
 ///
 /// # Errors
 ///
@@ -41,7 +41,7 @@ pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Opens connections that stay idle, publishes as fast as it goes, and scrapes meanwhile.
+/// Opens idle connections, publishes at full speed, and scrapes meanwhile.
 ///
 /// # Errors
 ///
