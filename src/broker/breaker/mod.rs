@@ -26,10 +26,10 @@ mod told;
 
 pub(super) use table::{Breakers, Order};
 
-use super::events::{BreakerChange, BreakerNews, Events, SystemEvent};
-use super::fault;
 use super::router::{Gates, RouterHandle};
-use super::supervisor::Stop;
+use crate::broker::supervision::fault;
+use crate::broker::supervision::supervisor::Stop;
+use crate::broker::telemetry::events::{BreakerChange, BreakerNews, Events, SystemEvent};
 use crate::routing::breaker::{RuleBook, Stand};
 use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, FailedCode};
 use crate::wire::name::Name;

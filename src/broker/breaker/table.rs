@@ -1,7 +1,7 @@
 //! The gates that the actor of the breakers knows, and what it does to them: told the time, and no actor itself.
 
-use crate::broker::events::BreakerChange;
 use crate::broker::router::{ECHO, breaker_status};
+use crate::broker::telemetry::events::BreakerChange;
 use crate::routing::breaker::{Gate, RuleBook};
 use crate::wire::control::{BreakerOrder, BreakerStatus};
 use crate::wire::name::Name;

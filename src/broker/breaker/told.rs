@@ -1,7 +1,7 @@
 //! What is said of a breaker's change: one line of the log, and one event.
 
-use crate::broker::events::BreakerChange;
 use crate::broker::router::breaker_state;
+use crate::broker::telemetry::events::BreakerChange;
 use crate::wire::control::BreakerState;
 use crate::wire::name::{Name, Topic};
 

@@ -42,12 +42,12 @@ pub(super) use listen::{Endpoints, Listener};
 pub(super) use location::Location;
 pub(super) use snapshot::Snapshot;
 
-use super::connection::Broker;
-use super::events::EventBus;
-use super::fault;
-use super::supervisor::{self, Child, Exit, Stop, supervise};
-use super::threads::{Refused, arbiter};
-use super::watchdog::{Pulse, Watched};
+use super::context::Broker;
+use crate::broker::supervision::fault;
+use crate::broker::supervision::resources::{Refused, arbiter};
+use crate::broker::supervision::supervisor::{self, Child, Exit, Stop, supervise};
+use crate::broker::supervision::watchdog::{Pulse, Watched};
+use crate::broker::telemetry::events::EventBus;
 use crate::routing::restart::{Limits, Restart};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;

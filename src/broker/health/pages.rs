@@ -12,7 +12,6 @@
 //!
 //! All take GET and HEAD without a body. Responses must not be cached, embedded or read by other origins.
 
-use super::super::threads::can_start;
 use super::access::Refusal;
 use super::connections::{Connection, Connections};
 use super::listen::Listener;
@@ -23,10 +22,11 @@ use super::prometheus;
 use super::readiness::Condition;
 use super::snapshot::Snapshot;
 use super::stream::{self, Streams};
-use crate::broker::connection::{Broker, Phase};
-use crate::broker::fault;
-use crate::broker::report;
-use crate::broker::watchdog::Pulse;
+use crate::broker::context::{Broker, Phase};
+use crate::broker::supervision::fault;
+use crate::broker::supervision::resources::can_start;
+use crate::broker::supervision::watchdog::Pulse;
+use crate::broker::telemetry::report;
 use crate::config::{HealthServer, Metrics};
 use crate::metrics;
 use crate::shm::peer;

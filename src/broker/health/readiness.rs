@@ -6,8 +6,8 @@
 //! | readiness | not live; the router does not respond; a root actor is down or near its restart limit; draining |
 //! | health | `unhealthy`: not ready, except while draining; `degraded`: working, but needs attention |
 
-use super::super::supervisor::{ROOT, RecentRestarts};
 use super::snapshot::Snapshot;
+use crate::broker::supervision::supervisor::{ROOT, RecentRestarts};
 use crate::wire::control::{ActorState, ActorStatus, BreakerState};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -187,7 +187,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::counters::CounterValues;
+    use crate::broker::telemetry::counters::CounterValues;
     use crate::wire::control::BreakerStatus;
 
     fn actor(name: &str, supervisor: &str, state: ActorState) -> ActorStatus {

@@ -1,11 +1,11 @@
 //! The snapshot from which readiness, health and metrics follow, and its collection.
 
-use super::super::counters::CounterValues;
-use super::super::supervisor::RecentRestarts;
 use super::probe::LastReply;
-use crate::broker::connection::Broker;
-use crate::broker::report::ms_since;
-use crate::broker::upstream;
+use crate::broker::context::Broker;
+use crate::broker::session::upstream;
+use crate::broker::supervision::supervisor::RecentRestarts;
+use crate::broker::telemetry::counters::CounterValues;
+use crate::broker::telemetry::report::ms_since;
 use crate::sync::Ordering;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ impl Snapshot {
             breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
             restarts: broker.tree.restarts_by_cause(),
             counts: broker.counters.values(),
-            upstreams: upstream::statuses(broker),
+            upstreams: upstream::statuses(&broker.upstreams, &broker.tree),
         }
     }
 }

@@ -14,9 +14,9 @@
 use super::pages::{Pages, TIMEOUT, text};
 use super::probe::LastReply;
 use super::process::Usage;
-use crate::broker::connection::Phase;
-use crate::broker::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
-use crate::broker::report::ms_since;
+use crate::broker::context::Phase;
+use crate::broker::telemetry::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
+use crate::broker::telemetry::report::ms_since;
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{self, Bytes};

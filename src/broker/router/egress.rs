@@ -6,7 +6,7 @@
 use super::connection::CloseReason;
 use super::keeping::Keeping;
 use super::memory::{Leases, Memory};
-use crate::broker::fault;
+use crate::broker::supervision::fault;
 use crate::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;

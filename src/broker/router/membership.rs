@@ -4,7 +4,7 @@ use super::connection::{CloseReason, Info};
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::state::RouterState;
-use crate::broker::fault;
+use crate::broker::supervision::fault;
 use crate::routing::numbers::Numbers;
 use crate::routing::roster::instance;
 use crate::shm::doorbell::BrokerBells;

@@ -2,8 +2,8 @@
 //! actor gets each change of state through a queue; requests do not pass through it.
 
 use super::Calls;
-use crate::broker::events::{BreakerChange, BreakerNews};
 use crate::broker::router::ports::Ports;
+use crate::broker::telemetry::events::{BreakerChange, BreakerNews};
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
 use crate::routing::services::ServiceId;

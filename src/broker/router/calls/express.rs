@@ -8,10 +8,10 @@
 
 use super::Call;
 use super::Calls;
-use crate::broker::fault;
 use crate::broker::router::connection::CloseReason;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
+use crate::broker::supervision::fault;
 use crate::routing::arena::Key;
 use crate::routing::breaker::{Failure, Permit, Verdict};
 use crate::routing::services::{NoResponder, ServiceId};
