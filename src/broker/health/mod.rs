@@ -193,7 +193,7 @@ impl Health {
         // Outside the tree's supervisors, and without a restart limit.
         let node = broker.tree.add("health", "health", None);
         let streams = Streams::new(bus, broker.config().health_server.max_streams);
-        let streamed = streams.clone();
+        let (streamed, streams_taken) = (streams.clone(), streams.clone());
         let location = endpoints.location.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config().restart);
@@ -210,7 +210,9 @@ impl Health {
             let pages = Arc::new(Pages::new(broker.clone(), probe, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
-            actix::spawn(stream::take_snapshots(pages.clone()));
+            let source = pages.clone();
+            let take = async move |last: &mut _| pages::take(&source, last).await;
+            actix::spawn(stream::take_snapshots(streams_taken, take));
             actix::spawn(async move {
                 let child = Child {
                     name: "health",
