@@ -1,4 +1,4 @@
-//! The broker: actors, thin shells over the state machines of `routing`. Layer 3; the only place that knows actix.
+//! The broker: actors, thin shells over the state machines of `logic`. Layer 4; the only place that knows actix.
 //!
 //! | file | idea |
 //! |---|---|

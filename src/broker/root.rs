@@ -24,7 +24,7 @@ use super::telemetry::log_limit;
 use super::telemetry::notify::Notify;
 use super::telemetry::stderr;
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
-use crate::routing::restart::Restart;
+use crate::logic::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::HealthStatus;

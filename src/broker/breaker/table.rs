@@ -2,7 +2,7 @@
 
 use crate::broker::router::{ECHO, breaker_status};
 use crate::broker::telemetry::events::BreakerChange;
-use crate::routing::breaker::{Gate, RuleBook};
+use crate::logic::breaker::{Gate, RuleBook};
 use crate::wire::control::{BreakerOrder, BreakerStatus};
 use crate::wire::name::Name;
 use std::collections::HashMap;

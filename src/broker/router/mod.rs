@@ -67,7 +67,7 @@ pub(crate) use turn::Shared;
 
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
-use crate::routing::breaker::{Gate, RuleBook};
+use crate::logic::breaker::{Gate, RuleBook};
 use crate::shm::doorbell::{BrokerBells, RouterWaker};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;

@@ -5,8 +5,8 @@
 //! written by the threads of the connections, and by the root at the start. It has no content of messages and no token.
 
 use crate::broker::router::{OpenLanes, RouterHandle};
-use crate::routing::missing::{Missing, Opened};
-use crate::routing::roster::{Listed, MOST, TEXT_MAX, TextError, Who, begun, ended, instance};
+use crate::logic::missing::{Missing, Opened};
+use crate::logic::roster::{Listed, MOST, TEXT_MAX, TextError, Who, begun, ended, instance};
 use crate::shm::peer::{Credentials, own_uid};
 use crate::wire::control::RECONNECTS;
 use rustix::fs::{FileType, Mode, OFlags};

@@ -1,8 +1,8 @@
 //! All sessions, for all connections: which token leads to which session, and how its actor is reached.
 
-use crate::broker::session::sessions::{ResumeError, Sessions};
 use crate::broker::session::stream::Detached;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::logic::sessions::{ResumeError, Sessions};
 use crate::shm::peer::{self, Process};
 use crate::shm::segment::fill_random;
 use crate::wire::control::Token;

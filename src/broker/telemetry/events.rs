@@ -3,7 +3,7 @@
 //! full are counted, and the count is logged. What it publishes on its own topics goes the same way to the event bus,
 //! if `/events` streams subscribe to it.
 
-use crate::routing::breaker::{Gate, Transition};
+use crate::logic::breaker::{Gate, Transition};
 use crate::shm::layout::RingName;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::name::Name;

@@ -12,8 +12,8 @@ use crate::broker::router::keeping::KeptWork;
 use crate::broker::router::message::{Chosen, Message};
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
-use crate::routing::arena::Key;
-use crate::routing::topics::Topics;
+use crate::logic::arena::Key;
+use crate::logic::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 

@@ -9,14 +9,14 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// Answers that a session keeps: as many as a client may have questions under way.
-pub(in crate::broker) const MOST_ANSWERS: usize = 64;
+pub(crate) const MOST_ANSWERS: usize = 64;
 
 /// Tokens of sessions that were given up, of which that is still known.
 const MOST_GIVEN_UP: usize = 64;
 
 /// The sessions of a broker, each of which serves a socket or awaits its peer.
 #[derive(Debug)]
-pub(in crate::broker) struct Sessions<S> {
+pub(crate) struct Sessions<S> {
     sessions: HashMap<u32, Session<S>>,
     /// Hashed with a secret key, then compared in constant time (S3).
     tokens: HashMap<Token, u32>,
@@ -43,7 +43,7 @@ struct Waits<S> {
 
 /// Why a token resumes nothing now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::broker) enum ResumeError {
+pub(crate) enum ResumeError {
     /// It was never given, is used up, or its session has ended.
     #[error("unknown session token; the client begins a new session")]
     Unknown,
@@ -69,20 +69,20 @@ pub(in crate::broker) enum ResumeError {
 
 impl<S> Sessions<S> {
     /// None yet.
-    pub(in crate::broker) fn new() -> Sessions<S> {
+    pub(crate) fn new() -> Sessions<S> {
         let (sessions, tokens, given_up) = (HashMap::new(), HashMap::new(), VecDeque::new());
         Sessions { sessions, tokens, waiting: 0, given_up }
     }
 
     /// A session begins, with a socket.
-    pub(in crate::broker) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
+    pub(crate) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
         let session = Session { token, before: None, uid, nonce, waits: None };
         self.sessions.insert(id, session);
         self.tokens.insert(token, id);
     }
 
     /// The session awaits its peer, and can be reached so. `false`: there is no such session.
-    pub(in crate::broker) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
+    pub(crate) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
         self.waiting += usize::from(session.waits.is_none());
         session.waits = Some(Box::new(Waits { until, reached }));
@@ -94,7 +94,7 @@ impl<S> Sessions<S> {
     /// # Errors
     ///
     /// If there is none for this user and instance that waits.
-    pub(in crate::broker) fn resume(
+    pub(crate) fn resume(
         &mut self,
         token: Token,
         fresh: Token,
@@ -128,14 +128,14 @@ impl<S> Sessions<S> {
     }
 
     /// The client has its newest token: the one before is void.
-    pub(in crate::broker) fn confirm(&mut self, id: u32) {
+    pub(crate) fn confirm(&mut self, id: u32) {
         if let Some(before) = self.sessions.get_mut(&id).and_then(|session| session.before.take()) {
             self.tokens.remove(&before);
         }
     }
 
     /// Ends a session that awaits its peer; `false` if it does not, because it was just taken up.
-    pub(in crate::broker) fn end_waiting(&mut self, id: u32) -> bool {
+    pub(crate) fn end_waiting(&mut self, id: u32) -> bool {
         let waits = self.sessions.get(&id).is_some_and(|session| session.waits.is_some());
         if waits {
             self.end(id);
@@ -144,7 +144,7 @@ impl<S> Sessions<S> {
     }
 
     /// Ends a session.
-    pub(in crate::broker) fn end(&mut self, id: u32) {
+    pub(crate) fn end(&mut self, id: u32) {
         let Some(session) = self.sessions.remove(&id) else { return };
         for token in [Some(session.token), session.before].into_iter().flatten() {
             self.tokens.remove(&token);
@@ -153,7 +153,7 @@ impl<S> Sessions<S> {
     }
 
     /// Ends a session whose connection failed too often. Its client is told when it comes back.
-    pub(in crate::broker) fn give_up(&mut self, id: u32) {
+    pub(crate) fn give_up(&mut self, id: u32) {
         if let Some(session) = self.sessions.get(&id) {
             self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
             while self.given_up.len() > MOST_GIVEN_UP {
@@ -164,13 +164,13 @@ impl<S> Sessions<S> {
     }
 
     /// Who waits for its peer.
-    pub(in crate::broker) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
         let waiting = self.sessions.iter().filter(|(_, session)| session.waits.is_some());
         waiting.map(|(id, _)| *id)
     }
 
     /// How many wait for their peer.
-    pub(in crate::broker) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }
 }
@@ -179,7 +179,7 @@ impl<S> Sessions<S> {
 ///
 /// Encoded: a frame takes ten times the memory, in every connection.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Answers {
+pub(crate) struct Answers {
     kept: VecDeque<(u32, Box<[u8]>)>,
     /// So many of them, the oldest, went over an earlier socket.
     earlier: usize,
@@ -187,13 +187,13 @@ pub(in crate::broker) struct Answers {
 
 impl Answers {
     /// What the question was answered over an earlier socket.
-    pub(in crate::broker) fn find(&self, serial: u32) -> Option<BrokerFrame> {
+    pub(crate) fn find(&self, serial: u32) -> Option<BrokerFrame> {
         let (_, answer) = self.kept.iter().take(self.earlier).find(|(known, _)| *known == serial)?;
         codec::decode(answer).ok()
     }
 
     /// Keeps an answer, if it matters that its question is not carried out twice.
-    pub(in crate::broker) fn keep(&mut self, serial: u32, answer: &BrokerFrame) {
+    pub(crate) fn keep(&mut self, serial: u32, answer: &BrokerFrame) {
         let made = matches!(
             answer,
             BrokerFrame::Interned { .. }
@@ -214,7 +214,7 @@ impl Answers {
     }
 
     /// What comes now comes over another socket.
-    pub(in crate::broker) fn next_socket(&mut self) {
+    pub(crate) fn next_socket(&mut self) {
         self.earlier = self.kept.len();
     }
 }

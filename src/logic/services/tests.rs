@@ -1,5 +1,5 @@
 use super::*;
-use crate::routing::breaker::{Failure, Rules, Verdict};
+use crate::logic::breaker::{Failure, Rules, Verdict};
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
