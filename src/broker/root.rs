@@ -24,6 +24,7 @@ use super::telemetry::log_limit;
 use super::telemetry::notify::Notify;
 use super::telemetry::stderr;
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
+use crate::logic::group::ROOT;
 use crate::logic::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
@@ -152,7 +153,7 @@ async fn serve(
     let actor_news = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
     let (all_running, is_whole) = watch::channel(false);
-    let mut children = Supervisor::new(supervisor::ROOT, tree.clone(), all_running);
+    let mut children = Supervisor::new(ROOT, tree.clone(), all_running);
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
@@ -216,7 +217,7 @@ async fn serve(
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         roster: roster.clone(),
         started,
-        connections: tree.add_many("connection", supervisor::ROOT),
+        connections: tree.add_many("connection", ROOT),
         tree: tree.clone(),
         counters: Counters::default(),
         ready: is_whole,

@@ -17,6 +17,9 @@
 
 use super::restart::{Decision, Limits, Restart, Restarts};
 
+/// The tree's name of the supervisor whose actors are vital.
+pub(crate) const ROOT: &str = "root";
+
 /// What the owner of the children is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {

@@ -16,6 +16,7 @@
 //! | `backoff` | exponential backoff with jitter, of the client and of supervisors |
 //! | `restart` | whether and when an actor that has ended is started again |
 //! | `group` | which children of a supervisor are stopped and started with it |
+//! | `readiness` | whether the broker lives, is ready, and how healthy each part is |
 //! | `watch` | whether a thread still turns |
 //! | `grace` | how long a publish waits for a subscription that drops |
 //! | `sessions` | which token leads to which session, and who may take it up |
@@ -46,6 +47,8 @@ pub(crate) mod newest;
 pub(crate) mod numbers;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod pace;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod readiness;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod restart;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

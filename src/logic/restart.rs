@@ -156,6 +156,16 @@ impl Restarts {
     }
 }
 
+/// The restarts of an actor within the period of its limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RecentRestarts {
+    pub(crate) name: String,
+    pub(crate) supervisor: String,
+    pub(crate) times: usize,
+    /// The restart limit; `None`: none, or each of many actors has its own.
+    pub(crate) limit: Option<u32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

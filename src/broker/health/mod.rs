@@ -16,8 +16,7 @@
 //! | `stream` | `/events`: events of the broker, and a snapshot a second |
 //! | `probe` | the state of the router, with a bounded load on it |
 //! | `connections` | the limit of HTTP connections |
-//! | `snapshot` | the state of the broker at one moment |
-//! | `readiness` | liveness, readiness and health of a snapshot |
+//! | `snapshot` | collects the state of the broker at one moment, which `logic::readiness` judges |
 //! | `prometheus` | a snapshot as metrics |
 //! | `process` | the kernel's data about this process |
 
@@ -31,7 +30,6 @@ mod pages;
 mod probe;
 mod process;
 mod prometheus;
-mod readiness;
 mod snapshot;
 mod stream;
 mod token;
@@ -40,7 +38,7 @@ pub(super) use access::Access;
 pub use error::HealthError;
 pub(super) use listen::{Endpoints, Listener};
 pub(super) use location::Location;
-pub(super) use snapshot::Snapshot;
+pub(super) use snapshot::snapshot;
 
 use super::context::Broker;
 use crate::broker::supervision::fault;

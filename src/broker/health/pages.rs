@@ -19,8 +19,7 @@ use super::page;
 use super::probe::{LastReply, RouterProbe};
 use super::process::Usage;
 use super::prometheus;
-use super::readiness::Condition;
-use super::snapshot::Snapshot;
+use super::snapshot::snapshot;
 use super::stream::{self, Streams};
 use crate::broker::context::{Broker, Phase};
 use crate::broker::supervision::fault;
@@ -28,7 +27,8 @@ use crate::broker::supervision::resources::can_start;
 use crate::broker::supervision::watchdog::Pulse;
 use crate::broker::telemetry::report;
 use crate::config::{HealthServer, Metrics};
-use crate::metrics;
+use crate::logic::readiness::{Condition, Snapshot};
+use crate::metrics::{self, Samples};
 use crate::shm::peer;
 use crate::sync::Ordering;
 use actix_web::body::BoxBody;
@@ -99,7 +99,7 @@ impl Pages {
     ) -> (Snapshot, Option<LastReply>) {
         // A stuck router is not probed.
         let (seen, router_responds) = if self.is_live() { look.await } else { (self.probe.last(), false) };
-        let snapshot = Snapshot::of(&self.broker, seen.as_ref(), router_responds);
+        let snapshot = snapshot(&self.broker, seen.as_ref(), router_responds);
         (snapshot, seen)
     }
 
@@ -108,6 +108,12 @@ impl Pages {
         let mut told = seen.surveyed.report.clone();
         report::complete(&mut told, &self.broker);
         report::status_json(&told, &seen.surveyed.breakers)
+    }
+
+    /// The metrics.
+    fn samples(&self, snapshot: &Snapshot, seen: Option<&LastReply>) -> Samples {
+        let counts = (&self.broker.tree.restarts_by_cause()[..], &self.broker.counters.values());
+        prometheus::samples(snapshot, counts, seen, Usage::read(), self.started)
     }
 
     /// The phase of the broker's life.
@@ -304,7 +310,7 @@ async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
     }
     // If the router does not respond, its last metrics are shown: that is when they are needed.
     let (snapshot, seen) = pages.query_brief(TIMEOUT).await;
-    match prometheus::samples(&snapshot, seen.as_ref(), Usage::read(), pages.started).render() {
+    match pages.samples(&snapshot, seen.as_ref()).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {
             log::error!("cannot encode metrics reason={:?}", error.to_string());

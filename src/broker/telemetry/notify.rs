@@ -11,7 +11,7 @@
 //! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
 
 use crate::broker::context::Broker;
-use crate::broker::health::Snapshot;
+use crate::broker::health;
 use crate::broker::router::Survey;
 use crate::sync::{AtomicU64, Ordering};
 use sd_notify::NotifyState;
@@ -123,7 +123,7 @@ impl Notify {
         }
         loop {
             let surveyed = broker.router.send(Survey { connections: false }).await;
-            if Snapshot::of(&broker, None, surveyed.is_ok()).unready().is_empty() {
+            if health::snapshot(&broker, None, surveyed.is_ok()).unready().is_empty() {
                 break;
             }
             tokio::time::sleep(READY_LOOK).await;
@@ -144,7 +144,7 @@ impl Notify {
 
 /// The status text. It needs no probe: the watchdog knows whether the router responds.
 fn status(broker: &Broker) -> String {
-    let snapshot = Snapshot::of(broker, None, true);
+    let snapshot = health::snapshot(broker, None, true);
     let mut parts = snapshot.unready();
     if broker.late_non_vital.load(Ordering::Relaxed) > 0 {
         parts.push("the health endpoints are stuck".to_owned());

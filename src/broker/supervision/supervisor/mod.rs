@@ -25,7 +25,7 @@ mod tree;
 
 pub(in crate::broker) use incarnation::{End, Exit, Stop, install_panic_hook};
 pub(in crate::broker) use single::{Child, Outcome, supervise};
-pub(in crate::broker) use tree::{NodeId, RecentRestarts, Tree};
+pub(in crate::broker) use tree::{NodeId, Tree};
 
 use crate::config;
 use crate::logic::group::{Action, Group};
@@ -37,9 +37,6 @@ use log::Level;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-
-/// The tree's name of the supervisor whose actors are vital.
-pub(in crate::broker) const ROOT: &str = "root";
 
 /// Attempts in a row that each have a line in the log; of later ones without a limit, each power of two.
 const ALL_TOLD: u32 = 16;

@@ -1,7 +1,7 @@
 //! The supervision tree, as `status` shows it: the state of each actor, its restarts and their reasons.
 
 use crate::broker::telemetry::events::{Events, SystemEvent};
-use crate::logic::restart::Limits;
+use crate::logic::restart::{Limits, RecentRestarts};
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -21,16 +21,6 @@ enum State {
     RestartsAt(Instant),
     GaveUp,
     Stopped,
-}
-
-/// The restarts of an actor within the period of its limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::broker) struct RecentRestarts {
-    pub(in crate::broker) name: String,
-    pub(in crate::broker) supervisor: String,
-    pub(in crate::broker) times: usize,
-    /// The restart limit; `None`: none, or each of many actors has its own.
-    pub(in crate::broker) limit: Option<u32>,
 }
 
 /// Why an actor was restarted, as the metrics label it.

@@ -1,4 +1,4 @@
-//! Liveness, readiness and health, from a snapshot. Pure.
+//! Liveness, readiness and health: what follows from the state of the broker at one moment.
 //!
 //! | check | fails when |
 //! |---|---|
@@ -6,17 +6,48 @@
 //! | readiness | not live; the router does not respond; a root actor is down or near its restart limit; draining |
 //! | health | `unhealthy`: not ready, except while draining; `degraded`: working, but needs attention |
 
-use super::snapshot::Snapshot;
-use crate::broker::supervision::supervisor::{ROOT, RecentRestarts};
-use crate::wire::control::{ActorState, ActorStatus, BreakerState};
+use super::group::ROOT;
+use super::restart::RecentRestarts;
+use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus, UpstreamStatus};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// The state of the broker at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) version: &'static str,
+    pub(crate) uptime_ms: u64,
+    /// Stuck threads of the broker: reason to end the process.
+    pub(crate) late: u64,
+    /// Stuck threads of the health endpoints: no reason to end a working broker.
+    pub(crate) late_non_vital: u64,
+    pub(crate) draining: bool,
+    /// Whether all actors of the root run.
+    pub(crate) all_running: bool,
+    /// Why clients cannot reach the socket, if they cannot.
+    pub(crate) socket_lost: Option<String>,
+    pub(crate) actors: Vec<ActorStatus>,
+    /// Actors restarted within the period of the restart limit.
+    pub(crate) restarted: Vec<RecentRestarts>,
+    pub(crate) period_secs: u64,
+    pub(crate) max_restarts: u32,
+    /// Permits taken, by connections and by handshakes.
+    pub(crate) connections: u64,
+    pub(crate) max_connections: u64,
+    /// Whether the router has just responded.
+    pub(crate) router_responds: bool,
+    /// The age of its last reply.
+    pub(crate) heartbeat_age_ms: Option<u64>,
+    pub(crate) slots: Option<(u32, u32)>,
+    pub(crate) breakers: Vec<BreakerStatus>,
+    pub(crate) upstreams: Vec<UpstreamStatus>,
+}
+
 /// The condition of the broker or of a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Condition {
+pub(crate) enum Condition {
     /// Works.
     Healthy,
     /// Works partly, or perhaps not for long.
@@ -27,33 +58,33 @@ pub(super) enum Condition {
 
 /// The response of `/health`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Health {
-    pub(super) status: Condition,
-    pub(super) version: &'static str,
-    pub(super) uptime_ms: u64,
-    pub(super) live: bool,
-    pub(super) ready: bool,
+pub(crate) struct Health {
+    pub(crate) status: Condition,
+    pub(crate) version: &'static str,
+    pub(crate) uptime_ms: u64,
+    pub(crate) live: bool,
+    pub(crate) ready: bool,
     /// Why it is not ready.
-    pub(super) reasons: Vec<String>,
-    pub(super) components: BTreeMap<&'static str, Component>,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) components: BTreeMap<&'static str, Component>,
 }
 
 /// A part of the broker.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Component {
-    pub(super) status: Condition,
+pub(crate) struct Component {
+    pub(crate) status: Condition,
     #[serde(flatten)]
-    pub(super) details: Value,
+    pub(crate) details: Value,
 }
 
 impl Snapshot {
     /// Whether no thread is stuck.
-    pub(super) fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.late == 0
     }
 
     /// Why the broker is not ready; empty if it is.
-    pub(in crate::broker) fn unready(&self) -> Vec<String> {
+    pub(crate) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.is_live() {
             let late = self.late;
@@ -90,7 +121,7 @@ impl Snapshot {
     }
 
     /// Health with all components.
-    pub(super) fn evaluate(&self) -> Health {
+    pub(crate) fn evaluate(&self) -> Health {
         let components = self.components();
         let worst = components.values().map(|component| component.status).max().unwrap_or(Condition::Healthy);
         let reasons = self.unready();
@@ -187,8 +218,6 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::telemetry::counters::CounterValues;
-    use crate::wire::control::BreakerStatus;
 
     fn actor(name: &str, supervisor: &str, state: ActorState) -> ActorStatus {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
@@ -215,8 +244,6 @@ mod tests {
             heartbeat_age_ms: Some(3),
             slots: Some((5, 100)),
             breakers: Vec::new(),
-            restarts: Vec::new(),
-            counts: CounterValues::default(),
             upstreams: Vec::new(),
         }
     }
