@@ -19,7 +19,8 @@
 //! | `readiness` | whether the broker lives, is ready, and how healthy each part is |
 //! | `watch` | whether a thread still turns |
 //! | `grace` | how long a publish waits for a subscription that drops |
-//! | `sessions` | which token leads to which session, and who may take it up |
+//! | `life` | the states of a connection |
+//! | `sessions` | which token leads to which session, and which claims are refused |
 //! | `roster` | the sessions that a broker leaves to the next, as a table and as text |
 //! | `missing` | when a broker that follows another takes up the first publish |
 //! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
@@ -39,6 +40,8 @@ pub(crate) mod grace;
 pub(crate) mod group;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod life;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod missing;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -3,7 +3,6 @@
 
 use super::greeting::{self, let_in};
 use super::kept::{Kept, Session, ended};
-use super::life::{Begin, Lost};
 use super::stream::{FrameStream, LAST_WORDS, ReadError, last_words, send};
 use super::table::TakeUp;
 use super::upstream::{self, Dialled};
@@ -14,6 +13,7 @@ use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Exit, Stop};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::broker::telemetry::report;
+use crate::logic::life::{Begin, Lost};
 use crate::shm::peer::Process;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;

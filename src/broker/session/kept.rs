@@ -1,11 +1,11 @@
 //! What the incarnations of a connection's actor hand on: the session, and where the connection is in its life.
 
-use super::life::{Begin, Life};
 use crate::broker::context::Broker;
 use crate::broker::router::{CloseReason, Gone};
 use crate::broker::session::roster::Listing;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::logic::life::{Begin, Life};
 use crate::logic::sessions::Answers;
 use crate::shm::peer::{Credentials, Process};
 use crate::shm::segment::Nonces;

@@ -3,7 +3,6 @@
 //! | file | idea |
 //! |---|---|
 //! | `stream` | frames over a Unix stream |
-//! | `life` | the states of a connection, as a state machine |
 //! | `roster` | the sessions that come back to the next broker, in a file beside the socket |
 //! | `upstream` | the processes that the broker dials, as configured, and what they may offer |
 //! | `table` | which token leads to which session, and how its actor is reached |
@@ -16,7 +15,6 @@ pub(in crate::broker) mod connection;
 pub(in crate::broker) mod dialler;
 pub(in crate::broker) mod greeting;
 pub(in crate::broker) mod kept;
-pub(in crate::broker) mod life;
 pub(in crate::broker) mod roster;
 pub(in crate::broker) mod stream;
 pub(in crate::broker) mod table;

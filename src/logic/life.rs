@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Where a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// Its first incarnation has yet to begin.
     New,
     /// A Hello is waited for, or answered.
@@ -33,7 +33,7 @@ pub(super) enum State {
 
 /// What an incarnation is to do first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Begin {
+pub(crate) enum Begin {
     Handshake,
     /// Wait for the peer until then.
     Await(Instant),
@@ -43,7 +43,7 @@ pub(super) enum Begin {
 
 /// What follows from a lost socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(crate) enum Lost {
     /// The incarnation fails; the next one awaits the peer.
     Fails,
     /// The peer cannot return: the session ends.
@@ -52,19 +52,19 @@ pub(super) enum Lost {
 
 /// The life of one connection.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(crate) struct Life {
     state: State,
     window: Duration,
 }
 
 impl Life {
     /// A connection whose session would wait for its peer for `window`.
-    pub(super) fn new(window: Duration) -> Life {
+    pub(crate) fn new(window: Duration) -> Life {
         Life { state: State::New, window }
     }
 
     /// An incarnation begins: the first one, or one after a failure.
-    pub(super) fn begin(&mut self, now: Instant) -> Begin {
+    pub(crate) fn begin(&mut self, now: Instant) -> Begin {
         let (state, begin) = match self.state {
             State::New => (State::Handshaking, Begin::Handshake),
             State::Attached => {
@@ -80,14 +80,14 @@ impl Life {
     }
 
     /// There is a session, and its peer has a socket: a new one, or one that was resumed.
-    pub(super) fn attached(&mut self) {
+    pub(crate) fn attached(&mut self) {
         if matches!(self.state, State::Handshaking | State::AwaitingPeer { .. }) {
             self.state = State::Attached;
         }
     }
 
     /// The socket is lost. `may_return`: the peer's process lives, and the broker does not end.
-    pub(super) fn socket_lost(&mut self, may_return: bool) -> Lost {
+    pub(crate) fn socket_lost(&mut self, may_return: bool) -> Lost {
         if self.state == State::Attached && may_return && !self.window.is_zero() {
             return Lost::Fails;
         }
@@ -96,12 +96,12 @@ impl Life {
     }
 
     /// It is over.
-    pub(super) fn closed(&mut self) {
+    pub(crate) fn closed(&mut self) {
         self.state = State::Closed;
     }
 
     /// Whether a later incarnation has something to go on with.
-    pub(super) fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         matches!(self.state, State::Attached | State::AwaitingPeer { .. })
     }
 }
