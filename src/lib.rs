@@ -23,10 +23,10 @@
 //! | [`wire`] | names, patterns, frames, record headers, typed messages: pure bytes | 1 |
 //! | `config` | the configuration: load, validate, explain | 1 |
 //! | `metrics` | what is counted for Prometheus: names, and how it is written | 1 |
-//! | [`client`] | the client library | 2 |
-//! | `routing` | pure state machines: subscriptions, services, timers, fairness, budget | 2 |
-//! | `broker` | the actors | 3 |
-//! | `cli` | the command line | 4 |
+//! | `logic` | pure state machines and their data structures: no I/O, no clock, no actors | 2 |
+//! | [`client`] | the client library | 3 |
+//! | `broker` | the actors | 4 |
+//! | `cli` | the command line | 5 |
 //!
 //! `actors.md` in the repository is the architecture document: the actors, the layers, the rules of the ring. A
 //! program that only talks to the broker depends on this crate with `default-features = false` and gets `client`,
@@ -36,7 +36,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("lapce-ipc needs Linux: memfd seals, epoll, eventfd and SO_PEERCRED have no equivalent elsewhere");
 
-// Under the model checker only `sync` and the parts of `shm` and `routing` that are written over it are built.
+// Under the model checker only `sync` and the parts of `shm` and `logic` that are written over it are built.
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod broker;
 #[cfg(all(feature = "cli", not(lapce_ipc_loom)))]
@@ -45,11 +45,10 @@ pub mod cli;
 pub mod client;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod config;
+#[cfg_attr(lapce_ipc_loom, allow(dead_code, unused_imports))]
+mod logic;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 mod metrics;
-#[cfg(any(feature = "broker", lapce_ipc_loom))]
-#[cfg_attr(lapce_ipc_loom, allow(dead_code, unused_imports))]
-mod routing;
 // The broker's half of a ring is of no use to a program that is only a client.
 #[cfg_attr(any(not(feature = "broker"), lapce_ipc_loom), allow(dead_code, unused_imports))]
 mod shm;

@@ -1,4 +1,5 @@
-//! Faults that are injected into the real binary under traffic: feature `fault-injection`, see `src/broker/fault.rs`.
+//! Faults that are injected into the real binary under traffic: feature `fault-injection`, see
+//! `src/broker/supervision/fault.rs`.
 //! After each, the ledger is whole: everything that was published came once and in order to everybody, and each request
 //! had one outcome.
 

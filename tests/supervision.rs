@@ -1,6 +1,6 @@
 //! Actors that fail in the real binary, by faults that are injected (feature `fault-injection`, see
-//! `src/broker/fault.rs`): who is started again, what the log and the status say of it, and how the process ends when
-//! nothing else helps.
+//! `src/broker/supervision/fault.rs`): who is started again, what the log and the status say of it, and how the process
+//! ends when nothing else helps.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn an_acceptor_that_panics_is_started_again_over_the_same_socket() {
     }
     for (attempt, delay) in [(1, 10), (2, 20), (3, 20)] {
         let line = "restarting actor actor=acceptor id=- \
-                    reason=\"panicked: injected at acceptor.accepted@0 at src/broker/fault.rs:";
+                    reason=\"panicked: injected at acceptor.accepted@0 at src/broker/supervision/fault.rs:";
         let end = format!("attempt={attempt} limit=10 delay_ms={delay}");
         assert_eq!(lines(&mut broker, &["WARN", line, &end]).len(), 1, "{end}: {}", broker.process().stderr());
     }

@@ -409,8 +409,8 @@ fn what_is_logged_is_chosen_by_module() {
     for (filter, opened, banner) in [
         ("info", true, true),
         ("warn", false, false),
-        ("info,lapce_ipc::broker::connection=off", false, true),
-        ("warn,lapce_ipc::broker::connection=info", true, false),
+        ("info,lapce_ipc::broker::session=off", false, true),
+        ("warn,lapce_ipc::broker::session=info", true, false),
     ] {
         let mut broker = command(program().to_str().unwrap());
         broker.arg("--socket").arg(&socket).env("RUST_LOG", filter);

@@ -4,30 +4,13 @@
 //! restart (`config::reload` decides) is taken up by the router first, in one message, then by the actor of the
 //! breakers, then by all others, which look at the present configuration when they need it.
 
-use super::connection::Broker;
+use super::context::Broker;
 use super::health::Access;
-use super::log_limit;
 use super::router::{Adopt, Settings};
-use crate::config::{self, Config, ConfigError, Loaded};
+use super::telemetry::log_limit;
+use crate::config;
 use crate::wire::control::{BrokerFrame, FailedCode, ReloadReport};
 use std::sync::Arc;
-
-/// Reads the configuration again.
-pub(crate) type Load = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send + Sync>;
-
-/// Takes up what the broker's own parts do not: the levels of the log.
-pub(crate) type Adopted = Box<dyn Fn(&Config) + Send + Sync>;
-
-/// The source of configurations, and whether the socket was inherited: then its path is not from the file.
-pub(super) struct Source {
-    pub(super) load: Load,
-    pub(super) adopted: Adopted,
-    /// Hears that a reload begins (true), and that it is over.
-    pub(super) tell: Box<dyn Fn(bool) + Send + Sync>,
-    pub(super) has_inherited_socket: bool,
-    /// One at a time.
-    pub(super) turn: tokio::sync::Mutex<()>,
-}
 
 /// Reloads the configuration and logs the result.
 ///

@@ -1,29 +1,31 @@
 //! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
-use super::acceptor::Acceptor;
 use super::breaker::{self, BreakerActor, BreakerHandle};
-use super::connection::{Broker, Phase, SessionTable};
-use super::counters::Counters;
-use super::events::{Events, Queue, SystemEvent};
-use super::fault;
+use super::context::Source;
+use super::context::{Broker, Phase};
 use super::health::{Endpoints, Health, HealthError, Pulses};
-use super::inherited::Inherited;
-use super::limits;
-use super::listening::Listening;
-use super::log_limit;
-use super::notify::Notify;
-use super::reload::{Source, reload};
-use super::roster::Roster;
+use super::listener::acceptor::Acceptor;
+use super::listener::inherited::Inherited;
+use super::listener::listening::Listening;
+use super::listener::socket::{self, Bound, SocketError};
 use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
-use super::socket::{self, Bound, SocketError};
-use super::stderr;
-use super::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
-use super::terminal::Terminal;
-use super::threads::{Refused, arbiter, can_watch_signals, refused};
-use super::upstream::Upstream;
-use super::watchdog::{Alive, Pulse, Watchdog, Watched};
+use super::session::dialler;
+use super::session::roster::Roster;
+use super::session::table::SessionTable;
+use super::session::upstream::Upstream;
+use super::signals::{Terminal, reload_until_closed, signalled};
+use super::supervision::fault;
+use super::supervision::resources::{Refused, arbiter, can_watch_signals, raise_descriptor_limit, refused};
+use super::supervision::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
+use super::supervision::watchdog::{Alive, Pulse, Watchdog, Watched};
+use super::telemetry::counters::Counters;
+use super::telemetry::events::{Events, Queue, SystemEvent};
+use super::telemetry::log_limit;
+use super::telemetry::notify::Notify;
+use super::telemetry::stderr;
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
-use crate::routing::restart::Restart;
+use crate::logic::group::ROOT;
+use crate::logic::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::HealthStatus;
@@ -34,7 +36,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 /// Why the broker stopped otherwise than by a signal.
@@ -151,7 +153,7 @@ async fn serve(
     let actor_news = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
     let (all_running, is_whole) = watch::channel(false);
-    let mut children = Supervisor::new(supervisor::ROOT, tree.clone(), all_running);
+    let mut children = Supervisor::new(ROOT, tree.clone(), all_running);
     let limits = supervisor::limits(&loaded.config.restart);
     let permanent = |name, mailbox| Spec { name, restart: Restart::Permanent, limits, mailbox, stop_within: STOP };
 
@@ -215,7 +217,7 @@ async fn serve(
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         roster: roster.clone(),
         started,
-        connections: tree.add_many("connection", supervisor::ROOT),
+        connections: tree.add_many("connection", ROOT),
         tree: tree.clone(),
         counters: Counters::default(),
         ready: is_whole,
@@ -228,7 +230,7 @@ async fn serve(
     for (upstream, worker) in upstreams.into_iter().zip(workers.iter().cycle()) {
         let broker = broker.clone();
         worker.spawn_fn(move || {
-            actix::spawn(upstream.keep(broker));
+            actix::spawn(dialler::keep(upstream, broker));
         });
     }
     let reloaded = broker.clone();
@@ -286,26 +288,6 @@ async fn serve(
     health.stop().await;
     log::info!("broker stopped");
     at_once.map_or(ended.map(|_| ()), |signal| Err(BrokerError::AtOnce(signal)))
-}
-
-/// The next signal that ends the broker.
-async fn signalled(term: &mut Signal, int: &mut Signal) -> &'static str {
-    tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    }
-}
-
-/// Reloads by each SIGHUP, until one says that the terminal is closed.
-async fn reload_until_closed(hang_up: &mut Signal, terminal: &Terminal, broker: &Broker) {
-    while hang_up.recv().await.is_some() {
-        if terminal.was_closed() {
-            return;
-        }
-        // It is in the log.
-        let _ = reload(broker, "SIGHUP").await;
-    }
-    std::future::pending().await
 }
 
 /// Has the router publish what is said of actors, until there will be no router any more. What was said while there was
@@ -367,18 +349,5 @@ fn abort() {
 async fn quiescence(router: &RouterHandle) {
     while let Ok(false) = router.send(IsQuiescent).await {
         tokio::time::sleep(DRAIN_LOOK).await;
-    }
-}
-
-/// Each connection takes six descriptors, one of the endpoints two; a process gets 1,024 unless it asks for more.
-fn raise_descriptor_limit(config: &Config) {
-    let max_connections = config.ipc.max_connections;
-    let needed = u64::from(max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64;
-    match limits::raise(limits::Resource::RLIMIT_NOFILE) {
-        Ok(limit) if limit < needed => {
-            log::warn!("descriptor limit is low limit={limit} needed={needed} max_connections={max_connections}");
-        }
-        Ok(_) => {}
-        Err(error) => log::warn!("cannot raise the descriptor limit reason={error:?} needed={needed}"),
     }
 }

@@ -5,7 +5,7 @@
 
 use super::children::Running;
 use super::output::{note, plain};
-use crate::broker::stderr;
+use crate::broker::telemetry::stderr;
 use crate::client::{Reply, ReplyError, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, access};

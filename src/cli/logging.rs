@@ -6,7 +6,7 @@
 
 use super::failure::{Code, Failure};
 use super::output::plain;
-use crate::broker::stderr;
+use crate::broker::telemetry::stderr;
 use env_logger::Logger;
 use env_logger::fmt::{Formatter, Target, WriteStyle};
 use log::{Level, Log, Metadata, Record};

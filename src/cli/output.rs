@@ -1,7 +1,7 @@
 //! stdout for data, stderr for messages to the user.
 
 use super::failure::{Code, Failure};
-use crate::broker::stderr;
+use crate::broker::telemetry::stderr;
 use crate::shm::stdio::stdout_was_closed;
 use std::fmt;
 use std::fs::File;

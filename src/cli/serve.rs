@@ -4,7 +4,7 @@ use super::failure::Failure;
 use super::logging::{is_journal, log_to_stderr, value};
 use super::output::{Out, note, plain};
 use super::target::BrokerTarget;
-use crate::broker::{self, limits};
+use crate::broker::{self, supervision::resources};
 use crate::client::{DEFAULT_SOCKET, HealthStatus};
 use crate::config::{self, Config, ConfigError, Loaded};
 use clap::Args;
@@ -29,9 +29,9 @@ signal ends it at once, with 143 or 130.
 
 RUST_LOG, or else logging.level of the configuration, sets the log level, globally or per module: error, warn, info \
 (the default), debug, trace, off.
-  RUST_LOG=warn                                    less
-  RUST_LOG=info,lapce_ipc::broker::connection=off  no lines about single connections
-  RUST_LOG=warn,lapce_ipc::broker::events=info     more about routing
+  RUST_LOG=warn                                               less
+  RUST_LOG=info,lapce_ipc::broker::session=off                no lines about single connections
+  RUST_LOG=warn,lapce_ipc::broker::telemetry::events=info     more about routing
 
 No level logs a line per message.";
 
@@ -123,7 +123,7 @@ fn banner(loaded: &Loaded, health: &HealthStatus) {
         restart.period_secs,
         restart.watchdog_abort_ms,
         health_server.max_connections,
-        limits::told(limits::Resource::RLIMIT_NOFILE),
+        resources::told(resources::Resource::RLIMIT_NOFILE),
     );
     if !is_journal() {
         let is_default = ipc.socket_path == Path::new(DEFAULT_SOCKET);

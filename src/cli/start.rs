@@ -6,7 +6,7 @@
 //! here has its default there.
 
 use super::failure::{Code, Failure};
-use crate::broker::limits::{self, Resource};
+use crate::broker::supervision::resources::{self, Resource};
 use nix::sys::signal::SigSet;
 use signal_hook::consts::{SIGCHLD, SIGXFSZ};
 use std::fmt;
@@ -28,6 +28,6 @@ pub(super) fn start() -> Result<(), Failure> {
     }
     SigSet::all().thread_unblock().map_err(|error| failed("the signal mask", &error))?;
     // Shared memory counts as a file. If the hard limit is too low as well, the first connection gets the error.
-    let _ = limits::raise(Resource::RLIMIT_FSIZE);
+    let _ = resources::raise(Resource::RLIMIT_FSIZE);
     Ok(())
 }

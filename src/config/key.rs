@@ -253,7 +253,9 @@ impl Rule {
             Self::SocketOrNone => {
                 format!("an absolute path of at most {SOCKET_PATH_MAX} bytes, or empty for none")
             }
-            Self::LogLevels => "levels as in RUST_LOG, for example \"warn,lapce_ipc::broker::events=info\"".to_owned(),
+            Self::LogLevels => {
+                "levels as in RUST_LOG, for example \"warn,lapce_ipc::broker::telemetry::events=info\"".to_owned()
+            }
             Self::Host => "a host name or address".to_owned(),
             Self::Name => "a name: tokens of A-Z a-z 0-9 _ -, joined by dots".to_owned(),
             Self::List { of, max } => format!("an array of at most {max}, each {}", of.describe()),

@@ -229,8 +229,8 @@ impl Broker {
         Broker::start_faulty("", keys)
     }
 
-    /// The same, with faults as `src/broker/fault.rs` explains them: none are the only ones that a build without the
-    /// feature takes.
+    /// The same, with faults as `src/broker/supervision/fault.rs` explains them: none are the only ones that a build
+    /// without the feature takes.
     #[track_caller]
     pub fn start_faulty(faults: &str, keys: &[(&str, &str)]) -> Broker {
         Broker::start_in(tempfile::tempdir().expect("a folder"), faults, keys)

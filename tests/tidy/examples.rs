@@ -59,7 +59,7 @@ fn a_use_across_layers_is_caught() {
     assert!(caught("src/broker/mod.rs", "use super::client::Client;"));
     assert!(caught("src/wire/topic.rs", "use crate::sync::AtomicU64;"));
     assert!(caught("src/wire.rs", "macro_rules! m { () => { $crate::shm::f() } }"));
-    assert!(caught("src/routing/breaker.rs", "use crate::config::Breaker;"));
+    assert!(caught("src/logic/breaker.rs", "use crate::config::Breaker;"));
     assert!(caught("src/client/mod.rs", "use crate::Broker;"), "through a re-export of the root");
     assert!(caught("src/client/mod.rs", "use crate::*;"), "through a glob");
     assert!(caught("src/util/mod.rs", "fn f() {}"), "a module that the table does not know");
@@ -68,7 +68,7 @@ fn a_use_across_layers_is_caught() {
 #[test]
 fn a_use_that_the_table_allows_is_not_caught() {
     let fine = |path: &str, text: &str| complaints("layers", path, text).is_empty();
-    assert!(fine("src/broker/router.rs", "use crate::{shm::Ring, wire, routing::Table, broker::Tick};"));
+    assert!(fine("src/broker/router.rs", "use crate::{shm::Ring, wire, logic::Table, broker::Tick};"));
     assert!(fine("src/broker/router.rs", "// use crate::client::Client;\nconst A: &str = \"crate::client\";"));
     assert!(fine("src/broker/router.rs", "use super::client::Peer;"), "a submodule of broker itself");
     assert!(fine("src/cli/bench.rs", "use crate::{broker::Broker, client::Client};"));
@@ -79,7 +79,7 @@ fn a_use_that_the_table_allows_is_not_caught() {
 #[test]
 fn a_crate_in_the_wrong_place_is_caught() {
     let caught = |path: &str, text: &str| complaints("crates", path, text) == [1];
-    assert!(caught("src/routing/breaker.rs", "use actix::prelude::*;"));
+    assert!(caught("src/logic/breaker.rs", "use actix::prelude::*;"));
     assert!(caught("src/client/mod.rs", "use {actix_web::web};"));
     assert!(caught("src/broker/mod.rs", "#[derive(clap::Parser)]"));
     assert!(caught("src/cli/mod.rs", "fn f() { ::prometheus::gather() }"));

@@ -1,7 +1,7 @@
 //! `BreakerActor`: owns the breakers of all services. It sets their rules, ends states whose time is over, obeys orders
 //! that people give, and tells the log and `$sys.breaker.SERVICE` of each change.
 //!
-//! What the router asks before each request is the *gate* of a service (`routing::breaker::Gate`), a cell without a
+//! What the router asks before each request is the *gate* of a service (`logic::breaker::Gate`), a cell without a
 //! lock that both share; so the last failure counts before the next request, and no request waits for this actor. The
 //! router tells it, through a queue, of gates that it has made and of changes that outcomes have brought about.
 //!
@@ -26,11 +26,11 @@ mod told;
 
 pub(super) use table::{Breakers, Order};
 
-use super::events::{BreakerChange, BreakerNews, Events, SystemEvent};
-use super::fault;
 use super::router::{Gates, RouterHandle};
-use super::supervisor::Stop;
-use crate::routing::breaker::{RuleBook, Stand};
+use crate::broker::supervision::fault;
+use crate::broker::supervision::supervisor::Stop;
+use crate::broker::telemetry::events::{BreakerChange, BreakerNews, Events, SystemEvent};
+use crate::logic::breaker::{RuleBook, Stand};
 use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, FailedCode};
 use crate::wire::name::Name;
 use actix::prelude::*;

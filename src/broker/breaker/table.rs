@@ -1,8 +1,8 @@
 //! The gates that the actor of the breakers knows, and what it does to them: told the time, and no actor itself.
 
-use crate::broker::events::BreakerChange;
 use crate::broker::router::{ECHO, breaker_status};
-use crate::routing::breaker::{Gate, RuleBook};
+use crate::broker::telemetry::events::BreakerChange;
+use crate::logic::breaker::{Gate, RuleBook};
 use crate::wire::control::{BreakerOrder, BreakerStatus};
 use crate::wire::name::Name;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What is said of a breaker's change: one line of the log, and one event.
 
-use crate::broker::events::BreakerChange;
 use crate::broker::router::breaker_state;
+use crate::broker::telemetry::events::BreakerChange;
 use crate::wire::control::BreakerState;
 use crate::wire::name::{Name, Topic};
 
@@ -55,7 +55,7 @@ pub(super) fn topic(service: &Name) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::breaker::{Failure, Reason, Stand, Transition};
+    use crate::logic::breaker::{Failure, Reason, Stand, Transition};
 
     fn change(service: &str, to: Stand, lasts: Option<u64>, by: Option<u32>) -> BreakerChange {
         let reason = if by.is_some() { Reason::Manual } else { Reason::Failed(Failure::Deadline) };

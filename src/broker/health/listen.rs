@@ -5,10 +5,10 @@
 use super::access::Access;
 use super::error::HealthError;
 use super::location::{self, Location};
-use crate::broker::socket;
-use crate::broker::supervisor::{NodeId, Tree, elapsed, random};
+use crate::broker::listener::socket;
+use crate::broker::supervision::supervisor::{NodeId, Tree, elapsed, random};
 use crate::config::{HealthServer, Loaded};
-use crate::routing::restart::{Decision, Limits, Restart, Restarts};
+use crate::logic::restart::{Decision, Limits, Restart, Restarts};
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;

@@ -3,7 +3,7 @@
 
 use super::error::HealthError;
 use super::token::TokenFile;
-use crate::broker::socket::Bound;
+use crate::broker::listener::socket::Bound;
 use crate::config::Loaded;
 use crate::wire::control::HealthStatus;
 use std::net::SocketAddr;

@@ -16,8 +16,7 @@
 //! | `stream` | `/events`: events of the broker, and a snapshot a second |
 //! | `probe` | the state of the router, with a bounded load on it |
 //! | `connections` | the limit of HTTP connections |
-//! | `snapshot` | the state of the broker at one moment |
-//! | `readiness` | liveness, readiness and health of a snapshot |
+//! | `snapshot` | collects the state of the broker at one moment, which `logic::readiness` judges |
 //! | `prometheus` | a snapshot as metrics |
 //! | `process` | the kernel's data about this process |
 
@@ -31,7 +30,6 @@ mod pages;
 mod probe;
 mod process;
 mod prometheus;
-mod readiness;
 mod snapshot;
 mod stream;
 mod token;
@@ -40,15 +38,15 @@ pub(super) use access::Access;
 pub use error::HealthError;
 pub(super) use listen::{Endpoints, Listener};
 pub(super) use location::Location;
-pub(super) use snapshot::Snapshot;
+pub(super) use snapshot::snapshot;
 
-use super::connection::Broker;
-use super::events::EventBus;
-use super::fault;
-use super::supervisor::{self, Child, Exit, Stop, supervise};
-use super::threads::{Refused, arbiter};
-use super::watchdog::{Pulse, Watched};
-use crate::routing::restart::{Limits, Restart};
+use super::context::Broker;
+use crate::broker::supervision::fault;
+use crate::broker::supervision::resources::{Refused, arbiter};
+use crate::broker::supervision::supervisor::{self, Child, Exit, Stop, supervise};
+use crate::broker::supervision::watchdog::{Pulse, Watched};
+use crate::broker::telemetry::events::EventBus;
+use crate::logic::restart::{Limits, Restart};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use listen::Socket;
@@ -193,7 +191,7 @@ impl Health {
         // Outside the tree's supervisors, and without a restart limit.
         let node = broker.tree.add("health", "health", None);
         let streams = Streams::new(bus, broker.config().health_server.max_streams);
-        let streamed = streams.clone();
+        let (streamed, streams_taken) = (streams.clone(), streams.clone());
         let location = endpoints.location.clone();
         arbiter.spawn_fn(move || {
             let limits = supervisor::limits(&broker.config().restart);
@@ -210,7 +208,9 @@ impl Health {
             let pages = Arc::new(Pages::new(broker.clone(), probe, streamed));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
-            actix::spawn(stream::take_snapshots(pages.clone()));
+            let source = pages.clone();
+            let take = async move |last: &mut _| pages::take(&source, last).await;
+            actix::spawn(stream::take_snapshots(streams_taken, take));
             actix::spawn(async move {
                 let child = Child {
                     name: "health",

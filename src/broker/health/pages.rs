@@ -12,7 +12,6 @@
 //!
 //! All take GET and HEAD without a body. Responses must not be cached, embedded or read by other origins.
 
-use super::super::threads::can_start;
 use super::access::Refusal;
 use super::connections::{Connection, Connections};
 use super::listen::Listener;
@@ -20,25 +19,29 @@ use super::page;
 use super::probe::{LastReply, RouterProbe};
 use super::process::Usage;
 use super::prometheus;
-use super::readiness::Condition;
-use super::snapshot::Snapshot;
+use super::snapshot::snapshot;
 use super::stream::{self, Streams};
-use crate::broker::connection::{Broker, Phase};
-use crate::broker::fault;
-use crate::broker::report;
-use crate::broker::watchdog::Pulse;
+use crate::broker::context::{Broker, Phase};
+use crate::broker::supervision::fault;
+use crate::broker::supervision::resources::can_start;
+use crate::broker::supervision::watchdog::Pulse;
+use crate::broker::telemetry::report;
 use crate::config::{HealthServer, Metrics};
-use crate::metrics;
+use crate::logic::readiness::{Condition, Snapshot};
+use crate::metrics::{self, Samples};
 use crate::shm::peer;
 use crate::sync::Ordering;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
-use actix_web::http::{KeepAlive, StatusCode};
+use actix_web::http::{KeepAlive, Method, StatusCode};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::rt::net::{TcpStream, UnixStream};
-use actix_web::{App, Error, FromRequest, Handler, HttpMessage, HttpResponse, HttpServer, Resource, Responder, web};
+use actix_web::{
+    App, Error, FromRequest, Handler, HttpMessage, HttpRequest, HttpResponse, HttpServer, Resource, Responder, web,
+};
 use serde::Serialize;
+use serde_json::{Value, json as json_value};
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -53,13 +56,13 @@ const GIVING_WAY: usize = 16;
 /// How long a client may take to close.
 const DISCONNECT: Duration = Duration::from_secs(1);
 /// How long a reader waits for the router; a probe's own timeout is often a second.
-pub(super) const TIMEOUT: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The shared state of all handlers.
 pub(super) struct Pages {
     broker: Arc<Broker>,
     probe: RouterProbe,
-    pub(super) streams: Streams,
+    streams: Streams,
     /// When the broker started, in seconds since the epoch.
     started: f64,
 }
@@ -96,15 +99,21 @@ impl Pages {
     ) -> (Snapshot, Option<LastReply>) {
         // A stuck router is not probed.
         let (seen, router_responds) = if self.is_live() { look.await } else { (self.probe.last(), false) };
-        let snapshot = Snapshot::of(&self.broker, seen.as_ref(), router_responds);
+        let snapshot = snapshot(&self.broker, seen.as_ref(), router_responds);
         (snapshot, seen)
     }
 
     /// The broker's status, with the last reply of the router.
-    pub(super) fn status(&self, seen: &LastReply) -> serde_json::Value {
+    pub(super) fn status(&self, seen: &LastReply) -> Value {
         let mut told = seen.surveyed.report.clone();
         report::complete(&mut told, &self.broker);
         report::status_json(&told, &seen.surveyed.breakers)
+    }
+
+    /// The metrics.
+    fn samples(&self, snapshot: &Snapshot, seen: Option<&LastReply>) -> Samples {
+        let counts = (&self.broker.tree.restarts_by_cause()[..], &self.broker.counters.values());
+        prometheus::samples(snapshot, counts, seen, Usage::read(), self.started)
     }
 
     /// The phase of the broker's life.
@@ -131,7 +140,7 @@ pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -
             .service(page("/health", health))
             .service(page("/api/status", status))
             .service(page("/metrics", exposition))
-            .service(page("/events", stream::events))
+            .service(page("/events", events))
             .service(page("/", page::index))
             .service(page("/style.css", page::style))
             .service(page("/script.js", page::script))
@@ -263,7 +272,7 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     }
 }
 
-pub(super) fn text(status: StatusCode, text: &'static str) -> HttpResponse {
+fn text(status: StatusCode, text: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type(header::ContentType::plaintext()).body(text)
 }
 
@@ -274,12 +283,12 @@ fn json(is_good: bool, body: &impl Serialize) -> HttpResponse {
 
 async fn live(pages: web::Data<Pages>) -> HttpResponse {
     let live = pages.is_live();
-    json(live, &serde_json::json!({ "live": live }))
+    json(live, &json_value!({ "live": live }))
 }
 
 async fn ready(pages: web::Data<Pages>) -> HttpResponse {
     let reasons = pages.query_brief(TIMEOUT).await.0.unready();
-    json(reasons.is_empty(), &serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons }))
+    json(reasons.is_empty(), &json_value!({ "ready": reasons.is_empty(), "reasons": reasons }))
 }
 
 async fn health(pages: web::Data<Pages>) -> HttpResponse {
@@ -290,7 +299,7 @@ async fn health(pages: web::Data<Pages>) -> HttpResponse {
 async fn status(pages: web::Data<Pages>) -> HttpResponse {
     let (snapshot, seen) = pages.snapshot(TIMEOUT).await;
     let Some(seen) = seen.filter(|_| snapshot.router_responds) else {
-        return json(false, &serde_json::json!({ "error": "the router does not respond" }));
+        return json(false, &json_value!({ "error": "the router does not respond" }));
     };
     json(true, &pages.status(&seen))
 }
@@ -301,11 +310,58 @@ async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
     }
     // If the router does not respond, its last metrics are shown: that is when they are needed.
     let (snapshot, seen) = pages.query_brief(TIMEOUT).await;
-    match prometheus::samples(&snapshot, seen.as_ref(), Usage::read(), pages.started).render() {
+    match pages.samples(&snapshot, seen.as_ref()).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {
             log::error!("cannot encode metrics reason={:?}", error.to_string());
             text(StatusCode::INTERNAL_SERVER_ERROR, "cannot encode the metrics\n")
         }
+    }
+}
+
+/// The state now, for streams; if the router does not respond, with the `last` full reply.
+pub(super) async fn take(pages: &Pages, last: &mut Option<LastReply>) -> Value {
+    let (snapshot, seen) = pages.snapshot(TIMEOUT).await;
+    if snapshot.router_responds || last.is_none() {
+        last.clone_from(&seen);
+    }
+    let heartbeat_age_ms = last.as_ref().map(|seen| report::ms_since(seen.at));
+    let process = Usage::read().map(|usage| {
+        json_value!({
+            "memory_bytes": usage.memory.map(|memory| memory.rss),
+            "cpu_seconds": usage.cpu_seconds,
+            "threads": usage.threads,
+            "descriptors": usage.descriptors,
+            "descriptors_limit": usage.descriptors_limit,
+        })
+    });
+    json_value!({
+        "router_responds": snapshot.router_responds,
+        "router_heartbeat_age_ms": heartbeat_age_ms,
+        // When the router counted, by the broker's clock: rates are differences of counters over differences of this.
+        "counted_at_ms": heartbeat_age_ms.map(|ago| snapshot.uptime_ms.saturating_sub(ago)),
+        "threads_late": snapshot.late,
+        "health": snapshot.evaluate(),
+        "status": last.as_ref().map(|seen| pages.status(seen)),
+        "process": process,
+        "streams": { "now": pages.streams.now(), "limit": pages.streams.max },
+    })
+}
+
+/// The handler of `/events`.
+async fn events(request: HttpRequest, pages: web::Data<Pages>) -> HttpResponse {
+    if request.method() == Method::HEAD {
+        return HttpResponse::Ok().content_type(stream::CONTENT_TYPE).finish();
+    }
+    let phase = pages.phase();
+    if phase.borrow().is_ending() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the broker is shutting down\n");
+    }
+    match pages.streams.begin(phase) {
+        Some(body) => HttpResponse::Ok().content_type(stream::CONTENT_TYPE).body(body),
+        None => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "all event streams are taken (health_server.max_streams); try again later\n",
+        ),
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel's data about this process, as far as it is cheap to read.
 
-use crate::broker::limits;
+use crate::broker::supervision::resources;
 use crate::metrics::memory::Memory;
 use rustix::param::clock_ticks_per_second;
 use std::fs;
@@ -23,7 +23,7 @@ impl Usage {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let usage = parse(&stat, clock_ticks_per_second() as f64)?;
         let descriptors = descriptors()?;
-        let limit = limits::soft(limits::Resource::RLIMIT_NOFILE).unwrap_or(u64::MAX);
+        let limit = resources::soft(resources::Resource::RLIMIT_NOFILE).unwrap_or(u64::MAX);
         let memory = fs::read_to_string("/proc/self/status").ok().and_then(|status| Memory::parse(&status));
         Some(Usage { descriptors: descriptors as f64, descriptors_limit: limit as f64, memory, ..usage })
     }

@@ -2,14 +2,15 @@
 
 use super::probe::LastReply;
 use super::process::Usage;
-use super::snapshot::Snapshot;
 use crate::broker::router::{ECHO, RouterFigures, ServiceFigures, breaker_state};
+use crate::broker::telemetry::counters::CounterValues;
+use crate::logic::breaker::Stand;
+use crate::logic::histogram::Histogram;
+use crate::logic::readiness::Snapshot;
+use crate::logic::services::CallTimes;
 use crate::metrics::families::*;
 use crate::metrics::memory::Memory;
 use crate::metrics::{Distribution, Family, Samples};
-use crate::routing::breaker::Stand;
-use crate::routing::histogram::Histogram;
-use crate::routing::services::CallTimes;
 use crate::wire::control::{ActorState, BreakerState, StatusReport};
 use crate::wire::record::Outcome;
 use std::collections::BTreeSet;
@@ -56,8 +57,17 @@ const BREAKER_STATES: [BreakerState; 5] = [
 /// The delivery policies, in the order of their codes.
 const POLICIES: [&str; 3] = ["block", "drop_newest", "drop_oldest"];
 
+/// The restarts of an actor, by reason.
+type Restarts = (String, Vec<(&'static str, u64)>);
+
 /// All samples. Those of the router are from its last reply, if there is one.
-pub(super) fn samples(snapshot: &Snapshot, seen: Option<&LastReply>, usage: Option<Usage>, started: f64) -> Samples {
+pub(super) fn samples(
+    snapshot: &Snapshot,
+    (restarts, counts): (&[Restarts], &CounterValues),
+    seen: Option<&LastReply>,
+    usage: Option<Usage>,
+    started: f64,
+) -> Samples {
     let mut samples = Samples::default();
     let flag = |is: bool| f64::from(u8::from(is));
     samples.add(&BUILD_INFO, &[snapshot.version], 1.0);
@@ -74,13 +84,13 @@ pub(super) fn samples(snapshot: &Snapshot, seen: Option<&LastReply>, usage: Opti
     for upstream in &snapshot.upstreams {
         samples.add(&UPSTREAM_CONNECTED, &[upstream.name.as_str()], flag(upstream.connection.is_some()));
     }
-    for (actor, causes) in &snapshot.restarts {
+    for (actor, causes) in restarts {
         causes.iter().for_each(|(cause, times)| samples.add(&ACTOR_RESTARTS, &[actor, cause], *times as f64));
     }
-    snapshot.counts.refused.iter().for_each(|(reason, times)| samples.add(&REFUSED, &[reason], *times as f64));
-    samples.add(&RESUMED, &[], snapshot.counts.resumed as f64);
-    snapshot.counts.lost.iter().for_each(|(reason, times)| samples.add(&LOST, &[reason], *times as f64));
-    samples.add(&LOG_LINES_DROPPED, &[], snapshot.counts.log_lines_dropped as f64);
+    counts.refused.iter().for_each(|(reason, times)| samples.add(&REFUSED, &[reason], *times as f64));
+    samples.add(&RESUMED, &[], counts.resumed as f64);
+    counts.lost.iter().for_each(|(reason, times)| samples.add(&LOST, &[reason], *times as f64));
+    samples.add(&LOG_LINES_DROPPED, &[], counts.log_lines_dropped as f64);
     if let Some(seen) = seen {
         samples.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
         routed(&mut samples, &seen.surveyed.report);

@@ -11,16 +11,11 @@
 //! are left for probes. A stream has no queue of its own but a position in the shared one, so a slow reader costs the
 //! others nothing.
 
-use super::pages::{Pages, TIMEOUT, text};
 use super::probe::LastReply;
-use super::process::Usage;
-use crate::broker::connection::Phase;
-use crate::broker::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
-use crate::broker::report::ms_since;
+use crate::broker::context::Phase;
+use crate::broker::telemetry::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
 use actix_web::body::{BodySize, MessageBody};
-use actix_web::http::{Method, StatusCode};
-use actix_web::web::{self, Bytes};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::web::Bytes;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -32,7 +27,7 @@ use tokio::time::MissedTickBehavior;
 
 /// The time between two snapshots.
 const EVERY: Duration = Duration::from_secs(1);
-const CONTENT_TYPE: &str = "text/event-stream";
+pub(super) const CONTENT_TYPE: &str = "text/event-stream";
 
 /// The state shared by all streams. Clones are the same.
 #[derive(Clone)]
@@ -43,7 +38,7 @@ pub(super) struct Streams {
     /// A stream has begun.
     demand: Arc<Notify>,
     permits: Arc<Semaphore>,
-    max: u32,
+    pub(super) max: u32,
 }
 
 impl Streams {
@@ -58,24 +53,24 @@ impl Streams {
         let _ = self.permits.acquire_many(self.max).await;
     }
 
-    fn now(&self) -> u64 {
+    /// The number of streams.
+    pub(super) fn now(&self) -> u64 {
         (self.max as usize).saturating_sub(self.permits.available_permits()) as u64
     }
 
     /// `None` at the limit of streams.
-    fn begin(&self, phase: watch::Receiver<Phase>) -> Option<Stream> {
+    pub(super) fn begin(&self, phase: watch::Receiver<Phase>) -> Option<Body> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         let (follower, mut snapshots) = (self.bus.subscribe(), self.snapshot.subscribe());
         // The present snapshot is sent first.
         snapshots.mark_changed();
         self.demand.notify_one();
-        Some(Stream { follower, snapshots, phase, _permit: permit, has_ended: false })
+        Some(Body(Stream { follower, snapshots, phase, _permit: permit, has_ended: false }.turn()))
     }
 }
 
-/// Takes a snapshot a second while there are streams.
-pub(super) async fn take_snapshots(pages: Arc<Pages>) {
-    let streams = &pages.streams;
+/// Takes a snapshot a second while there are streams, by `take`, which is handed the router's last full reply.
+pub(super) async fn take_snapshots(streams: Streams, take: impl AsyncFn(&mut Option<LastReply>) -> Value) {
     let mut last = None;
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -88,55 +83,8 @@ pub(super) async fn take_snapshots(pages: Arc<Pages>) {
             tick.reset_immediately();
         }
         tick.tick().await;
-        let snapshot = event("snapshot", &take(&pages, &mut last).await);
+        let snapshot = event("snapshot", &take(&mut last).await);
         streams.snapshot.send_replace(Some(snapshot));
-    }
-}
-
-/// The state now; if the router does not respond, with the `last` full reply.
-async fn take(pages: &Pages, last: &mut Option<LastReply>) -> Value {
-    let (snapshot, seen) = pages.snapshot(TIMEOUT).await;
-    if snapshot.router_responds || last.is_none() {
-        last.clone_from(&seen);
-    }
-    let heartbeat_age_ms = last.as_ref().map(|seen| ms_since(seen.at));
-    let process = Usage::read().map(|usage| {
-        json!({
-            "memory_bytes": usage.memory.map(|memory| memory.rss),
-            "cpu_seconds": usage.cpu_seconds,
-            "threads": usage.threads,
-            "descriptors": usage.descriptors,
-            "descriptors_limit": usage.descriptors_limit,
-        })
-    });
-    json!({
-        "router_responds": snapshot.router_responds,
-        "router_heartbeat_age_ms": heartbeat_age_ms,
-        // When the router counted, by the broker's clock: rates are differences of counters over differences of this.
-        "counted_at_ms": heartbeat_age_ms.map(|ago| snapshot.uptime_ms.saturating_sub(ago)),
-        "threads_late": snapshot.late,
-        "health": snapshot.evaluate(),
-        "status": last.as_ref().map(|seen| pages.status(seen)),
-        "process": process,
-        "streams": { "now": pages.streams.now(), "limit": pages.streams.max },
-    })
-}
-
-/// The handler of `/events`.
-pub(super) async fn events(request: HttpRequest, pages: web::Data<Pages>) -> HttpResponse {
-    if request.method() == Method::HEAD {
-        return HttpResponse::Ok().content_type(CONTENT_TYPE).finish();
-    }
-    let phase = pages.phase();
-    if phase.borrow().is_ending() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the broker is shutting down\n");
-    }
-    match pages.streams.begin(phase) {
-        Some(stream) => HttpResponse::Ok().content_type(CONTENT_TYPE).body(Body(stream.turn())),
-        None => text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "all event streams are taken (health_server.max_streams); try again later\n",
-        ),
     }
 }
 
@@ -181,7 +129,7 @@ impl Stream {
 }
 
 /// A stream as a response body. It is polled for more only when its last event is sent, or nearly.
-struct Body(Turn);
+pub(super) struct Body(Turn);
 
 impl MessageBody for Body {
     type Error = Infallible;

@@ -6,8 +6,8 @@
 use super::connection::CloseReason;
 use super::keeping::Keeping;
 use super::memory::{Leases, Memory};
-use crate::broker::fault;
-use crate::routing::arena::Key;
+use crate::broker::supervision::fault;
+use crate::logic::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};

@@ -3,9 +3,9 @@
 use super::counters::Counters;
 use super::egress::{Egress, Egresses};
 use super::keeping::KeptWork;
-use crate::routing::arena::Key;
-use crate::routing::newest::{Added, Most};
-use crate::routing::topics::Topics;
+use crate::logic::arena::Key;
+use crate::logic::newest::{Added, Most};
+use crate::logic::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header};

@@ -2,11 +2,11 @@
 
 use super::connection::Info;
 use super::message::Message;
-use crate::routing::arena::Key;
-use crate::routing::numbers::Numbers;
-use crate::routing::services::ServiceId;
-use crate::routing::topics::TopicId;
-use crate::routing::wheel::TimerId;
+use crate::logic::arena::Key;
+use crate::logic::numbers::Numbers;
+use crate::logic::services::ServiceId;
+use crate::logic::topics::TopicId;
+use crate::logic::wheel::TimerId;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;

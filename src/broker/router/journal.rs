@@ -10,7 +10,7 @@
 //! was done lies nothing that can fail. Where something does, the ring's own position tells whether it was done.
 
 use super::message::Message;
-use crate::routing::arena::Key;
+use crate::logic::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;

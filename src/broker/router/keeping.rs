@@ -1,6 +1,6 @@
 //! How much is kept for a connection, and what is to be done about it. What is done is in `kept`.
 
-use crate::routing::topics::TopicId;
+use crate::logic::topics::TopicId;
 use crate::shm::segment::Newer;
 
 /// What is kept for the subscriptions of one connection.

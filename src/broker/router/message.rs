@@ -3,9 +3,9 @@
 use super::counters::Counters;
 use super::egress::Egresses;
 use super::keeping::KeptWork;
-use crate::routing::arena::Key;
-use crate::routing::grace::Lack;
-use crate::routing::topics::{TopicId, Topics};
+use crate::logic::arena::Key;
+use crate::logic::grace::Lack;
+use crate::logic::topics::{TopicId, Topics};
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Flags, Header, Kind};

@@ -26,9 +26,8 @@
 //! | `calls` | requests, replies, streams, cancels, credit: the express lane |
 //! | `state` | owner of the parts; one step of the work |
 //! | `ask`, `snapshot`, `membership` | control requests; the state at one moment; connections open and close |
-//! | `doorbells` | clients that are not polled ring |
 //! | `recovery` | a new router completes what the last one had under way |
-//! | `turn` | the loop: work, spin, sleep |
+//! | `turn` | the loop: work, spin, sleep; clients that are not polled ring |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
 
@@ -36,7 +35,6 @@ mod ask;
 mod calls;
 mod connection;
 mod counters;
-mod doorbells;
 mod egress;
 mod egress_kept;
 mod ingress;
@@ -67,9 +65,9 @@ pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterFigures, ServiceFigures};
 pub(crate) use turn::Shared;
 
-use crate::broker::fault;
-use crate::broker::supervisor::Stop;
-use crate::routing::breaker::{Gate, RuleBook};
+use crate::broker::supervision::fault;
+use crate::broker::supervision::supervisor::Stop;
+use crate::logic::breaker::{Gate, RuleBook};
 use crate::shm::doorbell::{BrokerBells, RouterWaker};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;

@@ -1,6 +1,6 @@
 //! Parked bulk lanes: a publisher waits for credit or space of one connection, or until all bulk lanes are open.
 //!
-//! A broker that follows another takes no publish up before the sessions of the last one are back (`broker::roster`).
+//! A broker that follows another takes no publish up before the sessions of the last one are back (`session::roster`).
 //! The end of the grace opens the lanes also if no order to open them comes.
 
 use super::ingress::{NO_CONNECTION, Parked};

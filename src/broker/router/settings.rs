@@ -1,8 +1,8 @@
 //! The router's limits, in the units that it counts in.
 
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
-use crate::routing::breaker::{RuleBook, Rules};
-use crate::routing::services::ProbeDelays;
+use crate::logic::breaker::{RuleBook, Rules};
+use crate::logic::services::ProbeDelays;
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
 use std::sync::Arc;
 

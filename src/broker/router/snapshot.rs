@@ -3,7 +3,7 @@
 use super::calls::status;
 use super::state::RouterState;
 use super::timings::{RouterFigures, ServiceFigures};
-use crate::routing::histogram::Durations;
+use crate::logic::histogram::Durations;
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
     BreakerStatus, ConnectionStatus, LatencyStatus, QuantileStatus, ServiceStatus, SessionState, StatusReport,

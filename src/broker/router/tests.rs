@@ -12,8 +12,8 @@ mod waiting;
 
 use super::settings::Settings;
 use super::state::RouterState;
-use crate::broker::events::Events;
-use crate::broker::fault;
+use crate::broker::supervision::fault;
+use crate::broker::telemetry::events::Events;
 use crate::config::Config;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
 use crate::shm::layout::RingName;

@@ -5,8 +5,8 @@
 //! is counted with the time of the whole visit, which is how long it took at most. The sizes of batches are those of
 //! the same visits: a histogram costs nanoseconds, of which a visit that brings one message has few.
 
-use crate::routing::histogram::{Durations, Sizes};
-use crate::routing::services::CallTimes;
+use crate::logic::histogram::{Durations, Sizes};
+use crate::logic::services::CallTimes;
 use crate::wire::name::Name;
 
 /// One visit of this number is timed.

@@ -2,11 +2,11 @@
 //! actor gets each change of state through a queue; requests do not pass through it.
 
 use super::Calls;
-use crate::broker::events::{BreakerChange, BreakerNews};
 use crate::broker::router::ports::Ports;
-use crate::routing::arena::Key;
-use crate::routing::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
-use crate::routing::services::ServiceId;
+use crate::broker::telemetry::events::{BreakerChange, BreakerNews};
+use crate::logic::arena::Key;
+use crate::logic::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
+use crate::logic::services::ServiceId;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
 use std::sync::Arc;

@@ -8,13 +8,13 @@
 
 use super::Call;
 use super::Calls;
-use crate::broker::fault;
 use crate::broker::router::connection::CloseReason;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
-use crate::routing::arena::Key;
-use crate::routing::breaker::{Failure, Permit, Verdict};
-use crate::routing::services::{NoResponder, ServiceId};
+use crate::broker::supervision::fault;
+use crate::logic::arena::Key;
+use crate::logic::breaker::{Failure, Permit, Verdict};
+use crate::logic::services::{NoResponder, ServiceId};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};

@@ -7,9 +7,9 @@ use super::Call;
 use super::Calls;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
-use crate::routing::arena::Key;
-use crate::routing::breaker::{Failure, Verdict};
-use crate::routing::services::ServiceId;
+use crate::logic::arena::Key;
+use crate::logic::breaker::{Failure, Verdict};
+use crate::logic::services::ServiceId;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 

@@ -9,7 +9,7 @@ use crate::broker::router::egress::{DropNotice, Egress};
 use crate::broker::router::journal::Timer;
 use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
-use crate::routing::grace::Lack;
+use crate::logic::grace::Lack;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 

@@ -5,15 +5,15 @@
 //! stays its own. The rules are in `actors.md`.
 
 use super::PubSub;
-use crate::broker::fault;
 use crate::broker::router::counters::Counters;
 use crate::broker::router::egress::{Egress, Egresses};
 use crate::broker::router::journal::Journal;
 use crate::broker::router::keeping::KeptWork;
 use crate::broker::router::message::{Chosen, Message};
 use crate::broker::router::ports::Ports;
-use crate::routing::arena::Key;
-use crate::routing::topics::Topics;
+use crate::broker::supervision::fault;
+use crate::logic::arena::Key;
+use crate::logic::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 

@@ -19,7 +19,7 @@ mod subscriptions;
 use super::keeping::KeptWork;
 use super::message::Chosen;
 use super::settings::Settings;
-use crate::routing::topics::Topics;
+use crate::logic::topics::Topics;
 
 /// Topics, their subscriptions, and the decisions for the current message.
 pub(super) struct PubSub {

@@ -5,14 +5,14 @@
 //! and keeps its subscriptions to the last.
 
 use super::PubSub;
-use crate::broker::fault;
 use crate::broker::router::connection::{CloseReason, Info};
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
 use crate::broker::router::message::{Chosen, Message, Wait};
 use crate::broker::router::ports::{Lane, Ports};
-use crate::routing::grace::Lack;
-use crate::routing::topics::TopicId;
+use crate::broker::supervision::fault;
+use crate::logic::grace::Lack;
+use crate::logic::topics::TopicId;
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;

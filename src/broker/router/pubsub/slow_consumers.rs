@@ -1,11 +1,11 @@
 //! Slow consumers: a bulk lane has waited as long as it may for a subscription.
 
 use super::PubSub;
-use crate::broker::events::Event;
 use crate::broker::router::ingress::{NO_CONNECTION, Parked};
 use crate::broker::router::ports::Ports;
-use crate::routing::arena::Key;
-use crate::routing::topics::Subscription;
+use crate::broker::telemetry::events::Event;
+use crate::logic::arena::Key;
+use crate::logic::topics::Subscription;
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};

@@ -4,7 +4,7 @@ mod deadlines;
 
 use super::*;
 use crate::broker::breaker::{Breakers, Order};
-use crate::broker::events::{BreakerChange, BreakerNews, Queue};
+use crate::broker::telemetry::events::{BreakerChange, BreakerNews, Queue};
 use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
 use std::time::Duration;
 

@@ -1,0 +1,182 @@
+//! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
+
+use super::listening::Listening;
+use crate::broker::context::{Broker, Phase};
+use crate::broker::session::connection::ConnectionActor;
+use crate::broker::session::greeting::all_taken;
+use crate::broker::session::kept::{Accepted, Admitted, Kept};
+use crate::broker::session::stream::FrameStream;
+use crate::broker::supervision::fault;
+use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
+use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::logic::restart::Restart;
+use crate::shm::peer::{self, Credentials};
+use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
+use actix::prelude::*;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long to wait when the system has no descriptor for the next connection.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
+/// How long a refused client may take to read why.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// The most refused clients that are being told at a time; further ones are closed without a word.
+const MOST_REFUSALS: usize = 16;
+/// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
+const MOST_RESUMING: usize = 16;
+
+/// Messages that may wait for a connection's actor: one `Stop` in its life, and one socket at a time.
+const CONNECTION_MAILBOX: usize = 4;
+/// How long a connection may take to say its last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The acceptor. It has the listening socket in common with the one that follows it, should it fail.
+pub(in crate::broker) struct Acceptor {
+    listening: Rc<Listening>,
+    exit: Exit,
+    broker: Arc<Broker>,
+    workers: Vec<ArbiterHandle>,
+}
+
+impl Acceptor {
+    pub(in crate::broker) fn new(
+        listening: Rc<Listening>,
+        broker: Arc<Broker>,
+        workers: Vec<ArbiterHandle>,
+        exit: Exit,
+    ) -> Acceptor {
+        Acceptor { listening, broker, workers, exit }
+    }
+}
+
+impl Actor for Acceptor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("acceptor.started", 0);
+        let accept = accept(self.listening.clone(), self.broker.clone(), self.workers.clone());
+        ctx.spawn(accept.into_actor(self).map(|result, this, ctx| {
+            if let Err(error) = result {
+                this.exit.fail(error);
+            }
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<Stop> for Acceptor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+/// Accepts until it is stopped, or cannot.
+async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<ArbiterHandle>) -> io::Result<()> {
+    let mut listener = UnixListener::from_std(listening.listener()?)?;
+    let mut made_anew = Box::pin(listening.clone().made_anew());
+    let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
+    let resuming = Arc::new(tokio::sync::Semaphore::new(MOST_RESUMING));
+    let mut next = workers.iter().cycle();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            anew = &mut made_anew => {
+                listener = UnixListener::from_std(anew?)?;
+                made_anew = Box::pin(listening.clone().made_anew());
+                continue;
+            }
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if may_log(Kind::NotAccepted) {
+                    log::warn!("connection not accepted reason={error:?}");
+                }
+                tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+                continue;
+            }
+        };
+        fault::point("acceptor.accepted", 0);
+        let refused = match admit(&stream, &broker, &resuming) {
+            Ok((peer, admitted)) => {
+                let Some(worker) = next.next() else { return Ok(()) };
+                let (stream, broker) = (stream.into_std()?, broker.clone());
+                worker.spawn_fn(move || {
+                    actix::spawn(serve(Accepted { stream, peer, admitted }, broker));
+                });
+                continue;
+            }
+            Err(refused) => refused,
+        };
+        broker.counters.refused(refused.0);
+        if may_log(Kind::Refused) {
+            log::warn!("connection refused reason={:?}", refused.1);
+        }
+        if let Ok(permit) = refusals.clone().try_acquire_owned() {
+            actix::spawn(async move {
+                let _permit = permit;
+                refuse(stream, refused).await;
+            });
+        }
+    }
+}
+
+/// One connection: its handshake, and its session with all sockets that it has one after the other.
+async fn serve(accepted: Accepted, broker: Arc<Broker>) {
+    let kept = Rc::new(Kept::new(accepted, broker.sessions.window()));
+    let goes_on = || kept.goes_on();
+    let child = Child {
+        name: "connection",
+        restart: Restart::Transient,
+        limits: supervisor::connection_limits(&broker.config().restart),
+        mailbox: CONNECTION_MAILBOX,
+        stop_within: LAST_WORDS,
+        tree: &broker.tree,
+        node: broker.connections,
+        hurry: None,
+        goes_on: Some(&goes_on),
+        limited: Some(Kind::Restarted),
+    };
+    let mut phase = broker.phase.clone();
+    let stop = async move {
+        let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+    };
+    let factory = |exit| ConnectionActor::new(kept.clone(), broker.clone(), exit);
+    if let Outcome::GaveUp(_) = supervise(&child, || kept.id(), stop, factory).await {
+        kept.give_up(&broker).await;
+    }
+}
+
+/// Whether a connection may come in.
+fn admit(
+    stream: &UnixStream,
+    broker: &Broker,
+    resuming: &Arc<tokio::sync::Semaphore>,
+) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
+    let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
+    if !broker.may_connect(peer.uid) {
+        return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
+    }
+    if let Ok(permit) = broker.permits.clone().try_acquire_owned() {
+        return Ok((peer, Admitted { permit: Some(permit), _resuming: None }));
+    }
+    if broker.sessions.has_waiting()
+        && let Ok(resuming) = resuming.clone().try_acquire_owned()
+    {
+        return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));
+    }
+    Err((RefusedCode::TooManyConnections, all_taken(broker)))
+}
+
+async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {
+    let refused = BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION };
+    let Ok(bytes) = refused.encode() else { return };
+    let mut stream = FrameStream::new(stream, 1);
+    let _ = tokio::time::timeout(REFUSAL, stream.write(&bytes, &[])).await;
+}

@@ -1,0 +1,15 @@
+//! The listener: the socket at its path, and the connections that come by it.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `socket` | the socket's path: ownership, binding, removal |
+//! | `inherited` | sockets inherited from the service manager |
+//! | `path_watch` | a watch over a path, and the files that appear there, by inotify |
+//! | `listening` | makes the socket anew when its file is gone |
+//! | `acceptor` | `Acceptor`: accepts connections within the limits, and starts an actor for each |
+
+pub(in crate::broker) mod acceptor;
+pub(in crate::broker) mod inherited;
+pub(in crate::broker) mod listening;
+pub(in crate::broker) mod path_watch;
+pub(in crate::broker) mod socket;

@@ -1,0 +1,147 @@
+//! `UpstreamActor`: one for each process that the broker dials (`[[upstream]]`). It owns the outgoing socket; once that
+//! is connected it is as a connection, and the other side speaks first, as every client does.
+//!
+//! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
+//! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
+//! time. The other side may offer only the services that its table names; the log has those that are late.
+//!
+//! An upstream is never given up unless its own table sets `max_restarts`. Two events end the delay before a dial: the
+//! socket appears at its path (`path_watch`), and the command `lapce-ipc upstream dial`.
+
+use super::connection::serve_dialled;
+use super::greeting::all_taken;
+use super::kept::{Accepted, Admitted, Kept};
+use super::upstream::{Dialled, Upstream};
+use crate::broker::context::{Broker, Phase};
+use crate::broker::listener::path_watch::appearances;
+use crate::broker::supervision::fault;
+use crate::broker::supervision::supervisor::{Child, Exit, Outcome, Stop, supervise};
+use crate::logic::restart::Restart;
+use crate::shm::peer;
+use actix::prelude::*;
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// Messages that may wait: one `Stop` in a life.
+const MAILBOX: usize = 4;
+/// How long its final frames may take, beyond the drain timeout.
+const STOP: Duration = Duration::from_secs(2);
+
+/// Keeps it dialled, on this thread, until the broker ends. After its restart limit it waits for a dial command.
+pub(in crate::broker) async fn keep(upstream: Arc<Upstream>, broker: Arc<Broker>) {
+    let mut phase = broker.phase.clone();
+    loop {
+        let mut asked = upstream.asked.subscribe();
+        let outcome = tokio::select! {
+            outcome = dial(upstream.clone(), &broker) => outcome,
+            never = appearances(&upstream.path, || upstream.hurry.send_modify(|count| *count += 1)) => match never {},
+        };
+        let Outcome::GaveUp(_) = outcome else { return };
+        tokio::select! {
+            Ok(()) = asked.changed() => {}
+            _ = phase.wait_for(Phase::is_ending) => return,
+        }
+    }
+}
+
+/// Dials until the broker ends or the limit is exceeded.
+async fn dial(upstream: Arc<Upstream>, broker: &Arc<Broker>) -> Outcome {
+    let child = Child {
+        name: "upstream",
+        restart: Restart::Permanent,
+        limits: upstream.limits,
+        mailbox: MAILBOX,
+        stop_within: Duration::from_millis(broker.config().ipc.drain_timeout_ms) + STOP,
+        tree: &broker.tree,
+        node: upstream.node,
+        hurry: Some(&upstream.hurry),
+        goes_on: None,
+        limited: None,
+    };
+    let mut phase = broker.phase.clone();
+    let stop = async move {
+        // A connection that stands sees the phase by itself; what must end is the dialling.
+        let _ = phase.wait_for(Phase::is_ending).await;
+    };
+    let last = Last::default();
+    let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), last: last.clone(), exit };
+    let outcome = supervise(&child, || upstream.name.to_string(), stop, factory).await;
+    end_last(&last, broker).await;
+    outcome
+}
+
+/// What the last incarnation had of a session: one that panicked has left it.
+type Last = Rc<RefCell<Option<Rc<Kept>>>>;
+
+async fn end_last(last: &Last, broker: &Broker) {
+    if let Some(session) = last.take().and_then(|kept| kept.take_session()) {
+        session.end(broker, None).await;
+    }
+}
+
+/// The actor of one dialled process.
+struct UpstreamActor {
+    upstream: Arc<Upstream>,
+    broker: Arc<Broker>,
+    last: Last,
+    exit: Exit,
+}
+
+impl Actor for UpstreamActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        fault::point("upstream.started", 0);
+        let run = run(self.upstream.clone(), self.broker.clone(), self.last.clone());
+        ctx.spawn(run.into_actor(self).map(|reason, this, ctx| {
+            this.exit.fail(reason);
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<Stop> for UpstreamActor {
+    type Result = ();
+
+    /// Nothing: the session sees for itself that the broker ends, and finishes what is under way.
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) {}
+}
+
+/// Dials, and serves the connection to its end. Returns why it ended.
+async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String {
+    end_last(&last, &broker).await;
+    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
+    let path = upstream.path.display();
+    let stream = match UnixStream::connect(&upstream.path).await {
+        Ok(stream) => stream,
+        Err(error) => return format!("cannot connect to {path}: {error}"),
+    };
+    fault::point("upstream.dialled", 0);
+    // Before anything is sent: the listening process must belong to an allowed user.
+    let peer = match peer::credentials(stream.as_fd()) {
+        Ok(peer) => peer,
+        Err(error) => return format!("cannot read the credentials of {path}: {error}"),
+    };
+    let trusted = [peer::own_uid(), 0].contains(&peer.uid) || broker.config().ipc.allowed_uids.contains(&peer.uid);
+    if !trusted {
+        return format!("the process listening at {path} runs as untrusted user {} (ipc.allowed_uids)", peer.uid);
+    }
+    let within = Duration::from_millis(broker.config().ipc.handshake_timeout_ms);
+    let dialled = Dialled::new(upstream, within);
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => return error.to_string(),
+    };
+    let admitted = Admitted { permit: Some(permit), _resuming: None };
+    // Its session does not outlive its socket.
+    let kept = Rc::new(Kept::new(Accepted { stream, peer, admitted }, Duration::ZERO));
+    last.replace(Some(kept.clone()));
+    match serve_dialled(&kept, &dialled, &broker).await {
+        Ok(()) => "closed by peer".to_owned(),
+        Err(reason) => reason,
+    }
+}

@@ -1,0 +1,471 @@
+//! The roster: which sessions come back to the next broker, in a file beside the socket (S12).
+//!
+//! A session is listed before its first subscription is confirmed, and struck when it ends for another reason than the
+//! broker's end. So the file names those whose subscriptions would miss what the next broker takes up too soon. It is
+//! written by the threads of the connections, and by the root at the start. It has no content of messages and no token.
+
+use crate::broker::router::{OpenLanes, RouterHandle};
+use crate::logic::missing::{Missing, Opened};
+use crate::logic::roster::{Listed, MOST, TEXT_MAX, TextError, Who, begun, ended, instance};
+use crate::shm::peer::{Credentials, own_uid};
+use crate::wire::control::RECONNECTS;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How often it is seen whether the processes live that publishes wait for.
+const LOOK: Duration = Duration::from_millis(50);
+/// How many of them are looked at, at a time.
+const LOOKED_AT: usize = 200;
+/// Lines that are appended before the file is written anew, or as many as there are sessions.
+const APPENDED: usize = 1024;
+
+/// The roster of this broker, and what the last one left.
+#[derive(Debug)]
+pub(in crate::broker) struct Roster {
+    opened: Instant,
+    inner: Mutex<Inner>,
+    /// A session is back.
+    back: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    boot: String,
+    /// `None` while there is nothing to be written to.
+    file: Option<File>,
+    appended: usize,
+    listed: Listed,
+    missing: Missing,
+    /// The broker ends: those whose session ends by that stay listed.
+    is_frozen: bool,
+    has_warned: bool,
+}
+
+impl Roster {
+    /// Reads what the last broker left beside the socket at `socket`, and leaves out those that do not live any more.
+    /// The others are waited for until the grace is over.
+    pub(in crate::broker) fn open(socket: &Path, grace: Duration) -> Roster {
+        let mut path = OsString::from(socket);
+        path.push(".sessions");
+        // Without it, a start time that comes again after a boot passes for the same: it costs the grace.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let path = PathBuf::from(path);
+        let left = left_by_the_last(&path, &boot);
+        let mut listed = Listed::default();
+        for (who, start) in left.clients().filter(|(who, start)| lives(who, *start)) {
+            listed.add(who, start);
+        }
+        let ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        let missing = Missing::new(listed.clients(), 0, ns);
+        let mut inner =
+            Inner { path, boot, file: None, appended: 0, listed, missing, is_frozen: false, has_warned: false };
+        if inner.listed.len() > 0 {
+            inner.write_anew();
+        } else if left != Listed::default() {
+            let _ = std::fs::remove_file(&inner.path);
+        }
+        let sessions = inner.missing.awaited();
+        if sessions > 0 {
+            log::info!(
+                "publishes wait for sessions of the last broker sessions={sessions} grace_ms={}",
+                grace.as_millis()
+            );
+        }
+        Roster { opened: Instant::now(), inner: Mutex::new(inner), back: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// For how many sessions publishes wait.
+    pub(in crate::broker) fn awaited(&self) -> u32 {
+        u32::try_from(self.lock().missing.awaited()).unwrap_or(u32::MAX)
+    }
+
+    /// The place of a session that begins with a Hello. One whose client does not come back has none.
+    pub(in crate::broker) fn listing(self: &Arc<Roster>, peer: Credentials, nonce: u64, flags: u32) -> Listing {
+        let who = Who { uid: peer.uid, pid: peer.pid, instance: instance(nonce) };
+        Listing((flags & RECONNECTS != 0).then(|| Place { roster: self.clone(), who, is_listed: false }))
+    }
+
+    /// Opens the router's lanes when all are back, or the grace is over.
+    pub(in crate::broker) async fn follow(self: Arc<Roster>, router: RouterHandle) {
+        if self.awaited() == 0 {
+            return;
+        }
+        let opened = loop {
+            let now = self.now();
+            let (opened, until) = {
+                let mut inner = self.lock();
+                for dead in inner.missing.look(LOOKED_AT, lives) {
+                    inner.strike(&dead);
+                }
+                (inner.missing.decide(now), inner.missing.until())
+            };
+            if let Some(opened) = opened {
+                break opened;
+            }
+            let left = LOOK.min(Duration::from_nanos(until.saturating_sub(now)));
+            let _ = tokio::time::timeout(left, self.back.notified()).await;
+        };
+        let _ = router.send(OpenLanes).await;
+        let waited_ms = self.opened.elapsed().as_millis();
+        match opened {
+            Opened::AllBack => log::info!("publishes are taken up reason=all_back waited_ms={waited_ms}"),
+            Opened::GraceOver(missing) => {
+                log::info!("publishes are taken up reason=grace_over missing={missing} waited_ms={waited_ms}");
+            }
+        }
+        let mut inner = self.lock();
+        for late in inner.missing.give_up() {
+            inner.strike(&late);
+        }
+    }
+
+    /// The broker ends: sessions that end by that stay listed for the next one.
+    pub(in crate::broker) fn freeze(&self) {
+        self.lock().is_frozen = true;
+    }
+
+    /// Removes the file if it lists none.
+    pub(in crate::broker) fn close(&self) {
+        let mut inner = self.lock();
+        if inner.listed.len() == 0 && inner.file.take().is_some() {
+            let _ = std::fs::remove_file(&inner.path);
+        }
+    }
+}
+
+/// The place of a session in the roster. Dropped with the session, it is given up, unless the broker ends.
+#[derive(Debug, Default)]
+pub(in crate::broker) struct Listing(Option<Place>);
+
+#[derive(Debug)]
+struct Place {
+    roster: Arc<Roster>,
+    who: Who,
+    is_listed: bool,
+}
+
+impl Listing {
+    /// The session has a subscription, which is about to be confirmed.
+    pub(in crate::broker) fn subscribed(&mut self) {
+        let Some(place) = self.0.as_mut().filter(|place| !place.is_listed) else { return };
+        let start = stat(place.who.pid).ok().flatten().map_or(0, |(_, start)| start);
+        place.is_listed = place.roster.lock().add(place.who, start);
+    }
+
+    /// All subscriptions that its client had at the last broker are in force again.
+    pub(in crate::broker) fn restored(&self) {
+        if let Some(Place { roster, who, .. }) = &self.0 {
+            roster.lock().back(who);
+            roster.back.notify_one();
+        }
+    }
+
+    /// The client has said goodbye: it does not come back.
+    pub(in crate::broker) fn left(&mut self) {
+        if let Some(mut place) = self.0.take() {
+            let mut inner = place.roster.lock();
+            inner.back(&place.who);
+            if std::mem::take(&mut place.is_listed) {
+                inner.strike(&place.who);
+            }
+            drop(inner);
+            place.roster.back.notify_one();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_listed {
+            let mut inner = self.roster.lock();
+            if !inner.is_frozen {
+                inner.strike(&self.who);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn add(&mut self, who: Who, start: u64) -> bool {
+        let added = self.listed.add(who, start);
+        if added {
+            self.append(&begun(&who, start));
+        } else {
+            self.warn(format_args!("more than {MOST} sessions have subscriptions"));
+        }
+        added
+    }
+
+    fn strike(&mut self, who: &Who) {
+        if self.listed.strike(who) {
+            self.append(&ended(who));
+        }
+    }
+
+    fn back(&mut self, who: &Who) {
+        if self.missing.back(who) {
+            self.strike(who);
+        }
+    }
+
+    /// Appends a line. The table has its change already: a file that is written anew needs no line.
+    fn append(&mut self, line: &str) {
+        self.appended += 1;
+        let is_short = self.appended <= APPENDED.max(self.listed.len());
+        // Not if it was removed meanwhile.
+        let there = |file: &File| file.metadata().is_ok_and(|found| found.nlink() > 0);
+        let appended =
+            self.file.as_mut().filter(|file| is_short && there(file)).map(|file| file.write_all(line.as_bytes()));
+        if !matches!(appended, Some(Ok(()))) {
+            self.write_anew();
+        }
+    }
+
+    /// Writes the whole table to another file, which then takes the name: a broker that is killed meanwhile leaves the
+    /// one before.
+    fn write_anew(&mut self) {
+        (self.file, self.appended) = (None, 0);
+        let mut new = OsString::from(&self.path);
+        new.push(".new");
+        let write = || {
+            let _ = std::fs::remove_file(&new);
+            let flags =
+                OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let mut file = File::from(rustix::fs::open(&new, flags, Mode::from_raw_mode(0o600))?);
+            file.write_all(self.listed.text(&self.boot).as_bytes())?;
+            std::fs::rename(&new, &self.path)?;
+            io::Result::Ok(file)
+        };
+        match write() {
+            Ok(file) => self.file = Some(file),
+            Err(error) => {
+                let _ = std::fs::remove_file(&new);
+                self.warn(format_args!("{error}"));
+            }
+        }
+    }
+
+    /// Says once that the roster is not whole: after a kill, the next broker does not wait for all.
+    fn warn(&mut self, reason: std::fmt::Arguments<'_>) {
+        if !std::mem::replace(&mut self.has_warned, true) {
+            let path = self.path.display().to_string();
+            log::warn!("cannot write the session roster path={path:?} reason={:?}", reason.to_string());
+        }
+    }
+}
+
+/// What the last broker left, as far as it holds.
+fn left_by_the_last(path: &Path, boot: &str) -> Listed {
+    let skipped = |reason: &dyn std::fmt::Display| {
+        log::warn!(
+            "cannot read the session roster path={:?} reason={:?}",
+            path.display().to_string(),
+            reason.to_string()
+        );
+        Listed::default()
+    };
+    let text = match read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Listed::default(),
+        Err(error) => return skipped(&error),
+    };
+    match Listed::parse(&text, boot) {
+        Ok((listed, 0)) => listed,
+        Ok((listed, bad)) => {
+            log::warn!("invalid lines in the session roster path={:?} count={bad}", path.display().to_string());
+            listed
+        }
+        Err(TextError::OtherBoot) => Listed::default(),
+        Err(error) => skipped(&error),
+    }
+}
+
+/// Reads a file that only we can have written, up to [`TEXT_MAX`].
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&file)?;
+    let is_ours =
+        FileType::from_raw_mode(found.st_mode).is_file() && found.st_uid == own_uid() && found.st_mode & 0o077 == 0;
+    if !is_ours {
+        return Err(io::Error::other("not a plain file that only this user can write"));
+    }
+    let mut text = Vec::new();
+    File::from(file).take(TEXT_MAX as u64).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Whether a process lives: the one that was listed, not another with its number. What is unknown lives.
+fn lives(who: &Who, start: u64) -> bool {
+    let Some(pid) = i32::try_from(who.pid).ok().and_then(Pid::from_raw) else { return who.pid == 0 };
+    match stat(who.pid) {
+        Ok(Some((state, started))) => !matches!(state, 'Z' | 'X') && (start == 0 || start == started),
+        // It may be hidden from us.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => test_kill_process(pid) != Err(Errno::SRCH),
+        Err(error) => error.raw_os_error() != Some(Errno::SRCH.raw_os_error()),
+        Ok(None) => true,
+    }
+}
+
+/// The state of a process, and when it started by the system's count.
+fn stat(pid: u32) -> io::Result<Option<(char, u64)>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is a name in parentheses that may have anything in it; the start is the 22nd.
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+    Ok(fields.and_then(|mut fields| Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn folder() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, roster) = (folder.path().join("ipc.sock"), folder.path().join("ipc.sock.sessions"));
+        (folder, socket, roster)
+    }
+
+    fn open(socket: &Path) -> Arc<Roster> {
+        Arc::new(Roster::open(socket, GRACE))
+    }
+
+    /// A session of this process, or of another.
+    fn session(roster: &Arc<Roster>, pid: u32, nonce: u64) -> Listing {
+        let mut listing = roster.listing(Credentials { pid, uid: own_uid() }, nonce, RECONNECTS);
+        listing.subscribed();
+        listing
+    }
+
+    fn us() -> u32 {
+        std::process::id()
+    }
+
+    #[test]
+    fn the_next_broker_waits_for_those_that_were_subscribed_when_the_last_was_killed() {
+        let (_folder, socket, path) = folder();
+        let first = open(&socket);
+        assert!(!path.exists(), "nothing to say");
+        let (one, two) = (session(&first, us(), 1), session(&first, us(), 2));
+        let mut left = session(&first, us(), 3);
+        left.left();
+        drop(session(&first, us(), 4));
+        drop(first.listing(Credentials { pid: us(), uid: own_uid() }, 5, RECONNECTS));
+        assert!(first.listing(Credentials { pid: us(), uid: own_uid() }, 6, 0).0.is_none());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        // As by a kill: no destructor runs.
+        std::mem::forget((one, two));
+        let second = open(&socket);
+        assert_eq!(second.awaited(), 2);
+        let back = second.listing(Credentials { pid: us(), uid: own_uid() }, 1, RECONNECTS);
+        assert_eq!(second.awaited(), 2, "not before its subscriptions are in force");
+        back.restored();
+        assert_eq!(second.awaited(), 1);
+        // Killed while it waits: the third has all that the second had not seen back, and those that came.
+        let again = session(&second, us(), 1);
+        std::mem::forget(again);
+        assert_eq!(open(&socket).awaited(), 2);
+    }
+
+    #[test]
+    fn a_dead_process_is_not_waited_for_and_one_that_is_unknown_is() {
+        let (_folder, socket, _) = folder();
+        let first = open(&socket);
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        std::mem::forget((session(&first, child.id(), 1), session(&first, 0, 2)));
+        assert_eq!(open(&socket).awaited(), 2);
+        child.kill().unwrap();
+        let pid = child.id();
+        // Also before its parent has looked.
+        while stat(pid).is_ok_and(|found| found.is_some_and(|(state, _)| state != 'Z')) {
+            std::thread::yield_now();
+        }
+        assert_eq!(open(&socket).awaited(), 1);
+        child.wait().unwrap();
+        assert!(!lives(&Who { uid: 0, pid, instance: 0 }, 0));
+        let start = stat(us()).unwrap().unwrap().1;
+        assert!(lives(&Who { uid: 0, pid: us(), instance: 0 }, start));
+        assert!(!lives(&Who { uid: 0, pid: us(), instance: 0 }, start + 1), "another process has its number");
+    }
+
+    #[test]
+    fn sessions_that_end_with_the_broker_stay_listed_and_an_empty_roster_goes() {
+        let (_folder, socket, path) = folder();
+        let first = open(&socket);
+        let (stays, mut leaves) = (session(&first, us(), 1), session(&first, us(), 2));
+        first.freeze();
+        drop(stays);
+        leaves.left();
+        first.close();
+        let second = open(&socket);
+        assert_eq!(second.awaited(), 1);
+        second.listing(Credentials { pid: us(), uid: own_uid() }, 1, RECONNECTS).left();
+        assert_eq!(second.awaited(), 0, "a goodbye is as good as a return");
+        second.close();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_roster_that_is_no_file_of_ours_is_neither_followed_nor_read() {
+        let (folder, socket, path) = folder();
+        let first = open(&socket);
+        std::mem::forget(session(&first, us(), 1));
+        let target = folder.path().join("target");
+        std::fs::rename(&path, &target).unwrap();
+        let text = std::fs::read(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        let second = open(&socket);
+        assert_eq!(second.awaited(), 0);
+        std::mem::forget(session(&second, us(), 2));
+        assert_eq!(std::fs::read(&target).unwrap(), text, "not written through");
+        assert_eq!(open(&socket).awaited(), 1, "the link was replaced");
+        // Others could have written this one.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o622)).unwrap();
+        assert_eq!(open(&socket).awaited(), 0);
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert_eq!(open(&socket).awaited(), 0, "and nothing hangs");
+    }
+
+    #[test]
+    fn a_roster_that_cannot_be_written_harms_nothing_and_a_removed_one_is_made_anew() {
+        let (folder, socket, path) = folder();
+        let roster = open(&folder.path().join("nowhere/ipc.sock"));
+        session(&roster, us(), 1).left();
+        let roster = open(&socket);
+        std::mem::forget(session(&roster, us(), 1));
+        std::fs::remove_file(&path).unwrap();
+        std::mem::forget(session(&roster, us(), 2));
+        assert_eq!(open(&socket).awaited(), 2);
+    }
+
+    #[test]
+    fn the_file_stays_short_however_many_sessions_come_and_go() {
+        let (_folder, socket, path) = folder();
+        let roster = open(&socket);
+        for nonce in 0..3000 {
+            session(&roster, us(), nonce).left();
+        }
+        assert!(std::fs::metadata(&path).unwrap().len() < 64 * (APPENDED as u64 + 1));
+    }
+}

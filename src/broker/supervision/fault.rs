@@ -1,0 +1,232 @@
+//! Faults on purpose, so that tests can see what becomes of them in the real binary: feature `fault-injection`. Without
+//! it a point is nothing at all.
+//!
+//! `LAPCE_IPC_FAULTS` names where what happens, with `;` between:
+//!
+//! ```text
+//! POINT[@ARGUMENT]=panic|stall:MILLISECONDS|fail[#EVERY][*TIMES]
+//!
+//! router.target@3=panic#97*100     panic before the 4th subscriber, each 97th time, 100 times at most
+//! router.timer=stall:5000*1        once, hang for 5 seconds before a timer's work
+//! ```
+//!
+//! A point without `@` means every argument; `#1` and no limit are the defaults.
+
+/// The points: name, and what its argument is.
+#[cfg_attr(not(feature = "fault-injection"), allow(dead_code))]
+pub(crate) const POINTS: &[(&str, &str)] = &[
+    ("router.started", "nothing"),
+    ("router.found", "the record's payload bytes; nothing is decided"),
+    ("router.decided", "the record's payload bytes; nothing is changed"),
+    ("router.target", "which subscriber, from 0; those before it have the record"),
+    ("router.delivered", "which subscriber, from 0; it has the record, and that is not written down"),
+    ("router.express", "the record's kind; half of its work is done"),
+    ("router.committed", "the record's kind; all is done but the source's position"),
+    ("router.advanced", "the record's kind; its batch has not ended"),
+    ("router.flush", "connections that are to be woken"),
+    ("router.ring", "the connection that is to be woken"),
+    ("router.bell", "the connection that has rung; nothing was done about it"),
+    ("router.park", "the connection that is waited for; its lane is not parked yet"),
+    ("router.timer", "nothing; a timer is due"),
+    ("router.timed", "nothing; a timer's work is done"),
+    ("router.message", "nothing; a message of another actor has come"),
+    ("router.answering", "nothing; what it asks for is done, but not answered"),
+    ("router.ending", "0 to 3: a connection ends, and so many steps of it are done"),
+    ("router.kept", "which subscriber, from 0; the router keeps the record for it, and that is not written down"),
+    ("router.pumped", "the connection whose ring has a record that was kept, and that is not written down"),
+    ("acceptor.started", "nothing"),
+    ("acceptor.accepted", "nothing; a socket was accepted, and has no owner yet"),
+    ("connection.started", "nothing"),
+    ("connection.welcomed", "nothing; the Welcome is sent"),
+    ("connection.awaits", "nothing; the session can be claimed, and its socket is waited for"),
+    ("connection.asked", "nothing; a frame was read, and the router was not asked yet"),
+    ("connection.answered", "nothing; the router has answered, and the client was not told"),
+    ("breaker.started", "nothing"),
+    ("breaker.event", "nothing; a transition is to be told"),
+    ("breaker.timer", "nothing; the time of a state may be over, and nothing was done about it"),
+    ("breaker.ordered", "0: an order has come; 1: it is obeyed, and that was not told"),
+    ("upstream.started", "nothing"),
+    ("upstream.dialled", "nothing; the socket is connected"),
+    ("health.started", "nothing"),
+    ("health.asked", "nothing; a request has come, on the thread that serves"),
+];
+
+/// A point that may panic or stall.
+#[inline(always)]
+pub(crate) fn point(name: &'static str, argument: u64) {
+    #[cfg(test)]
+    armed::reach(name);
+    #[cfg(feature = "fault-injection")]
+    let _ = injected::reach(name, argument);
+    #[cfg(not(feature = "fault-injection"))]
+    let _ = (name, argument);
+}
+
+/// A point whose operation may fail: the error to go on with, if it is to.
+///
+/// # Errors
+///
+/// If a test asks for it.
+#[inline(always)]
+#[allow(dead_code)]
+pub(crate) fn fails(name: &'static str, argument: u64) -> std::io::Result<()> {
+    #[cfg(feature = "fault-injection")]
+    if injected::reach(name, argument) {
+        return Err(std::io::Error::other(format!("injected at {name}")));
+    }
+    let _ = (name, argument);
+    Ok(())
+}
+
+/// Whether `LAPCE_IPC_FAULTS` can be understood; to be called before anything else here.
+///
+/// # Errors
+///
+/// What is wrong with it, or that this build cannot inject faults.
+pub(crate) fn check() -> Result<(), String> {
+    let Some(faults) = std::env::var_os(VARIABLE).filter(|faults| !faults.is_empty()) else { return Ok(()) };
+    #[cfg(feature = "fault-injection")]
+    {
+        let faults = faults.to_str().ok_or_else(|| format!("{VARIABLE} is not UTF-8"))?;
+        let rules = injected::parse(faults).map_err(|error| format!("{VARIABLE}: {error}"))?;
+        injected::RULES.get_or_init(|| rules);
+        Ok(())
+    }
+    #[cfg(not(feature = "fault-injection"))]
+    {
+        let _ = faults;
+        Err(format!("{VARIABLE} is set, and this build has no feature `fault-injection`"))
+    }
+}
+
+/// For unit tests: a panic at the n-th time that this thread comes to a point.
+#[cfg(test)]
+pub(crate) mod armed {
+    use std::cell::Cell;
+
+    /// What such a panic carries.
+    pub(crate) const INJECTED: &str = "injected";
+
+    std::thread_local!(static ARMED: Cell<Option<(&'static str, u32)>> = const { Cell::new(None) });
+
+    /// Arms `name`: the `n`-th time from now, from 1.
+    pub(crate) fn arm(name: &'static str, n: u32) {
+        assert!(super::POINTS.iter().any(|(point, _)| *point == name), "{name}");
+        ARMED.set(Some((name, n)));
+    }
+
+    /// Disarms. Answers whether it had not come to it.
+    pub(crate) fn disarm() -> bool {
+        ARMED.take().is_some()
+    }
+
+    pub(in crate::broker) fn reach(name: &str) {
+        match ARMED.get() {
+            Some((armed, 1)) if armed == name => {
+                ARMED.set(None);
+                // Not `panic!`: hundreds of them on purpose would fill the output with traces.
+                std::panic::resume_unwind(Box::new(INJECTED));
+            }
+            Some((armed, n)) if armed == name => ARMED.set(Some((armed, n - 1))),
+            _ => {}
+        }
+    }
+}
+
+const VARIABLE: &str = "LAPCE_IPC_FAULTS";
+
+#[cfg(feature = "fault-injection")]
+mod injected {
+    use super::POINTS;
+    use crate::sync::{AtomicU64, Ordering};
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    pub(in crate::broker) static RULES: OnceLock<Vec<Rule>> = OnceLock::new();
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::broker) enum Action {
+        Panic,
+        Stall(Duration),
+        Fail,
+    }
+
+    #[derive(Debug)]
+    pub(in crate::broker) struct Rule {
+        pub(in crate::broker) point: &'static str,
+        pub(in crate::broker) argument: Option<u64>,
+        pub(in crate::broker) action: Action,
+        pub(in crate::broker) every: u64,
+        pub(in crate::broker) times: u64,
+        reached: AtomicU64,
+    }
+
+    /// Carries out what is to happen here. Answers whether the operation is to fail.
+    pub(in crate::broker) fn reach(name: &str, argument: u64) -> bool {
+        let Some(rules) = RULES.get() else { return false };
+        let mut fails = false;
+        for rule in rules.iter().filter(|rule| rule.point == name && rule.argument.is_none_or(|a| a == argument)) {
+            let reached = rule.reached.fetch_add(1, Ordering::Relaxed) + 1;
+            if reached % rule.every != 0 || reached / rule.every > rule.times {
+                continue;
+            }
+            match rule.action {
+                Action::Panic => panic!("injected at {name}@{argument}"),
+                #[allow(clippy::disallowed_methods)] // To hang is what is asked for.
+                Action::Stall(time) => std::thread::sleep(time),
+                Action::Fail => fails = true,
+            }
+        }
+        fails
+    }
+
+    pub(in crate::broker) fn parse(faults: &str) -> Result<Vec<Rule>, String> {
+        faults.split(';').map(str::trim).filter(|fault| !fault.is_empty()).map(rule).collect()
+    }
+
+    fn rule(fault: &str) -> Result<Rule, String> {
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} in {fault:?} is not a number"));
+        let (place, action) = fault.split_once('=').ok_or_else(|| format!("{fault:?} has no ="))?;
+        let (name, argument) = match place.split_once('@') {
+            Some((name, argument)) => (name, Some(number(argument)?)),
+            None => (place, None),
+        };
+        let point = POINTS.iter().find(|(point, _)| *point == name).ok_or_else(|| format!("unknown point {name:?}"))?.0;
+        let (action, times) = match action.split_once('*') {
+            Some((action, times)) => (action, number(times)?),
+            None => (action, u64::MAX),
+        };
+        let (action, every) = match action.split_once('#') {
+            Some((action, every)) => (action, number(every)?.max(1)),
+            None => (action, 1),
+        };
+        let action = match action.split_once(':') {
+            None if action == "panic" => Action::Panic,
+            None if action == "fail" => Action::Fail,
+            Some(("stall", ms)) => Action::Stall(Duration::from_millis(number(ms)?)),
+            _ => return Err(format!("unknown action {action:?} in {fault:?}, expected panic, stall:MS or fail")),
+        };
+        Ok(Rule { point, argument, action, every, times, reached: AtomicU64::new(0) })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn faults_are_read_and_mistakes_are_named() {
+            let rules = parse("router.target@3=panic#97*100; router.timer=stall:50*1;").unwrap();
+            assert_eq!((rules[0].point, rules[0].argument, rules[0].action), ("router.target", Some(3), Action::Panic));
+            assert_eq!((rules[0].every, rules[0].times), (97, 100));
+            assert_eq!(rules[1].action, Action::Stall(Duration::from_millis(50)));
+            for (faults, mistake) in [
+                ("router.target", "has no ="),
+                ("router.nowhere=panic", "router.nowhere"),
+                ("router.target@x=panic", "\"x\""),
+                ("router.target=explode", "explode"),
+            ] {
+                assert!(parse(faults).unwrap_err().contains(mistake), "{faults}");
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The resources of the process: its limits, descriptors and threads, and what is said when the system refuses one.
+//!
+//! A seccomp profile may refuse to name a limit; the wrapper that the rest uses takes that to be impossible, and
+//! panics.
+//!
+//! Threads, descriptors and limits are requested where an error can be returned, which ends the process with a line
+//! that names what was refused. Libraries that panic instead are called only after a trial.
+
+use crate::config::Config;
+use actix::Arbiter;
+pub(crate) use nix::sys::resource::Resource;
+use nix::sys::resource::{RLIM_INFINITY, getrlimit, setrlimit};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::sync_channel;
+
+/// A limit in force; `None` if the system does not say.
+pub(crate) fn soft(resource: Resource) -> Option<u64> {
+    getrlimit(resource).ok().map(|(soft, _)| soft)
+}
+
+/// The same, for people.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command line tells it"))]
+pub(crate) fn told(resource: Resource) -> String {
+    match soft(resource) {
+        None => "unknown".to_owned(),
+        Some(RLIM_INFINITY) => "unlimited".to_owned(),
+        Some(limit) => limit.to_string(),
+    }
+}
+
+/// Raises a limit as far as we may. Returns what it is then.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub(crate) fn raise(resource: Resource) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(resource)?;
+    if soft != hard {
+        setrlimit(resource, hard, hard)?;
+    }
+    Ok(hard)
+}
+
+/// Each connection takes six descriptors, one of the endpoints two; a process gets 1,024 unless it asks for more.
+pub(in crate::broker) fn raise_descriptor_limit(config: &Config) {
+    let max_connections = config.ipc.max_connections;
+    let needed = u64::from(max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64;
+    match raise(Resource::RLIMIT_NOFILE) {
+        Ok(limit) if limit < needed => {
+            log::warn!("descriptor limit is low limit={limit} needed={needed} max_connections={max_connections}");
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("cannot raise the descriptor limit reason={error:?} needed={needed}"),
+    }
+}
+
+/// Pairs of descriptors that a thread's runtime takes at most.
+const PAIRS: usize = 5;
+
+/// Why something that the broker needs is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {what}: {error}")]
+pub struct Refused {
+    /// What was to be started.
+    what: &'static str,
+    error: io::Error,
+}
+
+/// For `map_err`: names what could not be started.
+pub(in crate::broker) fn refused(what: &'static str) -> impl Fn(io::Error) -> Refused {
+    move |error| Refused { what, error }
+}
+
+/// A thread for actors.
+///
+/// # Errors
+///
+/// If the system has no thread or no descriptors for it.
+pub(in crate::broker) fn arbiter(what: &'static str) -> Result<Arbiter, Refused> {
+    Arbiter::try_new().map_err(refused(what))
+}
+
+/// Whether so many threads with runtimes can be started now. For libraries that panic if one cannot.
+///
+/// # Errors
+///
+/// Why not.
+pub(in crate::broker) fn can_start(count: usize) -> io::Result<()> {
+    let descriptors = (0..count * PAIRS).map(|_| UnixStream::pair());
+    let _descriptors: Vec<_> = descriptors.collect::<io::Result<_>>()?;
+    let start = |_| {
+        let (end, ended) = sync_channel::<()>(0);
+        let wait = move || {
+            let _ = ended.recv();
+        };
+        let thread = std::thread::Builder::new().spawn(wait)?;
+        Ok((end, thread))
+    };
+    let started: io::Result<Vec<_>> = (0..count).map(start).collect();
+    for (end, thread) in started? {
+        drop(end);
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// Whether the descriptors can be had that the first runtime needs, which watches signals; without them tokio panics.
+/// It takes a pair of sockets and a copy of one; to watch them, three more.
+///
+/// # Errors
+///
+/// Why not.
+pub(crate) fn can_watch_signals() -> io::Result<()> {
+    let (one, two) = (UnixStream::pair()?, UnixStream::pair()?);
+    let _copies = (one.0.try_clone()?, two.0.try_clone()?);
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Bounds how often lines of a kind are logged that peers can cause at will: a few in each second, then one that says
+//! how many were kept back.
+
+use crate::sync::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Kinds of lines. Each has a limit of its own, so that a flood of one does not hide another.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::broker) enum Kind {
+    Opened,
+    Closed,
+    Lost,
+    Refused,
+    NotAccepted,
+    NotResumed,
+    Restarted,
+}
+
+impl Kind {
+    const ALL: [&str; 7] = ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted"];
+}
+
+/// Lines of one kind in a second (`logging.max_lines_per_second`).
+static MOST: AtomicU64 = AtomicU64::new(50);
+
+/// Sets the limit of all kinds.
+pub(in crate::broker) fn set_limit(most: u32) {
+    MOST.store(most.into(), Ordering::Relaxed);
+}
+
+/// The log is one for the whole process, and so are these.
+static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit::new()) }; Kind::ALL.len()];
+
+/// Whether to log a line of this kind now. To be called where tasks can be spawned: if lines are kept back, a task
+/// logs how many, a second later.
+pub(in crate::broker) fn may_log(kind: Kind) -> bool {
+    let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
+    let mut limit = lock();
+    if limit.may_log(Instant::now(), MOST.load(Ordering::Relaxed)) {
+        return true;
+    }
+    if limit.kept_back == 1 {
+        actix::spawn(async move {
+            tokio::time::sleep(LogLimit::PERIOD).await;
+            let count = std::mem::take(&mut lock().kept_back);
+            log::warn!("log lines suppressed kind={} count={count}", Kind::ALL[kind as usize]);
+        });
+    }
+    false
+}
+
+/// The limit of one kind.
+#[derive(Debug)]
+struct LogLimit {
+    since: Option<Instant>,
+    logged: u32,
+    kept_back: u64,
+}
+
+impl LogLimit {
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    const fn new() -> LogLimit {
+        LogLimit { since: None, logged: 0, kept_back: 0 }
+    }
+
+    fn may_log(&mut self, now: Instant, most: u64) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= Self::PERIOD) {
+            (self.since, self.logged) = (Some(now), 0);
+        }
+        if u64::from(self.logged) >= most {
+            self.kept_back += 1;
+            return false;
+        }
+        self.logged += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_the_same_line_is_logged_a_few_times() {
+        let (mut limit, now) = (LogLimit::new(), Instant::now());
+        let logged = (0..1000).filter(|_| limit.may_log(now, 50)).count();
+        assert_eq!((logged, limit.kept_back), (50, 950));
+        assert!(limit.may_log(now, 51), "a higher limit holds at once");
+        assert!(limit.may_log(now + LogLimit::PERIOD, 50));
+    }
+}

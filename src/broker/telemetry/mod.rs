@@ -1,0 +1,18 @@
+//! Telemetry: what the broker says of itself, and never waits for.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `stderr` | writes to stderr, on a thread of its own |
+//! | `log_limit` | limits the rate of log lines that peers can cause |
+//! | `counters` | the counters kept outside the router |
+//! | `events` | the event bus, and the router's events, which never block it |
+//! | `report` | the status, for the control socket and the endpoints |
+//! | `notify` | reports to the service manager |
+
+pub(in crate::broker) mod counters;
+pub(in crate::broker) mod events;
+pub(in crate::broker) mod log_limit;
+pub(in crate::broker) mod notify;
+pub(in crate::broker) mod report;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command line starts it"))]
+pub(crate) mod stderr;

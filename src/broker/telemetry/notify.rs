@@ -1,0 +1,177 @@
+//! Messages to the service manager, if one is listening (`NOTIFY_SOCKET`, see `sd_notify(3)`).
+//!
+//! | message | when |
+//! |---|---|
+//! | `READY=1` | `/ready` would say yes for the first time |
+//! | `STATUS=` | in words, when it changes |
+//! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is late that the process would be aborted for |
+//! | `RELOADING=1`, `MONOTONIC_USEC=` | a reload begins; `READY=1` follows, also if the configuration is invalid |
+//! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is shutting down, and how long that may take |
+//!
+//! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
+
+use crate::broker::context::Broker;
+use crate::broker::health;
+use crate::broker::router::Survey;
+use crate::sync::{AtomicU64, Ordering};
+use sd_notify::NotifyState;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Messages that may wait to be sent.
+const QUEUE: usize = 16;
+/// Interval of checks whether the broker is ready, until it is.
+const READY_LOOK: Duration = Duration::from_millis(20);
+/// Interval of checks for a changed status.
+const STATUS_LOOK: Duration = Duration::from_secs(1);
+/// How long stopping may take beyond the drain: connections and actors are waited for.
+const BEYOND_DRAIN: Duration = Duration::from_secs(10);
+
+/// One datagram.
+#[derive(Debug)]
+enum Message {
+    Ready(String),
+    Status(String),
+    Alive,
+    Reloading,
+    Reloaded,
+    Stopping { status: String, within: Duration },
+}
+
+/// The connection to the service manager; without one, nothing is sent. Clones are the same.
+#[derive(Clone, Debug)]
+pub(in crate::broker) struct Notify {
+    queue: Option<SyncSender<Message>>,
+    /// The interval in which it expects a heartbeat.
+    alive_every: Option<Duration>,
+    /// 1 once `READY=1` was sent: before that a reload must not send it.
+    is_ready: Arc<AtomicU64>,
+}
+
+impl Notify {
+    /// From the environment.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread.
+    pub(in crate::broker) fn from_env() -> io::Result<Notify> {
+        if std::env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
+            return Ok(Notify { queue: None, alive_every: None, is_ready: Arc::default() });
+        }
+        let (queue, messages) = sync_channel(QUEUE);
+        let send = move || {
+            let mut failed = false;
+            for message in messages {
+                let sent = send(&message);
+                if let (Err(error), false) = (&sent, failed) {
+                    log::warn!("cannot notify the service manager reason={:?}", error.to_string());
+                }
+                // Once is enough, until it works again.
+                failed = sent.is_err();
+            }
+        };
+        std::thread::Builder::new().name("notify".to_owned()).spawn(send)?;
+        let within = sd_notify::watchdog_enabled().filter(|within| !within.is_zero());
+        let alive_every = within.map(|within| within / 2);
+        Ok(Notify { queue: Some(queue), alive_every, is_ready: Arc::default() })
+    }
+
+    /// The interval in which [`Notify::alive`] must be called, if at all.
+    pub(in crate::broker) fn alive_every(&self) -> Option<Duration> {
+        self.alive_every
+    }
+
+    /// Nothing hangs.
+    pub(in crate::broker) fn alive(&self) {
+        self.tell(Message::Alive);
+    }
+
+    /// A reload begins.
+    pub(in crate::broker) fn reloading(&self) {
+        self.tell_if_ready(Message::Reloading);
+    }
+
+    /// A reload is over.
+    pub(in crate::broker) fn reloaded(&self) {
+        self.tell_if_ready(Message::Reloaded);
+    }
+
+    fn tell_if_ready(&self, message: Message) {
+        if self.is_ready.load(Ordering::Relaxed) > 0 {
+            self.tell(message);
+        }
+    }
+
+    /// Stopping begins, and may take so long beyond the usual.
+    pub(in crate::broker) fn stopping(&self, why: &str, drain: Duration) {
+        let status = format!("{why}: draining, at most {} ms", drain.as_millis());
+        self.tell(Message::Stopping { status, within: drain + BEYOND_DRAIN });
+    }
+
+    fn tell(&self, message: Message) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.try_send(message);
+        }
+    }
+
+    /// Reports readiness, and then each change of the status.
+    pub(in crate::broker) async fn follow(self, broker: Arc<Broker>) {
+        if self.queue.is_none() {
+            return;
+        }
+        loop {
+            let surveyed = broker.router.send(Survey { connections: false }).await;
+            if health::snapshot(&broker, None, surveyed.is_ok()).unready().is_empty() {
+                break;
+            }
+            tokio::time::sleep(READY_LOOK).await;
+        }
+        let mut told = status(&broker);
+        self.tell(Message::Ready(told.clone()));
+        self.is_ready.store(1, Ordering::Relaxed);
+        loop {
+            tokio::time::sleep(STATUS_LOOK).await;
+            let status = status(&broker);
+            if status != told {
+                self.tell(Message::Status(status.clone()));
+                told = status;
+            }
+        }
+    }
+}
+
+/// The status text. It needs no probe: the watchdog knows whether the router responds.
+fn status(broker: &Broker) -> String {
+    let snapshot = health::snapshot(broker, None, true);
+    let mut parts = snapshot.unready();
+    if broker.late_non_vital.load(Ordering::Relaxed) > 0 {
+        parts.push("the health endpoints are stuck".to_owned());
+    }
+    match parts.is_empty() {
+        true => format!("{} connections on {}", snapshot.connections, broker.config().ipc.socket_path.display()),
+        false => parts.join("; "),
+    }
+}
+
+fn send(message: &Message) -> io::Result<()> {
+    match message {
+        Message::Ready(status) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&line(status))]),
+        Message::Status(status) => sd_notify::notify(&[NotifyState::Status(&line(status))]),
+        Message::Reloading => sd_notify::notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?]),
+        Message::Reloaded => sd_notify::notify(&[NotifyState::Ready]),
+        Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+        Message::Stopping { status, within } => {
+            let within = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+            let states =
+                [NotifyState::Stopping, NotifyState::Status(&line(status)), NotifyState::ExtendTimeoutUsec(within)];
+            sd_notify::notify(&states)
+        }
+    }
+}
+
+/// A line ends a message's field.
+fn line(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}

@@ -1,0 +1,57 @@
+//! The status of the broker, as the control socket and the health endpoints tell it: one struct, one JSON.
+
+use crate::broker::context::Broker;
+use crate::wire::control::{BreakerStatus, QuantileStatus, SessionState, StatusReport};
+use std::time::Instant;
+
+/// How long ago something was, in milliseconds.
+pub(in crate::broker) fn ms_since(then: Instant) -> u64 {
+    u64::try_from(then.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Fills in what the router does not know.
+pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
+    report.uptime_ms = ms_since(broker.started);
+    report.version = env!("CARGO_PKG_VERSION").to_owned();
+    report.pid = std::process::id();
+    report.socket = broker.config().ipc.socket_path.display().to_string();
+    report.config_file = broker.config_file.as_ref().map(|path| path.display().to_string());
+    report.draining = broker.phase.borrow().is_ending();
+    report.actors = broker.tree.report();
+    *report.health = broker.location.status();
+    report.socket_lost.clone_from(&broker.socket_lost.borrow());
+    report.awaited_sessions = broker.roster.awaited();
+    let waiting = broker.sessions.waiting();
+    for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
+        connection.state = SessionState::AwaitingPeer;
+    }
+}
+
+/// The report as JSON: with the state of each service's breaker beside its numbers (the broker's own have none), and
+/// times in seconds.
+pub(crate) fn status_json(report: &StatusReport, breakers: &[BreakerStatus]) -> serde_json::Value {
+    // Strings and numbers always serialise.
+    let mut json = serde_json::to_value(report).unwrap_or_default();
+    let services = json.get_mut("services").and_then(|services| services.as_array_mut());
+    for (service, shown) in report.services.iter().zip(services.into_iter().flatten()) {
+        let breaker = breakers.iter().find(|breaker| breaker.service == service.name);
+        shown["breaker"] = breaker.map(|breaker| breaker.state.as_str()).into();
+    }
+    let latency = &report.latency;
+    json["latency"] = serde_json::json!({
+        "in_broker": in_seconds(&latency.in_broker),
+        "round_trip": in_seconds(&latency.round_trip),
+        "first_chunk": in_seconds(&latency.first_chunk),
+    });
+    json
+}
+
+fn in_seconds(times: &QuantileStatus) -> serde_json::Value {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    serde_json::json!({
+        "count": times.count,
+        "p50": seconds(times.p50_ns),
+        "p95": seconds(times.p95_ns),
+        "p99": seconds(times.p99_ns),
+    })
+}

@@ -1,0 +1,320 @@
+//! Who may take a session up: a pure registry, told the time. The rules S1–S8 are in `actors.md`.
+//!
+//! How a session that awaits its peer is reached is a value `S`, which goes in with [`Sessions::awaits`] and comes out
+//! again once, for the claimant that has the token.
+
+use crate::wire::codec;
+use crate::wire::control::{BrokerFrame, Token};
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+/// Answers that a session keeps: as many as a client may have questions under way.
+pub(crate) const MOST_ANSWERS: usize = 64;
+
+/// Tokens of sessions that were given up, of which that is still known.
+const MOST_GIVEN_UP: usize = 64;
+
+/// The sessions of a broker, each of which serves a socket or awaits its peer.
+#[derive(Debug)]
+pub(crate) struct Sessions<S> {
+    sessions: HashMap<u32, Session<S>>,
+    /// Hashed with a secret key, then compared in constant time (S3).
+    tokens: HashMap<Token, u32>,
+    waiting: usize,
+    given_up: VecDeque<Token>,
+}
+
+#[derive(Debug)]
+struct Session<S> {
+    token: Token,
+    /// Good until the client has shown that it has `token` (S4).
+    before: Option<Token>,
+    uid: u32,
+    nonce: u64,
+    /// `None` while it serves a socket, which is most of the time.
+    waits: Option<Box<Waits<S>>>,
+}
+
+#[derive(Debug)]
+struct Waits<S> {
+    until: Instant,
+    reached: S,
+}
+
+/// Why a token resumes nothing now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ResumeError {
+    /// It was never given, is used up, or its session has ended.
+    #[error("unknown session token; the client begins a new session")]
+    Unknown,
+    /// The session is another user's.
+    #[error("the session of this token is another user's")]
+    OtherUser,
+    /// The session is that of another run of the client.
+    #[error("the session of this token is that of another instance")]
+    OtherInstance,
+    /// Its peer did not come back in time.
+    #[error("the session of this token has waited too long")]
+    Over,
+    /// Another connection holds it; this is its number.
+    #[error("connection {0} holds the session of this token")]
+    Held(u32),
+    /// Its connection failed too often.
+    #[error(
+        "the session was given up: its connection failed more often than restart.connection_max_restarts \
+         within restart.connection_period_secs"
+    )]
+    GivenUp,
+}
+
+impl<S> Sessions<S> {
+    /// None yet.
+    pub(crate) fn new() -> Sessions<S> {
+        let (sessions, tokens, given_up) = (HashMap::new(), HashMap::new(), VecDeque::new());
+        Sessions { sessions, tokens, waiting: 0, given_up }
+    }
+
+    /// A session begins, with a socket.
+    pub(crate) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
+        let session = Session { token, before: None, uid, nonce, waits: None };
+        self.sessions.insert(id, session);
+        self.tokens.insert(token, id);
+    }
+
+    /// The session awaits its peer, and can be reached so. `false`: there is no such session.
+    pub(crate) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        self.waiting += usize::from(session.waits.is_none());
+        session.waits = Some(Box::new(Waits { until, reached }));
+        true
+    }
+
+    /// Takes up the session of `token`, which `fresh` replaces (S4).
+    ///
+    /// # Errors
+    ///
+    /// If there is none for this user and instance that waits.
+    pub(crate) fn resume(
+        &mut self,
+        token: Token,
+        fresh: Token,
+        uid: u32,
+        nonce: u64,
+        now: Instant,
+    ) -> Result<(u32, S), ResumeError> {
+        if self.given_up.contains(&token) {
+            return Err(ResumeError::GivenUp);
+        }
+        let id = *self.tokens.get(&token).ok_or(ResumeError::Unknown)?;
+        let session = self.sessions.get_mut(&id).ok_or(ResumeError::Unknown)?;
+        if session.uid != uid {
+            return Err(ResumeError::OtherUser);
+        }
+        if session.nonce != nonce {
+            return Err(ResumeError::OtherInstance);
+        }
+        let waits = session.waits.take().ok_or(ResumeError::Held(id))?;
+        if now >= waits.until {
+            session.waits = Some(waits);
+            return Err(ResumeError::Over);
+        }
+        self.waiting -= 1;
+        for void in [Some(session.token), session.before].into_iter().flatten().filter(|known| *known != token) {
+            self.tokens.remove(&void);
+        }
+        (session.token, session.before) = (fresh, Some(token));
+        self.tokens.insert(fresh, id);
+        Ok((id, waits.reached))
+    }
+
+    /// The client has its newest token: the one before is void.
+    pub(crate) fn confirm(&mut self, id: u32) {
+        if let Some(before) = self.sessions.get_mut(&id).and_then(|session| session.before.take()) {
+            self.tokens.remove(&before);
+        }
+    }
+
+    /// Ends a session that awaits its peer; `false` if it does not, because it was just taken up.
+    pub(crate) fn end_waiting(&mut self, id: u32) -> bool {
+        let waits = self.sessions.get(&id).is_some_and(|session| session.waits.is_some());
+        if waits {
+            self.end(id);
+        }
+        waits
+    }
+
+    /// Ends a session.
+    pub(crate) fn end(&mut self, id: u32) {
+        let Some(session) = self.sessions.remove(&id) else { return };
+        for token in [Some(session.token), session.before].into_iter().flatten() {
+            self.tokens.remove(&token);
+        }
+        self.waiting -= usize::from(session.waits.is_some());
+    }
+
+    /// Ends a session whose connection failed too often. Its client is told when it comes back.
+    pub(crate) fn give_up(&mut self, id: u32) {
+        if let Some(session) = self.sessions.get(&id) {
+            self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
+            while self.given_up.len() > MOST_GIVEN_UP {
+                self.given_up.pop_front();
+            }
+        }
+        self.end(id);
+    }
+
+    /// Who waits for its peer.
+    pub(crate) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let waiting = self.sessions.iter().filter(|(_, session)| session.waits.is_some());
+        waiting.map(|(id, _)| *id)
+    }
+
+    /// How many wait for their peer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+}
+
+/// The last answers of a session, for questions that come again over a later socket (S6).
+///
+/// Encoded: a frame takes ten times the memory, in every connection.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    kept: VecDeque<(u32, Box<[u8]>)>,
+    /// So many of them, the oldest, went over an earlier socket.
+    earlier: usize,
+}
+
+impl Answers {
+    /// What the question was answered over an earlier socket.
+    pub(crate) fn find(&self, serial: u32) -> Option<BrokerFrame> {
+        let (_, answer) = self.kept.iter().take(self.earlier).find(|(known, _)| *known == serial)?;
+        codec::decode(answer).ok()
+    }
+
+    /// Keeps an answer, if it matters that its question is not carried out twice.
+    pub(crate) fn keep(&mut self, serial: u32, answer: &BrokerFrame) {
+        let made = matches!(
+            answer,
+            BrokerFrame::Interned { .. }
+                | BrokerFrame::Subscribed { .. }
+                | BrokerFrame::Serving { .. }
+                | BrokerFrame::Failed { .. }
+        );
+        if !made {
+            return;
+        }
+        // It is about to be sent, which fails in the same way if it is too long.
+        let Ok(encoded) = codec::encode(answer) else { return };
+        if self.kept.len() == MOST_ANSWERS {
+            self.kept.pop_front();
+            self.earlier = self.earlier.saturating_sub(1);
+        }
+        self.kept.push_back((serial, encoded.into()));
+    }
+
+    /// What comes now comes over another socket.
+    pub(crate) fn next_socket(&mut self) {
+        self.earlier = self.kept.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const WINDOW: Duration = Duration::from_secs(5);
+
+    fn token(n: u8) -> Token {
+        Token::from_bytes([n; 16])
+    }
+
+    fn one() -> (Sessions<&'static str>, Instant) {
+        let mut sessions = Sessions::new();
+        sessions.open(7, token(1), 1000, 42);
+        (sessions, Instant::now())
+    }
+
+    #[test]
+    fn a_session_is_taken_up_once_with_each_token() {
+        let (mut sessions, now) = one();
+        let until = now + WINDOW;
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::Held(7)));
+        assert!(sessions.awaits(7, "first", until));
+        assert_eq!(sessions.waiting(), 1);
+        assert_eq!(sessions.resume(token(9), token(2), 1000, 42, now), Err(ResumeError::Unknown));
+        assert_eq!(sessions.resume(token(1), token(2), 1001, 42, now), Err(ResumeError::OtherUser));
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 43, now), Err(ResumeError::OtherInstance));
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Ok((7, "first")));
+        assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Held(7)), "two claimants");
+        sessions.confirm(7);
+        assert!(sessions.awaits(7, "again", until));
+        assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Unknown), "replayed");
+        assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Ok((7, "again")));
+        assert_eq!((sessions.waiting(), sessions.tokens.len()), (0, 2));
+    }
+
+    #[test]
+    fn a_token_that_never_arrived_leaves_the_one_before_good() {
+        let (mut sessions, now) = one();
+        for fresh in 2..10 {
+            assert!(sessions.awaits(7, "it", now + WINDOW));
+            assert_eq!(sessions.resume(token(1), token(fresh), 1000, 42, now), Ok((7, "it")));
+            assert_eq!(sessions.tokens.len(), 2, "the others are void");
+        }
+        sessions.confirm(7);
+        assert_eq!(sessions.tokens.keys().collect::<Vec<_>>(), [&token(9)]);
+    }
+
+    #[test]
+    fn the_window_ends_it() {
+        let (mut sessions, now) = one();
+        let until = now + WINDOW;
+        assert!(sessions.awaits(7, "it", until));
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Over));
+        assert!(sessions.end_waiting(7) && !sessions.end_waiting(7));
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Unknown));
+        assert_eq!((sessions.waiting(), sessions.tokens.len(), sessions.sessions.len()), (0, 0, 0));
+        assert!(!sessions.awaits(7, "it", until), "there is no such session");
+    }
+
+    #[test]
+    fn a_session_that_was_just_taken_up_is_not_ended_by_its_window() {
+        let (mut sessions, now) = one();
+        assert!(sessions.awaits(7, "it", now + WINDOW));
+        sessions.resume(token(1), token(2), 1000, 42, now).unwrap();
+        assert!(!sessions.end_waiting(7));
+        assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Err(ResumeError::Held(7)));
+    }
+
+    #[test]
+    fn the_client_of_a_session_that_was_given_up_is_told_so() {
+        let (mut sessions, now) = one();
+        sessions.give_up(7);
+        assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::GivenUp));
+        assert_eq!((sessions.tokens.len(), sessions.sessions.len()), (0, 0));
+        for id in 0..MOST_GIVEN_UP as u32 {
+            sessions.open(100 + id, Token::from_bytes([100 + id as u8; 16]), 1000, 42);
+            sessions.give_up(100 + id);
+        }
+        assert_eq!(sessions.given_up.len(), MOST_GIVEN_UP);
+    }
+
+    #[test]
+    fn answers_are_found_over_a_later_socket_only_and_are_bounded() {
+        let mut answers = Answers::default();
+        let answer = |serial| BrokerFrame::Interned { serial, id: serial };
+        answers.keep(1, &answer(1));
+        answers.keep(2, &BrokerFrame::Done { serial: 2 });
+        assert_eq!(answers.find(1), None, "the same socket: another question with the number of an old one");
+        answers.next_socket();
+        assert_eq!((answers.find(1), answers.find(2)), (Some(answer(1)), None));
+        for serial in 10..10 + MOST_ANSWERS as u32 {
+            answers.keep(serial, &answer(serial));
+        }
+        assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MOST_ANSWERS));
+        answers.next_socket();
+        assert_eq!(answers.find(10), Some(answer(10)));
+    }
+}
