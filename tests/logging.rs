@@ -58,7 +58,7 @@ fn the_levels_change_with_a_reload() {
     reload(&broker, "error");
     fs::write(&config, "[logging]\nlevel = \"loud\"\n").unwrap();
     broker.process().signal("HUP");
-    broker.process().wait_for("which is no level");
+    broker.process().wait_for("which is neither a level nor MODULE=LEVEL");
     let log = broker.process().stderr();
     assert_eq!(log.matches("configuration reloaded").count(), 1, "{log}");
 }

@@ -35,8 +35,9 @@ fn a_log_that_nobody_reads_does_not_stop_the_broker() {
     let mut broker = command(IPC_SERVER_MAIN);
     broker.arg("--socket").arg(&socket).env("RUST_BACKTRACE", "1");
     let mut broker = start(broker, full);
-    wait_until("the socket", || socket.exists());
-    let connect = || lapce_ipc::client::Client::builder().socket(&socket).connect().unwrap();
+    let builder = || lapce_ipc::client::Client::builder().socket(&socket);
+    wait_until("the broker", || builder().connect().is_ok());
+    let connect = || builder().connect().unwrap();
     let first = connect();
     // Each is two lines of some 80 bytes.
     for _ in 0..60 {

@@ -255,9 +255,10 @@ async fn serve(
         if let Ok(signal) = ended {
             let ms = reloaded.config().ipc.drain_timeout_ms;
             notify.stopping(signal, Duration::from_millis(ms));
-            children.retire(acceptor_number).await;
             log::info!("draining reason={signal} limit_ms={ms}");
+            // First: an acceptor that is not running is no failure of a broker that drains.
             let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
+            children.retire(acceptor_number).await;
             let drained = tokio::time::timeout(Duration::from_millis(ms), quiescence(&router));
             if beside(&mut children, drained).await.is_none_or(|drained| drained.is_err()) {
                 log::warn!("drain timeout expired, outstanding work discarded limit_ms={ms}");

@@ -3,7 +3,7 @@
 //! while.
 //!
 //! The test starts its own executable again, with the one test `child`, which is the client when the environment says
-//! so. No wait for the peer ends by itself: a lost wake-up is a hang, and a hang is a failure after [`PATIENCE`].
+//! so. No wait for the peer ends by itself: a lost wake-up is a hang, and [`PATIENCE`] without progress is a failure.
 
 use super::signal::publication_fence;
 use super::{Channel, Consumer, Payload, Producer, Record, Signal, Violation};
@@ -99,6 +99,8 @@ struct Side {
     cells: u64,
     sleeps: u64,
     end: Instant,
+    /// Records sent and taken when `end` was last moved.
+    progress: (u64, u64),
 }
 
 impl Side {
@@ -130,6 +132,7 @@ impl Side {
             cells: 0,
             sleeps: 0,
             end: Instant::now() + PATIENCE,
+            progress: (0, 0),
         }
     }
 
@@ -237,7 +240,11 @@ impl Side {
         }
     }
 
-    fn time_left(&self) -> Duration {
+    fn time_left(&mut self) -> Duration {
+        let progress = (self.out.sent(), self.expected.sent());
+        if std::mem::replace(&mut self.progress, progress) != progress {
+            self.end = Instant::now() + PATIENCE;
+        }
         let left = self.end.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "{}", self.positions());
         left
