@@ -154,8 +154,8 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
             forged.health.reasons = [evil];
             forged.health.version = evil;
             render(forged);
-            renderNews(evil, {{ [evil]: evil }});
-            renderNews(evil, evil);
+            renderEvent(evil, {{ [evil]: evil }});
+            renderEvent(evil, evil);
             const places = ['#connections .name', '#services .name', '#tree ul .why', '#socket', '#config', '#version',
                 '#reasons li', '#events .topic'];
             const texts = places.filter((place) => document.querySelector(place).textContent !== evil);
@@ -199,7 +199,7 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
             return [...all, ...found];
         })()",
     );
-    let rest = "The first 200 are shown, and 4,800 more are there: filter to find one.";
+    let rest = "Showing the first 200; 4,800 more: use the filter.";
     assert_eq!(told, json!([200, rest, 1, "client-4321"]));
     // True ones go on coming.
     browser.wait("a true snapshot", "shown.snapshot.status.connections.length === 0");
