@@ -64,6 +64,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("memmap2", &["shm"]),
     ("nix", &["broker", "cli"]),
     ("prometheus", &["metrics", "broker"]),
+    ("rustc_hash", &["client"]), // ids and names that the program itself chooses
     ("rustix", &["shm", "config", "client", "broker", "cli"]), // wire and logic are pure
     ("sd_notify", &["broker"]),
     ("serde", ALL),

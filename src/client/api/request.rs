@@ -2,7 +2,6 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
-use crate::client::connection::interning::InternedName;
 use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
@@ -10,6 +9,7 @@ use crate::client::data::pending_call::{CallProgress, PendingCall};
 use crate::client::engine::{names, wait};
 use crate::client::error::Result;
 use crate::shm::layout::cells_for;
+use crate::wire::control::InternKind;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -121,10 +121,11 @@ impl Client {
         connection.check_size(payload.len())?;
         let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
-            let service = names::service(connection, service, || time.until()).map_err(timeout_as_deadline)?;
             if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
                 break begun;
             }
+            names::request_number(connection, InternKind::Service, service, time.until())
+                .map_err(timeout_as_deadline)?;
         };
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];
@@ -149,31 +150,30 @@ pub(crate) struct RequestBody {
     total: usize,
     at: usize,
     part: usize,
-    _service: InternedName,
     /// There is no more to be sent, though nothing was of a body that is empty.
     done: bool,
 }
 
 impl RequestBody {
-    /// `None`: the session in which the service has its number is over.
+    /// `None`: the number of the service is to be requested first.
     pub(crate) fn new(
         connection: &Arc<Connection>,
-        service: InternedName,
+        service: &str,
         total: usize,
         options: RequestOptions,
         stream: bool,
         time: CallDeadline,
     ) -> Result<Option<(ReplyStream, RequestBody)>> {
         let pending = Arc::new(PendingCall::new(connection.limits.stream_credit_cells()));
-        let session = service.name.session;
-        let Some((slot, generation)) = calls::claim_slot(connection, pending.clone(), session)? else {
+        let Some((service, slot, generation)) = calls::claim_slot(connection, service, &pending)? else {
             return Ok(None);
         };
+        let session = service.session;
         let header = Header {
             flags: Flags::default().with_if(Flags::STREAM, stream),
             id: slot,
             id2: generation,
-            arg: service.name.number,
+            arg: service.number,
             total: connection.check_size(total)?,
             nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
             origin: millis(options.first_chunk),
@@ -183,7 +183,7 @@ impl RequestBody {
         let part = connection.limits.slot_size() as usize;
         let (connection, is_sent) = (connection.clone(), false);
         let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent };
-        Ok(Some((stream, RequestBody { header, total, at: 0, part, _service: service, done: false })))
+        Ok(Some((stream, RequestBody { header, total, at: 0, part, done: false })))
     }
 
     /// The next part to send, as a range of the body.
@@ -196,11 +196,13 @@ impl RequestBody {
         let cells = cells_for(part.len() as u32);
         let flags = Flags::fragment(self.at, part.len(), self.total);
         let header = Header { flags: self.header.flags.with(flags), ..self.header };
-        match stream.pending.send(cells, || calls::place(&stream.connection, stream.session, &header, part)) {
+        let is_last = self.at + part.len() == self.total;
+        let place = || calls::place(&stream.connection, stream.session, &header, part);
+        match stream.pending.send(cells, is_last, place) {
             Some(Ok(true)) => {
                 stream.is_sent = true;
                 self.at += part.len();
-                self.done = self.at == self.total;
+                self.done = is_last;
             }
             Some(not_now) => return not_now,
             None => self.done = true,

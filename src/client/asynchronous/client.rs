@@ -4,7 +4,7 @@ use super::wait::within;
 use crate::client::api::builder::Builder;
 use crate::client::api::client::Client;
 use crate::client::connection::control_request;
-use crate::client::connection::interning::{self, InternedName};
+use crate::client::connection::interning::{self, InternedTopic};
 use crate::client::connection::link::NextAction;
 use crate::client::connection::shared::Connection;
 use crate::client::engine::wait;
@@ -122,31 +122,31 @@ impl AsyncClient {
         within(&self.connection, deadline, || control_request.reply()).await
     }
 
-    /// An interned name, requested from the broker if need be.
-    pub(crate) async fn intern(
-        &self,
-        kind: InternKind,
-        name: &str,
-        keep: bool,
-        deadline: impl FnOnce() -> Option<Instant>,
-    ) -> Result<InternedName> {
-        let connection = &self.connection;
-        if let Some(interned) = interning::existing(connection, kind, name, keep)? {
-            return Ok(interned);
+    /// A use of a topic. `keep`: its number stays for a while when it has no users.
+    pub(crate) async fn topic(&self, name: &str, keep: bool) -> Result<InternedTopic> {
+        loop {
+            if let Some(interned) = interning::existing(&self.connection, name, keep)? {
+                return Ok(interned);
+            }
+            self.request_number(InternKind::Topic, name, None).await?;
         }
-        let (deadline, mut is_last) = (deadline(), false);
+    }
+
+    /// Requests the number of a name that has none.
+    pub(crate) async fn request_number(&self, kind: InternKind, name: &str, deadline: Option<Instant>) -> Result<()> {
+        let connection = &self.connection;
+        let mut is_last = false;
         loop {
             let reply = self.ask(deadline, interning::intern_request(connection, kind, name)?).await?;
-            if !interning::is_interned(connection, kind, &reply, is_last)? {
-                is_last = true;
-                for _ in 0..interning::RELEASE_POLLS {
-                    if interning::are_releases_consumed(connection, kind) {
-                        break;
-                    }
-                    tokio::time::sleep(interning::RELEASE_POLL).await;
+            if interning::is_interned(connection, kind, &reply, is_last)? {
+                return Ok(());
+            }
+            is_last = true;
+            for _ in 0..interning::RELEASE_POLLS {
+                if interning::are_releases_consumed(connection, kind) {
+                    break;
                 }
-            } else if let Some(interned) = interning::existing(connection, kind, name, keep)? {
-                return Ok(interned);
+                tokio::time::sleep(interning::RELEASE_POLL).await;
             }
         }
     }

@@ -2,12 +2,11 @@
 
 use super::client::AsyncClient;
 use super::wait::until;
-use crate::client::connection::interning::InternedName;
+use crate::client::connection::interning::InternedTopic;
 use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
 use crate::client::engine::publish::{is_flushed, try_parts};
 use crate::client::error::{Kind, Result};
-use crate::wire::control::InternKind;
 use std::sync::Arc;
 
 impl AsyncClient {
@@ -18,7 +17,7 @@ impl AsyncClient {
     /// As [`Client::publish`](crate::client::Client::publish).
     pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
         self.connection.check_size(payload.as_ref().len())?;
-        let topic = self.intern(InternKind::Topic, topic, true, || None).await?;
+        let topic = self.topic(topic, true).await?;
         self.publish_to(topic.into(), payload.as_ref()).await
     }
 
@@ -28,11 +27,11 @@ impl AsyncClient {
     ///
     /// As [`Client::publisher`](crate::client::Client::publisher).
     pub async fn publisher(&self, topic: &str) -> Result<AsyncPublisher> {
-        let topic = self.intern(InternKind::Topic, topic, false, || None).await?;
+        let topic = self.topic(topic, false).await?;
         Ok(AsyncPublisher { topic: topic.into(), client: self.clone() })
     }
 
-    async fn publish_to(&self, topic: Arc<InternedName>, payload: &[u8]) -> Result<()> {
+    async fn publish_to(&self, topic: Arc<InternedTopic>, payload: &[u8]) -> Result<()> {
         let connection = &self.connection;
         let total = connection.check_size(payload.len())?;
         let step = connection.limits.slot_size() as usize;
@@ -45,7 +44,7 @@ impl AsyncClient {
         self.publish_parts(&topic, total, payload).await
     }
 
-    async fn publish_parts(&self, topic: &InternedName, total: u32, payload: &[u8]) -> Result<()> {
+    async fn publish_parts(&self, topic: &InternedTopic, total: u32, payload: &[u8]) -> Result<()> {
         let (connection, mut message) = (&self.connection, MessageParts::new(topic.name, total));
         let _turn = self.bulk.lock().await;
         until(connection, || try_parts(connection, &mut message, payload)).await?
@@ -79,7 +78,7 @@ impl AsyncClient {
 /// As [`Publisher`](crate::client::Publisher).
 #[derive(Clone, Debug)]
 pub struct AsyncPublisher {
-    topic: Arc<InternedName>,
+    topic: Arc<InternedTopic>,
     client: AsyncClient,
 }
 

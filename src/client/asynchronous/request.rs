@@ -87,11 +87,11 @@ impl AsyncClient {
         connection.check_size(payload.len())?;
         let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
-            let service =
-                self.intern(InternKind::Service, service, true, || time.until()).await.map_err(timeout_as_deadline)?;
             if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
                 break begun;
             }
+            let number = self.request_number(InternKind::Service, service, time.until());
+            number.await.map_err(timeout_as_deadline)?;
         };
         while let Some((at, end)) = body.next_part() {
             let part = &payload[at..end];

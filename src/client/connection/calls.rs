@@ -4,6 +4,7 @@ use super::shared::Connection;
 use super::table::Table;
 use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
+use crate::client::data::names::NameRef;
 use crate::client::data::pending_call::PendingCall;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
@@ -37,22 +38,23 @@ pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, pay
     connection.express().claim()?.try_push(header, payload)
 }
 
-/// A slot for a request in that session, if it is the present one.
+/// A slot for a request, and its generation, with the service in the session in which the slot holds. `None`: the number
+/// of the service is to be requested first.
 pub(crate) fn claim_slot(
     connection: &Connection,
-    pending: Arc<PendingCall>,
-    session: u64,
-) -> Result<Option<(u32, u32)>> {
+    service: &str,
+    pending: &Arc<PendingCall>,
+) -> Result<Option<(NameRef, u32, u32)>> {
+    connection.check_fork()?;
     let mut table = lock(&connection.table);
-    if table.session != session {
-        return Ok(None);
-    }
     if let Some(closed) = &table.closed {
         return Err(closed.clone());
     }
-    let claimed = table.requests.claim(pending, connection.limits.max_requests());
+    let session = table.session;
+    let Some(service) = table.services.touch(service, session) else { return Ok(None) };
+    let claimed = table.requests.claim(pending.clone(), service.at, connection.limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
-    claimed.map(Some).ok_or_else(|| overloaded.into())
+    claimed.map(|(slot, generation)| Some((service, slot, generation))).ok_or_else(|| overloaded.into())
 }
 
 /// No process listens at the socket, so no reply is to be expected: outstanding requests end as disconnected now, not

@@ -23,24 +23,23 @@ const KEPT_SERVICES: usize = 64;
 pub(crate) const RELEASE_POLLS: usize = 400;
 pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
 
-/// A user of an interned name: the name keeps its number until the last user is dropped.
+/// A user of a topic: it keeps its number until the last user is dropped.
 #[derive(Debug)]
-pub(crate) struct InternedName {
+pub(crate) struct InternedTopic {
     connection: Arc<Connection>,
-    kind: InternKind,
     pub(crate) name: NameRef,
     /// Whether the name keeps its number for a while without users.
     keep: bool,
 }
 
-impl Drop for InternedName {
+impl Drop for InternedTopic {
     fn drop(&mut self) {
         if !self.connection.is_ours() {
             return;
         }
-        names(&mut lock(&self.connection.table), self.kind).remove_user(self.name, self.keep);
+        lock(&self.connection.table).topics.remove_user(self.name, self.keep);
         if !self.keep {
-            release(&self.connection, self.kind, usize::MAX);
+            release(&self.connection, InternKind::Topic, usize::MAX);
         }
     }
 }
@@ -59,18 +58,13 @@ fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
     }
 }
 
-/// Adds a user of a name that already has a number.
-pub(crate) fn existing(
-    connection: &Arc<Connection>,
-    kind: InternKind,
-    name: &str,
-    keep: bool,
-) -> Result<Option<InternedName>> {
+/// Adds a user of a topic that already has a number.
+pub(crate) fn existing(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<Option<InternedTopic>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     let session = table.session;
-    let found = names(&mut table, kind).add_user(name, session);
-    Ok(found.map(|name| InternedName { connection: connection.clone(), kind, name, keep }))
+    let found = table.topics.add_user(name, session);
+    Ok(found.map(|name| InternedTopic { connection: connection.clone(), name, keep }))
 }
 
 /// The control request for the number of a name. Room for it is made first.
@@ -131,11 +125,16 @@ pub(crate) fn release_unused(connection: &Connection) {
 /// another thread has the lane, or there is no space, is released by the next wait or the next request for a name.
 /// Returns whether there was any to release.
 fn release(connection: &Connection, kind: InternKind, kept: usize) -> bool {
-    let mut table = lock(&connection.table);
+    let table = &mut *lock(&connection.table);
     let session = table.session;
-    let names = names(&mut table, kind);
+    let (names, requests) = match kind {
+        InternKind::Topic => (&mut table.topics, None),
+        // A service has no users: requests to it are known.
+        InternKind::Service => (&mut table.services, Some(&table.requests)),
+    };
+    let in_use = |at| requests.is_some_and(|requests| requests.sends_to(at));
     let mut is_any = false;
-    while let Some((at, id, number)) = names.next_to_release(kept) {
+    while let Some((at, id, number)) = names.next_to_release(kept, in_use) {
         is_any = true;
         let Some(mut lane) =
             lane_of(connection, kind).try_claim().filter(|lane| lane.is_free() && lane.session == session)

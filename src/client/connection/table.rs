@@ -1,7 +1,6 @@
 //! Where everything that arrives belongs: subscriptions, services, outstanding requests, control requests.
 
 use crate::client::data::connection_state::{ConnectionState, LinkStatus, StateWatchers};
-use crate::client::data::id_hash::ById;
 use crate::client::data::incoming_call::{Inbox, InboxItem, IncomingCall};
 use crate::client::data::names::Names;
 use crate::client::data::request_slots::RequestSlots;
@@ -9,6 +8,7 @@ use crate::client::data::subscription_queue::{SubscriptionEvent, SubscriptionQue
 use crate::client::error::{Error, Kind, Result};
 use crate::wire::control::BrokerFrame;
 use crate::wire::record::Outcome;
+use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(crate) enum Restored {
 /// The receivers of everything that arrives.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    pub(crate) subscriptions: HashMap<u32, Arc<SubscriptionQueue>, ById>,
+    pub(crate) subscriptions: FxHashMap<u32, Arc<SubscriptionQueue>>,
     /// Subscriptions and services that were requested, by the serial of the request. The rings and the socket are not
     /// in step: messages may come before the reply with their number, and wait as `orphans`.
     pub(crate) subscribing: HashMap<u32, Arc<SubscriptionQueue>>,

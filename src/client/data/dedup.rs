@@ -1,8 +1,8 @@
 //! Deduplication: the topics that the broker has numbered for this client, and the last sequence number of each
 //! publisher on them, by which a message that is sent again is recognised.
 
-use super::id_hash::ById;
 use crate::wire::name::Topic;
+use rustc_hash::FxHashMap;
 use std::collections::{HashMap, VecDeque};
 
 /// Topics without a number whose last sequence numbers are remembered: more than a lane holds.
@@ -73,7 +73,7 @@ pub(crate) struct NumberedTopic {
 /// The topics of received messages, by the numbers of the current broker.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedTopics {
-    numbered: HashMap<u32, NumberedTopic, ById>,
+    numbered: FxHashMap<u32, NumberedTopic>,
     /// The last messages of topics that the last broker had numbered, or that are gone: a message on one of these may
     /// yet be sent again.
     remembered: HashMap<Topic, LastSequences>,

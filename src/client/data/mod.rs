@@ -3,7 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `lane`, `resend_queue` | the producing end of a lane; messages that a dead broker had not consumed |
-//! | `names`, `dedup`, `id_hash` | numbers that stand for names; duplicates of re-sent messages; hashing of ids |
+//! | `names`, `dedup` | numbers that stand for names; duplicates of re-sent messages |
 //! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
 //! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
 //! | `incoming_call` | calls that this client serves |
@@ -15,7 +15,6 @@ pub(crate) mod call_options;
 pub(crate) mod connection_state;
 pub(crate) mod control_queue;
 pub(crate) mod dedup;
-pub(crate) mod id_hash;
 pub(crate) mod incoming_call;
 pub(crate) mod lag;
 pub(crate) mod lane;

@@ -9,6 +9,7 @@
 
 use crate::client::error::Error;
 use crate::wire::name::Topic;
+use rustc_hash::FxHashMap;
 use std::collections::{HashMap, VecDeque};
 
 /// The number of a name that the current broker has refused.
@@ -96,7 +97,7 @@ impl Renumbering {
 /// All names of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    by_name: HashMap<Topic, u32>,
+    by_name: FxHashMap<Topic, u32>,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     to_release: Vec<u32>,
@@ -113,16 +114,23 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Adds a user of `name`, if it has an entry and the current broker has not refused it.
-    pub(crate) fn add_user(&mut self, name: &str, session: u64) -> Option<NameRef> {
+    /// Looks up `name` for a use now, if it has an entry and the current broker has not refused it.
+    pub(crate) fn touch(&mut self, name: &str, session: u64) -> Option<NameRef> {
         let at = *self.by_name.get(name)?;
         let entry = self.entries[at as usize].as_mut().filter(|entry| entry.number != NONE)?;
-        self.idle -= usize::from(entry.is_idle());
-        entry.users += 1;
-        entry.should_release = false;
         self.clock += 1;
         entry.used = self.clock;
         Some(NameRef { at, id: entry.id, number: entry.number, session, past: entry.past })
+    }
+
+    /// The same for a use that lasts until [`remove_user`](Self::remove_user).
+    pub(crate) fn add_user(&mut self, name: &str, session: u64) -> Option<NameRef> {
+        let name = self.touch(name, session)?;
+        let entry = self.entries[name.at as usize].as_mut()?;
+        self.idle -= usize::from(entry.is_idle());
+        entry.users += 1;
+        entry.should_release = false;
+        Some(name)
     }
 
     /// Removes a user. `keep`: the name is likely to be used again.
@@ -172,8 +180,8 @@ impl Names {
     }
 
     /// A name to release: one without users that is not to be kept, or, beyond `kept` of these, the one that was
-    /// used longest ago. Returns its entry, id and number.
-    pub(crate) fn next_to_release(&mut self, kept: usize) -> Option<(u32, u64, u32)> {
+    /// used longest ago, unless it is `in_use`. Returns its entry, id and number.
+    pub(crate) fn next_to_release(&mut self, kept: usize, in_use: impl Fn(u32) -> bool) -> Option<(u32, u64, u32)> {
         while let Some(at) = self.to_release.last() {
             match self.entries[*at as usize].as_ref().filter(|entry| entry.should_release) {
                 Some(entry) => return Some((*at, entry.id, entry.number)),
@@ -184,7 +192,8 @@ impl Names {
             return None;
         }
         let entry = self.entries.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?)));
-        let (at, entry) = entry.filter(|(_, entry)| entry.is_idle()).min_by_key(|(_, entry)| entry.used)?;
+        let (at, entry) =
+            entry.filter(|(at, entry)| entry.is_idle() && !in_use(*at as u32)).min_by_key(|(_, entry)| entry.used)?;
         Some((at as u32, entry.id, entry.number))
     }
 
@@ -305,7 +314,7 @@ mod tests {
     /// Releases what is to be released; the broker consumes nothing of it. Returns the numbers.
     fn release(names: &mut Names, kept: usize, seq: u64) -> Vec<u32> {
         let mut numbers = Vec::new();
-        while let Some((at, _, number)) = names.next_to_release(kept) {
+        while let Some((at, _, number)) = names.next_to_release(kept, |_| false) {
             numbers.push(number);
             names.released(at, Some(seq), numbers.len() as u64, 0);
         }
@@ -319,7 +328,7 @@ mod tests {
             names.granted(topic(name), number as u32);
         }
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| names.add_user(name, 0).unwrap());
-        assert_eq!(names.next_to_release(0), None);
+        assert_eq!(names.next_to_release(0, |_| false), None);
         [c, a, b].into_iter().for_each(|place| names.remove_user(place, true));
         names.remove_user(d, false);
         assert_eq!(release(&mut names, 2, 1), [d.number, a.number], "it was used first");
@@ -328,7 +337,7 @@ mod tests {
         assert_eq!(release(&mut names, 0, 1), [b.number], "one that is used stays");
         names.remove_user(c, false);
         assert_eq!(
-            (names.add_user("c", 0).unwrap().id, names.next_to_release(0)),
+            (names.add_user("c", 0).unwrap().id, names.next_to_release(0, |_| false)),
             (c.id, None),
             "found before it was released"
         );
@@ -367,7 +376,7 @@ mod tests {
         let mut names = Names::default();
         // Released, and the record not consumed; then its number is another name's.
         names.granted(topic("gone"), 3);
-        assert_eq!(names.next_to_release(0).map(|(at, ..)| names.released(at, Some(9), 20, 10)), Some(()));
+        assert_eq!(names.next_to_release(0, |_| false).map(|(at, ..)| names.released(at, Some(9), 20, 10)), Some(()));
         names.granted(topic("a"), 3);
         names.granted(topic("b"), 4);
         let places = ["a", "b"].map(|name| names.add_user(name, 0).unwrap());
@@ -391,7 +400,7 @@ mod tests {
         assert_eq!((numbers.publish(3), numbers.publish(4), numbers.publish(9)), (Some(1), None, None));
         assert_eq!((placed[0].number, placed[0].seq, placed[1].number), (1, 44, NONE));
         assert!(refused.contains_key(&places[1].id) && names.add_user("b", 1).is_none());
-        assert_eq!(names.next_to_release(9).unwrap().2, 0, "the one that is gone is released there, too");
+        assert_eq!(names.next_to_release(9, |_| false).unwrap().2, 0, "the one that is gone is released there, too");
         // There is room again.
         names.granted(topic("b"), 8);
         assert_eq!(names.add_user("b", 1).map(|place| (place.id, place.number)), Some((places[1].id, 8)));

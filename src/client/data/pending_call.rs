@@ -39,6 +39,8 @@ struct State {
     owed: u32,
     /// Cells of the request's body that may be sent.
     body_credit: u32,
+    /// The whole body is placed.
+    is_placed: bool,
     end: Option<Result<(), Failure>>,
 }
 
@@ -51,6 +53,7 @@ impl PendingCall {
             partial_cells: 0,
             owed: 0,
             body_credit: credit,
+            is_placed: false,
             end: None,
         }))
     }
@@ -134,8 +137,14 @@ impl PendingCall {
         lock(&self.0).end.is_some()
     }
 
+    /// Whether a part of the body may still be placed.
+    pub(crate) fn is_sending(&self) -> bool {
+        let state = lock(&self.0);
+        !state.is_placed && state.end.is_none()
+    }
+
     /// Places a part of the body by `place` if there is credit for it, and takes that. `None`: the call is over.
-    pub(crate) fn send(&self, cells: u32, place: impl FnOnce() -> Result<bool>) -> Option<Result<bool>> {
+    pub(crate) fn send(&self, cells: u32, is_last: bool, place: impl FnOnce() -> Result<bool>) -> Option<Result<bool>> {
         // Locked until it is placed, so that the cancel of a call that ends meanwhile comes behind it.
         let mut state = lock(&self.0);
         if state.end.is_some() {
@@ -147,6 +156,7 @@ impl PendingCall {
         let placed = place();
         if let Ok(true) = placed {
             state.body_credit -= cells;
+            state.is_placed = is_last;
         }
         Some(placed)
     }

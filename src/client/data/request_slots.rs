@@ -10,6 +10,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 struct Slot {
     generation: u32,
+    /// The entry of its service among the interned names.
+    service: u32,
     pending: Option<Arc<PendingCall>>,
 }
 
@@ -22,8 +24,8 @@ pub(crate) struct RequestSlots {
 }
 
 impl RequestSlots {
-    /// A slot and its generation for a request; `None`: `max` are in use.
-    pub(crate) fn claim(&mut self, pending: Arc<PendingCall>, max: u32) -> Option<(u32, u32)> {
+    /// A slot and its generation for a request to a service; `None`: `max` are in use.
+    pub(crate) fn claim(&mut self, pending: Arc<PendingCall>, service: u32, max: u32) -> Option<(u32, u32)> {
         let number = match self.free.pop() {
             // Slots beyond the limit of the present broker are left out by `restart`.
             Some(number) => number,
@@ -35,6 +37,7 @@ impl RequestSlots {
         };
         let slot = &mut self.slots[number as usize];
         slot.generation = slot.generation.wrapping_add(1);
+        slot.service = service;
         slot.pending = Some(pending);
         Some((number, slot.generation))
     }
@@ -43,6 +46,13 @@ impl RequestSlots {
     #[inline]
     pub(crate) fn get(&self, number: u32, generation: u32) -> Option<&Arc<PendingCall>> {
         self.slots.get(number as usize).filter(|slot| slot.generation == generation)?.pending.as_ref()
+    }
+
+    /// Whether a request may still send a part of its body to this service.
+    pub(crate) fn sends_to(&self, service: u32) -> bool {
+        let mut requests =
+            self.slots.iter().filter(|slot| slot.service == service).filter_map(|slot| slot.pending.as_ref());
+        requests.any(|pending| pending.is_sending())
     }
 
     fn take(&mut self, number: u32, generation: u32) -> Option<Arc<PendingCall>> {
@@ -111,25 +121,43 @@ mod tests {
     #[test]
     fn a_slot_is_used_again_only_when_its_cancel_is_placed() {
         let mut slots = RequestSlots::default();
-        assert_eq!(slots.claim(pending(), 1), Some((0, 1)));
+        assert_eq!(slots.claim(pending(), 0, 1), Some((0, 1)));
         assert!(!slots.cancel(0, 2, Outcome::Cancelled) && slots.cancel(0, 1, Outcome::Cancelled));
         assert!(!slots.cancel(0, 1, Outcome::Cancelled), "it has ended");
-        assert_eq!(slots.claim(pending(), 1), None);
+        assert_eq!(slots.claim(pending(), 0, 1), None);
         assert!(!slots.place_cancels(|_| false));
-        assert_eq!(slots.claim(pending(), 1), None);
+        assert_eq!(slots.claim(pending(), 0, 1), None);
         assert!(slots.place_cancels(|cancel| (cancel.id, cancel.id2) == (0, 1)));
-        assert_eq!(slots.claim(pending(), 1), Some((0, 2)));
+        assert_eq!(slots.claim(pending(), 0, 1), Some((0, 2)));
+    }
+
+    #[test]
+    fn a_service_is_in_use_until_the_body_of_the_last_request_to_it_is_placed() {
+        let mut slots = RequestSlots::default();
+        let call = pending();
+        let (slot, generation) = slots.claim(call.clone(), 7, 2).unwrap();
+        assert!(slots.sends_to(7) && !slots.sends_to(0));
+        assert!(matches!(call.send(1, false, || Ok(true)), Some(Ok(true))));
+        assert!(slots.sends_to(7), "there is more of it");
+        call.add_body_credit(1);
+        assert!(matches!(call.send(1, true, || Ok(false)), Some(Ok(false))));
+        assert!(slots.sends_to(7), "it found no space");
+        assert!(matches!(call.send(1, true, || Ok(true)), Some(Ok(true))));
+        assert!(!slots.sends_to(7) && slots.get(slot, generation).is_some());
+        let (slot, generation) = slots.claim(pending(), 7, 2).unwrap();
+        slots.cancel(slot, generation, Outcome::Cancelled);
+        assert!(!slots.sends_to(7), "it has ended");
     }
 
     #[test]
     fn another_session_ends_all_requests_and_may_allow_fewer() {
         let mut slots = RequestSlots::default();
         let calls: Vec<_> = (0..3).map(|_| pending()).collect();
-        calls.iter().for_each(|call| _ = slots.claim(call.clone(), 3));
+        calls.iter().for_each(|call| _ = slots.claim(call.clone(), 0, 3));
         slots.cancel(1, 1, Outcome::Cancelled);
         slots.restart(2);
         assert!(calls.iter().all(|call| call.is_over()) && slots.get(0, 1).is_none());
         assert!(slots.place_cancels(|_| unreachable!("they have ended with their session")));
-        assert_eq!((0..3).filter_map(|_| slots.claim(pending(), 2)).count(), 2);
+        assert_eq!((0..3).filter_map(|_| slots.claim(pending(), 0, 2)).count(), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::wait;
 use crate::client::connection::control_request::start;
-use crate::client::connection::interning::{self, InternedName};
+use crate::client::connection::interning::{self, InternedTopic};
 use crate::client::connection::shared::Connection;
 use crate::client::error::Result;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
@@ -24,59 +24,41 @@ fn ask_until(
 }
 
 /// A use of a topic. `keep`: its number stays for a while when it has no users.
-pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<InternedName> {
-    intern(connection, InternKind::Topic, name, keep, || None)
-}
-
-/// A use of a service.
-pub(crate) fn service(
-    connection: &Arc<Connection>,
-    name: &str,
-    deadline: impl FnOnce() -> Option<Instant>,
-) -> Result<InternedName> {
-    intern(connection, InternKind::Service, name, true, deadline)
-}
-
 #[inline]
-fn intern(
-    connection: &Arc<Connection>,
-    kind: InternKind,
-    name: &str,
-    keep: bool,
-    deadline: impl FnOnce() -> Option<Instant>,
-) -> Result<InternedName> {
-    match interning::existing(connection, kind, name, keep)? {
-        Some(interned) => Ok(interned),
-        None => intern_new(connection, kind, name, keep, deadline()),
+pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<InternedTopic> {
+    loop {
+        if let Some(interned) = interning::existing(connection, name, keep)? {
+            return Ok(interned);
+        }
+        request_number(connection, InternKind::Topic, name, None)?;
     }
 }
 
+/// Requests the number of a name that has none.
 #[cold]
-fn intern_new(
-    connection: &Arc<Connection>,
+pub(crate) fn request_number(
+    connection: &Connection,
     kind: InternKind,
     name: &str,
-    keep: bool,
     deadline: Option<Instant>,
-) -> Result<InternedName> {
+) -> Result<()> {
     let mut is_last = false;
     loop {
         let reply = ask_until(connection, deadline, interning::intern_request(connection, kind, name)?)?;
-        if !interning::is_interned(connection, kind, &reply, is_last)? {
-            is_last = true;
-            for _ in 0..interning::RELEASE_POLLS {
-                if interning::are_releases_consumed(connection, kind) {
-                    break;
-                }
-                let until = Instant::now() + interning::RELEASE_POLL;
-                let until = deadline.map_or(until, |deadline| deadline.min(until));
-                match wait::for_bell(connection, Some(until), || None::<()>) {
-                    Err(error) if !error.is_timeout() => return Err(error),
-                    _ => {}
-                }
+        if interning::is_interned(connection, kind, &reply, is_last)? {
+            return Ok(());
+        }
+        is_last = true;
+        for _ in 0..interning::RELEASE_POLLS {
+            if interning::are_releases_consumed(connection, kind) {
+                break;
             }
-        } else if let Some(interned) = interning::existing(connection, kind, name, keep)? {
-            return Ok(interned);
+            let until = Instant::now() + interning::RELEASE_POLL;
+            let until = deadline.map_or(until, |deadline| deadline.min(until));
+            match wait::for_bell(connection, Some(until), || None::<()>) {
+                Err(error) if !error.is_timeout() => return Err(error),
+                _ => {}
+            }
         }
     }
 }
