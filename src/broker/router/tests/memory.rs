@@ -125,7 +125,7 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
             BrokerFrame::Subscribed { .. } => subscriptions += 1,
             BrokerFrame::Failed { code, message, .. } => {
                 assert_eq!(code, crate::wire::control::FailedCode::Limit);
-                assert!(message.contains("500000 pairs"), "{message}");
+                assert!(message.contains("limit of 500000 routes"), "{message}");
                 break;
             }
             frame => panic!("{frame:?}"),
