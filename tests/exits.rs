@@ -161,14 +161,14 @@ fn a_broker_of_another_user_is_trusted_when_that_is_said() {
 #[test]
 fn what_the_broker_keeps_for_itself_is_no_question_of_users() {
     let broker = Broker::start();
-    fails_with(&broker.run(&["reply", "echo", "--echo"]), 1, &["the broker itself serves echo"]);
+    fails_with(&broker.run(&["reply", "echo", "--echo"]), 1, &["service echo is reserved for the broker"]);
 }
 
 #[test]
 fn when_all_connections_are_taken_another_time_may_do() {
     let broker = Broker::start_with(&[("ipc.max_connections", "1")]);
     let _only = broker.client();
-    fails_with(&broker.run(&["status"]), 75, &["all 1 connections are taken"]);
+    fails_with(&broker.run(&["status"]), 75, &["connection limit of 1 reached"]);
 }
 
 #[test]

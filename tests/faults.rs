@@ -132,7 +132,7 @@ fn keep_ledger(broker: &mut Broker, what: &str, may_lose_responder: bool, mut en
     });
     let status = connect(broker).status().unwrap();
     assert_eq!(counter(&status, "published"), published + 1, "{what}");
-    assert_eq!(counter(&status, "set_aside"), 0, "{what}");
+    assert_eq!(counter(&status, "poison_messages"), 0, "{what}");
     support::probe::note(&format!("{what}: {published} messages, {} requests", asked.load(Ordering::Relaxed)));
     drop(clients);
 }
@@ -179,7 +179,7 @@ fn the_router_dies_where_it_wakes_and_waits() {
 }
 
 #[test]
-fn a_message_that_always_kills_is_set_aside_and_the_others_pass() {
+fn a_message_that_always_kills_is_quarantined_and_the_others_pass() {
     let mut broker = Broker::start_faulty("router.found@666=panic", KEYS);
     let (client, other) = (broker.client(), broker.client());
     let mut subscription = other.subscribe("a.>").unwrap();
@@ -194,7 +194,7 @@ fn a_message_that_always_kills_is_set_aside_and_the_others_pass() {
     let error = client.request("echo", vec![1; 666]).unwrap_err();
     assert!(error.is_responder_lost(), "{error}");
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
-    assert_eq!(broker.counter("set_aside"), 2);
+    assert_eq!(broker.counter("poison_messages"), 2);
     wait_until("both are in the log", || {
         broker.process().stderr().matches("poison message quarantined connection=").count() == 2
     });

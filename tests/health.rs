@@ -365,7 +365,7 @@ const NAMES: [(&str, &str); 22] = [
     ("late", "replies_late"),
     ("parked", "publishers_parked"),
     ("violations", "connections_violated"),
-    ("set_aside", "poison_messages"),
+    ("poison_messages", "poison_messages"),
     ("rings", "doorbells_rung"),
     ("looks", "doorbell_looks"),
     ("sleeps", "router_sleeps"),

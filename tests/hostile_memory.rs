@@ -51,7 +51,7 @@ fn who_uses_more_of_its_segment_than_lent_loses_its_connection() {
     for offset in (writer.extension(0)..writer.geometry.segment_bytes).step_by(page.len()) {
         writer.segment.write_all_at(&page, offset).expect("the file takes it");
     }
-    scene.ended(&mut writer.control, "writes-it-full", ClosingCode::Overuse, "pages where 4 are allowed");
+    scene.ended(&mut writer.control, "writes-it-full", ClosingCode::Overuse, "resident pages, 4 are allowed");
     let mut reserver = scene.raw("reserves");
     let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&reserver.segment, keep, reserver.extension(2), 16 * 4096).expect("the file takes it");
@@ -59,7 +59,7 @@ fn who_uses_more_of_its_segment_than_lent_loses_its_connection() {
         &mut reserver.control,
         "reserves",
         ClosingCode::Overuse,
-        "its segment holds 17 pages where 4 are allowed",
+        "segment has 17 resident pages, 4 are allowed",
     );
     assert_eq!(scene.broker.counter("violations"), 2);
     scene.finish();
@@ -124,7 +124,12 @@ fn who_does_not_read_its_answers_loses_its_connection() {
             break;
         }
     }
-    scene.ended(&mut raw.control, "never-reads", ClosingCode::SlowConsumer, "bytes wait for it and it does not read");
+    scene.ended(
+        &mut raw.control,
+        "never-reads",
+        ClosingCode::SlowConsumer,
+        "bytes in the backlog of a client that does not read",
+    );
     scene.finish();
 }
 

@@ -118,7 +118,7 @@ fn bytes_that_are_no_question_end_the_connection() {
         ("no-variant", framed(&[200, 0, 0, 0, 1, 0, 0, 0]), "malformed value: invalid value: integer `200`"),
         ("no-policy", policy, "malformed value: invalid value: integer `9`"),
         ("huge-text", huge, "value is cut off after"),
-        ("second-hello", hello("again").encode().expect("a frame"), "a second hello"),
+        ("second-hello", hello("again").encode().expect("a frame"), "unexpected second Hello"),
     ]);
     for (name, bytes, text) in &cases {
         let mut raw = scene.raw(name);
@@ -142,7 +142,7 @@ fn another_version_is_a_clear_error_on_both_sides() {
     bytes.extend([0xee; 100]);
     let mut offender = scene.control();
     offender.send(&framed(&bytes));
-    scene.refused(&mut offender, RefusedCode::Version, "the client speaks version 99, the broker 1");
+    scene.refused(&mut offender, RefusedCode::Version, "protocol version mismatch: client 99, broker 1");
     scene.finish();
 
     let folder = tempfile::tempdir().expect("a folder");
@@ -430,7 +430,7 @@ fn the_connection_after_the_last_is_refused_with_a_reason() {
     // The good neighbour has two.
     let held = [scene.raw("third"), scene.raw("fourth")];
     let mut next = scene.control();
-    scene.refused(&mut next, RefusedCode::TooManyConnections, "all 4 connections are taken (ipc.max_connections)");
+    scene.refused(&mut next, RefusedCode::TooManyConnections, "connection limit of 4 reached (ipc.max_connections)");
     drop(held);
     let socket = scene.broker.socket();
     wait_until("room for another", || Client::builder().socket(&socket).connect().is_ok());

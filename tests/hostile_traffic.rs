@@ -60,86 +60,86 @@ fn a_record_that_breaks_the_rules_ends_its_connection() {
         ("evicted-in-express", "record of kind Evicted in the express lane", |raw| {
             raw.push(Express, &Header::new(Kind::Evicted), &[]);
         }),
-        ("topic-never-given", "publish to topic number 7, which was never given", |raw| {
+        ("topic-never-given", "publish to unknown topic number 7", |raw| {
             raw.push(Bulk, &publish(7, 2, WHOLE), b"hi");
         }),
-        ("topic-of-another", "publish to topic number 4294967295, which was never given", |raw| {
+        ("topic-of-another", "publish to unknown topic number 4294967295", |raw| {
             intern(raw, InternKind::Topic, "bad.own");
             raw.push(Bulk, &publish(u32::MAX, 2, WHOLE), b"hi");
         }),
-        ("first-within", "a publish began within another", |raw| {
+        ("first-within", "publish started before the previous one was complete", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 2000, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(topic, 2000, FIRST), &[0; 1000]);
         }),
-        ("never-began", "a publish goes on that never began", |raw| {
+        ("never-began", "continuation record without a started publish", |raw| {
             raw.push(Bulk, &publish(0, 10, LAST), &[0; 10]);
         }),
-        ("first-too-long", "publish of 5 bytes begins with a record of 10", |raw| {
+        ("first-too-long", "first record of a publish of 5 bytes has 10 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 5, WHOLE), &[0; 10]);
         }),
-        ("whole-and-short", "publish of 100 bytes begins with a record of 10", |raw| {
+        ("whole-and-short", "first record of a publish of 100 bytes has 10 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 100, WHOLE), &[0; 10]);
         }),
-        ("complete-without-last", "publish of 10 bytes begins with a record of 10", |raw| {
+        ("complete-without-last", "first record of a publish of 10 bytes has 10 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 10, FIRST), &[0; 10]);
         }),
-        ("too-large", "publish of 10485761 bytes begins with a record of 1000", |raw| {
+        ("too-large", "first record of a publish of 10485761 bytes has 1000 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 10_485_761, FIRST), &[0; 1000]);
         }),
-        ("further-too-long", "publish with 500 bytes to come goes on with a record of 501", |raw| {
+        ("further-too-long", "publish with 500 bytes left has a record of 501 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 1500, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(topic, 1500, LAST), &[0; 501]);
         }),
-        ("further-empty", "publish with 500 bytes to come goes on with a record of 0", |raw| {
+        ("further-empty", "publish with 500 bytes left has a record of 0 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 1500, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(topic, 1500, MIDDLE), &[]);
         }),
-        ("last-too-early", "publish with 500 bytes to come goes on with a record of 499", |raw| {
+        ("last-too-early", "publish with 500 bytes left has a record of 499 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 1500, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(topic, 1500, LAST), &[0; 499]);
         }),
-        ("no-last", "publish with 500 bytes to come goes on with a record of 500", |raw| {
+        ("no-last", "publish with 500 bytes left has a record of 500 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             raw.push(Bulk, &publish(topic, 1500, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(topic, 1500, MIDDLE), &[0; 500]);
         }),
-        ("further-of-another-topic", "publish with 500 bytes to come goes on with a record of 500", |raw| {
+        ("further-of-another-topic", "publish with 500 bytes left has a record of 500 bytes", |raw| {
             let topic = intern(raw, InternKind::Topic, "bad.news");
             let other = intern(raw, InternKind::Topic, "bad.other");
             raw.push(Bulk, &publish(topic, 1500, FIRST), &[0; 1000]);
             raw.push(Bulk, &publish(other, 1500, LAST), &[0; 500]);
         }),
-        ("place-out-of-range", "request in place 4096 of 4096", |raw| {
+        ("place-out-of-range", "request slot 4096 is not below 4096", |raw| {
             let service = intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(4096, service, 0, WHOLE), &[]);
         }),
-        ("place-in-use", "request in place 3, which is in use", |raw| {
+        ("place-in-use", "request slot 3 is in use", |raw| {
             let service = intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(3, service, 0, WHOLE), &[]);
             raw.push(Express, &request(3, service, 0, WHOLE), &[]);
         }),
-        ("service-never-given", "request to service number 1, never given", |raw| {
+        ("service-never-given", "request to unknown service number 1", |raw| {
             intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(0, 1, 0, WHOLE), &[]);
         }),
-        ("request-too-long", "request of 5 bytes begins with a record of 10", |raw| {
+        ("request-too-long", "first record of a request of 5 bytes has 10 bytes", |raw| {
             let service = intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(0, service, 5, WHOLE), &[0; 10]);
         }),
-        ("body-too-long", "request with 10 bytes to come goes on with a record of 11", |raw| {
+        ("body-too-long", "request with 10 bytes left has a record of 11 bytes", |raw| {
             let service = intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(0, service, 20, FIRST), &[0; 10]);
             raw.push(Express, &request(0, service, 20, LAST), &[0; 11]);
         }),
-        ("body-beyond-credit", "a request's body was sent beyond its credit", |raw| {
+        ("body-beyond-credit", "request body exceeds its credit", |raw| {
             let service = intern(raw, InternKind::Service, "hold");
             raw.push(Express, &request(0, service, 1000, FIRST), &[0; 1]);
             for _ in 0..raw.limits.stream_credit_cells {
@@ -290,7 +290,7 @@ fn credit_without_measure_does_not_drown_the_other_side() {
     ]);
     let victim = scene.broker.client();
     let mut service = victim.serve("busy").expect("a service");
-    let text = "cells of credit were given back, where";
+    let text = "cells of credit returned,";
     // Credit that was never taken, and none: the first record of it ends the connection, and nobody else hears of it.
     for (index, arg) in [0, 1, u32::MAX].into_iter().enumerate() {
         // A requester floods a responder that is busy with its request.

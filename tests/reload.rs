@@ -49,7 +49,7 @@ fn a_reload_takes_up_what_needs_no_restart_and_names_what_does() {
     assert_eq!(stdout(&told), expected);
     assert_eq!(threshold(), 7, "a breaker that is there has the new rules");
     let error = client.subscribe("b").unwrap_err().to_string();
-    assert!(error.contains("this connection has 1 subscriptions"), "{error}");
+    assert!(error.contains("this connection has reached its limit of 1 subscriptions"), "{error}");
     assert_eq!(lines(&mut broker, &["WARN", "configuration key needs a restart key=ipc.worker_threads"]).len(), 1);
 
     // By the signal, and by the other name of the command.
@@ -128,7 +128,7 @@ fn orders_are_for_the_own_user_root_and_operators() {
         assert!(stderr(&told).contains(error), "{}", stderr(&told));
     }
     assert_eq!(client.breakers().unwrap()[0].state.as_str(), "closed");
-    assert_eq!(lines(&mut broker, &["WARN", "order refused", "uid=65534"]).len(), 3);
+    assert_eq!(lines(&mut broker, &["WARN", "operation denied", "uid=65534"]).len(), 3);
     let more =
         format!("[ipc]\nallowed_uids = [{NOBODY}]\noperator_uids = [{NOBODY}]\n[shared_memory]\npermissions = 0o666\n");
     write(&broker, &more);

@@ -290,8 +290,8 @@ fn a_subscriber_that_comes_back_after_the_publisher_misses_nothing() {
     client.flush().expect("all is routed");
     assert_eq!(late.hears("got"), "2 0 0");
     let log = broker.process().stderr();
-    assert!(log.contains("publishes wait for sessions of the last broker sessions=1"), "{log}");
-    broker.process().wait_for("publishes are taken up reason=all_back");
+    assert!(log.contains("publishing held back for sessions of the last broker sessions=1"), "{log}");
+    broker.process().wait_for("publishing enabled reason=all_back");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn a_subscriber_that_dies_while_publishes_wait_for_it_ends_the_wait() {
     wait_until("the broker to wait", || waits(&broker) == 1);
     stopped.kill();
     routed(&client, 1);
-    broker.process().wait_for("publishes are taken up reason=all_back");
+    broker.process().wait_for("publishing enabled reason=all_back");
 }
 
 #[test]
@@ -330,10 +330,10 @@ fn a_stopped_subscriber_delays_the_others_by_the_grace_and_only_once() {
     // Requests do not wait.
     assert_eq!(client.request("echo", "hi").expect("an answer"), b"hi");
     let log = broker.process().stderr();
-    assert!(!log.contains("publishes are taken up"), "{log}");
+    assert!(!log.contains("publishing enabled"), "{log}");
     routed(&client, 1);
     assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
-    broker.process().wait_for("publishes are taken up reason=grace_over missing=1");
+    broker.process().wait_for("publishing enabled reason=grace_over missing=1");
     broker.kill();
     broker.start_again();
     routed(&client, 2);

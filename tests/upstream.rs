@@ -60,7 +60,7 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
         wait_until("the line", || {
             let mut lost = lines(&mut broker, &["restarting actor", "id=tools"]);
             lost.retain(|line| {
-                line.contains("reason=\"closed by peer\"") || line.contains("reason=\"its socket has ended\"")
+                line.contains("reason=\"closed by peer\"") || line.contains("reason=\"connection closed by peer\"")
             });
             lost.len() == round
         });
@@ -248,7 +248,7 @@ fn peers_that_are_no_clients_cost_their_own_lines_only() {
     let mut service = good.serve("svc").unwrap();
     std::thread::spawn(move || service.run(|request| Ok::<_, String>(request.payload().to_vec())));
     for (name, reason) in
-        [("silent", "no hello within 200 ms"), ("http", ""), ("old", "the client speaks version"), ("huge", "")]
+        [("silent", "no hello within 200 ms"), ("http", ""), ("old", "protocol version mismatch"), ("huge", "")]
     {
         broker.process().wait_for(&format!("giving up on actor actor=upstream id={name} "));
         let told = lines(&mut broker, &["giving up on actor", &format!("id={name} "), reason]);

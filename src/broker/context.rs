@@ -16,30 +16,30 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Semaphore, watch};
 
-/// Where the broker is in its life.
+/// The phase of the broker's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Everything is served.
+    /// Serving.
     Running,
-    /// Nothing new is let in; what is under way is finished within so many milliseconds.
+    /// New connections and sessions are refused; outstanding work is finished within this time, in milliseconds.
     Draining(u32),
     /// Connections are closed.
     Closing,
 }
 
 impl Phase {
-    /// Whether nothing new is let in.
+    /// Whether the broker is draining or closing.
     pub(super) fn is_ending(&self) -> bool {
         *self != Phase::Running
     }
 }
 
-/// What all connections share.
+/// The context of all connections.
 pub(super) struct Broker {
-    /// What is in force.
+    /// The configuration in force.
     pub(super) config: watch::Sender<Arc<Config>>,
     pub(super) source: Source,
-    /// Who may read the endpoints.
+    /// The access rules of the health endpoints.
     pub(super) access: watch::Sender<Arc<Access>>,
     pub(super) config_file: Option<PathBuf>,
     pub(super) settings: Settings,
@@ -53,17 +53,17 @@ pub(super) struct Broker {
     pub(super) tree: Arc<Tree>,
     pub(super) counters: Counters,
     pub(super) upstreams: Vec<Arc<Upstream>>,
-    /// Where all connections are in the tree.
+    /// The node of all connections in the supervision tree.
     pub(super) connections: NodeId,
-    /// Whether all actors of the root run: what `/ready` is about.
+    /// Whether all actors of the root run (for `/ready`).
     pub(super) ready: watch::Receiver<bool>,
-    /// Why clients do not find the socket, if they do not.
+    /// Why clients cannot reach the socket, if they cannot.
     pub(super) socket_lost: watch::Receiver<Option<String>>,
-    /// How many threads do not turn: what `/live` is about.
+    /// Stuck vital threads (for `/live`).
     pub(super) late: Arc<AtomicU64>,
-    /// How many threads of the endpoints do not turn.
+    /// Stuck threads of the health endpoints.
     pub(super) late_non_vital: Arc<AtomicU64>,
-    /// Where the endpoints listen.
+    /// The address of the health endpoints.
     pub(super) location: Arc<Location>,
 }
 
@@ -73,12 +73,12 @@ impl Broker {
         self.config.borrow().clone()
     }
 
-    /// Whether a user may connect. Root can read everything in any case.
+    /// Whether a user may connect. Root always may: it can read the segments anyway.
     pub(super) fn may_connect(&self, uid: u32) -> bool {
         [peer::own_uid(), 0].contains(&uid) || self.config().ipc.allowed_uids.contains(&uid)
     }
 
-    /// Whether a user may give orders that change others.
+    /// Whether a user may set breakers, dial upstreams and reload.
     pub(super) fn is_operator(&self, uid: u32) -> bool {
         [peer::own_uid(), 0].contains(&uid) || self.config().ipc.operator_uids.contains(&uid)
     }
@@ -87,16 +87,16 @@ impl Broker {
 /// Reads the configuration again.
 pub(crate) type Load = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send + Sync>;
 
-/// Takes up what the broker's own parts do not: the levels of the log.
+/// Applies the part of a configuration that is outside the broker: the log levels.
 pub(crate) type Adopted = Box<dyn Fn(&Config) + Send + Sync>;
 
-/// The source of configurations, and whether the socket was inherited: then its path is not from the file.
+/// The source of configurations. An inherited socket's path does not come from the file.
 pub(super) struct Source {
     pub(super) load: Load,
     pub(super) adopted: Adopted,
-    /// Hears that a reload begins (true), and that it is over.
+    /// Called when a reload begins (`true`) and when it is over (`false`).
     pub(super) tell: Box<dyn Fn(bool) + Send + Sync>,
     pub(super) has_inherited_socket: bool,
-    /// One at a time.
+    /// Serialises reloads.
     pub(super) turn: tokio::sync::Mutex<()>,
 }

@@ -1,18 +1,18 @@
-//! The broker: actors, thin shells over the state machines of `logic`. Layer 4; the only place that knows actix.
+//! The broker: actors, thin shells over the state machines of `logic`. Only this layer uses actix.
 //!
 //! | file | idea |
 //! |---|---|
 //! | `root` | starts the actors in order, waits for a signal, stops them in reverse |
-//! | `signals` | which signal ends the broker, and which reloads its configuration |
-//! | `reload` | takes a changed configuration up |
-//! | `context` | what all actors share, and the phase of the broker's life |
-//! | `listener/` | the socket, and the connections that come by it |
-//! | `session/` | one actor for each connection, and one for each process that the broker dials |
+//! | `signals` | signals that stop the broker or reload its configuration |
+//! | `reload` | applies a changed configuration |
+//! | `context` | the context of all actors, and the phase of the broker's life |
+//! | `listener/` | the listening socket, and accepting connections |
+//! | `session/` | one actor per connection and per upstream |
 //! | `router/` | the actor that owns every ring |
-//! | `breaker/` | the breakers: their rules, times and events, and manual orders |
+//! | `breaker/` | circuit breakers: rules, timers, events, manual orders |
 //! | `supervision/` | restarts, the watchdog, the resources of the process, injected faults |
 //! | `telemetry/` | events, counters, the status, lines on stderr |
-//! | `health/` | the HTTP endpoints: the state of the broker, from outside the tree that they report |
+//! | `health/` | the HTTP endpoints, outside the supervision tree that they report |
 //!
 //! ```text
 //!                 ┌──────────────┐ phase (watch)
@@ -22,7 +22,7 @@
 //!          ┌─────────▼──┐  ┌──▼────────┐  starts one each  ┌───────────────────┐
 //!          │ ShmRouter  │  │ Acceptor  ├──────────────────►│ ConnectionActor   │
 //!          │ (own       │  │ (main)    │                   │ (workers)         │
-//!          │  arbiter)  │◄─┼───────────┼───────────────────┤ Attach, Ask, Gone │
+//!          │  arbiter)  │◄─┼───────────┼───────────────────┤ Attach, Gone, …   │
 //!          └─────┬──────┘  └───────────┘                   └────────▲──────────┘
 //!                └───────────── how it ended (watch) ───────────────┘
 //! ```

@@ -1,8 +1,8 @@
-//! Reloading the configuration: by SIGHUP, and by a client that asks.
+//! Reloading the configuration: by SIGHUP, and by a client's request.
 //!
-//! The file is read as at the start, with the same overrides. What is wrong with it changes nothing. What needs no
-//! restart (`config::reload` decides) is taken up by the router first, in one message, then by the actor of the
-//! breakers, then by all others, which look at the present configuration when they need it.
+//! The file is read as at the start, with the same overrides. An invalid file changes nothing. Live keys
+//! (`config::reload` classifies them) are applied by the router first, in one message, then by `BreakerActor`, then by
+//! all others, which read the current configuration when they need it.
 
 use super::context::Broker;
 use super::health::Access;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 ///
-/// Everything that is wrong with the configuration; the one before is in force.
+/// All problems of the configuration; the previous one stays in force.
 pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, String> {
     (broker.source.tell)(true);
     let result = try_reload(broker).await;
@@ -41,7 +41,7 @@ pub(super) async fn reload(broker: &Broker, by: &str) -> Result<ReloadReport, St
 async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     let _turn = broker.source.turn.lock().await;
     let mut loaded = (broker.source.load)().map_err(|error| error.to_string())?;
-    // Read before anything is changed.
+    // Validated before any change.
     loaded.health_token().map_err(|error| error.to_string())?;
     let old = broker.config();
     if broker.source.has_inherited_socket {
@@ -50,8 +50,12 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     let (changes, adopted) = config::adopt(&old, &loaded.config);
     let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
     let rules = settings.breakers.clone();
-    broker.router.send(Adopt(settings)).await.map_err(|error| format!("the router did not adopt it: {error}"))?;
-    // Where the socket is now, and not where a later broker would have it.
+    broker
+        .router
+        .send(Adopt(settings))
+        .await
+        .map_err(|error| format!("the router did not apply the configuration: {error}"))?;
+    // The current path of the socket, not the one that needs a restart.
     loaded.config.ipc.socket_path.clone_from(&adopted.ipc.socket_path);
     let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;
     broker.breaker.adopt(rules).await;
@@ -63,7 +67,7 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
 }
 
 /// Handles a client's reload request.
-pub(super) async fn answer(broker: &Broker, connection: u32, serial: u32) -> BrokerFrame {
+pub(super) async fn handle_request(broker: &Broker, connection: u32, serial: u32) -> BrokerFrame {
     match reload(broker, &format!("connection {connection}")).await {
         Ok(report) => BrokerFrame::Reloaded { serial, report },
         Err(message) => BrokerFrame::Failed { serial, code: FailedCode::Configuration, message },

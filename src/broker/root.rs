@@ -39,31 +39,31 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
-/// Why the broker stopped otherwise than by a signal.
+/// Why the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// It could not listen.
     #[error("{0}")]
     Socket(#[from] SocketError),
-    /// There can be no health endpoints.
+    /// The health endpoints cannot start.
     #[error("{0}")]
     Health(#[from] HealthError),
-    /// The sizes in the configuration do not go together.
+    /// The sizes in the configuration are inconsistent.
     #[error("{0}")]
     Geometry(String),
-    /// Faults were asked for that cannot be had.
+    /// The fault injection settings are invalid.
     #[error("{0}")]
     Faults(String),
-    /// The system refused something that it needs.
+    /// The system refused a resource.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// An actor failed too often, and nothing stands above the root.
+    /// An actor of the root reached its restart limit.
     #[error("{0}")]
     GaveUp(#[from] GaveUp),
-    /// The system has no thread or no descriptor for something that it needs.
+    /// A required thread or descriptor cannot be created.
     #[error("{0}")]
     Refused(#[from] Refused),
-    /// A second signal came before what was under way had ended.
+    /// A second signal came before draining was complete.
     #[error("stopped at once by a second signal ({0})")]
     AtOnce(&'static str),
 }
@@ -150,7 +150,7 @@ async fn serve(
     actix::spawn(events.clone().write());
     actix::spawn(events.clone().forward());
     let bus = events.bus();
-    let actor_news = events.actors();
+    let actor_events = events.actors();
     let tree = Arc::new(Tree::new(Some(events.clone())));
     let (all_running, is_whole) = watch::channel(false);
     let mut children = Supervisor::new(ROOT, tree.clone(), all_running);
@@ -167,21 +167,21 @@ async fn serve(
     let (published, address) = watch::channel(None);
     let router = RouterHandle::new(address, bell);
     let wake = router.clone();
-    actix::spawn(publish(actor_news, router.clone()));
+    actix::spawn(publish(actor_events, router.clone()));
     actix::spawn(roster.clone().follow(router.clone()));
-    // Each connection has one message under way at most, the root two, the breakers' actor three for itself: so the
-    // mailbox is never full.
+    // Outstanding messages: at most one per connection, two of the root, three of `BreakerActor`. So the mailbox is
+    // never full.
     let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
     router_arbiter.spawn_fn(move || {
         let shared = Shared::new(state, started);
         actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
-    // Each connection has one order under way at most: so its mailbox is never full.
+    // Each connection has at most one outstanding order: so the mailbox is never full.
     let seat = children.add(permanent("breaker", settings.max_connections + 16), || {});
     let (published, address) = watch::channel(None);
     let (rules, rules_seen) = watch::channel(settings.breakers.clone());
-    let kept = breaker::Kept::new(router.clone(), events, rules_seen, started);
-    actix::spawn(seat.host(published, move |_| BreakerActor::new(kept.clone())));
+    let shared = breaker::Shared::new(router.clone(), events, rules_seen, started);
+    actix::spawn(seat.host(published, move |_| BreakerActor::new(shared.clone())));
     let breaker = BreakerHandle::new(address, rules);
 
     let workers = (0..loaded.config.ipc.worker_threads).map(|_| arbiter("a worker's thread"));
@@ -247,7 +247,7 @@ async fn serve(
         () = reload_until_closed(&mut hang_up, &terminal, &reloaded) => Ok("SIGHUP"),
         gave_up = children.run() => Err(BrokerError::GaveUp(gave_up)),
     };
-    // Whose session ends from now on comes back to the next broker.
+    // Sessions that end from now on stay listed for the next broker.
     roster.freeze();
     // The log lines of the end are the last.
     follows.abort();
@@ -296,11 +296,11 @@ async fn serve(
 async fn publish(said: Queue<SystemEvent>, router: RouterHandle) {
     loop {
         said.came().await;
-        let mut news = Vec::new();
+        let mut events = Vec::new();
         while let Some(SystemEvent { topic, text }) = said.pop() {
-            news.push((topic, text));
+            events.push((topic, text));
         }
-        if !news.is_empty() && router.send(Announce(news)).await.is_err() {
+        if !events.is_empty() && router.send(Announce(events)).await.is_err() {
             return;
         }
         let missed = said.take_missed();
@@ -318,7 +318,7 @@ async fn beside<T>(children: &mut Supervisor, work: impl Future<Output = T>) -> 
     }
 }
 
-/// Every thread that actors run on, with how it shows that it turns.
+/// All threads of actors, with their heartbeats.
 fn watched(router: &RouterHandle, turns: Arc<AtomicU64>, workers: &[Arbiter]) -> Vec<Watched> {
     let (absent, bell) = (router.clone(), router.clone());
     let main = Arc::new(Pulse::default());

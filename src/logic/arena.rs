@@ -1,6 +1,5 @@
-//! Values under keys that never come twice: an index and how often the place was used before. What is said about a
-//! value that is gone (a late reply, the rest of a message for a subscription that has left) finds nothing, instead of
-//! its successor.
+//! Values under keys that are never reused: an index and a generation. A record about a removed value (a late reply,
+//! the rest of a message for an ended subscription) finds nothing, instead of its successor.
 
 /// The key of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,7 +10,7 @@ pub(crate) struct Key {
 
 /// Bits of a key's short form that hold the index.
 const SHORT_INDEX_BITS: u32 = 20;
-/// The most values of an arena whose keys have a short form.
+/// The limit of values of an arena whose keys have a short form.
 pub(crate) const MOST_SHORT: usize = 1 << SHORT_INDEX_BITS;
 
 impl Key {
@@ -24,7 +23,7 @@ impl Key {
         Key { index: key as u32, generation: (key >> 32) as u32 }
     }
 
-    /// The key's short form, for peers: never 0, and the same again only after the place was used 4,095 times. See
+    /// The key's short form, for peers: never 0, and repeated only after 4,095 uses of the slot. See
     /// [`Arena::find`].
     pub(crate) fn to_u32(self) -> u32 {
         self.index | self.generation << SHORT_INDEX_BITS

@@ -1,4 +1,4 @@
-//! The circuit breaker of one service, as a state machine that is told the time.
+//! The circuit breaker of one service. A pure state machine: time is an argument.
 //!
 //! ```text
 //!                  failure_threshold failures in a row
@@ -11,17 +11,16 @@
 //!                     success_threshold probes succeed   └───────────┘  a probe fails: twice the time, up to a limit
 //! ```
 //!
-//! Every request that is let through gets a [`Permit`], and brings it back with its [`Verdict`]. Each change of state
-//! begins a new *generation*, and a permit of an earlier one is worth nothing: so a late result changes nothing, and
-//! no request counts twice. A trial lets exactly `half_open_max_requests` probes through; one that ends without a
-//! verdict makes room for another. All of them together always decide, because no more successes are wanted than there
-//! are probes.
+//! Each admitted request gets a [`Permit`], and returns it with its [`CallOutcome`]. Each change of state begins a new
+//! *generation*, and permits of earlier generations are void: so a late outcome changes nothing, and no request counts
+//! twice. A half-open breaker admits exactly `half_open_max_requests` probes; a probe with an ignored outcome makes
+//! room for another. The probes always decide, because the required successes do not exceed their number.
 //!
-//! A person may force a breaker open or closed, for a time or until told otherwise. Then results count for nothing;
-//! when it is over, the breaker begins anew, closed.
+//! An operator may force a breaker open or closed, for a time or until the next order. Meanwhile outcomes are ignored;
+//! afterwards the breaker starts closed.
 //!
-//! The state lives in a [`Gate`], which the router and the actor of the breakers share without a lock. `machine` is the
-//! same for one owner, in the plainest way: the tests compare the two.
+//! The state is in a [`Gate`], which the router and `BreakerActor` share without a lock. `machine` is a plain version
+//! for one owner, with which the tests compare it.
 
 mod gate;
 #[cfg(all(test, lapce_ipc_loom))]
@@ -35,7 +34,7 @@ pub(crate) use gate::Gate;
 
 use std::collections::HashMap;
 
-/// The retry delay of a request that is rejected while the probes are outstanding: their results are near.
+/// The retry delay of a request that is rejected while the probes are outstanding.
 const TRIAL_RETRY_AFTER: u64 = 1_000_000_000;
 
 /// When a breaker opens and closes. Times in nanoseconds.
@@ -43,24 +42,24 @@ const TRIAL_RETRY_AFTER: u64 = 1_000_000_000;
 pub(crate) struct Rules {
     /// Failures in a row that open it.
     pub(crate) failure_threshold: u32,
-    /// Successes of a trial that close it.
+    /// Successful probes that close it.
     pub(crate) success_threshold: u32,
-    /// Probes that a trial lets through.
+    /// Probes that a half-open breaker admits.
     pub(crate) half_open_max_requests: u32,
-    /// How long it stays open at first.
+    /// The first open time.
     pub(crate) timeout: u64,
-    /// The longest that it stays open.
+    /// The longest open time.
     pub(crate) max_timeout: u64,
 }
 
 impl Rules {
-    /// How long it stays open after so many failed trials in a row: twice as long for each.
+    /// The open time after a number of failed trials in a row: doubled by each.
     fn open_time(&self, failed_trials: u32) -> u64 {
         let doubled = 1u64.checked_shl(failed_trials).and_then(|factor| self.timeout.checked_mul(factor));
         doubled.unwrap_or(u64::MAX).min(self.max_timeout)
     }
 
-    /// More successes than probes would never come.
+    /// The required successes: at most the number of probes.
     fn successes_wanted(&self) -> u32 {
         self.success_threshold.min(self.half_open_max_requests)
     }
@@ -79,9 +78,9 @@ impl RuleBook {
     }
 }
 
-/// Where a breaker stands, apart from its numbers.
+/// The state of a gate, without its counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stand {
+pub(crate) enum GateState {
     Closed,
     Open,
     HalfOpen,
@@ -89,38 +88,38 @@ pub(crate) enum Stand {
     ForcedClosed,
 }
 
-impl Stand {
-    /// All, in the order of their numbers.
-    pub(crate) const ALL: [Stand; 5] =
-        [Stand::Closed, Stand::Open, Stand::HalfOpen, Stand::ForcedOpen, Stand::ForcedClosed];
+impl GateState {
+    /// All states, in the order of their numbers.
+    pub(crate) const ALL: [GateState; 5] =
+        [GateState::Closed, GateState::Open, GateState::HalfOpen, GateState::ForcedOpen, GateState::ForcedClosed];
 }
 
-/// Leave for one request, of one generation.
+/// The permit of one admitted request, of one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "whoever was let through says how it ended"]
+#[must_use = "the outcome of an admitted request must be recorded"]
 pub(crate) struct Permit {
     generation: u32,
 }
 
-/// A request is not let through.
+/// A request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rejected {
-    /// After how many nanoseconds to try again, where that is known.
+    /// The time until a retry makes sense, in nanoseconds, if known.
     pub(crate) retry_after: Option<u64>,
 }
 
-/// How a request that was let through ended.
+/// The outcome of an admitted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The responder did its work.
+pub(crate) enum CallOutcome {
+    /// The responder replied.
     Success,
-    /// It did not.
+    /// The responder failed.
     Failure(Failure),
-    /// It says nothing of the responder: the requester cancelled or left, or there was no responder.
-    Neither,
+    /// No evidence about the responder: the requester cancelled or disconnected, or there was no responder.
+    Ignored,
 }
 
-/// What kind of failure.
+/// The kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Deadline,
@@ -138,12 +137,12 @@ pub(crate) enum Reason {
     TimeOver,
     /// The probes succeeded.
     Recovered,
-    /// By an order.
+    /// A manual order.
     Manual,
 }
 
 impl Reason {
-    /// As it stands in logs and events.
+    /// The name in logs and events.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Reason::Failed(Failure::Deadline) => "deadline_exceeded",
@@ -156,16 +155,16 @@ impl Reason {
     }
 }
 
-/// A change of state, for people.
+/// A change of state, as it is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Transition {
-    pub(crate) from: Stand,
-    pub(crate) to: Stand,
+    pub(crate) from: GateState,
+    pub(crate) to: GateState,
     pub(crate) reason: Reason,
-    /// Failures in a row that led to it.
+    /// Consecutive failures that caused it.
     pub(crate) failures: u32,
-    /// After how many nanoseconds the new state ends by itself, if it does.
+    /// The duration of the new state in nanoseconds, if it is limited.
     pub(crate) lasts: Option<u64>,
-    /// The generation that it begins.
+    /// The generation that begins with it.
     pub(crate) generation: u32,
 }

@@ -1,8 +1,8 @@
-//! How long a publish waits for a subscription that drops what it has no room for.
+//! How long a publish waits for a subscription that would drop it.
 //!
-//! A subscriber that reads is no reason to drop: its ring may be small still, or its reader on its way. So the publish
-//! waits while the subscriber makes progress: each progress gives a *grace* anew. A grace without progress marks it as
-//! *stalled*, and nothing waits for a stalled one until it has taken something.
+//! A subscriber that reads should not lose messages: its ring may still be small, or its reader about to wake. So the
+//! publish waits while the subscriber makes progress: each progress gives a *grace* anew. A grace without progress
+//! marks it as *stalled*, and nothing waits for a stalled one until it has taken something.
 //!
 //! All waiting for one subscription comes out of an allowance of twice the grace. It fills by a tenth of the time that
 //! passes, and by [`EARNED`] for each cell that is taken. So a subscriber below that pace delays publishers for at most
@@ -23,7 +23,7 @@ enum State {
     Stalled,
 }
 
-/// What a subscription has no room for lacks.
+/// The resource that a subscription lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lack {
     /// Space in the ring of its connection.
@@ -86,7 +86,7 @@ impl Grace {
         }
     }
 
-    /// Forgets how long it has waited: no router was there to see what was taken.
+    /// Resets the waiting time: no router observed the subscriber's progress.
     pub(crate) fn forget(&mut self, now: u64) {
         (self.state, self.counted_at) = (State::Reads, now);
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!              next: Start                    next: Stop
 //!   stopped ─────────────────► running ──────────────────► stopping ─┐
-//!      ▲  (after the delay)       │ ended: a decision                │ ended: as was wanted
+//!      ▲  (after the delay)       │ ended: a decision                │ ended: as requested
 //!      ├──────────────────────────┤                                  │
 //!      └──────────────────────────┼──────────────────────────────────┘
 //!                                 ▼ need not come back, or gave up
@@ -13,19 +13,19 @@
 //! *Rest-for-one*: those after a child that ended are stopped, the last one first and each only after the one behind
 //! it, and started again in order, each after those before it run. Children that depend on no other have a supervisor
 //! of their own.
-//! When a child is given up, all others are stopped likewise, and then the group *escalates* to whoever owns it.
+//! When a child is given up, all others are stopped likewise, and then the group *escalates* to its owner.
 
 use super::restart::{Decision, Limits, Restart, Restarts};
 
 /// The tree's name of the supervisor whose actors are vital.
 pub(crate) const ROOT: &str = "root";
 
-/// What the owner of the children is to do.
+/// An action for the owner of the children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Start(usize),
     Stop(usize),
-    /// All that were to be retired have stopped.
+    /// All retired children have stopped.
     Retired,
     /// This child was given up, and all have stopped.
     Escalate(usize),
@@ -45,7 +45,7 @@ struct Member {
     state: State,
     /// When it is to be started, if it is stopped.
     due: Option<u64>,
-    /// It runs, and must not.
+    /// It runs, and must be stopped.
     must_stop: bool,
 }
 
@@ -127,7 +127,7 @@ impl Group {
         }
     }
 
-    /// The next action, if any. To be called until there is none.
+    /// The next action. Call it until it returns none.
     pub(crate) fn next(&mut self, now: u64) -> Option<Action> {
         if self.members.iter().any(|member| member.state == State::Stopping) {
             return None;
@@ -150,12 +150,12 @@ impl Group {
         Some(Action::Start(child))
     }
 
-    /// The child that waits for nothing but its time, if one does: the first that is stopped.
+    /// The child that waits only for its restart time: the first stopped one.
     fn startable(&self) -> Option<usize> {
         self.members.iter().position(|member| member.state == State::Stopped)
     }
 
-    /// When to look again, if nothing ends before.
+    /// The time of the next action, if no child ends before.
     pub(crate) fn wake_at(&self) -> Option<u64> {
         let holds = self.members.iter().filter_map(|member| member.restarts.holds_at());
         let stops = self.members.iter().any(|member| member.must_stop || member.state == State::Stopping);
@@ -163,13 +163,13 @@ impl Group {
         holds.chain(starts).min()
     }
 
-    /// A child that became stable, and its attempts. To be called until there is none.
+    /// A child that became stable, and its attempts. Call it until it returns none.
     pub(crate) fn held(&mut self, now: u64) -> Option<(usize, u32)> {
         let members = self.members.iter_mut().enumerate();
         members.filter_map(|(child, member)| Some((child, member.restarts.held(now)?))).next()
     }
 
-    /// Whether all that are not retired do what they are there for.
+    /// Whether all children that are not retired are running.
     pub(crate) fn is_whole(&self) -> bool {
         let kept = self.members.iter().take(self.retired_from);
         self.given_up.is_none()

@@ -6,25 +6,25 @@
 //! |---|---|
 //! | `arena` | values under keys that never come twice |
 //! | `wheel` | timers: set, cancelled and fired in constant time, without allocation |
-//! | `schedule` | which connection is served next: fair by deficit, the quiet ones first |
-//! | `topics` | topics, subscriptions, and which goes to which |
-//! | `numbers` | the numbers that stand for names on a connection |
-//! | `services` | services, their responders, and which of them gets the next call |
+//! | `schedule` | the order in which connections are served: deficit round robin, quiet ones first |
+//! | `topics` | topics, subscriptions, and the routes between them |
+//! | `numbers` | numbers for interned names on a connection |
+//! | `services` | services, their responders, and the choice of a responder for a call |
 //! | `budget` | the shared memory budget and its leases |
-//! | `breaker` | which requests a service is spared, because it fails |
-//! | `histogram` | how often what was observed |
-//! | `backoff` | exponential backoff with jitter, of the client and of supervisors |
-//! | `restart` | whether and when an actor that has ended is started again |
-//! | `group` | which children of a supervisor are stopped and started with it |
-//! | `readiness` | whether the broker lives, is ready, and how healthy each part is |
-//! | `watch` | whether a thread still turns |
+//! | `breaker` | circuit breakers: requests to failing services are rejected |
+//! | `histogram` | observation counts per bucket |
+//! | `backoff` | exponential backoff with jitter, for the client and the supervisors |
+//! | `restart` | restart policies: whether and when an ended actor is restarted |
+//! | `group` | rest-for-one: the siblings that stop and restart with a failed child |
+//! | `readiness` | liveness, readiness and health, from a snapshot |
+//! | `watch` | heartbeats: whether a thread is stuck |
 //! | `grace` | how long a publish waits for a subscription that drops |
-//! | `life` | the states of a connection |
-//! | `sessions` | which token leads to which session, and which claims are refused |
-//! | `roster` | the sessions that a broker leaves to the next, as a table and as text |
-//! | `missing` | when a broker that follows another takes up the first publish |
-//! | `newest` | the newest messages of a subscription that drops the oldest, while its client does not read |
-//! | `pace` | how long a service takes to reply, by which a deadline is measured |
+//! | `lifecycle` | the states of a connection |
+//! | `sessions` | session tokens, and the claims that are refused |
+//! | `roster` | the session roster for the next broker, as a table and as text |
+//! | `restart_grace` | how long a restarted broker holds publishes back for subscribers of the last one |
+//! | `drop_oldest` | the queue of a `drop_oldest` subscription whose client does not read |
+//! | `pace` | the usual reply time of a service, against which deadlines are judged |
 
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod arena;
@@ -35,17 +35,15 @@ pub(crate) mod breaker;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod budget;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod drop_oldest;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod grace;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod group;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
-pub(crate) mod life;
-#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
-pub(crate) mod missing;
-#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
-pub(crate) mod newest;
+pub(crate) mod lifecycle;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod numbers;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
@@ -54,6 +52,8 @@ pub(crate) mod pace;
 pub(crate) mod readiness;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod restart;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod restart_grace;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod roster;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -1,14 +1,14 @@
-//! How long a service takes to reply, of late: by that a deadline is measured before it counts as a failure (rule B2).
+//! The usual reply time of a service: a deadline shorter than that does not count as a failure (rule B2).
 //!
-//! A deadline is the requester's choice. One that is shorter than the service's usual time says nothing of the service,
-//! and must not open its breaker for others. The usual time is the median of the last replies: a few quick or slow ones
-//! do not move it, and a service that hangs, and so gives no replies, keeps the one that it had. Without a reply yet,
-//! a deadline counts from [`UNKNOWN`] on.
+//! A deadline is the requester's choice. One that is shorter than the service's usual time is no evidence
+//! against the service, and must not open its breaker for others. The usual time is the median of the last replies: a
+//! few fast or slow ones do not change it, and a service that hangs keeps its last value. Before the first reply,
+//! deadlines of at least [`UNKNOWN`] count.
 
-/// So many replies are remembered.
+/// Remembered replies.
 const KEPT: usize = 15;
 
-/// What is taken for the usual time of a service that has not replied yet, in nanoseconds.
+/// The assumed usual time of a service before its first reply, in nanoseconds.
 pub(crate) const UNKNOWN: u64 = 100_000_000;
 
 /// The times of a service's last replies.
@@ -16,9 +16,9 @@ pub(crate) const UNKNOWN: u64 = 100_000_000;
 pub(crate) struct Pace {
     /// In microseconds, rounded down.
     times: [u32; KEPT],
-    /// How many of them there are.
+    /// The count of remembered times.
     kept: u8,
-    /// Where the next goes.
+    /// The index of the next one.
     next: u8,
 }
 

@@ -9,8 +9,8 @@
 //!   done                                          given up
 //! ```
 //!
-//! Two counts, with different purposes: *attempts* since the actor last held choose the delay, and restarts within the
-//! sliding `period` decide when to give up. Times are nanoseconds; `random` is uniform in `0.0..1.0`.
+//! Two counts, with different purposes: *attempts* since the actor was last stable choose the delay, and restarts
+//! within the sliding `period` decide when to give up. Times are nanoseconds; `random` is uniform in `0.0..1.0`.
 
 use super::backoff::Backoff;
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ pub(crate) enum Restart {
 /// No restart limit.
 pub(crate) const NEVER: u32 = u32::MAX;
 
-/// The time after which a restart holds, of an actor that says itself when it does.
+/// For [`Limits::stable`]: the actor itself reports that it is stable.
 pub(crate) const UNTIL_TOLD: u64 = u64::MAX;
 
 /// Backoff and restart limit.
@@ -43,7 +43,7 @@ pub(crate) struct Limits {
     /// The most restarts within `period`; [`NEVER`]: it is never given up.
     pub(crate) max_restarts: u32,
     pub(crate) period: u64,
-    /// Whoever has run for so long begins again with the first delay; or [`UNTIL_TOLD`].
+    /// The runtime after which the backoff is reset; or [`UNTIL_TOLD`].
     pub(crate) stable: u64,
 }
 
@@ -63,7 +63,7 @@ pub(crate) enum Decision {
     Done,
     /// It is restarted after a delay.
     Restart {
-        /// Attempts since it last held, with this one.
+        /// Attempts since the actor was last stable, this one included.
         attempt: u32,
         /// The most restarts within the period.
         limit: u32,
@@ -81,10 +81,10 @@ pub(crate) enum Decision {
 pub(crate) struct Restarts {
     restart: Restart,
     limits: Limits,
-    /// When it was started again within the last period.
+    /// The times of restarts within the last period.
     recent: VecDeque<u64>,
     attempt: u32,
-    /// Since when it runs.
+    /// The start of the running incarnation.
     since: Option<u64>,
 }
 
@@ -93,12 +93,12 @@ impl Restarts {
         Restarts { restart, limits, recent: VecDeque::new(), attempt: 0, since: None }
     }
 
-    /// It runs from now on.
+    /// The actor was started.
     pub(crate) fn started(&mut self, now: u64) {
         self.since = Some(now);
     }
 
-    /// It has ended by itself: what follows. The restart counts from now, not from the end of its delay.
+    /// The actor has ended by itself. The restart counts from now, not from the end of its delay.
     pub(crate) fn ended(&mut self, failed: bool, now: u64, random: f64) -> Decision {
         let _ = self.held(now);
         self.since = None;
@@ -129,18 +129,18 @@ impl Restarts {
         self.attempt = 0;
     }
 
-    /// It was stopped by its supervisor, which says nothing about it.
+    /// The actor was stopped by its supervisor: neither a failure nor a success.
     pub(crate) fn stopped(&mut self) {
         self.since = None;
     }
 
-    /// When it will have held, if it runs after a restart; `None` also if only it can say so.
+    /// The time at which the restarted actor becomes stable; `None` also if the actor itself reports that.
     pub(crate) fn holds_at(&self) -> Option<u64> {
         let since = self.since.filter(|_| self.attempt > 0 && self.limits.stable != UNTIL_TOLD);
         since.map(|since| since.saturating_add(self.limits.stable))
     }
 
-    /// It says itself that its restart has held: answers how many attempts it took, if it was started again.
+    /// The actor reports that it is stable. Returns the number of attempts that it took, after a restart.
     pub(crate) fn holds(&mut self) -> Option<u32> {
         Some(std::mem::take(&mut self.attempt)).filter(|attempt| *attempt > 0)
     }

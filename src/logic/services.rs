@@ -1,4 +1,4 @@
-//! Services: queue groups of responders, of which the one with the fewest calls outstanding gets the next.
+//! Services: queue groups of responders; the one with the fewest outstanding calls gets the next call.
 //!
 //! A responder that lets a deadline pass is *suspect*: it is chosen only when no other responder can take the call.
 //! After a backoff it gets one call as a probe, among the others; each further deadline doubles the backoff, and any
@@ -10,17 +10,17 @@
 #[cfg(test)]
 mod tests;
 
-use super::breaker::{Gate, RuleBook, Stand};
+use super::breaker::{Gate, GateState, RuleBook};
 use super::histogram::Durations;
 use super::pace::Pace;
 use crate::wire::name::Name;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A service's place in the table.
+/// A service's index in the table.
 pub(crate) type ServiceId = u32;
 
-/// How long a responder that lets deadlines pass is left alone before it is probed, in nanoseconds.
+/// The backoff before a suspect responder is probed, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProbeDelays {
     /// After the first deadline; each further one doubles it.
@@ -44,11 +44,11 @@ pub(crate) struct Responder {
     pub(crate) outstanding: u32,
     /// The most that it takes at a time.
     pub(crate) max_in_flight: u32,
-    /// Still serves; otherwise it only finishes what it has.
+    /// Whether it takes new calls; otherwise it only finishes outstanding ones.
     pub(crate) accepts: bool,
     /// Deadlines that passed since its last reply.
     missed: u32,
-    /// When it may be probed, if it has missed any.
+    /// The time of the next probe, if it is suspect.
     probe_at: u64,
 }
 
@@ -64,29 +64,29 @@ impl Responder {
     }
 }
 
-/// A service, known while it has responders or a client has asked for its number; and after that while its breaker is
-/// not at rest, or a responder that dies of each request would come back with a clean sheet each time. When there are
-/// as many services as there may be, those without users go first.
+/// A service. It exists while it has responders or a client has its number; and after that while its breaker is not at
+/// rest, or a responder that dies of each request would start with a closed breaker each time. At the limit of services
+/// those without users are removed first.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) name: Name,
     pub(crate) responders: Vec<Responder>,
     /// The router's handle of its breaker.
     pub(crate) gate: Arc<Gate>,
-    /// Requests that came for it.
+    /// Requests to it.
     pub(crate) requests: u64,
-    /// Those that ended otherwise than by a reply.
+    /// Requests that ended without a reply.
     pub(crate) failures: u64,
-    /// How long its responders took; kept since its first responder.
+    /// The durations of its calls, since its first responder.
     pub(crate) times: Option<Box<CallTimes>>,
-    /// How long they take of late.
+    /// Its usual reply time.
     pub(crate) pace: Pace,
     users: u32,
     next: usize,
 }
 
 impl Service {
-    /// No connection has a number for it, and none has a call of it to answer.
+    /// Whether no connection has a number for it or an outstanding call to it.
     fn is_unused(&self) -> bool {
         self.users == 0 && self.responders.is_empty()
     }
@@ -95,9 +95,9 @@ impl Service {
 /// The durations of calls, from the time at which the router accepted the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CallTimes {
-    /// Until the whole reply was on its way to the requester.
+    /// Until the whole reply was forwarded to the requester.
     pub(crate) round_trip: Durations,
-    /// Until the first chunk of a streamed reply was.
+    /// Until the first chunk of a streamed reply was forwarded.
     pub(crate) first_chunk: Durations,
 }
 
@@ -125,12 +125,12 @@ pub(crate) struct Services {
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
     most: usize,
-    /// What new gates begin with.
+    /// The rules of new gates.
     rules: Arc<RuleBook>,
-    /// Gates that were made since they were last taken, for the actor of the breakers.
+    /// New gates, for `BreakerActor`.
     new_gates: Vec<(Name, Arc<Gate>)>,
     probe_delays: ProbeDelays,
-    /// Of services that were forgotten.
+    /// Of removed services.
     pub(crate) forgotten: CallTimes,
 }
 
@@ -148,12 +148,12 @@ impl Services {
         }
     }
 
-    /// At most so many from now on.
+    /// Sets another limit of services.
     pub(crate) fn adopt(&mut self, most: usize) {
         self.most = most;
     }
 
-    /// Other delays, for the next deadline that passes.
+    /// Sets other probe delays, from the next missed deadline on.
     pub(crate) fn set_probe_delays(&mut self, delays: ProbeDelays) {
         self.probe_delays = delays;
     }
@@ -163,12 +163,12 @@ impl Services {
         self.rules = rules;
     }
 
-    /// Gates that were made since this was last asked.
+    /// The new gates since the last call.
     pub(crate) fn take_new_gates(&mut self) -> std::vec::Drain<'_, (Name, Arc<Gate>)> {
         self.new_gates.drain(..)
     }
 
-    /// The gates of all services that have users, or a breaker with something to remember; the others are forgotten.
+    /// The gates of all services with users, or with a breaker that is not at rest; the others are removed.
     pub(crate) fn gates(&mut self) -> Vec<(Name, Arc<Gate>)> {
         self.ids().for_each(|id| self.forget_if_unused(id));
         self.new_gates.clear();
@@ -214,26 +214,26 @@ impl Services {
         self.forget_if_unused(id);
     }
 
-    /// Forgets a service that has neither users nor a breaker with something to remember.
+    /// Removes a service without users whose breaker is at rest.
     pub(crate) fn forget_if_unused(&mut self, id: ServiceId) {
         if self.get(id).is_some_and(|service| service.is_unused() && service.gate.retire(true)) {
             self.forget(id);
         }
     }
 
-    /// Makes room: forgets the service without users whose breaker has the least to say. `false`: all have users.
+    /// Makes room: removes the service without users whose breaker has the least state. `false`: all have users.
     fn forget_one(&mut self) -> bool {
-        let weight = |service: &Service| match service.gate.stand() {
-            Stand::Closed => 0,
-            Stand::HalfOpen => 1,
-            Stand::Open => 2,
+        let weight = |service: &Service| match service.gate.state() {
+            GateState::Closed => 0,
+            GateState::HalfOpen => 1,
+            GateState::Open => 2,
             // It was ordered.
-            Stand::ForcedOpen | Stand::ForcedClosed => 3,
+            GateState::ForcedOpen | GateState::ForcedClosed => 3,
         };
         loop {
             let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
             let Some((id, service)) = unused.min_by_key(|(_, service)| weight(service)) else { return false };
-            // Unless an order comes at this very moment, which makes it weigh more.
+            // Unless an order arrives meanwhile, which gives it more weight.
             if service.gate.retire(false) {
                 self.forget(id);
                 return true;
@@ -256,7 +256,7 @@ impl Services {
         self.by_name.get(name).copied()
     }
 
-    /// The places of the table, those that are free included.
+    /// The size of the table, free entries included.
     pub(crate) fn ids(&self) -> std::ops::Range<ServiceId> {
         0..self.table.len() as ServiceId
     }
@@ -306,8 +306,8 @@ impl Services {
         true
     }
 
-    /// The responder that gets the next call: of those that may have one more and are `able`, one that is not suspect
-    /// if there is one, with the fewest outstanding; among equals in turn. It is not counted yet.
+    /// Chooses the responder of the next call among those below their limit that are `able`: one that is not suspect,
+    /// if any, with the fewest outstanding calls; equals take turns. The call is not counted yet.
     pub(crate) fn choose(
         &mut self,
         id: ServiceId,
@@ -362,7 +362,7 @@ impl Services {
         }
     }
 
-    /// `connection` let the deadline of a call pass that it could have replied to.
+    /// `connection` missed a deadline although it could have replied.
     pub(crate) fn missed(&mut self, id: ServiceId, connection: u32, now: u64) {
         let delays = self.probe_delays;
         if let Some(responder) = self.responder(id, connection) {

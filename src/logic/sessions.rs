@@ -1,20 +1,20 @@
-//! Who may take a session up: a pure registry, told the time. The rules S1–S8 are in `actors.md`.
+//! The registry of session tokens. Pure: time is an argument. The rules S1–S8 are in `actors.md`.
 //!
-//! How a session that awaits its peer is reached is a value `S`, which goes in with [`Sessions::awaits`] and comes out
-//! again once, for the claimant that has the token.
+//! The address of a detached session's actor is a value `S`: it goes in with [`Sessions::awaits`], and is returned
+//! once, to the claimant with the token.
 
 use crate::wire::codec;
 use crate::wire::control::{BrokerFrame, Token};
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-/// Answers that a session keeps: as many as a client may have questions under way.
+/// Replies that a session keeps: the limit of outstanding control requests of a client.
 pub(crate) const MOST_ANSWERS: usize = 64;
 
-/// Tokens of sessions that were given up, of which that is still known.
+/// Remembered tokens of sessions that were given up.
 const MOST_GIVEN_UP: usize = 64;
 
-/// The sessions of a broker, each of which serves a socket or awaits its peer.
+/// The sessions of a broker, attached or detached.
 #[derive(Debug)]
 pub(crate) struct Sessions<S> {
     sessions: HashMap<u32, Session<S>>,
@@ -27,11 +27,11 @@ pub(crate) struct Sessions<S> {
 #[derive(Debug)]
 struct Session<S> {
     token: Token,
-    /// Good until the client has shown that it has `token` (S4).
+    /// Valid until the client has confirmed `token` (S4).
     before: Option<Token>,
     uid: u32,
     nonce: u64,
-    /// `None` while it serves a socket, which is most of the time.
+    /// `None` while the session is attached.
     waits: Option<Box<Waits<S>>>,
 }
 
@@ -41,25 +41,25 @@ struct Waits<S> {
     reached: S,
 }
 
-/// Why a token resumes nothing now.
+/// Why a token does not resume a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ResumeError {
-    /// It was never given, is used up, or its session has ended.
+    /// The token was never issued or is used up, or its session has ended.
     #[error("unknown session token; the client begins a new session")]
     Unknown,
-    /// The session is another user's.
-    #[error("the session of this token is another user's")]
+    /// The session belongs to another user.
+    #[error("session token belongs to another user")]
     OtherUser,
-    /// The session is that of another run of the client.
-    #[error("the session of this token is that of another instance")]
+    /// The session belongs to another instance of the client.
+    #[error("session token belongs to another client instance")]
     OtherInstance,
-    /// Its peer did not come back in time.
-    #[error("the session of this token has waited too long")]
+    /// The resume window has expired.
+    #[error("resume window of the session expired")]
     Over,
-    /// Another connection holds it; this is its number.
-    #[error("connection {0} holds the session of this token")]
+    /// The session is attached to the connection with this id.
+    #[error("session is in use by connection {0}")]
     Held(u32),
-    /// Its connection failed too often.
+    /// Its connection reached the restart limit.
     #[error(
         "the session was given up: its connection failed more often than restart.connection_max_restarts \
          within restart.connection_period_secs"
@@ -68,20 +68,20 @@ pub(crate) enum ResumeError {
 }
 
 impl<S> Sessions<S> {
-    /// None yet.
+    /// No sessions yet.
     pub(crate) fn new() -> Sessions<S> {
         let (sessions, tokens, given_up) = (HashMap::new(), HashMap::new(), VecDeque::new());
         Sessions { sessions, tokens, waiting: 0, given_up }
     }
 
-    /// A session begins, with a socket.
+    /// Adds an attached session.
     pub(crate) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
         let session = Session { token, before: None, uid, nonce, waits: None };
         self.sessions.insert(id, session);
         self.tokens.insert(token, id);
     }
 
-    /// The session awaits its peer, and can be reached so. `false`: there is no such session.
+    /// The waiting for client to reconnect, and can be reached so. `false`: there is no such session.
     pub(crate) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
         self.waiting += usize::from(session.waits.is_none());
@@ -89,11 +89,11 @@ impl<S> Sessions<S> {
         true
     }
 
-    /// Takes up the session of `token`, which `fresh` replaces (S4).
+    /// Claims the session of `token`, which `fresh` replaces (S4).
     ///
     /// # Errors
     ///
-    /// If there is none for this user and instance that waits.
+    /// If no detached session of this user and instance has this token.
     pub(crate) fn resume(
         &mut self,
         token: Token,
@@ -127,14 +127,14 @@ impl<S> Sessions<S> {
         Ok((id, waits.reached))
     }
 
-    /// The client has its newest token: the one before is void.
+    /// The client has confirmed its newest token: the previous one is void.
     pub(crate) fn confirm(&mut self, id: u32) {
         if let Some(before) = self.sessions.get_mut(&id).and_then(|session| session.before.take()) {
             self.tokens.remove(&before);
         }
     }
 
-    /// Ends a session that awaits its peer; `false` if it does not, because it was just taken up.
+    /// Ends a detached session; `false` if it was just resumed.
     pub(crate) fn end_waiting(&mut self, id: u32) -> bool {
         let waits = self.sessions.get(&id).is_some_and(|session| session.waits.is_some());
         if waits {
@@ -152,7 +152,7 @@ impl<S> Sessions<S> {
         self.waiting -= usize::from(session.waits.is_some());
     }
 
-    /// Ends a session whose connection failed too often. Its client is told when it comes back.
+    /// Ends a session whose connection reached its restart limit. Its client learns that when it reconnects.
     pub(crate) fn give_up(&mut self, id: u32) {
         if let Some(session) = self.sessions.get(&id) {
             self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
@@ -163,36 +163,36 @@ impl<S> Sessions<S> {
         self.end(id);
     }
 
-    /// Who waits for its peer.
+    /// The ids of detached sessions.
     pub(crate) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
         let waiting = self.sessions.iter().filter(|(_, session)| session.waits.is_some());
         waiting.map(|(id, _)| *id)
     }
 
-    /// How many wait for their peer.
+    /// The number of detached sessions.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }
 }
 
-/// The last answers of a session, for questions that come again over a later socket (S6).
+/// The last replies of a session, for requests that are repeated over a later socket (S6).
 ///
 /// Encoded: a frame takes ten times the memory, in every connection.
 #[derive(Debug, Default)]
-pub(crate) struct Answers {
+pub(crate) struct ReplyCache {
     kept: VecDeque<(u32, Box<[u8]>)>,
-    /// So many of them, the oldest, went over an earlier socket.
+    /// The number of the oldest of them that were sent over an earlier socket.
     earlier: usize,
 }
 
-impl Answers {
-    /// What the question was answered over an earlier socket.
+impl ReplyCache {
+    /// The reply that was sent to this request over an earlier socket.
     pub(crate) fn find(&self, serial: u32) -> Option<BrokerFrame> {
         let (_, answer) = self.kept.iter().take(self.earlier).find(|(known, _)| *known == serial)?;
         codec::decode(answer).ok()
     }
 
-    /// Keeps an answer, if it matters that its question is not carried out twice.
+    /// Records a reply, unless its request may be executed twice.
     pub(crate) fn keep(&mut self, serial: u32, answer: &BrokerFrame) {
         let made = matches!(
             answer,
@@ -204,7 +204,7 @@ impl Answers {
         if !made {
             return;
         }
-        // It is about to be sent, which fails in the same way if it is too long.
+        // If it is too long, sending it fails in the same way.
         let Ok(encoded) = codec::encode(answer) else { return };
         if self.kept.len() == MOST_ANSWERS {
             self.kept.pop_front();
@@ -213,7 +213,7 @@ impl Answers {
         self.kept.push_back((serial, encoded.into()));
     }
 
-    /// What comes now comes over another socket.
+    /// The session has another socket from now on.
     pub(crate) fn next_socket(&mut self) {
         self.earlier = self.kept.len();
     }
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn answers_are_found_over_a_later_socket_only_and_are_bounded() {
-        let mut answers = Answers::default();
+        let mut answers = ReplyCache::default();
         let answer = |serial| BrokerFrame::Interned { serial, id: serial };
         answers.keep(1, &answer(1));
         answers.keep(2, &BrokerFrame::Done { serial: 2 });

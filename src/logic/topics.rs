@@ -1,26 +1,26 @@
-//! Topics and subscriptions. A publish carries a topic's number; which subscriptions get it is kept ready in the
-//! topic, so that the hot path compares no names.
+//! Topics and subscriptions. A publish carries a topic's number; each topic lists its matching subscriptions, so the
+//! hot path compares no names.
 
 use super::arena::{Arena, Key, MOST_SHORT};
+use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
-use super::newest::Newest;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
 use std::collections::HashMap;
 
-/// A topic's place in the table, and its number towards subscribers.
+/// A topic's index in the table, and its number in records to subscribers.
 pub(crate) type TopicId = u32;
 
-/// One subscription that a topic's messages go to.
+/// A subscription that matches a topic.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     pub(crate) subscription: Key,
-    /// Whether its owner has been told the topic's name.
+    /// Whether its owner has received the topic's name.
     pub(crate) announced: bool,
 }
 
-/// A topic, known while anybody has asked for its number.
+/// A topic. It exists while a client has its number.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) topic: Topic,
@@ -35,42 +35,42 @@ pub(crate) struct Subscription {
     pub(crate) owner: u32,
     pub(crate) pattern: Pattern,
     pub(crate) policy: DeliveryPolicy,
-    /// What its owner can take now.
+    /// The credit left.
     pub(crate) credit: u32,
-    /// What its owner can take when it has taken everything.
+    /// The full credit.
     pub(crate) capacity: u32,
-    /// Messages that it did not get.
+    /// Dropped messages.
     pub(crate) dropped: u32,
-    /// How many of them its owner has been told.
+    /// Dropped messages of which its owner was notified.
     pub(crate) dropped_told: u32,
-    /// Cells of credit that its owner has ever given.
+    /// Cells of credit that its owner has returned so far.
     pub(crate) given: u64,
-    /// For one that drops.
+    /// Of a subscription that drops.
     pub(crate) grace: Grace,
-    /// For one that drops the oldest: what there is no room for in its client's ring.
-    pub(crate) kept: Option<Box<Newest>>,
+    /// Of a `drop_oldest` subscription: messages that do not fit into its client's ring.
+    pub(crate) overflow: Option<Box<DropOldestQueue>>,
 }
 
 impl Subscription {
-    /// Whether a message of `origin` is put together for it, to be kept.
+    /// Whether its queue is assembling a message of `origin`.
     pub(crate) fn puts_together(&self, origin: u32) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.is_begun(origin))
+        self.overflow.as_ref().is_some_and(|overflow| overflow.is_begun(origin))
     }
 }
 
-/// Of what there is as much as there may be.
+/// Which limit was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Full {
+pub(crate) enum LimitReached {
     Topics,
     Subscriptions,
-    /// Pairs of a topic and a subscription that gets it.
+    /// Pairs of a topic and a matching subscription.
     Routes,
 }
 
 /// All topics and subscriptions.
 ///
-/// What a change costs grows with the topics and routes that there are, so both are bounded. No work is done for each
-/// pair of a connection's own: all of its subscriptions go at once.
+/// The cost of a change grows with the numbers of topics and routes, so both are bounded. The subscriptions of a closed
+/// connection are removed in one pass.
 #[derive(Debug)]
 pub(crate) struct Topics {
     by_name: HashMap<Topic, TopicId>,
@@ -84,7 +84,7 @@ pub(crate) struct Topics {
 }
 
 impl Topics {
-    /// At most so many topics and routes.
+    /// With limits of topics and routes.
     pub(crate) fn new(most: usize, most_routes: usize) -> Topics {
         Topics {
             by_name: HashMap::new(),
@@ -103,26 +103,26 @@ impl Topics {
         (self.most, self.most_routes) = (most, most_routes);
     }
 
-    /// One more user of `topic`. One of the broker's own is known for a moment only, and there is always room for it.
+    /// Adds a user of `topic`. A topic of the broker's own exists for a moment only, and is exempt from the limit.
     ///
     /// # Errors
     ///
-    /// If there are too many topics, or it would have too many subscriptions.
-    pub(crate) fn intern(&mut self, topic: &Topic) -> Result<TopicId, Full> {
+    /// At the limit of topics or of routes.
+    pub(crate) fn intern(&mut self, topic: &Topic) -> Result<TopicId, LimitReached> {
         if let Some(id) = self.by_name.get(topic) {
             let id = *id;
             self.entry_mut(id).users += 1;
             return Ok(id);
         }
         if self.by_name.len() >= self.most && !topic.is_system() {
-            return Err(Full::Topics);
+            return Err(LimitReached::Topics);
         }
         let subscriptions = &self.subscriptions;
         let matches = |key: &&Key| subscriptions.get(**key).is_some_and(|found| found.pattern.matches(topic));
         let target = |key: &Key| Target { subscription: *key, announced: false };
         let targets: Vec<_> = self.all.iter().filter(matches).map(target).collect();
         if self.routes + targets.len() > self.most_routes && !topic.is_system() {
-            return Err(Full::Routes);
+            return Err(LimitReached::Routes);
         }
         self.routes += targets.len();
         let id = self.free.pop().unwrap_or_else(|| {
@@ -134,12 +134,12 @@ impl Topics {
         Ok(id)
     }
 
-    /// One more user of the topic with the number `id`, which must be in use.
+    /// Adds a user of the topic `id`, which must be in use.
     pub(crate) fn retain(&mut self, id: TopicId) {
         self.entry_mut(id).users += 1;
     }
 
-    /// One user less. When it was the last, the topic is forgotten; answers the subscriptions that know its number.
+    /// Removes a user. With the last user the topic is removed; returns the subscriptions that know its number.
     pub(crate) fn release(&mut self, id: TopicId) -> Vec<Key> {
         let entry = self.entry_mut(id);
         entry.users -= 1;
@@ -169,17 +169,17 @@ impl Topics {
     ///
     /// # Errors
     ///
-    /// If there are too many, or it would have too many topics.
+    /// At the limit of subscriptions or of routes.
     pub(crate) fn subscribe(
         &mut self,
         owner: u32,
         pattern: Pattern,
         policy: DeliveryPolicy,
         capacity: u32,
-    ) -> Result<Key, Full> {
+    ) -> Result<Key, LimitReached> {
         let topics: Vec<TopicId> = self.matching(&pattern).collect();
         if self.routes + topics.len() > self.most_routes {
-            return Err(Full::Routes);
+            return Err(LimitReached::Routes);
         }
         let subscription = Subscription {
             owner,
@@ -191,9 +191,9 @@ impl Topics {
             dropped_told: 0,
             given: 0,
             grace: Grace::default(),
-            kept: None,
+            overflow: None,
         };
-        let key = self.subscriptions.insert(subscription).ok_or(Full::Subscriptions)?;
+        let key = self.subscriptions.insert(subscription).ok_or(LimitReached::Subscriptions)?;
         self.all.push(key);
         self.routes += topics.len();
         for id in topics {
@@ -217,7 +217,7 @@ impl Topics {
         Some(subscription)
     }
 
-    /// Removes many subscriptions; those that are gone already are none.
+    /// Removes many subscriptions; unknown keys are ignored.
     pub(crate) fn unsubscribe_all(&mut self, keys: &[Key]) {
         if let [key] = keys {
             self.unsubscribe(*key);
@@ -233,7 +233,7 @@ impl Topics {
         }
     }
 
-    /// Takes the subscriptions that are gone out of a topic.
+    /// Removes ended subscriptions from a topic.
     fn forget_gone(&mut self, id: TopicId) {
         let Topics { table, subscriptions, routes, .. } = self;
         let Some(entry) = &mut table[id as usize] else { return };
@@ -242,7 +242,7 @@ impl Topics {
         *routes -= before - entry.targets.len();
     }
 
-    /// How many topics are known.
+    /// The number of topics.
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
     }
@@ -283,7 +283,7 @@ mod tests {
         let (knows, other) = (subscribe(&mut topics, "a"), subscribe(&mut topics, ">"));
         let id = topics.intern(&topic("a")).unwrap();
         assert_eq!(topics.intern(&topic("a")), Ok(id));
-        assert_eq!(topics.intern(&topic("b")), Err(Full::Topics));
+        assert_eq!(topics.intern(&topic("b")), Err(LimitReached::Topics));
         topics.entry_mut(id).targets[0].announced = true;
         assert_eq!(topics.release(id), []);
         assert_eq!(topics.release(id), [knows]);
@@ -299,9 +299,9 @@ mod tests {
         let keys: Vec<Key> = (0..3).map(|_| subscribe(&mut topics, ">")).collect();
         let (a, b) = (topics.intern(&topic("a")).unwrap(), topics.intern(&topic("b")).unwrap());
         assert_eq!(topics.routes, 6);
-        assert_eq!(topics.intern(&topic("c")), Err(Full::Routes));
+        assert_eq!(topics.intern(&topic("c")), Err(LimitReached::Routes));
         let full = topics.subscribe(0, "a".parse().unwrap(), DeliveryPolicy::Block, 10);
-        assert_eq!(full, Err(Full::Routes));
+        assert_eq!(full, Err(LimitReached::Routes));
         let news = topics.intern(&Topic::parse_system("$sys.news").unwrap()).unwrap();
         topics.release(news);
         topics.unsubscribe_all(&[keys[0], keys[2], keys[0]]);

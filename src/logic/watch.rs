@@ -1,20 +1,20 @@
-//! Whether a thread is stuck, by a counter that it advances when asked.
+//! Whether a thread is stuck, by a heartbeat counter that it advances on request.
 //!
-//! Time counts only as far as the watcher itself saw it pass: a process that was stopped, or a machine that slept,
-//! wakes up with all of its threads late, and none of them to blame.
+//! Only time during which the watcher itself ran counts: after a stopped process continues or a machine wakes up, no
+//! thread is reported as stuck for that.
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It has beaten since it was last asked.
+pub(crate) enum ThreadState {
+    /// A heartbeat came since the last request.
     Alive,
-    /// It has beaten after it had been late for so long.
+    /// A heartbeat came after this delay.
     Recovered(u64),
-    /// It has not beaten yet.
+    /// No heartbeat yet.
     Pending,
     /// It is late. Returned once.
     Late(u64),
-    /// It is stuck for too long.
+    /// It is stuck beyond the limit.
     Stuck(u64),
 }
 
@@ -23,7 +23,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Watch {
     warn: u64,
     abort: u64,
-    /// The most that passes between two looks of a watcher that itself turns.
+    /// The longest interval between two checks of a running watcher.
     step: u64,
     looked: u64,
     count: Option<u64>,
@@ -32,28 +32,28 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Over a thread that is late after `warn` and hangs after `abort`, looked at about every `every`.
+    /// A thread is late after `warn`, and stuck after `abort`; it is checked about every `every`.
     pub(crate) fn new(warn: u64, abort: u64, every: u64, now: u64) -> Watch {
         Watch { warn, abort, step: every.saturating_mul(2), looked: now, count: None, late: 0, told: false }
     }
 
     /// Checks the thread's counter; `None` while the thread is absent.
-    pub(crate) fn look(&mut self, count: Option<u64>, now: u64) -> Verdict {
+    pub(crate) fn look(&mut self, count: Option<u64>, now: u64) -> ThreadState {
         let passed = now.saturating_sub(self.looked).min(self.step);
         self.looked = now;
         if count.is_none() || count != self.count {
             let (late, told) = (std::mem::take(&mut self.late), std::mem::take(&mut self.told));
             self.count = count;
-            return if told { Verdict::Recovered(late) } else { Verdict::Alive };
+            return if told { ThreadState::Recovered(late) } else { ThreadState::Alive };
         }
         self.late = self.late.saturating_add(passed);
         if self.late >= self.abort {
-            return Verdict::Stuck(self.late);
+            return ThreadState::Stuck(self.late);
         }
         if self.late >= self.warn && !std::mem::replace(&mut self.told, true) {
-            return Verdict::Late(self.late);
+            return ThreadState::Late(self.late);
         }
-        Verdict::Pending
+        ThreadState::Pending
     }
 
     /// Whether it is late.
@@ -74,7 +74,7 @@ mod tests {
     fn a_thread_that_answers_is_never_late() {
         let mut watch = watch();
         for tick in 0..1_000 {
-            assert_eq!(watch.look(Some(tick), tick * 250), Verdict::Alive);
+            assert_eq!(watch.look(Some(tick), tick * 250), ThreadState::Alive);
         }
     }
 
@@ -84,11 +84,11 @@ mod tests {
         let mut told = Vec::new();
         for tick in 0..=20 {
             match watch.look(Some(7), tick * 250) {
-                Verdict::Alive | Verdict::Pending => {}
+                ThreadState::Alive | ThreadState::Pending => {}
                 verdict => told.push((tick * 250, verdict)),
             }
         }
-        assert_eq!(told, [(1_000, Verdict::Late(1_000)), (5_000, Verdict::Stuck(5_000))]);
+        assert_eq!(told, [(1_000, ThreadState::Late(1_000)), (5_000, ThreadState::Stuck(5_000))]);
         assert!(watch.is_late());
     }
 
@@ -98,9 +98,9 @@ mod tests {
         for tick in 0..=8 {
             watch.look(Some(7), tick * 250);
         }
-        assert_eq!(watch.look(Some(8), 2_250), Verdict::Recovered(2_000));
+        assert_eq!(watch.look(Some(8), 2_250), ThreadState::Recovered(2_000));
         assert!(!watch.is_late());
-        assert_eq!(watch.look(Some(8), 2_500), Verdict::Pending);
+        assert_eq!(watch.look(Some(8), 2_500), ThreadState::Pending);
     }
 
     #[test]
@@ -114,11 +114,11 @@ mod tests {
         }
     }
 
-    impl Verdict {
+    impl ThreadState {
         fn min_late(self) -> u64 {
             match self {
-                Verdict::Pending | Verdict::Alive => 0,
-                Verdict::Recovered(late) | Verdict::Late(late) | Verdict::Stuck(late) => late,
+                ThreadState::Pending | ThreadState::Alive => 0,
+                ThreadState::Recovered(late) | ThreadState::Late(late) | ThreadState::Stuck(late) => late,
             }
         }
     }
@@ -128,8 +128,8 @@ mod tests {
         let mut watch = watch();
         watch.look(Some(7), 0);
         for tick in 1..100 {
-            assert_eq!(watch.look(None, tick * 250), Verdict::Alive);
+            assert_eq!(watch.look(None, tick * 250), ThreadState::Alive);
         }
-        assert_eq!(watch.look(Some(7), 25_000), Verdict::Alive, "the next one begins anew");
+        assert_eq!(watch.look(Some(7), 25_000), ThreadState::Alive, "the next one begins anew");
     }
 }

@@ -11,7 +11,7 @@ const KIB: u64 = 1024;
 pub(crate) struct Memory {
     /// Resident, what it shares with others included.
     pub(crate) rss: u64,
-    /// The mapped object.
+    /// Page tables.
     pub(crate) page_tables: u64,
 }
 

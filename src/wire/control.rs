@@ -1,11 +1,10 @@
 //! The frames of the control socket.
 //!
-//! A connection begins with one [`ClientFrame::Hello`] and its answer, [`BrokerFrame::Welcome`] or
+//! A connection begins with one [`ClientFrame::Hello`] and its reply, [`BrokerFrame::Welcome`] or
 //! [`BrokerFrame::Refused`] (after which the broker closes). The descriptors of the shared memory travel beside the
 //! Welcome, as ancillary data. From then on the client sends control requests and the broker replies, each reply
 //! carrying the `serial` of its request; the client chooses serials, and replies come in the order of the requests. A
-//! reply means that what was asked for is in force. [`BrokerFrame::Draining`] and [`BrokerFrame::Closing`] come
-//! unasked.
+//! reply means that the request is in force. [`BrokerFrame::Draining`] and [`BrokerFrame::Closing`] are not replies.
 //!
 //! | request | reply |
 //! |---|---|
@@ -25,20 +24,20 @@
 //! # Resuming
 //!
 //! A client whose socket was lost without a `Bye`, and whose process lives, may connect again and say Hello with the
-//! token of its last Welcome and the nonce that it first came with. The Welcome is then one of the same connection,
-//! with a new token, **without descriptors**: segment, bells, rings and all numbers are what they were, and the client
-//! watches the new socket instead of the old one. It says `Resumed`, then sends again, in their order, the questions
-//! that were not answered, at most 64; one that had been carried out is answered as it was, because it has the same
-//! `serial`, and so a serial is not used twice in a session. [`RefusedCode::ResumeFailed`] means that the session is no
-//! more: say Hello without a token. [`RefusedCode::GivenUp`]
-//! means that its connection failed too often. [`RefusedCode::BadToken`] means that another connection holds it.
+//! token of its last Welcome and its first nonce. The Welcome is then one of the same connection,
+//! with a new token, **without descriptors**: segment, doorbells, rings and all numbers are unchanged, and the client
+//! watches the new socket instead of the old one. It sends `Resumed`, then repeats, in their order, the requests
+//! without a reply, at most 64. The broker recognizes an executed request by its `serial` and repeats the reply, so a
+//! serial is used once in a session. [`RefusedCode::ResumeFailed`] means that the session has ended: send a Hello
+//! without a token. [`RefusedCode::GivenUp`] means that its connection reached the restart limit.
+//! [`RefusedCode::BadToken`] means that the session is in use by another connection.
 //!
 //! # The next broker
 //!
 //! A client that connects again when its broker was killed sets [`RECONNECTS`] in each Hello. At the next broker, where
-//! it says Hello with the same nonce and without a token, it subscribes again and, once all is answered, says
-//! `Restored`. Until each such client with subscriptions has said so, has said `Bye` or has ended, but at most for
-//! `restart.restart_grace_ms`, the next broker takes no publish up.
+//! it sends a Hello with the same nonce and without a token, it subscribes again and, after all replies, sends
+//! `Restored`. The next broker holds publishes back until each such client with subscriptions has sent `Restored` or
+//! `Bye` or its process has ended, but at most for `restart.restart_grace_ms`.
 //!
 //! # Layout
 //!
@@ -119,7 +118,7 @@ pub enum ClientFrame {
         nonce: u64,
         /// [`RECONNECTS`], or zero. Other bits are reserved.
         flags: u32,
-        /// The token of the session to take up again.
+        /// The token of the session to resume.
         resume: Option<Token>,
     },
     /// Requests a number for a topic or service on this connection.
@@ -177,7 +176,7 @@ pub enum ClientFrame {
         /// Repeated in the reply.
         serial: u32,
     },
-    /// Sets the breaker of one service by hand.
+    /// Gives a manual order to the breaker of one service.
     SetBreaker {
         /// Repeated in the reply.
         serial: u32,
@@ -208,7 +207,7 @@ pub enum ClientFrame {
         serial: u32,
     },
     /// After a Hello without a token: the subscriptions that the client had at the last broker are in force again, also
-    /// if it had none. Not answered.
+    /// if it had none. No reply.
     Restored,
 }
 
@@ -231,7 +230,7 @@ impl ClientFrame {
         Self::Hello { magic: MAGIC, version: PROTOCOL_VERSION, name, nonce, flags: 0, resume }
     }
 
-    /// The serial of a question; `None` for a frame that asks for nothing.
+    /// The serial of a control request; `None` for other frames.
     #[must_use]
     pub fn serial(&self) -> Option<u32> {
         match self {
@@ -286,7 +285,7 @@ pub enum DeliveryPolicy {
     Block,
     /// It is dropped and counted.
     DropNewest,
-    /// The oldest messages that were not taken are dropped and counted, so that the newest stay: as many as fit the
+    /// The oldest undelivered messages are dropped and counted, so that the newest stay: as many as fit the
     /// subscription's capacity, in cells of 128 bytes of which the header of each record takes a half. That holds for a
     /// client that does not read or is stopped, too, as far as the broker's `limits.max_backlog_bytes`, shared by its
     /// subscriptions, allows. While the broker holds newer messages, the client reads these before it gives out the
@@ -297,7 +296,7 @@ pub enum DeliveryPolicy {
 /// A frame from the broker. The order of variants and fields is the wire format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BrokerFrame {
-    /// The connection stands. The descriptors travel beside this frame.
+    /// The connection is accepted. The descriptors travel beside this frame.
     Welcome {
         /// The version that the broker speaks: the client's.
         version: u16,
@@ -312,7 +311,7 @@ pub enum BrokerFrame {
         /// The geometry of the shared memory.
         geometry: Geometry,
     },
-    /// There will be no connection; the broker closes. The same in all versions.
+    /// The connection is refused; the broker closes the socket. The same in all versions.
     Refused {
         /// Why.
         code: RefusedCode,
@@ -323,33 +322,33 @@ pub enum BrokerFrame {
     },
     /// The reply to [`ClientFrame::Intern`].
     Interned {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// The number that stands for the name on this connection.
         id: u32,
     },
-    /// The reply to [`ClientFrame::Subscribe`]: every message published from now on is seen.
+    /// The reply to [`ClientFrame::Subscribe`]: all messages published from now on are delivered.
     Subscribed {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// The number of the subscription on this connection.
         subscription: u32,
     },
     /// The reply to [`ClientFrame::Serve`]: requests may arrive from now on.
     Serving {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// The number of the offer on this connection.
         service: u32,
     },
     /// The reply to [`ClientFrame::Unsubscribe`] and [`ClientFrame::Unserve`].
     Done {
-        /// From the question.
+        /// From the request.
         serial: u32,
     },
-    /// The error reply to any request; the connection goes on.
+    /// The error reply to any request; the connection stays open.
     Failed {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// Why.
         code: FailedCode,
@@ -358,12 +357,12 @@ pub enum BrokerFrame {
     },
     /// The reply to [`ClientFrame::Status`].
     Status {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// The state of the broker.
         report: StatusReport,
     },
-    /// The broker is going to end: finish what is under way, begin nothing.
+    /// The broker is shutting down: finish outstanding work, start nothing new.
     Draining {
         /// The time left, in milliseconds.
         deadline_ms: u32,
@@ -377,21 +376,21 @@ pub enum BrokerFrame {
     },
     /// The reply to [`ClientFrame::Breakers`]; and [`ClientFrame::SetBreaker`], with the one that was set.
     Breakers {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// One for each service that has or had a responder.
         breakers: Vec<BreakerStatus>,
     },
     /// The reply to [`ClientFrame::Upstreams`]; and [`ClientFrame::DialUpstream`], with the one that is dialled.
     Upstreams {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// One for each `[[upstream]]`.
         upstreams: Vec<UpstreamStatus>,
     },
     /// The reply to [`ClientFrame::Reload`].
     Reloaded {
-        /// From the question.
+        /// From the request.
         serial: u32,
         /// The result.
         report: ReloadReport,
@@ -448,7 +447,7 @@ pub struct Limits {
     pub stream_idle_ms: u32,
 }
 
-/// What a client must know about its segment, and would not believe from the segment itself.
+/// The geometry of a segment. The client trusts these values, not the segment's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Geometry {
     /// The size of the segment, in bytes.

@@ -1,4 +1,4 @@
-//! The header of a record: what lies in the seven words between a ring's tag and the payload.
+//! The header of a record: the seven words between a ring's tag and the payload.
 //!
 //! All words are little-endian `u64`s; `lo`/`hi` are their 32-bit halves. Payload starts at byte 64 of the record.
 //!
@@ -21,8 +21,8 @@ pub const HEADER_WORDS: usize = 7;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
-        /// What a record is. Kinds below 32 go to the broker (bulk lane below 8, express lane from there), the others
-        /// to a client.
+        /// The kind of a record. Kinds below 32 go to the broker (bulk lane below 8, express lane from there), the
+        /// others to a client.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Kind {
@@ -47,11 +47,11 @@ kinds! {
     /// Bulk. `id` topic (the connection's own number), `seq` the client's number in this topic, which only rises;
     /// [`Flags::RESENT`] if it is sent again.
     Publish = 1,
-    /// Bulk. `seq` chosen by the client; answered by [`Kind::Flushed`] when all before it is routed.
+    /// Bulk. `seq` chosen by the client; [`Kind::Flushed`] follows when all records before it are routed.
     Flush = 2,
-    /// Bulk. `id` topic (the connection's own number): the client does not use the number any more, and it may be given
-    /// to another name. Not answered; a number that stands for nothing is ignored. It comes behind the last message
-    /// with that number, never within one.
+    /// Bulk. `id` topic (the connection's own number): the client releases the number, which may be assigned to
+    /// another name. No reply; an unknown number is ignored. It follows the last message with that number, and is never
+    /// within one.
     Release = 3,
     /// Express. `id`, `id2` request slot and generation; `arg` service (own number); `nanos` time limit of the whole
     /// call; 0 for the default, and for a [`Flags::STREAM`] none. Of a stream, `origin` is the time to its first chunk
@@ -59,7 +59,7 @@ kinds! {
     Request = 8,
     /// Express. `seq` call; one message of the reply; [`Flags::END`] on the last message of the call. A message may
     /// begin before the last one is whole if it has [`Flags::END`] and [`Flags::ERROR`] (on all of its records): the
-    /// rest of that one will not come. If it is whole in one cell, it needs no credit. So a call can be given up at any
+    /// rest of that one will not come. If it is whole in one cell, it needs no credit. So a call can be aborted at any
     /// time.
     Response = 9,
     /// Express. `id`, `id2` request: the requester no longer wants it.
@@ -70,12 +70,12 @@ kinds! {
     ResponseCredit = 12,
     /// Express. `seq` call, `arg` cells of request body that the responder can take in addition.
     BodyCredit = 13,
-    /// Express. `arg` service (own number): as [`Kind::Release`]. Calls that are under way go on.
+    /// Express. `arg` service (own number): as [`Kind::Release`]. Outstanding calls continue.
     ReleaseService = 14,
 
     /// `id` topic (the broker's number), payload its name. Comes before the first message with that number.
     TopicName = 32,
-    /// `id` topic: its number is free and may be given to another name.
+    /// `id` topic: its number is free and may be assigned to another name.
     TopicGone = 33,
     /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` publisher, `dropped` so
     /// far; [`Flags::RESENT`] as it was published.
@@ -84,7 +84,7 @@ kinds! {
     Aborted = 35,
     /// `id` subscription, `dropped` so far.
     Dropped = 36,
-    /// `id` subscription, `dropped` so far: it did not take its messages in time, and exists no more.
+    /// `id` subscription, `dropped` so far: it was evicted as a slow consumer.
     Evicted = 37,
     /// `seq` as in [`Kind::Flush`].
     Flushed = 38,
@@ -96,15 +96,15 @@ kinds! {
     /// `seq` call, `arg` cells of the reply that may be sent in addition.
     CallCredit = 41,
     /// `id`, `id2` request: one message of the reply, as in [`Kind::Response`]. [`Flags::FIRST`] in the middle of a
-    /// message: that one was given up.
+    /// message: that one was aborted.
     Answer = 42,
-    /// `id`, `id2` request, `code` an [`Outcome`], `nanos` when to try again, or 0. The call is over.
+    /// `id`, `id2` request, `code` an [`Outcome`], `nanos` the time after which to retry, or 0. The call has ended.
     Failed = 43,
     /// `id`, `id2` request, `arg` cells of request body that may be sent in addition.
     RequestCredit = 44,
-    /// `id` topic (the connection's own number): a message of this client on it was taken out, because it killed the
-    /// broker's router twice.
-    SetAside = 45,
+    /// `id` topic (the connection's own number): a poison message of this client on it was quarantined: it killed
+    /// the broker's router twice.
+    Quarantined = 45,
 }
 
 /// The flags of a record.
@@ -124,7 +124,7 @@ impl Flags {
     pub const ERROR: Flags = Flags(8);
     /// A call whose requester expects a stream.
     pub const STREAM: Flags = Flags(16);
-    /// Along with `ERROR`: the responder has failed, and its breaker counts it. Without this an error reply is an
+    /// Along with `ERROR`: the responder has failed, and its breaker counts it. Without this an error reply is a
     /// reply like any other: the request was at fault.
     pub const FAILURE: Flags = Flags(32);
     /// A publish that is sent again because another broker had not consumed it. It may have been delivered all the
@@ -164,7 +164,7 @@ impl Flags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Outcome {
-    /// No process serves the service.
+    /// The service has no responder.
     NoResponders = 1,
     /// The service's breaker is open.
     BreakerOpen = 2,
@@ -308,7 +308,7 @@ const fn pair(lo: u32, hi: u32) -> u64 {
     lo as u64 | (hi as u64) << 32
 }
 
-/// A record's kind is none that this version knows.
+/// A kind of record that this version does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("unknown record kind {0}")]
 pub struct UnknownKind(pub u8);

@@ -3,7 +3,7 @@
 use super::source::File;
 
 /// Vague words left in the texts of the repository. Lower it when the test says so; never raise it.
-const VAGUE_MAX: usize = 427;
+const VAGUE_MAX: usize = 290;
 /// How far the number may stay behind what is true, so that a single line needs no change here.
 const SLACK: usize = 40;
 

@@ -1,9 +1,9 @@
-//! `BreakerActor`: owns the breakers of all services. It sets their rules, ends states whose time is over, obeys orders
-//! that people give, and tells the log and `$sys.breaker.SERVICE` of each change.
+//! `BreakerActor`: owns the breakers of all services. It sets their rules, ends timed states, executes manual orders,
+//! and publishes each change in the log and on `$sys.breaker.SERVICE`.
 //!
-//! What the router asks before each request is the *gate* of a service (`logic::breaker::Gate`), a cell without a
-//! lock that both share; so the last failure counts before the next request, and no request waits for this actor. The
-//! router tells it, through a queue, of gates that it has made and of changes that outcomes have brought about.
+//! Before each request the router checks the *gate* of the service (`logic::breaker::Gate`), a lock-free cell that both
+//! share; so the last failure counts before the next request, and no request waits for this actor. Through a queue the
+//! router sends new gates and the changes that outcomes caused.
 //!
 //! ```text
 //!   ShmRouter                        Gate (one for each service)             BreakerActor
@@ -13,24 +13,24 @@
 //!                                                                          log, $sys.breaker.SERVICE
 //! ```
 //!
-//! While there is no actor the gates work on by their last rules, and what is to be told waits in the queue. The next
-//! one asks the router for all gates and goes on.
+//! While the actor is down the gates work by their last rules, and changes wait in the queue. The next incarnation
+//! requests all gates from the router and continues.
 //!
 //! | file | idea |
 //! |---|---|
-//! | `table` | the gates that the actor knows, and what it does to them; pure |
-//! | `told` | the log line and the event of a change |
+//! | `table` | the gates of all services, and the operations on them; pure |
+//! | `event` | the log line and the event of a change |
 
+mod event;
 mod table;
-mod told;
 
 pub(super) use table::{Breakers, Order};
 
 use super::router::{Gates, RouterHandle};
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
-use crate::broker::telemetry::events::{BreakerChange, BreakerNews, Events, SystemEvent};
-use crate::logic::breaker::{RuleBook, Stand};
+use crate::broker::telemetry::events::{BreakerChange, BreakerEvent, Events, SystemEvent};
+use crate::logic::breaker::{GateState, RuleBook};
 use crate::wire::control::{BreakerOrder, BreakerStatus, BrokerFrame, FailedCode};
 use crate::wire::name::Name;
 use actix::prelude::*;
@@ -41,10 +41,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// The longest time that a timer is set for; then it is looked once in vain.
-const LONGEST: Duration = Duration::from_secs(86_400);
+/// The longest timer. A longer state costs one check in vain.
+const TIMER_MAX: Duration = Duration::from_secs(86_400);
 
-/// An order for a breaker. Returns the state that follows, or why the order was refused.
+/// A manual order for a breaker. Returns the new status, or the reason of a refusal.
 #[derive(Message)]
 #[rtype(result = "Result<BreakerStatus, (FailedCode, String)>")]
 pub(super) struct SetBreaker {
@@ -55,114 +55,113 @@ pub(super) struct SetBreaker {
     for_ms: u64,
 }
 
-/// The rules have changed. Answered when all gates have them.
+/// The rules have changed. The reply comes when all gates have them.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct NewRules;
 
-/// What one actor of the breakers leaves to the next.
+/// The state that outlives an incarnation of the actor.
 #[derive(Clone)]
-pub(super) struct Kept {
+pub(super) struct Shared {
     router: RouterHandle,
     events: Events,
     /// The rules in force.
     rules: watch::Receiver<Arc<RuleBook>>,
-    /// Since when the router counts its time.
+    /// The zero of the router's time.
     epoch: Instant,
-    /// Changes that are to be told, the first first. One stays here until that is done.
-    untold: Rc<RefCell<VecDeque<BreakerChange>>>,
+    /// Changes to publish, oldest first. A change is removed after it was published.
+    unpublished: Rc<RefCell<VecDeque<BreakerChange>>>,
 }
 
-impl Kept {
-    /// The beginning, when nothing is to be told.
+impl Shared {
+    /// The state before the first incarnation.
     pub(super) fn new(
         router: RouterHandle,
         events: Events,
         rules: watch::Receiver<Arc<RuleBook>>,
         epoch: Instant,
-    ) -> Kept {
-        Kept { router, events, rules, epoch, untold: Rc::default() }
+    ) -> Shared {
+        Shared { router, events, rules, epoch, unpublished: Rc::default() }
     }
 }
 
 /// The actor of all breakers.
 pub(super) struct BreakerActor {
-    kept: Kept,
+    shared: Shared,
     breakers: Breakers,
-    /// When it is looked next, and the timer that does it.
+    /// The time of the next check, and its timer.
     next: Option<(Instant, SpawnHandle)>,
 }
 
 impl BreakerActor {
-    /// One that goes on where the last one stopped, if there was one.
-    pub(super) fn new(kept: Kept) -> BreakerActor {
-        let breakers = Breakers::new(kept.rules.borrow().clone());
-        BreakerActor { kept, breakers, next: None }
+    /// An incarnation that continues from the shared state.
+    pub(super) fn new(shared: Shared) -> BreakerActor {
+        let breakers = Breakers::new(shared.rules.borrow().clone());
+        BreakerActor { shared, breakers, next: None }
     }
 
-    /// Takes up what comes from the router, in order, and goes on so.
+    /// Handles the router's events as they come.
     fn listen(&mut self, ctx: &mut Context<Self>) {
-        let news = self.kept.events.breakers();
-        let listen = async move { news.came().await };
+        let events = self.shared.events.breakers();
+        let listen = async move { events.came().await };
         ctx.spawn(listen.into_actor(self).map(|(), actor, ctx| {
-            actor.take_up(ctx);
+            actor.drain_router_events(ctx);
             actor.listen(ctx);
         }));
     }
 
-    /// Takes up what has come from the router, and tells what is to be told.
-    fn take_up(&mut self, ctx: &mut Context<Self>) {
-        let news = self.kept.events.breakers();
-        while let Some(news) = news.pop() {
-            match news {
-                BreakerNews::Gate(service, gate) => self.breakers.know(service, gate),
-                BreakerNews::Changed(change) => self.leave(change),
+    /// Handles all queued events of the router, and publishes pending changes.
+    fn drain_router_events(&mut self, ctx: &mut Context<Self>) {
+        let events = self.shared.events.breakers();
+        while let Some(events) = events.pop() {
+            match events {
+                BreakerEvent::Gate(service, gate) => self.breakers.insert(service, gate),
+                BreakerEvent::Changed(change) => self.enqueue(change),
             }
         }
-        let missed = news.take_missed();
+        let missed = events.take_missed();
         if missed > 0 {
             log::warn!("breaker events lost count={missed} reason=queue_full");
-            ctx.spawn(self.ask_for_gates().map(|(), actor, ctx| actor.look(ctx)));
+            ctx.spawn(self.request_gates().map(|(), actor, ctx| actor.tick(ctx)));
         }
-        self.tell(ctx);
+        self.publish_all(ctx);
     }
 
-    /// Leaves a change to be told: after those that came before it, of which the router may have told later.
-    fn leave(&mut self, change: BreakerChange) {
-        let mut untold = self.kept.untold.borrow_mut();
+    /// Queues a change to publish, in the order of generations: the router's event of an earlier one may come later.
+    fn enqueue(&mut self, change: BreakerChange) {
+        let mut unpublished = self.shared.unpublished.borrow_mut();
         let is_later = |other: &BreakerChange| {
             let ahead = other.transition.generation.wrapping_sub(change.transition.generation);
             other.service == change.service && ahead < u32::MAX / 2
         };
-        let at = untold.iter().position(is_later).unwrap_or(untold.len());
-        untold.insert(at, change);
+        let at = unpublished.iter().position(is_later).unwrap_or(unpublished.len());
+        unpublished.insert(at, change);
     }
 
-    fn tell(&mut self, ctx: &mut Context<Self>) {
-        while self.tell_one(ctx) {}
+    fn publish_all(&mut self, ctx: &mut Context<Self>) {
+        while self.publish_first(ctx) {}
     }
 
-    /// Tells the first change, which is off the list only then: an actor that dies tells no change twice and loses
-    /// none.
-    fn tell_one(&mut self, ctx: &mut Context<Self>) -> bool {
-        let untold = self.kept.untold.clone();
-        let mut untold = untold.borrow_mut();
-        let Some(change) = untold.front() else { return false };
+    /// Publishes the oldest change, then removes it: a panic of the actor neither loses nor repeats a change.
+    fn publish_first(&mut self, ctx: &mut Context<Self>) -> bool {
+        let unpublished = self.shared.unpublished.clone();
+        let mut unpublished = unpublished.borrow_mut();
+        let Some(change) = unpublished.front() else { return false };
         fault::point("breaker.event", 0);
-        let level = if change.transition.to == Stand::Open { log::Level::Warn } else { log::Level::Info };
-        log::log!(level, "{}", told::log_line(change));
-        self.kept.events.actor(SystemEvent { topic: told::topic(&change.service), text: told::event(change) });
+        let level = if change.transition.to == GateState::Open { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{}", event::log_line(change));
+        self.shared.events.actor(SystemEvent { topic: event::topic(&change.service), text: event::json(change) });
         let lasts = change.transition.lasts;
-        untold.pop_front();
+        unpublished.pop_front();
         if let Some(lasts) = lasts {
-            self.look_after(Duration::from_nanos(lasts), ctx);
+            self.schedule_tick(Duration::from_nanos(lasts), ctx);
         }
         true
     }
 
-    /// Looks after so long, or before.
-    fn look_after(&mut self, time: Duration, ctx: &mut Context<Self>) {
-        let time = time.min(LONGEST);
+    /// Schedules a check after `time` at the latest.
+    fn schedule_tick(&mut self, time: Duration, ctx: &mut Context<Self>) {
+        let time = time.min(TIMER_MAX);
         let at = Instant::now() + time;
         if self.next.is_some_and(|(next, _)| next <= at) {
             return;
@@ -172,62 +171,62 @@ impl BreakerActor {
         }
         let timer = ctx.run_later(time, |actor, ctx| {
             actor.next = None;
-            actor.look(ctx);
+            actor.tick(ctx);
         });
         self.next = Some((at, timer));
     }
 
-    /// Ends the states whose time is over, and looks again when the next one's is.
-    fn look(&mut self, ctx: &mut Context<Self>) {
+    /// Ends expired states, and schedules the check for the next one.
+    fn tick(&mut self, ctx: &mut Context<Self>) {
         fault::point("breaker.timer", 0);
         let (changes, next) = self.breakers.tick(self.now());
-        self.changed(changes, ctx);
+        self.publish_changes(changes, ctx);
         if let Some(next) = next {
-            self.look_after(next, ctx);
+            self.schedule_tick(next, ctx);
         }
     }
 
-    /// Tells of changes that this actor has made.
-    fn changed(&mut self, changes: Vec<BreakerChange>, ctx: &mut Context<Self>) {
+    /// Publishes changes that this actor made.
+    fn publish_changes(&mut self, changes: Vec<BreakerChange>, ctx: &mut Context<Self>) {
         // A breaker at rest is no reason to keep a service without users.
-        let closes = changes.iter().any(|change| change.transition.to == Stand::Closed);
-        changes.into_iter().for_each(|change| self.leave(change));
-        self.take_up(ctx);
+        let closes = changes.iter().any(|change| change.transition.to == GateState::Closed);
+        changes.into_iter().for_each(|change| self.enqueue(change));
+        self.drain_router_events(ctx);
         if closes {
-            ctx.spawn(self.ask_for_gates());
+            ctx.spawn(self.request_gates());
         }
     }
 
-    /// Asks the router for all gates, and gives them the rules.
-    fn ask_for_gates(&self) -> impl ActorFuture<Self, Output = ()> + use<> {
-        let (router, rules) = (self.kept.router.clone(), self.kept.rules.borrow().clone());
+    /// Requests all gates from the router, and sets their rules.
+    fn request_gates(&self) -> impl ActorFuture<Self, Output = ()> + use<> {
+        let (router, rules) = (self.shared.router.clone(), self.shared.rules.borrow().clone());
         let gates = async move { router.send(Gates(rules)).await };
         gates.into_actor(self).map(|gates, actor, _| {
-            // Without a router there are none.
+            // Without a router there are no gates.
             if let Ok(gates) = gates {
-                actor.breakers.know_all(gates);
+                actor.breakers.replace_all(gates);
             }
         })
     }
 
-    /// Carries an order out. `None`: no such service is known.
-    fn obey(&mut self, message: &SetBreaker, ctx: &mut Context<Self>) -> Option<BreakerStatus> {
-        self.take_up(ctx);
+    /// Executes an order. `None`: the service is unknown.
+    fn execute(&mut self, message: &SetBreaker, ctx: &mut Context<Self>) -> Option<BreakerStatus> {
+        self.drain_router_events(ctx);
         let SetBreaker { connection, service, order, for_ms } = message;
         let time = (*for_ms > 0).then(|| Duration::from_millis(*for_ms));
         let order = Order { service, order: *order, time, by: *connection };
-        let (status, changes) = self.breakers.obey(&order, self.now())?;
-        changes.into_iter().for_each(|change| self.leave(change));
+        let (status, changes) = self.breakers.execute(&order, self.now())?;
+        changes.into_iter().for_each(|change| self.enqueue(change));
         fault::point("breaker.ordered", 1);
-        self.take_up(ctx);
+        self.drain_router_events(ctx);
         if status.state == crate::wire::control::BreakerState::Closed {
-            ctx.spawn(self.ask_for_gates());
+            ctx.spawn(self.request_gates());
         }
         Some(status)
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.kept.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.shared.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -236,10 +235,10 @@ impl Actor for BreakerActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         fault::point("breaker.started", 0);
-        // One before it may have known of gates and of times.
-        ctx.spawn(self.ask_for_gates().map(|(), actor, ctx| {
-            actor.take_up(ctx);
-            actor.look(ctx);
+        // The previous incarnation may have had gates and timers.
+        ctx.spawn(self.request_gates().map(|(), actor, ctx| {
+            actor.drain_router_events(ctx);
+            actor.tick(ctx);
         }));
         self.listen(ctx);
     }
@@ -257,8 +256,8 @@ impl Handler<NewRules> for BreakerActor {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: NewRules, _: &mut Self::Context) -> Self::Result {
-        self.breakers.adopt(self.kept.rules.borrow().clone());
-        Box::pin(self.ask_for_gates())
+        self.breakers.adopt(self.shared.rules.borrow().clone());
+        Box::pin(self.request_gates())
     }
 }
 
@@ -268,33 +267,33 @@ impl Handler<SetBreaker> for BreakerActor {
     fn handle(&mut self, message: SetBreaker, ctx: &mut Self::Context) -> Self::Result {
         fault::point("breaker.ordered", 0);
         let refused = if message.order == BreakerOrder::Auto && message.for_ms > 0 {
-            Some((FailedCode::Invalid, "auto is not for a time".to_owned()))
+            Some((FailedCode::Invalid, "order `auto` does not take a duration".to_owned()))
         } else {
             table::refusal(&message.service).map(|why| (FailedCode::Unknown, why))
         };
         let done = match refused {
             Some(refused) => Some(Err(refused)),
-            None => self.obey(&message, ctx).map(Ok),
+            None => self.execute(&message, ctx).map(Ok),
         };
         match done {
             Some(done) => Box::pin(std::future::ready(done).into_actor(self)),
-            // The router may have lost word of it to a full queue.
-            None => Box::pin(self.ask_for_gates().map(move |(), actor, ctx| {
+            // The event of its gate may have been lost to a full queue.
+            None => Box::pin(self.request_gates().map(move |(), actor, ctx| {
                 let unknown = || (FailedCode::Unknown, table::unknown(&message.service));
-                actor.obey(&message, ctx).ok_or_else(unknown)
+                actor.execute(&message, ctx).ok_or_else(unknown)
             })),
         }
     }
 }
 
-/// How others reach the actor of the breakers.
+/// A handle to `BreakerActor` for other actors.
 pub(super) struct BreakerHandle {
     address: watch::Receiver<Option<Addr<BreakerActor>>>,
     rules: watch::Sender<Arc<RuleBook>>,
 }
 
 impl BreakerHandle {
-    /// A handle to whichever actor is in `address`.
+    /// A handle to the current incarnation, whose address is in `address`.
     pub(super) fn new(
         address: watch::Receiver<Option<Addr<BreakerActor>>>,
         rules: watch::Sender<Arc<RuleBook>>,
@@ -302,8 +301,8 @@ impl BreakerHandle {
         BreakerHandle { address, rules }
     }
 
-    /// Other rules for all breakers, whose states and counts stay. While there is no actor, the next one begins with
-    /// them.
+    /// Sets other rules for all breakers; states and counts stay. While the actor is down, the next incarnation begins
+    /// with them.
     pub(super) async fn adopt(&self, rules: Arc<RuleBook>) {
         self.rules.send_replace(rules);
         let actor = self.address.borrow().clone();
@@ -312,7 +311,7 @@ impl BreakerHandle {
         }
     }
 
-    /// Passes an order of a connection on, and answers the frame for it.
+    /// Forwards an order of a connection, and returns the reply frame.
     pub(super) async fn set(
         &self,
         connection: u32,
@@ -324,14 +323,14 @@ impl BreakerHandle {
         let actor = self.address.borrow().clone();
         let set = match actor {
             Some(actor) => actor.send(SetBreaker { connection, service, order, for_ms }).await,
-            // It waits for its restart.
+            // The actor waits for its restart.
             None => Err(MailboxError::Closed),
         };
         match set {
             Ok(Ok(status)) => BrokerFrame::Breakers { serial, breakers: vec![status] },
             Ok(Err((code, message))) => BrokerFrame::Failed { serial, code, message },
             Err(error) => {
-                let message = format!("breakers cannot be set now: {error}");
+                let message = format!("cannot set breakers: {error}");
                 BrokerFrame::Failed { serial, code: FailedCode::Limit, message }
             }
         }

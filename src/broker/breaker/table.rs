@@ -1,4 +1,4 @@
-//! The gates that the actor of the breakers knows, and what it does to them: told the time, and no actor itself.
+//! The gates of all services, and the operations of `BreakerActor` on them. Pure: time is an argument.
 
 use crate::broker::router::{ECHO, breaker_status};
 use crate::broker::telemetry::events::BreakerChange;
@@ -9,16 +9,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// So many gates more than twice those that were in use, and those of forgotten services are dropped.
+/// Gates beyond twice the number in use at which those of forgotten services are dropped.
 const SLACK: usize = 64;
 
-/// What a person wants of a breaker.
+/// A manual order.
 pub(in crate::broker) struct Order<'a> {
     pub(in crate::broker) service: &'a Name,
     pub(in crate::broker) order: BreakerOrder,
-    /// For how long; `None`: without end.
+    /// The duration; `None`: without end.
     pub(in crate::broker) time: Option<Duration>,
-    /// The connection that wants it.
+    /// The connection that gave it.
     pub(in crate::broker) by: u32,
 }
 
@@ -26,18 +26,18 @@ pub(in crate::broker) struct Order<'a> {
 pub(in crate::broker) struct Breakers {
     gates: HashMap<Name, Arc<Gate>>,
     rules: Arc<RuleBook>,
-    /// So many gates are the occasion to drop those of forgotten services.
+    /// The number of gates at which those of forgotten services are dropped.
     many: usize,
 }
 
 impl Breakers {
-    /// None yet.
+    /// No gates yet.
     pub(in crate::broker) fn new(rules: Arc<RuleBook>) -> Breakers {
         Breakers { gates: HashMap::new(), rules, many: SLACK }
     }
 
-    /// A service has a new gate.
-    pub(in crate::broker) fn know(&mut self, service: Name, gate: Arc<Gate>) {
+    /// Adds the gate of a service.
+    pub(in crate::broker) fn insert(&mut self, service: Name, gate: Arc<Gate>) {
         gate.set_rules(self.rules.of(service.as_str()));
         self.gates.insert(service, gate);
         if self.gates.len() >= self.many {
@@ -46,13 +46,13 @@ impl Breakers {
         }
     }
 
-    /// These gates are all that there are.
-    pub(super) fn know_all(&mut self, gates: Vec<(Name, Arc<Gate>)>) {
+    /// Replaces all gates.
+    pub(super) fn replace_all(&mut self, gates: Vec<(Name, Arc<Gate>)>) {
         self.gates.clear();
-        gates.into_iter().for_each(|(service, gate)| self.know(service, gate));
+        gates.into_iter().for_each(|(service, gate)| self.insert(service, gate));
     }
 
-    /// Other rules from now on.
+    /// Sets other rules.
     pub(super) fn adopt(&mut self, rules: Arc<RuleBook>) {
         self.rules = rules;
         for (service, gate) in &self.gates {
@@ -60,7 +60,7 @@ impl Breakers {
         }
     }
 
-    /// Ends the states whose time is over. Returns what has changed, and after how long to look again.
+    /// Ends expired states. Returns the changes, and the time until the next check.
     pub(in crate::broker) fn tick(&self, now: u64) -> (Vec<BreakerChange>, Option<Duration>) {
         let (mut changes, mut next) = (Vec::new(), None);
         for (service, gate) in &self.gates {
@@ -72,9 +72,12 @@ impl Breakers {
         (changes, next.map(Duration::from_nanos))
     }
 
-    /// Carries an order out. Returns how the breaker stands then, and what has changed; `None` if no such service has
-    /// or had a responder.
-    pub(in crate::broker) fn obey(&self, order: &Order<'_>, now: u64) -> Option<(BreakerStatus, Vec<BreakerChange>)> {
+    /// Executes an order. Returns the new status and the changes; `None` if the service never had a responder.
+    pub(in crate::broker) fn execute(
+        &self,
+        order: &Order<'_>,
+        now: u64,
+    ) -> Option<(BreakerStatus, Vec<BreakerChange>)> {
         let gate = self.gates.get(order.service).filter(|gate| gate.was_served() && !gate.is_retired())?;
         let time = order.time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         let before = gate.tick(now);
@@ -90,12 +93,12 @@ impl Breakers {
     }
 }
 
-/// Why a service can have no orders, if that is so.
+/// The reason why a service cannot have orders, if any.
 pub(in crate::broker) fn refusal(service: &Name) -> Option<String> {
-    (service.as_str() == ECHO).then(|| format!("the broker itself serves {ECHO}, which has no breaker"))
+    (service.as_str() == ECHO).then(|| format!("service {ECHO} is the broker's own and has no breaker"))
 }
 
-/// Why an order is refused whose service is not known.
+/// The refusal of an order for an unknown service.
 pub(in crate::broker) fn unknown(service: &Name) -> String {
     format!("unknown service: {service}")
 }

@@ -77,7 +77,7 @@ impl Connections {
     pub(super) fn enter(&self, socket: impl AsFd) -> io::Result<Rc<Connection>> {
         let (turn, gives_way) = self.table().enter(socket.as_fd().try_clone_to_owned()?);
         if let Some(socket) = gives_way {
-            log::debug!("closing the quietest health connection reason=max_connections");
+            log::debug!("closing the longest idle health connection reason=max_connections");
             // It may have ended by itself.
             let _ = shutdown(&socket, Shutdown::Both);
         }

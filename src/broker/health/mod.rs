@@ -109,7 +109,7 @@ impl HealthActor {
         let served = actix::spawn(server);
         ctx.spawn(served.into_actor(self).map(|served, this, ctx| {
             let why = match served {
-                Ok(Ok(())) => "the server has ended".to_owned(),
+                Ok(Ok(())) => "the HTTP server ended".to_owned(),
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
@@ -124,7 +124,7 @@ impl HealthActor {
         ctx.spawn(look.into_actor(self).map(|(snapshot, seen), this, _| {
             let Some(seen) = seen.filter(|_| snapshot.router_responds) else { return };
             let restarts = snapshot.actors.iter().map(|actor| actor.restarts).sum();
-            let report = &seen.surveyed.report;
+            let report = &seen.router_snapshot.report;
             if let Some(line) = prometheus::summary(report, snapshot.connections, restarts, &mut this.summary) {
                 log::info!("metrics {line}");
             }
@@ -220,8 +220,8 @@ impl Health {
                     stop_within: STOP,
                     tree: &broker.tree,
                     node,
-                    hurry: None,
-                    goes_on: None,
+                    retry_now: None,
+                    can_continue: None,
                     limited: None,
                 };
                 let factory = |exit| HealthActor {

@@ -105,9 +105,9 @@ impl Pages {
 
     /// The broker's status, with the last reply of the router.
     pub(super) fn status(&self, seen: &LastReply) -> Value {
-        let mut told = seen.surveyed.report.clone();
+        let mut told = seen.router_snapshot.report.clone();
         report::complete(&mut told, &self.broker);
-        report::status_json(&told, &seen.surveyed.breakers)
+        report::status_json(&told, &seen.router_snapshot.breakers)
     }
 
     /// The metrics.
@@ -158,7 +158,7 @@ pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -
         .client_disconnect_timeout(DISCONNECT)
         .on_connect(move |connection, data| {
             let entered = if let Some(stream) = connection.downcast_ref::<TcpStream>() {
-                // A client that does not read its answer is the kernel's to end; the library would wait for ever.
+                // The kernel disconnects a client that does not read its response; the library would wait for ever.
                 if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
                     log::debug!("cannot limit the time of a health connection reason={error:?}");
                 }
@@ -246,23 +246,22 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
         );
     }
     let pages = request.app_data::<web::Data<Pages>>()?;
-    // By a Unix socket come the users who may connect to the broker, whatever its mode.
+    // Over a Unix socket only users that may connect to the broker are served, whatever the socket's mode.
     if let Some(Peer(uid)) = request.conn_data::<Peer>()
         && !uid.is_some_and(|uid| pages.broker.may_connect(uid))
     {
         return Some(text(StatusCode::FORBIDDEN, "user not allowed (ipc.allowed_uids)\n"));
     }
-    // What is no text is no host of ours.
+    // A Host that is not text is not allowed.
     let named = headers.get_all(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let hosts: Vec<&str> = named.chain(request.uri().authority().map(|authority| authority.as_str())).collect();
     let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     match pages.broker.access.borrow().check(&hosts, authorization, request.path()) {
         Ok(()) => None,
         Err(Refusal::NoHost) => Some(text(StatusCode::BAD_REQUEST, "the Host header is missing\n")),
-        Err(Refusal::ForeignHost) => Some(text(
-            StatusCode::MISDIRECTED_REQUEST,
-            "this host is not ours; other names than localhost must be in health_server.allowed_hosts\n",
-        )),
+        Err(Refusal::ForeignHost) => {
+            Some(text(StatusCode::MISDIRECTED_REQUEST, "unknown Host header; add it to health_server.allowed_hosts\n"))
+        }
         Err(Refusal::NoToken) => Some(
             HttpResponse::Unauthorized()
                 .insert_header((header::WWW_AUTHENTICATE, "Bearer"))

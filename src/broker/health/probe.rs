@@ -1,7 +1,7 @@
 //! Probes of the router with a bounded load: one at a time, and at most ten a second, for any number of readers. A
 //! stuck router delays a reader by the reader's own timeout.
 
-use super::super::router::{RouterHandle, Survey, Surveyed};
+use super::super::router::{ProbeRouter, RouterHandle, RouterSnapshot};
 use crate::sync::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ const FRESH: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(in crate::broker) struct LastReply {
     pub(super) at: Instant,
-    pub(super) surveyed: Arc<Surveyed>,
+    pub(super) router_snapshot: Arc<RouterSnapshot>,
 }
 
 /// A handle for readers; clones share the probes.
@@ -48,7 +48,7 @@ impl RouterProbe {
         let since = Instant::now().checked_sub(FRESH);
         let is_fresh = |seen: &Option<LastReply>| {
             seen.as_ref().is_some_and(|seen| {
-                since.is_none_or(|since| seen.at >= since) && (seen.surveyed.has_connections || !connections)
+                since.is_none_or(|since| seen.at >= since) && (seen.router_snapshot.has_connections || !connections)
             })
         };
         let mut seen = self.seen.clone();
@@ -75,12 +75,14 @@ impl RouterProbe {
 pub(super) fn start(router: RouterHandle) -> (RouterProbe, impl Future<Output = ()>) {
     let ask = move |connections| {
         let router = router.clone();
-        async move { router.send(Survey { connections }).await.ok() }
+        async move { router.send(ProbeRouter { connections }).await.ok() }
     };
     over(ask)
 }
 
-fn over<F: Future<Output = Option<Surveyed>>>(ask: impl Fn(bool) -> F) -> (RouterProbe, impl Future<Output = ()>) {
+fn over<F: Future<Output = Option<RouterSnapshot>>>(
+    ask: impl Fn(bool) -> F,
+) -> (RouterProbe, impl Future<Output = ()>) {
     let (told, seen) = watch::channel(None);
     let demand = Arc::new(Demand::default());
     let probe = RouterProbe { seen, demand: demand.clone() };
@@ -88,9 +90,9 @@ fn over<F: Future<Output = Option<Surveyed>>>(ask: impl Fn(bool) -> F) -> (Route
         loop {
             demand.notify.notified().await;
             let connections = demand.connections.swap(0, Ordering::Relaxed) == 1;
-            let Some(surveyed) = ask(connections).await else { return };
+            let Some(router_snapshot) = ask(connections).await else { return };
             // The time of the reply, not of the probe, so that all waiting readers accept it.
-            told.send_replace(Some(LastReply { at: Instant::now(), surveyed: Arc::new(surveyed) }));
+            told.send_replace(Some(LastReply { at: Instant::now(), router_snapshot: Arc::new(router_snapshot) }));
             tokio::time::sleep(FRESH).await;
         }
     };
@@ -102,11 +104,11 @@ pub(super) mod tests {
     use super::*;
     use std::cell::Cell;
 
-    pub(in crate::broker::health) fn surveyed() -> Surveyed {
-        Surveyed {
+    pub(in crate::broker::health) fn router_snapshot() -> RouterSnapshot {
+        RouterSnapshot {
             report: crate::wire::control::StatusReport::default(),
             breakers: Vec::new(),
-            figures: crate::broker::router::RouterFigures::default(),
+            metrics: crate::broker::router::RouterMetrics::default(),
             has_connections: true,
         }
     }
@@ -120,7 +122,7 @@ pub(super) mod tests {
             if hangs.get() {
                 std::future::pending::<()>().await;
             }
-            Some(surveyed())
+            Some(router_snapshot())
         });
         let reads = async {
             let timeout = Duration::from_secs(60);
@@ -150,7 +152,7 @@ pub(super) mod tests {
         let asked = std::cell::RefCell::new(Vec::new());
         let (probe, asks) = over(|has_connections| {
             asked.borrow_mut().push(has_connections);
-            async move { Some(Surveyed { has_connections, ..surveyed() }) }
+            async move { Some(RouterSnapshot { has_connections, ..router_snapshot() }) }
         });
         let reads = async {
             let timeout = Duration::from_secs(60);
@@ -158,7 +160,7 @@ pub(super) mod tests {
             assert!(asked.borrow().iter().all(|connections| !connections), "{asked:?}");
             // What is known is fresh, but not enough.
             let (seen, fresh) = probe.query(timeout).await;
-            assert!(fresh && seen.is_some_and(|seen| seen.surveyed.has_connections));
+            assert!(fresh && seen.is_some_and(|seen| seen.router_snapshot.has_connections));
             assert!(probe.query_brief(timeout).await.1, "more than enough");
             assert_eq!(asked.borrow().iter().filter(|connections| **connections).count(), 1, "{asked:?}");
         };

@@ -2,9 +2,9 @@
 
 use super::probe::LastReply;
 use super::process::Usage;
-use crate::broker::router::{ECHO, RouterFigures, ServiceFigures, breaker_state};
+use crate::broker::router::{ECHO, RouterMetrics, ServiceMetrics, breaker_state};
 use crate::broker::telemetry::counters::CounterValues;
-use crate::logic::breaker::Stand;
+use crate::logic::breaker::GateState;
 use crate::logic::histogram::Histogram;
 use crate::logic::readiness::Snapshot;
 use crate::logic::services::CallTimes;
@@ -39,7 +39,7 @@ const COUNTERS: &[(&str, &Family)] = &[
     ("late", &REPLIES_LATE),
     ("parked", &PARKED),
     ("violations", &VIOLATIONS),
-    ("set_aside", &POISON_MESSAGES),
+    ("poison_messages", &POISON_MESSAGES),
     ("rings", &RUNG),
     ("looks", &LOOKS),
     ("sleeps", &SLEEPS),
@@ -93,8 +93,8 @@ pub(super) fn samples(
     samples.add(&LOG_LINES_DROPPED, &[], counts.log_lines_dropped as f64);
     if let Some(seen) = seen {
         samples.add(&HEARTBEAT_AGE, &[], seen.at.elapsed().as_secs_f64());
-        routed(&mut samples, &seen.surveyed.report);
-        timed(&mut samples, &seen.surveyed.figures);
+        routed(&mut samples, &seen.router_snapshot.report);
+        timed(&mut samples, &seen.router_snapshot.metrics);
         services(&mut samples, seen);
     }
     if let Some(usage) = usage {
@@ -128,12 +128,12 @@ fn routed(samples: &mut Samples, report: &StatusReport) {
     samples.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
 }
 
-fn timed(samples: &mut Samples, router: &RouterFigures) {
+fn timed(samples: &mut Samples, router: &RouterMetrics) {
     samples.distribute(&IN_BROKER, &[], distribution(&router.in_broker, NANOS));
     samples.distribute(&BATCHES, &[], distribution(&router.batches, 1.0));
     POLICIES.iter().zip(router.dropped).for_each(|(policy, times)| samples.add(&DROPPED, &[policy], times as f64));
-    let (surveys, cpu) = router.surveys;
-    samples.add(&PROBES, &[], surveys as f64);
+    let (probes, cpu) = router.probes;
+    samples.add(&PROBES, &[], probes as f64);
     samples.add(&PROBE_CPU, &[], cpu as f64 / NANOS);
 }
 
@@ -148,8 +148,8 @@ fn distribution<const BASE: u64, const BUCKETS: usize>(histogram: &Histogram<BAS
 }
 
 fn services(samples: &mut Samples, seen: &LastReply) {
-    let router = &seen.surveyed.figures;
-    let (services, breakers) = (&seen.surveyed.report.services, &seen.surveyed.breakers);
+    let router = &seen.router_snapshot.metrics;
+    let (services, breakers) = (&seen.router_snapshot.report.services, &seen.router_snapshot.breakers);
     let names = services.iter().map(|service| &service.name).chain(breakers.iter().map(|breaker| &breaker.service));
     let mut labelled = BTreeSet::new();
     for name in names {
@@ -177,10 +177,10 @@ fn services(samples: &mut Samples, seen: &LastReply) {
         samples.add(&BREAKER_OPENED, &[service], breaker.opened as f64);
         samples.add(&BREAKER_REJECTED, &[service], breaker.rejected as f64);
     }
-    for ServiceFigures { name, times, transitions } in &router.services {
+    for ServiceMetrics { name, times, transitions } in &router.services {
         let service = label(name.as_str());
-        for (stand, times) in Stand::ALL.into_iter().zip(transitions) {
-            samples.add(&BREAKER_TRANSITIONS, &[service, breaker_state(stand).as_str()], *times as f64);
+        for (state, times) in GateState::ALL.into_iter().zip(transitions) {
+            samples.add(&BREAKER_TRANSITIONS, &[service, breaker_state(state).as_str()], *times as f64);
         }
         durations(samples, service, times);
     }
@@ -219,11 +219,11 @@ pub(super) fn summary(report: &StatusReport, connections: u64, restarts: u64, be
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::health::probe::tests::surveyed;
+    use crate::broker::health::probe::tests::router_snapshot;
 
     #[test]
     fn the_log_is_told_only_when_something_has_happened() {
-        let (mut report, mut before) = (surveyed().report, String::new());
+        let (mut report, mut before) = (router_snapshot().report, String::new());
         report.counters = vec![("published".to_owned(), 0), ("looks".to_owned(), 7)];
         assert_eq!(summary(&report, 0, 0, &mut before), None, "nothing since the start");
         report.counters[0].1 = 5;
@@ -236,9 +236,9 @@ mod tests {
 
     #[test]
     fn services_beyond_the_cap_share_a_label_and_nothing_is_lost() {
-        let mut surveyed = surveyed();
+        let mut router_snapshot = router_snapshot();
         for n in 0..SERVICES_MAX as u64 + 5 {
-            surveyed.report.services.push(crate::wire::control::ServiceStatus {
+            router_snapshot.report.services.push(crate::wire::control::ServiceStatus {
                 name: format!("service-{n}").parse().unwrap(),
                 responders: 1,
                 outstanding: 0,
@@ -249,11 +249,14 @@ mod tests {
             let mut times = CallTimes::default();
             times.round_trip.observe(150, n);
             let (name, transitions) = (format!("service-{n}").parse().unwrap(), [0, n, 0, 0, 0]);
-            surveyed.figures.services.push(ServiceFigures { name, times, transitions });
+            router_snapshot.metrics.services.push(ServiceMetrics { name, times, transitions });
         }
-        surveyed.figures.forgotten.round_trip.observe(150, 7);
+        router_snapshot.metrics.forgotten.round_trip.observe(150, 7);
         let mut samples = Samples::default();
-        services(&mut samples, &LastReply { at: std::time::Instant::now(), surveyed: std::sync::Arc::new(surveyed) });
+        services(
+            &mut samples,
+            &LastReply { at: std::time::Instant::now(), router_snapshot: std::sync::Arc::new(router_snapshot) },
+        );
         let text = samples.render().unwrap();
         let lines: Vec<_> = text.lines().filter(|line| line.starts_with("lapce_ipc_service_requests_total{")).collect();
         assert_eq!(lines.len(), SERVICES_MAX + 1);

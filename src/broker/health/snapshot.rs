@@ -12,7 +12,7 @@ use std::time::Duration;
 pub(in crate::broker) fn snapshot(broker: &Broker, seen: Option<&LastReply>, router_responds: bool) -> Snapshot {
     let restart = &broker.config().restart;
     let max_connections = u64::from(broker.config().ipc.max_connections);
-    let surveyed = seen.map(|seen| &seen.surveyed);
+    let router_snapshot = seen.map(|seen| &seen.router_snapshot);
     Snapshot {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: ms_since(broker.started),
@@ -29,8 +29,9 @@ pub(in crate::broker) fn snapshot(broker: &Broker, seen: Option<&LastReply>, rou
         max_connections,
         router_responds,
         heartbeat_age_ms: seen.map(|seen| ms_since(seen.at)),
-        slots: surveyed.map(|surveyed| (surveyed.report.slots_used, surveyed.report.slots_total)),
-        breakers: surveyed.map(|surveyed| surveyed.breakers.clone()).unwrap_or_default(),
+        slots: router_snapshot
+            .map(|router_snapshot| (router_snapshot.report.slots_used, router_snapshot.report.slots_total)),
+        breakers: router_snapshot.map(|router_snapshot| router_snapshot.breakers.clone()).unwrap_or_default(),
         upstreams: upstream::statuses(&broker.upstreams, &broker.tree),
     }
 }

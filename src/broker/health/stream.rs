@@ -118,7 +118,7 @@ impl Stream {
             // At most one a second, before the events, of which there may be many.
             Some(snapshot) = next(&mut self.snapshots) => return Some(snapshot),
             Some(told) = self.follower.next() => return Some(match told {
-                BusItem::Event(news) => system_event(&news),
+                BusItem::Event(events) => system_event(&events),
                 BusItem::Lost(count) => event("lost", &json!({ "count": count })),
             }),
             else => {}
@@ -159,10 +159,10 @@ async fn next(snapshots: &mut watch::Receiver<Option<Bytes>>) -> Option<Bytes> {
     }
 }
 
-fn system_event(news: &SystemEvent) -> Bytes {
+fn system_event(events: &SystemEvent) -> Bytes {
     // It is JSON, unless it was too long for one record.
-    let data = serde_json::from_str(&news.text).unwrap_or_else(|_| Value::from(news.text.as_str()));
-    event("event", &json!({ "topic": news.topic, "data": data }))
+    let data = serde_json::from_str(&events.text).unwrap_or_else(|_| Value::from(events.text.as_str()));
+    event("event", &json!({ "topic": events.topic, "data": data }))
 }
 
 /// Encodes an event. JSON contains no unescaped line ends.
@@ -174,15 +174,15 @@ fn event(name: &str, data: &Value) -> Bytes {
 mod tests {
     use super::*;
 
-    fn news(text: &str) -> String {
-        let news = SystemEvent { topic: "$sys.a".to_owned(), text: text.to_owned() };
-        String::from_utf8(system_event(&news).to_vec()).unwrap()
+    fn events(text: &str) -> String {
+        let events = SystemEvent { topic: "$sys.a".to_owned(), text: text.to_owned() };
+        String::from_utf8(system_event(&events).to_vec()).unwrap()
     }
 
     #[test]
     fn an_event_is_two_lines_whatever_is_in_it() {
-        assert_eq!(news(r#"{"a":1}"#), "event: event\ndata: {\"data\":{\"a\":1},\"topic\":\"$sys.a\"}\n\n");
-        let cut = news("{\"a\":\"b\n\nevent: end\ndata: ");
+        assert_eq!(events(r#"{"a":1}"#), "event: event\ndata: {\"data\":{\"a\":1},\"topic\":\"$sys.a\"}\n\n");
+        let cut = events("{\"a\":\"b\n\nevent: end\ndata: ");
         assert_eq!(cut.lines().count(), 3, "{cut}");
         assert!(cut.contains(r#""data":"{\"a\":\"b\n\nevent: end\ndata: ""#), "{cut}");
     }

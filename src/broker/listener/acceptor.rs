@@ -1,10 +1,10 @@
-//! `Acceptor`: lets connections in. It counts them by permits, which their actors hold and give back by ending.
+//! `Acceptor`: accepts connections. Each holds a permit of `max_connections` until its actor has ended.
 
 use super::listening::Listening;
 use crate::broker::context::{Broker, Phase};
 use crate::broker::session::connection::ConnectionActor;
-use crate::broker::session::greeting::all_taken;
-use crate::broker::session::kept::{Accepted, Admitted, Kept};
+use crate::broker::session::handshake::at_capacity;
+use crate::broker::session::state::{Accepted, Admitted, ConnectionContext};
 use crate::broker::session::stream::FrameStream;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
@@ -22,19 +22,19 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// How long to wait when the system has no descriptor for the next connection.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
-/// How long a refused client may take to read why.
+/// The timeout for sending a refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// The most refused clients that are being told at a time; further ones are closed without a word.
+/// Refusals that are sent at a time; further connections are closed without one.
 const MOST_REFUSALS: usize = 16;
-/// The most connections that may say hello though all are taken, because a session waits for its peer (S8).
+/// Handshakes beyond the connection limit while a detached session exists (S8).
 const MOST_RESUMING: usize = 16;
 
-/// Messages that may wait for a connection's actor: one `Stop` in its life, and one socket at a time.
+/// The mailbox of a connection's actor: one `Stop`, and one socket at a time.
 const CONNECTION_MAILBOX: usize = 4;
-/// How long a connection may take to say its last words.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a connection may take to send its final frame.
+const FINAL_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The acceptor. It has the listening socket in common with the one that follows it, should it fail.
+/// The acceptor. All incarnations share the listening socket.
 pub(in crate::broker) struct Acceptor {
     listening: Rc<Listening>,
     exit: Exit,
@@ -76,7 +76,7 @@ impl Handler<Stop> for Acceptor {
     }
 }
 
-/// Accepts until it is stopped, or cannot.
+/// Accepts until it is stopped or fails.
 async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<ArbiterHandle>) -> io::Result<()> {
     let mut listener = UnixListener::from_std(listening.listener()?)?;
     let mut made_anew = Box::pin(listening.clone().made_anew());
@@ -127,33 +127,33 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
     }
 }
 
-/// One connection: its handshake, and its session with all sockets that it has one after the other.
+/// Supervises one connection: its handshake and its session.
 async fn serve(accepted: Accepted, broker: Arc<Broker>) {
-    let kept = Rc::new(Kept::new(accepted, broker.sessions.window()));
-    let goes_on = || kept.goes_on();
+    let context = Rc::new(ConnectionContext::new(accepted, broker.sessions.window()));
+    let can_continue = || context.can_continue();
     let child = Child {
         name: "connection",
         restart: Restart::Transient,
         limits: supervisor::connection_limits(&broker.config().restart),
         mailbox: CONNECTION_MAILBOX,
-        stop_within: LAST_WORDS,
+        stop_within: FINAL_FRAME_TIMEOUT,
         tree: &broker.tree,
         node: broker.connections,
-        hurry: None,
-        goes_on: Some(&goes_on),
+        retry_now: None,
+        can_continue: Some(&can_continue),
         limited: Some(Kind::Restarted),
     };
     let mut phase = broker.phase.clone();
     let stop = async move {
         let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
     };
-    let factory = |exit| ConnectionActor::new(kept.clone(), broker.clone(), exit);
-    if let Outcome::GaveUp(_) = supervise(&child, || kept.id(), stop, factory).await {
-        kept.give_up(&broker).await;
+    let factory = |exit| ConnectionActor::new(context.clone(), broker.clone(), exit);
+    if let Outcome::GaveUp(_) = supervise(&child, || context.id(), stop, factory).await {
+        context.give_up(&broker).await;
     }
 }
 
-/// Whether a connection may come in.
+/// Checks whether a connection may be accepted.
 fn admit(
     stream: &UnixStream,
     broker: &Broker,
@@ -171,7 +171,7 @@ fn admit(
     {
         return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));
     }
-    Err((RefusedCode::TooManyConnections, all_taken(broker)))
+    Err((RefusedCode::TooManyConnections, at_capacity(broker)))
 }
 
 async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {

@@ -1,9 +1,9 @@
-//! Sockets that whoever started the broker listens on already (socket activation): `LISTEN_PID`, `LISTEN_FDS` and
+//! Sockets inherited from the service manager (socket activation): `LISTEN_PID`, `LISTEN_FDS` and
 //! `LISTEN_FDNAMES`, as `sd_listen_fds(3)` describes them. One may be the control socket, named `ipc`, and one that of
-//! the health endpoints, named `health`; one with another name is what its kind says.
+//! the health endpoints, named `health`; one with another name is classified by its type.
 //!
-//! The variables are left as they are (to change them is unsafe where there may be threads); what they name is marked
-//! close-on-exec, and is for our process number only.
+//! The variables stay set (changing them is unsafe with threads); the descriptors are marked close-on-exec, and
+//! `LISTEN_PID` limits them to this process.
 
 use super::socket::SocketError;
 use crate::broker::health::Listener;
@@ -31,7 +31,7 @@ impl Inherited {
     ///
     /// # Errors
     ///
-    /// The descriptor that is no listening socket, that there is one too many of, or that is not what its name says.
+    /// If a descriptor is not a listening socket, is a second one of its kind, or does not match its name.
     pub(in crate::broker) fn take() -> Result<Inherited, SocketError> {
         let named: Vec<_> = sd_notify::listen_fds_with_names().map_err(SocketError::Listen)?.collect();
         let mut inherited = Inherited::default();

@@ -1,7 +1,7 @@
 //! The listening socket of a running broker: its file is watched, and recreated when it is removed.
 //!
-//! A cleaner of temporary folders, or a person, removes the file; the descriptor goes on listening where no client
-//! finds it. The file itself is watched by inotify, and looked for now and then, in case its folder went.
+//! If the file is removed (by a cleaner of temporary folders, for example), the descriptor still listens, but no client
+//! can reach it. The file is watched by inotify, and checked periodically in case its folder was removed.
 
 use super::path_watch::PathWatch;
 use super::socket::{Bound, SocketError};
@@ -16,15 +16,15 @@ use tokio::sync::watch;
 
 /// Interval of checks for the file.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the path stays free after a removal: another broker may be about to take it.
+/// How long the path stays free after a removal: another broker may be about to bind it.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// The socket, of which the root and each acceptor in turn hold a part.
+/// The socket, shared by the root and the acceptor.
 #[derive(Debug)]
 pub(in crate::broker) struct Listening {
     bound: RefCell<Bound>,
     listener: RefCell<UnixListener>,
-    /// Why clients do not find the socket, if they do not.
+    /// Why clients cannot reach the socket, if they cannot.
     lost: watch::Sender<Option<String>>,
 }
 
@@ -37,7 +37,7 @@ impl Listening {
         })
     }
 
-    /// Why clients do not find the socket, if they do not: what `/ready` is about.
+    /// Why clients cannot reach the socket, if they cannot (for `/ready`).
     pub(in crate::broker) fn lost(&self) -> watch::Receiver<Option<String>> {
         self.lost.subscribe()
     }

@@ -60,12 +60,12 @@ pub enum SocketError {
     },
 }
 
-/// Clients that may wait to be let in.
+/// The listen backlog.
 const BACKLOG: i32 = 1024;
 /// Bytes in the address of a Unix socket, without the final 0.
 const MAX_PATH: usize = 107;
 
-/// A file, whatever it is called by then.
+/// The identity of a file: device and inode.
 type Identity = (u64, u64);
 
 /// The path of a listening socket, with its lock. Both go when this is dropped, if they are still ours; an inherited
@@ -104,8 +104,8 @@ pub(in crate::broker) fn bind(path: &Path, permissions: u32) -> Result<(Bound, U
     Ok((Bound { path: path.to_owned(), socket, permissions: Some(permissions), lock }, listener))
 }
 
-/// Takes the lock of the path of an inherited socket, so that no other broker takes its place. Who
-/// holds the listening socket is not asked: a socket unit listens while no broker runs.
+/// Locks the path of an inherited socket, so that no other broker uses it. The owner of the listening socket is not
+/// checked: a socket unit listens while no broker runs.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! How a connection is known, what its control requests return, and why it was closed.
+//! The identity of a connection, the results of its control requests, and close reasons.
 
 use crate::shm::peer::Credentials;
 use crate::shm::ring::Violation;
@@ -33,7 +33,7 @@ impl From<Violation> for CloseReason {
     }
 }
 
-/// What a control request returns.
+/// The result of a control request.
 pub(super) type ControlReply = Result<BrokerFrame, (FailedCode, String)>;
 
 /// The reply to a connection that has ended.

@@ -53,7 +53,7 @@ impl Counters {
             ("late", self.late),
             ("parked", self.parked),
             ("violations", self.violations),
-            ("set_aside", self.poisoned),
+            ("poison_messages", self.poisoned),
             ("looks", self.looks),
             ("sleeps", self.sleeps),
         ];

@@ -1,11 +1,11 @@
-//! The half of a connection that goes to its client: the egress ring, what waits behind it, and its bell.
+//! The egress half of a connection: the ring to its client, the backlog behind it, and its doorbell.
 //!
-//! Nothing here ever makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
+//! No operation here makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
 //! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
 
 use super::connection::CloseReason;
-use super::keeping::Keeping;
 use super::memory::{Leases, Memory};
+use super::overflow::OverflowState;
 use crate::broker::supervision::fault;
 use crate::logic::arena::Key;
 use crate::shm::doorbell::BrokerBells;
@@ -33,7 +33,7 @@ pub(super) enum DropNotice {
 }
 
 #[derive(Debug)]
-struct Held {
+struct BacklogRecord {
     header: [u64; HEADER_WORDS],
     payload: Box<[u8]>,
 }
@@ -44,10 +44,10 @@ pub(super) struct Egress {
     pub(super) ring: Producer,
     plan: Plan,
     plan_epoch: u64,
-    backlog: VecDeque<Held>,
+    backlog: VecDeque<BacklogRecord>,
     pub(super) backlog_bytes: usize,
     /// Records ever held in the backlog.
-    held: u64,
+    backlogged: u64,
     /// Ours: we wait for space in the egress ring.
     pub(super) space: Signal,
     pub(super) waits_for_space: bool,
@@ -71,7 +71,7 @@ pub(super) struct Egress {
     pub(super) dropped: u64,
     /// Whether its client must be notified of dropped messages.
     pub(super) drops: DropNotice,
-    pub(super) keeping: Keeping,
+    pub(super) overflow: OverflowState,
 }
 
 impl Egress {
@@ -81,7 +81,7 @@ impl Egress {
             plan_epoch: 0,
             backlog: VecDeque::new(),
             backlog_bytes: 0,
-            held: 0,
+            backlogged: 0,
             space: segment.space_signal(RingName::Egress),
             waits_for_space: false,
             consumed_at_ring: 0,
@@ -98,7 +98,7 @@ impl Egress {
             bytes: 0,
             dropped: 0,
             drops: DropNotice::None,
-            keeping: Keeping::new(segment.newer()),
+            overflow: OverflowState::new(segment.newer()),
             leases: Leases::new(segment),
             ring,
         }
@@ -113,10 +113,10 @@ impl Egress {
         !self.data.is_armed()
     }
 
-    /// How much was ever given to it: changes with each record that is pushed, sent or kept.
+    /// The position: changes with each record that is pushed, sent or queued.
     #[inline]
     pub(super) fn position(&self) -> u64 {
-        self.ring.claimed() + self.held + self.keeping.ever
+        self.ring.claimed() + self.backlogged + self.overflow.ever
     }
 
     pub(super) fn has_backlog(&self) -> bool {
@@ -139,7 +139,7 @@ impl Egress {
         }
     }
 
-    fn hold(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) {
+    fn push_backlog(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) {
         let payload = match payload {
             Payload::Bytes(bytes) => bytes.into(),
             Payload::Words(len, words) => {
@@ -149,11 +149,11 @@ impl Egress {
             }
         };
         self.backlog_bytes += crate::shm::layout::HEADER_BYTES + payload.len();
-        self.held += 1;
-        self.backlog.push_back(Held { header: *header, payload });
+        self.backlogged += 1;
+        self.backlog.push_back(BacklogRecord { header: *header, payload });
     }
 
-    /// Moves what waits into the ring, as far as it fits.
+    /// Moves the backlog into the ring, as far as it fits.
     fn pump(&mut self) -> Result<(), Violation> {
         while let Some(held) = self.backlog.front() {
             if !self.ring.push(&held.header, Payload::Bytes(&held.payload))? {
@@ -298,13 +298,13 @@ impl Egresses {
         if egress.backlog.is_empty() && egress.ring.push(&words, payload) == Ok(true) {
             egress.placed(key, &mut self.dirty);
         } else {
-            egress.hold(&words, payload);
+            egress.push_backlog(&words, payload);
             self.wait_for_space(key);
             self.pump(key);
         }
     }
 
-    /// Sends a record that must not be lost: into the ring, or behind what waits for it.
+    /// Sends a record that must not be lost: into the ring, or into the backlog.
     #[inline]
     pub(super) fn send(&mut self, key: u32, header: &Header, payload: Payload<'_>) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
@@ -320,9 +320,10 @@ impl Egresses {
         match placed {
             Ok(true) => egress.placed(key, &mut self.dirty),
             Ok(false) => {
-                egress.hold(&words, payload);
+                egress.push_backlog(&words, payload);
                 if egress.backlog_bytes > self.max_backlog {
-                    let reason = format!("{} bytes wait for it and it does not read", egress.backlog_bytes);
+                    let reason =
+                        format!("{} bytes in the backlog of a client that does not read", egress.backlog_bytes);
                     self.pending_close.push((key, CloseReason { code: ClosingCode::SlowConsumer, reason }));
                 } else if !egress.waits_for_space {
                     self.wait_for_space(key);
@@ -333,7 +334,7 @@ impl Egresses {
         }
     }
 
-    /// The client of `key` does without a message.
+    /// A message for the client of `key` was dropped.
     pub(super) fn missed(&mut self, key: u32) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         egress.dropped += 1;
@@ -400,7 +401,7 @@ impl Egresses {
         if !egress.backlog.is_empty() {
             return false;
         }
-        if !egress.keeping.waits() {
+        if !egress.overflow.waits() {
             egress.end_wait();
         }
         !egress.waiters.is_empty()

@@ -1,4 +1,4 @@
-//! The half of a connection that comes from its client: two lanes, and what the client has registered.
+//! The ingress half of a connection: two lanes, and the client's registrations.
 
 use super::connection::Info;
 use super::message::Message;
@@ -31,7 +31,7 @@ pub(super) struct Partial {
     pub(super) left: u32,
 }
 
-/// A place for a request of this client.
+/// A request slot of this client.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RequestSlot {
     pub(super) generation: u32,
@@ -60,11 +60,11 @@ pub(super) struct Ingress {
     pub(super) express: Consumer,
     /// Armed while this connection is not polled.
     pub(super) data: Signal,
-    /// What this client publishes to, by its own numbers.
+    /// The topics of its publishes, by its own numbers.
     pub(super) topics: Numbers<Published>,
-    /// What it sends requests to, by its own numbers.
+    /// The services of its requests, by its own numbers.
     pub(super) services: Numbers<ServiceId>,
-    /// What it serves, each with the number of the offer.
+    /// The services that it offers, each with the number of the offer.
     pub(super) serving: Vec<(u32, ServiceId)>,
     /// The number of the next offer: it is not reused, for a call may be outstanding that has it.
     pub(super) next_offer: u32,
@@ -89,7 +89,7 @@ pub(super) struct Ingress {
     /// A timer waits to see whether the connection is idle.
     pub(super) is_watched: bool,
     /// The reply to the last control request, by its number.
-    pub(super) answered: Option<Box<(u64, BrokerFrame)>>,
+    pub(super) replied: Option<Box<(u64, BrokerFrame)>>,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }

@@ -1,5 +1,5 @@
-//! The journal: the record or timer that the router handles, so that a router that dies leaves nothing half done or
-//! done twice.
+//! The journal: the progress of the record or timer that the router handles. With it the next incarnation completes the
+//! work exactly once.
 //!
 //! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
 //! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,
@@ -15,7 +15,7 @@ use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;
 
-/// What a timer is for.
+/// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// The deadline of a call.
@@ -46,7 +46,7 @@ pub(super) enum Work {
     Done(Record),
 }
 
-/// What a router died of, as far as that is known.
+/// The record or timer that killed a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Killer {
     /// The record at a position of a connection's lane. It never comes again once it is consumed.
@@ -64,7 +64,7 @@ pub(super) struct Journal {
     pub(super) step: usize,
     /// The next receiver's position before it got the record.
     pub(super) before: Option<u64>,
-    /// A kept record goes into the ring of a connection: for which subscription, and the ring's position before.
+    /// An overflow record that moves into the ring of a connection: its subscription, and the ring's position before.
     pub(super) pump: Option<(u32, Key, u64)>,
     /// A timer that is being carried out.
     pub(super) timer: Option<Timer>,

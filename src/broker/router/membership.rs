@@ -74,7 +74,7 @@ impl RouterState {
             rings_since: self.ports.now,
             active_at: self.ports.now,
             is_watched: false,
-            answered: None,
+            replied: None,
             messages: 0,
             bytes: 0,
         }));

@@ -1,7 +1,7 @@
-//! Memory follows what is in flight: leases of the rings' extensions out of the one budget, and taking them back.
+//! Leases of the rings' extensions out of the shared budget, and their reclaim: memory follows the bytes in flight.
 //!
-//! A lease is made before it is announced: the pages are there, or the window stays as it was. What is taken back
-//! counts as leased until it is with the system again.
+//! Pages are allocated before a lease is announced; if that fails, the window stays as it was. Reclaimed pages count as
+//! leased until the system has them back.
 //!
 //! A window doubles each time, by at most half of what is free in the budget. The extensions of a connection that has
 //! been idle for half a second are taken back; those in use then are looked at again with the audits. An audit compares
@@ -16,8 +16,8 @@ use crate::shm::segment::Segment;
 use crate::wire::control::ClosingCode;
 use std::sync::Arc;
 
-/// Pages beyond its leases that a segment may hold before its client is held to have taken them: a reader that looks
-/// for its next record while the window is taken back may touch one page of each extension.
+/// Slack: pages that a segment may exceed its leases by before the client is disconnected for overuse. A reader that
+/// looks for its next record while the window is taken back may touch one page of each extension.
 const SLACK_PAGES: u64 = 3;
 
 /// The leases of one connection.
@@ -68,12 +68,12 @@ impl Memory {
         self.budget.used() - self.reclaimer.freed()
     }
 
-    /// Cells there are.
+    /// Cells of the budget.
     pub(super) fn total(&self) -> u64 {
         self.budget.total()
     }
 
-    /// How often the system refused to lease or to take back.
+    /// Times that the system refused a lease or a reclaim.
     pub(super) fn refused(&self) -> u64 {
         self.refused + self.reclaimer.refused()
     }
@@ -156,7 +156,7 @@ fn close_unused(
     Ok(())
 }
 
-/// Whether a client uses more of its segment than it was given; `lanes` are the cells of its lanes' extensions.
+/// Checks whether a client uses more of its segment than its leases; `lanes` are the cells of its lanes' extensions.
 ///
 /// Pages on their way back count as given until they are gone. What is allowed is settled before the pages are counted:
 /// a reclaim that ends in between makes them fewer, and no other thread makes them more.
@@ -167,7 +167,7 @@ pub(super) fn audit(lanes: u32, egress: &Producer, leases: &Leases) -> Result<()
     match leases.segment.pages() {
         Ok(pages) if pages > allowed => Err(CloseReason {
             code: ClosingCode::Overuse,
-            reason: format!("its segment holds {pages} pages where {allowed} are allowed"),
+            reason: format!("segment has {pages} resident pages, {allowed} are allowed"),
         }),
         _ => Ok(()),
     }

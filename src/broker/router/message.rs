@@ -2,7 +2,7 @@
 
 use super::counters::Counters;
 use super::egress::Egresses;
-use super::keeping::KeptWork;
+use super::overflow::OverflowWork;
 use crate::logic::arena::Key;
 use crate::logic::grace::Lack;
 use crate::logic::topics::{TopicId, Topics};
@@ -51,14 +51,14 @@ pub(super) struct Wait {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chosen {
     pub(super) subscription: Key,
-    /// Its place among the topic's targets.
+    /// Its index among the topic's targets.
     pub(super) target: usize,
     pub(super) gets_it: bool,
     pub(super) announce: bool,
-    /// It drops the oldest: what it does not get is kept.
+    /// It drops the oldest: messages without space are queued.
     pub(super) keeps: bool,
     pub(super) cost: u32,
-    /// Why it does not get it.
+    /// The resource that it lacks.
     pub(super) lack: Lack,
 }
 
@@ -89,7 +89,7 @@ impl Chosen {
         }
     }
 
-    /// The subscription does without the message.
+    /// The message is dropped for this subscription.
     pub(super) fn pass_over(&self, topics: &mut Topics, egresses: &mut Egresses, counters: &mut Counters) {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
         subscription.dropped = subscription.dropped.saturating_add(1);
@@ -97,16 +97,16 @@ impl Chosen {
         egresses.missed(subscription.owner);
     }
 
-    /// The router keeps a message's first record for this subscription.
-    pub(super) fn keep(
+    /// Queues a message's first record for this subscription.
+    pub(super) fn queue(
         &self,
         message: &Message,
         payload: Payload<'_>,
         router: (&mut Topics, &mut Egresses, &mut Counters),
-        work: &mut KeptWork,
+        work: &mut OverflowWork,
     ) {
         let header = message.deliver(self.subscription, 0);
         let (topics, egresses, counters) = router;
-        egresses.keep(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
+        egresses.queue(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
     }
 }

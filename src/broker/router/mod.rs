@@ -14,35 +14,35 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `settings`, `counters`, `timings` | limits in the router's units; numbers; durations |
-//! | `connection` | how a connection is known, and why it was closed |
-//! | `reclaim`, `memory` | leases of the rings' extensions; their pages go back on threads of their own |
-//! | `keeping`, `egress`, `egress_kept` | the half of a connection that goes to its client |
-//! | `journal` | the record or timer under way, for the next router if this one dies |
-//! | `message`, `ingress` | a message that is routed; the half of a connection that comes from its client |
+//! | `settings`, `counters`, `timings` | limits in the router's units; counters; histograms of durations |
+//! | `connection` | the identity of a connection; close reasons |
+//! | `reclaim`, `memory` | threads that give pages back to the system; leases of the rings' extensions |
+//! | `overflow`, `egress`, `egress_overflow` | the egress half of a connection, and its overflow queues |
+//! | `journal` | the record or timer that is handled, from which the next incarnation continues |
+//! | `message`, `ingress` | a message that is routed; the ingress half of a connection |
 //! | `ports` | all connections, with time, timers, counters and the journal |
-//! | `parking`, `polling` | bulk lanes that wait; polled and sleeping connections |
+//! | `parking`, `polling` | bulk lanes that wait for credit or space; polled and sleeping connections |
 //! | `pubsub` | publish and subscribe: the bulk lane |
 //! | `calls` | requests, replies, streams, cancels, credit: the express lane |
-//! | `state` | owner of the parts; one step of the work |
-//! | `ask`, `snapshot`, `membership` | control requests; the state at one moment; connections open and close |
-//! | `recovery` | a new router completes what the last one had under way |
-//! | `turn` | the loop: work, spin, sleep; clients that are not polled ring |
+//! | `state` | the parts and their owner; serving one connection |
+//! | `control_request`, `snapshot`, `membership` | control requests; the status; opening and closing connections |
+//! | `recovery` | a new incarnation completes the step that the last one had begun |
+//! | `turn` | the loop: work, spin, sleep; reading doorbells |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
 
-mod ask;
 mod calls;
 mod connection;
+mod control_request;
 mod counters;
 mod egress;
-mod egress_kept;
+mod egress_overflow;
 mod ingress;
 mod journal;
-mod keeping;
 mod membership;
 mod memory;
 mod message;
+mod overflow;
 mod parking;
 mod polling;
 mod ports;
@@ -62,7 +62,7 @@ pub(in crate::broker) use self::calls::{state as breaker_state, status as breake
 pub(crate) use self::state::RouterState;
 pub(crate) use connection::CloseReason;
 pub(crate) use settings::Settings;
-pub(crate) use timings::{RouterFigures, ServiceFigures};
+pub(crate) use timings::{RouterMetrics, ServiceMetrics};
 pub(crate) use turn::Shared;
 
 use crate::broker::supervision::fault;
@@ -93,35 +93,34 @@ pub(crate) struct Attach {
     pub(crate) owner: watch::Sender<Option<CloseReason>>,
 }
 
-/// The client of a connection is gone: its socket has ended.
+/// The client of a connection is gone: connection closed by peer.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub(crate) struct Gone {
     pub(crate) key: u32,
     pub(crate) id: u32,
-    /// It broke the protocol: nothing of it is routed any more. (If the router itself found that out, it knows
-    /// already.)
+    /// A protocol violation: no more records are routed. (One that the router itself detected is known to it.)
     pub(crate) close: Option<CloseReason>,
 }
 
 /// A control request. Returns the frame to send, if the connection still exists.
 #[derive(Message, Clone)]
 #[rtype(result = "Option<BrokerFrame>")]
-pub(crate) struct Ask {
+pub(crate) struct ControlRequest {
     pub(crate) key: u32,
     pub(crate) id: u32,
-    /// The connection's count of its questions.
+    /// The connection's count of its control requests.
     pub(crate) number: u64,
     pub(crate) frame: ClientFrame,
 }
 
-/// Requests the gates of all services, of which those at rest without users are forgotten first. Gates that are made
-/// from now on begin with these rules.
+/// Requests the gates of all services, after those at rest without users were removed. New gates begin with these
+/// rules.
 #[derive(Message, Clone)]
 #[rtype(result = "Vec<(Name, Arc<Gate>)>")]
 pub(crate) struct Gates(pub(crate) Arc<RuleBook>);
 
-/// Takes other settings up. Those that geometry and memory were made by are the same.
+/// Applies other settings. Geometry and memory do not change.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub(crate) struct Adopt(pub(crate) Settings);
@@ -143,40 +142,39 @@ pub(crate) struct IsQuiescent;
 
 /// Requests a snapshot of the router, for the health endpoints.
 #[derive(Message, Clone, Copy)]
-#[rtype(result = "Surveyed")]
-pub(crate) struct Survey {
+#[rtype(result = "RouterSnapshot")]
+pub(crate) struct ProbeRouter {
     /// With the list of connections.
     pub(crate) connections: bool,
 }
 
-/// What the router knows of the broker at one moment.
+/// The router's part of the broker's state at one moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Surveyed {
-    /// As for `status`, with only what the router knows.
+pub(crate) struct RouterSnapshot {
+    /// The router's part of the status.
     pub(crate) report: StatusReport,
     pub(crate) breakers: Vec<BreakerStatus>,
-    pub(crate) figures: RouterFigures,
+    pub(crate) metrics: RouterMetrics,
     /// Whether the list of connections is there.
     pub(crate) has_connections: bool,
 }
 
-/// How others reach the router: its thread sleeps on its bells, so a message is followed by a ring.
+/// A handle to the router. Its thread sleeps on its doorbells, so each message is followed by a ring.
 ///
-/// The router may die and be built anew; then a message without a reply is sent to the next one. So each message is
-/// idempotent.
+/// A message without a reply is sent again to the next incarnation. So each message is idempotent.
 #[derive(Clone)]
 pub(crate) struct RouterHandle {
     address: watch::Receiver<Option<Addr<ShmRouter>>>,
     bell: Arc<RouterWaker>,
 }
 
-/// There will be no router any more.
+/// The router has ended for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the router has ended")]
 pub(crate) struct RouterGone;
 
 impl RouterHandle {
-    /// A handle to whichever router is in `address`; `None` while there is none, closed when there will be none.
+    /// A handle to the incarnation in `address`; `None` while the router is down, closed when it has ended.
     pub(crate) fn new(address: watch::Receiver<Option<Addr<ShmRouter>>>, bell: RouterWaker) -> RouterHandle {
         RouterHandle { address, bell: Arc::new(bell) }
     }
@@ -185,7 +183,7 @@ impl RouterHandle {
     ///
     /// # Errors
     ///
-    /// If there is no router and there will be none.
+    /// If the router has ended for good.
     pub(crate) async fn send<M>(&self, message: M) -> Result<M::Result, RouterGone>
     where
         M: Message<Result: Send> + Clone + Send + 'static,
@@ -210,7 +208,7 @@ impl RouterHandle {
         }
     }
 
-    /// Whether there is no router at the moment.
+    /// Whether the router is down.
     pub(crate) fn is_absent(&self) -> bool {
         self.address.borrow().is_none()
     }
@@ -227,7 +225,7 @@ pub(crate) struct ShmRouter {
 }
 
 impl ShmRouter {
-    /// A router that goes on where the last one stopped, if there was one.
+    /// An incarnation that continues from the shared state.
     pub(crate) fn new(shared: Rc<Shared>) -> ShmRouter {
         ShmRouter { shared }
     }
@@ -241,7 +239,7 @@ impl ShmRouter {
             let result = work(state);
             fault::point("router.answering", 0);
             state.close_pending();
-            state.pubsub.watch_kept(&mut state.ports);
+            state.pubsub.watch_overflow(&mut state.ports);
             state.ports.egresses.flush();
             result
         };
@@ -291,11 +289,11 @@ impl Handler<Gone> for ShmRouter {
     }
 }
 
-impl Handler<Ask> for ShmRouter {
-    type Result = MessageResult<Ask>;
+impl Handler<ControlRequest> for ShmRouter {
+    type Result = MessageResult<ControlRequest>;
 
-    fn handle(&mut self, message: Ask, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| state.ask(message.key, message.id, message.number, message.frame)))
+    fn handle(&mut self, message: ControlRequest, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.with(|state| state.handle_request(message.key, message.id, message.number, message.frame)))
     }
 }
 
@@ -318,30 +316,30 @@ impl Handler<Adopt> for ShmRouter {
 impl Handler<Announce> for ShmRouter {
     type Result = ();
 
-    fn handle(&mut self, Announce(news): Announce, _: &mut Self::Context) {
+    fn handle(&mut self, Announce(events): Announce, _: &mut Self::Context) {
         self.with(|state| {
-            news.iter().for_each(|(topic, text)| state.pubsub.publish_system(&mut state.ports, topic, text))
+            events.iter().for_each(|(topic, text)| state.pubsub.publish_system(&mut state.ports, topic, text))
         });
     }
 }
 
-impl Handler<Survey> for ShmRouter {
-    type Result = MessageResult<Survey>;
+impl Handler<ProbeRouter> for ShmRouter {
+    type Result = MessageResult<ProbeRouter>;
 
-    fn handle(&mut self, message: Survey, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: ProbeRouter, _: &mut Self::Context) -> Self::Result {
         let began = cpu_time();
-        let Survey { connections: has_connections } = message;
-        let mut surveyed = self.with(|state| Surveyed {
+        let ProbeRouter { connections: has_connections } = message;
+        let mut router_snapshot = self.with(|state| RouterSnapshot {
             report: state.report(has_connections),
             breakers: state.breakers(),
-            figures: state.figures(),
+            metrics: state.metrics(),
             has_connections,
         });
-        let surveys = &mut self.shared.state.borrow_mut().timings.surveys;
-        *surveys = (surveys.0 + 1, surveys.1 + cpu_time().saturating_sub(began));
-        // This one is among them.
-        surveyed.figures.surveys = *surveys;
-        MessageResult(surveyed)
+        let probes = &mut self.shared.state.borrow_mut().timings.probes;
+        *probes = (probes.0 + 1, probes.1 + cpu_time().saturating_sub(began));
+        // This probe included.
+        router_snapshot.metrics.probes = *probes;
+        MessageResult(router_snapshot)
     }
 }
 
@@ -361,7 +359,7 @@ impl Handler<IsQuiescent> for ShmRouter {
     }
 }
 
-/// How long this thread has run, in nanoseconds.
+/// The CPU time of this thread, in nanoseconds.
 fn cpu_time() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     u64::try_from(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)).unwrap_or(0)

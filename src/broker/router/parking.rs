@@ -1,7 +1,7 @@
 //! Parked bulk lanes: a publisher waits for credit or space of one connection, or until all bulk lanes are open.
 //!
-//! A broker that follows another takes no publish up before the sessions of the last one are back (`session::roster`).
-//! The end of the grace opens the lanes also if no order to open them comes.
+//! A restarted broker holds publishes back until the sessions of the last one are back (`session::roster`). The end of
+//! the grace opens the lanes also without an order to open them.
 
 use super::ingress::{NO_CONNECTION, Parked};
 use super::journal::Timer;
@@ -9,7 +9,7 @@ use super::message::{Message, Wait};
 use super::ports::Ports;
 
 impl Ports {
-    /// Closes the bulk lanes until then, or until the order to open them.
+    /// Closes the bulk lanes until `until`, or until the order to open them.
     pub(super) fn close_lanes(&mut self, until: u64) {
         self.lanes_open_at = Some(until);
     }
@@ -27,7 +27,7 @@ impl Ports {
         }
     }
 
-    /// Parks the bulk lane of `key` if it is closed and has something. One that breaks the protocol is found out.
+    /// Parks the bulk lane of `key` if lanes are closed and it has a record. A protocol violation is still detected.
     #[inline]
     pub(super) fn bulk_lane_waits(&mut self, key: u32) -> bool {
         match self.lanes_open_at {

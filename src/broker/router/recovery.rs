@@ -1,5 +1,5 @@
-//! Recovery: a router that was built anew completes the record or timer of the last one, and quarantines a poison
-//! message.
+//! Recovery: a new incarnation of the router completes the record or timer that the last one had begun, and quarantines
+//! a poison message.
 
 use super::egress::DropNotice;
 use super::journal::Timer;
@@ -15,12 +15,12 @@ use crate::wire::record::Header;
 const MOST_DEATHS: u32 = 2;
 
 impl RouterState {
-    /// A router was built anew over this state: settles the record or timer of the last one, and wakes all connections,
-    /// for a bell may have been heard and not acted upon.
+    /// Called by a new incarnation: completes the record or timer of the last one, and schedules all connections,
+    /// because a doorbell may have been read without effect.
     pub(in crate::broker) fn recover(&mut self) {
         fault::point("router.started", 0);
         self.timings.forget();
-        // Before anything else is pushed: its position tells.
+        // Before any other push: the ring's position shows the progress.
         self.pubsub.settle_pump(&mut self.ports);
         self.count_deaths();
         let is_killer = self.ports.journal.deaths >= MOST_DEATHS;
@@ -40,7 +40,7 @@ impl RouterState {
         if is_killer {
             (self.ports.journal.killer, self.ports.journal.deaths) = (None, 0);
         }
-        // Before anything else is heard: their keys may be others' soon.
+        // Before any other event: their keys may be reused soon.
         self.close_pending();
         self.has_mail = true;
         let keys: Vec<_> =
@@ -62,7 +62,7 @@ impl RouterState {
             self.pubsub.tell_late_drops(&mut self.ports, *key);
         }
         self.ports.egresses.flush();
-        // What came in time lies in the lanes, and is taken before any deadline is looked at.
+        // Records that came in time are in the lanes, and are routed before deadlines are checked.
         for _ in keys {
             self.step();
         }
@@ -76,7 +76,7 @@ impl RouterState {
                 .map(|ingress| Killer::Record(ingress.info.id, lane, ingress.lane(lane).consumed())),
             None => self.ports.journal.timer.map(Killer::Timer),
         };
-        // If it died of something else, that says nothing of what killed the one before.
+        // An unrelated death neither confirms nor clears the suspect.
         if killer.is_none() {
             return;
         }
@@ -85,7 +85,7 @@ impl RouterState {
         journal.killer = killer;
     }
 
-    /// A timer has killed two routers. Its purpose is fulfilled in the simplest way, so that nothing waits for ever.
+    /// A timer has killed two routers. Its purpose is fulfilled in the simplest way, so that no wait lasts for ever.
     fn quarantine_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Call(call) => self.calls.lose_call(&mut self.ports, call),
@@ -113,7 +113,7 @@ impl RouterState {
             Work::First(record, id, message) => self.pubsub.commit_first(&mut self.ports, key, &record, id, &message),
             Work::Further(record, header) => self.pubsub.commit_further(&mut self.ports, key, &record, &header),
             Work::Express(record, header) => {
-                // Half done, which no code that is there can leave. Its call is over for both sides.
+                // Half done: the current code cannot leave that. The call ends for both sides.
                 self.calls.give_up_express(&mut self.ports, key, &header);
                 self.ports.journal.work = Work::Done(record);
                 self.ports.advance_source(key, lane, &record);

@@ -1,8 +1,8 @@
-//! Snapshots of the router: the status report, breakers, figures for Prometheus.
+//! Snapshots of the router: the status report, breakers, metrics for Prometheus.
 
 use super::calls::status;
 use super::state::RouterState;
-use super::timings::{RouterFigures, ServiceFigures};
+use super::timings::{RouterMetrics, ServiceMetrics};
 use crate::logic::histogram::Durations;
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
@@ -10,8 +10,8 @@ use crate::wire::control::{
 };
 
 impl RouterState {
-    /// What the router knows of the broker, without the list of connections if that is not wanted: it is the one part
-    /// that grows with them. The caller fills in the rest.
+    /// The router's part of the status. The list of connections, the only part that grows with them, is optional. The
+    /// caller fills in the rest.
     pub(super) fn report(&self, with_connections: bool) -> StatusReport {
         let mut connections = Vec::new();
         let listed = if with_connections { self.ports.ingresses.as_slice() } else { &[] };
@@ -77,29 +77,29 @@ impl RouterState {
         }
     }
 
-    /// How the breakers stand of all services that have or had a responder.
+    /// The breakers of all services that have or had a responder.
     pub(super) fn breakers(&self) -> Vec<BreakerStatus> {
         let served = self.calls.services().iter().filter(|service| service.gate.was_served());
         served.map(|service| status(&service.name, &service.gate, self.ports.now)).collect()
     }
 
-    /// The figures that are no part of the status.
-    pub(super) fn figures(&self) -> RouterFigures {
+    /// The metrics that are not part of the status.
+    pub(super) fn metrics(&self) -> RouterMetrics {
         let services = self.calls.services().iter().filter_map(|service| {
             let times = (**service.times.as_ref()?).clone();
-            Some(ServiceFigures { name: service.name.clone(), times, transitions: service.gate.transitions() })
+            Some(ServiceMetrics { name: service.name.clone(), times, transitions: service.gate.transitions() })
         });
-        RouterFigures {
+        RouterMetrics {
             in_broker: self.timings.in_broker.clone(),
             batches: self.timings.batches.clone(),
             dropped: self.ports.counters.dropped,
             services: services.collect(),
             forgotten: self.calls.services().forgotten.clone(),
-            surveys: self.timings.surveys,
+            probes: self.timings.probes,
         }
     }
 
-    /// How long things take, of all services together.
+    /// Latencies, of all services together.
     pub(super) fn latency(&self) -> LatencyStatus {
         let mut times = self.calls.services().forgotten.clone();
         self.calls.services().iter().filter_map(|service| service.times.as_deref()).for_each(|more| times.merge(more));

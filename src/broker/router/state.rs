@@ -1,4 +1,4 @@
-//! What the router owns, and one step of its work. No actor, no clock, no waiting: `now` is an argument.
+//! The router's state, and one step of its work. No actor, no clock, no waiting: `now` is an argument.
 //!
 //! All of it lives outside the actor's value and outlives it. Each record is handled in two parts: everything that can
 //! fail comes first and changes nothing, then a commit that cannot fail, which ends with the source's position.
@@ -72,7 +72,7 @@ impl RouterState {
         })
     }
 
-    /// Closes the bulk lanes until then, or until the order to open them.
+    /// Closes the bulk lanes until `until`, or until the order to open them.
     pub(crate) fn close_lanes(&mut self, until: u64) {
         self.ports.close_lanes(until);
     }
@@ -95,7 +95,11 @@ impl RouterState {
                     ingress.parked.is_none()
                         && matches!(ingress.express.peek(), Ok(None))
                         && matches!(ingress.bulk.peek(), Ok(None))
-                }) && self.ports.egresses.get(key).is_none_or(|egress| !egress.has_backlog() && !egress.keeping.waits())
+                }) && self
+                    .ports
+                    .egresses
+                    .get(key)
+                    .is_none_or(|egress| !egress.has_backlog() && !egress.overflow.waits())
             })
     }
 
@@ -105,7 +109,7 @@ impl RouterState {
         let before = self.ports.counters.records;
         self.serve(key);
         self.close_pending();
-        self.pubsub.watch_kept(&mut self.ports);
+        self.pubsub.watch_overflow(&mut self.ports);
         self.ports.egresses.flush();
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
@@ -135,13 +139,13 @@ impl RouterState {
             ingress.since_space = 0;
             self.ports.egresses.freed(key);
         }
-        // All that the client has said of calls is said, so they are over, however long its publishes wait.
+        // The client's express lane is drained, so its calls end now, however long its publishes wait.
         let calls_end = ingress.ended && express == Lane::Dry;
         if express == Lane::More || bulk == Lane::More {
             self.ports.schedule.requeue(key);
         } else if ingress.ended && bulk == Lane::Dry {
             self.ports.schedule.mark_cold(key);
-            let left = CloseReason { code: ClosingCode::Shutdown, reason: "client left".into() };
+            let left = CloseReason { code: ClosingCode::Shutdown, reason: "client disconnected".into() };
             self.ports.egresses.pending_close.push((key, left));
         } else if let Some(coldest) = self.ports.schedule.mark_idle(key) {
             self.ports.cool(coldest);
@@ -215,7 +219,7 @@ impl RouterState {
     /// Carries out what is due at `now`.
     pub(super) fn advance(&mut self, now: u64) {
         self.set_now(now);
-        // What a router that died has left is due still.
+        // Timers that the last incarnation left are still due.
         let already = self.due.len();
         self.ports.wheel.advance(now, &mut self.due);
         self.due[already..].reverse();
@@ -234,13 +238,13 @@ impl RouterState {
             fault::point("router.timed", 0);
         }
         self.close_pending();
-        self.pubsub.watch_kept(&mut self.ports);
+        self.pubsub.watch_overflow(&mut self.ports);
         self.ports.egresses.flush();
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
     }
 
-    /// Works by other settings from now on. What is there stays, also where there is more of it than there may be.
+    /// Applies other settings. Existing objects stay, also beyond a lowered limit.
     pub(super) fn adopt(&mut self, settings: Settings) {
         self.calls.adopt(&settings);
         self.pubsub.adopt(&settings);

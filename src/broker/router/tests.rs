@@ -74,11 +74,11 @@ impl Router {
         Peer { key, id, bulk, express, egress, sequence: 0, bells, segment: theirs, _socket: socket }
     }
 
-    fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
+    fn handle_request(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
         self.questions += 1;
         let number = self.questions;
         let answer = self.survive(|state| {
-            let answer = state.ask(peer.key, peer.id, number, frame.clone());
+            let answer = state.handle_request(peer.key, peer.id, number, frame.clone());
             fault::point("router.answering", 0);
             answer
         });
@@ -89,7 +89,7 @@ impl Router {
 
     fn topic(&mut self, peer: &Peer, name: &str) -> u32 {
         let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: name.parse().unwrap() };
-        match self.ask(peer, frame) {
+        match self.handle_request(peer, frame) {
             BrokerFrame::Interned { id, .. } => id,
             other => panic!("{other:?}"),
         }
@@ -97,7 +97,7 @@ impl Router {
 
     fn service(&mut self, peer: &Peer, name: &str) -> u32 {
         let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Service, name: name.parse().unwrap() };
-        match self.ask(peer, frame) {
+        match self.handle_request(peer, frame) {
             BrokerFrame::Interned { id, .. } => id,
             other => panic!("{other:?}"),
         }
@@ -105,7 +105,7 @@ impl Router {
 
     fn subscribe(&mut self, peer: &Peer, pattern: &str, policy: DeliveryPolicy, credit: u32) -> u32 {
         let frame = ClientFrame::Subscribe { serial: 1, pattern: pattern.parse().unwrap(), policy, credit };
-        match self.ask(peer, frame) {
+        match self.handle_request(peer, frame) {
             BrokerFrame::Subscribed { subscription, .. } => subscription,
             other => panic!("{other:?}"),
         }
@@ -113,7 +113,7 @@ impl Router {
 
     fn serve(&mut self, peer: &Peer, name: &str, max_in_flight: u32) {
         let frame = ClientFrame::Serve { serial: 1, service: name.parse().unwrap(), max_in_flight };
-        assert!(matches!(self.ask(peer, frame), BrokerFrame::Serving { .. }));
+        assert!(matches!(self.handle_request(peer, frame), BrokerFrame::Serving { .. }));
     }
 
     /// Works until there is nothing to do.

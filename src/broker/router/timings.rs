@@ -17,36 +17,36 @@ const TIMED: u32 = 16;
 pub(super) struct Timings {
     pub(super) in_broker: Durations,
     pub(super) batches: Sizes,
-    /// Visits that are not looked at before one is.
+    /// Visits to skip before the next timed one.
     passed_over: u32,
     /// The clock was read just now, for the next visit.
     is_begun: bool,
     /// Records of a visit that was begun, and is over when the clock is read next.
     timed: u64,
-    /// Surveys, and the CPU time that they have cost this thread, in nanoseconds.
-    pub(super) surveys: (u64, u64),
+    /// Probes, and their CPU time on this thread, in nanoseconds.
+    pub(super) probes: (u64, u64),
 }
 
-/// The router's figures that are no part of the status.
+/// The router's metrics that are not part of the status.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RouterFigures {
+pub(crate) struct RouterMetrics {
     pub(crate) in_broker: Durations,
     pub(crate) batches: Sizes,
     /// Messages dropped at the router, in the order of `DeliveryPolicy`.
     pub(crate) dropped: [u64; 3],
-    pub(crate) services: Vec<ServiceFigures>,
-    /// Of services that were forgotten.
+    pub(crate) services: Vec<ServiceMetrics>,
+    /// Of removed services.
     pub(crate) forgotten: CallTimes,
-    /// Surveys, and the CPU time that they have cost the router's thread, in nanoseconds.
-    pub(crate) surveys: (u64, u64),
+    /// Probes, and their CPU time on the router's thread, in nanoseconds.
+    pub(crate) probes: (u64, u64),
 }
 
-/// The same, of one service.
+/// The metrics of one service.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceFigures {
+pub(crate) struct ServiceMetrics {
     pub(crate) name: Name,
     pub(crate) times: CallTimes,
-    /// How often its breaker has come to stand where, in the order of `Stand::ALL`.
+    /// Transitions of its breaker into each state, in the order of `GateState::ALL`.
     pub(crate) transitions: [u64; 5],
 }
 

@@ -1,5 +1,5 @@
-//! `UpstreamActor`: one for each process that the broker dials (`[[upstream]]`). It owns the outgoing socket; once that
-//! is connected it is as a connection, and the other side speaks first, as every client does.
+//! `UpstreamActor`: one per upstream (`[[upstream]]`). It owns the outgoing socket; once that is connected it serves it
+//! like an accepted one: the other side sends the Hello.
 //!
 //! Its session does not outlive its socket. When the connection is over, for whatever reason, the actor ends with that
 //! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
@@ -9,8 +9,8 @@
 //! socket appears at its path (`path_watch`), and the command `lapce-ipc upstream dial`.
 
 use super::connection::serve_dialled;
-use super::greeting::all_taken;
-use super::kept::{Accepted, Admitted, Kept};
+use super::handshake::at_capacity;
+use super::state::{Accepted, Admitted, ConnectionContext};
 use super::upstream::{Dialled, Upstream};
 use crate::broker::context::{Broker, Phase};
 use crate::broker::listener::path_watch::appearances;
@@ -26,19 +26,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
-/// Messages that may wait: one `Stop` in a life.
+/// The mailbox: one `Stop` per incarnation.
 const MAILBOX: usize = 4;
 /// How long its final frames may take, beyond the drain timeout.
 const STOP: Duration = Duration::from_secs(2);
 
-/// Keeps it dialled, on this thread, until the broker ends. After its restart limit it waits for a dial command.
+/// Keeps the upstream connected, on this thread, until the broker shuts down. After its restart limit it waits for a
+/// dial command.
 pub(in crate::broker) async fn keep(upstream: Arc<Upstream>, broker: Arc<Broker>) {
     let mut phase = broker.phase.clone();
     loop {
         let mut asked = upstream.asked.subscribe();
         let outcome = tokio::select! {
             outcome = dial(upstream.clone(), &broker) => outcome,
-            never = appearances(&upstream.path, || upstream.hurry.send_modify(|count| *count += 1)) => match never {},
+            never = appearances(&upstream.path, || upstream.end_backoff()) => match never {},
         };
         let Outcome::GaveUp(_) = outcome else { return };
         tokio::select! {
@@ -58,13 +59,13 @@ async fn dial(upstream: Arc<Upstream>, broker: &Arc<Broker>) -> Outcome {
         stop_within: Duration::from_millis(broker.config().ipc.drain_timeout_ms) + STOP,
         tree: &broker.tree,
         node: upstream.node,
-        hurry: Some(&upstream.hurry),
-        goes_on: None,
+        retry_now: Some(&upstream.retry_now),
+        can_continue: None,
         limited: None,
     };
     let mut phase = broker.phase.clone();
     let stop = async move {
-        // A connection that stands sees the phase by itself; what must end is the dialling.
+        // An established connection follows the phase itself; only dialling must be stopped.
         let _ = phase.wait_for(Phase::is_ending).await;
     };
     let last = Last::default();
@@ -74,11 +75,11 @@ async fn dial(upstream: Arc<Upstream>, broker: &Arc<Broker>) -> Outcome {
     outcome
 }
 
-/// What the last incarnation had of a session: one that panicked has left it.
-type Last = Rc<RefCell<Option<Rc<Kept>>>>;
+/// The session of the last incarnation, which a panic leaves behind.
+type Last = Rc<RefCell<Option<Rc<ConnectionContext>>>>;
 
 async fn end_last(last: &Last, broker: &Broker) {
-    if let Some(session) = last.take().and_then(|kept| kept.take_session()) {
+    if let Some(session) = last.take().and_then(|context| context.take_session()) {
         session.end(broker, None).await;
     }
 }
@@ -107,14 +108,14 @@ impl Actor for UpstreamActor {
 impl Handler<Stop> for UpstreamActor {
     type Result = ();
 
-    /// Nothing: the session sees for itself that the broker ends, and finishes what is under way.
+    /// Does nothing: the session follows the phase, and finishes outstanding work.
     fn handle(&mut self, _: Stop, _: &mut Self::Context) {}
 }
 
 /// Dials, and serves the connection to its end. Returns why it ended.
 async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String {
     end_last(&last, &broker).await;
-    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return all_taken(&broker) };
+    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return at_capacity(&broker) };
     let path = upstream.path.display();
     let stream = match UnixStream::connect(&upstream.path).await {
         Ok(stream) => stream,
@@ -138,9 +139,9 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String
     };
     let admitted = Admitted { permit: Some(permit), _resuming: None };
     // Its session does not outlive its socket.
-    let kept = Rc::new(Kept::new(Accepted { stream, peer, admitted }, Duration::ZERO));
-    last.replace(Some(kept.clone()));
-    match serve_dialled(&kept, &dialled, &broker).await {
+    let context = Rc::new(ConnectionContext::new(Accepted { stream, peer, admitted }, Duration::ZERO));
+    last.replace(Some(context.clone()));
+    match serve_dialled(&context, &dialled, &broker).await {
         Ok(()) => "closed by peer".to_owned(),
         Err(reason) => reason,
     }

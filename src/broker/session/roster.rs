@@ -1,12 +1,12 @@
-//! The roster: which sessions come back to the next broker, in a file beside the socket (S12).
+//! The roster: a file beside the socket that lists the sessions which the next broker waits for (S12).
 //!
-//! A session is listed before its first subscription is confirmed, and struck when it ends for another reason than the
-//! broker's end. So the file names those whose subscriptions would miss what the next broker takes up too soon. It is
-//! written by the threads of the connections, and by the root at the start. It has no content of messages and no token.
+//! A session is listed before its first subscription is confirmed, and removed when it ends for another reason than the
+//! broker's shutdown. The next broker holds publishes back until the listed clients have subscribed again. The threads
+//! of the connections write the file, and the root at the start. It contains neither messages nor tokens.
 
 use crate::broker::router::{OpenLanes, RouterHandle};
-use crate::logic::missing::{Missing, Opened};
-use crate::logic::roster::{Listed, MOST, TEXT_MAX, TextError, Who, begun, ended, instance};
+use crate::logic::restart_grace::{Opened, RestartGrace};
+use crate::logic::roster::{ClientKey, RosterTable, SESSIONS_MAX, TEXT_MAX, TextError, begin_line, end_line, instance};
 use crate::shm::peer::{Credentials, own_uid};
 use crate::wire::control::RECONNECTS;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -21,19 +21,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How often it is seen whether the processes live that publishes wait for.
-const LOOK: Duration = Duration::from_millis(50);
-/// How many of them are looked at, at a time.
-const LOOKED_AT: usize = 200;
-/// Lines that are appended before the file is written anew, or as many as there are sessions.
-const APPENDED: usize = 1024;
+/// Interval of checks whether the awaited processes are alive.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Processes per check.
+const CHECK_BATCH: usize = 200;
+/// Appended lines after which the file is rewritten, or the number of sessions if that is larger.
+const REWRITE_AFTER: usize = 1024;
 
-/// The roster of this broker, and what the last one left.
+/// The roster of this broker, and the clients that the last one listed.
 #[derive(Debug)]
 pub(in crate::broker) struct Roster {
     opened: Instant,
     inner: Mutex<Inner>,
-    /// A session is back.
+    /// A client has restored its subscriptions, or left.
     back: Notify,
 }
 
@@ -41,43 +41,43 @@ pub(in crate::broker) struct Roster {
 struct Inner {
     path: PathBuf,
     boot: String,
-    /// `None` while there is nothing to be written to.
+    /// `None` while no file is open.
     file: Option<File>,
     appended: usize,
-    listed: Listed,
-    missing: Missing,
-    /// The broker ends: those whose session ends by that stay listed.
+    listed: RosterTable,
+    restart_grace: RestartGrace,
+    /// The broker is shutting down: sessions that end now stay listed.
     is_frozen: bool,
     has_warned: bool,
 }
 
 impl Roster {
-    /// Reads what the last broker left beside the socket at `socket`, and leaves out those that do not live any more.
-    /// The others are waited for until the grace is over.
+    /// Reads the roster of the last broker beside the socket at `socket`, without the processes that have ended.
+    /// Publishes wait for the others until the grace is over.
     pub(in crate::broker) fn open(socket: &Path, grace: Duration) -> Roster {
         let mut path = OsString::from(socket);
         path.push(".sessions");
-        // Without it, a start time that comes again after a boot passes for the same: it costs the grace.
+        // Without a boot id, an equal start time after a reboot passes for the same process: that costs the grace.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let path = PathBuf::from(path);
-        let left = left_by_the_last(&path, &boot);
-        let mut listed = Listed::default();
-        for (who, start) in left.clients().filter(|(who, start)| lives(who, *start)) {
-            listed.add(who, start);
+        let left = read_previous(&path, &boot);
+        let mut listed = RosterTable::default();
+        for (client, start) in left.clients().filter(|(client, start)| lives(client, *start)) {
+            listed.add(client, start);
         }
         let ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        let missing = Missing::new(listed.clients(), 0, ns);
+        let restart_grace = RestartGrace::new(listed.clients(), 0, ns);
         let mut inner =
-            Inner { path, boot, file: None, appended: 0, listed, missing, is_frozen: false, has_warned: false };
+            Inner { path, boot, file: None, appended: 0, listed, restart_grace, is_frozen: false, has_warned: false };
         if inner.listed.len() > 0 {
             inner.write_anew();
-        } else if left != Listed::default() {
+        } else if left != RosterTable::default() {
             let _ = std::fs::remove_file(&inner.path);
         }
-        let sessions = inner.missing.awaited();
+        let sessions = inner.restart_grace.awaited();
         if sessions > 0 {
             log::info!(
-                "publishes wait for sessions of the last broker sessions={sessions} grace_ms={}",
+                "publishing held back for sessions of the last broker sessions={sessions} grace_ms={}",
                 grace.as_millis()
             );
         }
@@ -92,18 +92,18 @@ impl Roster {
         u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// For how many sessions publishes wait.
+    /// The number of sessions for which publishes wait.
     pub(in crate::broker) fn awaited(&self) -> u32 {
-        u32::try_from(self.lock().missing.awaited()).unwrap_or(u32::MAX)
+        u32::try_from(self.lock().restart_grace.awaited()).unwrap_or(u32::MAX)
     }
 
-    /// The place of a session that begins with a Hello. One whose client does not come back has none.
+    /// The entry of a session that begins with a Hello; a client that does not reconnect has none.
     pub(in crate::broker) fn listing(self: &Arc<Roster>, peer: Credentials, nonce: u64, flags: u32) -> Listing {
-        let who = Who { uid: peer.uid, pid: peer.pid, instance: instance(nonce) };
-        Listing((flags & RECONNECTS != 0).then(|| Place { roster: self.clone(), who, is_listed: false }))
+        let client = ClientKey { uid: peer.uid, pid: peer.pid, instance: instance(nonce) };
+        Listing((flags & RECONNECTS != 0).then(|| Entry { roster: self.clone(), client, is_listed: false }))
     }
 
-    /// Opens the router's lanes when all are back, or the grace is over.
+    /// Opens the router's lanes when all clients are back, or the grace is over.
     pub(in crate::broker) async fn follow(self: Arc<Roster>, router: RouterHandle) {
         if self.awaited() == 0 {
             return;
@@ -112,37 +112,37 @@ impl Roster {
             let now = self.now();
             let (opened, until) = {
                 let mut inner = self.lock();
-                for dead in inner.missing.look(LOOKED_AT, lives) {
+                for dead in inner.restart_grace.look(CHECK_BATCH, lives) {
                     inner.strike(&dead);
                 }
-                (inner.missing.decide(now), inner.missing.until())
+                (inner.restart_grace.decide(now), inner.restart_grace.until())
             };
             if let Some(opened) = opened {
                 break opened;
             }
-            let left = LOOK.min(Duration::from_nanos(until.saturating_sub(now)));
+            let left = CHECK_INTERVAL.min(Duration::from_nanos(until.saturating_sub(now)));
             let _ = tokio::time::timeout(left, self.back.notified()).await;
         };
         let _ = router.send(OpenLanes).await;
         let waited_ms = self.opened.elapsed().as_millis();
         match opened {
-            Opened::AllBack => log::info!("publishes are taken up reason=all_back waited_ms={waited_ms}"),
+            Opened::AllBack => log::info!("publishing enabled reason=all_back waited_ms={waited_ms}"),
             Opened::GraceOver(missing) => {
-                log::info!("publishes are taken up reason=grace_over missing={missing} waited_ms={waited_ms}");
+                log::info!("publishing enabled reason=grace_over missing={missing} waited_ms={waited_ms}");
             }
         }
         let mut inner = self.lock();
-        for late in inner.missing.give_up() {
+        for late in inner.restart_grace.expire() {
             inner.strike(&late);
         }
     }
 
-    /// The broker ends: sessions that end by that stay listed for the next one.
+    /// The broker is shutting down: sessions that end now stay listed for the next one.
     pub(in crate::broker) fn freeze(&self) {
         self.lock().is_frozen = true;
     }
 
-    /// Removes the file if it lists none.
+    /// Removes the file if it lists no session.
     pub(in crate::broker) fn close(&self) {
         let mut inner = self.lock();
         if inner.listed.len() == 0 && inner.file.take().is_some() {
@@ -151,85 +151,85 @@ impl Roster {
     }
 }
 
-/// The place of a session in the roster. Dropped with the session, it is given up, unless the broker ends.
+/// The entry of a session in the roster. Dropping it removes the session, unless the broker is shutting down.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Listing(Option<Place>);
+pub(in crate::broker) struct Listing(Option<Entry>);
 
 #[derive(Debug)]
-struct Place {
+struct Entry {
     roster: Arc<Roster>,
-    who: Who,
+    client: ClientKey,
     is_listed: bool,
 }
 
 impl Listing {
     /// The session has a subscription, which is about to be confirmed.
     pub(in crate::broker) fn subscribed(&mut self) {
-        let Some(place) = self.0.as_mut().filter(|place| !place.is_listed) else { return };
-        let start = stat(place.who.pid).ok().flatten().map_or(0, |(_, start)| start);
-        place.is_listed = place.roster.lock().add(place.who, start);
+        let Some(entry) = self.0.as_mut().filter(|entry| !entry.is_listed) else { return };
+        let start = stat(entry.client.pid).ok().flatten().map_or(0, |(_, start)| start);
+        entry.is_listed = entry.roster.lock().add(entry.client, start);
     }
 
     /// All subscriptions that its client had at the last broker are in force again.
     pub(in crate::broker) fn restored(&self) {
-        if let Some(Place { roster, who, .. }) = &self.0 {
-            roster.lock().back(who);
+        if let Some(Entry { roster, client, .. }) = &self.0 {
+            roster.lock().back(client);
             roster.back.notify_one();
         }
     }
 
-    /// The client has said goodbye: it does not come back.
+    /// The client has sent `Bye`: it does not reconnect.
     pub(in crate::broker) fn left(&mut self) {
-        if let Some(mut place) = self.0.take() {
-            let mut inner = place.roster.lock();
-            inner.back(&place.who);
-            if std::mem::take(&mut place.is_listed) {
-                inner.strike(&place.who);
+        if let Some(mut entry) = self.0.take() {
+            let mut inner = entry.roster.lock();
+            inner.back(&entry.client);
+            if std::mem::take(&mut entry.is_listed) {
+                inner.strike(&entry.client);
             }
             drop(inner);
-            place.roster.back.notify_one();
+            entry.roster.back.notify_one();
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for Entry {
     fn drop(&mut self) {
         if self.is_listed {
             let mut inner = self.roster.lock();
             if !inner.is_frozen {
-                inner.strike(&self.who);
+                inner.strike(&self.client);
             }
         }
     }
 }
 
 impl Inner {
-    fn add(&mut self, who: Who, start: u64) -> bool {
-        let added = self.listed.add(who, start);
+    fn add(&mut self, client: ClientKey, start: u64) -> bool {
+        let added = self.listed.add(client, start);
         if added {
-            self.append(&begun(&who, start));
+            self.append(&begin_line(&client, start));
         } else {
-            self.warn(format_args!("more than {MOST} sessions have subscriptions"));
+            self.warn(format_args!("more than {SESSIONS_MAX} sessions have subscriptions"));
         }
         added
     }
 
-    fn strike(&mut self, who: &Who) {
-        if self.listed.strike(who) {
-            self.append(&ended(who));
+    fn strike(&mut self, client: &ClientKey) {
+        if self.listed.strike(client) {
+            self.append(&end_line(client));
         }
     }
 
-    fn back(&mut self, who: &Who) {
-        if self.missing.back(who) {
-            self.strike(who);
+    fn back(&mut self, client: &ClientKey) {
+        if self.restart_grace.back(client) {
+            self.strike(client);
         }
     }
 
     /// Appends a line. The table has its change already: a file that is written anew needs no line.
     fn append(&mut self, line: &str) {
         self.appended += 1;
-        let is_short = self.appended <= APPENDED.max(self.listed.len());
+        let is_short = self.appended <= REWRITE_AFTER.max(self.listed.len());
         // Not if it was removed meanwhile.
         let there = |file: &File| file.metadata().is_ok_and(|found| found.nlink() > 0);
         let appended =
@@ -263,7 +263,7 @@ impl Inner {
         }
     }
 
-    /// Says once that the roster is not whole: after a kill, the next broker does not wait for all.
+    /// Warns once that the roster is incomplete: after a kill, the next broker would not wait for all clients.
     fn warn(&mut self, reason: std::fmt::Arguments<'_>) {
         if !std::mem::replace(&mut self.has_warned, true) {
             let path = self.path.display().to_string();
@@ -272,33 +272,33 @@ impl Inner {
     }
 }
 
-/// What the last broker left, as far as it holds.
-fn left_by_the_last(path: &Path, boot: &str) -> Listed {
+/// The roster of the last broker, as far as it is valid.
+fn read_previous(path: &Path, boot: &str) -> RosterTable {
     let skipped = |reason: &dyn std::fmt::Display| {
         log::warn!(
             "cannot read the session roster path={:?} reason={:?}",
             path.display().to_string(),
             reason.to_string()
         );
-        Listed::default()
+        RosterTable::default()
     };
     let text = match read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Listed::default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return RosterTable::default(),
         Err(error) => return skipped(&error),
     };
-    match Listed::parse(&text, boot) {
+    match RosterTable::parse(&text, boot) {
         Ok((listed, 0)) => listed,
         Ok((listed, bad)) => {
             log::warn!("invalid lines in the session roster path={:?} count={bad}", path.display().to_string());
             listed
         }
-        Err(TextError::OtherBoot) => Listed::default(),
+        Err(TextError::OtherBoot) => RosterTable::default(),
         Err(error) => skipped(&error),
     }
 }
 
-/// Reads a file that only we can have written, up to [`TEXT_MAX`].
+/// Reads a file that only this user can have written, up to [`TEXT_MAX`].
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())?;
@@ -313,12 +313,12 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Whether a process lives: the one that was listed, not another with its number. What is unknown lives.
-fn lives(who: &Who, start: u64) -> bool {
-    let Some(pid) = i32::try_from(who.pid).ok().and_then(Pid::from_raw) else { return who.pid == 0 };
-    match stat(who.pid) {
+/// Whether a listed process is alive, and not another with the same pid. An unknown process counts as alive.
+fn lives(client: &ClientKey, start: u64) -> bool {
+    let Some(pid) = i32::try_from(client.pid).ok().and_then(Pid::from_raw) else { return client.pid == 0 };
+    match stat(client.pid) {
         Ok(Some((state, started))) => !matches!(state, 'Z' | 'X') && (start == 0 || start == started),
-        // It may be hidden from us.
+        // The process may be hidden from this user.
         Err(error) if error.kind() == io::ErrorKind::NotFound => test_kill_process(pid) != Err(Errno::SRCH),
         Err(error) => error.raw_os_error() != Some(Errno::SRCH.raw_os_error()),
         Ok(None) => true,
@@ -402,10 +402,10 @@ mod tests {
         }
         assert_eq!(open(&socket).awaited(), 1);
         child.wait().unwrap();
-        assert!(!lives(&Who { uid: 0, pid, instance: 0 }, 0));
+        assert!(!lives(&ClientKey { uid: 0, pid, instance: 0 }, 0));
         let start = stat(us()).unwrap().unwrap().1;
-        assert!(lives(&Who { uid: 0, pid: us(), instance: 0 }, start));
-        assert!(!lives(&Who { uid: 0, pid: us(), instance: 0 }, start + 1), "another process has its number");
+        assert!(lives(&ClientKey { uid: 0, pid: us(), instance: 0 }, start));
+        assert!(!lives(&ClientKey { uid: 0, pid: us(), instance: 0 }, start + 1), "another process has its number");
     }
 
     #[test]
@@ -466,6 +466,6 @@ mod tests {
         for nonce in 0..3000 {
             session(&roster, us(), nonce).left();
         }
-        assert!(std::fs::metadata(&path).unwrap().len() < 64 * (APPENDED as u64 + 1));
+        assert!(std::fs::metadata(&path).unwrap().len() < 64 * (REWRITE_AFTER as u64 + 1));
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// How long a client may take to read the last frame, or to send its own.
-pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The timeout of the final frame, in either direction.
+pub(super) const FINAL_FRAME_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The control socket of one connection. A cancelled read loses nothing; after a write that was cancelled within a
 /// frame nothing more can be written.
@@ -19,11 +19,11 @@ pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 pub(in crate::broker) struct FrameStream {
     stream: Arc<UnixStream>,
     decoder: FrameDecoder,
-    /// The peer has got a part of a frame.
+    /// A frame was written in part.
     is_torn: bool,
 }
 
-/// A stream between two threads.
+/// A stream on its way to another thread.
 #[derive(Debug)]
 pub(in crate::broker) struct Detached {
     socket: std::os::unix::net::UnixStream,
@@ -44,18 +44,18 @@ impl FrameStream {
         FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes), is_torn: false }
     }
 
-    /// Takes the stream off this thread's runtime. `None`: its socket is in use elsewhere, or the system refuses.
+    /// Removes the stream from this thread's runtime. `None`: its socket is shared, or the system refuses.
     pub(in crate::broker) fn detach(self) -> Option<Detached> {
         let FrameStream { stream, decoder, .. } = self;
         let socket = Arc::into_inner(stream)?.into_std().ok()?;
         Some(Detached { socket, decoder })
     }
 
-    /// Goes on with a stream on this thread.
+    /// Registers a detached stream with this thread's runtime.
     ///
     /// # Errors
     ///
-    /// If the system has no room to watch it.
+    /// If the system cannot watch it.
     pub(in crate::broker) fn attach(detached: Detached) -> io::Result<FrameStream> {
         let Detached { socket, decoder } = detached;
         Ok(FrameStream { stream: UnixStream::from_std(socket)?.into(), decoder, is_torn: false })
@@ -75,7 +75,7 @@ impl FrameStream {
                 return Ok(Some(body.to_vec()));
             }
             self.stream.readable().await?;
-            // On the stack only while it is read into: a connection at rest holds no buffer.
+            // On the stack during a read only: an idle connection holds no buffer.
             let mut buffer = [0; 2048];
             match self.stream.try_read(&mut buffer) {
                 Ok(0) => {
@@ -115,8 +115,8 @@ pub(super) async fn send(stream: &mut FrameStream, frame: &BrokerFrame, fds: &[B
     stream.write(&frame.encode().map_err(io::Error::other)?, fds).await
 }
 
-/// Sends the last frame, within [`LAST_WORDS`].
-pub(super) async fn last_words(stream: &mut FrameStream, frame: &BrokerFrame) {
+/// Sends the last frame, within [`FINAL_FRAME_TIMEOUT`].
+pub(super) async fn send_final_frame(stream: &mut FrameStream, frame: &BrokerFrame) {
     let Ok(bytes) = frame.encode() else { return };
-    let _ = tokio::time::timeout(LAST_WORDS, stream.write(&bytes, &[])).await;
+    let _ = tokio::time::timeout(FINAL_FRAME_TIMEOUT, stream.write(&bytes, &[])).await;
 }

@@ -1,4 +1,4 @@
-//! All sessions, for all connections: which token leads to which session, and how its actor is reached.
+//! The table of all sessions: their tokens, and the addresses of their actors.
 
 use crate::broker::session::stream::Detached;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
@@ -14,21 +14,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
-/// How often a claimant looks whether the socket before it is done with.
+/// Interval of checks whether the previous socket of a session is detached.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// A socket with the token of a session, for the session's actor.
+/// Hands a socket with a valid session token to the session's actor.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(in crate::broker) struct TakeUp {
+pub(in crate::broker) struct ResumeSocket {
     pub(super) socket: Detached,
-    /// What replaces the token.
+    /// Replaces the token.
     pub(super) fresh: Token,
     pub(super) process: Process,
     pub(super) pid: u32,
 }
 
-/// All sessions. Its lock is held for a look-up, never across an await.
+/// All sessions. The lock is never held across an await.
 #[derive(Debug)]
 pub(in crate::broker) struct SessionTable {
     inner: Mutex<Inner>,
@@ -37,13 +37,13 @@ pub(in crate::broker) struct SessionTable {
 
 #[derive(Debug)]
 struct Inner {
-    sessions: Sessions<Recipient<TakeUp>>,
-    /// The sockets of those that have one, to see whether it lives (S5).
+    sessions: Sessions<Recipient<ResumeSocket>>,
+    /// The sockets of attached sessions, to see whether they are still open (S5).
     sockets: HashMap<u32, Weak<UnixStream>>,
 }
 
 impl SessionTable {
-    /// None yet. They await their peers for `window`.
+    /// No sessions yet; `window` is the resume window.
     pub(in crate::broker) fn new(window: Duration) -> SessionTable {
         let inner = Inner { sessions: Sessions::new(), sockets: HashMap::new() };
         SessionTable { inner: Mutex::new(inner), window }
@@ -53,24 +53,24 @@ impl SessionTable {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a session awaits its peer.
+    /// How long a waiting for client to reconnect.
     pub(in crate::broker) fn window(&self) -> Duration {
         self.window
     }
 
-    /// Whether some session waits for its peer, or is about to: its actor has yet to read the end of its socket.
+    /// Whether a session is detached, or about to be: its actor has not yet read the end of its socket.
     pub(in crate::broker) fn has_waiting(&self) -> bool {
         let inner = self.lock();
         let mut sockets = inner.sockets.values().filter_map(Weak::upgrade);
         inner.sessions.waiting() > 0 || sockets.any(|socket| peer::has_hung_up(socket.as_fd()))
     }
 
-    /// The sessions that wait for their peer, by their ids.
+    /// The ids of detached sessions.
     pub(in crate::broker) fn waiting(&self) -> HashSet<u32> {
         self.lock().sessions.waiting_ids().collect()
     }
 
-    /// A session begins. Answers its token.
+    /// Adds a session. Returns its token.
     pub(super) fn open(&self, id: u32, uid: u32, nonce: u64, socket: &Arc<UnixStream>) -> io::Result<Token> {
         let token = new_token()?;
         let mut inner = self.lock();
@@ -79,24 +79,24 @@ impl SessionTable {
         Ok(token)
     }
 
-    /// The session `id` has another socket.
+    /// Sets the resumed socket of the session `id`.
     pub(super) fn has_socket(&self, id: u32, socket: &Arc<UnixStream>) {
         self.lock().sockets.insert(id, Arc::downgrade(socket));
     }
 
-    /// The client of the session `id` has shown that it has its newest token.
+    /// The client of the session `id` has confirmed its newest token.
     pub(super) fn confirm(&self, id: u32) {
         self.lock().sessions.confirm(id);
     }
 
-    /// The session `id` awaits its peer, by this actor. `false`: it has ended.
-    pub(super) fn awaits(&self, id: u32, actor: Recipient<TakeUp>, until: Instant) -> bool {
+    /// Detaches the session `id`; `actor` receives the resumed socket. `false`: it has ended.
+    pub(super) fn awaits(&self, id: u32, actor: Recipient<ResumeSocket>, until: Instant) -> bool {
         let mut inner = self.lock();
         inner.sockets.remove(&id);
         inner.sessions.awaits(id, actor, until)
     }
 
-    /// Ends a session that awaits its peer; `false` if it was just taken up.
+    /// Ends a detached session; `false` if it was just resumed.
     pub(super) fn end_waiting(&self, id: u32) -> bool {
         self.lock().sessions.end_waiting(id)
     }
@@ -108,26 +108,26 @@ impl SessionTable {
         inner.sessions.end(id);
     }
 
-    /// Ends a session whose connection failed too often.
+    /// Ends a session whose connection reached its restart limit.
     pub(super) fn give_up(&self, id: u32) {
         let mut inner = self.lock();
         inner.sockets.remove(&id);
         inner.sessions.give_up(id);
     }
 
-    /// Claims the session of a token. Answers how its actor is reached, and the token that replaces this one. If the
-    /// session has a socket that has ended, it waits until the actor has noticed, at most for `limit` (S5).
+    /// Claims the session of a token. Returns the address of its actor and the new token. If the session's socket has
+    /// ended, waits until the actor has detached it, for `limit` at most (S5).
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// The reason of a refusal.
     pub(super) async fn resume(
         &self,
         token: Token,
         uid: u32,
         nonce: u64,
         limit: Duration,
-    ) -> Result<(Recipient<TakeUp>, Token), ResumeError> {
+    ) -> Result<(Recipient<ResumeSocket>, Token), ResumeError> {
         let until = Instant::now() + limit;
         let fresh = new_token().map_err(|_| ResumeError::Unknown)?;
         loop {
@@ -148,11 +148,11 @@ impl SessionTable {
         }
     }
 
-    /// Logs why a session was not resumed, unless that was said often just now. The token is no part of it.
-    pub(super) fn tell_refusal(&self, peer: peer::Credentials, error: ResumeError) {
+    /// Logs why a session was not resumed, within the rate limit and without the token.
+    pub(super) fn log_refusal(&self, peer: peer::Credentials, error: ResumeError) {
         if may_log(Kind::NotResumed) {
             let reason = error.to_string();
-            // After a restart of the broker, or a long absence of the client, that is the ordinary way.
+            // Expected after a restart of the broker or a long absence of the client.
             let is_ordinary = matches!(error, ResumeError::Unknown | ResumeError::Over);
             let level = if is_ordinary { log::Level::Info } else { log::Level::Warn };
             log::log!(level, "session not resumed pid={} uid={} reason={reason:?}", peer.pid, peer.uid);
@@ -164,7 +164,7 @@ impl SessionTable {
 ///
 /// # Errors
 ///
-/// If the system has no randomness to give.
+/// If the system has no entropy.
 fn new_token() -> io::Result<Token> {
     let mut token = [0; 16];
     fill_random(&mut token)?;

@@ -1,5 +1,5 @@
-//! The processes that the broker dials (`[[upstream]]`): what is configured, whether they are connected, and what a
-//! dialled peer may offer. `dialler` has their actor.
+//! Upstreams (`[[upstream]]`): their configuration, whether they are connected, and the services that they may offer.
+//! `dialler` has their actor.
 
 use crate::broker::supervision::supervisor::{self, NodeId, Tree};
 use crate::config;
@@ -25,7 +25,7 @@ pub(in crate::broker) struct Upstream {
     pub(super) limits: Limits,
     pub(super) node: NodeId,
     /// Counts what ends the delay before the next dial.
-    pub(super) hurry: watch::Sender<u64>,
+    pub(super) retry_now: watch::Sender<u64>,
     /// Counts the commands to dial.
     pub(super) asked: watch::Sender<u64>,
     /// The number of its connection; 0: none.
@@ -51,12 +51,17 @@ impl Upstream {
                     SUPERVISOR,
                     (limits.max_restarts != NEVER).then_some(limits),
                 ),
-                hurry: watch::Sender::default(),
+                retry_now: watch::Sender::default(),
                 asked: watch::Sender::default(),
                 connection: AtomicU64::new(0),
             }))
         };
         config.upstream.iter().filter_map(upstream).collect()
+    }
+
+    /// Ends the delay before the next dial.
+    pub(super) fn end_backoff(&self) {
+        self.retry_now.send_modify(|count| *count += 1);
     }
 
     /// The number of its connection, while it is connected.
@@ -109,7 +114,7 @@ pub(super) fn dial(
     if upstream.connection().is_none() {
         log::info!("upstream dialled on request upstream={name} connection={connection}");
         upstream.asked.send_modify(|count| *count += 1);
-        upstream.hurry.send_modify(|count| *count += 1);
+        upstream.end_backoff();
     }
     BrokerFrame::Upstreams { serial, upstreams: vec![upstream.status(&tree.report())] }
 }
@@ -123,7 +128,7 @@ pub(super) struct Dialled {
 }
 
 impl Drop for Dialled {
-    /// However the session ended, also by a panic.
+    /// Also after a panic.
     fn drop(&mut self) {
         self.upstream.connection.store(0, Ordering::Relaxed);
     }
@@ -135,7 +140,7 @@ impl Dialled {
         Dialled { missing: RefCell::new(upstream.services.clone()), upstream, within }
     }
 
-    /// The connection stands.
+    /// The handshake is complete.
     pub(super) fn connected(&self, id: u32) {
         self.upstream.connection.store(id.into(), Ordering::Relaxed);
         log::info!("upstream connected upstream={} connection={id}", self.upstream.name);

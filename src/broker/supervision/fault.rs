@@ -1,7 +1,6 @@
-//! Faults on purpose, so that tests can see what becomes of them in the real binary: feature `fault-injection`. Without
-//! it a point is nothing at all.
+//! Fault injection for tests of the real binary: feature `fault-injection`. Without it fault points compile to nothing.
 //!
-//! `LAPCE_IPC_FAULTS` names where what happens, with `;` between:
+//! `LAPCE_IPC_FAULTS` is a list of faults, separated by `;`:
 //!
 //! ```text
 //! POINT[@ARGUMENT]=panic|stall:MILLISECONDS|fail[#EVERY][*TIMES]
@@ -12,7 +11,7 @@
 //!
 //! A point without `@` means every argument; `#1` and no limit are the defaults.
 
-/// The points: name, and what its argument is.
+/// The fault points: name, and the meaning of the argument.
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code))]
 pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.started", "nothing"),
@@ -62,11 +61,11 @@ pub(crate) fn point(name: &'static str, argument: u64) {
     let _ = (name, argument);
 }
 
-/// A point whose operation may fail: the error to go on with, if it is to.
+/// A point whose operation may fail.
 ///
 /// # Errors
 ///
-/// If a test asks for it.
+/// If a fault is injected.
 #[inline(always)]
 #[allow(dead_code)]
 pub(crate) fn fails(name: &'static str, argument: u64) -> std::io::Result<()> {
@@ -78,11 +77,11 @@ pub(crate) fn fails(name: &'static str, argument: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether `LAPCE_IPC_FAULTS` can be understood; to be called before anything else here.
+/// Parses `LAPCE_IPC_FAULTS`. Call it before all other functions here.
 ///
 /// # Errors
 ///
-/// What is wrong with it, or that this build cannot inject faults.
+/// If it is invalid, or this build cannot inject faults.
 pub(crate) fn check() -> Result<(), String> {
     let Some(faults) = std::env::var_os(VARIABLE).filter(|faults| !faults.is_empty()) else { return Ok(()) };
     #[cfg(feature = "fault-injection")]
@@ -104,7 +103,7 @@ pub(crate) fn check() -> Result<(), String> {
 pub(crate) mod armed {
     use std::cell::Cell;
 
-    /// What such a panic carries.
+    /// The payload of such a panic.
     pub(crate) const INJECTED: &str = "injected";
 
     std::thread_local!(static ARMED: Cell<Option<(&'static str, u32)>> = const { Cell::new(None) });
@@ -115,7 +114,7 @@ pub(crate) mod armed {
         ARMED.set(Some((name, n)));
     }
 
-    /// Disarms. Answers whether it had not come to it.
+    /// Disarms. Returns whether the point was not reached.
     pub(crate) fn disarm() -> bool {
         ARMED.take().is_some()
     }
@@ -161,7 +160,7 @@ mod injected {
         reached: AtomicU64,
     }
 
-    /// Carries out what is to happen here. Answers whether the operation is to fail.
+    /// Injects the faults of this point. Returns whether the operation must fail.
     pub(in crate::broker) fn reach(name: &str, argument: u64) -> bool {
         let Some(rules) = RULES.get() else { return false };
         let mut fails = false;
@@ -191,7 +190,8 @@ mod injected {
             Some((name, argument)) => (name, Some(number(argument)?)),
             None => (place, None),
         };
-        let point = POINTS.iter().find(|(point, _)| *point == name).ok_or_else(|| format!("unknown point {name:?}"))?.0;
+        let point =
+            POINTS.iter().find(|(point, _)| *point == name).ok_or_else(|| format!("unknown fault point {name:?}"))?.0;
         let (action, times) = match action.split_once('*') {
             Some((action, times)) => (action, number(times)?),
             None => (action, u64::MAX),

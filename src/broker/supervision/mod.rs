@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `fault` | injected faults, for tests |
 //! | `resources` | limits, descriptors and threads of the process |
-//! | `supervisor/` | sees each actor's end, starts it again by its policy, publishes its address |
+//! | `supervisor/` | restarts actors by their policies, and publishes their addresses |
 //! | `watchdog` | aborts the process when a thread is stuck |
 
 pub(in crate::broker) mod fault;

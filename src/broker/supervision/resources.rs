@@ -1,7 +1,6 @@
-//! The resources of the process: its limits, descriptors and threads, and what is said when the system refuses one.
+//! The resources of the process: its limits, descriptors and threads, and the error when the system refuses one.
 //!
-//! A seccomp profile may refuse to name a limit; the wrapper that the rest uses takes that to be impossible, and
-//! panics.
+//! A seccomp profile may refuse to read a limit; the usual wrapper assumes that this cannot happen, and panics.
 //!
 //! Threads, descriptors and limits are requested where an error can be returned, which ends the process with a line
 //! that names what was refused. Libraries that panic instead are called only after a trial.
@@ -19,7 +18,7 @@ pub(crate) fn soft(resource: Resource) -> Option<u64> {
     getrlimit(resource).ok().map(|(soft, _)| soft)
 }
 
-/// The same, for people.
+/// A limit as text.
 #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command line tells it"))]
 pub(crate) fn told(resource: Resource) -> String {
     match soft(resource) {
@@ -29,7 +28,7 @@ pub(crate) fn told(resource: Resource) -> String {
     }
 }
 
-/// Raises a limit as far as we may. Returns what it is then.
+/// Raises a limit to the hard limit. Returns the new value.
 ///
 /// # Errors
 ///
@@ -58,7 +57,7 @@ pub(in crate::broker) fn raise_descriptor_limit(config: &Config) {
 /// Pairs of descriptors that a thread's runtime takes at most.
 const PAIRS: usize = 5;
 
-/// Why something that the broker needs is not to be had.
+/// A required thread or descriptor cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start {what}: {error}")]
 pub struct Refused {
@@ -81,7 +80,7 @@ pub(in crate::broker) fn arbiter(what: &'static str) -> Result<Arbiter, Refused>
     Arbiter::try_new().map_err(refused(what))
 }
 
-/// Whether so many threads with runtimes can be started now. For libraries that panic if one cannot.
+/// Checks that `count` threads with runtimes can be started. For libraries that panic otherwise.
 ///
 /// # Errors
 ///
@@ -105,7 +104,7 @@ pub(in crate::broker) fn can_start(count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the descriptors can be had that the first runtime needs, which watches signals; without them tokio panics.
+/// Checks that the descriptors of the first runtime, which watches signals, are available; without them tokio panics.
 /// It takes a pair of sockets and a copy of one; to watch them, three more.
 ///
 /// # Errors

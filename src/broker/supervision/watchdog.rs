@@ -1,10 +1,11 @@
-//! The watchdog: a thread of its own that asks the others for heartbeats, and aborts the process when one is stuck.
+//! The watchdog: a thread of its own that requests heartbeats from the others, and aborts the process when one is
+//! stuck.
 //!
 //! A thread that spins or blocks for ever cannot be killed from inside; so the watchdog logs it and aborts, and
 //! systemd restarts the broker. The watched threads sleep when there is nothing to do, so the watchdog does not
 //! expect heartbeats but requests them: from the router by its bell, from the others by a task on their runtime.
 
-use crate::logic::watch::{Verdict, Watch};
+use crate::logic::watch::{ThreadState, Watch};
 use crate::sync::{AtomicU64, Ordering};
 use std::io;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How late a thread may be before a log line says so.
+/// The delay after which a late thread is logged.
 const WARN: Duration = Duration::from_secs(1);
 /// The longest interval between two checks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -30,7 +31,7 @@ pub(in crate::broker) struct Watched {
     pub(in crate::broker) is_vital: bool,
 }
 
-/// The listener that is told that no thread is stuck, and how often.
+/// A callback while no thread is stuck, and its interval.
 pub(in crate::broker) struct Alive {
     pub(in crate::broker) every: Duration,
     pub(in crate::broker) tell: Box<dyn Fn() + Send>,
@@ -55,7 +56,7 @@ impl Drop for Beats<'_> {
 }
 
 impl Pulse {
-    /// Beats when asked. To be spawned on the watched thread.
+    /// Answers heartbeat requests. To be spawned on the watched thread.
     pub(in crate::broker) async fn beat(self: Arc<Pulse>) {
         self.beating.fetch_add(1, Ordering::Relaxed);
         let _beats = Beats(&self);
@@ -93,12 +94,12 @@ pub(in crate::broker) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches from now on. Calls `hangs` when a vital thread has not turned for `abort_after`; the real one does not
-    /// return.
+    /// Starts the watchdog. Calls `hangs` when a vital thread has been stuck for `abort_after`; in the broker that does
+    /// not return.
     ///
     /// # Errors
     ///
-    /// If there can be no thread.
+    /// If the thread cannot be created.
     pub(in crate::broker) fn start(
         watched: Vec<Watched>,
         abort_after: Duration,
@@ -157,14 +158,14 @@ impl Watchdog {
 fn look(watched: &Watched, watch: &mut Watch, now: u64, hangs: &impl Fn()) {
     let (name, ms) = (&watched.name, |nanos: u64| nanos / 1_000_000);
     match watch.look((watched.count)(), now) {
-        Verdict::Alive => (watched.ask)(),
-        Verdict::Recovered(late) => {
+        ThreadState::Alive => (watched.ask)(),
+        ThreadState::Recovered(late) => {
             log::warn!("thread recovered thread={name} late_ms={}", ms(late));
             (watched.ask)();
         }
-        Verdict::Pending => {}
-        Verdict::Late(late) => log::error!("thread stuck thread={name} late_ms={}", ms(late)),
-        Verdict::Stuck(late) => {
+        ThreadState::Pending => {}
+        ThreadState::Late(late) => log::error!("thread stuck thread={name} late_ms={}", ms(late)),
+        ThreadState::Stuck(late) => {
             log::error!("thread stuck, aborting thread={name} late_ms={}", ms(late));
             hangs();
         }

@@ -68,7 +68,6 @@ pub(crate) struct EventSubscriber {
 
 impl EventSubscriber {
     /// The next item, or the number of lost ones; `None` at the end. Cancel safe.
-    /// is given up.
     pub(crate) async fn next(&mut self) -> Option<BusItem> {
         match self.items.recv().await {
             Ok(items) => Some(items),
@@ -87,9 +86,9 @@ impl Drop for EventSubscriber {
 /// An event for the log.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A subscription did not take its messages in time.
+    /// A slow consumer's subscription was evicted.
     Evicted { connection: u32, pattern: Pattern, dropped: u32 },
-    /// A record has killed two routers, and was taken out of its lane.
+    /// A poison message was quarantined: it had killed two routers.
     Quarantined { connection: u32, lane: RingName, position: u64 },
 }
 
@@ -102,9 +101,9 @@ pub(crate) struct BreakerChange {
     pub(crate) by: Option<u32>,
 }
 
-/// What `BreakerActor` hears of the router.
+/// An event of the router for `BreakerActor`.
 #[derive(Debug)]
-pub(crate) enum BreakerNews {
+pub(crate) enum BreakerEvent {
     /// A service has a new gate.
     Gate(Name, Arc<Gate>),
     /// A gate has changed its state.
@@ -160,7 +159,7 @@ impl<T> Queue<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
     log: Queue<Event>,
-    breakers: Queue<BreakerNews>,
+    breakers: Queue<BreakerEvent>,
     published: Queue<SystemEvent>,
     /// Events of actors, not yet published.
     actors: Queue<SystemEvent>,
@@ -216,12 +215,12 @@ impl Events {
     }
 
     /// Queues a change of a breaker. Never blocks.
-    pub(crate) fn breaker(&self, published: BreakerNews) {
+    pub(crate) fn breaker(&self, published: BreakerEvent) {
         self.breakers.push(published);
     }
 
     /// The queue of breakers' changes, for `BreakerActor`.
-    pub(crate) fn breakers(&self) -> Queue<BreakerNews> {
+    pub(crate) fn breakers(&self) -> Queue<BreakerEvent> {
         self.breakers.clone()
     }
 

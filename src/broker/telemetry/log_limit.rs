@@ -1,5 +1,5 @@
-//! Bounds how often lines of a kind are logged that peers can cause at will: a few in each second, then one that says
-//! how many were kept back.
+//! Rate limits for log lines that peers can cause at will: a few of each kind per second, then one line with the number
+//! of suppressed ones.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -29,11 +29,11 @@ pub(in crate::broker) fn set_limit(most: u32) {
     MOST.store(most.into(), Ordering::Relaxed);
 }
 
-/// The log is one for the whole process, and so are these.
+/// Global, like the log.
 static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit::new()) }; Kind::ALL.len()];
 
-/// Whether to log a line of this kind now. To be called where tasks can be spawned: if lines are kept back, a task
-/// logs how many, a second later.
+/// Whether to log a line of this kind now. Call it where tasks can be spawned: a task logs the number of suppressed
+/// lines a second later.
 pub(in crate::broker) fn may_log(kind: Kind) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
     let mut limit = lock();

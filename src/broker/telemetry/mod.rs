@@ -1,4 +1,4 @@
-//! Telemetry: what the broker says of itself, and never waits for.
+//! Telemetry: log, events, counters and status. The broker never waits for their readers.
 //!
 //! | file | idea |
 //! |---|---|

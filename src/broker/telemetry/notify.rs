@@ -12,7 +12,7 @@
 
 use crate::broker::context::Broker;
 use crate::broker::health;
-use crate::broker::router::Survey;
+use crate::broker::router::ProbeRouter;
 use crate::sync::{AtomicU64, Ordering};
 use sd_notify::NotifyState;
 use std::io;
@@ -122,8 +122,8 @@ impl Notify {
             return;
         }
         loop {
-            let surveyed = broker.router.send(Survey { connections: false }).await;
-            if health::snapshot(&broker, None, surveyed.is_ok()).unready().is_empty() {
+            let router_snapshot = broker.router.send(ProbeRouter { connections: false }).await;
+            if health::snapshot(&broker, None, router_snapshot.is_ok()).unready().is_empty() {
                 break;
             }
             tokio::time::sleep(READY_LOOK).await;

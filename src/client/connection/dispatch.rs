@@ -100,7 +100,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
             table.subscriptions.remove(&header.id);
             reader.partials.retain(|(subscription, _), _| *subscription != header.id);
         }
-        RecordKind::SetAside => table.quarantined += 1,
+        RecordKind::Quarantined => table.quarantined += 1,
         RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
         kind => return Err(Kind::Protocol(format!("unexpected record of kind {kind:?}")).into()),
     }

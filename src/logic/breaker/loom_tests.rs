@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 const RULES: Rules =
     Rules { failure_threshold: 2, success_threshold: 1, half_open_max_requests: 1, timeout: 10, max_timeout: 10 };
-const FAILED: Verdict = Verdict::Failure(Failure::Reply);
+const FAILED: CallOutcome = CallOutcome::Failure(Failure::Reply);
 
 fn explore(model: fn()) {
     let mut builder = loom::model::Builder::new();
@@ -32,7 +32,7 @@ fn fail_twice(gate: &Gate) -> Vec<Transition> {
         if opens.is_some() {
             // The next request comes after it: only an order lets it through.
             let (next, _) = gate.admit(0);
-            assert!(next.is_err() || gate.stand() != Stand::Open, "let through by an open gate");
+            assert!(next.is_err() || gate.state() != GateState::Open, "let through by an open gate");
         }
     }
     changes
@@ -47,12 +47,12 @@ fn changes_are_one_chain() {
     let mut changes = fail_twice(&gate);
     changes.extend(actor.join().unwrap().into_iter().flatten());
     changes.sort_by_key(|change| change.generation);
-    let (mut stand, mut generation) = (Stand::Closed, 0);
+    let (mut state, mut generation) = (GateState::Closed, 0);
     for change in changes {
-        assert_eq!((change.from, change.generation), (stand, generation + 1), "not one chain");
-        (stand, generation) = (change.to, change.generation);
+        assert_eq!((change.from, change.generation), (state, generation + 1), "not one chain");
+        (state, generation) = (change.to, change.generation);
     }
-    assert_eq!(gate.stand(), stand, "not one chain");
+    assert_eq!(gate.state(), state, "not one chain");
     assert_eq!(gate.transitions().iter().sum::<u64>(), u64::from(generation));
 }
 
@@ -64,8 +64,8 @@ fn an_open_time_comes_with_its_state() {
     };
     fail_twice(&gate);
     actor.join().unwrap();
-    assert_eq!(gate.stand(), Stand::Open);
-    assert_eq!(gate.tick(10).unwrap().to, Stand::HalfOpen);
+    assert_eq!(gate.state(), GateState::Open);
+    assert_eq!(gate.tick(10).unwrap().to, GateState::HalfOpen);
 }
 
 fn a_forced_time_comes_with_its_state() {
@@ -93,7 +93,7 @@ fn a_time_is_over_once() {
     assert!(passes.is_ok(), "the first probe");
     let by_actor = actor.join().unwrap();
     assert!(by_router.is_some() != by_actor.is_some(), "not told once");
-    assert_eq!((gate.stand(), gate.trial()), (Stand::HalfOpen, (1, 0)));
+    assert_eq!((gate.state(), gate.trial()), (GateState::HalfOpen, (1, 0)));
 }
 
 fn retired_or_obeyed() {

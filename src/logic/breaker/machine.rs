@@ -1,14 +1,14 @@
 //! The breaker as a plain state machine for one owner: what the gate, which two sides share, is compared with.
 
-use super::{Failure, Permit, Reason, Rejected, Rules, Stand, TRIAL_RETRY_AFTER, Transition, Verdict};
+use super::{CallOutcome, Failure, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// All pass; so many failures in a row so far.
+    /// Admits all; with the consecutive failures so far.
     Closed { failures: u32 },
-    /// None passes before `until`.
+    /// Rejects all until `until`.
     Open { until: u64 },
-    /// So many probes are out or have succeeded, and so many of them have succeeded.
+    /// The probes that are outstanding or succeeded, and those that succeeded.
     HalfOpen { probes: u32, successes: u32 },
     /// By hand, `until` a time if there is one.
     Forced { open: bool, until: Option<u64> },
@@ -20,14 +20,14 @@ pub(crate) struct Breaker {
     rules: Rules,
     state: State,
     generation: u32,
-    /// Trials that failed since it was last closed.
+    /// Failed trials since it was last closed.
     failed_trials: u32,
-    /// How often it has opened, by itself or by hand.
+    /// Times that it opened, automatically or by an order.
     pub(crate) opened: u64,
-    /// Requests that were not let through.
+    /// Rejected requests.
     pub(crate) rejected: u64,
-    /// How often it has come to stand where, in the order of [`Stand::ALL`].
-    pub(crate) transitions: [u64; Stand::ALL.len()],
+    /// Transitions into each state, in the order of [`GateState::ALL`].
+    pub(crate) transitions: [u64; GateState::ALL.len()],
 }
 
 impl Breaker {
@@ -37,7 +37,7 @@ impl Breaker {
         Breaker { rules, state, generation: 0, failed_trials: 0, opened: 0, rejected: 0, transitions: [0; 5] }
     }
 
-    /// Whether a request may pass. A time that is over is noticed here too, so that no timer has to be exact.
+    /// Admits or rejects a request. Ends an expired state first, so that no timer has to be exact.
     #[inline]
     pub(crate) fn admit(&mut self, now: u64) -> (Result<Permit, Rejected>, Option<Transition>) {
         if let State::Closed { .. } = self.state {
@@ -59,39 +59,39 @@ impl Breaker {
         (passes.map(|()| Permit { generation }).map_err(|retry_after| Rejected { retry_after }), transition)
     }
 
-    /// A request that was let through has ended.
+    /// Records the outcome of an admitted request.
     #[inline]
-    pub(crate) fn record(&mut self, permit: Permit, verdict: Verdict, now: u64) -> Option<Transition> {
+    pub(crate) fn record(&mut self, permit: Permit, outcome: CallOutcome, now: u64) -> Option<Transition> {
         if permit.generation != self.generation {
             return None;
         }
-        match (&mut self.state, verdict) {
-            (State::Closed { failures }, Verdict::Success) => *failures = 0,
-            (State::Closed { failures }, Verdict::Failure(failure)) => {
+        match (&mut self.state, outcome) {
+            (State::Closed { failures }, CallOutcome::Success) => *failures = 0,
+            (State::Closed { failures }, CallOutcome::Failure(failure)) => {
                 *failures += 1;
                 let failures = *failures;
                 if failures >= self.rules.failure_threshold {
                     return Some(self.open(now, failure, failures));
                 }
             }
-            (State::HalfOpen { successes, .. }, Verdict::Success) => {
+            (State::HalfOpen { successes, .. }, CallOutcome::Success) => {
                 *successes += 1;
                 if *successes >= self.rules.successes_wanted() {
                     return Some(self.change(State::Closed { failures: 0 }, Reason::Recovered, 0, now));
                 }
             }
-            (State::HalfOpen { .. }, Verdict::Failure(failure)) => {
+            (State::HalfOpen { .. }, CallOutcome::Failure(failure)) => {
                 self.failed_trials += 1;
                 return Some(self.open(now, failure, 1));
             }
-            // Its place is free for another probe.
-            (State::HalfOpen { probes, .. }, Verdict::Neither) => *probes = probes.saturating_sub(1),
-            (State::Closed { .. }, Verdict::Neither) | (State::Open { .. } | State::Forced { .. }, _) => {}
+            // Another probe may follow.
+            (State::HalfOpen { probes, .. }, CallOutcome::Ignored) => *probes = probes.saturating_sub(1),
+            (State::Closed { .. }, CallOutcome::Ignored) | (State::Open { .. } | State::Forced { .. }, _) => {}
         }
         None
     }
 
-    /// Notices that the state's time is over, if it is.
+    /// Ends an expired state.
     pub(crate) fn tick(&mut self, now: u64) -> Option<Transition> {
         let next = match self.state {
             State::Open { until } if until <= now => State::HalfOpen { probes: 0, successes: 0 },
@@ -101,7 +101,7 @@ impl Breaker {
         Some(self.change(next, Reason::TimeOver, 0, now))
     }
 
-    /// Forces it open or closed, for so many nanoseconds or without end.
+    /// Forces it open or closed, for `time` nanoseconds or without end.
     pub(crate) fn force(&mut self, open: bool, time: Option<u64>, now: u64) -> Transition {
         let until = time.map(|time| now.saturating_add(time).min(u64::MAX - 1));
         self.change(State::Forced { open, until }, Reason::Manual, 0, now)
@@ -119,25 +119,25 @@ impl Breaker {
     }
 
     fn change(&mut self, state: State, reason: Reason, failures: u32, now: u64) -> Transition {
-        let from = self.stand();
+        let from = self.state();
         (self.state, self.generation) = (state, self.generation.wrapping_add(1));
-        let to = self.stand();
+        let to = self.state();
         self.transitions[to as usize] += 1;
-        self.opened += u64::from(matches!(to, Stand::Open | Stand::ForcedOpen));
-        if !matches!(to, Stand::Open | Stand::HalfOpen) {
+        self.opened += u64::from(matches!(to, GateState::Open | GateState::ForcedOpen));
+        if !matches!(to, GateState::Open | GateState::HalfOpen) {
             self.failed_trials = 0;
         }
         Transition { from, to, reason, failures, lasts: self.lasts(now), generation: self.generation }
     }
 
-    /// Where it stands.
-    pub(crate) fn stand(&self) -> Stand {
+    /// The state.
+    pub(crate) fn state(&self) -> GateState {
         match self.state {
-            State::Closed { .. } => Stand::Closed,
-            State::Open { .. } => Stand::Open,
-            State::HalfOpen { .. } => Stand::HalfOpen,
-            State::Forced { open: true, .. } => Stand::ForcedOpen,
-            State::Forced { open: false, .. } => Stand::ForcedClosed,
+            State::Closed { .. } => GateState::Closed,
+            State::Open { .. } => GateState::Open,
+            State::HalfOpen { .. } => GateState::HalfOpen,
+            State::Forced { open: true, .. } => GateState::ForcedOpen,
+            State::Forced { open: false, .. } => GateState::ForcedClosed,
         }
     }
 
@@ -159,7 +159,7 @@ impl Breaker {
         if let State::Closed { failures } = self.state { failures } else { 0 }
     }
 
-    /// Trials that failed since it was last closed.
+    /// Failed trials since it was last closed.
     pub(crate) fn failed_trials(&self) -> u32 {
         self.failed_trials
     }

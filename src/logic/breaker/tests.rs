@@ -13,7 +13,7 @@ const RULES: Rules = Rules {
     timeout: 60 * S,
     max_timeout: 600 * S,
 };
-const FAILED: Verdict = Verdict::Failure(Failure::Reply);
+const FAILED: CallOutcome = CallOutcome::Failure(Failure::Reply);
 
 /// Admits, or says after how long to come again.
 fn admit(breaker: &Gate, now: u64) -> Result<Permit, Option<u64>> {
@@ -31,7 +31,7 @@ fn opened(now: u64) -> Gate {
     for _ in 0..5 {
         fail(&breaker, now);
     }
-    assert_eq!(breaker.stand(), Stand::Open);
+    assert_eq!(breaker.state(), GateState::Open);
     breaker
 }
 
@@ -42,15 +42,15 @@ fn the_fifth_failure_in_a_row_opens_it_and_a_success_between_starts_the_count_ag
         assert_eq!(fail(&breaker, 7), None);
     }
     let permit = admit(&breaker, 7).unwrap();
-    assert_eq!(breaker.record(permit, Verdict::Success, 7), None);
+    assert_eq!(breaker.record(permit, CallOutcome::Success, 7), None);
     for _ in 0..4 {
         assert_eq!(fail(&breaker, 7), None);
     }
     let permit = admit(&breaker, 7).unwrap();
-    assert_eq!(breaker.record(permit, Verdict::Neither, 7), None, "a cancel counts for nothing");
+    assert_eq!(breaker.record(permit, CallOutcome::Ignored, 7), None, "a cancel counts for nothing");
     let opens = Transition {
-        from: Stand::Closed,
-        to: Stand::Open,
+        from: GateState::Closed,
+        to: GateState::Open,
         reason: Reason::Failed(Failure::Reply),
         failures: 5,
         lasts: Some(60 * S),
@@ -66,15 +66,15 @@ fn after_its_time_exactly_three_probes_pass_and_two_successes_close_it() {
     let breaker = opened(0);
     assert_eq!(admit(&breaker, 60 * S - 1), Err(Some(1)));
     let (first, transition) = breaker.admit(60 * S);
-    assert_eq!(transition.unwrap().to, Stand::HalfOpen);
+    assert_eq!(transition.unwrap().to, GateState::HalfOpen);
     let probes = [first.unwrap(), admit(&breaker, 60 * S).unwrap(), admit(&breaker, 61 * S).unwrap()];
     for _ in 0..3 {
         assert_eq!(admit(&breaker, 61 * S), Err(Some(S)), "a fourth");
     }
-    assert_eq!(breaker.record(probes[0], Verdict::Success, 62 * S), None);
+    assert_eq!(breaker.record(probes[0], CallOutcome::Success, 62 * S), None);
     assert_eq!(admit(&breaker, 62 * S), Err(Some(S)), "a success makes no room");
-    let closes = breaker.record(probes[1], Verdict::Success, 62 * S).unwrap();
-    assert_eq!((closes.from, closes.to, closes.reason), (Stand::HalfOpen, Stand::Closed, Reason::Recovered));
+    let closes = breaker.record(probes[1], CallOutcome::Success, 62 * S).unwrap();
+    assert_eq!((closes.from, closes.to, closes.reason), (GateState::HalfOpen, GateState::Closed, Reason::Recovered));
     assert_eq!(breaker.record(probes[2], FAILED, 63 * S), None, "it is of an earlier generation");
     assert!(breaker.is_at_rest());
 }
@@ -86,14 +86,14 @@ fn each_failed_trial_doubles_the_wait_up_to_the_limit_and_closing_forgets_that()
         assert_eq!(breaker.lasts(now), Some(wait * S));
         now += wait * S;
         assert_eq!(breaker.tick(now - 1), None);
-        assert_eq!(breaker.tick(now).unwrap().to, Stand::HalfOpen);
+        assert_eq!(breaker.tick(now).unwrap().to, GateState::HalfOpen);
         let transition = fail(&breaker, now).unwrap();
-        assert_eq!((transition.from, transition.to, transition.failures), (Stand::HalfOpen, Stand::Open, 1));
+        assert_eq!((transition.from, transition.to, transition.failures), (GateState::HalfOpen, GateState::Open, 1));
     }
     breaker.tick(now + 600 * S);
     for _ in 0..2 {
         let permit = admit(&breaker, now).unwrap();
-        breaker.record(permit, Verdict::Success, now);
+        breaker.record(permit, CallOutcome::Success, now);
     }
     for _ in 0..5 {
         fail(&breaker, now);
@@ -106,7 +106,7 @@ fn a_probe_that_is_cancelled_makes_room_for_one_more() {
     let breaker = opened(0);
     let first = admit(&breaker, 60 * S).unwrap();
     let _rest = [admit(&breaker, 60 * S).unwrap(), admit(&breaker, 60 * S).unwrap()];
-    assert_eq!(breaker.record(first, Verdict::Neither, 60 * S), None);
+    assert_eq!(breaker.record(first, CallOutcome::Ignored, 60 * S), None);
     assert!(admit(&breaker, 60 * S).is_ok());
     assert!(admit(&breaker, 60 * S).is_err());
 }
@@ -119,10 +119,12 @@ fn late_results_of_requests_from_before_change_nothing() {
         breaker.record(*permit, FAILED, 0);
     }
     breaker.tick(60 * S);
-    let shown = || (breaker.stand(), breaker.trial(), breaker.failures(), breaker.transitions(), breaker.rejected());
+    let shown = || (breaker.state(), breaker.trial(), breaker.failures(), breaker.transitions(), breaker.rejected());
     let before = shown();
-    for (permit, verdict) in late[5..].iter().zip([Verdict::Success, FAILED, Verdict::Neither].into_iter().cycle()) {
-        assert_eq!(breaker.record(*permit, verdict, 60 * S), None);
+    for (permit, outcome) in
+        late[5..].iter().zip([CallOutcome::Success, FAILED, CallOutcome::Ignored].into_iter().cycle())
+    {
+        assert_eq!(breaker.record(*permit, outcome, 60 * S), None);
     }
     assert_eq!(shown(), before);
 }
@@ -130,11 +132,11 @@ fn late_results_of_requests_from_before_change_nothing() {
 #[test]
 fn forced_it_heeds_no_result_and_afterwards_begins_anew() {
     let breaker = opened(0);
-    assert_eq!(breaker.force(false, None, S).unwrap().to, Stand::ForcedClosed);
+    assert_eq!(breaker.force(false, None, S).unwrap().to, GateState::ForcedClosed);
     for _ in 0..10 {
         assert_eq!(fail(&breaker, S), None);
     }
-    assert_eq!(breaker.release(S).unwrap().to, Stand::Closed);
+    assert_eq!(breaker.release(S).unwrap().to, GateState::Closed);
     assert!(breaker.is_at_rest());
     assert_eq!(breaker.release(S), None, "there is nothing to take away");
 
@@ -143,7 +145,7 @@ fn forced_it_heeds_no_result_and_afterwards_begins_anew() {
     assert!(!breaker.is_at_rest());
     let (permit, transition) = breaker.admit(6 * S);
     assert!(permit.is_ok());
-    assert_eq!((transition.unwrap().to, transition.unwrap().reason), (Stand::Closed, Reason::TimeOver));
+    assert_eq!((transition.unwrap().to, transition.unwrap().reason), (GateState::Closed, Reason::TimeOver));
     breaker.force(true, None, 7 * S);
     assert_eq!(admit(&breaker, u64::MAX), Err(None), "nobody knows for how long");
 }
@@ -165,7 +167,7 @@ enum Fact {
     /// A request came and was let through.
     Admitted,
     /// The request admitted at that place ended.
-    Ended(usize, Verdict),
+    Ended(usize, CallOutcome),
     /// Forced open or closed, until when.
     Forced(bool, Option<u64>),
     Released,
@@ -179,7 +181,7 @@ struct Model {
 
 /// What the history amounts to at some time: a list of periods is walked through from the beginning of the world.
 struct Period {
-    stand: Stand,
+    state: GateState,
     /// The fact after which it began; facts up to there belong to earlier periods.
     from: usize,
     until: Option<u64>,
@@ -189,28 +191,28 @@ struct Period {
 
 impl Model {
     fn period(&self, now: u64) -> Period {
-        let fresh = |from| Period { stand: Stand::Closed, from, until: None, next_wait: self.rules.timeout };
+        let fresh = |from| Period { state: GateState::Closed, from, until: None, next_wait: self.rules.timeout };
         let mut period = fresh(0);
         for (at, (time, fact)) in self.facts.iter().enumerate() {
             period = self.lapse(period, at, *time);
             let of_this_period = &self.facts[period.from..=at];
             let wait = period.next_wait;
-            period = match (fact, period.stand) {
+            period = match (fact, period.state) {
                 (Fact::Forced(open, until), _) => {
-                    let stand = if *open { Stand::ForcedOpen } else { Stand::ForcedClosed };
-                    Period { stand, from: at + 1, until: *until, next_wait: self.rules.timeout }
+                    let state = if *open { GateState::ForcedOpen } else { GateState::ForcedClosed };
+                    Period { state, from: at + 1, until: *until, next_wait: self.rules.timeout }
                 }
-                (Fact::Released, Stand::ForcedOpen | Stand::ForcedClosed) => fresh(at + 1),
-                (Fact::Ended(..), Stand::Closed)
+                (Fact::Released, GateState::ForcedOpen | GateState::ForcedClosed) => fresh(at + 1),
+                (Fact::Ended(..), GateState::Closed)
                     if trailing_failures(of_this_period, period.from) >= self.rules.failure_threshold as usize =>
                 {
                     self.open(at, *time, wait)
                 }
-                (Fact::Ended(admitted, FAILED), Stand::HalfOpen) if *admitted >= period.from => {
+                (Fact::Ended(admitted, FAILED), GateState::HalfOpen) if *admitted >= period.from => {
                     self.open(at, *time, wait)
                 }
-                (Fact::Ended(..), Stand::HalfOpen)
-                    if count(of_this_period, period.from, Verdict::Success)
+                (Fact::Ended(..), GateState::HalfOpen)
+                    if count(of_this_period, period.from, CallOutcome::Success)
                         >= self.rules.success_threshold as usize =>
                 {
                     fresh(at + 1)
@@ -223,17 +225,17 @@ impl Model {
 
     fn open(&self, at: usize, time: u64, wait: u64) -> Period {
         let next_wait = (wait * 2).min(self.rules.max_timeout);
-        Period { stand: Stand::Open, from: at + 1, until: Some(time + wait), next_wait }
+        Period { state: GateState::Open, from: at + 1, until: Some(time + wait), next_wait }
     }
 
     /// The period that holds at `now`, before the fact `at`.
     fn lapse(&self, period: Period, at: usize, now: u64) -> Period {
-        match (period.stand, period.until) {
-            (Stand::Open, Some(until)) if until <= now => {
-                Period { stand: Stand::HalfOpen, from: at, until: None, next_wait: period.next_wait }
+        match (period.state, period.until) {
+            (GateState::Open, Some(until)) if until <= now => {
+                Period { state: GateState::HalfOpen, from: at, until: None, next_wait: period.next_wait }
             }
-            (Stand::ForcedOpen | Stand::ForcedClosed, Some(until)) if until <= now => {
-                Period { stand: Stand::Closed, from: at, until: None, next_wait: self.rules.timeout }
+            (GateState::ForcedOpen | GateState::ForcedClosed, Some(until)) if until <= now => {
+                Period { state: GateState::Closed, from: at, until: None, next_wait: self.rules.timeout }
             }
             _ => period,
         }
@@ -242,12 +244,12 @@ impl Model {
     fn admits(&self, now: u64) -> bool {
         let period = self.period(now);
         let facts = &self.facts[period.from..];
-        match period.stand {
-            Stand::Closed | Stand::ForcedClosed => true,
-            Stand::Open | Stand::ForcedOpen => false,
-            Stand::HalfOpen => {
+        match period.state {
+            GateState::Closed | GateState::ForcedClosed => true,
+            GateState::Open | GateState::ForcedOpen => false,
+            GateState::HalfOpen => {
                 let admitted = facts.iter().filter(|(_, fact)| *fact == Fact::Admitted).count();
-                let given_up = count(facts, period.from, Verdict::Neither);
+                let given_up = count(facts, period.from, CallOutcome::Ignored);
                 admitted - given_up < self.rules.half_open_max_requests as usize
             }
         }
@@ -255,19 +257,19 @@ impl Model {
 }
 
 /// Verdicts on requests that were admitted at `from` or later.
-fn verdicts(facts: &[(u64, Fact)], from: usize) -> impl DoubleEndedIterator<Item = Verdict> {
+fn outcomes(facts: &[(u64, Fact)], from: usize) -> impl DoubleEndedIterator<Item = CallOutcome> {
     facts.iter().filter_map(move |(_, fact)| match fact {
-        Fact::Ended(admitted, verdict) if *admitted >= from => Some(*verdict),
+        Fact::Ended(admitted, outcome) if *admitted >= from => Some(*outcome),
         _ => None,
     })
 }
 
-fn count(facts: &[(u64, Fact)], from: usize, wanted: Verdict) -> usize {
-    verdicts(facts, from).filter(|verdict| *verdict == wanted).count()
+fn count(facts: &[(u64, Fact)], from: usize, wanted: CallOutcome) -> usize {
+    outcomes(facts, from).filter(|outcome| *outcome == wanted).count()
 }
 
 fn trailing_failures(facts: &[(u64, Fact)], from: usize) -> usize {
-    verdicts(facts, from).rev().filter(|v| *v != Verdict::Neither).take_while(|v| *v == FAILED).count()
+    outcomes(facts, from).rev().filter(|v| *v != CallOutcome::Ignored).take_while(|v| *v == FAILED).count()
 }
 
 #[test]
@@ -294,7 +296,7 @@ fn other_rules_count_from_the_next_outcome() {
 enum Step {
     Request,
     /// One of those under way ends.
-    End(usize, Verdict),
+    End(usize, CallOutcome),
     Pass(u64),
     Tick,
     Force(bool, Option<u64>),
@@ -302,10 +304,10 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let verdict = prop_oneof![3 => Just(FAILED), 2 => Just(Verdict::Success), 1 => Just(Verdict::Neither)];
+    let outcome = prop_oneof![3 => Just(FAILED), 2 => Just(CallOutcome::Success), 1 => Just(CallOutcome::Ignored)];
     let step = prop_oneof![
         8 => Just(Step::Request),
-        8 => (0usize..100, verdict).prop_map(|(which, verdict)| Step::End(which, verdict)),
+        8 => (0usize..100, outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),
         4 => (1u64..9).prop_map(Step::Pass),
         2 => Just(Step::Tick),
         1 => (any::<bool>(), prop::option::of(1u64..9)).prop_map(|(open, time)| Step::Force(open, time)),
@@ -328,7 +330,7 @@ proptest! {
         let (mut breaker, gate) = (Breaker::new(rules), Gate::new(rules));
         let mut model = Model { rules, facts: Vec::new() };
         let (mut now, mut under_way) = (0, Vec::<(Permit, usize)>::new());
-        let (mut stand, mut rejected) = (Stand::Closed, 0);
+        let (mut state, mut rejected) = (GateState::Closed, 0);
         for step in steps {
             let mut transitions = Vec::new();
             match step {
@@ -346,19 +348,19 @@ proptest! {
                         Err(Rejected { retry_after }) => {
                             rejected += 1;
                             let until = model.period(now).until;
-                            if stand != Stand::HalfOpen && transitions.is_empty() {
+                            if state != GateState::HalfOpen && transitions.is_empty() {
                                 prop_assert_eq!(retry_after, until.map(|until| until - now));
                             }
                         }
                     }
                 }
                 Step::End(_, _) if under_way.is_empty() => {}
-                Step::End(which, verdict) => {
+                Step::End(which, outcome) => {
                     let (permit, admitted) = under_way.swap_remove(which % under_way.len());
-                    let transition = breaker.record(permit, verdict, now);
-                    prop_assert_eq!(gate.record(permit, verdict, now), transition);
+                    let transition = breaker.record(permit, outcome, now);
+                    prop_assert_eq!(gate.record(permit, outcome, now), transition);
                     transitions.extend(transition);
-                    model.facts.push((now, Fact::Ended(admitted, verdict)));
+                    model.facts.push((now, Fact::Ended(admitted, outcome)));
                 }
                 Step::Pass(time) => now += time,
                 Step::Tick => {
@@ -380,18 +382,18 @@ proptest! {
             }
             // Each change is told, and in a row without a gap.
             for transition in transitions {
-                prop_assert_eq!(transition.from, stand);
-                stand = transition.to;
+                prop_assert_eq!(transition.from, state);
+                state = transition.to;
             }
-            prop_assert_eq!(breaker.stand(), stand);
+            prop_assert_eq!(breaker.state(), state);
             let mut looked = breaker.clone();
             looked.tick(now);
-            prop_assert_eq!(looked.stand(), model.period(now).stand, "at {} after {:?}", now, step);
+            prop_assert_eq!(looked.state(), model.period(now).state, "at {} after {:?}", now, step);
             prop_assert_eq!(breaker.rejected, rejected);
             // The gate shows what the machine does.
-            let told = (gate.stand(), gate.failures(), gate.failed_trials(), gate.trial(), gate.lasts(now));
+            let told = (gate.state(), gate.failures(), gate.failed_trials(), gate.trial(), gate.lasts(now));
             let counts = (breaker.failed_trials(), breaker.trial(), breaker.lasts(now));
-            prop_assert_eq!(told, (breaker.stand(), breaker.failures(), counts.0, counts.1, counts.2));
+            prop_assert_eq!(told, (breaker.state(), breaker.failures(), counts.0, counts.1, counts.2));
             let counts = (gate.opened(), gate.rejected(), gate.transitions(), gate.is_at_rest());
             prop_assert_eq!(counts, (breaker.opened, breaker.rejected, breaker.transitions, breaker.is_at_rest()));
         }

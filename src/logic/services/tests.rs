@@ -1,5 +1,5 @@
 use super::*;
-use crate::logic::breaker::{Failure, Rules, Verdict};
+use crate::logic::breaker::{CallOutcome, Failure, Rules};
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
@@ -14,7 +14,7 @@ fn services(most: usize) -> Services {
 fn fail(services: &mut Services, id: ServiceId) {
     let gate = &services.get(id).unwrap().gate;
     let permit = gate.admit(0).0.unwrap();
-    gate.record(permit, Verdict::Failure(Failure::ResponderLost), 0);
+    gate.record(permit, CallOutcome::Failure(Failure::ResponderLost), 0);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
         services.release(id);
         assert_eq!(services.intern(&name("a")), Some(id), "still known");
     }
-    assert_eq!(services.get(id).unwrap().gate.stand(), Stand::Open);
+    assert_eq!(services.get(id).unwrap().gate.state(), GateState::Open);
     services.release(id);
     let gate = services.get(id).unwrap().gate.clone();
     gate.force(false, None, 0);

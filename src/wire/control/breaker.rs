@@ -1,7 +1,7 @@
 //! Circuit breakers over the control socket: their status, and orders.
 //!
-//! Part of the wire format: the order of variants and fields is theirs on the wire, too. Serialised as JSON the names
-//! are those of `breaker list --json`.
+//! Part of the wire format: the order of variants and fields is that on the wire. Their names are those of
+//! `breaker list --json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +11,9 @@ use crate::wire::name::Name;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerOrder {
-    /// Let no request through.
+    /// Reject all requests.
     Open,
-    /// Let every request through, whatever comes of it.
+    /// Admit all requests, whatever their outcomes.
     Close,
     /// Return to automatic mode, starting closed.
     Auto,
@@ -23,15 +23,15 @@ pub enum BreakerOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
-    /// Requests pass; failures in a row are counted.
+    /// Admits requests, and counts consecutive failures.
     Closed,
-    /// No request passes, until its time is over.
+    /// Rejects requests until the open time is over.
     Open,
-    /// Some requests pass on trial.
+    /// Admits a limited number of probes.
     HalfOpen,
-    /// Opened by an order.
+    /// Opened by a manual order.
     ForcedOpen,
-    /// Closed by an order.
+    /// Closed by a manual order.
     ForcedClosed,
 }
 
@@ -56,24 +56,24 @@ pub struct BreakerStatus {
     pub service: Name,
     /// Its state.
     pub state: BreakerState,
-    /// Failures in a row so far, while it is closed.
+    /// Consecutive failures so far, while it is closed.
     pub failures: u32,
-    /// Trials in a row that failed; each has doubled the time for which it opens.
+    /// Failed trials in a row; each has doubled the open time.
     pub failed_trials: u32,
-    /// Requests that the present trial has let through.
+    /// Probes that were admitted in the half-open state.
     pub probes: u32,
-    /// Those of them that have succeeded.
+    /// Probes that succeeded.
     pub successes: u32,
-    /// After how many milliseconds the state ends by itself, if it does.
+    /// The time left of a limited state, in milliseconds.
     pub ends_in_ms: Option<u64>,
-    /// The number of times that it has opened.
+    /// Times that it opened.
     pub opened: u64,
-    /// Requests that it has not let through.
+    /// Rejected requests.
     pub rejected: u64,
-    /// Failures in a row that open it.
+    /// Consecutive failures that open it.
     pub failure_threshold: u32,
-    /// Successes of a trial that close it.
+    /// Successful probes that close it.
     pub success_threshold: u32,
-    /// Requests that a trial lets through.
+    /// Probes that are admitted in the half-open state.
     pub half_open_max_requests: u32,
 }

@@ -1,8 +1,8 @@
-//! The codes with which the broker says no. New ones are only ever appended.
+//! Reasons of refusals, failed requests and disconnects. New codes are only ever appended.
 
 use serde::{Deserialize, Serialize};
 
-/// Why there will be no connection.
+/// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusedCode {
@@ -10,33 +10,33 @@ pub enum RefusedCode {
     Version,
     /// The peer's user may not connect.
     NotAllowed,
-    /// All connections are taken.
+    /// The connection limit is reached.
     TooManyConnections,
-    /// The first frame was no valid Hello.
+    /// The first frame was not a valid Hello.
     Malformed,
-    /// The broker is going to end.
+    /// The broker is shutting down.
     Draining,
-    /// The session of this token is held by another connection, which lives.
+    /// The session of this token is in use by another connection.
     BadToken,
-    /// The token resumes nothing: it was never given, was used before, or its session has ended.
+    /// No session has this token: it was never issued, was replaced, or its session has ended.
     ResumeFailed,
-    /// The session of this token was given up: its connection failed too often.
+    /// The session of this token was given up: its connection reached the restart limit.
     GivenUp,
 }
 
-/// Why a question could not be met.
+/// Why a control request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailedCode {
     /// A limit is reached.
     Limit,
-    /// The question makes no sense.
+    /// The request is invalid.
     Invalid,
-    /// The number or name stands for nothing.
+    /// The number or name is unknown.
     Unknown,
-    /// The client may not do that.
+    /// The client is not allowed to do that.
     NotAllowed,
-    /// The broker's configuration is wrong.
+    /// The configuration is invalid.
     Configuration,
 }
 
@@ -44,14 +44,14 @@ pub enum FailedCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClosingCode {
-    /// The broker ends.
+    /// The broker is shutting down.
     Shutdown,
-    /// The client broke the protocol.
+    /// The client violated the protocol.
     ProtocolViolation,
     /// The client does not read.
     SlowConsumer,
-    /// The client uses more of its segment than it was lent.
+    /// The client uses more of its segment than it has leased, or rings too often.
     Overuse,
-    /// Another connection has taken up this session.
+    /// Another connection has resumed this session.
     Replaced,
 }

@@ -1,17 +1,17 @@
-//! What can be said of a first frame before it is decoded, and its flags.
+//! The version of a first frame before it is decoded, and the flags of a Hello.
 
 use super::MAGIC;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-/// A flag of a Hello: the client comes back to the next broker and then says
+/// A flag of a Hello: the client reconnects to the next broker and then sends
 /// [`ClientFrame::Restored`](super::ClientFrame::Restored). Publishes wait for it there.
 pub const RECONNECTS: u32 = 1;
 
-/// Reads the version out of the body of a first frame, whatever version that is.
+/// Reads the version from the body of a first frame of any version.
 ///
 /// # Errors
-/// A [`HelloError`] if this is the Hello of no version.
+/// A [`HelloError`] if this is not a Hello of any version.
 pub fn peek_hello(body: &[u8]) -> Result<u16, HelloError> {
     let Some((tag, rest)) = body.split_first_chunk() else { return Err(HelloError::Short { found: body.len() }) };
     match u32::from_le_bytes(*tag) {
@@ -26,11 +26,11 @@ pub fn peek_hello(body: &[u8]) -> Result<u16, HelloError> {
     Ok(u16::from_le_bytes(*version))
 }
 
-/// The first frame is the Hello of no version.
+/// The first frame is not a Hello of any version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HelloError {
-    /// Fewer bytes than any Hello has.
+    /// Too short for any Hello.
     #[error("hello is cut off after {found} bytes")]
     Short {
         /// How many bytes there were.
@@ -42,12 +42,12 @@ pub enum HelloError {
         /// The number of the variant.
         variant: u32,
     },
-    /// The magic is another: whoever connected speaks another protocol.
+    /// The magic is wrong: the peer speaks another protocol.
     #[error("hello has the wrong magic")]
     Magic,
 }
 
-/// Lets no other magic through.
+/// Rejects any other magic.
 pub(super) fn magic<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 8], D::Error> {
     match <[u8; 8]>::deserialize(deserializer)? {
         MAGIC => Ok(MAGIC),

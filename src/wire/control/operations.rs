@@ -1,7 +1,7 @@
-//! Operating the broker over the control socket: the processes that it dials, its configuration.
+//! Operation of the broker over the control socket: upstreams and the configuration.
 //!
-//! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
-//! fields are those of `upstream list --json`.
+//! Part of the wire format: the order of the fields is that on the wire. Their names are those of
+//! `upstream list --json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +30,8 @@ pub struct UpstreamStatus {
 /// The result of reloading the configuration. Keys have their full names, `ipc.allowed_uids`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
-    /// Keys that have another value now.
+    /// Keys whose new value is in force.
     pub changed: Vec<String>,
-    /// Keys whose new value is in force after a restart.
+    /// Keys whose new value needs a restart.
     pub needs_restart: Vec<String>,
 }

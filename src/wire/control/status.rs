@@ -1,7 +1,6 @@
 //! The status of the broker over the control socket, so that `status` works without HTTP.
 //!
-//! Part of the wire format: the order of the fields is theirs on the wire, too. Serialised as JSON the names of the
-//! fields are those of `status --json`.
+//! Part of the wire format: the order of the fields is that on the wire. Their names are those of `status --json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +27,7 @@ pub struct StatusReport {
     pub services: Vec<ServiceStatus>,
     /// Counters by their names.
     pub counters: Vec<(String, u64)>,
-    /// Slots of the shared budget that are lent out.
+    /// Leased slots of the shared budget.
     pub slots_used: u32,
     /// Slots of the shared budget in all.
     pub slots_total: u32,
@@ -42,9 +41,9 @@ pub struct StatusReport {
     pub latency: Box<LatencyStatus>,
     /// The address of the health endpoints.
     pub health: Box<HealthStatus>,
-    /// Why clients do not find the control socket at its path, if they do not: it was removed.
+    /// Why clients cannot reach the control socket, if they cannot: it was removed.
     pub socket_lost: Option<String>,
-    /// For how many sessions of the last broker publishes wait.
+    /// Sessions of the last broker for which publishes wait.
     pub awaited_sessions: u32,
 }
 
@@ -55,9 +54,9 @@ pub struct HealthStatus {
     pub address: Option<String>,
     /// The path of the Unix socket.
     pub socket: Option<String>,
-    /// Why they do not listen, if they do not.
+    /// Why they are not listening, if they are not.
     pub reason: Option<String>,
-    /// The file that holds the token that readers must send, if they must.
+    /// The file with the token that requests need, if they do.
     pub token_file: Option<String>,
 }
 
@@ -66,7 +65,7 @@ pub struct HealthStatus {
 pub struct LatencyStatus {
     /// The time of messages in the broker; sampled.
     pub in_broker: QuantileStatus,
-    /// From a request to its reply, as the broker sees it. The broker's own echo is no part of it.
+    /// From a request to its reply, as the broker sees it. Without the broker's own echo.
     pub round_trip: QuantileStatus,
     /// From a request to the first chunk of its reply.
     pub first_chunk: QuantileStatus,
@@ -111,9 +110,9 @@ pub struct ConnectionStatus {
     pub bytes_in: u64,
     /// Payload to the client, in bytes.
     pub bytes_out: u64,
-    /// Messages that found no credit and were dropped.
+    /// Messages dropped for lack of credit.
     pub dropped: u64,
-    /// Bytes that the client has not yet read.
+    /// Bytes in the backlog of the client.
     pub backlog_bytes: u64,
     /// Requests of the client without an outcome yet.
     pub requests_outstanding: u64,
@@ -129,14 +128,14 @@ pub struct ConnectionStatus {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// Its client is there.
+    /// Its client is connected.
     #[default]
     Connected,
-    /// Its client is there; what it publishes waits for room at a subscriber.
+    /// Its client is connected; its publishes wait for credit of a subscription.
     Waiting,
-    /// Its socket was lost, and its client may come back.
+    /// Its socket was lost; its client may resume the session.
     AwaitingPeer,
-    /// Its client is gone; what it had sent is still routed.
+    /// Its client has disconnected; its last messages are being routed.
     Ending,
 }
 
@@ -190,20 +189,20 @@ pub struct ActorStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActorState {
-    /// It runs; or, of many, those that are there run.
+    /// It is running; for actors of one kind: always.
     Running,
-    /// It has ended, and is started again.
+    /// It has ended, and will be restarted.
     Restarting {
-        /// When, from now, in milliseconds.
+        /// The time until then, in milliseconds.
         next_in_ms: u64,
     },
-    /// It failed too often, and is not started again.
+    /// It reached its restart limit.
     GaveUp,
     /// It was stopped.
     Stopped,
 }
 
-/// A process id of which 0 is written as nothing where people read it; between processes it is a plain number.
+/// A process id; 0 is `null` in JSON, and a plain number in binary form.
 mod known_pid {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

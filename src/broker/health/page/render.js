@@ -151,7 +151,7 @@ function toneOf(topic, data) {
   if (topic.startsWith('$sys.breaker.')) return BREAKERS[data?.to];
   if (topic === '$sys.actor.gave_up') return 'bad';
   if (topic.startsWith('$sys.actor.') || topic.startsWith('$sys.subscription.') || topic === 'lost') return 'warn';
-  if (data?.reason && data.reason !== 'client left') return 'warn';
+  if (data?.reason && data.reason !== 'client disconnected') return 'warn';
   return null;
 }
 

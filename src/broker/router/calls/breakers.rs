@@ -3,9 +3,9 @@
 
 use super::Calls;
 use crate::broker::router::ports::Ports;
-use crate::broker::telemetry::events::{BreakerChange, BreakerNews};
+use crate::broker::telemetry::events::{BreakerChange, BreakerEvent};
 use crate::logic::arena::Key;
-use crate::logic::breaker::{Gate, Permit, Rejected, RuleBook, Stand, Transition, Verdict};
+use crate::logic::breaker::{CallOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
 use crate::logic::services::ServiceId;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
@@ -30,32 +30,32 @@ impl Calls {
         ports: &mut Ports,
         id: ServiceId,
         permit: Option<Permit>,
-        verdict: Verdict,
+        breaker_outcome: CallOutcome,
     ) {
         let (Some(permit), Some(service)) = (permit, self.services.get(id)) else { return };
-        if let Some(transition) = service.gate.record(permit, verdict, ports.now) {
+        if let Some(transition) = service.gate.record(permit, breaker_outcome, ports.now) {
             self.tell_breaker(ports, id, transition);
         }
     }
 
     /// The first chunk of a stream is the success of a probe; how the rest ends changes nothing.
     pub(super) fn record_first_chunk(&mut self, ports: &mut Ports, id: ServiceId, call: Key) {
-        if self.services.get(id).is_some_and(|service| service.gate.stand() == Stand::HalfOpen) {
+        if self.services.get(id).is_some_and(|service| service.gate.state() == GateState::HalfOpen) {
             let permit = self.table.get_mut(call).and_then(|found| found.permit.take());
-            self.record_outcome(ports, id, permit, Verdict::Success);
+            self.record_outcome(ports, id, permit, CallOutcome::Success);
         }
     }
 
     fn tell_breaker(&mut self, ports: &mut Ports, id: ServiceId, transition: Transition) {
         let Some(service) = self.services.get(id) else { return };
         let service = service.name.clone();
-        ports.events.breaker(BreakerNews::Changed(BreakerChange { service, transition, by: None }));
+        ports.events.breaker(BreakerEvent::Changed(BreakerChange { service, transition, by: None }));
     }
 
     /// Hands new gates to the breaker actor.
     pub(super) fn tell_new_gates(&mut self, ports: &mut Ports) {
         for (service, gate) in self.services.take_new_gates() {
-            ports.events.breaker(BreakerNews::Gate(service, gate));
+            ports.events.breaker(BreakerEvent::Gate(service, gate));
         }
     }
 
@@ -66,12 +66,12 @@ impl Calls {
     }
 }
 
-/// How the breaker of a service stands.
+/// The status of a service's breaker.
 pub(in crate::broker) fn status(service: &Name, gate: &Gate, now: u64) -> BreakerStatus {
     let (rules, (probes, successes)) = (gate.rules(), gate.trial());
     BreakerStatus {
         service: service.clone(),
-        state: state(gate.stand()),
+        state: state(gate.state()),
         failures: gate.failures(),
         failed_trials: gate.failed_trials(),
         probes,
@@ -86,12 +86,12 @@ pub(in crate::broker) fn status(service: &Name, gate: &Gate, now: u64) -> Breake
 }
 
 /// A state as it is named on the wire, in logs and in events.
-pub(in crate::broker) fn state(stand: Stand) -> BreakerState {
-    match stand {
-        Stand::Closed => BreakerState::Closed,
-        Stand::Open => BreakerState::Open,
-        Stand::HalfOpen => BreakerState::HalfOpen,
-        Stand::ForcedOpen => BreakerState::ForcedOpen,
-        Stand::ForcedClosed => BreakerState::ForcedClosed,
+pub(in crate::broker) fn state(state: GateState) -> BreakerState {
+    match state {
+        GateState::Closed => BreakerState::Closed,
+        GateState::Open => BreakerState::Open,
+        GateState::HalfOpen => BreakerState::HalfOpen,
+        GateState::ForcedOpen => BreakerState::ForcedOpen,
+        GateState::ForcedClosed => BreakerState::ForcedClosed,
     }
 }

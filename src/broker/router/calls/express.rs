@@ -13,7 +13,7 @@ use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::arena::Key;
-use crate::logic::breaker::{Failure, Permit, Verdict};
+use crate::logic::breaker::{CallOutcome, Failure, Permit};
 use crate::logic::services::{NoResponder, ServiceId};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
@@ -64,18 +64,18 @@ impl Calls {
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if len > header.total || is_whole != (len == header.total) {
             return Err(CloseReason::violation(format_args!(
-                "request of {} bytes begins with a record of {len}",
+                "first record of a request of {} bytes has {len} bytes",
                 header.total
             )));
         }
         let Some(service) = ingress.services.get(header.arg).copied() else {
-            return Err(CloseReason::violation(format_args!("request to service number {}, never given", header.arg)));
+            return Err(CloseReason::violation(format_args!("request to unknown service number {}", header.arg)));
         };
         if header.id >= max_requests {
-            return Err(CloseReason::violation(format_args!("request in place {} of {max_requests}", header.id)));
+            return Err(CloseReason::violation(format_args!("request slot {} is not below {max_requests}", header.id)));
         }
         if ingress.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
-            return Err(CloseReason::violation(format_args!("request in place {}, which is in use", header.id)));
+            return Err(CloseReason::violation(format_args!("request slot {} is in use", header.id)));
         }
         ports.decided(record, header);
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
@@ -118,7 +118,7 @@ impl Calls {
             Err(NoResponder::None) => Outcome::NoResponders,
             Err(NoResponder::AllBusy) => Outcome::Overloaded,
         };
-        self.record_outcome(ports, service, Some(permit), Verdict::Neither);
+        self.record_outcome(ports, service, Some(permit), CallOutcome::Ignored);
         self.fail(ports, key, header.id, header.id2, service, outcome);
         Ok(())
     }
@@ -193,7 +193,7 @@ impl Calls {
             answer_credit: credit,
         };
         let Some(call) = self.table.insert(call) else {
-            self.record_outcome(ports, service, permit, Verdict::Neither);
+            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -262,12 +262,12 @@ impl Calls {
         let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
         if len == 0 || len > found.body_left || is_last != (len == found.body_left) {
             return Err(CloseReason::violation(format_args!(
-                "request with {} bytes to come goes on with a record of {len}",
+                "request with {} bytes left has a record of {len} bytes",
                 found.body_left
             )));
         }
         let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
-            return Err(CloseReason::violation("a request's body was sent beyond its credit"));
+            return Err(CloseReason::violation("request body exceeds its credit"));
         };
         ports.decided(record, header);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
@@ -373,14 +373,14 @@ impl Calls {
                     times.round_trip.observe(took, 1);
                 }
             }
-            let verdict = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
-                true if had_room => Verdict::Failure(Failure::Reply),
+            let breaker_outcome = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
+                true if had_room => CallOutcome::Failure(Failure::Reply),
                 // As for a deadline: a requester that does not take the reply must not open the breaker for others.
-                true => Verdict::Neither,
-                false => Verdict::Success,
+                true => CallOutcome::Ignored,
+                false => CallOutcome::Success,
             };
             if let Some(call) = self.finish(ports, call) {
-                self.record_outcome(ports, service, call.permit, verdict);
+                self.record_outcome(ports, service, call.permit, breaker_outcome);
             }
         } else {
             ports.counters.chunks += u64::from(last);
@@ -492,7 +492,7 @@ fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, CloseReason> {
     match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
         Some(sum) => Ok(sum),
         None => Err(CloseReason::violation(format_args!(
-            "{cells} cells of credit were given back, where {} were taken",
+            "{cells} cells of credit returned, {} were taken",
             most.saturating_sub(credit)
         ))),
     }

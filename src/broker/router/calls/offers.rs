@@ -17,12 +17,12 @@ impl Calls {
         let name = Name::try_from(name).map_err(|error| (FailedCode::Invalid, error.to_string()))?;
         let most = ports.settings.max_topics_per_connection;
         if ports.ingress(key).is_some_and(|ingress| ingress.services.len() >= most) {
-            return Err((FailedCode::Limit, format!("this connection has {most} services, which is the limit")));
+            return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} services")));
         }
         let service = self.services.intern(&name).ok_or_else(too_many_services)?;
         self.tell_new_gates(ports);
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
-        Ok(BrokerFrame::Interned { serial, id: ingress.services.give(service) })
+        Ok(BrokerFrame::Interned { serial, id: ingress.services.assign(service) })
     }
 
     pub(in crate::broker::router) fn serve_service(
@@ -34,11 +34,14 @@ impl Calls {
         max_in_flight: u32,
     ) -> ControlReply {
         if name.as_str() == ECHO {
-            return Err((FailedCode::NotAllowed, format!("the broker itself serves {ECHO}")));
+            return Err((FailedCode::NotAllowed, format!("service {ECHO} is reserved for the broker")));
         }
         let most = ports.settings.max_subscriptions_per_connection;
         if ports.ingress(key).is_some_and(|ingress| ingress.serving.len() >= most) {
-            return Err((FailedCode::Limit, format!("this connection offers {most} services, which is the limit")));
+            return Err((
+                FailedCode::Limit,
+                format!("this connection has reached its limit of {most} offered services"),
+            ));
         }
         let service = self.services.intern(name).ok_or_else(too_many_services)?;
         self.tell_new_gates(ports);
@@ -64,7 +67,7 @@ impl Calls {
     ) -> ControlReply {
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         let Some(at) = ingress.serving.iter().position(|(given, _)| *given == number) else {
-            return Err((FailedCode::Unknown, format!("no service has the number {number}")));
+            return Err((FailedCode::Unknown, format!("unknown service number {number}")));
         };
         let (_, service) = ingress.serving.remove(at);
         self.services.unserve(service, key);
@@ -95,5 +98,5 @@ impl Calls {
 }
 
 fn too_many_services() -> (FailedCode, String) {
-    (FailedCode::Limit, "the broker knows as many services as it may".to_owned())
+    (FailedCode::Limit, "the broker has reached its limit of services".to_owned())
 }

@@ -1,14 +1,14 @@
 //! Calls that end without a reply.
 //!
 //! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
-//! whatever comes later finds no call.
+//! later records find no call.
 
 use super::Call;
 use super::Calls;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::logic::arena::Key;
-use crate::logic::breaker::{Failure, Verdict};
+use crate::logic::breaker::{CallOutcome, Failure};
 use crate::logic::services::ServiceId;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
@@ -27,15 +27,15 @@ impl Calls {
         self.end_call(ports, call, Outcome::DeadlineExceeded);
     }
 
-    /// What an outcome without a reply means for the circuit breaker.
-    fn verdict(&self, ports: &Ports, call: &Call, outcome: Outcome) -> Verdict {
+    /// The breaker's outcome of a call that ended without a reply.
+    fn breaker_outcome(&self, ports: &Ports, call: &Call, outcome: Outcome) -> CallOutcome {
         // A requester that stops in its request, does not take the reply, or gives too little time, must not open the
         // breaker for others.
         let could_answer = call.may_be_answered(ports.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => Verdict::Failure(Failure::Deadline),
-            Outcome::ResponderLost => Verdict::Failure(Failure::ResponderLost),
-            _ => Verdict::Neither,
+            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => CallOutcome::Failure(Failure::Deadline),
+            Outcome::ResponderLost => CallOutcome::Failure(Failure::ResponderLost),
+            _ => CallOutcome::Ignored,
         }
     }
 
@@ -47,11 +47,11 @@ impl Calls {
     /// Ends a call without a reply: notifies both sides.
     pub(super) fn end_call(&mut self, ports: &mut Ports, key: Key, outcome: Outcome) {
         let Some(call) = self.finish(ports, key) else { return };
-        let verdict = self.verdict(ports, &call, outcome);
-        if let (Verdict::Failure(Failure::Deadline), Some(responder)) = (verdict, call.responder) {
+        let breaker_outcome = self.breaker_outcome(ports, &call, outcome);
+        if let (CallOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, call.responder) {
             self.services.missed(call.service, responder, ports.now);
         }
-        self.record_outcome(ports, call.service, call.permit, verdict);
+        self.record_outcome(ports, call.service, call.permit, breaker_outcome);
         if outcome != Outcome::ResponderLost
             && let Some(responder) = call.responder
         {
@@ -135,7 +135,7 @@ impl Calls {
         let service = found.service;
         if counted.contains(&service) {
             let permit = found.permit.take();
-            self.record_outcome(ports, service, permit, Verdict::Neither);
+            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
             && service_found.gate.is_current(permit)
         {
@@ -148,7 +148,7 @@ impl Calls {
         let Some(found) = self.table.get_mut(call) else { return };
         // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
-        self.record_outcome(ports, service, permit, Verdict::Neither);
+        self.record_outcome(ports, service, permit, CallOutcome::Ignored);
         if let Some(responder) = responder {
             let code = Outcome::ResponderLost as u16;
             let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };

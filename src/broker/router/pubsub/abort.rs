@@ -42,7 +42,7 @@ impl PubSub {
         let (Some(partial), origin) = (&ingress.partial, ingress.info.id) else { return };
         let total = partial.total;
         // The client knows nothing of it.
-        if self.abort_kept(ports, subscription, origin) {
+        if self.abort_overflow(ports, subscription, origin) {
             return;
         }
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
@@ -90,7 +90,7 @@ impl PubSub {
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
             Work::Express(..) | Work::Done(_) => return,
         }
-        let notice = Header { id: header.id, ..Header::new(Kind::SetAside) };
+        let notice = Header { id: header.id, ..Header::new(Kind::Quarantined) };
         ports.egresses.send(key, &notice, Payload::EMPTY);
     }
 

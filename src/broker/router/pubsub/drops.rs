@@ -77,7 +77,7 @@ impl PubSub {
     #[inline]
     pub(in crate::broker::router) fn tell_late_drops(&mut self, ports: &mut Ports, key: u32) {
         let is_late =
-            |egress: &&mut Egress| egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.keeping.waits();
+            |egress: &&mut Egress| egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.overflow.waits();
         let Some(egress) = ports.egresses.get_mut(key).filter(is_late) else { return };
         egress.drops = DropNotice::None;
         let mut at = 0;

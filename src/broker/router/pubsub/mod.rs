@@ -5,19 +5,19 @@
 //! | `publish` | routes the records of the bulk lane |
 //! | `subscriptions` | control requests about topics and subscriptions |
 //! | `drops` | subscriptions that drop: when a publish waits for them, and how their client is notified |
-//! | `kept` | the newest messages for subscriptions that drop the oldest |
+//! | `overflow` | the newest messages for subscriptions that drop the oldest |
 //! | `abort` | messages whose rest will not come, and poison messages |
 //! | `slow_consumers` | the slow consumer timeout |
 
 mod abort;
 mod drops;
-mod kept;
+mod overflow;
 mod publish;
 mod slow_consumers;
 mod subscriptions;
 
-use super::keeping::KeptWork;
 use super::message::Chosen;
+use super::overflow::OverflowWork;
 use super::settings::Settings;
 use crate::logic::topics::Topics;
 
@@ -26,7 +26,7 @@ pub(super) struct PubSub {
     topics: Topics,
     /// The decision for each subscription of the current message.
     chosen: Vec<Chosen>,
-    kept: KeptWork,
+    overflow: OverflowWork,
     /// The sequence number of the broker's own last message.
     system_sent: u64,
 }
@@ -34,7 +34,7 @@ pub(super) struct PubSub {
 impl PubSub {
     pub(super) fn new(settings: &Settings) -> PubSub {
         let topics = Topics::new(settings.max_topics, settings.max_routes);
-        PubSub { topics, chosen: Vec::new(), kept: KeptWork::default(), system_sent: 0 }
+        PubSub { topics, chosen: Vec::new(), overflow: OverflowWork::default(), system_sent: 0 }
     }
 
     /// Applies other limits from now on; existing topics stay.

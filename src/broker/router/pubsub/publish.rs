@@ -18,6 +18,19 @@ use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind};
+use serde::Serialize;
+
+/// The data of an event on `$sys.connection.*`.
+#[derive(Serialize)]
+struct ConnectionEvent<'a> {
+    connection: u32,
+    name: &'a str,
+    /// `None`: unknown.
+    pid: Option<u32>,
+    uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
 
 impl PubSub {
     /// Routes one record of the bulk lane; it is consumed unless it must wait.
@@ -60,21 +73,20 @@ impl PubSub {
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
         let is_whole = header.flags.has(Flags::LAST);
         if ingress.partial.is_some() {
-            return Err(CloseReason::violation("a publish began within another"));
+            return Err(CloseReason::violation("publish started before the previous one was complete"));
         }
         if total > max || len > total || is_whole != (len == total) {
-            return Err(CloseReason::violation(format_args!("publish of {total} bytes begins with a record of {len}")));
+            return Err(CloseReason::violation(format_args!(
+                "first record of a publish of {total} bytes has {len} bytes"
+            )));
         }
         let Some(published) = ingress.topics.get(header.id) else {
-            return Err(CloseReason::violation(format_args!(
-                "publish to topic number {}, which was never given",
-                header.id
-            )));
+            return Err(CloseReason::violation(format_args!("publish to unknown topic number {}", header.id)));
         };
         if header.seq <= published.sent {
             let (number, last) = (header.seq, published.sent);
             return Err(CloseReason::violation(format_args!(
-                "publish has the number {number}, where {last} came last"
+                "publish has sequence number {number}, the last one was {last}"
             )));
         }
         let message = Message {
@@ -119,7 +131,7 @@ impl PubSub {
             let announce = !target.announced;
             // In the order in which they are pushed: the name comes first, and the order decides what fits.
             let lengths = [name, message.len];
-            let is_behind = subscription.kept.as_ref().is_some_and(|kept| kept.has_whole());
+            let is_behind = subscription.overflow.as_ref().is_some_and(|overflow| overflow.has_whole());
             let gets_it =
                 has_credit && !is_behind && ports.egresses.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
@@ -145,7 +157,7 @@ impl PubSub {
         message: &Message,
     ) {
         let Ports { ingresses, egresses, counters, journal, .. } = ports;
-        let PubSub { topics, chosen, kept, .. } = self;
+        let PubSub { topics, chosen, overflow, .. } = self;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         if journal.step == 0 && journal.before.is_none() {
@@ -157,7 +169,7 @@ impl PubSub {
                 chosen.pass_over(topics, egresses, counters);
             } else if !chosen.gets_it {
                 let router = (&mut *topics, &mut *egresses, &mut *counters);
-                chosen.keep_first(message, payload, router, (journal, kept), &mut ingress.partial_targets);
+                chosen.queue_first(message, payload, router, (journal, overflow), &mut ingress.partial_targets);
             } else if let Some(subscription) = topics.subscriptions.get(chosen.subscription)
                 && let Some(egress) = egresses.get(subscription.owner)
             {
@@ -194,12 +206,12 @@ impl PubSub {
     fn further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
         let Some(partial) = &ingress.partial else {
-            return Err(CloseReason::violation("a publish goes on that never began"));
+            return Err(CloseReason::violation("continuation record without a started publish"));
         };
         let (len, is_last) = (record.len, header.flags.has(Flags::LAST));
         if header.id != partial.id || len == 0 || len > partial.left || is_last != (len == partial.left) {
             return Err(CloseReason::violation(format_args!(
-                "publish with {} bytes to come goes on with a record of {len}",
+                "publish with {} bytes left has a record of {len} bytes",
                 partial.left
             )));
         }
@@ -226,7 +238,7 @@ impl PubSub {
         header: &Header,
     ) {
         let Ports { ingresses, egresses, journal, counters, settings, .. } = ports;
-        let PubSub { topics, kept, .. } = self;
+        let PubSub { topics, overflow, .. } = self;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         let Some(partial) = &mut ingress.partial else { return };
@@ -248,7 +260,7 @@ impl PubSub {
                 let deliver = message.deliver(*subscription, found.dropped);
                 if found.puts_together(ingress.info.id) {
                     let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
-                    egresses.keep(*subscription, (0, cost), &deliver, payload, (topics, counters), kept);
+                    egresses.queue(*subscription, (0, cost), &deliver, payload, (topics, counters), overflow);
                     fault::point("router.kept", journal.step as u64);
                 } else {
                     egresses.push_planned(found.owner, &deliver, payload);
@@ -299,10 +311,11 @@ impl PubSub {
         info: &Info,
         reason: Option<&str>,
     ) {
-        let reason = reason.map(|r| format!(r#","reason":"{}""#, r.replace(['"', '\\'], "'"))).unwrap_or_default();
         let Info { id, name, peer } = info;
-        let pid = if peer.pid == 0 { "null".to_owned() } else { peer.pid.to_string() };
-        let text = format!(r#"{{"connection":{id},"name":"{name}","pid":{pid},"uid":{}{reason}}}"#, peer.uid);
+        let pid = (peer.pid != 0).then_some(peer.pid);
+        let event = ConnectionEvent { connection: *id, name: name.as_str(), pid, uid: peer.uid, reason };
+        // Strings and numbers always serialise.
+        let text = serde_json::to_string(&event).unwrap_or_default();
         self.publish_system(ports, &format!("$sys.connection.{what}"), &text);
     }
 
@@ -317,11 +330,11 @@ impl PubSub {
         let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(ports, &message, true).is_ok() {
             let Ports { egresses, counters, .. } = ports;
-            let PubSub { topics, chosen, kept, .. } = self;
+            let PubSub { topics, chosen, overflow, .. } = self;
             for chosen in chosen.iter() {
                 let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
                 if !chosen.gets_it && chosen.keeps {
-                    chosen.keep(&message, Payload::Bytes(bytes), (topics, egresses, counters), kept);
+                    chosen.queue(&message, Payload::Bytes(bytes), (topics, egresses, counters), overflow);
                     continue;
                 }
                 if !chosen.gets_it {
@@ -342,7 +355,7 @@ impl PubSub {
     fn release_number(&mut self, ports: &mut Ports, key: u32, header: &Header) -> Result<(), CloseReason> {
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if ingress.partial.as_ref().is_some_and(|partial| partial.id == header.id) {
-            return Err(CloseReason::violation("a topic was released within a message on it"));
+            return Err(CloseReason::violation("topic released before the message on it was complete"));
         }
         if let Some(published) = ingress.topics.take(header.id) {
             self.release_topic(ports, published.topic);

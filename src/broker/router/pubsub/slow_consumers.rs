@@ -9,6 +9,15 @@ use crate::logic::topics::Subscription;
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};
+use serde::Serialize;
+
+/// The data of the event `$sys.subscription.evicted`.
+#[derive(Serialize)]
+struct Eviction {
+    connection: u32,
+    pattern: String,
+    dropped: u32,
+}
 
 impl PubSub {
     /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those
@@ -37,7 +46,7 @@ impl PubSub {
         if parked.on == NO_CONNECTION {
             return;
         }
-        for subscription in self.who_blocks(ports, key, &parked) {
+        for subscription in self.blocking_subscriptions(ports, key, &parked) {
             match self.topics.subscriptions.get(subscription).map(|found| found.policy) {
                 Some(DeliveryPolicy::Block) => self.evict(ports, subscription),
                 Some(policy) => {
@@ -54,7 +63,7 @@ impl PubSub {
 
     /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Others may have no room
     /// either just now; if they still have none then, they get a time of their own.
-    fn who_blocks(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
+    fn blocking_subscriptions(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
         if let Some(message) = &parked.message {
             if self.decide(ports, message, true).is_err() {
                 return Vec::new();
@@ -87,8 +96,10 @@ impl PubSub {
         }
         let notice = Header { id: key.to_u32(), dropped: subscription.dropped, ..Header::new(Kind::Evicted) };
         ports.egresses.send(subscription.owner, &notice, Payload::EMPTY);
-        let text =
-            format!(r#"{{"connection":{id},"pattern":"{}","dropped":{}}}"#, subscription.pattern, subscription.dropped);
+        let event =
+            Eviction { connection: id, pattern: subscription.pattern.to_string(), dropped: subscription.dropped };
+        // Strings and numbers always serialise.
+        let text = serde_json::to_string(&event).unwrap_or_default();
         self.publish_system(ports, "$sys.subscription.evicted", &text);
         ports.events.tell(Event::Evicted {
             connection: id,

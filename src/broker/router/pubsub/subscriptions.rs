@@ -5,7 +5,7 @@ use crate::broker::router::connection::{ControlReply, gone};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
 use crate::logic::arena::{Key, MOST_SHORT};
-use crate::logic::topics::Full;
+use crate::logic::topics::LimitReached;
 use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -23,11 +23,11 @@ impl PubSub {
         }
         let most = ports.settings.max_topics_per_connection;
         if ports.ingress(key).is_some_and(|ingress| ingress.topics.len() >= most) {
-            return Err((FailedCode::Limit, format!("this connection has {most} topics, which is the limit")));
+            return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} topics")));
         }
         let id = self.topics.intern(topic).map_err(|full| self.too_many(ports, full))?;
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
-        Ok(BrokerFrame::Interned { serial, id: ingress.topics.give(Published { topic: id, sent: 0 }) })
+        Ok(BrokerFrame::Interned { serial, id: ingress.topics.assign(Published { topic: id, sent: 0 }) })
     }
 
     pub(in crate::broker::router) fn subscribe(
@@ -42,7 +42,7 @@ impl PubSub {
         let most = ports.settings.max_subscriptions_per_connection;
         let Some(egress) = ports.egresses.get(key) else { return Err(gone()) };
         if egress.subscriptions.len() >= most {
-            return Err((FailedCode::Limit, format!("this connection has {most} subscriptions, which is the limit")));
+            return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} subscriptions")));
         }
         let capacity = match credit {
             0 => ports.settings.subscription_credit,
@@ -71,19 +71,21 @@ impl PubSub {
             return Err((FailedCode::Unknown, "no such subscription".to_owned()));
         };
         egress.subscriptions.swap_remove(at);
-        self.forget_kept(ports, key, subscription);
+        self.forget_overflow(ports, key, subscription);
         self.topics.unsubscribe(subscription);
         ports.retry_waiters(key);
         Ok(BrokerFrame::Done { serial })
     }
 
-    fn too_many(&self, ports: &Ports, full: Full) -> (FailedCode, String) {
+    fn too_many(&self, ports: &Ports, full: LimitReached) -> (FailedCode, String) {
         let what = match full {
-            Full::Topics => format!("the broker knows {} topics, which is the limit", ports.settings.max_topics),
-            Full::Subscriptions => format!("the broker has {MOST_SHORT} subscriptions, which is the limit"),
-            Full::Routes => {
+            LimitReached::Topics => {
+                format!("the broker has reached its limit of {} topics", ports.settings.max_topics)
+            }
+            LimitReached::Subscriptions => format!("the broker has reached its limit of {MOST_SHORT} subscriptions"),
+            LimitReached::Routes => {
                 let most = ports.settings.max_routes;
-                format!("with this the broker would have more than {most} pairs of a topic and a subscription to it")
+                format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")
             }
         };
         (FailedCode::Limit, what)
@@ -94,7 +96,7 @@ impl PubSub {
         while let Some(subscription) = ports.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied()
         {
             at += 1;
-            self.forget_kept(ports, key, subscription);
+            self.forget_overflow(ports, key, subscription);
         }
         let Some(egress) = ports.egresses.get_mut(key) else { return };
         // Off the list when they are gone, so that none is left if the router dies between.

@@ -4,7 +4,7 @@ mod deadlines;
 
 use super::*;
 use crate::broker::breaker::{Breakers, Order};
-use crate::broker::telemetry::events::{BreakerChange, BreakerNews, Queue};
+use crate::broker::telemetry::events::{BreakerChange, BreakerEvent, Queue};
 use crate::wire::control::{BreakerOrder, BreakerState, BreakerStatus};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const FAILURE: Flags = ERROR.with(Flags::FAILURE);
 struct Scene {
     router: Router,
     /// What the actor of the breakers hears.
-    news: Queue<BreakerNews>,
+    events: Queue<BreakerEvent>,
     /// And what it knows.
     breakers: Breakers,
     changed: Vec<BreakerChange>,
@@ -41,9 +41,9 @@ impl Scene {
         let (requester, responder) = (router.connect(), router.connect());
         router.serve(&responder, "s", 0);
         let service = router.service(&requester, "s");
-        let (news, rules) = (router.state.ports.events.breakers(), router.state.ports.settings.breakers.clone());
+        let (events, rules) = (router.state.ports.events.breakers(), router.state.ports.settings.breakers.clone());
         let (breakers, changed) = (Breakers::new(rules), Vec::new());
-        Scene { router, news, breakers, changed, requester, responder, service, sent: 0 }
+        Scene { router, events, breakers, changed, requester, responder, service, sent: 0 }
     }
 
     /// Sends a request in the place `slot`.
@@ -98,10 +98,10 @@ impl Scene {
 
     /// Does what the actor of the breakers does when the router has told it something.
     fn take_up(&mut self) {
-        while let Some(news) = self.news.pop() {
-            match news {
-                BreakerNews::Gate(service, gate) => self.breakers.know(service, gate),
-                BreakerNews::Changed(change) => self.changed.push(change),
+        while let Some(events) = self.events.pop() {
+            match events {
+                BreakerEvent::Gate(service, gate) => self.breakers.insert(service, gate),
+                BreakerEvent::Changed(change) => self.changed.push(change),
             }
         }
     }
@@ -109,7 +109,7 @@ impl Scene {
     fn set(&mut self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Option<BreakerStatus> {
         self.take_up();
         let order = Order { service: &service.parse().unwrap(), order, time, by: 9 };
-        let (status, changes) = self.breakers.obey(&order, self.router.state.ports.now)?;
+        let (status, changes) = self.breakers.execute(&order, self.router.state.ports.now)?;
         self.changed.extend(changes);
         Some(status)
     }

@@ -221,7 +221,7 @@ fn scenario() -> (Ledger, u32) {
         ("delivered", c.delivered),
         ("dropped", c.dropped.iter().sum()),
         ("aborted", c.aborted),
-        ("set_aside", c.poisoned),
+        ("poison_messages", c.poisoned),
         ("late", c.late),
     ];
     ledger.quiescent = router.state.is_quiescent() && router.state.calls.outstanding() == 0;
@@ -298,7 +298,7 @@ pub(super) fn spent(router: &Router) -> bool {
 }
 
 #[test]
-fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
+fn a_message_that_kills_two_routers_is_quarantined_and_its_sender_told() {
     let (mut router, mut subscribers, mut publisher, topic) = three_subscribers();
     for (n, len, parts) in [(0, 10, 1), (1, 3000, 3), (2, 10, 1)] {
         // Twice in its own first record, when one subscriber has it; the last message is as before.
@@ -328,7 +328,7 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
         assert_eq!(*others, [(Kind::Deliver, 3, 2)], "two messages are missing, and that is seen");
     }
     let told = publisher.take_all(&mut router);
-    assert_eq!(kinds(&told), [Kind::SetAside; 2]);
+    assert_eq!(kinds(&told), [Kind::Quarantined; 2]);
     assert!(router.state.is_quiescent());
 
     router.serve(&subscribers[0], "s", 8);
@@ -343,7 +343,7 @@ fn a_message_that_kills_two_routers_is_set_aside_and_its_sender_told() {
 }
 
 #[test]
-fn who_has_got_a_message_that_is_set_aside_keeps_it() {
+fn a_receiver_of_a_quarantined_message_keeps_it() {
     let (mut router, mut subscribers, mut publisher, topic) = three_subscribers();
     // Killed behind the push to the second and then to the third: so all have it.
     kill_twice(&mut router, "router.delivered", 2);
@@ -375,7 +375,7 @@ fn who_has_got_a_message_that_is_set_aside_keeps_it() {
             taken.iter().filter(|(h, _)| h.kind != Kind::TopicName).map(|(h, _)| (h.kind, h.seq)).collect();
         assert_eq!(taken, if at < 2 { whole } else { cut }, "subscriber {at}");
     }
-    assert_eq!(kinds(&publisher.take_all(&mut router)), [Kind::SetAside; 3]);
+    assert_eq!(kinds(&publisher.take_all(&mut router)), [Kind::Quarantined; 3]);
 
     kill_twice(&mut router, "router.decided", 1);
     assert!(publisher.push(false, Header { seq: 77, ..Header::new(Kind::Flush) }, b""));

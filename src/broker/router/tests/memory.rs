@@ -121,11 +121,11 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
     loop {
         let policy = DeliveryPolicy::DropOldest;
         let frame = ClientFrame::Subscribe { serial: 1, pattern: ">".parse().unwrap(), policy, credit: 0 };
-        match router.ask(&hog, frame) {
+        match router.handle_request(&hog, frame) {
             BrokerFrame::Subscribed { .. } => subscriptions += 1,
             BrokerFrame::Failed { code, message, .. } => {
                 assert_eq!(code, crate::wire::control::FailedCode::Limit);
-                assert!(message.contains("500000 pairs"), "{message}");
+                assert!(message.contains("limit of 500000 routes"), "{message}");
                 break;
             }
             frame => panic!("{frame:?}"),
@@ -133,7 +133,7 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
     }
     assert_eq!(subscriptions, 500);
     let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: "one.more".parse().unwrap() };
-    assert!(matches!(router.ask(&other, frame), BrokerFrame::Failed { .. }));
+    assert!(matches!(router.handle_request(&other, frame), BrokerFrame::Failed { .. }));
     router.state.client_gone(hog.key, hog.id);
     router.run();
     assert!(router.state.ports.ingress(hog.key).is_none());

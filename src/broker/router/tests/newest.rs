@@ -14,7 +14,7 @@ fn narrow(change: impl FnOnce(&mut Config)) -> Router {
 }
 
 fn kept_bytes(router: &Router, peer: &Peer) -> usize {
-    router.state.ports.egresses.get(peer.key).unwrap().keeping.bytes
+    router.state.ports.egresses.get(peer.key).unwrap().overflow.bytes
 }
 
 fn is_marked(peer: &Peer) -> bool {
@@ -92,7 +92,7 @@ fn a_client_that_does_not_read_has_the_newest_that_fit_when_it_does() {
     assert_eq!(kept_bytes(&router, &subscriber), 0);
     let subscription = router.state.pubsub.topics().subscriptions.find(oldest).unwrap();
     assert!(
-        router.state.pubsub.topics().subscriptions.get(subscription).unwrap().kept.is_none(),
+        router.state.pubsub.topics().subscriptions.get(subscription).unwrap().overflow.is_none(),
         "its memory is given back"
     );
 }
@@ -163,7 +163,7 @@ fn a_router_that_dies_at_any_point_keeps_each_message_once() {
 }
 
 #[test]
-fn a_message_that_is_set_aside_when_it_was_kept_comes_all_the_same() {
+fn a_message_that_is_quarantined_when_it_was_kept_comes_all_the_same() {
     let mut router = narrow(|_| {});
     let (mut publisher, mut subscriber) = (router.connect(), router.connect());
     let oldest = router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 0);
@@ -177,7 +177,7 @@ fn a_message_that_is_set_aside_when_it_was_kept_comes_all_the_same() {
     publish(&mut router, &mut publisher, topic, b"kept", 1, Router::run);
     router.run();
     assert!(spent(&router));
-    assert_eq!(kinds(&publisher.take_all(&mut router)), [Kind::SetAside]);
+    assert_eq!(kinds(&publisher.take_all(&mut router)), [Kind::Quarantined]);
     let got = read_all(&mut router, &mut subscriber);
     assert!(got.numbers(oldest).into_iter().eq(1..=21));
 }
@@ -197,7 +197,7 @@ fn what_is_kept_goes_with_its_subscription_or_its_client() {
     router.run();
     let both = kept_bytes(&router, &subscriber);
     for (subscription, most) in [(first, both / 2 + 4096), (second, 0)] {
-        let done = router.ask(&subscriber, ClientFrame::Unsubscribe { serial: 1, subscription });
+        let done = router.handle_request(&subscriber, ClientFrame::Unsubscribe { serial: 1, subscription });
         assert!(matches!(done, BrokerFrame::Done { .. }));
         assert!(kept_bytes(&router, &subscriber) <= most);
     }

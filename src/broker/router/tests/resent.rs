@@ -82,7 +82,7 @@ fn numbers_of_publishes_only_rise() {
     assert!(a.resend(two, 2));
     router.run();
     let (_, close) = router.state.ended.pop().expect("it is ended");
-    assert_eq!(close.reason, "publish has the number 2, where 2 came last");
+    assert_eq!(close.reason, "publish has sequence number 2, the last one was 2");
 }
 
 #[test]

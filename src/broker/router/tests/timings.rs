@@ -44,10 +44,10 @@ fn each_sixteenth_visit_is_timed_and_counts_for_all_its_messages() {
     let mut scene = scene();
     let timed: Vec<bool> = (0..33).map(|_| scene.visit(3, 2 * US)).collect();
     assert_eq!(timed.iter().filter(|timed| **timed).count(), 3, "{timed:?}");
-    let figures = scene.router.state.figures();
-    assert_eq!((figures.in_broker.count(), figures.in_broker.sum()), (9, 9 * 2 * US));
-    assert_eq!((figures.batches.count(), figures.batches.sum()), (3, 9));
-    assert_eq!(figures.batches.counts()[2], 3, "three are more than two and not more than four");
+    let metrics = scene.router.state.metrics();
+    assert_eq!((metrics.in_broker.count(), metrics.in_broker.sum()), (9, 9 * 2 * US));
+    assert_eq!((metrics.batches.count(), metrics.batches.sum()), (3, 9));
+    assert_eq!(metrics.batches.counts()[2], 3, "three are more than two and not more than four");
     let latency = scene.router.state.latency().in_broker;
     assert_eq!(latency.count, 9);
     assert!((1_600..=3_200).contains(&latency.p50_ns) && latency.p99_ns <= 3_200, "{latency:?}");
@@ -63,7 +63,7 @@ fn a_visit_that_killed_its_router_is_not_timed() {
     assert_eq!(scene.router.deaths, 1);
     scene.router.pass(1_000);
     assert_eq!(scene.subscriber.take_all(&mut scene.router).len(), 2, "the name, and the message");
-    assert_eq!(scene.router.state.figures().in_broker.count(), 0);
+    assert_eq!(scene.router.state.metrics().in_broker.count(), 0);
 }
 
 #[test]
@@ -110,17 +110,17 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     router.run();
     assert_eq!(router.state.ports.counters.failed.iter().sum::<u64>(), 1);
 
-    let figures = router.state.figures();
-    assert_eq!(figures.services.len(), 1);
-    let times = &figures.services[0].times;
+    let metrics = router.state.metrics();
+    assert_eq!(metrics.services.len(), 1);
+    let times = &metrics.services[0].times;
     assert_eq!((times.round_trip.count(), times.round_trip.sum()), (3, 11_000 * US));
     assert_eq!((times.first_chunk.count(), times.first_chunk.sum()), (1, 3_000 * US));
     // What is known of it outlasts the service.
     let (key, id) = (requester.key, requester.id);
     router.survive(|state| state.client_gone(key, id));
     router.run();
-    let figures = router.state.figures();
-    assert_eq!((figures.services.len(), figures.forgotten.round_trip.count()), (0, 3));
+    let metrics = router.state.metrics();
+    assert_eq!((metrics.services.len(), metrics.forgotten.round_trip.count()), (0, 3));
     assert_eq!(router.state.latency().round_trip.count, 3);
 }
 

@@ -1,4 +1,4 @@
-//! One incarnation of an actor: it is built and runs, and its end is seen in every case.
+//! One incarnation of an actor, and its end, which is observed in every case.
 //!
 //! A panic in an actor (`started`, a handler, a timer, a future of its own) is caught where the actor is polled, and
 //! the actor is dropped only after the unwinding is over: so `stopped()`, which actix calls then, may panic too without
@@ -74,11 +74,11 @@ impl End {
     }
 }
 
-/// Where an actor stores the error that it ends with, and says that it is stable.
+/// Through this an actor reports its error, and that it is stable.
 #[derive(Clone, Debug, Default)]
 pub(in crate::broker) struct Exit {
     reason: Rc<RefCell<Option<String>>>,
-    /// Of a child on its own.
+    /// Of a child with one-for-one supervision.
     restarts: Option<Rc<RefCell<Restarts>>>,
 }
 
@@ -88,27 +88,26 @@ impl Exit {
         *self.reason.borrow_mut() = Some(reason.to_string());
     }
 
-    /// Says that the last restart has held, for an actor that knows it (`UNTIL_TOLD`). Returns how many attempts it
-    /// took, if it was started again.
+    /// Reports that the actor is stable (for `UNTIL_TOLD`). Returns the number of attempts, after a restart.
     pub(in crate::broker) fn hold(&self) -> Option<u32> {
         self.restarts.as_ref()?.borrow_mut().holds()
     }
 }
 
 /// A running actor.
-pub(super) struct Life<A: Actor> {
+pub(super) struct Incarnation<A: Actor> {
     pub(super) address: Addr<A>,
     pub(super) task: JoinHandle<End>,
 }
 
-impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
+impl<A: Actor<Context = Context<A>> + Handler<Stop>> Incarnation<A> {
     /// Builds an actor and starts it on this thread. Its address may be used at once: its mailbox has
     /// its size already.
     pub(super) fn start(
         mailbox: usize,
         restarts: Option<Rc<RefCell<Restarts>>>,
         factory: impl FnOnce(Exit) -> A,
-    ) -> Result<Life<A>, End> {
+    ) -> Result<Incarnation<A>, End> {
         let exit = Exit { reason: Rc::default(), restarts };
         let actor = supervised(|| factory(exit.clone())).map_err(End::Panicked)?;
         let mut context = Context::new();
@@ -121,7 +120,7 @@ impl<A: Actor<Context = Context<A>> + Handler<Stop>> Life<A> {
                 Ok(()) => exit.reason.take().map_or(End::Normal, End::Failed),
             }
         });
-        Ok(Life { address, task })
+        Ok(Incarnation { address, task })
     }
 
     /// Its end, when it has come. Cancelling the wait leaves the actor as it is.
@@ -175,7 +174,7 @@ std::thread_local! {
     static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs something of an actor's; its panic is the error, with the place if it is known.
+/// Runs code of an actor; a panic becomes an error, with its source location if known.
 fn supervised<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     SUPERVISED.set(true);
     let result = catch_unwind(AssertUnwindSafe(work));
@@ -201,9 +200,8 @@ fn told(info: &PanicHookInfo<'_>, verbose: bool) -> String {
     format!("thread {:?} {info}\n{backtrace}", thread.name().unwrap_or("unnamed"))
 }
 
-/// From now on the panic of a supervised actor is told by its supervisor, in one line, and not by the thread that
-/// panics: a blocked log must not stop the router. All other panics, and all of them if `RUST_BACKTRACE` is
-/// set, are told as before.
+/// Installs the panic hook. A supervised actor's panic is reported by its supervisor in one line, not by the panicking
+/// thread: a blocked log must not stop the router. Other panics, and all with `RUST_BACKTRACE`, are reported as usual.
 pub(in crate::broker) fn install_panic_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {

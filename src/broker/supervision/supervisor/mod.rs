@@ -1,5 +1,5 @@
-//! Supervision: the supervisor of an actor sees its end, builds the next one from the factory, and publishes its
-//! address.
+//! Supervisors: a supervisor observes the end of its actors, builds the next incarnation from a factory, and publishes
+//! its address.
 //!
 //! ```text
 //!   Supervisor (main)                       Seat::host (the actor's thread)
@@ -11,9 +11,9 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `incarnation` | one life of an actor, and its end |
-//! | `single` | a child on its own, one-for-one, made at run time |
-//! | `tree` | what `status` tells of all of them |
+//! | `incarnation` | one incarnation of an actor, and its end |
+//! | `single` | one-for-one supervision of a child that is created at run time |
+//! | `tree` | the supervision tree, for the status |
 //!
 //! actix has a supervisor, too, but it does not restart an actor that panics. Here a panic is an end like any other.
 
@@ -32,14 +32,14 @@ use crate::logic::group::{Action, Group};
 use crate::logic::restart::{Decision, Limits, NEVER, Restart, UNTIL_TOLD};
 use crate::shm::segment::fill_random;
 use actix::prelude::*;
-use incarnation::Life;
+use incarnation::Incarnation;
 use log::Level;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// Attempts in a row that each have a line in the log; of later ones without a limit, each power of two.
-const ALL_TOLD: u32 = 16;
+/// Consecutive attempts that are all logged; without a restart limit, later ones are logged at powers of two.
+const LOGGED_ATTEMPTS: u32 = 16;
 /// The longest reason in an event, in characters.
 const REASON_MAX: usize = 200;
 
@@ -82,8 +82,7 @@ pub(in crate::broker) fn limits(restart: &config::Restart) -> Limits {
     }
 }
 
-/// The same for connections: what is to be waited for is the peer, so no restart has a delay, and a resume is what
-/// shows that it has held.
+/// The limits for connections. A restart has no delay, because the client has a backoff; a resume makes it stable.
 pub(in crate::broker) fn connection_limits(restart: &config::Restart) -> Limits {
     Limits {
         initial_delay: 0,
@@ -103,21 +102,21 @@ enum Command {
 
 type Ended = (usize, End);
 
-/// The supervisor's end of a child.
-struct Held {
+/// The supervisor's entry of a child.
+struct ChildEntry {
     spec: Spec,
     node: NodeId,
     commands: mpsc::Sender<Command>,
-    /// Wakes the child's thread, if that does not sleep in its runtime.
+    /// Wakes the child's thread, if it does not sleep in its runtime.
     wake: Box<dyn Fn()>,
     last: End,
 }
 
-/// The supervisor of a group of children that are there for the life of the broker.
+/// The supervisor of a group of permanent children.
 pub(in crate::broker) struct Supervisor {
     name: &'static str,
     group: Group,
-    children: Vec<Held>,
+    children: Vec<ChildEntry>,
     /// The ends of children, by their numbers.
     ends: (mpsc::Sender<Ended>, mpsc::Receiver<Ended>),
     tree: Arc<Tree>,
@@ -125,9 +124,9 @@ pub(in crate::broker) struct Supervisor {
     clock: Instant,
 }
 
-/// Why a supervisor stopped driving its children.
+/// Why `drive` returned.
 #[derive(Debug)]
-enum Driven {
+enum Halt {
     Retired,
     GaveUp(GaveUp),
 }
@@ -140,23 +139,23 @@ impl Supervisor {
         Supervisor { name, group: Group::new(), children: Vec::new(), ends, tree, whole, clock: Instant::now() }
     }
 
-    /// One child more, after the others. It is started once the supervisor runs, at its seat; `wake` is called after
-    /// each word to it.
+    /// Adds a child after the others. It starts at its seat once the supervisor runs; `wake` is called after each
+    /// command to it.
     pub(in crate::broker) fn add(&mut self, spec: Spec, wake: impl Fn() + 'static) -> Seat {
         let number = self.group.add(spec.restart, spec.limits, 0);
         let (commands, orders) = mpsc::channel(4);
         let node = self.tree.add(spec.name, self.name, Some(spec.limits));
-        self.children.push(Held { spec, node, commands, wake: Box::new(wake), last: End::Normal });
+        self.children.push(ChildEntry { spec, node, commands, wake: Box::new(wake), last: End::Normal });
         Seat { number, spec, orders, ends: self.ends.0.clone() }
     }
 
-    /// Keeps the children running until one of them has to be given up. Then all have been stopped, in reverse order.
-    /// May be cancelled and called again.
+    /// Keeps the children running until one is given up; then all have been stopped, in reverse order. May be cancelled
+    /// and called again.
     pub(in crate::broker) async fn run(&mut self) -> GaveUp {
         loop {
             match self.drive().await {
-                Driven::GaveUp(gave_up) => return gave_up,
-                Driven::Retired => {}
+                Halt::GaveUp(gave_up) => return gave_up,
+                Halt::Retired => {}
             }
         }
     }
@@ -165,15 +164,15 @@ impl Supervisor {
     /// are supervised meanwhile.
     pub(in crate::broker) async fn retire(&mut self, first: usize) {
         self.group.retire(first);
-        while let Driven::GaveUp(_) = self.drive().await {}
-        // So that what their factories hold goes, too.
+        while let Halt::GaveUp(_) = self.drive().await {}
+        // So that their factories are dropped, too.
         self.children.iter_mut().skip(first).for_each(|child| {
             child.commands = mpsc::channel(1).0;
             (child.wake)();
         });
     }
 
-    async fn drive(&mut self) -> Driven {
+    async fn drive(&mut self) -> Halt {
         loop {
             let now = self.now();
             while let Some((child, attempt)) = self.group.held(now) {
@@ -183,8 +182,8 @@ impl Supervisor {
                 match action {
                     Action::Start(child) => self.order(child, Command::Start),
                     Action::Stop(child) => self.order(child, Command::Stop),
-                    Action::Retired => return Driven::Retired,
-                    Action::Escalate(child) => return Driven::GaveUp(self.gave_up(child)),
+                    Action::Retired => return Halt::Retired,
+                    Action::Escalate(child) => return Halt::GaveUp(self.gave_up(child)),
                 }
             }
             let whole = self.group.is_whole();
@@ -198,26 +197,26 @@ impl Supervisor {
     }
 
     fn order(&mut self, child: usize, command: Command) {
-        let held = &self.children[child];
+        let entry = &self.children[child];
         match command {
-            Command::Start => self.tree.running(held.node),
+            Command::Start => self.tree.running(entry.node),
             Command::Stop => {}
         }
-        // It has read what came before, and there is a seat for as long as it is not retired. If there is none, its
-        // thread is gone, and that is its end.
-        if held.commands.try_send(command).is_err() {
+        // The child has read earlier commands, and its seat exists until it is retired. Without a seat its thread has
+        // ended, which is reported as its end.
+        if entry.commands.try_send(command).is_err() {
             let number = child;
             let end = End::Failed("thread ended".to_owned());
             let _ = self.ends.0.try_send((number, end));
         }
-        (held.wake)();
+        (entry.wake)();
     }
 
     fn ended(&mut self, child: usize, end: End) {
         let now = self.now();
         let decision = self.group.ended(child, end.is_failure(), now, random());
-        let held = &mut self.children[child];
-        let (name, node) = (held.spec.name, held.node);
+        let entry = &mut self.children[child];
+        let (name, node) = (entry.spec.name, entry.node);
         match decision {
             None => {
                 if end.is_failure() || end == End::Dropped {
@@ -233,7 +232,7 @@ impl Supervisor {
             }
             Some(decision) => report(name, "-", &end, decision, self.group.period(child), &self.tree, node, true),
         }
-        held.last = end;
+        entry.last = end;
         if self.group.has_given_up() {
             // Before anything else is stopped.
             self.whole.send_replace(false);
@@ -241,12 +240,12 @@ impl Supervisor {
     }
 
     fn gave_up(&self, child: usize) -> GaveUp {
-        let held = &self.children[child];
+        let entry = &self.children[child];
         GaveUp {
-            actor: held.spec.name.to_owned(),
-            restarts: held.spec.limits.max_restarts,
+            actor: entry.spec.name.to_owned(),
+            restarts: entry.spec.limits.max_restarts,
             period_secs: self.group.period(child) / 1_000_000_000,
-            reason: held.last.reason(),
+            reason: entry.last.reason(),
         }
     }
 
@@ -255,7 +254,7 @@ impl Supervisor {
     }
 }
 
-/// The place of a child: its thread, and what its factory needs.
+/// The seat of a child: runs its incarnations on the child's thread.
 pub(in crate::broker) struct Seat {
     number: usize,
     spec: Spec,
@@ -269,8 +268,8 @@ impl Seat {
         self.number
     }
 
-    /// Builds the child when it is to be started, as often as that is, and publishes its address. To be spawned on the
-    /// child's thread; ends when the child is retired.
+    /// Builds an incarnation at each start command, and publishes its address. To be spawned on the child's thread;
+    /// ends when the child is retired.
     pub(in crate::broker) async fn host<A>(
         mut self,
         address: watch::Sender<Option<Addr<A>>>,
@@ -283,8 +282,8 @@ impl Seat {
                 // It ended while being stopped; the end is already on its way.
                 continue;
             };
-            let end = match Life::start(self.spec.mailbox, None, &mut factory) {
-                Ok(life) => self.live(life, &address).await,
+            let end = match Incarnation::start(self.spec.mailbox, None, &mut factory) {
+                Ok(incarnation) => self.live(incarnation, &address).await,
                 Err(end) => end,
             };
             if self.ends.send((self.number, end)).await.is_err() {
@@ -293,30 +292,30 @@ impl Seat {
         }
     }
 
-    async fn live<A>(&mut self, mut life: Life<A>, address: &watch::Sender<Option<Addr<A>>>) -> End
+    async fn live<A>(&mut self, mut incarnation: Incarnation<A>, address: &watch::Sender<Option<Addr<A>>>) -> End
     where
         A: Actor<Context = Context<A>> + Handler<Stop>,
     {
-        address.send_replace(Some(life.address.clone()));
+        address.send_replace(Some(incarnation.address.clone()));
         let end = loop {
             tokio::select! {
-                end = life.ended() => break Some(end),
+                end = incarnation.ended() => break Some(end),
                 order = self.orders.recv() => match order {
                     Some(Command::Start) => {}
                     Some(Command::Stop) | None => break None,
                 },
             }
         };
-        // From now on it must not be found, also while it stops.
+        // The address is withdrawn, also while the actor stops.
         address.send_replace(None);
         match end {
             Some(end) => end,
-            None => life.stop(self.spec.stop_within).await,
+            None => incarnation.stop(self.spec.stop_within).await,
         }
     }
 }
 
-/// Tells people what follows from an end: the status; and the log and the events, if they `may` have it.
+/// Reports an end and the decision in the status; and in the log and as an event, if it `may`.
 #[allow(clippy::too_many_arguments, reason = "all that there is to tell")]
 fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree: &Tree, node: NodeId, may: bool) {
     let reason = end.reason();
@@ -338,8 +337,11 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
             tree.publish("restarted", &details);
             let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
             // Without a limit the attempts may go on for days: the log skips more and more of them.
-            let level =
-                if is_limited || attempt <= ALL_TOLD || attempt.is_power_of_two() { Level::Warn } else { Level::Debug };
+            let level = if is_limited || attempt <= LOGGED_ATTEMPTS || attempt.is_power_of_two() {
+                Level::Warn
+            } else {
+                Level::Debug
+            };
             log::log!(
                 level,
                 "restarting actor actor={name} id={id} reason={reason:?} attempt={attempt} limit={limit} delay_ms={ms}"

@@ -133,14 +133,14 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
         stop_within: Duration::from_millis(20),
         tree: &tree,
         node,
-        hurry: None,
-        goes_on: None,
+        retry_now: None,
+        can_continue: None,
         limited: None,
     };
     let factory = |exit| {
-        let life = lives.replace(lives.get() + 1);
-        let fate = fates.get(life).copied().unwrap_or(Fate::Run);
-        ran.set(life >= fates.len());
+        let incarnation = lives.replace(lives.get() + 1);
+        let fate = fates.get(incarnation).copied().unwrap_or(Fate::Run);
+        ran.set(incarnation >= fates.len());
         Actor_::new("test", fate, exit, record)
     };
     let supervised = supervise(&child, || "7".to_owned(), stop.notified(), factory);
@@ -194,8 +194,8 @@ fn a_factory_that_panics_is_a_failed_start() {
             stop_within: Duration::ZERO,
             tree: &tree,
             node,
-            hurry: None,
-            goes_on: None,
+            retry_now: None,
+            can_continue: None,
             limited: None,
         };
         let outcome =
@@ -243,8 +243,8 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
                 stop_within,
                 tree: &tree,
                 node,
-                hurry: None,
-                goes_on: None,
+                retry_now: None,
+                can_continue: None,
                 limited: None,
             };
             // Comes with the end itself: both are there when the supervisor looks.
@@ -263,8 +263,8 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
 fn who_does_not_stop_in_time_is_dropped() {
     System::new().block_on(async {
         let record = Record::default();
-        let life = Life::start(4, None, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
-        assert_eq!(life.stop(Duration::from_millis(5)).await, End::Dropped);
+        let incarnation = Incarnation::start(4, None, |exit| Actor_::new("deaf", Fate::Deaf, exit, &record)).unwrap();
+        assert_eq!(incarnation.stop(Duration::from_millis(5)).await, End::Dropped);
         assert_eq!((record.alive.get(), record.stopped.borrow().len()), (0, 1));
     });
 }
@@ -390,8 +390,8 @@ fn two_hundred_children_that_panic_leave_nothing() {
                     stop_within: Duration::ZERO,
                     tree: &tree,
                     node,
-                    hurry: None,
-                    goes_on: Some(&|| false),
+                    retry_now: None,
+                    can_continue: Some(&|| false),
                     limited: None,
                 };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);

@@ -1,22 +1,21 @@
-//! Control requests. A reply means: it is in force.
+//! Control requests. A reply means that the request is in force.
 
 use super::state::RouterState;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 impl RouterState {
-    /// Carries out a control request. `None`: the connection is gone, or the frame is no request for the router.
+    /// Executes a control request. `None`: the connection has ended, or the frame is not a request for the router.
     ///
-    /// Called again with the same `number`, because the router died before it had replied, it returns the same reply
-    /// and carries out nothing. A connection has one control request at a time, so one reply is enough to remember.
-    pub(super) fn ask(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
+    /// A repeated `number` returns the recorded reply without executing the request: the router died before the reply
+    /// was sent. A connection has one outstanding control request, so one reply is recorded.
+    pub(super) fn handle_request(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.ports.ingress_of(key, id)?;
         let serial = frame.serial()?;
-        if let Some((_, answer)) =
-            self.ports.ingress(key)?.answered.as_deref().filter(|(answered, _)| *answered == number)
+        if let Some((_, reply)) = self.ports.ingress(key)?.replied.as_deref().filter(|(replied, _)| *replied == number)
         {
-            return Some(answer.clone());
+            return Some(reply.clone());
         }
-        let answer = match frame {
+        let reply = match frame {
             ClientFrame::Intern { kind: InternKind::Topic, name, .. } => {
                 self.pubsub.intern_topic(&mut self.ports, key, serial, &name)
             }
@@ -33,7 +32,7 @@ impl RouterState {
                 self.calls.serve_service(&mut self.ports, key, serial, &service, max_in_flight)
             }
             ClientFrame::Unserve { service, .. } => self.calls.unserve(&mut self.ports, key, serial, service),
-            // Nothing changes by these, so they may as well be carried out twice.
+            // Read-only, so they may be executed twice.
             ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report(true) }),
             ClientFrame::Breakers { serial } => {
                 return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
@@ -48,8 +47,8 @@ impl RouterState {
             | ClientFrame::Reload { .. }
             | ClientFrame::Restored => return None,
         };
-        let answer = answer.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
-        self.ports.ingress_mut(key)?.answered = Some(Box::new((number, answer.clone())));
-        Some(answer)
+        let reply = reply.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
+        self.ports.ingress_mut(key)?.replied = Some(Box::new((number, reply.clone())));
+        Some(reply)
     }
 }

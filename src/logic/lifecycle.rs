@@ -1,4 +1,4 @@
-//! The life of a connection, as a state machine that is told the time.
+//! The lifecycle of a connection. A pure state machine: time is an argument.
 //!
 //! ```text
 //!                welcomed                 socket lost, panic: a failure, after which
@@ -8,59 +8,59 @@
 //!        │                   │   ▼                                       │   ▼ router, shutdown
 //!        └──────────────► closed ◄───────────────────────────────────────┼─ closed
 //!          refused           └───────────────────────────────────────────┘
-//!                              a socket with the session's token: the restart holds
+//!                              a socket with the session's token: stable
 //! ```
 //!
-//! It is kept with the session, so that an incarnation of the actor goes on where the last one stopped.
+//! It is stored with the session, so that the next incarnation of the actor continues where the last one stopped.
 
 use std::time::{Duration, Instant};
 
-/// Where a connection is.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Its first incarnation has yet to begin.
+    /// Before the first incarnation.
     New,
-    /// A Hello is waited for, or answered.
+    /// Waiting for a Hello, or replying to it.
     Handshaking,
-    /// A socket is served.
+    /// Serving a socket.
     Attached,
-    /// The session waits for a socket with its token.
+    /// Waiting for a socket with the session's token.
     AwaitingPeer {
         until: Instant,
     },
     Closed,
 }
 
-/// What an incarnation is to do first.
+/// The first action of an incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
     Handshake,
-    /// Wait for the peer until then.
+    /// Wait for the client until this time.
     Await(Instant),
-    /// There is nothing to go on with.
+    /// End: there is no session to continue.
     Nothing,
 }
 
-/// What follows from a lost socket.
+/// The consequence of a lost socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// The incarnation fails; the next one awaits the peer.
+    /// The incarnation fails; the next one waits for the client.
     Fails,
-    /// The peer cannot return: the session ends.
+    /// The client cannot return: the session ends.
     Ends,
 }
 
-/// The life of one connection.
+/// The lifecycle of one connection.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct Lifecycle {
     state: State,
     window: Duration,
 }
 
-impl Life {
-    /// A connection whose session would wait for its peer for `window`.
-    pub(crate) fn new(window: Duration) -> Life {
-        Life { state: State::New, window }
+impl Lifecycle {
+    /// A new connection with this resume window.
+    pub(crate) fn new(window: Duration) -> Lifecycle {
+        Lifecycle { state: State::New, window }
     }
 
     /// An incarnation begins: the first one, or one after a failure.
@@ -71,7 +71,7 @@ impl Life {
                 let until = now + self.window;
                 (State::AwaitingPeer { until }, Begin::Await(until))
             }
-            // The last one failed while it waited: the window is not longer for that.
+            // The last incarnation failed while it waited: the window is not extended.
             State::AwaitingPeer { until } => (self.state, Begin::Await(until)),
             State::Handshaking | State::Closed => (State::Closed, Begin::Nothing),
         };
@@ -79,14 +79,14 @@ impl Life {
         begin
     }
 
-    /// There is a session, and its peer has a socket: a new one, or one that was resumed.
+    /// The session is attached: opened or resumed.
     pub(crate) fn attached(&mut self) {
         if matches!(self.state, State::Handshaking | State::AwaitingPeer { .. }) {
             self.state = State::Attached;
         }
     }
 
-    /// The socket is lost. `may_return`: the peer's process lives, and the broker does not end.
+    /// The socket is lost. `may_return`: the client's process is alive, and the broker is not shutting down.
     pub(crate) fn socket_lost(&mut self, may_return: bool) -> Lost {
         if self.state == State::Attached && may_return && !self.window.is_zero() {
             return Lost::Fails;
@@ -95,13 +95,13 @@ impl Life {
         Lost::Ends
     }
 
-    /// It is over.
+    /// The session has ended.
     pub(crate) fn closed(&mut self) {
         self.state = State::Closed;
     }
 
-    /// Whether a later incarnation has something to go on with.
-    pub(crate) fn goes_on(&self) -> bool {
+    /// Whether a later incarnation would have a session to continue.
+    pub(crate) fn can_continue(&self) -> bool {
         matches!(self.state, State::Attached | State::AwaitingPeer { .. })
     }
 }
@@ -112,50 +112,50 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(5);
 
-    fn attached(window: Duration) -> (Life, Instant) {
-        let (mut life, now) = (Life::new(window), Instant::now());
-        assert_eq!(life.begin(now), Begin::Handshake);
-        assert!(!life.goes_on(), "there is no session yet");
-        life.attached();
-        (life, now)
+    fn attached(window: Duration) -> (Lifecycle, Instant) {
+        let (mut lifecycle, now) = (Lifecycle::new(window), Instant::now());
+        assert_eq!(lifecycle.begin(now), Begin::Handshake);
+        assert!(!lifecycle.can_continue(), "there is no session yet");
+        lifecycle.attached();
+        (lifecycle, now)
     }
 
     #[test]
     fn a_lost_socket_is_a_failure_after_which_the_peer_is_awaited_for_the_window() {
-        let (mut life, now) = attached(WINDOW);
-        assert_eq!(life.socket_lost(true), Lost::Fails);
-        assert!(life.goes_on());
-        assert_eq!(life.begin(now), Begin::Await(now + WINDOW));
-        assert_eq!(life.begin(now + WINDOW / 2), Begin::Await(now + WINDOW), "a panic makes the window no longer");
-        life.attached();
-        assert_eq!(life.socket_lost(true), Lost::Fails);
-        assert_eq!(life.begin(now + WINDOW), Begin::Await(now + 2 * WINDOW), "a resume begins a new one");
+        let (mut lifecycle, now) = attached(WINDOW);
+        assert_eq!(lifecycle.socket_lost(true), Lost::Fails);
+        assert!(lifecycle.can_continue());
+        assert_eq!(lifecycle.begin(now), Begin::Await(now + WINDOW));
+        assert_eq!(lifecycle.begin(now + WINDOW / 2), Begin::Await(now + WINDOW), "a panic makes the window no longer");
+        lifecycle.attached();
+        assert_eq!(lifecycle.socket_lost(true), Lost::Fails);
+        assert_eq!(lifecycle.begin(now + WINDOW), Begin::Await(now + 2 * WINDOW), "a resume begins a new one");
     }
 
     #[test]
     fn a_socket_whose_peer_cannot_return_ends_the_session() {
-        let (mut life, now) = attached(WINDOW);
-        assert_eq!(life.socket_lost(false), Lost::Ends);
-        assert_eq!((life.goes_on(), life.begin(now)), (false, Begin::Nothing));
+        let (mut lifecycle, now) = attached(WINDOW);
+        assert_eq!(lifecycle.socket_lost(false), Lost::Ends);
+        assert_eq!((lifecycle.can_continue(), lifecycle.begin(now)), (false, Begin::Nothing));
         assert_eq!(attached(Duration::ZERO).0.socket_lost(true), Lost::Ends, "without a window nothing waits");
     }
 
     #[test]
     fn a_failure_in_the_handshake_leaves_nothing_to_go_on_with() {
-        let (mut life, now) = (Life::new(WINDOW), Instant::now());
-        life.begin(now);
-        assert!(!life.goes_on());
-        assert_eq!(life.begin(now), Begin::Nothing);
-        life.attached();
-        assert!(!life.goes_on(), "it is over");
+        let (mut lifecycle, now) = (Lifecycle::new(WINDOW), Instant::now());
+        lifecycle.begin(now);
+        assert!(!lifecycle.can_continue());
+        assert_eq!(lifecycle.begin(now), Begin::Nothing);
+        lifecycle.attached();
+        assert!(!lifecycle.can_continue(), "it is over");
     }
 
     #[test]
     fn a_panic_of_an_attached_connection_is_as_a_lost_socket() {
-        let (mut life, now) = attached(WINDOW);
-        assert!(life.goes_on());
-        assert_eq!(life.begin(now), Begin::Await(now + WINDOW));
-        life.closed();
-        assert_eq!(life.begin(now), Begin::Nothing);
+        let (mut lifecycle, now) = attached(WINDOW);
+        assert!(lifecycle.can_continue());
+        assert_eq!(lifecycle.begin(now), Begin::Await(now + WINDOW));
+        lifecycle.closed();
+        assert_eq!(lifecycle.begin(now), Begin::Nothing);
     }
 }

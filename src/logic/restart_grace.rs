@@ -1,37 +1,36 @@
-//! When a broker that follows another takes up the first publish.
+//! The grace after a broker's restart, in which publishes wait for the subscribers of the last broker.
 //!
-//! The subscriptions of the last broker come back one client after the other. A publish that is routed before that
-//! misses those that are not back. So publishes wait until each client that the last broker listed is back, or its
-//! process has ended, or the grace is over.
+//! The clients of the last broker subscribe again one after the other. A publish that is routed too early would miss
+//! the late ones. So publishes wait until each listed client is back or its process has ended, or the grace is over.
 
-use super::roster::Who;
+use super::roster::ClientKey;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-/// Why publishes wait no longer.
+/// Why publishing was enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
-    /// None is missing.
+    /// No client is missing.
     AllBack,
-    /// So many are missing.
+    /// The number of clients that are still missing.
     GraceOver(usize),
 }
 
-/// The clients that are not back. Times are nanoseconds.
+/// The missing clients. Times are nanoseconds.
 #[derive(Clone, Debug)]
-pub(crate) struct Missing {
-    /// With the start of their processes.
-    clients: BTreeMap<Who, u64>,
+pub(crate) struct RestartGrace {
+    /// With the start times of their processes.
+    clients: BTreeMap<ClientKey, u64>,
     until: u64,
     opened: Option<Opened>,
-    /// The last one that was looked at.
-    looked: Option<Who>,
+    /// The client that was checked last.
+    looked: Option<ClientKey>,
 }
 
-impl Missing {
-    /// Waits for `clients` until the grace is over. Without any, or without a grace, it waits for none.
-    pub(crate) fn new(clients: impl IntoIterator<Item = (Who, u64)>, now: u64, grace: u64) -> Missing {
-        let mut missing = Missing {
+impl RestartGrace {
+    /// Waits for `clients` until the grace is over. Without clients or grace it does not wait.
+    pub(crate) fn new(clients: impl IntoIterator<Item = (ClientKey, u64)>, now: u64, grace: u64) -> RestartGrace {
+        let mut missing = RestartGrace {
             clients: clients.into_iter().collect(),
             until: now.saturating_add(grace),
             opened: None,
@@ -41,7 +40,7 @@ impl Missing {
         missing
     }
 
-    /// How many publishes wait for: 0 once they are taken up.
+    /// The number of awaited clients; 0 once publishing is enabled.
     pub(crate) fn awaited(&self) -> usize {
         if self.opened.is_some() { 0 } else { self.clients.len() }
     }
@@ -51,25 +50,25 @@ impl Missing {
         self.until
     }
 
-    /// This client's subscriptions are in force again, or it has left. `false`: it was not missing.
-    pub(crate) fn back(&mut self, who: &Who) -> bool {
-        self.clients.remove(who).is_some()
+    /// A client has restored its subscriptions, or left. `false`: it was not missing.
+    pub(crate) fn back(&mut self, client: &ClientKey) -> bool {
+        self.clients.remove(client).is_some()
     }
 
-    /// Leaves out those that do not live any more, and returns them. Looks at `most` at a time, in turn.
-    pub(crate) fn look(&mut self, most: usize, mut lives: impl FnMut(&Who, u64) -> bool) -> Vec<Who> {
+    /// Removes and returns clients whose processes have ended. Checks `most` of them, in turn.
+    pub(crate) fn look(&mut self, most: usize, mut lives: impl FnMut(&ClientKey, u64) -> bool) -> Vec<ClientKey> {
         let after = self.looked.map_or(Bound::Unbounded, Bound::Excluded);
         let rest = self.clients.range((after, Bound::Unbounded));
         let begin = self.looked.map(|looked| self.clients.range(..=looked));
         let looked: Vec<_> = rest.chain(begin.into_iter().flatten()).take(most).collect();
-        self.looked = looked.last().map(|(who, _)| **who);
-        let dead: Vec<Who> =
-            looked.into_iter().filter(|(who, start)| !lives(who, **start)).map(|(who, _)| *who).collect();
-        self.clients.retain(|who, _| !dead.contains(who));
+        self.looked = looked.last().map(|(client, _)| **client);
+        let dead: Vec<ClientKey> =
+            looked.into_iter().filter(|(client, start)| !lives(client, **start)).map(|(client, _)| *client).collect();
+        self.clients.retain(|client, _| !dead.contains(client));
         dead
     }
 
-    /// Whether publishes are taken up, and why. That does not change any more.
+    /// Whether publishing is enabled, and why. Once decided, it does not change.
     pub(crate) fn decide(&mut self, now: u64) -> Option<Opened> {
         if self.opened.is_none() {
             self.opened = match self.clients.len() {
@@ -81,8 +80,8 @@ impl Missing {
         self.opened
     }
 
-    /// Those that did not come back in time: none waits for them any more.
-    pub(crate) fn give_up(&mut self) -> Vec<Who> {
+    /// Removes and returns the clients that did not return in time.
+    pub(crate) fn expire(&mut self) -> Vec<ClientKey> {
         std::mem::take(&mut self.clients).into_keys().collect()
     }
 }
@@ -92,12 +91,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn who(pid: u32) -> Who {
-        Who { uid: 1000, pid, instance: 7 }
+    fn client(pid: u32) -> ClientKey {
+        ClientKey { uid: 1000, pid, instance: 7 }
     }
 
-    fn missing(pids: std::ops::Range<u32>, grace: u64) -> Missing {
-        Missing::new(pids.map(|pid| (who(pid), u64::from(pid))), 100, grace)
+    fn missing(pids: std::ops::Range<u32>, grace: u64) -> RestartGrace {
+        RestartGrace::new(pids.map(|pid| (client(pid), u64::from(pid))), 100, grace)
     }
 
     #[test]
@@ -110,18 +109,23 @@ mod tests {
     #[test]
     fn publishes_wait_for_the_last_that_comes_back() {
         let mut missing = missing(0..3, 50);
-        assert!(missing.back(&who(0)) && missing.back(&who(2)) && !missing.back(&who(2)) && !missing.back(&who(9)));
+        assert!(
+            missing.back(&client(0))
+                && missing.back(&client(2))
+                && !missing.back(&client(2))
+                && !missing.back(&client(9))
+        );
         assert_eq!((missing.decide(149), missing.awaited()), (None, 1));
-        assert!(missing.back(&who(1)));
+        assert!(missing.back(&client(1)));
         assert_eq!((missing.decide(149), missing.awaited()), (Some(Opened::AllBack), 0));
     }
 
     #[test]
     fn the_dead_are_not_waited_for() {
         let mut missing = missing(0..3, 50);
-        assert_eq!(missing.look(9, |who, start| who.pid == 1 && start == 1), [who(0), who(2)]);
+        assert_eq!(missing.look(9, |client, start| client.pid == 1 && start == 1), [client(0), client(2)]);
         assert_eq!(missing.decide(101), None);
-        assert_eq!(missing.look(9, |_, _| false), [who(1)]);
+        assert_eq!(missing.look(9, |_, _| false), [client(1)]);
         assert_eq!(missing.decide(101), Some(Opened::AllBack));
     }
 
@@ -129,8 +133,8 @@ mod tests {
     fn the_grace_ends_it_for_good() {
         let mut missing = missing(0..3, 50);
         assert_eq!((missing.decide(150), missing.awaited()), (Some(Opened::GraceOver(3)), 0));
-        assert!(missing.back(&who(0)));
-        assert_eq!(missing.give_up(), [who(1), who(2)]);
+        assert!(missing.back(&client(0)));
+        assert_eq!(missing.expire(), [client(1), client(2)]);
         assert_eq!(missing.decide(151), Some(Opened::GraceOver(3)));
     }
 
@@ -139,8 +143,8 @@ mod tests {
         let mut missing = missing(0..5, 50);
         let mut seen = Vec::new();
         for _ in 0..5 {
-            missing.look(2, |who, _| {
-                seen.push(who.pid);
+            missing.look(2, |client, _| {
+                seen.push(client.pid);
                 true
             });
         }
@@ -159,9 +163,9 @@ mod tests {
             for (what, pid, passed) in events {
                 now += passed;
                 match what {
-                    0 => prop_assert_eq!(missing.back(&who(pid)), left.contains(&pid)),
+                    0 => prop_assert_eq!(missing.back(&client(pid)), left.contains(&pid)),
                     1 => {
-                        let dead = missing.look(99, |who, _| who.pid != pid);
+                        let dead = missing.look(99, |client, _| client.pid != pid);
                         prop_assert_eq!(dead.len(), usize::from(left.contains(&pid)));
                     }
                     _ => {}

@@ -1,89 +1,88 @@
-//! The newest messages of a subscription that drops the oldest, while there is no room for them in its client's ring.
+//! The queue of a `drop_oldest` subscription whose client's ring is full: it holds the newest messages.
 //!
-//! Only whole messages wait here. One of several records is put together beside the others and takes its place behind
-//! them with its last record: so a publisher that stops in mid-message holds up no other. What is more than the limits
-//! allow goes from the oldest on. A message whose first record has gone to the client is no longer dropped: the client
-//! does that itself.
+//! Only whole messages are queued. A message of several records is assembled apart, and queued with its last record: so
+//! a publisher that stops within a message delays no other. Beyond the limits the oldest messages are dropped. A
+//! message whose first record was sent to the client is no longer dropped here: the client does that itself.
 
 use crate::wire::record::{Flags, Header};
 use std::collections::VecDeque;
 
 /// Bytes that a message counts for besides its payload.
 const OVERHEAD: usize = 64;
-/// Buffers that are kept for the next messages.
+/// Buffers that are reused.
 const MOST_SPARE: usize = 64;
 
-/// How much may be kept.
+/// The limits of the queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Most {
-    /// By what the messages cost in credit.
+    /// In cells of credit.
     pub(crate) cells: u32,
     pub(crate) bytes: usize,
 }
 
-/// A message, or what has come of it.
+/// A message, or its records so far.
 #[derive(Debug)]
-pub(crate) struct Kept {
-    /// As for its first record.
+pub(crate) struct QueuedMessage {
+    /// The header of its first record.
     pub(crate) header: Header,
-    /// A hint: its subscription's place among the topic's targets.
+    /// A hint: the index of its subscription among the topic's targets.
     pub(crate) target: usize,
     bytes: Vec<u8>,
     cost: u32,
-    /// Bytes that have gone to the client.
+    /// Bytes that were sent to the client.
     sent: usize,
-    /// There was no room for all of it: its further records are discarded.
+    /// It exceeds the limits: its further records are discarded.
     is_lost: bool,
     has_begun: bool,
 }
 
-/// What became of a record.
+/// The result of adding a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Added {
-    /// It is kept; its message is not whole yet.
+    /// Stored; its message is not complete yet.
     Begun,
-    /// It is kept, and makes its message whole.
+    /// Stored; its message is complete and queued.
     Whole,
-    /// Its message is too large to be kept.
+    /// Its message exceeds the limits.
     TooLarge,
-    /// It belongs to a message that is not kept.
+    /// It belongs to an unknown message.
     Unknown,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Newest {
-    whole: VecDeque<Kept>,
-    begun: Vec<Kept>,
-    /// Of whole messages that have not begun to go to the client.
+pub(crate) struct DropOldestQueue {
+    whole: VecDeque<QueuedMessage>,
+    begun: Vec<QueuedMessage>,
+    /// Of whole messages of which no record was sent.
     cells: u32,
     bytes: usize,
     spare: Vec<Vec<u8>>,
 }
 
-impl Newest {
-    /// Whether nothing is kept, not even a part of a message.
+impl DropOldestQueue {
+    /// Whether it holds neither messages nor parts of one.
     pub(crate) fn is_empty(&self) -> bool {
         self.whole.is_empty() && self.begun.is_empty()
     }
 
-    /// Whether whole messages wait.
+    /// Whether whole messages are queued.
     #[inline]
     pub(crate) fn has_whole(&self) -> bool {
         !self.whole.is_empty()
     }
 
-    /// Bytes of all that is kept.
+    /// Bytes of all messages and parts.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether a message of `origin` is being put together.
+    /// Whether a message of `origin` is being assembled.
     pub(crate) fn is_begun(&self, origin: u32) -> bool {
         self.begun.iter().any(|kept| kept.header.origin == origin)
     }
 
-    /// Adds the record of `len` bytes that `fill` copies. `cost` is that of the whole message. Then drops what is more
-    /// than there may be; each message that goes is given to `gone`, and so is this one if it is too large.
+    /// Adds the record of `len` bytes that `fill` copies; `cost` is that of the whole message. Then drops messages
+    /// beyond the limits and passes each to `gone`, also the new one if it is too large.
     pub(crate) fn add(
         &mut self,
         header: &Header,
@@ -102,7 +101,7 @@ impl Newest {
             None => {
                 self.bytes += OVERHEAD;
                 let bytes = self.spare.pop().unwrap_or_default();
-                Kept { header: *header, target, bytes, cost, sent: 0, is_lost: false, has_begun: false }
+                QueuedMessage { header: *header, target, bytes, cost, sent: 0, is_lost: false, has_begun: false }
             }
         };
         let is_whole = header.flags.has(Flags::LAST);
@@ -152,7 +151,7 @@ impl Newest {
         Some(header)
     }
 
-    fn recycle(&mut self, mut kept: Kept) {
+    fn recycle(&mut self, mut kept: QueuedMessage) {
         self.bytes -= OVERHEAD + kept.bytes.len();
         if self.spare.len() < MOST_SPARE {
             kept.bytes.clear();
@@ -160,8 +159,8 @@ impl Newest {
         }
     }
 
-    /// The rest of the message of `origin` that is being put together will not come. Returns its header, if it was not
-    /// lost before.
+    /// Discards the part of a message of `origin`, whose rest will not come. Returns its header, unless it was
+    /// discarded before.
     pub(crate) fn abort(&mut self, origin: u32) -> Option<Header> {
         let at = self.begun.iter().position(|kept| kept.header.origin == origin)?;
         let kept = self.begun.swap_remove(at);
@@ -180,7 +179,7 @@ impl Newest {
         Some((Header { flags, ..kept.header }, payload, kept.target))
     }
 
-    /// The client has the next record. Returns the header of a message that is complete with it.
+    /// The next record was sent. Returns the header of its message if that is complete now.
     pub(crate) fn sent(&mut self, slot_size: usize) -> Option<Header> {
         let kept = self.whole.front_mut()?;
         if !std::mem::replace(&mut kept.has_begun, true) {
@@ -196,7 +195,7 @@ impl Newest {
         Some(header)
     }
 
-    /// The headers of all messages that are kept.
+    /// The headers of all messages.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &Header> {
         self.whole.iter().chain(self.begun.iter().filter(|kept| !kept.is_lost)).map(|kept| &kept.header)
     }
@@ -214,7 +213,7 @@ mod tests {
     }
 
     /// Adds a message in records of 100 bytes; returns those that went.
-    fn add(newest: &mut Newest, seq: u64, len: usize, cost: u32, most: Most) -> (Added, Vec<u64>) {
+    fn add(newest: &mut DropOldestQueue, seq: u64, len: usize, cost: u32, most: Most) -> (Added, Vec<u64>) {
         let (mut gone, mut last) = (Vec::new(), Added::Unknown);
         let parts = len.div_ceil(100).max(1);
         for part in 0..parts {
@@ -229,7 +228,7 @@ mod tests {
         (last, gone)
     }
 
-    fn take(newest: &mut Newest) -> Option<(u64, usize)> {
+    fn take(newest: &mut DropOldestQueue) -> Option<(u64, usize)> {
         let mut len = 0;
         loop {
             let (header, payload, _) = newest.next(100)?;
@@ -245,7 +244,7 @@ mod tests {
 
     #[test]
     fn exactly_the_newest_that_fit_are_kept_in_order() {
-        let mut newest = Newest::default();
+        let mut newest = DropOldestQueue::default();
         for seq in 1..=100 {
             let (added, gone) = add(&mut newest, seq, 10, 3, MOST);
             assert_eq!((added, gone.len()), (Added::Whole, usize::from(seq > 3)), "{seq}");
@@ -258,7 +257,7 @@ mod tests {
 
     #[test]
     fn messages_of_several_records_come_back_whole_or_not_at_all() {
-        let mut newest = Newest::default();
+        let mut newest = DropOldestQueue::default();
         for (seq, len) in [(1, 250), (2, 0), (3, 100), (4, 901)] {
             assert_eq!(add(&mut newest, seq, len, 1, MOST), (Added::Whole, vec![]));
         }
@@ -271,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_message_that_goes_to_the_client_is_not_dropped_and_leaves_room() {
-        let mut newest = Newest::default();
+        let mut newest = DropOldestQueue::default();
         add(&mut newest, 1, 250, 6, MOST);
         assert!(newest.sent(100).is_none());
         assert_eq!(add(&mut newest, 2, 10, 6, MOST), (Added::Whole, vec![]));
@@ -284,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_publisher_that_stops_in_mid_message_holds_up_no_other() {
-        let mut newest = Newest::default();
+        let mut newest = DropOldestQueue::default();
         let first = header(7, 1, 300, Flags::FIRST);
         let added = newest.add(&first, (0, 1, 100), |to| to.fill(1), MOST, |_| panic!("nothing goes"));
         assert_eq!(added, Added::Begun);
@@ -299,7 +298,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_with_those_of_messages_that_are_not_whole() {
-        let (mut newest, most) = (Newest::default(), Most { cells: 1000, bytes: 1000 });
+        let (mut newest, most) = (DropOldestQueue::default(), Most { cells: 1000, bytes: 1000 });
         for seq in 1..=5 {
             add(&mut newest, seq, 100, 1, most);
         }
@@ -311,10 +310,10 @@ mod tests {
 
     #[test]
     fn a_message_that_grows_beyond_the_limit_is_lost_with_all_that_comes_of_it() {
-        let (mut newest, large) = (Newest::default(), Most { cells: 10, bytes: 10_000 });
+        let (mut newest, large) = (DropOldestQueue::default(), Most { cells: 10, bytes: 10_000 });
         let small = Most { bytes: 150, ..large };
         let mut gone = 0;
-        let mut add = |newest: &mut Newest, flags, most| {
+        let mut add = |newest: &mut DropOldestQueue, flags, most| {
             newest.add(&header(1, 9, 400, flags), (0, 1, 100), |to| to.fill(1), most, |_| gone += 1)
         };
         assert_eq!(add(&mut newest, Flags::FIRST, large), Added::Begun);
@@ -327,9 +326,9 @@ mod tests {
 
     #[test]
     fn a_full_queue_allocates_nothing() {
-        let mut newest = Newest::default();
+        let mut newest = DropOldestQueue::default();
         let flags = Flags::WHOLE;
-        let round = |newest: &mut Newest, seq| {
+        let round = |newest: &mut DropOldestQueue, seq| {
             newest.add(&header(1, seq, 64, flags), (0, 1, 64), |to| to.fill(0), MOST, |_| {});
         };
         (0..100).for_each(|seq| round(&mut newest, seq));

@@ -1,52 +1,52 @@
-//! What an egress keeps for subscriptions that drop the oldest: adding to it, and placing records that may wait.
+//! Adding records to the overflow queues of an egress, and placing them into its ring.
 
 use super::counters::Counters;
 use super::egress::{Egress, Egresses};
-use super::keeping::KeptWork;
+use super::overflow::OverflowWork;
 use crate::logic::arena::Key;
-use crate::logic::newest::{Added, Most};
+use crate::logic::drop_oldest::{Added, Most};
 use crate::logic::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header};
 
 impl Egresses {
-    /// Keeps a record for a subscription, or drops its message if that is too large. Others may be dropped for it.
-    pub(super) fn keep(
+    /// Queues a record for a subscription, or drops its message if that is too large. Older messages may be dropped.
+    pub(super) fn queue(
         &mut self,
         subscription: Key,
         (target, cost): (usize, u32),
         header: &Header,
         payload: Payload<'_>,
         (topics, counters): (&mut Topics, &mut Counters),
-        work: &mut KeptWork,
+        work: &mut OverflowWork,
     ) {
         let most = self.max_backlog;
         let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
         let Some(egress) = self.get_mut(found.owner) else { return };
-        let (owner, policy, kept) = (found.owner, found.policy, found.kept.get_or_insert_default());
-        let (had_whole, bytes) = (kept.has_whole(), kept.bytes());
-        // Each has its share, and what the others do not need.
+        let (owner, policy, overflow) = (found.owner, found.policy, found.overflow.get_or_insert_default());
+        let (had_whole, bytes) = (overflow.has_whole(), overflow.bytes());
+        // Each queue has its share, and the unused shares of others.
         let share = most / egress.subscriptions.len().max(1);
-        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.keeping.bytes - bytes)) };
+        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
         let mut dropped = 0;
         let fill = |to: &mut [u8]| match payload {
             Payload::Bytes(from) => to.copy_from_slice(from),
             Payload::Words(_, words) => read_bytes(words, to),
         };
-        let added = kept.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
+        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
             work.unused.push(gone.id2);
             dropped += 1;
         });
-        let (has_whole, is_empty, now) = (kept.has_whole(), kept.is_empty(), kept.bytes());
-        egress.keeping.ever += 1;
-        egress.keeping.bytes = egress.keeping.bytes - bytes + now;
+        let (has_whole, is_empty, now) = (overflow.has_whole(), overflow.is_empty(), overflow.bytes());
+        egress.overflow.ever += 1;
+        egress.overflow.bytes = egress.overflow.bytes - bytes + now;
         found.dropped = found.dropped.saturating_add(dropped);
         if is_empty {
-            found.kept = None;
+            found.overflow = None;
         }
         if has_whole != had_whole {
-            egress.keeping.settle(has_whole);
+            egress.overflow.settle(has_whole);
             if has_whole {
                 work.begun.push(owner);
             } else {
@@ -60,20 +60,20 @@ impl Egresses {
         (0..dropped).for_each(|_| self.missed(owner));
     }
 
-    /// How much the owner of a subscription was ever given.
+    /// The egress position of a subscription's owner.
     pub(super) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
         owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
     }
 
-    /// There is something new for the client of `key`.
+    /// A record was placed for the client of `key`.
     pub(super) fn placed(&mut self, key: u32) {
         if let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) {
             egress.placed(key, &mut self.dirty);
         }
     }
 
-    /// Pushes a record that may wait elsewhere. `false`: there is no space, and no more memory for it.
+    /// Pushes a record from a queue. `false`: the ring has no space and cannot grow.
     pub(super) fn place(&mut self, key: u32, header: &Header, payload: Payload<'_>) -> bool {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
         let words = header.to_words();
@@ -97,7 +97,7 @@ impl Egresses {
 }
 
 impl Egress {
-    /// Nothing waits for space any more.
+    /// No record waits for space any more.
     pub(super) fn end_wait(&mut self) {
         self.waits_for_space = false;
         self.space.disarm();

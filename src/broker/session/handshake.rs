@@ -1,9 +1,8 @@
-//! How a peer comes in: a Hello is heard, and answered with a new session, with a socket for one that awaits it, or
-//! with the reason why not.
+//! The handshake: reads a Hello, and replies with a new session, with a resumed one, or with a refusal.
 
-use super::kept::{Accepted, Admitted, Kept, Session, ended};
-use super::stream::{FrameStream, ReadError, last_words, send};
-use super::table::TakeUp;
+use super::state::{Accepted, Admitted, ConnectionContext, Session, ended};
+use super::stream::{FrameStream, ReadError, send, send_final_frame};
+use super::table::ResumeSocket;
 use crate::broker::context::{Broker, Phase};
 use crate::broker::router::{Attach, CloseReason};
 use crate::broker::session::upstream::Dialled;
@@ -25,17 +24,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
-/// How long a socket may be on its way to a session that was claimed for it.
+/// How long a claimed session waits for its socket to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// Hears a Hello and answers it: with a session, which goes to `kept`, and the stream to serve it by; or hands the
-/// socket to the session that it resumes (`None`). The error, if its client is there still, has been told to it.
-pub(super) async fn let_in(
-    kept: &Kept,
+/// Performs a handshake. It opens a session in `context` and returns the stream, or hands the socket to the session
+/// that the client resumes (`None`). The error was sent to the client, if that is still connected.
+pub(super) async fn handshake(
+    context: &ConnectionContext,
     dialled: Option<&Dialled>,
     broker: &Arc<Broker>,
 ) -> Result<Option<FrameStream>, String> {
-    let Some(Accepted { stream, peer, admitted }) = kept.take_start() else { return Ok(None) };
+    let Some(Accepted { stream, peer, admitted }) = context.take_start() else { return Ok(None) };
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let max = broker.config().ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
@@ -51,27 +50,27 @@ pub(super) async fn let_in(
         Ok(None) => return Err("closed by peer before its hello".to_owned()),
         Err(_) => Err((RefusedCode::Malformed, format!("no hello within {} ms", timeout.as_millis()))),
     };
-    let greeted = match hello {
+    let opened = match hello {
         Ok(Hello { nonce, resume: Some(token), .. }) => {
-            // It holds its permit, if it has one, until the session has taken it over or it is refused.
+            // Held until the session has the socket or the client is refused.
             let _admitted = admitted;
             match resume(stream, broker, peer, nonce, token, timeout).await {
                 Ok(()) => return Ok(None),
-                Err((unwelcome, refused)) => {
-                    stream = unwelcome;
+                Err((returned, refused)) => {
+                    stream = returned;
                     Err(Some(refused))
                 }
             }
         }
-        Ok(hello) => greet(&mut stream, broker, peer, admitted, hello, kept).await,
+        Ok(hello) => open_session(&mut stream, broker, peer, admitted, hello, context).await,
         Err(refused) => Err(Some(refused)),
     };
-    let (code, message) = match greeted {
+    let (code, message) = match opened {
         Ok(()) => {
             fault::point("connection.welcomed", 0);
-            if let (Some(dialled), Some(session)) = (dialled, &mut *kept.session.borrow_mut()) {
+            if let (Some(dialled), Some(session)) = (dialled, &mut *context.session.borrow_mut()) {
                 dialled.connected(session.id);
-                // Its peer does not come back to us: we dial it again.
+                // An upstream does not reconnect: the broker dials it again.
                 session.process = Process::Ended;
             }
             return Ok(Some(stream));
@@ -80,17 +79,17 @@ pub(super) async fn let_in(
         Err(Some(refused)) => refused,
     };
     broker.counters.refused(code);
-    // What became of a token is told where it was looked up.
+    // Refused tokens are logged where they are looked up.
     let is_of_token = matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken | RefusedCode::GivenUp);
     if !is_of_token && may_log(Kind::Refused) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
     }
     let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
-    last_words(&mut stream, &refused).await;
+    send_final_frame(&mut stream, &refused).await;
     Err(message)
 }
 
-/// What a client says first.
+/// The fields of a Hello.
 struct Hello {
     name: Name,
     nonce: u64,
@@ -98,7 +97,7 @@ struct Hello {
     flags: u32,
 }
 
-/// `None`: the peer left without a word.
+/// `None`: the peer closed the socket without a frame.
 async fn read_hello(stream: &mut FrameStream) -> Option<Result<Hello, (RefusedCode, String)>> {
     let malformed = |error: &dyn std::fmt::Display| Some(Err((RefusedCode::Malformed, error.to_string())));
     let body = match stream.read().await {
@@ -109,19 +108,19 @@ async fn read_hello(stream: &mut FrameStream) -> Option<Result<Hello, (RefusedCo
     match control::peek_hello(&body) {
         Ok(PROTOCOL_VERSION) => {}
         Ok(version) => {
-            let message = format!("the client speaks version {version}, the broker {PROTOCOL_VERSION}");
+            let message = format!("protocol version mismatch: client {version}, broker {PROTOCOL_VERSION}");
             return Some(Err((RefusedCode::Version, message)));
         }
         Err(error) => return malformed(&error),
     }
     match ClientFrame::decode(&body) {
         Ok(ClientFrame::Hello { name, nonce, resume, flags, .. }) => Some(Ok(Hello { name, nonce, resume, flags })),
-        Ok(_) => malformed(&"the first frame is no hello"),
+        Ok(_) => malformed(&"the first frame is not a Hello"),
         Err(error) => malformed(&error),
     }
 }
 
-/// Hands the socket to the session of the token. The error is for the socket, which comes back.
+/// Hands the socket to the session of the token. On a refusal the socket is returned with it.
 async fn resume(
     stream: FrameStream,
     broker: &Arc<Broker>,
@@ -131,61 +130,63 @@ async fn resume(
     limit: Duration,
 ) -> Result<(), (FrameStream, (RefusedCode, String))> {
     if broker.phase.borrow().is_ending() {
-        return Err((stream, (RefusedCode::Draining, "the broker ends".to_owned())));
+        return Err((stream, (RefusedCode::Draining, "the broker is shutting down".to_owned())));
     }
     let process = watch_process(peer.pid);
     let (actor, fresh) = match broker.sessions.resume(token, peer.uid, nonce, limit).await {
         Ok(claimed) => claimed,
         Err(error) => {
-            broker.sessions.tell_refusal(peer, error);
+            broker.sessions.log_refusal(peer, error);
             let refused = match error {
-                ResumeError::Held(_) => (RefusedCode::BadToken, "another connection holds this session".to_owned()),
+                ResumeError::Held(_) => {
+                    (RefusedCode::BadToken, "the session is in use by another connection".to_owned())
+                }
                 ResumeError::GivenUp => (RefusedCode::GivenUp, error.to_string()),
-                // The same for all, so that a guess learns nothing.
-                _ => (RefusedCode::ResumeFailed, "no session waits for this token".to_owned()),
+                // One text for all cases, so that a guess learns nothing.
+                _ => (RefusedCode::ResumeFailed, "unknown or expired session token".to_owned()),
             };
             return Err((stream, refused));
         }
     };
-    // If anything of this fails, the client loses its socket: it comes again, with the token before good still (S4).
+    // If this fails, the client loses its socket and tries again: its previous token is still valid (S4).
     if let Some(socket) = stream.detach() {
-        let _ = actor.send(TakeUp { socket, fresh, process, pid: peer.pid }).await;
+        let _ = actor.send(ResumeSocket { socket, fresh, process, pid: peer.pid }).await;
     }
     Ok(())
 }
 
-/// Goes on with a session whose actor has got another socket: welcomes its peer.
-pub(super) async fn welcome_back(
+/// Continues a session with a resumed socket: sends the Welcome.
+pub(super) async fn welcome_resumed(
     broker: &Broker,
     session: &mut Session,
-    taken_up: TakeUp,
+    resumed: ResumeSocket,
 ) -> std::io::Result<FrameStream> {
-    let TakeUp { socket, fresh, process, pid } = taken_up;
+    let ResumeSocket { socket, fresh, process, pid } = resumed;
     let mut stream = FrameStream::attach(socket)?;
     broker.sessions.has_socket(session.id, stream.socket());
     session.process = process;
     session.confirmed = false;
-    session.answers.next_socket();
+    session.replies.next_socket();
     broker.counters.resumed();
     if may_log(Kind::Opened) {
         log::info!("session resumed connection={} name={} pid={pid}", session.id, session.name);
     }
-    // Lost again before it was welcome: the token before is good still (S4).
+    // If the socket is lost before this, the previous token is still valid (S4).
     send(&mut stream, &welcome(broker, session, fresh), &[]).await?;
     Ok(stream)
 }
 
-/// Waits until the peer of a session without a socket is back: the stream to serve it by; `None`: the session has ended
-/// instead. The error is the reason why another incarnation is to wait further.
+/// Waits for the client of a detached session, and returns the resumed stream; `None`: the session has ended instead.
+/// On an error the next incarnation continues to wait.
 #[allow(clippy::await_holding_refcell_ref, reason = "one incarnation runs at a time, and is the only borrower")]
-pub(super) async fn back(
-    kept: &Kept,
+pub(super) async fn await_client(
+    context: &ConnectionContext,
     broker: &Arc<Broker>,
     until: Instant,
-    actor: Recipient<TakeUp>,
-    mut taken_up: oneshot::Receiver<TakeUp>,
+    actor: Recipient<ResumeSocket>,
+    mut resumed: oneshot::Receiver<ResumeSocket>,
 ) -> Result<Option<FrameStream>, String> {
-    let mut borrowed = kept.session.borrow_mut();
+    let mut borrowed = context.session.borrow_mut();
     let Some(session) = borrowed.as_mut() else { return Ok(None) };
     let id = session.id;
     if !broker.sessions.awaits(id, actor, until) {
@@ -193,10 +194,10 @@ pub(super) async fn back(
     }
     if may_log(Kind::Lost) {
         let (name, window) = (&session.name, broker.sessions.window().as_millis());
-        log::info!("session awaits its peer connection={id} name={name} window_ms={window}");
+        log::info!("waiting for client to reconnect connection={id} name={name} window_ms={window}");
     }
     fault::point("connection.awaits", 0);
-    // Without a descriptor the end of the window ends it.
+    // Without a descriptor only the resume window ends it.
     let process = match &session.process {
         Process::Watched(process) => process.try_clone().ok(),
         Process::Unknown | Process::Ended => None,
@@ -204,7 +205,7 @@ pub(super) async fn back(
     let mut phase = broker.phase.clone();
     let came = tokio::select! {
         biased;
-        came = &mut taken_up => came.map_err(|_| SessionLoss::Shutdown),
+        came = &mut resumed => came.map_err(|_| SessionLoss::Shutdown),
         _ = ended(&mut session.ended) => Err(SessionLoss::RouterEnded),
         () = process_end(process) => Err(SessionLoss::ProcessEnded),
         _ = phase.wait_for(Phase::is_ending) => Err(SessionLoss::Shutdown),
@@ -212,8 +213,8 @@ pub(super) async fn back(
     };
     let came = match came {
         Err(loss) if broker.sessions.end_waiting(id) => Err(loss),
-        // It was claimed just now: its socket is on its way.
-        Err(loss) => match tokio::time::timeout(ON_ITS_WAY, taken_up).await {
+        // The session was just claimed: its socket is about to arrive.
+        Err(loss) => match tokio::time::timeout(ON_ITS_WAY, resumed).await {
             Ok(Ok(came)) => Ok(came),
             _ => Err(loss),
         },
@@ -221,14 +222,14 @@ pub(super) async fn back(
     };
     match came {
         Ok(came) => {
-            kept.life.borrow_mut().attached();
-            let stream = welcome_back(broker, session, came).await;
-            stream.map(Some).map_err(|error| format!("socket lost before its welcome: {error}"))
+            context.lifecycle.borrow_mut().attached();
+            let stream = welcome_resumed(broker, session, came).await;
+            stream.map(Some).map_err(|error| format!("socket lost before the Welcome: {error}"))
         }
         Err(loss) => {
             drop(borrowed);
-            if let Some(session) = kept.take_session() {
-                session.tell_loss(broker, loss);
+            if let Some(session) = context.take_session() {
+                session.log_loss(broker, loss);
                 session.end(broker, None).await;
             }
             Ok(None)
@@ -236,7 +237,7 @@ pub(super) async fn back(
     }
 }
 
-/// Waits until the process has ended; for ever if the system does not tell.
+/// Waits until the process has ended; for ever without a descriptor.
 async fn process_end(process: Option<OwnedFd>) {
     let Some(process) = process else { return std::future::pending().await };
     // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
@@ -248,26 +249,26 @@ async fn process_end(process: Option<OwnedFd>) {
     }
 }
 
-/// Answers a Hello with a new session. `Err(None)`: the client is gone again.
-async fn greet(
+/// Opens a session and sends the Welcome. `Err(None)`: the client has disconnected.
+async fn open_session(
     stream: &mut FrameStream,
     broker: &Arc<Broker>,
     peer: Credentials,
     admitted: Admitted,
     Hello { name, nonce, flags, .. }: Hello,
-    kept: &Kept,
+    context: &ConnectionContext,
 ) -> Result<(), Option<(RefusedCode, String)>> {
     let refused = |error: &dyn std::fmt::Display| {
         (RefusedCode::TooManyConnections, format!("no memory or descriptors for another connection: {error}"))
     };
     if broker.phase.borrow().is_ending() {
-        return Err(Some((RefusedCode::Draining, "the broker ends".to_owned())));
+        return Err(Some((RefusedCode::Draining, "the broker is shutting down".to_owned())));
     }
     let process = watch_process(peer.pid);
     let Some(permit) = admitted.permit else {
-        return Err(Some((RefusedCode::TooManyConnections, all_taken(broker))));
+        return Err(Some((RefusedCode::TooManyConnections, at_capacity(broker))));
     };
-    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&said(&error)))?;
+    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&error_text(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, ended } = attached;
     let mut session = Session::new((key, id, peer), name, nonces, process, ended, permit);
     match broker.config().logging.short_connection_ms {
@@ -284,33 +285,33 @@ async fn greet(
     };
     let frame = welcome(broker, &session, token);
     let ClientDescriptors { ring, wait } = &descriptors;
-    // In this order; ours are closed when this returns.
+    // In this order; the broker's copies are closed on return.
     if let Err(error) = send(stream, &frame, &[segment.as_fd(), ring.as_fd(), wait.as_fd()]).await {
         if may_log(Kind::Lost) {
             log::warn!("connection lost connection={id} reason={:?}", error.to_string());
         }
-        // No client has its token.
+        // No client has the token.
         session.end(broker, None).await;
         return Err(None);
     }
-    kept.attach(session);
+    context.attach(session);
     Ok(())
 }
 
-/// An error of the system; with the limit that it comes from, if the text alone does not lead there.
-fn said(error: &std::io::Error) -> String {
+/// The text of a system error, with the limit that causes it where the text does not name it.
+fn error_text(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::FileTooLarge => format!("{error}: the limit of file sizes (RLIMIT_FSIZE, ulimit -f) is too low"),
         _ => error.to_string(),
     }
 }
 
-/// Why no further connection is admitted.
-pub(in crate::broker) fn all_taken(broker: &Broker) -> String {
-    format!("all {} connections are taken (ipc.max_connections)", broker.config().ipc.max_connections)
+/// The refusal at the connection limit.
+pub(in crate::broker) fn at_capacity(broker: &Broker) -> String {
+    format!("connection limit of {} reached (ipc.max_connections)", broker.config().ipc.max_connections)
 }
 
-/// A connection that the router has taken in, and what its client gets.
+/// A connection that the router has added, and the descriptors for its client.
 struct Attached {
     key: u32,
     id: u32,
