@@ -58,11 +58,12 @@ impl SessionTable {
         self.window
     }
 
-    /// Whether a session is detached, or about to be: its actor has not yet read the end of its socket.
+    /// Whether a session is detached, or about to be: its actor has not yet read the end of its socket, or has dropped
+    /// the socket and is being built anew.
     pub(in crate::broker) fn has_waiting(&self) -> bool {
         let inner = self.lock();
-        let mut sockets = inner.sockets.values().filter_map(Weak::upgrade);
-        inner.sessions.waiting() > 0 || sockets.any(|socket| peer::has_hung_up(socket.as_fd()))
+        let is_lost = |socket: &Weak<UnixStream>| socket.upgrade().is_none_or(|it| peer::has_hung_up(it.as_fd()));
+        inner.sessions.waiting() > 0 || inner.sockets.values().any(is_lost)
     }
 
     /// The ids of detached sessions.

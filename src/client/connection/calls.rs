@@ -38,8 +38,8 @@ pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, pay
     connection.express().claim()?.try_push(header, payload)
 }
 
-/// A slot for a request, and its generation, with the service in the session in which the slot holds. `None`: the number
-/// of the service is to be requested first.
+/// A slot for a request, and its generation, with the service in the session in which the slot holds. `None`: the
+/// number of the service is to be requested first.
 pub(crate) fn claim_slot(
     connection: &Connection,
     service: &str,
