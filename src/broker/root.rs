@@ -1,8 +1,7 @@
 //! The root: supervises the actors in their order, waits for a signal, stops them in reverse.
 
 use super::breaker::{self, BreakerActor, BreakerHandle};
-use super::context::Source;
-use super::context::{Broker, Phase};
+use super::context::{Broker, Phase, Source};
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::listener::acceptor::Acceptor;
 use super::listener::inherited::Inherited;

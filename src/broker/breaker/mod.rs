@@ -113,8 +113,8 @@ impl BreakerActor {
     /// Handles all queued events of the router, and publishes pending changes.
     fn drain_router_events(&mut self, ctx: &mut Context<Self>) {
         let events = self.shared.events.breakers();
-        while let Some(events) = events.pop() {
-            match events {
+        while let Some(event) = events.pop() {
+            match event {
                 BreakerEvent::Gate(service, gate) => self.breakers.insert(service, gate),
                 BreakerEvent::Changed(change) => self.enqueue(change),
             }

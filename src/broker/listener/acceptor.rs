@@ -31,8 +31,8 @@ const MOST_RESUMING: usize = 16;
 
 /// The mailbox of a connection's actor: one `Stop`, and one socket at a time.
 const CONNECTION_MAILBOX: usize = 4;
-/// How long a connection may take to send its final frame.
-const FINAL_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection's actor may take to stop, its final frame included.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The acceptor. All incarnations share the listening socket.
 pub(in crate::broker) struct Acceptor {
@@ -136,7 +136,7 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         restart: Restart::Transient,
         limits: supervisor::connection_limits(&broker.config().restart),
         mailbox: CONNECTION_MAILBOX,
-        stop_within: FINAL_FRAME_TIMEOUT,
+        stop_within: STOP_TIMEOUT,
         tree: &broker.tree,
         node: broker.connections,
         retry_now: None,

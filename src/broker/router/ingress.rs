@@ -38,7 +38,7 @@ pub(super) struct RequestSlot {
     pub(super) call: Option<Key>,
 }
 
-/// Instead of a connection: the bulk lanes of all are closed (`lanes`).
+/// Instead of a connection: the bulk lanes of all are closed (`parking`).
 pub(super) const NO_CONNECTION: u32 = u32::MAX;
 
 /// The bulk lane waits for credit or space of the connection `on`.

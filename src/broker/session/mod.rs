@@ -6,7 +6,7 @@
 //! | `roster` | the file beside the socket that lists sessions for the next broker |
 //! | `upstream` | configured upstreams, and the services that they may offer |
 //! | `table` | session tokens, and the address of each session's actor |
-//! | `context` | what outlives an incarnation of the actor |
+//! | `state` | the session, and what outlives an incarnation of its actor |
 //! | `handshake` | a Hello is answered: a new session, or a socket for one that awaits it |
 //! | `connection` | `ConnectionActor`: serves a session while its socket lasts |
 //! | `dialler` | `UpstreamActor`: dials a process of `upstream`, and serves its session |

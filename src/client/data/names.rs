@@ -191,10 +191,16 @@ impl Names {
         if self.idle <= kept {
             return None;
         }
-        let entry = self.entries.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?)));
-        let (at, entry) =
-            entry.filter(|(at, entry)| entry.is_idle() && !in_use(*at as u32)).min_by_key(|(_, entry)| entry.used)?;
-        Some((at as u32, entry.id, entry.number))
+        let mut oldest: Option<(u32, &Entry)> = None;
+        for (at, entry) in (0..).zip(&self.entries) {
+            let Some(entry) = entry.as_ref().filter(|entry| entry.is_idle()) else { continue };
+            // Asked for few: the question may be a search of its own.
+            if oldest.is_none_or(|(_, oldest)| entry.used < oldest.used) && !in_use(at) {
+                oldest = Some((at, entry));
+            }
+        }
+        let (at, entry) = oldest?;
+        Some((at, entry.id, entry.number))
     }
 
     /// It is released: the lane has the record. `seq` is the last sequence number, `end` and `consumed` are cells of
@@ -319,6 +325,20 @@ mod tests {
             names.released(at, Some(seq), numbers.len() as u64, 0);
         }
         numbers
+    }
+
+    #[test]
+    fn a_name_in_use_is_not_released_and_the_next_oldest_is() {
+        let mut names = Names::default();
+        (0..3).for_each(|number| names.granted(topic(&format!("s{number}")), number));
+        let [second, third, first] = ["s1", "s2", "s0"].map(|name| names.touch(name, 0).unwrap());
+        let next =
+            |names: &mut Names, used: &[u32]| names.next_to_release(1, |at| used.contains(&at)).map(|(at, ..)| at);
+        assert_eq!(next(&mut names, &[]), Some(second.at));
+        assert_eq!(next(&mut names, &[second.at]), Some(third.at));
+        assert_eq!(next(&mut names, &[third.at]), Some(second.at));
+        assert_eq!(next(&mut names, &[second.at, third.at]), Some(first.at));
+        assert_eq!(next(&mut names, &[0, 1, 2]), None);
     }
 
     #[test]

@@ -213,8 +213,8 @@ impl SubscriptionQueue {
         }
     }
 
-    /// Messages that are being put together are next to be taken: their room is given back by `give`, with what is
-    /// `owed` for others; or that alone, from a `step` on. Returns whether it is given.
+    /// Messages that are being put together are next to be taken: their credit is returned by `return_credit`, with
+    /// what is `owed` for others; or that alone, from a `step` on. Returns whether it is returned.
     pub(crate) fn return_credit_ahead(&self, owed: u32, step: u32, return_credit: impl FnOnce(u32) -> bool) -> bool {
         let mut state = lock(&self.state);
         let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);

@@ -1,7 +1,7 @@
-//! Calls that end without a reply.
+//! How calls end.
 //!
-//! Each request has exactly one outcome: its call is removed from `calls` in the same step that sends the outcome, and
-//! later records find no call.
+//! Each request has exactly one outcome: its call is removed from the `table` in the same step that sends the outcome,
+//! and later records find no call.
 
 use super::Call;
 use super::Calls;

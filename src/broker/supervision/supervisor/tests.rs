@@ -119,24 +119,29 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("waited for {what}"));
 }
 
+/// A child on its own that is permanent, restarts fast and need not stop in order.
+fn child(tree: &Tree, node: NodeId) -> Child<'_> {
+    Child {
+        name: "test",
+        restart: Restart::Permanent,
+        limits: FAST,
+        mailbox: 4,
+        stop_within: Duration::ZERO,
+        tree,
+        node,
+        retry_now: None,
+        can_continue: None,
+        limited: None,
+    }
+}
+
 /// A child on its own whose lives have the fates given, and then run; answers the outcome and the tree.
 async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record) -> (Outcome, Tree) {
     let tree = Tree::default();
     let node = tree.add("test", "root", None);
     let lives = Cell::new(0);
     let (ran, stop) = (Cell::new(false), tokio::sync::Notify::new());
-    let child = Child {
-        name: "test",
-        restart,
-        limits,
-        mailbox: 4,
-        stop_within: Duration::from_millis(20),
-        tree: &tree,
-        node,
-        retry_now: None,
-        can_continue: None,
-        limited: None,
-    };
+    let child = Child { restart, limits, stop_within: Duration::from_millis(20), ..child(&tree, node) };
     let factory = |exit| {
         let incarnation = lives.replace(lives.get() + 1);
         let fate = fates.get(incarnation).copied().unwrap_or(Fate::Run);
@@ -186,18 +191,7 @@ fn a_factory_that_panics_is_a_failed_start() {
     System::new().block_on(async {
         let tree = Tree::default();
         let node = tree.add("test", "root", None);
-        let child = Child {
-            name: "test",
-            restart: Restart::Permanent,
-            limits: FAST,
-            mailbox: 4,
-            stop_within: Duration::ZERO,
-            tree: &tree,
-            node,
-            retry_now: None,
-            can_continue: None,
-            limited: None,
-        };
+        let child = child(&tree, node);
         let outcome =
             supervise(&child, String::new, std::future::pending(), |_| -> Actor_ { panic!("no actor") }).await;
         assert!(matches!(outcome, Outcome::GaveUp(End::Panicked(message)) if message.starts_with("no actor")));
@@ -234,19 +228,7 @@ fn an_end_that_follows_from_a_stop_is_followed_by_nothing() {
         for round in 0..30 {
             let (record, tree) = (Record::default(), Tree::default());
             let node = tree.add("test", "root", None);
-            let (name, restart, limits, stop_within) = ("test", Restart::Permanent, FAST, Duration::ZERO);
-            let child = Child {
-                name,
-                restart,
-                limits,
-                mailbox: 4,
-                stop_within,
-                tree: &tree,
-                node,
-                retry_now: None,
-                can_continue: None,
-                limited: None,
-            };
+            let child = child(&tree, node);
             // Comes with the end itself: both are there when the supervisor looks.
             let stop = std::future::poll_fn(|_| match record.stopped.borrow().is_empty() {
                 true => std::task::Poll::Pending,
@@ -382,18 +364,8 @@ fn two_hundred_children_that_panic_leave_nothing() {
             let (record, tree, over) = (record.clone(), tree.clone(), over.clone());
             let fate = [Fate::PanicInStarted, Fate::PanicInHandler, Fate::Fail, Fate::PanicTwice][number % 4];
             actix::spawn(async move {
-                let child = Child {
-                    name: "connection",
-                    restart: Restart::Transient,
-                    limits: FAST,
-                    mailbox: 4,
-                    stop_within: Duration::ZERO,
-                    tree: &tree,
-                    node,
-                    retry_now: None,
-                    can_continue: Some(&|| false),
-                    limited: None,
-                };
+                let (name, restart) = ("connection", Restart::Transient);
+                let child = Child { name, restart, can_continue: Some(&|| false), ..child(&tree, node) };
                 let factory = |exit| Actor_::new("x", fate, exit, &record);
                 supervise(&child, || number.to_string(), std::future::pending(), factory).await;
                 over.set(over.get() + 1);
