@@ -15,7 +15,7 @@ fn rounds(broker: &mut Broker, variable: &str, usual: u32) -> u32 {
     asked.unwrap_or(usual)
 }
 
-/// `LAPCE_IPC_AUDIT_ROUNDS=400 cargo test --test bursts` runs for five minutes.
+/// `LAPCE_IPC_AUDIT_ROUNDS=600 cargo test --test bursts honest` runs for five minutes.
 #[test]
 fn honest_clients_in_bursts_pass_audits_every_ten_milliseconds() {
     let mut broker = Broker::start_with(&[("shared_memory.audit_interval_ms", "10")]);
