@@ -1,5 +1,5 @@
-//! The journal: the progress of the record or timer that the router handles. With it the next incarnation completes the
-//! work exactly once.
+//! The journal: the progress of the record or timer that the router handles. With it the next incarnation completes
+//! the work exactly once.
 //!
 //! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
 //! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,
