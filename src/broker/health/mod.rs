@@ -232,9 +232,9 @@ impl Health {
                     summary: String::new(),
                     exit,
                 };
-                let until = async move {
+                let until = std::pin::pin!(async move {
                     let _ = stopped.await;
-                };
+                });
                 supervise(&child, || "-".to_owned(), until, factory).await;
                 // The receiver may have timed out.
                 let _ = ends.send(());

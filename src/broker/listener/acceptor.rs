@@ -15,6 +15,7 @@ use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;
 use std::io;
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +109,8 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
                 let Some(worker) = next.next() else { return Ok(()) };
                 let (stream, broker) = (stream.into_std()?, broker.clone());
                 worker.spawn_fn(move || {
-                    actix::spawn(serve(Accepted { stream, peer, admitted }, broker));
+                    let context = ConnectionContext::new(Accepted { stream, peer, admitted }, broker.sessions.window());
+                    actix::spawn(serve(Rc::new(context), broker));
                 });
                 continue;
             }
@@ -128,8 +130,7 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
 }
 
 /// Supervises one connection: its handshake and its session.
-async fn serve(accepted: Accepted, broker: Arc<Broker>) {
-    let context = Rc::new(ConnectionContext::new(accepted, broker.sessions.window()));
+async fn serve(context: Rc<ConnectionContext>, broker: Arc<Broker>) {
     let can_continue = || context.can_continue();
     let child = Child {
         name: "connection",
@@ -144,12 +145,12 @@ async fn serve(accepted: Accepted, broker: Arc<Broker>) {
         limited: Some(Kind::Restarted),
     };
     let mut phase = broker.phase.clone();
-    let stop = async move {
+    let stop = pin!(async move {
         let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
-    };
+    });
     let factory = |exit| ConnectionActor::new(context.clone(), broker.clone(), exit);
     if let Outcome::GaveUp(_) = supervise(&child, || context.id(), stop, factory).await {
-        context.give_up(&broker).await;
+        Box::pin(context.give_up(&broker)).await;
     }
 }
 

@@ -60,7 +60,7 @@ mod turn;
 pub(crate) use self::calls::ECHO;
 pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::RouterState;
-pub(crate) use connection::CloseReason;
+pub(crate) use connection::{CloseReason, CloseReceiver, CloseSender, close_report};
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterMetrics, ServiceMetrics};
 pub(crate) use turn::Shared;
@@ -90,7 +90,7 @@ pub(crate) struct Attach {
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
     /// Where the router reports that it has closed the connection.
-    pub(crate) owner: watch::Sender<Option<CloseReason>>,
+    pub(crate) on_close: CloseSender,
 }
 
 /// The client of a connection is gone: connection closed by peer.
@@ -270,9 +270,9 @@ impl Handler<Attach> for ShmRouter {
     type Result = io::Result<(u32, u32)>;
 
     fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
-        let Attach { name, nonce, peer, segment, bells, owner } = message;
+        let Attach { name, nonce, peer, segment, bells, on_close } = message;
         let attached = self.with(|state| state.attach(name, nonce, peer, segment, bells))?;
-        self.shared.owners.borrow_mut().insert(attached.1, owner);
+        self.shared.on_close.borrow_mut().insert(attached.1, on_close);
         Ok(attached)
     }
 }
@@ -281,7 +281,7 @@ impl Handler<Gone> for ShmRouter {
     type Result = ();
 
     fn handle(&mut self, message: Gone, _: &mut Self::Context) {
-        self.shared.owners.borrow_mut().remove(&message.id);
+        self.shared.on_close.borrow_mut().remove(&message.id);
         self.with(|state| match message.close {
             Some(close) => state.close(message.key, message.id, close),
             None => state.client_gone(message.key, message.id),

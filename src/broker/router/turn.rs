@@ -15,7 +15,7 @@
 //! once finds it one system call away. A message to the actor is followed by a ring of the router's own bell (see
 //! `RouterHandle`), and then the loop yields to the mailbox.
 
-use super::connection::CloseReason;
+use super::connection::{CloseReason, CloseSender};
 use super::polling::Spinning;
 use super::state::RouterState;
 use crate::broker::supervision::fault;
@@ -28,7 +28,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 
 /// How often the bells are looked at while there is work, in nanoseconds.
 const LOOK_EVERY: u64 = 3_000;
@@ -41,14 +40,15 @@ const POLLS: u32 = 16;
 /// borrow across an await.
 pub(crate) struct Shared {
     pub(super) state: RefCell<RouterState>,
-    pub(super) owners: RefCell<HashMap<u32, watch::Sender<Option<CloseReason>>>>,
+    /// By the ids of connections.
+    pub(super) on_close: RefCell<HashMap<u32, CloseSender>>,
     epoch: Instant,
 }
 
 impl Shared {
     /// What routers need, of which times count from `epoch`.
     pub(crate) fn new(state: RouterState, epoch: Instant) -> Rc<Shared> {
-        Rc::new(Shared { state: RefCell::new(state), owners: RefCell::default(), epoch })
+        Rc::new(Shared { state: RefCell::new(state), on_close: RefCell::default(), epoch })
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -59,8 +59,8 @@ impl Shared {
     pub(super) fn tell_ended(&self) {
         loop {
             let Some((info, close)) = self.state.borrow_mut().ended.pop() else { return };
-            if let Some(owner) = self.owners.borrow_mut().remove(&info.id) {
-                owner.send_replace(Some(close));
+            if let Some(on_close) = self.on_close.borrow_mut().remove(&info.id) {
+                on_close.send(close);
             }
         }
     }

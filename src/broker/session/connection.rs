@@ -2,7 +2,7 @@
 //! rings belong to the router.
 
 use super::handshake::{self, handshake};
-use super::state::{ConnectionContext, Session, ended};
+use super::state::{ConnectionContext, Session};
 use super::stream::{FINAL_FRAME_TIMEOUT, FrameStream, ReadError, send, send_final_frame};
 use super::table::ResumeSocket;
 use super::upstream::{self, Dialled};
@@ -235,7 +235,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
         };
         let body = tokio::select! {
             biased;
-            close = ended(&mut session.ended) => return End::Closed(close),
+            close = session.on_close.closed() => return End::Closed(close),
             Ok(()) = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 match now {
@@ -293,13 +293,13 @@ async fn handle_frame(
     };
     let Some(reply) = reply_to(broker, dialled, session, frame).await else {
         // The router has closed the connection, and reports the reason.
-        return Some(End::Closed(ended(&mut session.ended).await));
+        return Some(End::Closed(session.on_close.closed().await));
     };
     // A client that does not read must not hide its own end, or the broker's.
     let mut phase = broker.phase.clone();
     let sent = tokio::select! {
         biased;
-        close = ended(&mut session.ended) => return Some(End::Closed(close)),
+        close = session.on_close.closed() => return Some(End::Closed(close)),
         Ok(_) = phase.wait_for(|phase| *phase == Phase::Closing) => return Some(End::Shutdown),
         sent = send(stream, &reply, &[]) => sent,
     };

@@ -64,10 +64,10 @@ async fn dial(upstream: Arc<Upstream>, broker: &Arc<Broker>) -> Outcome {
         limited: None,
     };
     let mut phase = broker.phase.clone();
-    let stop = async move {
+    let stop = std::pin::pin!(async move {
         // An established connection follows the phase itself; only dialling must be stopped.
         let _ = phase.wait_for(Phase::is_ending).await;
-    };
+    });
     let last = Last::default();
     let factory = |exit| UpstreamActor { upstream: upstream.clone(), broker: broker.clone(), last: last.clone(), exit };
     let outcome = supervise(&child, || upstream.name.to_string(), stop, factory).await;

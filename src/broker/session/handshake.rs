@@ -1,10 +1,10 @@
 //! The handshake: reads a Hello, and replies with a new session, with a resumed one, or with a refusal.
 
-use super::state::{Accepted, Admitted, ConnectionContext, Session, ended};
+use super::state::{Accepted, Admitted, ConnectionContext, Session};
 use super::stream::{FrameStream, ReadError, send, send_final_frame};
 use super::table::ResumeSocket;
 use crate::broker::context::{Broker, Phase};
-use crate::broker::router::{Attach, CloseReason};
+use crate::broker::router::{Attach, CloseReceiver, close_report};
 use crate::broker::session::upstream::Dialled;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::counters::SessionLoss;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 /// How long a claimed session waits for its socket to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
@@ -206,7 +206,7 @@ pub(super) async fn await_client(
     let came = tokio::select! {
         biased;
         came = &mut resumed => came.map_err(|_| SessionLoss::Shutdown),
-        _ = ended(&mut session.ended) => Err(SessionLoss::RouterEnded),
+        _ = session.on_close.closed() => Err(SessionLoss::RouterEnded),
         () = process_end(process) => Err(SessionLoss::ProcessEnded),
         _ = phase.wait_for(Phase::is_ending) => Err(SessionLoss::Shutdown),
         () = tokio::time::sleep_until(until.into()) => Err(SessionLoss::Expired),
@@ -269,8 +269,8 @@ async fn open_session(
         return Err(Some((RefusedCode::TooManyConnections, at_capacity(broker))));
     };
     let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&error_text(&error)))?;
-    let Attached { key, id, nonces, segment, descriptors, ended } = attached;
-    let mut session = Session::new((key, id, peer), name, nonces, process, ended, permit);
+    let Attached { key, id, nonces, segment, descriptors, on_close } = attached;
+    let mut session = Session::new((key, id, peer), name, nonces, process, on_close, permit);
     match broker.config().logging.short_connection_ms {
         0 => session.announce(),
         _ => session.mention(),
@@ -318,7 +318,7 @@ struct Attached {
     nonces: Nonces,
     segment: OwnedFd,
     descriptors: ClientDescriptors,
-    ended: watch::Receiver<Option<CloseReason>>,
+    on_close: CloseReceiver,
 }
 
 async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> std::io::Result<Attached> {
@@ -330,11 +330,11 @@ async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> 
     })?;
     let (bells, descriptors) = BrokerBells::new()?;
     let file = segment.as_fd().try_clone_to_owned()?;
-    let (owner, ended) = watch::channel(None);
+    let (sender, on_close) = close_report();
     let name = name.clone();
-    let attach = Attach { name, nonce, peer, segment: Arc::new(segment), bells: Arc::new(bells), owner };
+    let attach = Attach { name, nonce, peer, segment: Arc::new(segment), bells: Arc::new(bells), on_close: sender };
     let (key, id) = broker.router.send(attach).await.map_err(std::io::Error::other)??;
-    Ok(Attached { key, id, nonces, segment: file, descriptors, ended })
+    Ok(Attached { key, id, nonces, segment: file, descriptors, on_close })
 }
 
 fn welcome(broker: &Broker, session: &Session, token: Token) -> BrokerFrame {

@@ -1,7 +1,7 @@
 //! The session, and the context of a connection that outlives an incarnation of its actor.
 
 use crate::broker::context::Broker;
-use crate::broker::router::{CloseReason, Gone};
+use crate::broker::router::{CloseReason, CloseReceiver, Gone};
 use crate::broker::session::roster::Listing;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
@@ -9,12 +9,11 @@ use crate::logic::lifecycle::{Begin, Lifecycle};
 use crate::logic::sessions::ReplyCache;
 use crate::shm::peer::{Credentials, Process};
 use crate::shm::segment::Nonces;
-use crate::wire::control::ClosingCode;
 use crate::wire::name::Name;
 use std::cell::{Cell, RefCell};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The permits of a connection.
 pub(in crate::broker) struct Admitted {
@@ -46,8 +45,8 @@ pub(in crate::broker) struct Session {
     pub(super) nonces: Nonces,
     /// Reports the end of the client's process.
     pub(super) process: Process,
-    /// Why the router has closed the connection, if it has.
-    pub(super) ended: watch::Receiver<Option<CloseReason>>,
+    /// Reports that the router has closed the connection.
+    pub(super) on_close: CloseReceiver,
     pub(super) replies: ReplyCache,
     /// The number of control requests sent to the router.
     pub(super) requests: u64,
@@ -67,7 +66,7 @@ impl Session {
         name: Name,
         nonces: Nonces,
         process: Process,
-        ended: watch::Receiver<Option<CloseReason>>,
+        on_close: CloseReceiver,
         permit: OwnedSemaphorePermit,
     ) -> Session {
         let Credentials { pid, uid } = peer;
@@ -79,7 +78,7 @@ impl Session {
             name,
             nonces,
             process,
-            ended,
+            on_close,
             replies: ReplyCache::default(),
             requests: 0,
             confirmed: true,
@@ -188,14 +187,5 @@ impl ConnectionContext {
         session.log_loss(broker, SessionLoss::GivenUp);
         broker.sessions.give_up(session.id);
         session.gone(broker, None).await;
-    }
-}
-
-/// Waits until the router has closed the connection, and returns the reason.
-pub(super) async fn ended(ended: &mut watch::Receiver<Option<CloseReason>>) -> CloseReason {
-    match ended.wait_for(Option::is_some).await.map(|close| close.clone()) {
-        Ok(Some(close)) => close,
-        // Neither the connection nor the router exists any more.
-        _ => CloseReason { code: ClosingCode::Shutdown, reason: "the connection has ended".to_owned() },
     }
 }

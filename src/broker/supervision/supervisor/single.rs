@@ -44,10 +44,12 @@ pub(in crate::broker) enum Outcome {
 
 /// Keeps a child running on this thread until its policy does not restart it, it reaches its restart limit, or `stop`
 /// completes. `id` is its id in the log.
+///
+/// One such future lives per connection: what it waits for rarely (the end of a delay, a stop) is boxed.
 pub(in crate::broker) async fn supervise<A>(
     child: &Child<'_>,
     id: impl Fn() -> String,
-    stop: impl Future<Output = ()>,
+    mut stop: impl Future<Output = ()> + Unpin,
     mut factory: impl FnMut(Exit) -> A,
 ) -> Outcome
 where
@@ -55,7 +57,6 @@ where
 {
     let clock = Instant::now();
     let restarts = Rc::new(RefCell::new(Restarts::new(child.restart, child.limits)));
-    let mut stop = std::pin::pin!(stop);
     let mut retry_now = child.retry_now.map(watch::Sender::subscribe);
     loop {
         let started = Instant::now();
@@ -67,18 +68,23 @@ where
         let end = match Incarnation::start(child.mailbox, Some(restarts.clone()), &mut factory) {
             Err(end) => end,
             Ok(mut incarnation) => loop {
-                let holds_at = restarts.borrow().holds_at();
+                let stable_at = restarts.borrow().holds_at();
+                let stable = async {
+                    match stable_at {
+                        Some(at) => Box::pin(sleep_until(clock, Some(at))).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     // An end that follows from the stop is not restarted.
                     biased;
                     () = &mut stop => {
-                        // Boxed: the future is rarely needed.
                         Box::pin(incarnation.stop(child.stop_within)).await;
                         child.tree.stopped(child.node);
                         return Outcome::Stopped;
                     }
                     end = incarnation.ended() => break end,
-                    () = sleep_until(clock, holds_at) => {
+                    () = stable => {
                         if let Some(attempt) = restarts.borrow_mut().held(elapsed(clock)) {
                             log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
                         }
@@ -97,14 +103,25 @@ where
             Decision::GiveUp { .. } => return Outcome::GaveUp(end),
             Decision::Restart { delay: 0, .. } => {}
             Decision::Restart { delay, .. } => tokio::select! {
-                () = tokio::time::sleep(Duration::from_nanos(delay)) => {}
-                () = retry_requested(&mut retry_now, started) => restarts.borrow_mut().begin_again(),
+                is_retry = Box::pin(delayed(delay, &mut retry_now, started)) => {
+                    if is_retry {
+                        restarts.borrow_mut().begin_again();
+                    }
+                }
                 () = &mut stop => {
                     child.tree.stopped(child.node);
                     return Outcome::Stopped;
                 }
             },
         }
+    }
+}
+
+/// Waits for `delay` nanoseconds, or for a request to retry now. Returns whether there was a request.
+async fn delayed(delay: u64, retry_now: &mut Option<watch::Receiver<u64>>, started: Instant) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(Duration::from_nanos(delay)) => false,
+        () = retry_requested(retry_now, started) => true,
     }
 }
 

@@ -148,7 +148,8 @@ async fn alone(restart: Restart, limits: Limits, fates: &[Fate], record: &Record
         ran.set(incarnation >= fates.len());
         Actor_::new("test", fate, exit, record)
     };
-    let supervised = supervise(&child, || "7".to_owned(), stop.notified(), factory);
+    let stopped = std::pin::pin!(stop.notified());
+    let supervised = supervise(&child, || "7".to_owned(), stopped, factory);
     let stopper = async {
         until("the last life", || ran.get()).await;
         stop.notify_one();
