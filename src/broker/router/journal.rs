@@ -3,8 +3,8 @@
 //!
 //! A record is *decided*, which changes nothing; then it is *committed*, step by step; then its source's position goes
 //! behind it. The journal says which of these has begun, and how many steps are done. It lies in the router's state,
-//! which outlives the actor, and a new router first continues from there (`recover` in `recovery.rs`). The rules and the
-//! crash points are in `actors.md`.
+//! which outlives the actor, and a new router first continues from there (`recover` in `recovery.rs`). The rules and
+//! the crash points are in `actors.md`.
 //!
 //! Only panics matter here, and only some lines can panic. None lies between a push and the note of it. Where one does,
 //! the receiver's position tells whether the push was done.
