@@ -45,12 +45,14 @@ pub mod cli;
 pub mod client;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub mod config;
-#[cfg_attr(lapce_ipc_loom, allow(dead_code, unused_imports))]
+#[cfg_attr(lapce_ipc_loom, allow(dead_code, unused_imports, reason = "models use a part"))]
 mod logic;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 mod metrics;
-// The broker's half of a ring is of no use to a program that is only a client.
-#[cfg_attr(any(not(feature = "broker"), lapce_ipc_loom), allow(dead_code, unused_imports))]
+#[cfg_attr(
+    any(not(feature = "broker"), lapce_ipc_loom),
+    allow(dead_code, unused_imports, reason = "a client does not use the broker's half of a ring")
+)]
 mod shm;
 mod sync;
 #[cfg(not(lapce_ipc_loom))]

@@ -56,7 +56,7 @@ impl Words {
 
     /// Zeroed words on the heap, for the model checker.
     #[cfg(lapce_ipc_loom)]
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg_attr(not(test), allow(dead_code, reason = "only models call it"))]
     pub(crate) fn on_heap(len: usize) -> Words {
         Words { words: (Arc::new((0..len).map(|_| AtomicU64::new(0)).collect()), 0, len) }
     }

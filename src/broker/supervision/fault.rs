@@ -12,7 +12,7 @@
 //! A point without `@` means every argument; `#1` and no limit are the defaults.
 
 /// The fault points: name, and the meaning of the argument.
-#[cfg_attr(not(feature = "fault-injection"), allow(dead_code))]
+#[cfg_attr(not(feature = "fault-injection"), allow(dead_code, reason = "a table for the feature"))]
 pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.started", "nothing"),
     ("router.found", "the record's payload bytes; nothing is decided"),
@@ -67,7 +67,6 @@ pub(crate) fn point(name: &'static str, argument: u64) {
 ///
 /// If a fault is injected.
 #[inline(always)]
-#[allow(dead_code)]
 pub(crate) fn fails(name: &'static str, argument: u64) -> std::io::Result<()> {
     #[cfg(feature = "fault-injection")]
     if injected::reach(name, argument) {
