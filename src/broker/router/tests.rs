@@ -311,7 +311,7 @@ fn each_request_has_one_outcome() {
     let failed = requester.take_all(&mut router);
     assert_eq!((failed.len(), failed[0].0.code), (1, Outcome::DeadlineExceeded as u16));
     let calls = responder.take_all(&mut router);
-    assert_eq!(kinds(&calls), [Kind::Call, Kind::CallEnded]);
+    assert_eq!(kinds(&calls), [Kind::RoutedRequest, Kind::CallEnded]);
 
     let flags = Flags::WHOLE.with(Flags::END);
     let late = Header { flags, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
@@ -380,7 +380,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
         silent.request(0, generation, echo, &[1; 1000]);
         other.request(0, generation, others, b"hi");
         router.run();
-        assert_eq!(kinds(&other.take_all(&mut router)), [Kind::Answer]);
+        assert_eq!(kinds(&other.take_all(&mut router)), [Kind::RoutedResponse]);
     }
     let (info, close) = router.state.ended.pop().unwrap();
     assert_eq!((info.id, close.code), (silent.id, ClosingCode::SlowConsumer));
@@ -400,7 +400,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
         assert!(requester.request(slot, 1, service, b"x"));
         router.run();
         let came = responder.take_all(&mut router);
-        let (call, _) = came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call");
+        let (call, _) = came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("the call");
         let answer = Header { flags, seq: call.seq, total: 700, ..Header::new(Kind::Response) };
         assert!(responder.push(true, answer, &[7; 700]));
         router.run();
@@ -408,7 +408,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
     let got = requester.take_all(&mut router);
     let overloaded = |header: &Header| header.kind == Kind::Failed && header.code == Outcome::Overloaded as u16;
     let (failed, answered): (Vec<_>, Vec<_>) = got.iter().partition(|(header, _)| overloaded(header));
-    assert!(answered.iter().all(|(header, _)| header.kind == Kind::Answer), "one outcome each");
+    assert!(answered.iter().all(|(header, _)| header.kind == Kind::RoutedResponse), "one outcome each");
     assert!(!failed.is_empty() && failed.len() + answered.len() == 500, "{} and {}", failed.len(), answered.len());
     assert!(router.state.ports.ingress(requester.key).is_some());
 }

@@ -131,7 +131,7 @@ impl Calls {
             id: header.id,
             id2: header.id2,
             total: record.len,
-            ..Header::new(Kind::Answer)
+            ..Header::new(Kind::RoutedResponse)
         };
         let Ports { ingresses, egresses, .. } = ports;
         let Some(ingress) = ingresses[key as usize].as_deref() else { return };
@@ -226,7 +226,7 @@ impl Calls {
                 id: found.slot,
                 id2: found.generation,
                 total: found.total,
-                ..Header::new(Kind::Answer)
+                ..Header::new(Kind::RoutedResponse)
             };
             found.answer_credit = found.answer_credit.saturating_sub(cells_for(record.len));
             egresses.send(key, &answer, payload);
@@ -243,7 +243,7 @@ impl Calls {
             seq: call.to_u64(),
             origin: ingress.info.id,
             nanos: timeout,
-            ..Header::new(Kind::Call)
+            ..Header::new(Kind::RoutedRequest)
         };
         egresses.send(responder, &forwarded, payload);
         if flags.has(Flags::LAST)
@@ -323,7 +323,7 @@ impl Calls {
             id: found.slot,
             id2: found.generation,
             total: header.total,
-            ..Header::new(Kind::Answer)
+            ..Header::new(Kind::RoutedResponse)
         };
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
@@ -424,11 +424,11 @@ impl Calls {
                 if !self.takes_more(ports, responder, call) {
                     return Ok(());
                 }
-                (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
+                (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::RoutedResponseCredit) })
             }
             None => {
                 let (id, id2, arg) = (header.id, header.id2, header.arg);
-                (key, Header { id, id2, arg, ..Header::new(Kind::RequestCredit) })
+                (key, Header { id, id2, arg, ..Header::new(Kind::RoutedBodyCredit) })
             }
         };
         ports.egresses.send(to, &credit, Payload::EMPTY);
@@ -450,7 +450,7 @@ impl Calls {
         found.body_credit = body_credit;
         let requester = found.requester;
         let credit =
-            Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
+            Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RoutedBodyCredit) };
         if self.takes_more(ports, requester, call) {
             ports.egresses.send(requester, &credit, Payload::EMPTY);
         }

@@ -56,7 +56,7 @@ impl Scene {
     /// The number of the call that has reached the responder, if one has.
     fn call(&mut self) -> Option<u64> {
         let came = self.responder.take_all(&mut self.router);
-        let calls: Vec<u64> = came.iter().filter(|(h, _)| h.kind == Kind::Call).map(|(h, _)| h.seq).collect();
+        let calls: Vec<u64> = came.iter().filter(|(h, _)| h.kind == Kind::RoutedRequest).map(|(h, _)| h.seq).collect();
         assert!(calls.len() <= 1, "{calls:?}");
         calls.first().copied()
     }
@@ -72,7 +72,7 @@ impl Scene {
         self.ask(0);
         let call = self.call().expect("it reaches the responder");
         self.answer(call, flags);
-        assert_eq!(kinds(&self.requester.take_all(&mut self.router)), [Kind::Answer]);
+        assert_eq!(kinds(&self.requester.take_all(&mut self.router)), [Kind::RoutedResponse]);
     }
 
     fn open(&mut self) {
@@ -233,12 +233,12 @@ fn the_loss_of_one_of_three_responders_is_one_failure_and_the_other_two_serve_on
     scene.ask(0);
     scene.ask(1);
     let calls = second.take_all(&mut scene.router);
-    assert_eq!(kinds(&calls), [Kind::Call]);
+    assert_eq!(kinds(&calls), [Kind::RoutedRequest]);
     let answer = Header { flags: END, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
     assert!(second.push(true, answer, b"!"));
     let call = scene.call().expect("the third has the other call");
     scene.answer(call, END);
-    assert_eq!(kinds(&scene.requester.take_all(&mut scene.router)), [Kind::Answer, Kind::Answer]);
+    assert_eq!(kinds(&scene.requester.take_all(&mut scene.router)), [Kind::RoutedResponse, Kind::RoutedResponse]);
     assert_eq!(scene.breaker().failures, 0);
 }
 
@@ -321,7 +321,7 @@ fn a_stream_under_way_finishes_when_the_breaker_opens() {
     scene.answer(stream, Flags::WHOLE);
     scene.answer(stream, END);
     let got = scene.requester.take_all(&mut scene.router);
-    assert_eq!(kinds(&got), [Kind::Answer, Kind::Answer]);
+    assert_eq!(kinds(&got), [Kind::RoutedResponse, Kind::RoutedResponse]);
     assert_eq!(scene.breaker().state, BreakerState::Open, "its success is of an earlier generation");
 }
 

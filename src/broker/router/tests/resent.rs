@@ -21,7 +21,7 @@ fn closed_lanes_take_nothing_up_until_they_open() {
     // Requests and questions go on as ever.
     assert!(a.request(0, 1, echo, b"hi"));
     router.run();
-    assert_eq!(kinds(&a.take_all(&mut router)), [Kind::Answer]);
+    assert_eq!(kinds(&a.take_all(&mut router)), [Kind::RoutedResponse]);
     let id = router.subscribe(&b, "t", DeliveryPolicy::Block, 0);
     assert_eq!(router.state.ports.counters.published, 0, "one subscription says nothing of the others");
     router.state.ports.open_lanes();

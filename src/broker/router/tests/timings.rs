@@ -78,7 +78,7 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     };
     let call = |responder: &mut Peer, router: &mut Router| {
         let came = responder.take_all(router);
-        came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call").0.seq
+        came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("the call").0.seq
     };
     // A stream: chunks after 3 and 5 ms, its end after 9.
     let ask = Header { flags: Flags::WHOLE.with(Flags::STREAM), total: 1, arg: service, ..Header::new(Kind::Request) };
