@@ -29,15 +29,15 @@ impl Ports {
 
     /// Parks the bulk lane of `key` if lanes are closed and it has a record. A protocol violation is still detected.
     #[inline]
-    pub(super) fn bulk_lane_waits(&mut self, key: u32) -> bool {
+    pub(super) fn park_if_closed(&mut self, key: u32) -> bool {
         match self.lanes_open_at {
             None => false,
-            Some(until) => self.park_closed(key, until),
+            Some(until) => self.park_until_open(key, until),
         }
     }
 
     #[cold]
-    fn park_closed(&mut self, key: u32, until: u64) -> bool {
+    fn park_until_open(&mut self, key: u32, until: u64) -> bool {
         if self.now >= until {
             self.open_lanes();
             return false;

@@ -39,10 +39,12 @@ pub(super) struct Ports {
     pub(super) lanes_open_at: Option<u64>,
 }
 
-/// Whether a lane has more.
+/// How a turn at a lane ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum LaneState {
+    /// It has no record.
     Dry,
+    /// It has more than a batch.
     More,
     /// Its next record must wait for another connection.
     Parked,

@@ -6,7 +6,7 @@
 use super::calls::Calls;
 use super::connection::{CloseReason, Info};
 use super::journal::Timer;
-use super::ports::{Lane, Ports};
+use super::ports::{LaneState, Ports};
 use super::pubsub::PubSub;
 use super::settings::Settings;
 use super::timings::Timings;
@@ -120,8 +120,8 @@ impl RouterState {
     fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
         let parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
-        let is_closed = parked || self.ports.bulk_lane_waits(key);
-        let bulk = if is_closed { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
+        let is_closed = parked || self.ports.park_if_closed(key);
+        let bulk = if is_closed { LaneState::Parked } else { self.drain_lane(key, RingName::Bulk) };
         let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();
@@ -134,16 +134,16 @@ impl RouterState {
         }
         // R9: a producer that waits is woken when a quarter is free, or when no more records come: each wake is dear.
         let quarter = u64::from(self.ports.settings.geometry.base_cells() + ingress.windows()) / 4;
-        let has_more = bulk == Lane::More || express == Lane::More;
+        let has_more = bulk == LaneState::More || express == LaneState::More;
         if ingress.since_space > 0 && (ingress.since_space >= quarter || !has_more) {
             ingress.since_space = 0;
             self.ports.egresses.freed(key);
         }
         // The client's express lane is drained, so its calls end now, however long its publishes wait.
-        let calls_end = ingress.ended && express == Lane::Dry;
-        if express == Lane::More || bulk == Lane::More {
+        let calls_end = ingress.ended && express == LaneState::Dry;
+        if express == LaneState::More || bulk == LaneState::More {
             self.ports.schedule.requeue(key);
-        } else if ingress.ended && bulk == Lane::Dry {
+        } else if ingress.ended && bulk == LaneState::Dry {
             self.ports.schedule.mark_cold(key);
             let left = CloseReason { code: ClosingCode::Shutdown, reason: "client disconnected".into() };
             self.ports.egresses.pending_close.push((key, left));
@@ -155,17 +155,17 @@ impl RouterState {
         }
     }
 
-    fn drain_lane(&mut self, key: u32, lane: RingName) -> Lane {
+    fn drain_lane(&mut self, key: u32, lane: RingName) -> LaneState {
         let mut records = self.ports.settings.batch_records;
         loop {
-            let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return Lane::Dry };
+            let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return LaneState::Dry };
             let consumer = ingress.lane(lane);
             if records == 0 || consumer.unpublished() > QUANTUM_CELLS {
-                return Lane::More;
+                return LaneState::More;
             }
             records -= 1;
             let routed = match consumer.peek() {
-                Ok(None) => return Lane::Dry,
+                Ok(None) => return LaneState::Dry,
                 Ok(Some(record)) => {
                     self.ports.journal.source = Some((key, lane));
                     fault::point("router.found", u64::from(record.len));
@@ -176,7 +176,7 @@ impl RouterState {
                             records = records.saturating_sub((self.pubsub.receivers() / RECEIVERS) as u32);
                             routed
                         }
-                        _ => self.route_express(key, &record).map(|()| Lane::More),
+                        _ => self.route_express(key, &record).map(|()| LaneState::More),
                     };
                     self.ports.journal.source = None;
                     routed
@@ -184,11 +184,11 @@ impl RouterState {
                 Err(violation) => Err(violation.into()),
             };
             match routed {
-                Ok(Lane::Parked) => return Lane::Parked,
+                Ok(LaneState::Parked) => return LaneState::Parked,
                 Ok(_) => {}
                 Err(close) => {
                     self.ports.egresses.pending_close.push((key, close));
-                    return Lane::Dry;
+                    return LaneState::Dry;
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::broker::router::connection::{CloseReason, Info};
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
 use crate::broker::router::message::{Chosen, Message, Wait};
-use crate::broker::router::ports::{Lane, Ports};
+use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
 use crate::logic::grace::Lack;
 use crate::logic::topics::TopicId;
@@ -40,7 +40,7 @@ impl PubSub {
         ports: &mut Ports,
         key: u32,
         record: &Record,
-    ) -> Result<Lane, CloseReason> {
+    ) -> Result<LaneState, CloseReason> {
         let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
         match header.kind {
             Kind::Publish if header.flags.has(Flags::FIRST) => self.first(ports, key, record, &header),
@@ -50,12 +50,12 @@ impl PubSub {
                 fault::point("router.decided", u64::from(record.len));
                 ports.egresses.send(key, &answer, Payload::EMPTY);
                 ports.done(key, RingName::Bulk, record, header.kind);
-                Ok(Lane::More)
+                Ok(LaneState::More)
             }
             Kind::Release => {
                 self.release_number(ports, key, &header)?;
                 ports.done(key, RingName::Bulk, record, header.kind);
-                Ok(Lane::More)
+                Ok(LaneState::More)
             }
             kind => Err(CloseReason::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
         }
@@ -68,9 +68,9 @@ impl PubSub {
         key: u32,
         record: &Record,
         header: &Header,
-    ) -> Result<Lane, CloseReason> {
+    ) -> Result<LaneState, CloseReason> {
         let (max, total, len) = (ports.settings.max_message_size, header.total, record.len);
-        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(LaneState::Dry) };
         let is_whole = header.flags.has(Flags::LAST);
         if ingress.partial.is_some() {
             return Err(CloseReason::violation("publish started before the previous one was complete"));
@@ -102,7 +102,7 @@ impl PubSub {
             if asked == Some(wait.on) {
                 fault::point("router.park", u64::from(wait.on));
                 ports.park(key, wait, Some(message));
-                return Ok(Lane::Parked);
+                return Ok(LaneState::Parked);
             }
             // Asks for a ring, and looks again: the space may have come just now.
             ports.egresses.wait_for_space(wait.on);
@@ -112,7 +112,7 @@ impl PubSub {
         (ports.journal.step, ports.journal.before) = (0, None);
         ports.journal.work = Work::First(*record, header.id, message);
         self.commit_first(ports, key, record, header.id, &message);
-        Ok(Lane::More)
+        Ok(LaneState::More)
     }
 
     /// Decides which subscriptions get a message, into `chosen`; delivers nothing. `Err`: the message must wait. After
@@ -203,8 +203,14 @@ impl PubSub {
         ports.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
-    fn further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
-        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
+    fn further(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<LaneState, CloseReason> {
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(LaneState::Dry) };
         let Some(partial) = &ingress.partial else {
             return Err(CloseReason::violation("continuation record without a started publish"));
         };
@@ -219,14 +225,14 @@ impl PubSub {
             ports.egresses.wait_for_space(on);
             if let Some(on) = self.blocks_further(ports, key, len) {
                 ports.park(key, Wait { on, until: None }, None);
-                return Ok(Lane::Parked);
+                return Ok(LaneState::Parked);
             }
         }
         fault::point("router.decided", u64::from(len));
         (ports.journal.step, ports.journal.before) = (0, None);
         ports.journal.work = Work::Further(*record, *header);
         self.commit_further(ports, key, record, header);
-        Ok(Lane::More)
+        Ok(LaneState::More)
     }
 
     /// Delivers a further record of a message to the receivers of its first; continues where the journal stands.
