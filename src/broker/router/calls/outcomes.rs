@@ -45,21 +45,21 @@ impl Calls {
     }
 
     /// Ends a call without a reply: notifies both sides.
-    pub(super) fn end_call(&mut self, ports: &mut Ports, key: Key, outcome: Outcome) {
-        let Some(call) = self.finish(ports, key) else { return };
-        let breaker_outcome = self.breaker_outcome(ports, &call, outcome);
-        if let (CallOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, call.responder) {
-            self.services.missed(call.service, responder, ports.now);
+    pub(super) fn end_call(&mut self, ports: &mut Ports, call: Key, outcome: Outcome) {
+        let Some(found) = self.finish(ports, call) else { return };
+        let breaker_outcome = self.breaker_outcome(ports, &found, outcome);
+        if let (CallOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, found.responder) {
+            self.services.missed(found.service, responder, ports.now);
         }
-        self.record_outcome(ports, call.service, call.permit, breaker_outcome);
+        self.record_outcome(ports, found.service, found.permit, breaker_outcome);
         if outcome != Outcome::ResponderLost
-            && let Some(responder) = call.responder
+            && let Some(responder) = found.responder
         {
-            let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
+            let ended = Header { seq: call.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
             ports.egresses.send(responder, &ended, Payload::EMPTY);
         }
         if outcome != Outcome::Disconnected {
-            self.fail(ports, call.requester, call.slot, call.generation, call.service, outcome);
+            self.fail(ports, found.requester, found.slot, found.generation, found.service, outcome);
         }
     }
 
@@ -95,19 +95,19 @@ impl Calls {
     }
 
     /// Removes a call, wherever it is known.
-    pub(super) fn finish(&mut self, ports: &mut Ports, key: Key) -> Option<Call> {
-        let call = self.table.remove(key)?;
-        if let Some(timer) = call.timer {
+    pub(super) fn finish(&mut self, ports: &mut Ports, call: Key) -> Option<Call> {
+        let found = self.table.remove(call)?;
+        if let Some(timer) = found.timer {
             ports.wheel.cancel(timer);
         }
-        if let Some(responder) = call.responder {
-            self.services.end(call.service, responder);
+        if let Some(responder) = found.responder {
+            self.services.end(found.service, responder);
         }
-        if let Some(ingress) = ports.ingress_mut(call.requester) {
+        if let Some(ingress) = ports.ingress_mut(found.requester) {
             ingress.outstanding -= 1;
-            ingress.requests[call.slot as usize].call = None;
+            ingress.requests[found.slot as usize].call = None;
         }
-        Some(call)
+        Some(found)
     }
 
     /// A connection ends: its requests end, and the calls that it was to reply to are lost.
