@@ -13,7 +13,7 @@ use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::arena::Key;
-use crate::logic::breaker::{CallOutcome, Failure, Permit};
+use crate::logic::breaker::{BreakerOutcome, Failure, Permit};
 use crate::logic::services::{NoResponder, ServiceId};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
@@ -118,7 +118,7 @@ impl Calls {
             Err(NoResponder::None) => Outcome::NoResponders,
             Err(NoResponder::AllBusy) => Outcome::Overloaded,
         };
-        self.record_outcome(ports, service, Some(permit), CallOutcome::Ignored);
+        self.record_outcome(ports, service, Some(permit), BreakerOutcome::Ignored);
         self.fail(ports, key, header.id, header.id2, service, outcome);
         Ok(())
     }
@@ -193,7 +193,7 @@ impl Calls {
             answer_credit: credit,
         };
         let Some(call) = self.table.insert(call) else {
-            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+            self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -374,10 +374,10 @@ impl Calls {
                 }
             }
             let breaker_outcome = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
-                true if had_room => CallOutcome::Failure(Failure::Reply),
+                true if had_room => BreakerOutcome::Failure(Failure::Reply),
                 // As for a deadline: a requester that does not take the reply must not open the breaker for others.
-                true => CallOutcome::Ignored,
-                false => CallOutcome::Success,
+                true => BreakerOutcome::Ignored,
+                false => BreakerOutcome::Success,
             };
             if let Some(call) = self.finish(ports, call) {
                 self.record_outcome(ports, service, call.permit, breaker_outcome);

@@ -8,7 +8,7 @@ use super::Calls;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::logic::arena::Key;
-use crate::logic::breaker::{CallOutcome, Failure};
+use crate::logic::breaker::{BreakerOutcome, Failure};
 use crate::logic::services::ServiceId;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
@@ -28,14 +28,16 @@ impl Calls {
     }
 
     /// The breaker's outcome of a call that ended without a reply.
-    fn breaker_outcome(&self, ports: &Ports, call: &Call, outcome: Outcome) -> CallOutcome {
+    fn breaker_outcome(&self, ports: &Ports, call: &Call, outcome: Outcome) -> BreakerOutcome {
         // A requester that stops in its request, does not take the reply, or gives too little time, must not open the
         // breaker for others.
         let could_answer = call.may_be_answered(ports.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => CallOutcome::Failure(Failure::Deadline),
-            Outcome::ResponderLost => CallOutcome::Failure(Failure::ResponderLost),
-            _ => CallOutcome::Ignored,
+            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => {
+                BreakerOutcome::Failure(Failure::Deadline)
+            }
+            Outcome::ResponderLost => BreakerOutcome::Failure(Failure::ResponderLost),
+            _ => BreakerOutcome::Ignored,
         }
     }
 
@@ -48,7 +50,7 @@ impl Calls {
     pub(super) fn end_call(&mut self, ports: &mut Ports, call: Key, outcome: Outcome) {
         let Some(found) = self.finish(ports, call) else { return };
         let breaker_outcome = self.breaker_outcome(ports, &found, outcome);
-        if let (CallOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, found.responder) {
+        if let (BreakerOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, found.responder) {
             self.services.missed(found.service, responder, ports.now);
         }
         self.record_outcome(ports, found.service, found.permit, breaker_outcome);
@@ -135,7 +137,7 @@ impl Calls {
         let service = found.service;
         if counted.contains(&service) {
             let permit = found.permit.take();
-            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+            self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
             && service_found.gate.is_current(permit)
         {
@@ -148,7 +150,7 @@ impl Calls {
         let Some(found) = self.table.get_mut(call) else { return };
         // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
-        self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+        self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
         if let Some(responder) = responder {
             let code = Outcome::ResponderLost as u16;
             let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };
