@@ -401,7 +401,7 @@ impl Egresses {
         if !egress.backlog.is_empty() {
             return false;
         }
-        if !egress.overflow.waits() {
+        if !egress.overflow.has_messages() {
             egress.end_wait();
         }
         !egress.waiters.is_empty()

@@ -67,7 +67,7 @@ impl RouterState {
             partial: None,
             partial_targets: Vec::new(),
             parked: None,
-            waits: None,
+            waiting_on: None,
             ended: false,
             since_space: 0,
             rings: 0,

@@ -26,19 +26,19 @@ impl OverflowState {
 
     /// Whether whole messages are queued.
     #[inline]
-    pub(super) fn waits(&self) -> bool {
+    pub(super) fn has_messages(&self) -> bool {
         self.subscriptions > 0
     }
 
     /// A subscription's queue has its first whole message, or has lost the last one.
-    pub(super) fn settle(&mut self, waits: bool) {
-        let waited = self.waits();
-        if waits {
+    pub(super) fn settle(&mut self, has_messages: bool) {
+        let had_messages = self.has_messages();
+        if has_messages {
             self.subscriptions += 1
         } else {
             self.subscriptions -= 1
         }
-        if self.waits() != waited {
+        if self.has_messages() != had_messages {
             self.changes += 1;
             self.newer.set(self.changes);
         }

@@ -57,8 +57,9 @@ impl Ports {
         let Some(egress) = self.egresses.get_mut(key) else { return };
         let mut waiters = std::mem::take(&mut egress.waiters);
         if waiters.len() > 1 {
-            waiters
-                .sort_by_key(|waiter| self.ingress(*waiter).and_then(|ingress| ingress.waits).map(|(_, since)| since));
+            waiters.sort_by_key(|waiter| {
+                self.ingress(*waiter).and_then(|ingress| ingress.waiting_on).map(|(_, since)| since)
+            });
         }
         for waiter in waiters.drain(..) {
             self.unpark(waiter);
@@ -81,8 +82,8 @@ impl Ports {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         let on = wait.on;
         let until = wait.until.unwrap_or_else(|| {
-            let since = ingress.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
-            ingress.waits = Some((on, since));
+            let since = ingress.waiting_on.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
+            ingress.waiting_on = Some((on, since));
             since + self.settings.slow_consumer_timeout
         });
         let timer = self.wheel.set(until, Timer::Parked(key));

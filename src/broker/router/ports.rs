@@ -109,13 +109,13 @@ impl Ports {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         ingress.bytes += u64::from(record.len);
         if lane == RingName::Bulk {
-            if let Some((on, since)) = ingress.waits.take()
+            if let Some((on, since)) = ingress.waiting_on.take()
                 && ingress.partial.is_some()
             {
                 // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its
                 // size.
                 let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE;
-                ingress.waits = Some((on, self.now.min(since + earned)));
+                ingress.waiting_on = Some((on, self.now.min(since + earned)));
             }
             ingress.bulk.advance(record);
         } else {

@@ -54,7 +54,7 @@ impl RouterState {
             self.ports.unpark(*key);
             if let Some(ingress) = self.ports.ingress_mut(*key) {
                 // No receiver could make progress meanwhile: the slow consumer timeout begins anew.
-                ingress.waits = None;
+                ingress.waiting_on = None;
             }
             if self.pubsub.pump(&mut self.ports, *key) {
                 self.ports.retry_waiters(*key);

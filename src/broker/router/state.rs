@@ -99,7 +99,7 @@ impl RouterState {
                     .ports
                     .egresses
                     .get(key)
-                    .is_none_or(|egress| !egress.has_backlog() && !egress.overflow.waits())
+                    .is_none_or(|egress| !egress.has_backlog() && !egress.overflow.has_messages())
             })
     }
 

@@ -456,20 +456,20 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
     let mut router = Router::new(|config| config.router.batch_records = 1);
     let mut peer = router.connect();
     let topic = router.topic(&peer, "a.b");
-    let waits = peer.segment.space_signal(RingName::Bulk);
+    let space = peer.segment.space_signal(RingName::Bulk);
     // The first wait in vain makes the window grow.
     while peer.publish(topic, b"") {}
-    waits.arm();
+    space.arm();
     router.run();
-    assert!(!waits.is_armed(), "told when it was dry");
+    assert!(!space.is_armed(), "told when it was dry");
     let mut placed = 0;
     while peer.publish(topic, b"") {
         placed += 1;
     }
-    waits.arm();
+    space.arm();
     router.state.look();
     let mut taken = 0;
-    while waits.is_armed() {
+    while space.is_armed() {
         assert!(router.state.step());
         taken += 1;
     }

@@ -189,7 +189,7 @@ pub(super) async fn await_client(
     let mut borrowed = context.session.borrow_mut();
     let Some(session) = borrowed.as_mut() else { return Ok(None) };
     let id = session.id;
-    if !broker.sessions.awaits(id, actor, until) {
+    if !broker.sessions.detach(id, actor, until) {
         return Ok(None);
     }
     if may_log(Kind::Lost) {

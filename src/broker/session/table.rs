@@ -91,10 +91,10 @@ impl SessionTable {
     }
 
     /// Detaches the session `id`; `actor` receives the resumed socket. `false`: it has ended.
-    pub(super) fn awaits(&self, id: u32, actor: Recipient<ResumeSocket>, until: Instant) -> bool {
+    pub(super) fn detach(&self, id: u32, actor: Recipient<ResumeSocket>, until: Instant) -> bool {
         let mut inner = self.lock();
         inner.sockets.remove(&id);
-        inner.sessions.awaits(id, actor, until)
+        inner.sessions.detach(id, actor, until)
     }
 
     /// Ends a detached session; `false` if it was just resumed.

@@ -76,8 +76,9 @@ impl PubSub {
     /// There may be space for the notice to the connection `key`.
     #[inline]
     pub(in crate::broker::router) fn tell_late_drops(&mut self, ports: &mut Ports, key: u32) {
-        let is_late =
-            |egress: &&mut Egress| egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.overflow.waits();
+        let is_late = |egress: &&mut Egress| {
+            egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.overflow.has_messages()
+        };
         let Some(egress) = ports.egresses.get_mut(key).filter(is_late) else { return };
         egress.drops = DropNotice::None;
         let mut at = 0;

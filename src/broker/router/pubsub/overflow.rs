@@ -46,8 +46,8 @@ impl PubSub {
     /// should try again.
     pub(in crate::broker::router) fn pump(&mut self, ports: &mut Ports, key: u32) -> bool {
         let retry = ports.egresses.pump(key);
-        let waits = |egress: &&Egress| egress.overflow.waits() && !egress.has_backlog();
-        if ports.egresses.get(key).filter(waits).is_none() {
+        let may_enter = |egress: &&Egress| egress.overflow.has_messages() && !egress.has_backlog();
+        if ports.egresses.get(key).filter(may_enter).is_none() {
             return retry;
         }
         let mut is_dry = self.pump_overflow(ports, key);
@@ -66,7 +66,7 @@ impl PubSub {
     fn pump_overflow(&mut self, ports: &mut Ports, key: u32) -> bool {
         loop {
             let Some(egress) = ports.egresses.get_mut(key) else { return true };
-            if !egress.overflow.waits() {
+            if !egress.overflow.has_messages() {
                 return true;
             }
             // Publishers that wait for this client have a part of the ring.

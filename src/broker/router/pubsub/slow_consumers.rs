@@ -33,12 +33,12 @@ impl PubSub {
             return;
         }
         let timeout = ports.settings.slow_consumer_timeout;
-        if ingress.waits.is_some_and(|(_, since)| ports.now < since + timeout) {
+        if ingress.waiting_on.is_some_and(|(_, since)| ports.now < since + timeout) {
             // It was parked anew since this timer was due.
             return;
         }
         let Some(parked) = ingress.parked.take() else { return };
-        ingress.waits = None;
+        ingress.waiting_on = None;
         if let Some(egress) = ports.egresses.get_mut(parked.on) {
             egress.waiters.retain(|waiter| *waiter != key);
         }
@@ -80,8 +80,8 @@ impl PubSub {
         let Ok(Some(record)) = ingress.bulk.peek() else { return Vec::new() };
         egresses.start_plan();
         let origin = ingress.info.id;
-        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
-        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
+        let blocks = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(blocks);
         let theirs = ingress.partial_targets.iter().filter(is_theirs);
         theirs.filter(|_| !egresses.plan(parked.on, &[record.len])).copied().collect()
     }
