@@ -61,7 +61,7 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
 fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, record: &Record) -> Result<()> {
     let header = Header::from_words(&record.header).map_err(|error| Kind::Protocol(error.to_string()))?;
     let notify = |table: &mut Table, event| {
-        table.notify_subscription(header.id, event, connection.limits.slot_size());
+        table.pass_to_subscription(header.id, event, connection.limits.slot_size());
     };
     match header.kind {
         RecordKind::Deliver => deliver(reader, connection, table, record, &header)?,
@@ -151,9 +151,9 @@ fn deliver(
     let message = Message::new(named.topic.clone(), payload, header);
     let slot_size = connection.limits.slot_size();
     if header.dropped > 0 {
-        table.notify_subscription(header.id, SubscriptionEvent::Dropped(header.dropped), slot_size);
+        table.pass_to_subscription(header.id, SubscriptionEvent::Dropped(header.dropped), slot_size);
     }
-    table.notify_subscription(header.id, SubscriptionEvent::Message(message), slot_size);
+    table.pass_to_subscription(header.id, SubscriptionEvent::Message(message), slot_size);
     Ok(())
 }
 
