@@ -125,8 +125,8 @@ impl RouterState {
         let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();
-        ingress.bulk.publish();
-        ingress.express.publish();
+        ingress.bulk.publish_consumed();
+        ingress.express.publish_consumed();
         if freed > 0 {
             self.ports.egresses.grow_lanes(key, &mut ingress.bulk, &mut ingress.express);
             ingress.since_space += freed;

@@ -192,7 +192,7 @@ impl Peer {
         let mut payload = Vec::new();
         self.egress.append_payload(&record, &mut payload);
         self.egress.advance(&record);
-        self.egress.publish();
+        self.egress.publish_consumed();
         self.bells.ring();
         Some((Header::from_words(&record.header).unwrap(), payload))
     }
@@ -232,11 +232,11 @@ fn steady_routing_allocates_nothing() {
             while let Some(record) = subscriber.egress.peek().unwrap() {
                 subscriber.egress.advance(&record);
             }
-            subscriber.egress.publish();
+            subscriber.egress.publish_consumed();
         }
         let call = responder.egress.peek().unwrap().expect("a call");
         responder.egress.advance(&call);
-        responder.egress.publish();
+        responder.egress.publish_consumed();
         let header = Header::from_words(&call.header).unwrap();
         let flags = Flags::WHOLE.with(Flags::END);
         let answer = Header { flags, seq: header.seq, total: 5, ..Header::new(Kind::Response) };
@@ -247,7 +247,7 @@ fn steady_routing_allocates_nothing() {
             requester.egress.advance(&record);
             answers += 1;
         }
-        requester.egress.publish();
+        requester.egress.publish_consumed();
         assert_eq!(answers, 2);
         router.state.advance(u64::from(n) * 10_000);
     };

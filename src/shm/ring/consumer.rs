@@ -105,7 +105,7 @@ impl Consumer {
 
     /// Gives the consumed cells back to the producer (R5). Pairs with the Acquire in `Producer::refresh`.
     #[inline]
-    pub(crate) fn publish(&mut self) {
+    pub(crate) fn publish_consumed(&mut self) {
         if self.published != self.consumed {
             self.published = self.consumed;
             self.ring.control.as_slice()[self.ring.ids.consumed].store(self.consumed, release(Site::Consume));
@@ -140,7 +140,7 @@ impl Consumer {
     ///
     /// If a record is found that breaks the protocol.
     pub(crate) fn try_trim(&mut self) -> Result<bool, Violation> {
-        self.publish();
+        self.publish_consumed();
         let window = self.window;
         let control = self.ring.control.clone();
         let announced = &control.as_slice()[self.ring.ids.window];
