@@ -378,7 +378,7 @@ fn violation(reason: impl ToString) -> CloseReason {
 }
 
 async fn dispatch(broker: &Broker, request: ControlRequest) -> Option<BrokerFrame> {
-    fault::point("connection.asked", 0);
+    fault::point("connection.received", 0);
     let request = match request {
         ControlRequest { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             return Some(broker.breaker.set(id, serial, service, order, for_ms).await);

@@ -32,7 +32,7 @@ impl Chosen {
         if journal.is_to_push(position) {
             journal.before = Some(position);
             self.queue(message, payload, (topics, egresses, counters), work);
-            fault::point("router.kept", journal.step as u64);
+            fault::point("router.queued", journal.step as u64);
         }
         let found = topics.subscriptions.get(self.subscription);
         if found.is_some_and(|found| found.puts_together(message.origin)) {

@@ -267,7 +267,7 @@ impl PubSub {
                 if found.puts_together(ingress.info.id) {
                     let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
                     egresses.queue(*subscription, (0, cost), &deliver, payload, (topics, counters), overflow);
-                    fault::point("router.kept", journal.step as u64);
+                    fault::point("router.queued", journal.step as u64);
                 } else {
                     egresses.push_planned(found.owner, &deliver, payload);
                     fault::point("router.delivered", journal.step as u64);

@@ -172,7 +172,7 @@ fn a_message_that_is_quarantined_when_it_was_kept_comes_all_the_same() {
         publish(&mut router, &mut publisher, topic, &[n], 1, Router::run);
     }
     router.run();
-    fault::armed::arm("router.kept", 1);
+    fault::armed::arm("router.queued", 1);
     router.again = Some(("router.target", 1));
     publish(&mut router, &mut publisher, topic, b"kept", 1, Router::run);
     router.run();
