@@ -101,8 +101,8 @@ impl RouterState {
         }
     }
 
-    /// The client of `key` is gone. What it has published is routed still; its services and subscriptions end now.
-    pub(super) fn client_gone(&mut self, key: u32, id: u32) {
+    /// The client of `key` has ended. The records in its lanes are still routed; its services and subscriptions end now.
+    pub(super) fn client_ended(&mut self, key: u32, id: u32) {
         let Some(ingress) = self.ports.ingress_of(key, id) else { return };
         ingress.ended = true;
         self.calls.unserve_all(&self.ports, key);

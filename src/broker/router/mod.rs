@@ -93,10 +93,10 @@ pub(crate) struct Attach {
     pub(crate) on_close: CloseSender,
 }
 
-/// The client of a connection is gone: connection closed by peer.
+/// The session of a connection has ended: the router ends the connection.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub(crate) struct Gone {
+pub(crate) struct EndConnection {
     pub(crate) key: u32,
     pub(crate) id: u32,
     /// A protocol violation: no more records are routed. (One that the router itself detected is known to it.)
@@ -277,14 +277,14 @@ impl Handler<Attach> for ShmRouter {
     }
 }
 
-impl Handler<Gone> for ShmRouter {
+impl Handler<EndConnection> for ShmRouter {
     type Result = ();
 
-    fn handle(&mut self, message: Gone, _: &mut Self::Context) {
+    fn handle(&mut self, message: EndConnection, _: &mut Self::Context) {
         self.shared.on_close.borrow_mut().remove(&message.id);
         self.with(|state| match message.close {
             Some(close) => state.close(message.key, message.id, close),
-            None => state.client_gone(message.key, message.id),
+            None => state.client_ended(message.key, message.id),
         });
     }
 }

@@ -331,7 +331,7 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         requester.request(slot, 1, service, b"x");
         router.run();
     }
-    router.state.client_gone(responder.key, responder.id);
+    router.state.client_ended(responder.key, responder.id);
     router.run();
     let failed = requester.take_all(&mut router);
     assert_eq!(failed.len(), 10);
@@ -343,7 +343,7 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         router.run();
     }
     assert_eq!(router.state.calls.outstanding(), 10);
-    router.state.client_gone(requester.key, requester.id);
+    router.state.client_ended(requester.key, requester.id);
     router.run();
     assert_eq!(router.state.calls.outstanding(), 0);
     assert!(router.state.is_quiescent());
@@ -358,7 +358,7 @@ fn a_client_that_goes_has_its_lanes_drained_first() {
     for n in 0..9u8 {
         assert!(publisher.publish(topic, &[n]));
     }
-    router.state.client_gone(publisher.key, publisher.id);
+    router.state.client_ended(publisher.key, publisher.id);
     router.run();
     let taken = subscriber.take_all(&mut router);
     assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
@@ -424,7 +424,7 @@ fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
         router.run();
         subscriber.take_all(&mut router);
     }
-    router.state.client_gone(publisher.key, publisher.id);
+    router.state.client_ended(publisher.key, publisher.id);
     router.run();
     assert!(router.state.ports.ingress(publisher.key).is_none(), "it has ended");
     assert!(router.state.ports.ingress(subscriber.key).is_some(), "{:?}", router.state.ended);

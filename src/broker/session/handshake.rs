@@ -279,7 +279,7 @@ async fn open_session(
     let token = match broker.sessions.open(id, peer.uid, nonce, stream.socket()) {
         Ok(token) => token,
         Err(error) => {
-            session.gone(broker, None).await;
+            session.report_end(broker, None).await;
             return Err(Some(refused(&error)));
         }
     };

@@ -141,7 +141,7 @@ fn scenario() -> (Ledger, u32) {
     publish(&mut router, &mut leaver, leavers, &[1; 100], usize::MAX, Router::run);
     publish(&mut router, &mut leaver, leavers, &[2; 3000], 2, Router::run);
     let (key, id) = (leaver.key, leaver.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     for _ in 0..24 {
         router.run();
         subscribers.iter_mut().for_each(|subscriber| subscriber.read(&mut router, &mut ledger));
@@ -210,7 +210,7 @@ fn scenario() -> (Ledger, u32) {
     requester.request(7, 1, service, b"lost");
     router.run();
     let (key, id) = (responder.key, responder.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     read_answers(&mut router, &mut requester, &mut ledger);
 

@@ -125,7 +125,7 @@ fn scenario() -> (Got, Vec<u64>, u32, bool) {
     }
     router.run();
     let (key, id) = (leaver.key, leaver.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     let got = read_all(&mut router, &mut subscriber);
     let c = &router.state.ports.counters;
@@ -204,7 +204,7 @@ fn what_is_kept_goes_with_its_subscription_or_its_client() {
     assert!(!is_marked(&subscriber));
     assert!(read_all(&mut router, &mut subscriber).numbers(second).len() < 20, "what was in the ring");
     for peer in [&leaver, &publisher] {
-        router.survive(|state| state.client_gone(peer.key, peer.id));
+        router.survive(|state| state.client_ended(peer.key, peer.id));
         router.run();
     }
     assert_eq!(router.state.pubsub.topics().len(), known - 1, "no message uses it any more");
@@ -224,7 +224,7 @@ fn a_topic_keeps_its_number_while_a_message_of_it_is_kept() {
         }
         router.run();
         let (key, id) = (publisher.key, publisher.id);
-        router.survive(|state| state.client_gone(key, id));
+        router.survive(|state| state.client_ended(key, id));
         router.run();
     }
     let got = read_all(&mut router, &mut subscriber);
