@@ -175,7 +175,7 @@ impl Supervisor {
     async fn drive(&mut self) -> Halt {
         loop {
             let now = self.now();
-            while let Some((child, attempt)) = self.group.held(now) {
+            while let Some((child, attempt)) = self.group.became_stable(now) {
                 log::info!("actor stable actor={} attempt={attempt}", self.children[child].spec.name);
             }
             while let Some(action) = self.group.next(now) {
