@@ -68,7 +68,7 @@ pub enum BrokerError {
 }
 
 /// Interval of checks whether draining is complete.
-const DRAIN_LOOK: Duration = Duration::from_millis(2);
+const DRAIN_INTERVAL: Duration = Duration::from_millis(2);
 /// How long closed connections may take to be notified.
 const CLOSE: Duration = Duration::from_secs(2);
 /// How long an actor of the root may take to stop.
@@ -348,6 +348,6 @@ fn abort() {
 
 async fn quiescence(router: &RouterHandle) {
     while let Ok(false) = router.send(IsQuiescent).await {
-        tokio::time::sleep(DRAIN_LOOK).await;
+        tokio::time::sleep(DRAIN_INTERVAL).await;
     }
 }

@@ -9,10 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// Replies that a session keeps: the limit of outstanding control requests of a client.
-pub(crate) const MOST_ANSWERS: usize = 64;
+pub(crate) const MAX_REPLIES: usize = 64;
 
 /// Remembered tokens of sessions that were given up.
-const MOST_GIVEN_UP: usize = 64;
+const MAX_GIVEN_UP: usize = 64;
 
 /// The sessions of a broker, attached or detached.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl<S> Sessions<S> {
     pub(crate) fn give_up(&mut self, id: u32) {
         if let Some(session) = self.sessions.get(&id) {
             self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
-            while self.given_up.len() > MOST_GIVEN_UP {
+            while self.given_up.len() > MAX_GIVEN_UP {
                 self.given_up.pop_front();
             }
         }
@@ -206,7 +206,7 @@ impl ReplyCache {
         }
         // If it is too long, sending it fails in the same way.
         let Ok(encoded) = codec::encode(answer) else { return };
-        if self.kept.len() == MOST_ANSWERS {
+        if self.kept.len() == MAX_REPLIES {
             self.kept.pop_front();
             self.earlier = self.earlier.saturating_sub(1);
         }
@@ -294,11 +294,11 @@ mod tests {
         sessions.give_up(7);
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::GivenUp));
         assert_eq!((sessions.tokens.len(), sessions.sessions.len()), (0, 0));
-        for id in 0..MOST_GIVEN_UP as u32 {
+        for id in 0..MAX_GIVEN_UP as u32 {
             sessions.open(100 + id, Token::from_bytes([100 + id as u8; 16]), 1000, 42);
             sessions.give_up(100 + id);
         }
-        assert_eq!(sessions.given_up.len(), MOST_GIVEN_UP);
+        assert_eq!(sessions.given_up.len(), MAX_GIVEN_UP);
     }
 
     #[test]
@@ -310,10 +310,10 @@ mod tests {
         assert_eq!(answers.find(1), None, "the same socket: another question with the number of an old one");
         answers.next_socket();
         assert_eq!((answers.find(1), answers.find(2)), (Some(answer(1)), None));
-        for serial in 10..10 + MOST_ANSWERS as u32 {
+        for serial in 10..10 + MAX_REPLIES as u32 {
             answers.keep(serial, &answer(serial));
         }
-        assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MOST_ANSWERS));
+        assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MAX_REPLIES));
         answers.next_socket();
         assert_eq!(answers.find(10), Some(answer(10)));
     }

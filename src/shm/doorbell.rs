@@ -18,8 +18,8 @@ use std::time::Duration;
 
 const BELL: u64 = u64::MAX;
 
-/// The most bells that one look sees.
-pub(crate) const LOOK: usize = 64;
+/// Events that one look at the doorbells returns at most.
+pub(crate) const MAX_EVENTS: usize = 64;
 
 fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
@@ -120,7 +120,7 @@ impl BellBoard {
         Ok(RouterWaker(bell))
     }
 
-    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them, and with
+    /// Calls `rang` with the key of each connection that rang since the last look, at most [`MAX_EVENTS`] of them, and with
     /// `None` for the own bell; returns how many. If there are none it waits up to `time` for one (`None`: no end).
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl BellBoard {
     #[inline]
     pub(crate) fn look(&self, time: Option<Duration>, mut rang: impl FnMut(Option<u32>)) -> io::Result<usize> {
         let time = time.map(timespec);
-        let mut events = [std::mem::MaybeUninit::uninit(); LOOK];
+        let mut events = [std::mem::MaybeUninit::uninit(); MAX_EVENTS];
         let (events, _) = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
             Ok(events) => events,
             Err(Errno::INTR) => return Ok(0),

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most woken clients that are remembered: with as many, spinning does not pay.
-pub(super) const MOST_WOKEN: usize = 16;
+pub(super) const MAX_WOKEN: usize = 16;
 
 /// Whether a client must be notified of dropped messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -466,7 +466,7 @@ impl Egresses {
             if data || bulk || express {
                 egress.bells.ring();
                 self.rung += 1;
-                if !self.woken.contains(&key) && self.woken.len() < MOST_WOKEN {
+                if !self.woken.contains(&key) && self.woken.len() < MAX_WOKEN {
                     self.woken.push(key);
                 }
             }

@@ -4,7 +4,7 @@ use super::counters::Counters;
 use super::egress::{Egress, Egresses};
 use super::overflow::OverflowWork;
 use crate::logic::arena::Key;
-use crate::logic::drop_oldest::{Added, Most};
+use crate::logic::drop_oldest::{Added, Bounds};
 use crate::logic::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
@@ -28,13 +28,14 @@ impl Egresses {
         let (had_whole, bytes) = (overflow.has_whole(), overflow.bytes());
         // Each queue has its share, and the unused shares of others.
         let share = most / egress.subscriptions.len().max(1);
-        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
+        let bounds =
+            Bounds { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
         let mut dropped = 0;
         let fill = |to: &mut [u8]| match payload {
             Payload::Bytes(from) => to.copy_from_slice(from),
             Payload::Words(_, words) => read_bytes(words, to),
         };
-        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
+        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, bounds, |gone| {
             work.unused.push(gone.id2);
             dropped += 1;
         });

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 
 /// Ids that are not given again so soon.
-const MOST_RECENT: usize = 1024;
+const MAX_RECENT: usize = 1024;
 
 impl RouterState {
     /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it
@@ -155,7 +155,7 @@ impl RouterState {
         self.ports.egresses.memory.forget(ingress.windows());
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
-        if self.recent.len() > MOST_RECENT {
+        if self.recent.len() > MAX_RECENT {
             self.recent.pop_front();
         }
         self.ports.counters.violations += u64::from(close.code != crate::wire::control::ClosingCode::Shutdown);

@@ -5,7 +5,7 @@
 //! that. Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages
 //! count as leased, and the connection leases nothing.
 //!
-//! When [`MOST_WORKERS`] are held up, memory is not taken back until one is let go; nothing else waits for them.
+//! When [`MAX_WORKERS`] are held up, memory is not taken back until one is let go; nothing else waits for them.
 
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -14,9 +14,9 @@ use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
 /// Threads at a time. Each ends when there is nothing more to do.
-const MOST_WORKERS: u64 = 4;
+const MAX_WORKERS: u64 = 4;
 /// Reclaims that wait for a thread. Those beyond it are tried again later.
-const MOST_WAITING: usize = 256;
+const MAX_WAITING: usize = 256;
 /// They call the system and nothing else.
 const STACK_BYTES: usize = 64 * 1024;
 
@@ -66,7 +66,7 @@ impl Default for Reclaimer {
     fn default() -> Reclaimer {
         let counter = || AtomicU64::new(0);
         let (workers, freed, refused) = (counter(), counter(), counter());
-        Reclaimer(Arc::new(Shared { waiting: ArrayQueue::new(MOST_WAITING), workers, freed, refused }))
+        Reclaimer(Arc::new(Shared { waiting: ArrayQueue::new(MAX_WAITING), workers, freed, refused }))
     }
 }
 
@@ -114,7 +114,7 @@ impl Reclaimer {
 impl Shared {
     /// Becomes one worker more, unless there are enough.
     fn claim(&self) -> bool {
-        let more = |workers| (workers < MOST_WORKERS).then_some(workers + 1);
+        let more = |workers| (workers < MAX_WORKERS).then_some(workers + 1);
         self.workers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 

@@ -12,7 +12,7 @@ use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
-use crate::shm::doorbell::{BellBoard, LOOK, RouterWaker};
+use crate::shm::doorbell::{BellBoard, MAX_EVENTS, RouterWaker};
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::sync::AtomicU64;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
 /// Receivers of a record that count as one more record of the batch.
-const RECEIVERS: usize = 16;
+const RECEIVERS_PER_RECORD: usize = 16;
 
 /// The router's state: it owns the parts, hands each record to the part that it belongs to, and ends connections.
 pub(crate) struct RouterState {
@@ -66,7 +66,7 @@ impl RouterState {
             ended: Vec::new(),
             due: Vec::new(),
             board: BellBoard::new()?,
-            rang: Vec::with_capacity(LOOK),
+            rang: Vec::with_capacity(MAX_EVENTS),
             has_mail: false,
             turns: Arc::default(),
         })
@@ -173,7 +173,7 @@ impl RouterState {
                         RingName::Bulk => {
                             let routed = self.pubsub.route_bulk(&mut self.ports, key, &record);
                             // One with many receivers counts for more.
-                            records = records.saturating_sub((self.pubsub.receivers() / RECEIVERS) as u32);
+                            records = records.saturating_sub((self.pubsub.receivers() / RECEIVERS_PER_RECORD) as u32);
                             routed
                         }
                         _ => self.route_express(key, &record).map(|()| LaneState::More),

@@ -30,9 +30,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often the bells are looked at while there is work, in nanoseconds.
-const LOOK_EVERY: u64 = 3_000;
+const LOOK_EVERY_NS: u64 = 3_000;
 /// The shortest time to spin, in nanoseconds.
-const SPIN_MIN: u64 = 2_000;
+const SPIN_MIN_NS: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
 
@@ -107,7 +107,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
         if sleep(&shared) {
             // Work that came soon after we gave up says that spinning longer would have paid.
             spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
-            spin = spin.clamp(SPIN_MIN.min(spin_max), spin_max);
+            spin = spin.clamp(SPIN_MIN_NS.min(spin_max), spin_max);
         }
     }
 }
@@ -149,7 +149,7 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
 
 /// Looks at the bells, unless that was done a moment ago: it is a system call.
 fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
-    if state.ports.now - *looked < LOOK_EVERY {
+    if state.ports.now - *looked < LOOK_EVERY_NS {
         return 0;
     }
     *looked = state.ports.now;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 /// Interval of checks whether the previous socket of a session is detached.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Hands a socket with a valid session token to the session's actor.
 #[derive(Message)]
@@ -145,7 +145,7 @@ impl SessionTable {
                     Err(error) => return Err(error),
                 }
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 

@@ -23,9 +23,9 @@ use std::time::Duration;
 /// Messages that may wait to be sent.
 const QUEUE: usize = 16;
 /// Interval of checks whether the broker is ready, until it is.
-const READY_LOOK: Duration = Duration::from_millis(20);
+const READY_INTERVAL: Duration = Duration::from_millis(20);
 /// Interval of checks for a changed status.
-const STATUS_LOOK: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long stopping may take beyond the drain: connections and actors are waited for.
 const BEYOND_DRAIN: Duration = Duration::from_secs(10);
 
@@ -126,13 +126,13 @@ impl Notify {
             if health::snapshot(&broker, None, router_snapshot.is_ok()).unready().is_empty() {
                 break;
             }
-            tokio::time::sleep(READY_LOOK).await;
+            tokio::time::sleep(READY_INTERVAL).await;
         }
         let mut told = status(&broker);
         self.tell(Message::Ready(told.clone()));
         self.is_ready.store(1, Ordering::Relaxed);
         loop {
-            tokio::time::sleep(STATUS_LOOK).await;
+            tokio::time::sleep(STATUS_INTERVAL).await;
             let status = status(&broker);
             if status != told {
                 self.tell(Message::Status(status.clone()));

@@ -27,7 +27,7 @@ use crate::sync::{AtomicU64, Ordering, Site, acquire, release};
 /// The time of a state that does not end by itself.
 const WITHOUT_END: u64 = u64::MAX;
 /// Failed trials that are counted; the open time has reached its limit long before.
-const MOST_FAILED_TRIALS: u32 = (1 << 24) - 1;
+const MAX_FAILED_TRIALS: u32 = (1 << 24) - 1;
 
 /// The state in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +46,14 @@ impl StateWord {
     fn from_word(word: u64) -> StateWord {
         let state = GateState::ALL[(word & 0x7) as usize % GateState::ALL.len()];
         let is_retired = word & 0x80 != 0;
-        let failed_trials = (word >> 8) as u32 & MOST_FAILED_TRIALS;
+        let failed_trials = (word >> 8) as u32 & MAX_FAILED_TRIALS;
         StateWord { generation: (word >> 32) as u32, failed_trials, state, is_retired }
     }
 
     /// The count of failed trials in the state `next`.
     fn failed_trials_at(self, next: GateState) -> u32 {
         match (self.state, next) {
-            (GateState::HalfOpen, GateState::Open) => (self.failed_trials + 1).min(MOST_FAILED_TRIALS),
+            (GateState::HalfOpen, GateState::Open) => (self.failed_trials + 1).min(MAX_FAILED_TRIALS),
             (_, GateState::Open | GateState::HalfOpen) => self.failed_trials,
             _ => 0,
         }

@@ -1,7 +1,7 @@
 //! Subscriptions that drop: whether a publish waits for one of them, and how its client is notified.
 //!
 //! A later message carries the number of dropped ones; a record of its own carries it when none follows. A client is
-//! notified [`SOON`] after the first, for all its subscriptions at once. While records wait for space in its ring, no
+//! notified [`NOTICE_DELAY_NS`] after the first, for all its subscriptions at once. While records wait for space in its ring, no
 //! notice is sent: the count behind them is newer.
 
 use super::PubSub;
@@ -14,7 +14,7 @@ use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
 /// How soon, in nanoseconds.
-const SOON: u64 = 50_000_000;
+const NOTICE_DELAY_NS: u64 = 50_000_000;
 
 impl PubSub {
     /// Whether a message waits for a subscription that would drop it: for a moment, if its client reads.
@@ -56,7 +56,7 @@ impl PubSub {
     pub(in crate::broker::router) fn watch_drops(&mut self, ports: &mut Ports) {
         while let Some(key) = ports.egresses.missed.last().copied() {
             if let Some(id) = ports.ingress(key).map(|ingress| ingress.info.id) {
-                ports.wheel.set(ports.now + SOON, Timer::Drops(key, id));
+                ports.wheel.set(ports.now + NOTICE_DELAY_NS, Timer::Drops(key, id));
             }
             ports.egresses.missed.pop();
         }

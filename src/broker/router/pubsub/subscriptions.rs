@@ -4,7 +4,7 @@ use super::PubSub;
 use crate::broker::router::connection::{ControlReply, gone};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
-use crate::logic::arena::{Key, MOST_SHORT};
+use crate::logic::arena::{Key, MAX_SHORT};
 use crate::logic::topics::LimitReached;
 use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
 use crate::wire::name::Topic;
@@ -82,7 +82,7 @@ impl PubSub {
             LimitReached::Topics => {
                 format!("the broker has reached its limit of {} topics", ports.settings.max_topics)
             }
-            LimitReached::Subscriptions => format!("the broker has reached its limit of {MOST_SHORT} subscriptions"),
+            LimitReached::Subscriptions => format!("the broker has reached its limit of {MAX_SHORT} subscriptions"),
             LimitReached::Routes => {
                 let most = ports.settings.max_routes;
                 format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")

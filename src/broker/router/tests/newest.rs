@@ -260,8 +260,8 @@ fn a_publisher_that_stops_in_mid_message_delays_no_message_that_is_kept() {
 
 #[test]
 fn what_is_kept_for_one_connection_is_bounded_and_shared() {
-    const MOST: usize = 65_536;
-    let mut router = narrow(|config| config.limits.max_backlog_bytes = MOST as u32);
+    const BACKLOG_BYTES: usize = 65_536;
+    let mut router = narrow(|config| config.limits.max_backlog_bytes = BACKLOG_BYTES as u32);
     let (mut publisher, mut subscriber) = (router.connect(), router.connect());
     let subscriptions: Vec<u32> =
         (0..4).map(|n| router.subscribe(&subscriber, ["t", "u"][n / 2], DeliveryPolicy::DropOldest, 0)).collect();
@@ -270,7 +270,7 @@ fn what_is_kept_for_one_connection_is_bounded_and_shared() {
         for n in 0..200u8 {
             publish(&mut router, &mut publisher, topic, &[n; 700], 1, Router::run);
             router.run();
-            assert!(kept_bytes(&router, &subscriber) <= 2 * MOST);
+            assert!(kept_bytes(&router, &subscriber) <= 2 * BACKLOG_BYTES);
         }
     }
     // Larger than all that may be kept.
@@ -280,7 +280,7 @@ fn what_is_kept_for_one_connection_is_bounded_and_shared() {
     for (n, subscription) in subscriptions.iter().enumerate() {
         let numbers = got.numbers(*subscription);
         let last = if n < 2 { 200 } else { 400 };
-        let newest: Vec<u64> = (last - MOST as u64 / 4 / 764 + 1..=last).collect();
+        let newest: Vec<u64> = (last - BACKLOG_BYTES as u64 / 4 / 764 + 1..=last).collect();
         assert!(numbers.ends_with(&newest), "{subscription}: {numbers:?}");
         assert_eq!(numbers.len() + got.dropped[subscription] as usize, if n < 2 { 200 } else { 201 });
     }
