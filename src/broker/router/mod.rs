@@ -238,9 +238,7 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(state);
             fault::point("router.answering", 0);
-            state.close_pending();
-            state.pubsub.watch_overflow(&mut state.ports);
-            state.ports.egresses.flush();
+            state.end_batch();
             result
         };
         self.shared.tell_ended();

@@ -108,13 +108,19 @@ impl RouterState {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
         self.serve(key);
+        self.end_batch();
+        self.timings.visited(self.ports.counters.records - before);
+        true
+    }
+
+    /// The end of a batch: closes what is to be closed, wakes the receivers, and sets the timers that the batch needs.
+    #[inline]
+    pub(super) fn end_batch(&mut self) {
         self.close_pending();
         self.pubsub.watch_overflow(&mut self.ports);
         self.ports.egresses.flush();
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
-        self.timings.visited(self.ports.counters.records - before);
-        true
     }
 
     fn serve(&mut self, key: u32) {
@@ -237,11 +243,7 @@ impl RouterState {
             self.ports.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.close_pending();
-        self.pubsub.watch_overflow(&mut self.ports);
-        self.ports.egresses.flush();
-        self.ports.watch_grown();
-        self.pubsub.watch_drops(&mut self.ports);
+        self.end_batch();
     }
 
     /// Applies other settings. Existing objects stay, also beyond a lowered limit.

@@ -121,8 +121,7 @@ impl Router {
         self.survive(|state| {
             state.look();
             while state.step() | state.ports.poll_quiet() {}
-            state.close_pending();
-            state.ports.egresses.flush();
+            state.end_batch();
         });
     }
 
