@@ -31,11 +31,8 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
     ("router.message", "nothing; a message of another actor has come"),
     ("router.answering", "nothing; what it asks for is done, but not answered"),
     ("router.ending", "0 to 3: a connection ends, and so many steps of it are done"),
-    (
-        "router.queued",
-        "the number of the subscriber, from 0; the record is in its overflow queue, which is not noted yet",
-    ),
-    ("router.pumped", "the connection whose ring has a record of an overflow queue, which is not noted yet"),
+    ("router.queued", "which subscriber, from 0; its overflow queue has the record, and that is not noted yet"),
+    ("router.pumped", "the connection whose ring has a record of an overflow queue, and that is not noted yet"),
     ("acceptor.started", "nothing"),
     ("acceptor.accepted", "nothing; a socket was accepted, and has no owner yet"),
     ("connection.started", "nothing"),

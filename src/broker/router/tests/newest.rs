@@ -142,7 +142,7 @@ fn a_router_that_dies_at_any_point_keeps_each_message_once() {
     let total: usize = sound.0.messages.values().map(Vec::len).sum();
     assert!(total > 10, "{sound:?}");
     for point in
-        ["found", "decided", "target", "kept", "delivered", "committed", "advanced", "pumped", "bell", "ending"]
+        ["found", "decided", "target", "queued", "delivered", "committed", "advanced", "pumped", "bell", "ending"]
     {
         let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
         let mut n = 0;
