@@ -39,7 +39,7 @@ pub(super) struct Ports {
     pub(super) lanes_open_at: Option<u64>,
 }
 
-/// How a turn at a lane ended.
+/// The state of a lane after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LaneState {
     /// It has no record.
