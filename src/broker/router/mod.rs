@@ -17,7 +17,7 @@
 //! | `settings`, `counters`, `timings` | limits in the router's units; counters; histograms of durations |
 //! | `connection` | the identity of a connection; close reasons |
 //! | `reclaim`, `memory` | threads that give pages back to the system; leases of the rings' extensions |
-//! | `overflow`, `egress`, `egress_overflow` | the egress half of a connection, and its overflow queues |
+//! | `egress` | the egress half of a connection, and its overflow queues |
 //! | `journal` | the record or timer that is handled, from which the next incarnation continues |
 //! | `message`, `ingress` | a message that is routed; the ingress half of a connection |
 //! | `ports` | all connections, with time, timers, counters and the journal |
@@ -25,24 +25,23 @@
 //! | `pubsub` | publish and subscribe: the bulk lane |
 //! | `calls` | requests, replies, streams, cancels, credit: the express lane |
 //! | `state` | the parts and their owner; serving one connection |
-//! | `control_request`, `snapshot`, `membership` | control requests; the status; opening and closing connections |
+//! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
-//! | `turn` | the loop: work, spin, sleep; reading doorbells |
+//! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
 //!
-//! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
+//! The actor is a shell: `RouterState` carries out its messages, and the loop in `event_loop` routes the traffic.
 
+mod attachment;
 mod calls;
 mod connection;
 mod control_request;
 mod counters;
 mod egress;
-mod egress_overflow;
+mod event_loop;
 mod ingress;
 mod journal;
-mod membership;
 mod memory;
 mod message;
-mod overflow;
 mod parking;
 mod polling;
 mod ports;
@@ -55,15 +54,14 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod timings;
-mod turn;
 
 pub(crate) use self::calls::ECHO;
 pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::RouterState;
 pub(crate) use connection::{CloseReason, CloseReceiver, CloseSender, close_report};
+pub(crate) use event_loop::Shared;
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterMetrics, ServiceMetrics};
-pub(crate) use turn::Shared;
 
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
@@ -251,7 +249,7 @@ impl Actor for ShmRouter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.shared.state.borrow_mut().recover();
-        let run = turn::run(self.shared.clone());
+        let run = event_loop::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }

@@ -5,11 +5,11 @@
 //! reused. The rules are in `actors.md`.
 
 use super::PubSub;
+use super::chosen::Chosen;
 use crate::broker::router::counters::Counters;
-use crate::broker::router::egress::{Egress, Egresses};
+use crate::broker::router::egress::{Egress, Egresses, OverflowWork};
 use crate::broker::router::journal::Journal;
-use crate::broker::router::message::{Chosen, Message};
-use crate::broker::router::overflow::OverflowWork;
+use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::arena::Key;

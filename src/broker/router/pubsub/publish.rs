@@ -5,10 +5,11 @@
 //! and keeps its subscriptions to the last.
 
 use super::PubSub;
+use super::chosen::Chosen;
 use crate::broker::router::connection::{CloseReason, Info};
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
-use crate::broker::router::message::{Chosen, Message, Wait};
+use crate::broker::router::message::{Message, Wait};
 use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
 use crate::logic::grace::Lack;

@@ -2,10 +2,19 @@
 //!
 //! No operation here makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
 //! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `overflow` | counts of the messages in the overflow queues, and pending work for the end of a batch |
+//! | `queue` | adding records to the overflow queues, and placing them into the ring |
+
+mod overflow;
+mod queue;
+
+pub(super) use overflow::OverflowWork;
 
 use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
-use super::overflow::OverflowState;
 use crate::broker::supervision::fault;
 use crate::logic::arena::Key;
 use crate::shm::doorbell::BrokerBells;
@@ -15,6 +24,7 @@ use crate::shm::segment::{CpuWords, Segment};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
 use crate::wire::record::{HEADER_WORDS, Header};
+use overflow::OverflowState;
 use std::collections::VecDeque;
 use std::sync::Arc;
 

@@ -6,32 +6,32 @@ use crate::shm::segment::Newer;
 
 /// The overflow of one connection.
 #[derive(Debug)]
-pub(super) struct OverflowState {
+pub(in crate::broker::router) struct OverflowState {
     /// Subscriptions with whole messages in their queues.
     subscriptions: u32,
-    pub(super) bytes: usize,
+    pub(in crate::broker::router) bytes: usize,
     /// Records ever queued.
-    pub(super) ever: u64,
+    pub(in crate::broker::router) ever: u64,
     /// The index of the next subscription to serve.
-    pub(super) turn: usize,
+    pub(in crate::broker::router) turn: usize,
     /// Tells the client whether messages are queued; and the number of changes.
     newer: Newer,
     changes: u64,
 }
 
 impl OverflowState {
-    pub(super) fn new(newer: Newer) -> OverflowState {
+    pub(in crate::broker::router) fn new(newer: Newer) -> OverflowState {
         OverflowState { subscriptions: 0, bytes: 0, ever: 0, turn: 0, newer, changes: 0 }
     }
 
     /// Whether whole messages are queued.
     #[inline]
-    pub(super) fn has_messages(&self) -> bool {
+    pub(in crate::broker::router) fn has_messages(&self) -> bool {
         self.subscriptions > 0
     }
 
     /// A subscription's queue has its first whole message, or has lost the last one.
-    pub(super) fn settle(&mut self, has_messages: bool) {
+    pub(in crate::broker::router) fn settle(&mut self, has_messages: bool) {
         let had_messages = self.has_messages();
         if has_messages {
             self.subscriptions += 1
@@ -47,9 +47,9 @@ impl OverflowState {
 
 /// Pending work for the end of a batch.
 #[derive(Debug, Default)]
-pub(super) struct OverflowWork {
+pub(in crate::broker::router) struct OverflowWork {
     /// Connections whose first message was queued: their rings may have space again.
-    pub(super) begun: Vec<u32>,
+    pub(in crate::broker::router) begun: Vec<u32>,
     /// Topics to release, once each.
-    pub(super) unused: Vec<TopicId>,
+    pub(in crate::broker::router) unused: Vec<TopicId>,
 }

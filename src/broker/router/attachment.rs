@@ -1,4 +1,4 @@
-//! Connections open and close.
+//! Attaching and ending connections.
 
 use super::connection::{CloseReason, Info};
 use super::egress::Egress;
