@@ -120,8 +120,8 @@ impl BellBoard {
         Ok(RouterWaker(bell))
     }
 
-    /// Calls `rang` with the key of each connection that rang since the last look, at most [`MAX_EVENTS`] of them, and with
-    /// `None` for the own bell; returns how many. If there are none it waits up to `time` for one (`None`: no end).
+    /// Calls `rang` with the key of each connection that rang since the last call, and with `None` for the router's own
+    /// bell. Returns their number, at most [`MAX_EVENTS`]. Without one it waits for up to `time` (`None`: without end).
     ///
     /// # Errors
     ///

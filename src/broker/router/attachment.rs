@@ -5,8 +5,8 @@ use super::egress::Egress;
 use super::ingress::Ingress;
 use super::state::RouterState;
 use crate::broker::supervision::fault;
-use crate::logic::numbers::Numbers;
-use crate::logic::roster::instance;
+use crate::logic::routing::numbers::Numbers;
+use crate::logic::session::roster::instance;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -101,7 +101,7 @@ impl RouterState {
         }
     }
 
-    /// The client of `key` has ended. The records in its lanes are still routed; its services and subscriptions end now.
+    /// The client of `key` has ended. Its services and subscriptions end now; the records in its lanes are routed.
     pub(super) fn client_ended(&mut self, key: u32, id: u32) {
         let Some(ingress) = self.ports.ingress_of(key, id) else { return };
         ingress.ended = true;

@@ -2,11 +2,11 @@
 
 use super::connection::Info;
 use super::message::Message;
-use crate::logic::arena::Key;
-use crate::logic::numbers::Numbers;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::numbers::Numbers;
+use crate::logic::routing::topics::TopicId;
+use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::ServiceId;
-use crate::logic::topics::TopicId;
-use crate::logic::wheel::TimerId;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;

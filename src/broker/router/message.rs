@@ -1,7 +1,7 @@
 //! A message that is routed, and what it waits for.
 
-use crate::logic::arena::Key;
-use crate::logic::topics::TopicId;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::topics::TopicId;
 use crate::wire::record::{Flags, Header, Kind};
 
 /// One message, as it is routed.

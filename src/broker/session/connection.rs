@@ -13,7 +13,7 @@ use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Exit, Stop};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::broker::telemetry::report;
-use crate::logic::lifecycle::{Begin, Lost};
+use crate::logic::session::lifecycle::{Begin, Lost};
 use crate::shm::peer::Process;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;

@@ -9,7 +9,7 @@ use crate::broker::session::upstream::Dialled;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::sessions::ResumeError;
+use crate::logic::session::sessions::ResumeError;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, Process, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};

@@ -2,7 +2,7 @@
 
 use crate::broker::session::stream::Detached;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::sessions::{ResumeError, Sessions};
+use crate::logic::session::sessions::{ResumeError, Sessions};
 use crate::shm::peer::{self, Process};
 use crate::shm::segment::fill_random;
 use crate::wire::control::Token;

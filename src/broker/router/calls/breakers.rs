@@ -4,8 +4,8 @@
 use super::Calls;
 use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::{BreakerChange, BreakerEvent};
-use crate::logic::arena::Key;
 use crate::logic::breaker::{BreakerOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
+use crate::logic::routing::arena::Key;
 use crate::logic::services::ServiceId;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;

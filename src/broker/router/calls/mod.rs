@@ -15,10 +15,10 @@ mod outcomes;
 pub(in crate::broker) use breakers::{state, status};
 
 use super::settings::Settings;
-use crate::logic::arena::Arena;
 use crate::logic::breaker::Permit;
+use crate::logic::routing::arena::Arena;
+use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{ServiceId, Services};
-use crate::logic::wheel::TimerId;
 use crate::wire::name::Name;
 use std::io;
 
@@ -58,7 +58,7 @@ impl Calls {
     }
 
     #[cfg(test)]
-    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (crate::logic::arena::Key, &Call)> {
+    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (crate::logic::routing::arena::Key, &Call)> {
         self.table.iter()
     }
 

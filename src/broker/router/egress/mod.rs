@@ -16,7 +16,7 @@ pub(super) use overflow::OverflowWork;
 use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
 use crate::broker::supervision::fault;
-use crate::logic::arena::Key;
+use crate::logic::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};

@@ -3,9 +3,9 @@
 use super::overflow::OverflowWork;
 use super::{Egress, Egresses};
 use crate::broker::router::counters::Counters;
-use crate::logic::arena::Key;
-use crate::logic::drop_oldest::{Added, Bounds};
-use crate::logic::topics::Topics;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::drop_oldest::{Added, Bounds};
+use crate::logic::routing::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header};

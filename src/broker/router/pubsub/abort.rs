@@ -6,7 +6,7 @@ use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
-use crate::logic::arena::Key;
+use crate::logic::routing::arena::Key;
 use crate::shm::layout::message_cost;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind};

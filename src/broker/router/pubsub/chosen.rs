@@ -3,9 +3,9 @@
 use crate::broker::router::counters::Counters;
 use crate::broker::router::egress::{Egresses, OverflowWork};
 use crate::broker::router::message::Message;
-use crate::logic::arena::Key;
-use crate::logic::grace::Lack;
-use crate::logic::topics::{TopicId, Topics};
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::grace::Lack;
+use crate::logic::routing::topics::{TopicId, Topics};
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};

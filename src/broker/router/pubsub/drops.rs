@@ -1,19 +1,19 @@
 //! Subscriptions that drop: whether a publish waits for one of them, and how its client is notified.
 //!
-//! A later message carries the number of dropped ones; a record of its own carries it when none follows. A client is
-//! notified [`NOTICE_DELAY_NS`] after the first, for all its subscriptions at once. While records wait for space in its ring, no
-//! notice is sent: the count behind them is newer.
+//! The next message of a subscription carries its number of drops. If none follows, a record `Dropped` does, after
+//! [`NOTICE_DELAY_NS`], for all subscriptions of the client at once. While records wait for space in its ring, no
+//! notice is sent, because the records behind carry a newer count.
 
 use super::PubSub;
 use crate::broker::router::egress::{DropNotice, Egress};
 use crate::broker::router::journal::Timer;
 use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
-use crate::logic::grace::Lack;
+use crate::logic::routing::grace::Lack;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
-/// How soon, in nanoseconds.
+/// The time from the first drop to the notice, in nanoseconds.
 const NOTICE_DELAY_NS: u64 = 50_000_000;
 
 impl PubSub {

@@ -20,7 +20,7 @@ mod subscriptions;
 
 use super::egress::OverflowWork;
 use super::settings::Settings;
-use crate::logic::topics::Topics;
+use crate::logic::routing::topics::Topics;
 use chosen::Chosen;
 
 /// Topics, their subscriptions, and the decisions for the current message.

@@ -12,8 +12,8 @@ use crate::broker::router::journal::Journal;
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
-use crate::logic::arena::Key;
-use crate::logic::topics::Topics;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 

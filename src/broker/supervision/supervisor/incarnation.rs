@@ -6,7 +6,7 @@
 
 use super::tree::Cause;
 use crate::broker::telemetry::stderr;
-use crate::logic::restart::Restarts;
+use crate::logic::supervision::restart::Restarts;
 use actix::prelude::*;
 use std::any::Any;
 use std::backtrace::Backtrace;

@@ -4,7 +4,7 @@ use super::incarnation::{End, Exit, Incarnation, Stop};
 use super::tree::{NodeId, Tree};
 use super::{elapsed, random, report, sleep_until};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::restart::{Decision, Limits, Restart, Restarts};
+use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -12,7 +12,7 @@
 //! Two counts, with different purposes: *attempts* since the actor was last stable choose the delay, and restarts
 //! within the sliding `period` decide when to give up. Times are nanoseconds; `random` is uniform in `0.0..1.0`.
 
-use super::backoff::Backoff;
+use crate::logic::backoff::Backoff;
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -195,5 +195,4 @@ impl Group {
 }
 
 #[cfg(test)]
-#[path = "group_tests.rs"]
 mod tests;
