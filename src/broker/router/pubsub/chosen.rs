@@ -18,7 +18,7 @@ pub(super) struct Chosen {
     pub(super) target: usize,
     pub(super) gets_it: bool,
     pub(super) announce: bool,
-    /// It drops the oldest: messages without space are queued.
+    /// A `drop_oldest` subscription: messages without space are queued.
     pub(super) keeps: bool,
     pub(super) cost: u32,
     /// The resource that it lacks.
@@ -26,11 +26,11 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// The subscription has got the message: it pays with its credit.
+    /// The subscription has got the message: takes its cost off the credit.
     #[inline]
     pub(super) fn charge(&self, topics: &mut Topics, egresses: &mut Egresses) {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
-        // A queue that is emptied at once pays nothing: its client gives nothing back.
+        // The client of a `drop_oldest` subscription returns no credit, so messages cost none.
         if subscription.policy != DeliveryPolicy::DropOldest {
             subscription.credit = subscription.credit.saturating_sub(self.cost);
         }
@@ -52,7 +52,7 @@ impl Chosen {
         }
     }
 
-    /// The message is dropped for this subscription.
+    /// Drops the message for this subscription.
     pub(super) fn pass_over(&self, topics: &mut Topics, egresses: &mut Egresses, counters: &mut Counters) {
         let Some(subscription) = topics.subscriptions.get_mut(self.subscription) else { return };
         subscription.dropped = subscription.dropped.saturating_add(1);

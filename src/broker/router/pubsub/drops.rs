@@ -17,7 +17,7 @@ use crate::wire::record::{Header, Kind};
 const NOTICE_DELAY_NS: u64 = 50_000_000;
 
 impl PubSub {
-    /// Whether a message waits for a subscription that would drop it: for a moment, if its client reads.
+    /// Whether a message waits for a subscription that would drop it: for the grace, if its client reads.
     #[cold]
     pub(super) fn wait_for_readers(&mut self, ports: &mut Ports) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
@@ -34,10 +34,10 @@ impl PubSub {
         Ok(())
     }
 
-    /// The owner of a subscription can take more; publishers that wait for it try again.
+    /// The owner of a subscription grants credit; publishers that wait for it try again.
     pub(in crate::broker::router) fn credit(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         let subscriptions = &mut self.topics.subscriptions;
-        // One that was evicted meanwhile is no fault of its owner.
+        // The subscription may have been evicted meanwhile: that is no violation.
         let found = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription));
         let Some(found) = found.filter(|found| found.owner == key) else { return };
         let given = header.arg.min(found.capacity - found.credit);
@@ -51,7 +51,7 @@ impl PubSub {
         ports.retry_waiters(key);
     }
 
-    /// Sets the time for connections that have missed their first message.
+    /// Sets the timer of the notice for connections that have missed their first message.
     #[inline]
     pub(in crate::broker::router) fn watch_drops(&mut self, ports: &mut Ports) {
         while let Some(key) = ports.egresses.missed.last().copied() {
@@ -73,7 +73,7 @@ impl PubSub {
         self.tell_late_drops(ports, key);
     }
 
-    /// There may be space for the notice to the connection `key`.
+    /// Sends a notice that is due to the connection `key`, if its ring has space now.
     #[inline]
     pub(in crate::broker::router) fn tell_late_drops(&mut self, ports: &mut Ports, key: u32) {
         let is_late = |egress: &&mut Egress| {

@@ -54,7 +54,7 @@ impl PubSub {
         self.chosen.len()
     }
 
-    /// A new router: no subscription is held to have stopped while there was none.
+    /// After a restart of the router: the time without a router does not count against a subscription.
     pub(super) fn forget_graces(&mut self, now: u64) {
         self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
     }

@@ -69,7 +69,7 @@ impl PubSub {
             if !egress.overflow.has_messages() {
                 return true;
             }
-            // Publishers that wait for this client have a part of the ring.
+            // A part of the ring is reserved for publishers that wait for this client.
             if !egress.waiters.is_empty() && egress.is_crowded() {
                 return false;
             }
@@ -91,7 +91,7 @@ impl PubSub {
         }
     }
 
-    /// Moves one record, after its topic's name if the client does not know that yet. `false`: no space.
+    /// Moves one record, preceded by the name of its topic if the client does not know it. `false`: no space.
     fn pump_record(&mut self, ports: &mut Ports, key: u32, subscription: Key) -> bool {
         let slot_size = ports.settings.geometry.slot_size() as usize;
         let Ports { egresses, journal, .. } = ports;

@@ -1,4 +1,4 @@
-//! Slow consumers: a bulk lane has waited as long as it may for a subscription.
+//! Slow consumers: a bulk lane has waited for a subscription for the slow consumer timeout.
 
 use super::PubSub;
 use crate::broker::router::ingress::{NO_CONNECTION, Parked};
@@ -20,8 +20,8 @@ struct Eviction {
 }
 
 impl PubSub {
-    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those
-    /// that drop rather than wait do without the message, which had begun when they stopped.
+    /// The timeout of the bulk lane of `key` has passed: evicts the `block` subscriptions for which it waits. `drop_*`
+    /// subscriptions, which make only a begun message wait, lose the message.
     pub(in crate::broker::router) fn waited_too_long(&mut self, ports: &mut Ports, key: u32) {
         let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
         if let Some(parked) = ingress.parked.filter(|parked| parked.is_grace) {
@@ -34,7 +34,7 @@ impl PubSub {
         }
         let timeout = ports.settings.slow_consumer_timeout;
         if ingress.waiting_on.is_some_and(|(_, since)| ports.now < since + timeout) {
-            // It was parked anew since this timer was due.
+            // The lane was parked anew since this timer was due.
             return;
         }
         let Some(parked) = ingress.parked.take() else { return };
@@ -61,8 +61,8 @@ impl PubSub {
         }
     }
 
-    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Others may have no room
-    /// either just now; if they still have none then, they get a time of their own.
+    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Subscriptions of other
+    /// connections that lack credit or space get a timeout of their own.
     fn blocking_subscriptions(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
         if let Some(message) = &parked.message {
             if self.decide(ports, message, true).is_err() {
@@ -98,7 +98,7 @@ impl PubSub {
         ports.egresses.send(subscription.owner, &notice, Payload::EMPTY);
         let event =
             Eviction { connection: id, pattern: subscription.pattern.to_string(), dropped: subscription.dropped };
-        // Strings and numbers always serialise.
+        // Serialising strings and numbers cannot fail.
         let text = serde_json::to_string(&event).unwrap_or_default();
         self.publish_system(ports, "$sys.subscription.evicted", &text);
         ports.events.tell(Event::Evicted {

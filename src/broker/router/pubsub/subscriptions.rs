@@ -46,7 +46,7 @@ impl PubSub {
         }
         let capacity = match credit {
             0 => ports.settings.subscription_credit,
-            // One record of the largest size at least, so that nothing is too large for it.
+            // At least one record of the largest size, so that no message is too large.
             credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
         };
         let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
@@ -99,7 +99,7 @@ impl PubSub {
             self.forget_overflow(ports, key, subscription);
         }
         let Some(egress) = ports.egresses.get_mut(key) else { return };
-        // Off the list when they are gone, so that none is left if the router dies between.
+        // Each stays on the list until it has ended, so none is left if the router dies in between.
         self.topics.unsubscribe_all(&egress.subscriptions);
         egress.subscriptions = Vec::new();
     }
