@@ -60,9 +60,9 @@ fn succeeds(request: lapce_ipc::client::Request) {
 /// What `breaker list --json` says of `fragile`.
 #[track_caller]
 fn listed(broker: &Broker) -> serde_json::Value {
-    let told = broker.run(&["breaker", "list", "--json"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
-    let all: Vec<serde_json::Value> = serde_json::from_slice(&told.stdout).unwrap();
+    let output = broker.run(&["breaker", "list", "--json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     all.into_iter().find(|breaker| breaker["service"] == "fragile").expect("its breaker")
 }
 
@@ -80,9 +80,13 @@ fn log(broker: &mut Broker) -> Vec<String> {
 
 #[track_caller]
 fn rejected(broker: &Broker) {
-    let told = broker.run(&["request", "fragile", "?"]);
-    assert_eq!(code(&told), 75, "{}", stderr(&told));
-    assert!(stderr(&told).contains("breaker open") && stderr(&told).contains("try again in"), "{}", stderr(&told));
+    let output = broker.run(&["request", "fragile", "?"]);
+    assert_eq!(code(&output), 75, "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("breaker open") && stderr(&output).contains("try again in"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -141,11 +145,11 @@ fn five_failures_open_it_probes_are_counted_a_failed_one_doubles_the_wait_and_tw
     ];
     wait_until("the log's last line", || log(&mut broker).len() >= expected.len());
     assert_eq!(log(&mut broker), expected);
-    let told: Vec<_> = expected.iter().map(|_| events.next_timeout(DEADLINE).unwrap().expect("an event")).collect();
-    assert!(told.iter().all(|event| event.topic() == "$sys.breaker.fragile"));
-    let first: serde_json::Value = serde_json::from_slice(told[0].payload()).unwrap();
+    let received: Vec<_> = expected.iter().map(|_| events.next_timeout(DEADLINE).unwrap().expect("an event")).collect();
+    assert!(received.iter().all(|event| event.topic() == "$sys.breaker.fragile"));
+    let first: serde_json::Value = serde_json::from_slice(received[0].payload()).unwrap();
     assert_eq!((&first["from"], &first["to"], &first["failures"]), (&"closed".into(), &"open".into(), &5.into()));
-    let last: serde_json::Value = serde_json::from_slice(told[4].payload()).unwrap();
+    let last: serde_json::Value = serde_json::from_slice(received[4].payload()).unwrap();
     assert_eq!((&last["to"], &last["reason"]), (&"closed".into(), &"recovered".into()));
 }
 
@@ -157,8 +161,8 @@ fn a_program_that_fails_is_spared_from_the_sixth_request_on() {
     let mut reply = broker.spawn(&["reply", "fragile", "--exec", &line]);
     reply.wait_for("serving\n");
     for _ in 0..5 {
-        let told = broker.run(&["request", "fragile", "?"]);
-        assert_eq!((code(&told), stderr(&told).as_str()), (1, "error: broken\n"));
+        let output = broker.run(&["request", "fragile", "?"]);
+        assert_eq!((code(&output), stderr(&output).as_str()), (1, "error: broken\n"));
     }
     rejected(&broker);
     assert_eq!(std::fs::read_to_string(seen).unwrap().lines().count(), 5);
@@ -201,8 +205,8 @@ fn a_program_rejects_a_wrong_request_with_exit_code_65() {
     let mut reply = broker.spawn(&["reply", "fragile", "--exec", "echo wrong >&2; exit 65"]);
     reply.wait_for("serving\n");
     for _ in 0..7 {
-        let told = broker.run(&["request", "fragile", "?"]);
-        assert_eq!((code(&told), stderr(&told).as_str()), (1, "error: wrong\n"));
+        let output = broker.run(&["request", "fragile", "?"]);
+        assert_eq!((code(&output), stderr(&output).as_str()), (1, "error: wrong\n"));
     }
     assert_eq!(broker.client().breakers().unwrap()[0].failures, 0);
 }
@@ -260,18 +264,18 @@ fn a_result_after_the_deadline_changes_nothing() {
 fn people_open_it_and_close_it_and_give_it_back() {
     let mut broker = broker();
     let mut responder = Responder::new(&broker, "fragile");
-    let told = broker.run(&["breaker", "open", "fragile", "--json"]);
-    let set: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let output = broker.run(&["breaker", "open", "fragile", "--json"]);
+    let set: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&set["service"], &set["state"]), (&"fragile".into(), &"forced_open".into()));
-    let told = broker.run(&["request", "fragile", "?"]);
-    assert_eq!((code(&told), stderr(&told).contains("breaker open")), (75, true));
+    let output = broker.run(&["request", "fragile", "?"]);
+    assert_eq!((code(&output), stderr(&output).contains("breaker open")), (75, true));
     responder.has_seen(0);
     let error = broker.client().request("fragile", "?").unwrap_err();
     assert_eq!((error.is_breaker_open(), error.retry_after()), (true, None), "nobody knows when");
 
-    let told = broker.run(&["breaker", "close", "fragile", "--for", "90m"]);
-    let told = String::from_utf8(told.stdout).unwrap();
-    assert!(told.contains("fragile  forced_closed") && told.contains(" 1 h "), "{told}");
+    let output = broker.run(&["breaker", "close", "fragile", "--for", "90m"]);
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert!(output.contains("fragile  forced_closed") && output.contains(" 1 h "), "{output}");
     for _ in 0..6 {
         assert_eq!(ask(&broker, &mut responder, fails), 1);
     }
@@ -301,13 +305,13 @@ fn people_open_it_and_close_it_and_give_it_back() {
 fn what_makes_no_sense_is_told_clearly() {
     let broker = broker();
     for order in ["open", "close", "auto"] {
-        let told = broker.run(&["breaker", order, "nobody"]);
-        assert_eq!(code(&told), 1);
-        assert!(stderr(&told).starts_with("error: unknown service: nobody"), "{}", stderr(&told));
-        assert!(told.stdout.is_empty());
+        let output = broker.run(&["breaker", order, "nobody"]);
+        assert_eq!(code(&output), 1);
+        assert!(stderr(&output).starts_with("error: unknown service: nobody"), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
     }
-    let told = broker.run(&["breaker", "open", "echo"]);
-    assert_eq!((code(&told), stderr(&told).contains("has no breaker")), (1, true));
+    let refused = broker.run(&["breaker", "open", "echo"]);
+    assert_eq!((code(&refused), stderr(&refused).contains("has no breaker")), (1, true));
     for wrong in [&["open"][..], &["open", "a b"], &["open", "x", "--for", "5"], &["auto", "x", "--for", "5m"], &[]] {
         assert_eq!(code(&broker.run(&[&["breaker"], wrong].concat())), 64, "{wrong:?}");
     }

@@ -226,8 +226,8 @@ fn an_error_text_that_is_too_large_is_an_error_too() {
     for fails in [true, false] {
         let mut stream = client.request_stream("svc", "").unwrap();
         let request = service.next().unwrap().unwrap();
-        let told = if fails { request.fail(&text) } else { request.refuse(&text) };
-        assert!(told.unwrap_err().is_too_large());
+        let result = if fails { request.fail(&text) } else { request.refuse(&text) };
+        assert!(result.unwrap_err().is_too_large());
         assert!(stream.next().unwrap().unwrap_err().is_error_reply());
     }
 }

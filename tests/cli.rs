@@ -220,9 +220,9 @@ impl ArgIn for std::process::Command {
 fn help_and_version_are_data_and_no_error() {
     for program in [LAPCE_IPC, IPC_SERVER_MAIN] {
         for option in ["--help", "--version"] {
-            let told = output(command(program).arg_in(option), b"");
-            assert_eq!(code(&told), 0);
-            assert!(!told.stdout.is_empty() && told.stderr.is_empty(), "{program} {option}");
+            let output = output(command(program).arg_in(option), b"");
+            assert_eq!(code(&output), 0);
+            assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{program} {option}");
         }
     }
     for name in ["serve", "pub", "sub", "request", "reply", "status", "breaker", "bench"] {
@@ -433,15 +433,15 @@ fn status_is_told_to_people_and_programs() {
     let mut sub = broker.spawn(&["sub", "lapce.>"]);
     sub.wait_for("subscribed\n");
     assert_eq!(broker.run(&["request", "echo", "hi"]).stdout, b"hi\n");
-    let told = broker.run(&["status"]);
-    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    let output = broker.run(&["status"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let echo = text.lines().find(|line| line.trim_start().starts_with("echo ")).unwrap();
     assert_eq!(echo.split_whitespace().nth(1), Some("-"), "nobody is missing: {text}");
     for expected in ["broker ", "lapce-ipc-sub", "services (", "counters (", &broker.socket().display().to_string()] {
         assert!(text.contains(expected), "no {expected:?} in {text}");
     }
-    let told = broker.run(&["status", "--json"]);
-    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let output = broker.run(&["status", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["subscriptions"], 1);
     let names: Vec<_> = report["connections"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"lapce-ipc-sub") && names.contains(&"lapce-ipc-status"), "{names:?}");
@@ -499,9 +499,9 @@ fn check_config_shows_each_value_and_its_source() {
         output(command, b"")
     };
     for program in [command(IPC_SERVER_MAIN), command(LAPCE_IPC).arg_in("serve")] {
-        let told = check(program);
-        let text = String::from_utf8_lossy(&told.stdout).into_owned();
-        assert_eq!((code(&told), stderr(&told).as_str()), (0, ""));
+        let output = check(program);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
         for expected in [
             &format!("ipc.max_connections = 7   # {}:2", file.display()),
             "ipc.socket_path = \"/tmp/x.sock\"   # command line",
@@ -513,9 +513,9 @@ fn check_config_shows_each_value_and_its_source() {
         }
     }
     fs::write(&file, "[ipc]\nmax_conections = 7\nmax_message_size = 0\n").unwrap();
-    let told = check(command(IPC_SERVER_MAIN));
-    fails_with(&told, 78, &format!("error: {}:2:1: ipc.max_conections: unknown key", file.display()));
-    fails_with(&told, 78, &format!("error: {}:3:", file.display()));
+    let checked = check(command(IPC_SERVER_MAIN));
+    fails_with(&checked, 78, &format!("error: {}:2:1: ipc.max_conections: unknown key", file.display()));
+    fails_with(&checked, 78, &format!("error: {}:3:", file.display()));
     // The configuration also tells a client where the broker is.
     let mut client = command(LAPCE_IPC);
     client.arg("--config").arg(&file).arg("status");
@@ -680,17 +680,17 @@ fn bench_measures_and_leaves_nothing_behind() {
     for (mode, key, processes) in
         [("latency", "p50_ns", 2), ("routed", "p999_ns", 3), ("requests", "msgs_per_s", 2), ("pubsub", "msgs_per_s", 3)]
     {
-        let told = bench(&[mode, "--json", "--size", "100"]);
-        assert_eq!(code(&told), 0, "{mode}: {}", stderr(&told));
-        let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        let output = bench(&[mode, "--json", "--size", "100"]);
+        assert_eq!(code(&output), 0, "{mode}: {}", stderr(&output));
+        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(figures[key].as_u64().unwrap() > 0, "{key} in {figures}");
         assert!(figures["floor_ns"].as_u64().unwrap() > 0, "{figures}");
         assert_eq!((&figures["mode"], &figures["wait"]), (&mode.into(), &"adaptive".into()));
         assert_eq!((&figures["size"], &figures["processes"]), (&100.into(), &processes.into()));
     }
-    let told = bench(&["connections", "--count", "20", "--json"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
-    let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let output = bench(&["connections", "--count", "20", "--json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let number = |key: &str| figures[key].as_u64().unwrap_or_else(|| panic!("no {key} in {figures}"));
     assert_eq!((number("connections"), number("idle_seconds"), number("processes")), (20, 1, 2));
     // A page of its own at least, shared with its client.
@@ -698,8 +698,8 @@ fn bench_measures_and_leaves_nothing_behind() {
     assert!(number("bytes_per_connection") >= number("rss_bytes_per_connection"), "{figures}");
     assert!(number("floor_ns") > 0 && figures["wait"] == "adaptive", "{figures}");
     assert!(figures["page_table_bytes_per_connection"].is_u64() && figures["idle_cpu_ticks"].is_u64(), "{figures}");
-    let told = bench(&["latency", "--wait", "block"]);
-    assert!(String::from_utf8_lossy(&told.stdout).contains("\np99.9 "), "{}", stderr(&told));
+    let output = bench(&["latency", "--wait", "block"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\np99.9 "), "{}", stderr(&output));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -708,9 +708,9 @@ fn bench_opens_more_connections_than_a_broker_takes_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(LAPCE_IPC);
     command.args(["bench", "connections", "--count", "1010", "--seconds", "1"]).env("TMPDIR", folder.path());
-    let told = output(command, b"");
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
-    let text = String::from_utf8_lossy(&told.stdout);
+    let output = output(command, b"");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
     for line in ["\nconnections  1010\n", "\nresident ", "\npage tables ", "\ntogether ", "\nidle CPU "] {
         assert!(text.contains(line), "{line:?} in {text}");
     }
@@ -726,9 +726,9 @@ fn bench_says_the_same_to_a_broker_with_a_file() {
     let bench = |mode: &str| {
         let mut command = command(LAPCE_IPC);
         command.args(["bench", mode, "--count", "10", "--seconds", "1", "--json", "--config"]).arg(&file);
-        let told = output(command, b"");
-        assert_eq!(code(&told), 0, "{mode}: {}", stderr(&told));
-        let figures: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        let output = output(command, b"");
+        assert_eq!(code(&output), 0, "{mode}: {}", stderr(&output));
+        let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(figures["connections"], 10, "{figures}");
     };
     bench("connections");
@@ -738,12 +738,12 @@ fn bench_says_the_same_to_a_broker_with_a_file() {
 #[test]
 fn bench_connections_is_for_a_broker_of_its_own_and_counts_for_no_other_mode() {
     let broker = Broker::start();
-    let told = broker.run(&["bench", "connections", "--count", "2", "--seconds", "1"]);
-    assert_eq!((code(&told), told.stdout.len()), (64, 0), "{}", stderr(&told));
-    assert!(stderr(&told).contains("needs its own broker"), "{}", stderr(&told));
-    let told = broker.run(&["bench", "latency", "--count", "2"]);
-    assert_eq!((code(&told), told.stdout.len()), (64, 0), "{}", stderr(&told));
-    assert!(stderr(&told).contains("--count is for bench connections"), "{}", stderr(&told));
+    let output = broker.run(&["bench", "connections", "--count", "2", "--seconds", "1"]);
+    assert_eq!((code(&output), output.stdout.len()), (64, 0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("needs its own broker"), "{}", stderr(&output));
+    let output = broker.run(&["bench", "latency", "--count", "2"]);
+    assert_eq!((code(&output), output.stdout.len()), (64, 0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--count is for bench connections"), "{}", stderr(&output));
 }
 
 #[test]

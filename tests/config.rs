@@ -147,13 +147,13 @@ fn the_original_file_loads() {
 
 #[test]
 fn every_key_is_explained() {
-    let told = explain(&Loaded::default()).to_string();
+    let output = explain(&Loaded::default()).to_string();
     for (section, key) in keys() {
         let first = key.doc_lines().next().unwrap_or_default();
         assert!(first.len() > 15 && first.ends_with('.'), "{section}.{}: {first:?} is no sentence", key.name);
         let value = Config::default().get(&format!("{section}.{}", key.name)).expect("a value");
         assert!(
-            told.contains(&format!("# {first}\n{section}.{} = {value}   # default", key.name)),
+            output.contains(&format!("# {first}\n{section}.{} = {value}   # default", key.name)),
             "{section}.{}",
             key.name
         );
@@ -422,9 +422,9 @@ fn an_upstream_may_have_restart_keys_of_its_own() {
     assert_eq!(own.max_restarts, 0, "without a limit of its own it is dialled for ever");
     let other = loaded.config.restart_for("b");
     assert_eq!((other.max_restarts, other.max_delay_ms), (4, 900), "the other keys are as for all");
-    let told = explain(&loaded).to_string();
-    assert!(told.contains("initial_delay_ms = 7"), "{told}");
-    assert_eq!(Fixture::new().load(&told, &Env::default()).expect("it loads again").config, loaded.config);
+    let output = explain(&loaded).to_string();
+    assert!(output.contains("initial_delay_ms = 7"), "{output}");
+    assert_eq!(Fixture::new().load(&output, &Env::default()).expect("it loads again").config, loaded.config);
     refused(
         "[[upstream]]\nname = \"a\"\nsocket_path = \"/a\"\nwatchdog_abort_ms = 100\nmax_restart = 1\n",
         "config.toml:4:1: upstream[0].watchdog_abort_ms: unknown key\n\
@@ -717,7 +717,7 @@ fn explain_tells_where_values_come_from() {
     let path = fixture.write("config.toml", "[ipc]\nmax_connections = 5\n[restart]\njitter = 0\n");
     let mut loaded = load(&fixture.options(Some(&path)), &variables).unwrap();
     loaded.set_from_command_line("health_server.port", "1").unwrap();
-    let told = explain(&loaded).to_string();
+    let output = explain(&loaded).to_string();
     for line in [
         format!("# read from {}", path.display()),
         format!("ipc.max_connections = 5   # {}:2", path.display()),
@@ -726,7 +726,7 @@ fn explain_tells_where_values_come_from() {
         "health_server.port = 1   # command line".to_owned(),
         "ipc.worker_threads = 1   # default".to_owned(),
     ] {
-        assert!(told.lines().any(|told| told == line), "{line}\nis not in\n{told}");
+        assert!(output.lines().any(|output| output == line), "{line}\nis not in\n{output}");
     }
 }
 
@@ -734,8 +734,8 @@ fn explain_tells_where_values_come_from() {
 fn explain_of_a_file_with_a_newline_in_its_name_is_still_toml() {
     let fixture = Fixture::new();
     let path = fixture.write("a\nipc.max_connections = 7\n", "ipc.max_connections = 5\n");
-    let told = explain(&load(&fixture.options(Some(&path)), &Env::default()).unwrap()).to_string();
-    assert_eq!(accepted(&told).config.ipc.max_connections, 5);
+    let output = explain(&load(&fixture.options(Some(&path)), &Env::default()).unwrap()).to_string();
+    assert_eq!(accepted(&output).config.ipc.max_connections, 5);
 }
 
 /// Any text for a variable: such as is near to a good value, and such as is not.
@@ -793,9 +793,9 @@ proptest! {
             let (section, key) = all[index % all.len()];
             set += u32::from(loaded.set_from_command_line(&format!("{section}.{}", key.name), &text).is_ok());
         }
-        let told = explain(&loaded).to_string();
-        let again = Fixture::new().load(&told, &Env::default());
-        let again = again.map_err(|error| TestCaseError::fail(format!("{error}\n{told}")))?;
+        let output = explain(&loaded).to_string();
+        let again = Fixture::new().load(&output, &Env::default());
+        let again = again.map_err(|error| TestCaseError::fail(format!("{error}\n{output}")))?;
         prop_assert_eq!(&again.config, &loaded.config, "after {} changes", set);
     }
 

@@ -182,18 +182,18 @@ fn status_metrics_and_ledger_agree_after_traffic_of_every_kind() {
     // What was said last may be on its way.
     wait_until("the last cancels", || counter(&status(&broker), "failed_cancelled") == 2);
 
-    let (mut told, mut metrics) = (status(&broker), broker.get("/metrics"));
+    let (mut reported, mut metrics) = (status(&broker), broker.get("/metrics"));
     wait_until("the last credit to have come", || {
-        (told, metrics) = (status(&broker), broker.get("/metrics"));
-        counter(&told, "records") == sum(&metrics, "lapce_ipc_records_total", "")
+        (reported, metrics) = (status(&broker), broker.get("/metrics"));
+        counter(&reported, "records") == sum(&metrics, "lapce_ipc_records_total", "")
     });
     let outcomes = |name: &str| name.strip_prefix("failed_").map(str::to_owned);
-    for counter in told["counters"].as_array().unwrap() {
-        let (name, told) = (counter[0].as_str().unwrap(), counter[1].as_u64().unwrap());
+    for counter in reported["counters"].as_array().unwrap() {
+        let (name, reported) = (counter[0].as_str().unwrap(), counter[1].as_u64().unwrap());
         // The others are not for a test to know: how the router has worked, and the commands' own connections.
         let is_work = ["connections", "records", "bytes", "parked", "rings", "looks", "sleeps", "leases_refused"];
         if !is_work.contains(&name) {
-            assert_eq!(told, ledger.counts.get(name).copied().unwrap_or(0), "{name}: {ledger:?}");
+            assert_eq!(reported, ledger.counts.get(name).copied().unwrap_or(0), "{name}: {ledger:?}");
         }
     }
     for (name, family) in [
@@ -219,7 +219,7 @@ fn status_metrics_and_ledger_agree_after_traffic_of_every_kind() {
         assert_eq!(sum(&metrics, "lapce_ipc_requests_failed_total", &label), *times, "{outcome}");
     }
     for (service, (requests, failures)) in &ledger.services {
-        let (label, services) = (format!("service=\"{service}\""), told["services"].as_array().unwrap());
+        let (label, services) = (format!("service=\"{service}\""), reported["services"].as_array().unwrap());
         let shown = services.iter().find(|shown| shown["name"] == *service).expect("the service");
         assert_eq!(
             (shown["requests"].as_u64(), shown["failures"].as_u64()),
@@ -241,7 +241,7 @@ fn status_metrics_and_ledger_agree_after_traffic_of_every_kind() {
     assert_eq!(count("request_first_chunk_seconds", r#"service="tokens""#), 10);
     assert_eq!(count("request_first_chunk_seconds", r#"service="held""#), 2);
     assert_eq!(sum(&metrics, "lapce_ipc_batch_records_sum", ""), count("in_broker_seconds", ""));
-    let latency = &told["latency"];
+    let latency = &reported["latency"];
     assert_eq!((&latency["round_trip"]["count"], &latency["first_chunk"]["count"]), (&replies.into(), &12.into()));
     assert_eq!(latency["in_broker"]["count"], count("in_broker_seconds", ""));
     for what in ["in_broker", "round_trip", "first_chunk"] {
@@ -271,9 +271,9 @@ fn every_family_is_in_the_metrics_of_a_broker_under_traffic() {
     asking.request_stream("tokens", "").unwrap().for_each(drop);
     let metrics = broker.get("/metrics");
     let types = metrics.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    let told: BTreeSet<_> = types.collect();
-    assert!(told.len() > 50, "{told:?}");
-    assert_eq!(told, declared());
+    let reported: BTreeSet<_> = types.collect();
+    assert!(reported.len() > 50, "{reported:?}");
+    assert_eq!(reported, declared());
 }
 
 #[test]

@@ -16,17 +16,17 @@ use support::{Broker, DEADLINE, IPC_SERVER_MAIN, code, command, output, stderr, 
 /// The member `health` of `status --json`.
 #[track_caller]
 fn located(broker: &Broker) -> serde_json::Value {
-    let told = broker.run(&["status", "--json"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
-    serde_json::from_slice::<serde_json::Value>(&told.stdout).unwrap()["health"].take()
+    let output = broker.run(&["status", "--json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["health"].take()
 }
 
 /// The line `health` of `status`.
 #[track_caller]
 fn line(broker: &Broker) -> String {
-    let told = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
-    let line = told.lines().find_map(|line| line.strip_prefix("health "));
-    line.unwrap_or_else(|| panic!("no health in {told}")).trim().to_owned()
+    let output = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    let line = output.lines().find_map(|line| line.strip_prefix("health "));
+    line.unwrap_or_else(|| panic!("no health in {output}")).trim().to_owned()
 }
 
 fn connect(path: &Path) -> UnixStream {
@@ -133,10 +133,10 @@ fn a_stale_socket_is_replaced_and_one_in_use_is_left() {
     assert!(path.exists(), "it is not the broker's");
     let mut server = command(IPC_SERVER_MAIN);
     server.arg("--socket").arg(broker.socket()).arg("--config").arg(broker.folder().join("config.toml"));
-    let told = output(server, b"");
-    assert_eq!(code(&told), 69, "{}", stderr(&told));
+    let output = output(server, b"");
+    assert_eq!(code(&output), 69, "{}", stderr(&output));
     let error = format!("{}: another program is listening", path.display());
-    assert!(stderr(&told).contains(&error), "{}", stderr(&told));
+    assert!(stderr(&output).contains(&error), "{}", stderr(&output));
     drop(other);
 }
 
@@ -155,7 +155,7 @@ fn an_address_on_the_command_line_outranks_the_socket() {
 #[test]
 fn at_a_socket_that_all_can_open_only_users_who_may_connect_are_answered() {
     const NOBODY: u32 = 65_534;
-    let curl = command("curl").arg("-V").output().is_ok_and(|told| told.status.success());
+    let curl = command("curl").arg("-V").output().is_ok_and(|output| output.status.success());
     if !rustix::process::geteuid().is_root() || !curl {
         return support::probe::note("skipped: only root can become another user, and there must be curl");
     }
@@ -226,9 +226,9 @@ fn a_token_that_cannot_be_made_ends_the_broker() {
     let mut server = command(IPC_SERVER_MAIN);
     server.arg("--socket").arg(folder.path().join("ipc.sock"));
     server.env("LAPCE_IPC__HEALTH_SERVER__REQUIRE_TOKEN", "true");
-    let told = output(server, b"");
-    assert_eq!(code(&told), 69, "{}", stderr(&told));
-    assert!(stderr(&told).contains("ipc.sock.token: cannot create the token file: exists"), "{}", stderr(&told));
+    let output = output(server, b"");
+    assert_eq!(code(&output), 69, "{}", stderr(&output));
+    assert!(stderr(&output).contains("ipc.sock.token: cannot create the token file: exists"), "{}", stderr(&output));
 }
 
 #[test]

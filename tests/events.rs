@@ -31,14 +31,14 @@ fn a_follower_hears_of_everybody_who_comes_and_goes_and_what_is_done() {
     assert_eq!(header("content-length"), None);
     follower.snapshot();
     let client = broker.builder().name("guest").unwrap().no_reconnect().connect().unwrap();
-    let opened = follower.news("$sys.connection.opened", |data| data["name"] == "guest");
+    let opened = follower.event("$sys.connection.opened", |data| data["name"] == "guest");
     assert_eq!((&opened["pid"], &opened["connection"]), (&std::process::id().into(), &client.id().into()));
     let _service = client.serve("a.b").unwrap();
     client.set_breaker("a.b", BreakerOrder::Open, None).unwrap();
-    let changed = follower.news("$sys.breaker.a.b", |_| true);
+    let changed = follower.event("$sys.breaker.a.b", |_| true);
     assert_eq!((&changed["from"], &changed["to"]), (&"closed".into(), &"forced_open".into()));
     drop((_service, client));
-    let closed = follower.news("$sys.connection.closed", |data| data["name"] == "guest");
+    let closed = follower.event("$sys.connection.closed", |data| data["name"] == "guest");
     assert_eq!(closed["connection"], opened["connection"]);
 }
 

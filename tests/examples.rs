@@ -55,9 +55,9 @@ fn every_example_runs_to_its_end() {
         let mut child = command(std::env::current_exe().unwrap().to_str().unwrap());
         child.args(["--exact", "child", "--nocapture", "--test-threads=1"]).stdin(Stdio::null());
         child.env(EXAMPLE, example).env("LAPCE_IPC_SOCKET", broker.socket());
-        let told = output(child, b"");
-        let stdout = String::from_utf8_lossy(&told.stdout);
-        assert_eq!(code(&told), 0, "{example}: {stdout}{}", stderr(&told));
+        let output = output(child, b"");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(code(&output), 0, "{example}: {stdout}{}", stderr(&output));
         assert!(stdout.contains(printed), "{example} prints {stdout}, not {printed}");
     }
 }

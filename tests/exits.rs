@@ -98,9 +98,9 @@ fn check_config_refuses_what_the_broker_would_refuse() {
     refused("is not a regular file");
     fs::remove_file(&token).unwrap();
     file(folder.path(), "token", "correct-horse\n");
-    let told = run(&["--check-config"]);
-    assert_eq!((code(&told), stderr(&told).as_str()), (0, ""));
-    assert!(!String::from_utf8_lossy(&told.stdout).contains("correct-horse"));
+    let output = run(&["--check-config"]);
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("correct-horse"));
 }
 
 // --------------------------------------------------------------------------------------------------------- its clients
@@ -116,8 +116,8 @@ fn who_is_no_broker_is_told_from_none() {
             let _ = stream.unwrap().write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
         }
     });
-    let told = run(LAPCE_IPC, &["--socket", path.to_str().unwrap(), "request", "echo", "hi"], &[]);
-    fails_with(&told, 76, &["protocol violation by the broker"]);
+    let output = run(LAPCE_IPC, &["--socket", path.to_str().unwrap(), "request", "echo", "hi"], &[]);
+    fails_with(&output, 76, &["protocol violation by the broker"]);
 }
 
 #[test]
@@ -128,9 +128,9 @@ fn a_socket_that_we_may_not_open_is_no_absent_broker() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let mut ask = command(lapce_ipc.to_str().unwrap());
     ask.uid(NOBODY).gid(NOBODY).current_dir("/").arg("--socket").arg(&path).args(["request", "echo", "hi"]);
-    let told = output(ask, b"");
-    fails_with(&told, 77, &[&format!("error: cannot open the socket {}: permission denied", path.display())]);
-    assert!(!stderr(&told).contains("start a broker"), "{}", stderr(&told));
+    let output = output(ask, b"");
+    fails_with(&output, 77, &[&format!("error: cannot open the socket {}: permission denied", path.display())]);
+    assert!(!stderr(&output).contains("start a broker"), "{}", stderr(&output));
 }
 
 #[test]
@@ -149,8 +149,8 @@ fn a_broker_of_another_user_is_trusted_when_that_is_said() {
         run(LAPCE_IPC, &[options, &["--socket", socket, "request", "echo", "hi"]].concat(), variables)
     };
     const VARIABLE: &str = "LAPCE_IPC_TRUSTED_UIDS";
-    let told = ask(&[], &[]);
-    fails_with(&told, 77, &["runs as user 65534", "hint: to trust this user: --trust-uid 65534"]);
+    let output = ask(&[], &[]);
+    fails_with(&output, 77, &["runs as user 65534", "hint: to trust this user: --trust-uid 65534"]);
     assert_eq!(ask(&["--trust-uid", "4242", "--trust-uid", "65534"], &[]).stdout, b"hi\n");
     assert_eq!(ask(&[], &[(VARIABLE, "4242, 65534")]).stdout, b"hi\n");
     fails_with(&ask(&["--trust-uid", "4242"], &[(VARIABLE, "4243")]), 77, &["65534"]);
@@ -179,19 +179,19 @@ fn how_a_request_ended_is_told_with_what_it_was() {
     let about = |service: &str, timeout: &str| {
         format!(" (service {service}, timeout {timeout}, socket {})\n", socket.display())
     };
-    let told = broker.run(&["request", "nobody", "hi", "--timeout", "20s"]);
-    let text = stderr(&told);
+    let output = broker.run(&["request", "nobody", "hi", "--timeout", "20s"]);
+    let text = stderr(&output);
     let after =
         text.strip_prefix("error: no responders: the service is not offered (service nobody, timeout 20s, socket ");
     assert!(after.is_some_and(|rest| rest.starts_with(socket.to_str().unwrap())), "{text}");
     let client = broker.client();
     let _slow = client.serve("slow").unwrap();
     fails_with(&broker.run(&["request", "slow", "hi"]), 75, &["deadline exceeded", &about("slow", "150ms")]);
-    let told = broker.run(&["request", "slow", "hi", "--stream"]);
-    fails_with(&told, 75, &["deadline exceeded", &about("slow", "150ms")]);
+    let output = broker.run(&["request", "slow", "hi", "--stream"]);
+    fails_with(&output, 75, &["deadline exceeded", &about("slow", "150ms")]);
     client.set_breaker("slow", BreakerOrder::Open, Some(Duration::from_secs(36_000_000))).unwrap();
-    let told = broker.run(&["request", "slow", "hi"]);
-    fails_with(&told, 75, &["breaker open: requests to the service are rejected; try again in 416 d 1", "slow"]);
+    let output = broker.run(&["request", "slow", "hi"]);
+    fails_with(&output, 75, &["breaker open: requests to the service are rejected; try again in 416 d 1", "slow"]);
     fails_with(&broker.run(&["request", "a b", "hi"]), 64, &["error: invalid name \"a b\""]);
 }
 
@@ -199,8 +199,8 @@ fn how_a_request_ended_is_told_with_what_it_was() {
 fn a_file_without_a_name_and_a_variable_that_names_none_are_named() {
     let broker = Broker::start();
     fails_with(&broker.run(&["pub", "a.b", "@"]), 64, &["error: `@` without a file name"]);
-    let told = run(IPC_SERVER_MAIN, &["--check-config"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
-    fails_with(&told, 78, &["error: /nonexistent/c.toml: no such file, which LAPCE_IPC_CONFIG names"]);
+    let output = run(IPC_SERVER_MAIN, &["--check-config"], &[("LAPCE_IPC_CONFIG", "/nonexistent/c.toml")]);
+    fails_with(&output, 78, &["error: /nonexistent/c.toml: no such file, which LAPCE_IPC_CONFIG names"]);
 }
 
 #[test]
@@ -220,14 +220,14 @@ fn a_configuration_that_is_named_is_read_though_the_socket_is_too() {
 #[test]
 fn a_timeout_is_kept_or_refused() {
     let broker = Broker::start_with(&[("limits.max_request_timeout_ms", "40000")]);
-    let told = broker.run(&["request", "echo", "hi", "--timeout", "9999999h"]);
-    fails_with(&told, 64, &["--timeout 35999996400s is longer than limits.max_request_timeout_ms, 40s"]);
+    let output = broker.run(&["request", "echo", "hi", "--timeout", "9999999h"]);
+    fails_with(&output, 64, &["--timeout 35999996400s is longer than limits.max_request_timeout_ms, 40s"]);
     assert_eq!(broker.run(&["request", "echo", "hi", "--timeout", "40s"]).stdout, b"hi\n");
     // Connecting is a part of it.
     broker.signal(rustix::process::Signal::STOP);
-    let told = broker.run(&["request", "echo", "hi", "--timeout", "100ms"]);
+    let output = broker.run(&["request", "echo", "hi", "--timeout", "100ms"]);
     broker.signal(rustix::process::Signal::CONT);
-    fails_with(&told, 75, &["deadline exceeded: not connected within 100ms"]);
+    fails_with(&output, 75, &["deadline exceeded: not connected within 100ms"]);
 }
 
 #[test]
@@ -247,8 +247,8 @@ fn an_error_reply_is_shown_as_it_came_but_for_control_characters() {
 fn a_program_that_is_not_there_is_missed_at_the_start() {
     let broker = Broker::start();
     for missing in ["/nonexistent/program", "lapce-ipc-no-such-program"] {
-        let told = broker.run(&["reply", "x", "--", missing]);
-        fails_with(&told, 64, &[&format!("error: cannot run {missing}: no such program")]);
+        let output = broker.run(&["reply", "x", "--", missing]);
+        fails_with(&output, 64, &[&format!("error: cannot run {missing}: no such program")]);
     }
 }
 
@@ -332,8 +332,8 @@ fn stdin_is_the_message_when_none_is_given() {
 fn a_socket_path_that_is_too_long_is_named_with_its_length() {
     let path = |bytes: usize| format!("/tmp/{}", "x".repeat(bytes - "/tmp/".len()));
     for bytes in [108, 109, 300] {
-        let told = run(LAPCE_IPC, &["--socket", &path(bytes), "request", "echo", "hi"], &[]);
-        fails_with(&told, 64, &[&format!("socket path of {bytes} bytes is longer than 107")]);
+        let output = run(LAPCE_IPC, &["--socket", &path(bytes), "request", "echo", "hi"], &[]);
+        fails_with(&output, 64, &[&format!("socket path of {bytes} bytes is longer than 107")]);
     }
     fails_with(&run(LAPCE_IPC, &["--socket", &path(107), "request", "echo", "hi"], &[]), 69, &["no broker at"]);
 }

@@ -327,8 +327,8 @@ fn the_status_tells_where_a_connection_is() {
     let _unread = reader.subscribe("t").unwrap();
     let is_in = |broker: &mut Broker, pid: u32, state: &str| {
         wait_until(state, || {
-            let told = broker.get("/api/status").json();
-            told["connections"].as_array().unwrap().iter().any(|c| c["pid"] == pid && c["state"] == state)
+            let status = broker.get("/api/status").json();
+            status["connections"].as_array().unwrap().iter().any(|c| c["pid"] == pid && c["state"] == state)
         });
     };
     is_in(&mut broker, std::process::id(), "connected");

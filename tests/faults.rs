@@ -263,15 +263,15 @@ fn followers_are_told_of_a_router_that_hangs_with_its_last_figures() {
     let mut broker = Broker::start_faulty("router.found@777=stall:60000", &[("restart.watchdog_abort_ms", "600000")]);
     let client = broker.client();
     let mut follower = Follower::of(&mut broker);
-    let first = follower.until("snapshot", |told| told["status"]["connections"][0]["id"] == client.id());
+    let first = follower.until("snapshot", |data| data["status"]["connections"][0]["id"] == client.id());
     assert_eq!(first["router_responds"], true);
     client.publish("a.b", [0; 777]).unwrap();
-    let hangs = follower.until("snapshot", |told| told["router_responds"] == false && told["threads_late"] == 1);
+    let hangs = follower.until("snapshot", |data| data["router_responds"] == false && data["threads_late"] == 1);
     assert_eq!(hangs["health"]["status"], "unhealthy");
     assert_eq!(hangs["status"]["connections"][0]["id"], client.id(), "what was known is told still");
     let later = follower.snapshot();
     // The age is rounded down, so the time is right to a millisecond.
-    let counted = |told: &serde_json::Value| told["counted_at_ms"].as_u64().unwrap();
+    let counted = |data: &serde_json::Value| data["counted_at_ms"].as_u64().unwrap();
     assert!(counted(&later).abs_diff(counted(&hangs)) <= 1, "{later}");
     assert!(later["router_heartbeat_age_ms"].as_u64() > hangs["router_heartbeat_age_ms"].as_u64(), "{later}");
 }
@@ -285,10 +285,10 @@ fn restarts_are_told_to_subscribers_and_followers() {
     client.publish("a.b", [0; 777]).unwrap();
     let message = subscription.next().unwrap().unwrap();
     assert_eq!(message.topic(), "$sys.actor.restarted");
-    let told: serde_json::Value = serde_json::from_slice(message.payload()).unwrap();
-    assert_eq!((&told["actor"], &told["attempt"]), (&"router".into(), &1.into()), "{told}");
-    assert!(told["reason"].as_str().unwrap().contains("injected at router.found"), "{told}");
-    assert_eq!(follower.news("$sys.actor.restarted", |_| true), told);
+    let data: serde_json::Value = serde_json::from_slice(message.payload()).unwrap();
+    assert_eq!((&data["actor"], &data["attempt"]), (&"router".into(), &1.into()), "{data}");
+    assert!(data["reason"].as_str().unwrap().contains("injected at router.found"), "{data}");
+    assert_eq!(follower.event("$sys.actor.restarted", |_| true), data);
 }
 
 #[test]
@@ -383,8 +383,8 @@ fn a_managers_watchdog_hears_nothing_of_a_router_that_hangs() {
     manager.until("READY=1");
     manager.until("WATCHDOG=1");
     Client::builder().socket(&socket).connect().unwrap().publish("a.b", [0; 777]).unwrap();
-    let told = manager.until("STATUS=1 thread is stuck");
-    assert!(told.iter().flatten().any(|line| line == "WATCHDOG=1"), "{told:?}");
+    let data = manager.until("STATUS=1 thread is stuck");
+    assert!(data.iter().flatten().any(|line| line == "WATCHDOG=1"), "{data:?}");
     // Its own watchdog ends it; until then, three seconds and more, no sign of life.
     assert_eq!(broker.code(), -6, "SIGABRT");
     let rest = manager.rest();

@@ -59,20 +59,20 @@ fn api_status_is_what_the_command_line_prints() {
     let _service = client.serve("a.b").unwrap();
     let printed = broker.run(&["status", "--json"]);
     let mut printed: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
-    let mut told = broker.get("/api/status").json();
+    let mut body = broker.get("/api/status").json();
     wait_until("the command's own connection to be gone", || {
-        told = broker.get("/api/status").json();
-        told["connections"].as_array().unwrap().len() == 1
+        body = broker.get("/api/status").json();
+        body["connections"].as_array().unwrap().len() == 1
     });
     // The same members throughout; of the values those that do not move.
     let members = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(members(&told), members(&printed));
+    assert_eq!(members(&body), members(&printed));
     let connection = printed["connections"].as_array().unwrap().iter().find(|c| c["name"] == "watched").unwrap();
-    assert_eq!(members(&told["connections"][0]), members(connection));
+    assert_eq!(members(&body["connections"][0]), members(connection));
     for member in ["version", "pid", "socket", "config_file", "draining", "services", "slots_total", "actors"] {
-        assert_eq!(told[member].take(), printed[member].take(), "{member}");
+        assert_eq!(body[member].take(), printed[member].take(), "{member}");
     }
-    assert_eq!(told["connections"][0]["name"], "watched");
+    assert_eq!(body["connections"][0]["name"], "watched");
 }
 
 #[test]
@@ -153,9 +153,9 @@ fn endpoints_that_are_required_end_the_broker_when_the_port_is_taken() {
     server.arg("--socket").arg(folder.path().join("ipc.sock"));
     server.arg("--health-addr").arg(taken.local_addr().unwrap().to_string());
     server.env("LAPCE_IPC__HEALTH_SERVER__REQUIRED", "true");
-    let told = output(server, b"");
-    assert_eq!(told.status.code(), Some(69), "{}", stderr(&told));
-    assert!(stderr(&told).contains("health_server.required"), "{}", stderr(&told));
+    let output = output(server, b"");
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+    assert!(stderr(&output).contains("health_server.required"), "{}", stderr(&output));
     assert!(!folder.path().join("ipc.sock").exists());
 }
 
@@ -233,9 +233,9 @@ fn a_token_file_that_has_none_ends_the_broker() {
         let mut server = command(IPC_SERVER_MAIN);
         server.arg("--socket").arg(folder.path().join("ipc.sock")).args(["--health-addr", "127.0.0.1:0"]);
         server.env("LAPCE_IPC__HEALTH_SERVER__TOKEN_FILE", file);
-        let told = output(server, b"");
-        assert_eq!(told.status.code(), Some(78), "{}", stderr(&told));
-        assert!(stderr(&told).contains("health_server.token_file"), "{}", stderr(&told));
+        let output = output(server, b"");
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains("health_server.token_file"), "{}", stderr(&output));
     }
 }
 
@@ -426,11 +426,11 @@ fn status_metrics_and_what_was_sent_agree() {
         };
         // Those that are told apart by a label are added up.
         let lines = metrics.body.lines().filter(|line| line.split(['{', ' ']).next() == Some(&metric));
-        let told = match name {
+        let sum = match name {
             "dropped" => lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum(),
             _ => metrics.sample(&metric),
         };
-        assert!(told == value || ["looks", "sleeps", "rings"].contains(&name), "{name} {value}, but {metric} {told}");
+        assert!(sum == value || ["looks", "sleeps", "rings"].contains(&name), "{name} {value}, but {metric} {sum}");
     }
     let families = metrics.body.matches("# TYPE ").count();
     assert_eq!(metrics.body.matches("# HELP ").count(), families);

@@ -199,7 +199,7 @@ fn called(raw: &mut Raw, service: &str) -> u64 {
     let number = intern(raw, InternKind::Service, service);
     raw.push(Lane::Express, &request(0, number, 0, WHOLE), &[]);
     let (header, _) = raw.receive();
-    assert_eq!(header.kind, Kind::Call);
+    assert_eq!(header.kind, Kind::RoutedRequest);
     header.seq
 }
 
@@ -236,7 +236,7 @@ fn what_comes_late_or_names_what_is_not_ones_own_is_ignored() {
     // Its owner has the call still, and answers it.
     other.push(Lane::Express, &response(call, 3, WHOLE.with(Flags::END)), b"yes");
     let (header, payload) = other.receive();
-    assert_eq!((header.kind, &payload[..]), (Kind::Answer, &b"yes"[..]));
+    assert_eq!((header.kind, &payload[..]), (Kind::RoutedResponse, &b"yes"[..]));
     other.flush(2);
     assert_eq!(scene.broker.counter("violations"), 0);
     scene.good.goes_on();
@@ -317,7 +317,7 @@ fn credit_without_measure_does_not_drown_the_other_side() {
         let mut answers = victim.request_stream(&name, "hi").expect("a stream");
         let call = loop {
             let (header, _) = raw.receive();
-            if header.kind == Kind::Call {
+            if header.kind == Kind::RoutedRequest {
                 break header.seq;
             }
         };
@@ -384,8 +384,8 @@ fn many_bodies_do_not_drown_a_busy_responder() {
     while answered + overloaded < REQUESTS {
         let (header, payload) = raw.receive();
         match header.kind {
-            Kind::RequestCredit => continue,
-            Kind::Answer => {
+            Kind::RoutedBodyCredit => continue,
+            Kind::RoutedResponse => {
                 assert_eq!(payload, b"ok");
                 answered += 1;
             }

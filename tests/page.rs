@@ -119,9 +119,9 @@ fn the_page_shows_what_happens_as_it_happens() {
     let router =
         "[...document.querySelectorAll('#tree .node')].find((node) => node.firstChild.textContent === 'router')";
     browser.wait("a restart", &format!("{router}.dataset.fresh === 'true'"));
-    let told = browser.eval(&format!("{router}.textContent"));
-    let told = told.as_str().unwrap();
-    assert!(told.contains("restarted just now · 1 restart") && told.contains("injected at router.found"), "{told}");
+    let text = browser.eval(&format!("{router}.textContent"));
+    let text = text.as_str().unwrap();
+    assert!(text.contains("restarted just now · 1 restart") && text.contains("injected at router.found"), "{text}");
     browser.wait("the event of it", "document.querySelector('#events').textContent.includes('actor.restarted')");
 
     // Nothing else was asked for, and nothing went wrong.
@@ -138,7 +138,7 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
     let mut browser = page_of(&mut broker);
     let evil = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\u{1b}[31m\u{202e}\"'&amp;";
     // In one go, so that no true snapshot comes between.
-    let told = browser.eval(&format!(
+    let text = browser.eval(&format!(
         "(() => {{
             const evil = {};
             const forged = structuredClone(shown.snapshot);
@@ -163,10 +163,10 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
         }})()",
         json!(evil)
     ));
-    assert_eq!(told, json!([[], 0]), "each place has it as it is, and no element has come of it");
+    assert_eq!(text, json!([[], 0]), "each place has it as it is, and no element has come of it");
 
     // Latencies are shown when they are told.
-    let told = browser.eval(
+    let text = browser.eval(
         "(() => {
             const forged = structuredClone(shown.snapshot);
             const hidden = [document.querySelector('#chart-latency').hidden];
@@ -178,11 +178,11 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
                 document.querySelector('#chart-latency .legend').textContent.includes('20.0 µs')];
         })()",
     );
-    assert_eq!(told, json!([false, true, true]));
+    assert_eq!(text, json!([false, true, true]));
     browser.keep_picture("latency", false);
 
     // Of thousands the first are shown, and all are found.
-    let told = browser.eval(
+    let text = browser.eval(
         "(() => {
             const forged = structuredClone(shown.snapshot);
             forged.status.connections = Array.from({ length: 5000 }, (_, n) => ({ id: n, name: `client-${n}`, pid: n,
@@ -200,7 +200,7 @@ fn what_comes_from_outside_is_text_and_much_of_it_is_bounded() {
         })()",
     );
     let rest = "Showing the first 200; 4,800 more: use the filter.";
-    assert_eq!(told, json!([200, rest, 1, "client-4321"]));
+    assert_eq!(text, json!([200, rest, 1, "client-4321"]));
     // True ones go on coming.
     browser.wait("a true snapshot", "shown.snapshot.status.connections.length === 0");
     assert_eq!(browser.errors(), [""; 0]);

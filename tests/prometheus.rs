@@ -47,9 +47,9 @@ fn promtool(args: &[&str], input: &str) {
     let piped = tool.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = piped.spawn().expect("promtool starts");
     running.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
-    let told = running.wait_with_output().expect("it ends");
-    let text = String::from_utf8_lossy(&told.stdout) + String::from_utf8_lossy(&told.stderr);
-    assert!(told.status.success(), "promtool {args:?}: {text}");
+    let output = running.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "promtool {args:?}: {text}");
     if args == ["check", "metrics"] {
         assert!(text.is_empty(), "{text}");
     }

@@ -41,14 +41,15 @@ fn the_five_minutes_run_as_they_stand() {
     let _service = stays(offer, "serving");
     assert_eq!(rest[0], "export PATH=\"$PWD/target/release:$PATH\"");
     for line in &rest[1..] {
-        let is_there = |program: &str| Command::new(program).arg("-V").output().is_ok_and(|told| told.status.success());
+        let is_there =
+            |program: &str| Command::new(program).arg("-V").output().is_ok_and(|output| output.status.success());
         if line.starts_with("curl ") && !["curl", "jq"].into_iter().all(is_there) {
             support::probe::note("skipped: there is no curl or jq");
             continue;
         }
-        let told = output(shell(&broker, line), b"");
-        let stdout = String::from_utf8_lossy(&told.stdout);
-        assert_eq!(code(&told), 0, "{line}: {stdout}{}", stderr(&told));
+        let output = output(shell(&broker, line), b"");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(code(&output), 0, "{line}: {stdout}{}", stderr(&output));
         if let Some((_, comment)) = line.split_once("# ").filter(|_| line.contains("request")) {
             assert_eq!(stdout.trim(), comment.split(':').next().unwrap(), "{line}");
         }

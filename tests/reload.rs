@@ -34,19 +34,19 @@ fn a_reload_takes_up_what_needs_no_restart_and_names_what_does() {
     let _one = client.subscribe("a").unwrap();
     let threshold = || client.breakers().unwrap()[0].failure_threshold;
     assert_eq!(threshold(), 9);
-    let told = broker.run(&["reload"]);
-    assert_eq!((code(&told), stdout(&told)), (0, String::new()), "nothing has changed: {}", stderr(&told));
+    let output = broker.run(&["reload"]);
+    assert_eq!((code(&output), stdout(&output)), (0, String::new()), "nothing has changed: {}", stderr(&output));
 
     write(
         &broker,
         "[limits]\nmax_subscriptions_per_connection = 1\n[circuit_breaker]\nfailure_threshold = 8\n\
          [circuit_breaker.services.svc]\nfailure_threshold = 7\n[ipc]\nworker_threads = 2\n",
     );
-    let told = broker.run(&["reload"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
+    let output = broker.run(&["reload"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
     let expected = "changed limits.max_subscriptions_per_connection\nchanged circuit_breaker.failure_threshold\n\
                     changed circuit_breaker.services\nneeds a restart ipc.worker_threads\n";
-    assert_eq!(stdout(&told), expected);
+    assert_eq!(stdout(&output), expected);
     assert_eq!(threshold(), 7, "a breaker that is there has the new rules");
     let error = client.subscribe("b").unwrap_err().to_string();
     assert!(error.contains("this connection has reached its limit of 1 subscriptions"), "{error}");
@@ -67,9 +67,9 @@ fn a_reload_takes_up_what_needs_no_restart_and_names_what_does() {
 fn a_wrong_configuration_changes_nothing_and_is_told_with_its_line() {
     let mut broker = broker();
     write(&broker, "[limits]\nmax_subscriptions_per_connection = 1\nmax_topic = 5\n");
-    let told = broker.run(&["reload"]);
-    assert_eq!(code(&told), 78, "{}", stderr(&told));
-    assert!(stderr(&told).contains("config.toml:3:1: limits.max_topic: unknown key"), "{}", stderr(&told));
+    let output = broker.run(&["reload"]);
+    assert_eq!(code(&output), 78, "{}", stderr(&output));
+    assert!(stderr(&output).contains("config.toml:3:1: limits.max_topic: unknown key"), "{}", stderr(&output));
     broker.process().signal("HUP");
     broker.process().wait_for("configuration reload failed by=SIGHUP");
     assert_eq!(lines(&mut broker, &["ERROR", "config.toml:3:1: limits.max_topic"]).len(), 2);
@@ -123,9 +123,9 @@ fn orders_are_for_the_own_user_root_and_operators() {
         (&["upstream", "dial", "x"], "user 65534 may not dial upstreams (ipc.operator_uids)"),
     ];
     for (order, error) in orders {
-        let told = by_nobody(&broker, order);
-        assert_eq!(code(&told), 77, "{order:?}: {}", stderr(&told));
-        assert!(stderr(&told).contains(error), "{}", stderr(&told));
+        let output = by_nobody(&broker, order);
+        assert_eq!(code(&output), 77, "{order:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(error), "{}", stderr(&output));
     }
     assert_eq!(client.breakers().unwrap()[0].state.as_str(), "closed");
     assert_eq!(lines(&mut broker, &["WARN", "operation denied", "uid=65534"]).len(), 3);
@@ -157,10 +157,10 @@ fn root_may_connect_to_the_broker_of_another_user() {
         command.arg("--socket").arg(&socket).args(args);
         support::output(command, b"")
     };
-    let told = by_root(&["status"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
-    let told = by_root(&["--trust-uid", "65534", "request", "echo", "hi"]);
-    assert_eq!(told.stdout, b"hi\n", "{}", stderr(&told));
+    let output = by_root(&["status"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let output = by_root(&["--trust-uid", "65534", "request", "echo", "hi"]);
+    assert_eq!(output.stdout, b"hi\n", "{}", stderr(&output));
 }
 
 #[test]

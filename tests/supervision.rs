@@ -211,11 +211,11 @@ fn two_hundred_connections_whose_actors_panic_leave_nothing() {
 /// Each panic is a restart; the session, its subscriptions and what was not read are there afterwards.
 #[test]
 fn a_connection_that_panics_goes_on_with_its_session() {
-    let mut broker = Broker::start_faulty("connection.asked=panic#3*4;connection.awaits=panic*1", &[]);
+    let mut broker = Broker::start_faulty("connection.received=panic#3*4;connection.awaits=panic*1", &[]);
     let client = broker.builder().connect().unwrap();
     let mut subscription = client.subscribe("t").unwrap();
     let id = client.id();
-    while lines(&mut broker, &["restarting actor actor=connection", "injected at connection.asked"]).len() < 4 {
+    while lines(&mut broker, &["restarting actor actor=connection", "injected at connection.received"]).len() < 4 {
         client.publish("t", "x").unwrap();
         client.status().unwrap();
         assert_eq!(subscription.next_timeout(DEADLINE).unwrap().expect("a message").payload(), b"x");
@@ -270,7 +270,7 @@ fn an_upstream_that_panics_is_dialled_again() {
 #[test]
 fn a_thread_that_hangs_is_told_and_then_the_process_aborts() {
     for (thread, fault) in [
-        ("worker-0", "connection.asked=stall:600000*1"),
+        ("worker-0", "connection.received=stall:600000*1"),
         ("router", "router.message=stall:600000*1"),
         ("main", "acceptor.accepted=stall:600000*1"),
     ] {

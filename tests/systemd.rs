@@ -59,8 +59,8 @@ fn the_manager_hears_of_the_start_the_state_and_the_end() {
     assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     assert_eq!(first[0], "READY=1");
     assert!(first[1].starts_with("STATUS=0 connections on /"), "{first:?}");
-    let told = manager.until("STATUS=1 connections");
-    assert_eq!(told.len(), 1, "only what changes is told: {told:?}");
+    let messages = manager.until("STATUS=1 connections");
+    assert_eq!(messages.len(), 1, "only what changes is told: {messages:?}");
     drop(client);
     manager.until("STATUS=0 connections");
     broker.signal("TERM");
@@ -86,9 +86,9 @@ fn the_manager_hears_when_a_reload_begins_and_when_it_is_over() {
     for text in ["[logging]\nlevel = \"debug\"\n", "nonsense"] {
         std::fs::write(&config, text).unwrap();
         broker.signal("HUP");
-        let told = manager.until("RELOADING=1").pop().unwrap();
-        let since = told[1].strip_prefix("MONOTONIC_USEC=").expect("a time");
-        assert!(since.parse::<u64>().unwrap() > 0, "{told:?}");
+        let messages = manager.until("RELOADING=1").pop().unwrap();
+        let since = messages[1].strip_prefix("MONOTONIC_USEC=").expect("a time");
+        assert!(since.parse::<u64>().unwrap() > 0, "{messages:?}");
         assert_eq!(manager.until("READY=1").pop().unwrap(), ["READY=1"]);
     }
     broker.signal("TERM");
@@ -106,8 +106,8 @@ fn an_upstream_that_is_absent_does_not_hold_the_start_back() {
     broker.arg("--config").arg(file);
     let mut broker = Process::start(broker);
     broker.wait_for("giving up on actor actor=upstream id=x");
-    let told = manager.next();
-    assert_eq!(told[0], "READY=1");
+    let messages = manager.next();
+    assert_eq!(messages[0], "READY=1");
     broker.signal("TERM");
     assert_eq!(broker.code(), 0);
 }
@@ -121,8 +121,8 @@ fn a_manager_with_a_watchdog_hears_twice_in_its_time_that_all_is_well() {
     manager.until("READY=1");
     manager.until("WATCHDOG=1");
     let since = Instant::now();
-    let told: Vec<_> = (0..11).flat_map(|_| manager.until("WATCHDOG=1")).collect();
-    assert_eq!(has(&told, "WATCHDOG=1"), 11);
+    let messages: Vec<_> = (0..11).flat_map(|_| manager.until("WATCHDOG=1")).collect();
+    assert_eq!(has(&messages, "WATCHDOG=1"), 11);
     // Eleven times 200 ms, of which the first and last may have waited to be read. Later is the machine's doing.
     assert!(since.elapsed().as_millis() > 1500, "much more often than it must: {:?}", since.elapsed());
     broker.signal("TERM");
@@ -141,8 +141,8 @@ fn the_watchdog_of_another_process_is_none_of_ours() {
     manager.until("STATUS=1 connections");
     drop(client);
     broker.signal("TERM");
-    let told = manager.until("STOPPING=1");
-    assert_eq!(has(&told, "WATCHDOG=1"), 0, "{told:?}");
+    let messages = manager.until("STOPPING=1");
+    assert_eq!(has(&messages, "WATCHDOG=1"), 0, "{messages:?}");
     assert_eq!(broker.code(), 0);
 }
 
@@ -381,8 +381,8 @@ fn the_journal_gets_levels_and_no_times() {
     journal.wait_for("broker stopped");
     let log = journal.stderr();
     for line in log.lines() {
-        let told = ["<3>", "<4>", "<6>"].iter().find_map(|priority| line.strip_prefix(priority));
-        assert!(told.is_some_and(|told| told.starts_with("lapce_ipc::")), "{line}");
+        let rest = ["<3>", "<4>", "<6>"].iter().find_map(|priority| line.strip_prefix(priority));
+        assert!(rest.is_some_and(|rest| rest.starts_with("lapce_ipc::")), "{line}");
     }
     assert!(log.contains("<4>lapce_ipc::broker::health::listen health endpoint reachable without a token"), "{log}");
     assert!(log.contains("<6>lapce_ipc::cli::serve lapce-ipc "), "{log}");
@@ -490,8 +490,8 @@ fn the_users_socket_is_where_clients_look() {
     broker.wait_for("hint:");
     let mut ask = command(LAPCE_IPC);
     ask.env("XDG_RUNTIME_DIR", folder.path()).args(["request", "echo", "hi"]);
-    let told = output(ask, b"");
-    assert_eq!((told.status.code(), &told.stdout[..]), (Some(0), &b"hi\n"[..]), "{}", stderr(&told));
+    let output = output(ask, b"");
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"hi\n"[..]), "{}", stderr(&output));
 }
 
 #[test]
@@ -570,10 +570,10 @@ fn systemd_takes_the_units() {
             analyze.env("XDG_RUNTIME_DIR", "/tmp").args(&options).args([command, "--no-pager"]).args(more).args(paths);
             output(analyze, b"")
         };
-        let told = analyze("verify", &["--man=no"], &paths);
-        assert_eq!((told.status.code(), stderr(&told).trim()), (Some(0), ""), "{kind}");
-        let told = analyze("security", &["--offline=true"], &paths[1..]);
-        let text = String::from_utf8_lossy(&told.stdout).into_owned();
+        let output = analyze("verify", &["--man=no"], &paths);
+        assert_eq!((output.status.code(), stderr(&output).trim()), (Some(0), ""), "{kind}");
+        let output = analyze("security", &["--offline=true"], &paths[1..]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text.lines().find(|line| line.contains("Overall exposure level")).expect("a score").to_owned();
         support::probe::note(&format!("{kind}: {line}"));
         let score = line.split_whitespace().rev().find_map(|word| word.parse::<f64>().ok()).expect("a score");
@@ -593,8 +593,8 @@ fn systemd_activates_the_broker_by_its_socket() {
     wait_until("a socket", || path.exists());
     let mut ask = command(LAPCE_IPC);
     ask.arg("--socket").arg(&path).args(["request", "echo", "hi"]);
-    let told = output(ask, b"");
-    assert_eq!((told.status.code(), &told.stdout[..]), (Some(0), &b"hi\n"[..]), "{}", stderr(&told));
+    let output = output(ask, b"");
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"hi\n"[..]), "{}", stderr(&output));
     activate.wait_for("socket inherited path=");
     activate.signal("TERM");
     assert_eq!(activate.code(), 0);

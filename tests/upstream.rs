@@ -50,8 +50,8 @@ fn a_process_that_listens_is_dialled_and_dialled_again_when_it_is_lost() {
         let listen = path.to_str().unwrap();
         let mut reply: Process = broker.spawn(&["reply", "upper", "--listen", listen, "--", "tr", "a-z", "A-Z"]);
         reply.wait_for("serving");
-        let told = broker.run(&["request", "upper", "hi"]);
-        assert_eq!((code(&told), &told.stdout[..]), (0, &b"HI\n"[..]), "round {round}: {}", stderr(&told));
+        let output = broker.run(&["request", "upper", "hi"]);
+        assert_eq!((code(&output), &output.stdout[..]), (0, &b"HI\n"[..]), "round {round}: {}", stderr(&output));
         assert_eq!(actor(&broker.client(), "upstream tools").state, ActorState::Running);
         reply.signal(if round == 2 { "TERM" } else { "KILL" });
         reply.code();
@@ -95,8 +95,8 @@ fn a_flapping_upstream_is_dialled_ever_more_slowly_and_given_up_at_the_limit() {
     assert_eq!(given_up.len(), 1);
     let status = actor(&watch, "upstream flap");
     assert_eq!((status.state, status.restarts, status.failures), (ActorState::GaveUp, 6, 7));
-    let told = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
-    let row = told.lines().find(|line| line.contains("upstream flap")).unwrap();
+    let output = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    let row = output.lines().find(|line| line.contains("upstream flap")).unwrap();
     assert!(row.contains("gave up") && row.contains("closed by peer"), "{row}");
     let json = String::from_utf8(broker.run(&["status", "--json"]).stdout).unwrap();
     assert!(json.contains(r#""state": "gave_up""#), "{json}");
@@ -121,17 +121,17 @@ fn an_upstream_that_is_absent_degrades_the_health_and_nothing_else() {
     });
     assert_eq!((ready.code, ready.json()), (200, serde_json::json!({ "ready": true, "reasons": [] })));
     let health = broker.get("/health");
-    let told = health.json();
-    assert_eq!((health.code, &told["status"]), (200, &"degraded".into()), "{told}");
-    let actors = &told["components"]["actors"];
-    assert_eq!(actors["status"], "degraded", "{told}");
-    let reason = actors["not_running"]["upstream gone"].as_str().unwrap_or_else(|| panic!("it is not named: {told}"));
+    let body = health.json();
+    assert_eq!((health.code, &body["status"]), (200, &"degraded".into()), "{body}");
+    let actors = &body["components"]["actors"];
+    assert_eq!(actors["status"], "degraded", "{body}");
+    let reason = actors["not_running"]["upstream gone"].as_str().unwrap_or_else(|| panic!("it is not named: {body}"));
     assert!(reason.contains("cannot connect to "), "{reason}");
-    assert_eq!(actors["near_restart_limit"], serde_json::json!(["upstream gone"]), "it alone has a low limit: {told}");
-    let upstreams = &told["components"]["upstreams"];
-    assert_eq!((&upstreams["status"], &upstreams["configured"]), (&"degraded".into(), &2.into()), "{told}");
+    assert_eq!(actors["near_restart_limit"], serde_json::json!(["upstream gone"]), "it alone has a low limit: {body}");
+    let upstreams = &body["components"]["upstreams"];
+    assert_eq!((&upstreams["status"], &upstreams["configured"]), (&"degraded".into(), &2.into()), "{body}");
     for name in ["away", "gone"] {
-        assert!(upstreams["absent"][name].as_str().is_some_and(|why| why.contains("cannot connect to ")), "{told}");
+        assert!(upstreams["absent"][name].as_str().is_some_and(|why| why.contains("cannot connect to ")), "{body}");
     }
     let metrics = broker.get("/metrics").body;
     assert!(metrics.contains("lapce_ipc_upstream_connected{upstream=\"away\"} 0\n"), "{metrics}");
@@ -154,8 +154,8 @@ fn an_upstream_that_comes_later_is_dialled_as_soon_as_its_socket_appears() {
     wait_until("the first attempts", || attempts(&broker, "engine") == 1 && attempts(&broker, "deep") == 1);
     wait_until("many attempts", || attempts(&broker, "limitless") > 100);
     assert!(lines(&mut broker, &["giving up on actor"]).is_empty(), "{}", broker.process().stderr());
-    let told = lines(&mut broker, &["restarting actor", "id=limitless", "limit=none"]);
-    assert!(told.len() <= 16 + 32, "the log has ever fewer of them: {}", told.len());
+    let logged = lines(&mut broker, &["restarting actor", "id=limitless", "limit=none"]);
+    assert!(logged.len() <= 16 + 32, "the log has ever fewer of them: {}", logged.len());
     // Other files in the folder are no reason.
     std::fs::write(broker.folder().join("other"), "").unwrap();
     let listener = Listener::bind(broker.folder().join("engine")).unwrap();
@@ -179,9 +179,9 @@ fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
     let mut broker = Broker::start_configured(file, "", &[]);
     broker.process().wait_for("restarting actor actor=upstream id=waits");
     broker.process().wait_for("giving up on actor actor=upstream id=ended");
-    let told = broker.run(&["upstream", "dial", "waits"]);
-    assert_eq!(code(&told), 69, "nothing is there: {}", stderr(&told));
-    assert!(stderr(&told).contains("upstream waits is not connected: cannot connect to "), "{}", stderr(&told));
+    let output = broker.run(&["upstream", "dial", "waits"]);
+    assert_eq!(code(&output), 69, "nothing is there: {}", stderr(&output));
+    assert!(stderr(&output).contains("upstream waits is not connected: cannot connect to "), "{}", stderr(&output));
     let unknown = broker.run(&["upstream", "dial", "nope"]);
     assert_eq!(code(&unknown), 1, "{}", stderr(&unknown));
     assert!(stderr(&unknown).contains("unknown upstream: nope"), "{}", stderr(&unknown));
@@ -192,8 +192,8 @@ fn an_upstream_is_dialled_at_once_by_hand_also_when_it_was_given_up() {
     let accepts = std::thread::spawn(move || listener.accept());
     std::os::unix::fs::symlink(elsewhere.join("ended"), broker.folder().join("ended")).unwrap();
     assert_eq!(actor(&broker.client(), "upstream ended").state, ActorState::GaveUp, "its limit holds");
-    let told = broker.run(&["upstream", "dial", "ended"]);
-    assert_eq!(code(&told), 0, "{}", stderr(&told));
+    let output = broker.run(&["upstream", "dial", "ended"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
     let _ended = accepts.join().unwrap().unwrap();
     let listed = String::from_utf8(broker.run(&["upstream", "list"]).stdout).unwrap();
     assert!(listed.lines().any(|line| line.contains("ended") && line.contains("connected")), "{listed}");
@@ -251,8 +251,8 @@ fn peers_that_are_no_clients_cost_their_own_lines_only() {
         [("silent", "no hello within 200 ms"), ("http", ""), ("old", "protocol version mismatch"), ("huge", "")]
     {
         broker.process().wait_for(&format!("giving up on actor actor=upstream id={name} "));
-        let told = lines(&mut broker, &["giving up on actor", &format!("id={name} "), reason]);
-        assert_eq!(told.len(), 1, "{name}: {}", broker.process().stderr());
+        let logged = lines(&mut broker, &["giving up on actor", &format!("id={name} "), reason]);
+        assert_eq!(logged.len(), 1, "{name}: {}", broker.process().stderr());
         assert_eq!(actor(&watch, &format!("upstream {name}")).failures, 2);
     }
     assert_eq!(watch.request("svc", "hi").unwrap(), b"hi");

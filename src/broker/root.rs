@@ -23,8 +23,8 @@ use super::telemetry::log_limit;
 use super::telemetry::notify::Notify;
 use super::telemetry::stderr;
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
-use crate::logic::group::ROOT;
-use crate::logic::restart::Restart;
+use crate::logic::supervision::group::ROOT;
+use crate::logic::supervision::restart::Restart;
 use crate::shm::peer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::HealthStatus;
@@ -68,7 +68,7 @@ pub enum BrokerError {
 }
 
 /// Interval of checks whether draining is complete.
-const DRAIN_LOOK: Duration = Duration::from_millis(2);
+const DRAIN_INTERVAL: Duration = Duration::from_millis(2);
 /// How long closed connections may take to be notified.
 const CLOSE: Duration = Duration::from_secs(2);
 /// How long an actor of the root may take to stop.
@@ -348,6 +348,6 @@ fn abort() {
 
 async fn quiescence(router: &RouterHandle) {
     while let Ok(false) = router.send(IsQuiescent).await {
-        tokio::time::sleep(DRAIN_LOOK).await;
+        tokio::time::sleep(DRAIN_INTERVAL).await;
     }
 }

@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Poll interval for a child without a pidfd.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 struct Listed {
     /// Nothing is started any more.
@@ -131,7 +131,7 @@ impl Running {
         let Some(exit) = &self.exit else {
             let until = patience.map(|patience| Instant::now() + patience);
             while !self.has_ended() && until.is_none_or(|until| Instant::now() < until) {
-                std::thread::sleep(LOOK);
+                std::thread::sleep(POLL_INTERVAL);
             }
             return;
         };

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// The interval of checks whether the request is still outstanding.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// The most that is read, or sent as one chunk, at a time.
 const CHUNK: usize = 64 * 1024;
 /// The longest line of stderr that becomes an error reply.
@@ -193,7 +193,7 @@ impl Exchange {
         ];
         let indices: Vec<usize> = (0..wanted.len()).filter(|index| wanted[*index].is_some()).collect();
         let mut fds: Vec<PollFd<'_>> = wanted.into_iter().flatten().collect();
-        match poll(&mut fds, Some(&LOOK)) {
+        match poll(&mut fds, Some(&POLL_INTERVAL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -10,9 +10,9 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 
 /// How long `dial` waits for the result of the attempt: longer than a handshake may take by default.
-const RESULT: Duration = Duration::from_secs(3);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The poll interval meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
 pub(super) struct UpstreamArgs {
@@ -71,10 +71,10 @@ pub(super) fn run(target: &BrokerTarget, args: &UpstreamArgs) -> Result<(), Fail
 
 /// The state once the attempt has succeeded or failed, at most for a time.
 fn result(client: &Client, before: UpstreamStatus) -> Result<UpstreamStatus, Failure> {
-    let until = Instant::now() + RESULT;
+    let until = Instant::now() + DIAL_TIMEOUT;
     let mut now = before.clone();
     while now.connection.is_none() && now.restarts == before.restarts && Instant::now() < until {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
         match client.upstreams()?.into_iter().find(|upstream| upstream.name == before.name) {
             Some(found) => now = found,
             None => note(format_args!("upstream {} is no longer configured", before.name)),

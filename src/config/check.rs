@@ -14,7 +14,7 @@ const ORDERED: &[(&str, &str)] = &[
     ("limits.probe_delay_ms", "limits.max_probe_delay_ms"),
     ("restart.initial_delay_ms", "restart.max_delay_ms"),
     ("circuit_breaker.timeout_secs", "circuit_breaker.max_timeout_secs"),
-    // The trial lets no more through, so the breaker would never close.
+    // A trial has no more probes, so the breaker would never close.
     ("circuit_breaker.success_threshold", "circuit_breaker.half_open_max_requests"),
 ];
 

@@ -128,7 +128,7 @@ section! {
         wait: WaitStrategy = WaitStrategy::Adaptive, Rule::Choice(WaitStrategy::WORDS);
         /// The longest time that `adaptive` spins before it sleeps; it adapts below that.
         spin_max_us: u64 = 50, integer(0, 10_000, "µs");
-        /// Records routed per connection before the next connection's turn.
+        /// Records that the router takes from one lane before it serves the next connection.
         batch_records: u32 = 64, integer(1, 4096, "records");
         /// The longest time that the router routes before it reads its mailbox.
         turn_max_us: u64 = 50, integer(1, 10_000, "µs");
@@ -175,7 +175,7 @@ section! {
         timeout_secs: u64 = 60, integer(1, 86_400, "s");
         /// The longest time that a breaker stays open.
         max_timeout_secs: u64 = 600, integer(1, 86_400, "s");
-        /// Probes (trial requests) that a half-open breaker admits.
+        /// Probes that a half-open breaker admits: the requests that decide a trial.
         half_open_max_requests: u32 = 3, integer(1, 1_000_000, "requests");
     }
 }

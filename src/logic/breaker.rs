@@ -11,8 +11,8 @@
 //!                     success_threshold probes succeed   └───────────┘  a probe fails: twice the time, up to a limit
 //! ```
 //!
-//! Each admitted request gets a [`Permit`], and returns it with its [`CallOutcome`]. Each change of state begins a new
-//! *generation*, and permits of earlier generations are void: so a late outcome changes nothing, and no request counts
+//! Each admitted request gets a [`Permit`], and returns it with its [`BreakerOutcome`]. Each change of state begins a
+//! new *generation* and voids the permits of earlier ones, so a late outcome changes nothing and no request counts
 //! twice. A half-open breaker admits exactly `half_open_max_requests` probes; a probe with an ignored outcome makes
 //! room for another. The probes always decide, because the required successes do not exceed their number.
 //!
@@ -108,9 +108,9 @@ pub(crate) struct Rejected {
     pub(crate) retry_after: Option<u64>,
 }
 
-/// The outcome of an admitted request.
+/// The outcome of an admitted request as its breaker counts it. `wire::record::Outcome` is what the requester gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CallOutcome {
+pub(crate) enum BreakerOutcome {
     /// The responder replied.
     Success,
     /// The responder failed.

@@ -6,8 +6,8 @@
 //! | readiness | not live; the router does not respond; a root actor is down or near its restart limit; draining |
 //! | health | `unhealthy`: not ready, except while draining; `degraded`: working, but needs attention |
 
-use super::group::ROOT;
-use super::restart::RecentRestarts;
+use super::supervision::group::ROOT;
+use super::supervision::restart::RecentRestarts;
 use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus, UpstreamStatus};
 use serde::Serialize;
 use serde_json::{Value, json};

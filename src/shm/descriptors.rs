@@ -1,5 +1,5 @@
-//! Descriptors over a Unix socket (`SCM_RIGHTS`). Only the broker sends them, and only with Welcome; what a client
-//! sends along is dropped by the kernel, because the broker reads its socket without room for any.
+//! Descriptors over a Unix socket (`SCM_RIGHTS`). Only the broker sends them, and only with Welcome. The kernel drops
+//! those that a client sends, because the broker reads without a control buffer.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -12,7 +12,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// The descriptors of Welcome: the segment, the bell to ring, the descriptor to wait on.
 pub(crate) const WELCOME_DESCRIPTORS: usize = 3;
 
-/// Sends as much of `bytes` as the socket takes now, and the descriptors with the first byte. Returns how many bytes.
+/// Sends as much of `bytes` as the socket takes now, and the descriptors with the first byte. Returns the number of
+/// bytes.
 ///
 /// # Errors
 ///
@@ -27,13 +28,12 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Borrowed
     Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?)
 }
 
-/// Receives bytes that are there, and any descriptors that come with them (close-on-exec), which are added to
-/// `descriptors`. Never blocks.
+/// Receives the available bytes, and adds the descriptors that come with them (close-on-exec) to `descriptors`. Never
+/// blocks.
 ///
 /// # Errors
 ///
-/// As `recvmsg`; `InvalidData` if more descriptors came than there is room for, `EMFILE` if this process may have no
-/// more.
+/// As `recvmsg`; `InvalidData` for more descriptors than a Welcome has, `EMFILE` if this process has reached its limit.
 pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(WELCOME_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -49,7 +49,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8], descriptors: &mu
         }
     }
     if got.flags.contains(ReturnFlags::CTRUNC) && descriptors.len() < WELCOME_DESCRIPTORS {
-        // There was room for them, so this process may not have as many open.
+        // The control buffer was large enough, so this process has reached its limit of descriptors.
         return Err(rustix::io::Errno::MFILE.into());
     }
     if got.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > WELCOME_DESCRIPTORS {

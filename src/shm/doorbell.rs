@@ -1,13 +1,12 @@
 //! Doorbells: waking a sleeping process without ever blocking the ringing side.
 //!
-//! An eventfd that two processes hold is one open file description: either can clear its `O_NONBLOCK`, fill its
-//! counter, and so hang the other's next write. Therefore the broker never writes to, or reads from, anything a client
-//! holds:
+//! An eventfd that two processes hold is one open file description: either process can clear its `O_NONBLOCK`, fill the
+//! counter, and so block the other's next write. Therefore the broker never writes to or reads from a descriptor that a
+//! client holds:
 //!
 //! - client → broker: an eventfd. The client writes; the broker only watches it, edge-triggered, and never reads it.
 //! - broker → client: an eventfd that only the broker holds. The client gets an *epoll* descriptor that watches it;
-//!   each
-//!   write by the broker makes the epoll descriptor readable once.
+//!   each write by the broker makes the epoll descriptor readable once.
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
@@ -18,8 +17,8 @@ use std::time::Duration;
 
 const BELL: u64 = u64::MAX;
 
-/// The most bells that one look sees.
-pub(crate) const LOOK: usize = 64;
+/// Events that one look at the doorbells returns at most.
+pub(crate) const MAX_EVENTS: usize = 64;
 
 fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
@@ -32,7 +31,7 @@ fn new_eventfd() -> io::Result<OwnedFd> {
 /// Rings an eventfd that only the broker holds.
 #[inline]
 fn ring_eventfd(bell: &OwnedFd) {
-    // Full after 2^64 - 2 rings: then the counter is emptied, which only its holder can do.
+    // The counter is full after 2^64 - 2 rings; only the holder of the descriptor can empty it.
     if rustix::io::write(bell, &1u64.to_ne_bytes()) == Err(Errno::AGAIN) {
         let _ = rustix::io::read(bell, &mut [0u8; 8]);
         let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
@@ -58,7 +57,7 @@ pub(crate) struct BrokerBells {
 }
 
 impl BrokerBells {
-    /// Makes both bells, and the descriptors that the client gets.
+    /// Creates both bells and the descriptors for the client.
     ///
     /// # Errors
     ///
@@ -85,7 +84,7 @@ pub(crate) struct BellBoard {
 }
 
 impl BellBoard {
-    /// A watch over nothing.
+    /// A board without bells.
     ///
     /// # Errors
     ///
@@ -104,7 +103,7 @@ impl BellBoard {
         Ok(epoll::add(&self.epoll, &bells.from_client, data, EventFlags::IN | EventFlags::ET)?)
     }
 
-    /// No longer watches it. The client may hold its descriptor still: closing ours alone would not end the watch.
+    /// Ends the watch of a bell. Closing the broker's descriptor would not do, because the client may hold its own.
     pub(crate) fn unwatch(&self, bells: &BrokerBells) {
         let _ = epoll::delete(&self.epoll, &bells.from_client);
     }
@@ -120,8 +119,8 @@ impl BellBoard {
         Ok(RouterWaker(bell))
     }
 
-    /// Calls `rang` with the key of each connection that rang since the last look, at most [`LOOK`] of them, and with
-    /// `None` for the own bell; returns how many. If there are none it waits up to `time` for one (`None`: no end).
+    /// Calls `rang` with the key of each connection that rang since the last call, and with `None` for the router's own
+    /// bell. Returns their number, at most [`MAX_EVENTS`]. Without one it waits for up to `time` (`None`: without end).
     ///
     /// # Errors
     ///
@@ -129,7 +128,7 @@ impl BellBoard {
     #[inline]
     pub(crate) fn look(&self, time: Option<Duration>, mut rang: impl FnMut(Option<u32>)) -> io::Result<usize> {
         let time = time.map(timespec);
-        let mut events = [std::mem::MaybeUninit::uninit(); LOOK];
+        let mut events = [std::mem::MaybeUninit::uninit(); MAX_EVENTS];
         let (events, _) = match epoll::wait(&self.epoll, &mut events, time.as_ref()) {
             Ok(events) => events,
             Err(Errno::INTR) => return Ok(0),
@@ -142,7 +141,7 @@ impl BellBoard {
     }
 }
 
-/// For tests that wait for a bell and for something else.
+/// For tests that poll a bell together with other descriptors.
 #[cfg(test)]
 impl AsFd for BellBoard {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -150,7 +149,7 @@ impl AsFd for BellBoard {
     }
 }
 
-/// A bell that only the broker holds, by which its other threads wake the router's.
+/// A bell inside the broker: other threads wake the router's thread by it.
 #[derive(Debug)]
 pub(crate) struct RouterWaker(OwnedFd);
 
@@ -161,14 +160,14 @@ impl RouterWaker {
     }
 }
 
-/// Why [`ClientBells::wait`] came back.
+/// Why [`ClientBells::wait`] returned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Woken {
     /// The broker rang.
     pub(crate) bell: bool,
     /// The control socket has something to read, or has ended.
     pub(crate) socket: bool,
-    /// Something happened in the watched folder.
+    /// The watched folder has changed.
     pub(crate) path: bool,
 }
 
@@ -183,7 +182,7 @@ const SOCKET: u64 = 1;
 const PATH: u64 = 2;
 
 impl ClientBells {
-    /// Takes the descriptors of Welcome, and watches the control socket too.
+    /// Watches the bell of a Welcome and the control socket.
     ///
     /// # Errors
     ///
@@ -213,7 +212,7 @@ impl ClientBells {
         Ok(epoll::add(&self.wait, inotify, EventData::new_u64(PATH), EventFlags::IN)?)
     }
 
-    /// No longer watches a socket or an inotify descriptor. One that is not watched is no matter.
+    /// Ends the watch of a socket or an inotify descriptor, if there is one.
     pub(crate) fn unwatch(&self, descriptor: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.wait, descriptor);
     }
@@ -224,8 +223,8 @@ impl ClientBells {
         let _ = rustix::io::write(&self.ring, &1u64.to_ne_bytes());
     }
 
-    /// Sleeps until the broker rings, the socket has something, or `timeout` is over (`None`: no end; zero: only
-    /// looks).
+    /// Sleeps until the broker rings, the socket is readable, or `timeout` has passed (`None`: without end; zero: does
+    /// not sleep).
     ///
     /// # Errors
     ///
@@ -250,12 +249,12 @@ impl ClientBells {
     }
 }
 
-/// A descriptor that stays the same while the bells behind it change: readable when there may be something to do.
+/// A descriptor that stays the same while the bells behind it change; it is readable when one of them is.
 #[derive(Debug)]
 pub(crate) struct AggregateEpoll(OwnedFd);
 
 impl AggregateEpoll {
-    /// Over these bells.
+    /// A descriptor over these bells.
     ///
     /// # Errors
     ///
@@ -266,7 +265,7 @@ impl AggregateEpoll {
         Ok(nest)
     }
 
-    /// Over these bells, too.
+    /// Adds these bells.
     ///
     /// # Errors
     ///
@@ -275,7 +274,7 @@ impl AggregateEpoll {
         Ok(epoll::add(&self.0, &bells.wait, EventData::new_u64(BELL), EventFlags::IN)?)
     }
 
-    /// No longer over these.
+    /// Removes these bells.
     pub(crate) fn take(&self, bells: &ClientBells) {
         let _ = epoll::delete(&self.0, &bells.wait);
     }
@@ -343,7 +342,7 @@ mod tests {
         rustix::io::write(&descriptors.ring, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         rustix::fs::fcntl_setfl(&descriptors.ring, rustix::fs::OFlags::empty()).unwrap();
         rustix::fs::fcntl_setfl(&descriptors.wait, rustix::fs::OFlags::empty()).unwrap();
-        // All that the broker ever does with either bell; a hang here fails the test run.
+        // Everything that the broker does with either bell; if it blocks, the test run hangs.
         assert_eq!(looked(&board), [7]);
         for _ in 0..1000 {
             broker.ring();

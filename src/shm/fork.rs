@@ -1,8 +1,8 @@
-//! Whether this is still the process that created a value, or a child that `fork` made of it.
+//! Detects a child of `fork`: whether this process is the one that created a value.
 //!
-//! The mark is a word in a page of its own that the kernel clears in each child (`MADV_WIPEONFORK`, Linux 4.14). So a
-//! look costs a load, no system call. A child inherits positions in rings, locks that other threads held, and a socket:
-//! it must touch none of them.
+//! The mark is a word in a page of its own that the kernel clears in each child (`MADV_WIPEONFORK`, Linux 4.14), so a
+//! check costs a load and no system call. A child inherits positions in rings, locks that other threads held, and a
+//! socket, and must use none of them.
 
 use super::words::Words;
 use crate::sync::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ const PAGE_BYTES: usize = 4096;
 /// Distinguishes the process that created it from its children by `fork`.
 #[derive(Debug)]
 pub(crate) struct ForkMark {
-    /// `None`: the system does not clear pages at a fork, and every process counts as the one that made the mark.
+    /// `None`: the system does not clear pages at a fork. Then every process counts as the one that made the mark.
     page: Option<Words>,
 }
 

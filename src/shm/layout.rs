@@ -24,8 +24,8 @@
 //! A base window holds one record of the largest size. So the router never splits a record, and a connection without a
 //! lease can send and receive everything.
 //!
-//! Words that different sides write never share a cache line. Each side keeps its own positions in private memory and
-//! only publishes them here; no side reads back what it has written itself.
+//! Words that different sides write never share a cache line. Each side keeps its positions in private memory and only
+//! publishes them here; it does not read back its own words.
 
 use super::words::{WORD, Words};
 
@@ -43,12 +43,12 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 pub(crate) const PAGE_CELLS: u32 = (PAGE_BYTES / CELL_BYTES) as u32;
 /// Cells of control words.
 const CONTROL_CELLS: usize = 5;
-/// The largest payload of one record that a configuration may ask for, in bytes.
+/// The largest payload of one record that a configuration may set, in bytes.
 pub(crate) const MAX_SLOT_SIZE: u32 = 65536;
-/// The most cells of an extension: 64 MiB of address space for each ring.
+/// The limit of an extension in cells: 64 MiB of address space for each ring.
 pub(crate) const MAX_EXTENSION_CELLS: u32 = 1 << 19;
 
-/// The control words: which word of the segment holds what, and which side writes it.
+/// The indices of the control words, and the side that writes each of them.
 pub(crate) mod control {
     /// Cells of the egress ring that the client has consumed (client).
     pub(crate) const EGRESS_CONSUMED: usize = 0;
@@ -80,8 +80,8 @@ pub(crate) mod control {
     pub(crate) const EGRESS_WINDOW: usize = 58;
     /// CPU on which the router waits, plus one (broker).
     pub(crate) const BROKER_CPU: usize = 59;
-    /// Changes when the broker begins to hold newer messages for the client than those in the egress ring, and when it
-    /// holds none any more; odd while it does (broker).
+    /// A count, odd while the broker holds messages for the client that are newer than those in the egress ring
+    /// (broker).
     pub(crate) const EGRESS_NEWER: usize = 60;
     /// The first word that is free.
     pub(crate) const END: usize = 64;
@@ -91,7 +91,7 @@ const _: () = {
     assert!(control::END <= CONTROL_CELLS * CELL_WORDS);
     assert!(CELL_BYTES.is_multiple_of(64) && HEADER_BYTES + 64 == CELL_BYTES, "64 bytes of payload fill one cell");
     assert!(PAGE_BYTES.is_multiple_of(CELL_BYTES));
-    // The promise that light traffic touches one page.
+    // Light traffic touches one page only.
     assert!(CONTROL_CELLS + 3 * cells_for(1024) as usize == PAGE_CELLS as usize);
 };
 
@@ -111,8 +111,8 @@ pub(crate) const fn message_cells(total: u32, slot_size: u32) -> u32 {
     (whole * cells_for(slot_size)).saturating_add(of_rest)
 }
 
-/// How much credit a receiver may owe before it must give it back: a quarter of its capacity, and never so much that
-/// what is left could not take one more record.
+/// The credit that a receiver may owe before it must give it back: a quarter of its capacity, but no more than leaves
+/// room for one more record.
 #[inline]
 #[must_use]
 pub(crate) const fn credit_step(capacity: u32, slot_size: u32) -> u32 {
@@ -122,8 +122,8 @@ pub(crate) const fn credit_step(capacity: u32, slot_size: u32) -> u32 {
     if step == 0 { 1 } else { step }
 }
 
-/// What a message costs a subscription in credit: its cells, but no more than is there when the owner owes nothing that
-/// it must give back. So a message larger than the capacity passes too, once all before it are taken.
+/// The credit that a message costs a subscription: its cells, but no more than the credit of a subscription whose owner
+/// has returned all that it must. So a message larger than the capacity passes, too, once all before it are taken.
 #[inline]
 #[must_use]
 pub(crate) const fn message_cost(total: u32, slot_size: u32, capacity: u32) -> u32 {
@@ -144,7 +144,7 @@ pub(crate) enum RingName {
 }
 
 impl RingName {
-    /// All of them, in the order in which they lie in a segment.
+    /// All rings, in their order in a segment.
     #[cfg(test)]
     pub(crate) const ALL: [RingName; 3] = [RingName::Bulk, RingName::Express, RingName::Egress];
 
@@ -157,7 +157,7 @@ impl RingName {
     }
 }
 
-/// The sizes of a segment. They travel in Welcome and are private on both sides from then on.
+/// The sizes of a segment. The Welcome carries them; from then on each side has a private copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     slot_size: u32,
@@ -209,7 +209,7 @@ impl Geometry {
         cells_for(self.slot_size)
     }
 
-    /// Bytes of control words and base windows, in whole pages. They are always there.
+    /// Bytes of control words and base windows, in whole pages. Their memory is always allocated.
     #[must_use]
     pub(crate) fn base_bytes(&self) -> usize {
         ((CONTROL_CELLS + 3 * self.base_cells() as usize) * CELL_BYTES).next_multiple_of(PAGE_BYTES)

@@ -1,10 +1,10 @@
-//! Memory that two processes share, and how they wake each other. Layer 1; all `unsafe` of the project is in this
-//! folder.
+//! Memory that two processes share, and the doorbells by which they wake each other. Layer 1; all `unsafe` code of the
+//! project is in this folder.
 //!
 //! | file | idea |
 //! |---|---|
 //! | `words` | shared memory as a run of atomic words; an `unsafe` block |
-//! | `layout` | where everything lies in a segment |
+//! | `layout` | the layout of a segment |
 //! | `ring/` | records from one producer role to one consumer; the flags of waiting sides |
 //! | `segment` | a sealed memory file, mapped; leasing and taking back its pages |
 //! | `doorbell` | waking a sleeping process without blocking the ringing side |
@@ -13,9 +13,9 @@
 //! | `peer` | credentials of the peer of a socket; the CPU of this thread |
 //! | `stdio` | whether stdin or stdout was closed at the start |
 //!
-//! The rules of the folder (R1 in `actors.md`): each side keeps its positions in private memory; what a peer may write
-//! is read once into a local, validated against private limits, and only the local is used; no `&[u8]` ever points into
-//! memory that a peer can write; there is no lock in shared memory.
+//! The rules of the folder (R1 in `actors.md`): each side keeps its positions in private memory. A word that a peer can
+//! write is read once into a local and validated against private limits; only the local is used. No `&[u8]` points into
+//! memory that a peer can write. Shared memory contains no lock.
 
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod descriptors;

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 /// The credentials of the process that connected, by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
-    /// Its process id when it connected; 0: unknown, because it runs in a PID namespace of which ours is no part.
+    /// Its process id when it connected; 0: unknown, because our PID namespace does not contain it.
     pub(crate) pid: u32,
     /// Its effective user id.
     pub(crate) uid: u32,
@@ -23,8 +23,8 @@ pub(crate) struct Credentials {
 pub(crate) fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // Not by `rustix`: its process ids are `NonZero`, and the kernel says 0 for a process that our PID namespace does
-    // not contain.
+    // Not by `rustix`: its process ids are `NonZero`, but the kernel reports 0 for a process outside of our PID
+    // namespace.
     //
     // SAFETY: `found` and `len` live through the call and are borrowed by nothing else. `len` is the size of `found`,
     // so the kernel writes at most that much, and every bit pattern is a `ucred`. `socket` is borrowed, thus open.
@@ -47,18 +47,18 @@ pub(crate) fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     Ok(Credentials { pid: u32::try_from(found.pid).unwrap_or(0), uid: found.uid })
 }
 
-/// The end of a peer's process, as far as it is known.
+/// A watch for the end of a peer's process.
 #[derive(Debug)]
 pub(crate) enum Process {
-    /// The descriptor becomes readable when it ends.
+    /// The descriptor becomes readable when the process ends.
     Watched(OwnedFd),
-    /// The system does not tell: its id is unknown, or a filter forbids `pidfd_open`, or there is no descriptor left.
+    /// The end cannot be watched: the id is unknown, a filter forbids `pidfd_open`, or no descriptor is left.
     Unknown,
-    /// There is no such process any more.
+    /// The process has ended.
     Ended,
 }
 
-/// Watches for the end of the process `pid`; 0: it is unknown.
+/// Watches for the end of the process `pid` (0: unknown).
 #[must_use]
 pub(crate) fn watch_process(pid: u32) -> Process {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Process::Unknown };
@@ -69,7 +69,7 @@ pub(crate) fn watch_process(pid: u32) -> Process {
     }
 }
 
-/// Whether the other end of `socket` is closed, though something may still be there to be read. Never waits.
+/// Whether the other end of `socket` is closed; unread bytes may be left. Never waits.
 #[must_use]
 pub(crate) fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
@@ -91,14 +91,13 @@ pub(crate) fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
-/// Whether this thread, and those that it starts, have one CPU between them: then the peer cannot run while this side
-/// spins.
+/// Whether this thread, and those that it starts, may use one CPU only. Then spinning can keep the peer from running.
 #[must_use]
 pub(crate) fn has_one_cpu() -> bool {
     rustix::thread::sched_getaffinity(None).is_ok_and(|cpus| cpus.count() == 1)
 }
 
-/// Lets another thread run that waits for this CPU, if there is one.
+/// Yields this CPU to a waiting thread.
 pub(crate) fn yield_cpu() {
     rustix::thread::sched_yield();
 }

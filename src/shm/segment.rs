@@ -1,6 +1,6 @@
-//! The segment of one connection: an anonymous memory file, sealed so that no peer can shrink it under the other's
-//! feet, mapped by both. It has no name in any file system: when the last process that holds it is gone, so is the
-//! memory.
+//! The segment of one connection: an anonymous memory file that both sides map. A seal keeps a peer from shrinking the
+//! file under the other side's mapping. The file has no name, so the memory is freed with the last process that holds
+//! it.
 
 use super::layout::{Geometry, PAGE_BYTES, RingName, control};
 use super::ring::{Channel, Consumer, Producer, Signal};
@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// The nonces of the three rings, by which each record's tag is made. They lie in 1..2^63, so that no tag is ever 0,
-/// which is what memory reads as that nothing was written to.
+/// The nonces of the three rings, on which the tags of records are based. They lie in 1..2^63, so that no tag is 0, the
+/// value of untouched memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nonces {
     /// The bulk lane.
@@ -24,11 +24,11 @@ pub(crate) struct Nonces {
 }
 
 impl Nonces {
-    /// Random ones.
+    /// Random nonces.
     ///
     /// # Errors
     ///
-    /// If the system has no randomness to give.
+    /// If the system has no entropy.
     pub(crate) fn random() -> io::Result<Nonces> {
         let mut bytes = [0; 24];
         fill_random(&mut bytes)?;
@@ -46,11 +46,11 @@ impl Nonces {
     }
 }
 
-/// Fills `bytes` with random ones.
+/// Fills `bytes` with random bytes.
 ///
 /// # Errors
 ///
-/// If the system has no randomness to give.
+/// If the system has no entropy.
 pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while filled < bytes.len() {
@@ -63,7 +63,7 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Why a descriptor that came with Welcome is not a segment that can be trusted.
+/// Why the descriptor of a Welcome is no trustworthy segment.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SegmentError {
     /// The file has another size than Welcome said.
@@ -98,8 +98,8 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Makes a new one with the file mode `permissions`. Control words and base windows have their memory at once, so
-    /// that want of memory is an error here and not a signal later.
+    /// Creates a segment with the file mode `permissions`. Memory for control words and base windows is allocated at
+    /// once, so a lack of memory is an error here and not a signal later.
     ///
     /// # Errors
     ///
@@ -114,11 +114,11 @@ impl Segment {
         Ok(Segment { file, words, geometry, nonces })
     }
 
-    /// Maps the one that came with Welcome.
+    /// Maps the segment of a Welcome.
     ///
     /// # Errors
     ///
-    /// If its size or its seals are not what they must be, or the system refuses.
+    /// If its size or its seals are wrong, or the system refuses.
     pub(crate) fn open(file: OwnedFd, geometry: Geometry, nonces: Nonces) -> Result<Segment, SegmentError> {
         let (found, expected) = (rustix::fs::fstat(&file)?.st_size as u64, geometry.segment_bytes() as u64);
         if found != expected {
@@ -178,7 +178,7 @@ impl Segment {
         Signal::new(self.geometry.control_part(&self.words), word)
     }
 
-    /// Where the broker says whether it holds messages that are newer than those in the egress ring.
+    /// The control word by which the broker tells that it holds messages newer than those in the egress ring.
     pub(crate) fn newer(&self) -> Newer {
         Newer { control: self.geometry.control_part(&self.words) }
     }
@@ -188,12 +188,12 @@ impl Segment {
         CpuWords { control: self.geometry.control_part(&self.words) }
     }
 
-    /// Gets memory for cells `from` to `to` of a ring's extension, as a page fault does: unlike `fallocate` that takes
-    /// no lock of the file, which the peer can hold. (Linux 5.14; before that `fallocate` must do.)
+    /// Allocates memory for cells `from` to `to` of a ring's extension, as a page fault does. Unlike `fallocate`, this
+    /// does not take the file's lock, which the peer can hold. (Linux 5.14; older kernels fall back to `fallocate`.)
     ///
     /// # Errors
     ///
-    /// If there is none.
+    /// If the system has no memory.
     pub(crate) fn lease(&self, ring: RingName, from: u32, to: u32) -> io::Result<()> {
         let ((start, less), (_, len)) = (self.extension(ring, from), self.extension(ring, to));
         match self.words.populate((start + less) as usize, (len - less) as usize) {
@@ -204,8 +204,8 @@ impl Segment {
         }
     }
 
-    /// Gives the memory of the first `cells` of a ring's extension back to the system. This waits for the holder of the
-    /// file's lock: not for the router's thread.
+    /// Gives the memory of the first `cells` of a ring's extension back to the system. This can wait for the file's
+    /// lock, which a peer can hold, so the router's thread must not call it.
     ///
     /// # Errors
     ///
@@ -221,7 +221,7 @@ impl Segment {
         (self.geometry.extension_offset(ring) as u64, u64::from(cells) * super::layout::CELL_BYTES as u64)
     }
 
-    /// Pages of memory that the segment really holds, touched by either side: an audit compares them with the leases.
+    /// Resident pages of the segment, touched by either side. An audit compares them with the leases.
     ///
     /// # Errors
     ///
@@ -242,8 +242,8 @@ fn map(file: &OwnedFd, geometry: &Geometry) -> io::Result<Words> {
     Ok(Words::of_mapping(Arc::new(map)))
 }
 
-/// Whether the broker holds messages that are newer than those in the egress ring: a count of changes, odd while it
-/// does. A client that finds another count than after it last read all reads on first.
+/// A count of changes, odd while the broker holds messages that are newer than those in the egress ring. If it has
+/// changed since the client last emptied the ring, the client reads on before it delivers a message.
 #[derive(Debug, Clone)]
 pub(crate) struct Newer {
     control: Words,
@@ -252,7 +252,7 @@ pub(crate) struct Newer {
 impl Newer {
     /// Broker: the count.
     pub(crate) fn set(&self, count: u64) {
-        // Pairs with the Acquire in `get`: the last of what was held lies in the ring before this says so.
+        // Pairs with the Acquire in `get`: the last message lies in the ring before the count tells so.
         self.control.as_slice()[control::EGRESS_NEWER].store(count, crate::sync::Ordering::Release);
     }
 
@@ -263,7 +263,7 @@ impl Newer {
     }
 }
 
-/// On which CPU each side waits: a hint for whether spinning can help.
+/// The CPU on which each side waits: a hint for whether spinning can help.
 #[derive(Debug, Clone)]
 pub(crate) struct CpuWords {
     control: Words,
@@ -280,12 +280,12 @@ impl CpuWords {
         self.set(control::CLIENT_CPU, cpu);
     }
 
-    /// The broker's CPU, if it said one.
+    /// The broker's CPU, if it published one.
     pub(crate) fn broker(&self) -> Option<usize> {
         self.get(control::BROKER_CPU)
     }
 
-    /// The client's CPU, if it said one.
+    /// The client's CPU, if it published one.
     pub(crate) fn client(&self) -> Option<usize> {
         self.get(control::CLIENT_CPU)
     }

@@ -1,8 +1,8 @@
 //! Which of stdin and stdout were closed when the program started.
 //!
-//! `main` cannot tell: before it, Rust's runtime opens `/dev/null` for each standard descriptor that is closed. What it
-//! opens looks exactly like the `/dev/null` that Python and Node.js pass for a stream to be ignored. So a function that
-//! the loader calls before the runtime starts asks for the descriptors' flags.
+//! `main` cannot tell: before it, Rust's runtime opens `/dev/null` for each closed standard descriptor. That looks
+//! exactly like the `/dev/null` that Python and Node.js pass for an ignored stream. So the loader calls a function
+//! before the runtime starts, which reads the flags of the descriptors.
 
 use crate::sync::{AtomicU64, Ordering};
 use rustix::io::{Errno, fcntl_getfd};

@@ -1,13 +1,13 @@
-//! The backing of everything shared: a run of 64-bit atomic words.
+//! Shared memory as a run of 64-bit atomic words.
 //!
-//! This file holds the one place where a mapping becomes a Rust reference. A peer may write any of these words at any
-//! time; for that reason they are only ever seen as `AtomicU64`, whose interior is allowed to change under a shared
-//! reference, and never as bytes or as a struct. Payloads are copied with relaxed loads and stores of whole words: that
-//! is a data race neither for the compiler nor for loom, it cannot tear a word, and the compiler turns it into plain
-//! moves (a volatile or opaque copy would be as fast for 64 bytes and would need `unsafe` at each call). What a peer
-//! changes under way gives other *bytes*, never another length or another place: those come from private copies.
+//! A mapping becomes a Rust reference in this file only. A peer may write any word at any time, so the words are never
+//! seen as bytes or as a struct, but as `AtomicU64`, whose interior may change under a shared reference. Payloads are
+//! copied with relaxed loads and stores of whole words: that is no data race, neither for the compiler nor for loom, it
+//! cannot tear a word, and the compiler emits plain moves (a volatile or opaque copy would be as fast for 64 bytes, but
+//! needs `unsafe` at each call). A peer that writes during a copy changes *bytes*, never a length or a position: those
+//! come from private copies.
 //!
-//! Words are little endian in memory whatever the machine, so that the payload's bytes keep their order.
+//! Words are little endian in memory on every machine, so the bytes of a payload keep their order.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::fmt;
@@ -76,11 +76,11 @@ impl Words {
         }
     }
 
-    /// Gets memory for `len` bytes of the mapping from byte `start` on: what is not there yet reads as zero.
+    /// Allocates memory for `len` bytes of the mapping from byte `start` on; new memory reads as zero.
     ///
     /// # Errors
     ///
-    /// If there is none.
+    /// If the system has no memory.
     #[cfg(not(lapce_ipc_loom))]
     pub(crate) fn populate(&self, start: usize, len: usize) -> std::io::Result<()> {
         self._map.advise_range(memmap2::Advice::PopulateWrite, start, len)
@@ -110,7 +110,7 @@ pub(crate) fn write_bytes(to: &[AtomicU64], bytes: &[u8]) {
     }
 }
 
-/// Writes `bytes` at byte `offset`; the other bytes of the first and last word stay. For memory that only we write.
+/// Writes `bytes` at byte `offset`; the other bytes of the first and last word stay. For memory without another writer.
 pub(crate) fn write_bytes_at(to: &[AtomicU64], mut offset: usize, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         let (at, within) = (offset / WORD, offset % WORD);
@@ -157,7 +157,7 @@ pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
     }
 }
 
-/// Copies words from one shared place to another.
+/// Copies words within shared memory.
 #[inline]
 pub(crate) fn copy_words(to: &[AtomicU64], from: &[AtomicU64]) {
     for (to, from) in to.iter().zip(from) {

@@ -16,7 +16,7 @@
 //! | array of known size, tuple, struct | its items or fields in order, nothing else |
 //! | enum | the number of the variant, counted from 0, as a `u32`, then its fields in order |
 //!
-//! So each value has exactly one encoding. What follows the value is an error too.
+//! So each value has exactly one encoding. Bytes after the value are an error, too.
 //!
 //! # Frames
 //!
@@ -24,9 +24,9 @@
 //! The length does not count itself. A length of zero, or above the receiver's limit, is an error, and since no
 //! receiver can tell where the next frame would begin, it ends the connection.
 //!
-//! # What a stranger can cost
+//! # Memory that a hostile peer can take
 //!
-//! A length is believed only as far as bytes have arrived for it. [`FrameDecoder`] holds what arrived; [`decode`] is
+//! A length is trusted only as far as its bytes have arrived. [`FrameDecoder`] holds what arrived; [`decode`] is
 //! given whole slices and stops at the first length that leads beyond them. Until it does, a text may reserve 4 KiB,
 //! 256 KiB or 16 MiB, whichever is the first that would hold the input (untouched, so no page of it is resident), and
 //! a list 1 MiB.
@@ -46,11 +46,11 @@ pub const HARD_LIMIT: usize = 16 * 1024 * 1024;
 /// The length prefix of a frame, in bytes.
 pub const FRAME_PREFIX_BYTES: usize = 4;
 
-/// A frame decoder that has run empty gives back what it holds beyond this, in bytes: a thousand quiet connections
-/// should not each remember their largest frame.
+/// The buffer that an empty frame decoder keeps, in bytes. It frees the rest, or a thousand quiet connections would
+/// each keep the size of their largest frame.
 const IDLE_BUFFER_BYTES_MAX: usize = 1024;
 
-/// Bytes that are no value, or a value that is too large to be sent.
+/// Why bytes are no value, or why a value cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CodecError {
@@ -60,7 +60,7 @@ pub enum CodecError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A slice is longer than allowed; it was not looked at.
+    /// A slice is longer than allowed; it was not decoded.
     #[error("{found} bytes exceed the limit of {limit}")]
     InputTooLarge {
         /// The length of the slice in bytes.
@@ -135,22 +135,22 @@ pub fn encode_limited<T: Serialize + ?Sized>(value: &T, limit: usize) -> Result<
 /// Decodes a value that takes up all of `bytes`.
 ///
 /// # Errors
-/// A [`CodecError`] that says why this is no such value; beyond [`HARD_LIMIT`] it does not look.
+/// A [`CodecError`] with the reason. A slice beyond [`HARD_LIMIT`] is not decoded.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     decode_limited(bytes, HARD_LIMIT)
 }
 
-/// Decodes a value that takes up all of `bytes`, of which there may be at most `limit`.
+/// Decodes a value that takes up all of `bytes`, at most `limit`.
 ///
 /// # Errors
-/// A [`CodecError`] that says why this is no such value; beyond `limit` or [`HARD_LIMIT`] it does not look.
+/// A [`CodecError`] with the reason. A slice beyond `limit` or [`HARD_LIMIT`] is not decoded.
 pub fn decode_limited<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, CodecError> {
     let limit = limit.min(HARD_LIMIT);
     if bytes.len() > limit {
         return Err(CodecError::InputTooLarge { found: bytes.len(), limit });
     }
-    // bincode reserves memory for the length that a text announces, up to its limit, which is a constant: the smallest
-    // that fits keeps the memory in proportion to the input.
+    // bincode reserves memory for the announced length of a text, up to its constant limit. The smallest limit that
+    // fits keeps the memory in proportion to the input.
     if bytes.len() <= SMALL {
         decode_within::<T, SMALL>(bytes)
     } else if bytes.len() <= MEDIUM {
@@ -192,15 +192,15 @@ fn decode_within<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Resul
     }
 }
 
-/// bincode's errors show internals (and its display is its debug form): ours name what a reader can check.
+/// The errors of bincode show internals, and their display is their debug form; these name facts about the bytes.
 fn explain(error: DecodeError, found: usize) -> CodecError {
     let reason = match error {
-        // Over the limit is a length that leads beyond the input, since the input is never longer than the limit.
+        // The input is never longer than the limit, so a length over the limit leads beyond the input.
         DecodeError::UnexpectedEnd { .. } | DecodeError::LimitExceeded => {
             return CodecError::Truncated { found };
         }
         DecodeError::OutsideUsizeRange(_) => return CodecError::Truncated { found },
-        // Written by our own types, which escape what they show, or by serde about a variant's number.
+        // The text comes from this project's types, which escape values, or from serde about the number of a variant.
         DecodeError::OtherString(reason) => reason,
         DecodeError::Utf8 { inner } => format!("text is not UTF-8: {inner}"),
         DecodeError::InvalidBooleanValue(value) => format!("bool is {value}, expected 0 or 1"),
@@ -219,7 +219,7 @@ fn append<T: Serialize + ?Sized>(value: &T, limit: usize, out: &mut Vec<u8>) -> 
     })
 }
 
-/// A vector that refuses to grow beyond a limit: bincode heeds its own limit in decoding only.
+/// A vector with a limit, because bincode applies its own limit to decoding only.
 struct Capped<'a> {
     left: usize,
     out: &'a mut Vec<u8>,
@@ -233,10 +233,11 @@ impl Writer for Capped<'_> {
     }
 }
 
-/// Cuts a stream of bytes into the bodies of frames, however the stream was split up on its way.
+/// Splits a stream of bytes into the bodies of frames, however the transport has fragmented it.
 ///
-/// After each [`push`](Self::push) take frames until there are none: then the decoder holds less than one frame, and
-/// never more than twice the bytes that arrived for it. The first error is final; every later call returns it again.
+/// After each [`push`](Self::push), take frames until [`next_frame`](Self::next_frame) returns none: then the decoder
+/// holds less than one frame, and its buffer is at most twice the bytes that arrived for it. The first error is final;
+/// every later call returns it again.
 ///
 /// ```
 /// use lapce_ipc::wire::FrameDecoder;
@@ -254,7 +255,7 @@ impl Writer for Capped<'_> {
 pub struct FrameDecoder {
     limit: usize,
     buffer: Vec<u8>,
-    /// The start of the next frame in the buffer; the bytes before it have been returned.
+    /// The start of the next frame in the buffer; the bytes before it were returned.
     start: usize,
     failed: Option<CodecError>,
 }
@@ -266,7 +267,7 @@ impl FrameDecoder {
         Self { limit: limit.min(HARD_LIMIT), buffer: Vec::new(), start: 0, failed: None }
     }
 
-    /// Appends bytes as they arrived. After an error it accepts no more.
+    /// Appends bytes. After an error they are ignored.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed.is_none() {
             self.buffer.drain(..self.start);

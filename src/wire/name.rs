@@ -29,10 +29,10 @@ pub const TOKEN_BYTES_MAX: usize = 64;
 /// The most tokens that a name, topic or pattern may have.
 pub const TOKENS_MAX: usize = 16;
 
-/// The characters of a refused value that an error shows.
+/// The number of characters that an error shows of a refused value.
 const SHOWN_CHARS_MAX: usize = 40;
 
-/// A text is no valid name, topic or pattern: what is wrong, and at which byte.
+/// Why a text is no valid name, topic or pattern, and at which byte.
 ///
 /// ```
 /// use lapce_ipc::wire::Topic;
@@ -44,7 +44,7 @@ const SHOWN_CHARS_MAX: usize = 40;
 #[error("invalid {what} \"{shown}\": {problem} at byte {offset}")]
 pub struct NameError {
     what: &'static str,
-    /// Escaped and truncated: it may be printed anywhere.
+    /// Escaped and truncated, so it is safe to print.
     shown: Box<str>,
     problem: NameProblem,
     offset: usize,
@@ -64,11 +64,11 @@ impl NameError {
     }
 }
 
-/// The ways in which a text can miss the grammar.
+/// The violations of the grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum NameProblem {
-    /// Nothing before, after or between the dots, or no text at all.
+    /// An empty text, or no character before, after or between dots.
     #[error("empty token")]
     EmptyToken,
     /// A character outside of `[A-Za-z0-9_-]`.
@@ -97,11 +97,11 @@ pub enum NameProblem {
 /// Whether a text may begin with `$`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dollar {
-    /// It has no meaning here.
+    /// A `$` is an invalid character.
     Never,
-    /// It has a meaning that the caller may not use.
+    /// A leading `$` marks a topic of the broker, which the caller must not use.
     Reserved,
-    /// It is allowed.
+    /// A leading `$` is allowed.
     Allowed,
 }
 
@@ -114,7 +114,7 @@ pub(super) struct Grammar {
     pub(super) wildcards: bool,
 }
 
-/// Checks a text against a grammar, from left to right; the first problem wins.
+/// Checks a text against a grammar from left to right. Returns the first problem.
 pub(super) fn check(text: &str, grammar: Grammar) -> Result<(), NameError> {
     let fail = |problem, offset| Err(NameError { what: grammar.what, shown: shown(text).into(), problem, offset });
     if text.len() > NAME_BYTES_MAX {
@@ -164,7 +164,7 @@ pub(super) fn check(text: &str, grammar: Grammar) -> Result<(), NameError> {
     Ok(())
 }
 
-/// Foreign text as it may be shown anywhere: ASCII, no control characters, and short.
+/// Untrusted text in a form that is safe to show: ASCII, no control characters, and short.
 pub(super) fn shown(text: &str) -> String {
     let mut characters = text.chars();
     let mut shown: String = characters.by_ref().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect();
@@ -202,7 +202,7 @@ macro_rules! text_type {
             }
         }
 
-        /// Equality, order and hash are those of the text, so maps can be asked with a `&str`.
+        /// Equality, order and hash are those of the text, so a map can be searched for a `&str`.
         impl std::borrow::Borrow<str> for $type {
             fn borrow(&self) -> &str {
                 &self.0
@@ -263,7 +263,7 @@ pub struct Name(Arc<str>);
 text_type!(Name, parse, parse);
 
 impl Name {
-    /// Checks and takes over a name.
+    /// Validates a name.
     ///
     /// # Errors
     /// If `text` violates the grammar in the [module's description](self), with the offset.
@@ -289,7 +289,7 @@ impl TryFrom<&Topic> for Name {
     }
 }
 
-/// A topic: where a publisher publishes, without wildcards. Cheap to clone.
+/// A topic, to which publishers publish: without wildcards. Cheap to clone.
 ///
 /// ```
 /// use lapce_ipc::wire::Topic;
@@ -306,7 +306,7 @@ pub struct Topic(Arc<str>);
 text_type!(Topic, parse, parse_system);
 
 impl Topic {
-    /// Checks and takes over a topic of an application.
+    /// Validates a topic of an application.
     ///
     /// # Errors
     /// If `text` violates the grammar in the [module's description](self), with the offset; also for a leading `$`.
@@ -314,7 +314,7 @@ impl Topic {
         Self::parse_with(text, Dollar::Reserved)
     }
 
-    /// Checks and takes over a topic that may be one of the broker's own.
+    /// Validates a topic of an application or of the broker.
     ///
     /// # Errors
     /// If `text` violates the grammar in the [module's description](self), with the offset.
@@ -427,7 +427,7 @@ mod tests {
         assert!(decoded::<Topic>("<script>").is_err());
     }
 
-    /// The grammar once more, in the plainest words.
+    /// The grammar once more, in its simplest form.
     fn naive(text: &str) -> bool {
         let tokens: Vec<&str> = text.split('.').collect();
         text.len() <= 255

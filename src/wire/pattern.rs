@@ -4,7 +4,7 @@
 //!
 //! | token | matches | where |
 //! |---|---|---|
-//! | `*` | exactly one token, whatever it is | anywhere |
+//! | `*` | exactly one token | anywhere |
 //! | `>` | one or more tokens, to the end | last only |
 //!
 //! A wildcard is a whole token: `ab*` is an error, not a prefix match. A wildcard in the first place does not match the
@@ -32,11 +32,11 @@ pub struct Pattern(Arc<str>);
 text_type!(Pattern, parse, parse);
 
 impl Pattern {
-    /// Checks and takes over a pattern.
+    /// Validates a pattern.
     ///
     /// # Errors
-    /// What misses the grammar of [names](super::name) with the wildcards of the [module's description](self), with
-    /// its offset.
+    /// If `text` violates the grammar of [names](super::name) with the wildcards of the [module's description](self),
+    /// with the offset.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         check(text, Grammar { what: "pattern", dollar: Dollar::Allowed, wildcards: true })?;
         Ok(Self(text.into()))

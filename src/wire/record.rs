@@ -22,7 +22,8 @@ pub const HEADER_WORDS: usize = 7;
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
         /// The kind of a record. Kinds below 32 go to the broker (bulk lane below 8, express lane from there), the
-        /// others to a client.
+        /// others to a client. What the broker sends on for a call has the name of the record that it came by, with
+        /// `Routed` before it: the requester numbers requests by slot and generation, the responder knows the call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Kind {
@@ -88,20 +89,22 @@ kinds! {
     Evicted = 37,
     /// `seq` as in [`Kind::Flush`].
     Flushed = 38,
-    /// `seq` call, `id` service (own number), `origin` requester, `nanos` time left; 0: a stream without
-    /// a time of the whole call.
-    Call = 39,
-    /// `seq` call, `code` an [`Outcome`]: the call has ended.
+    /// To the responder: a [`Kind::Request`]. `seq` call, `id` service (own number), `origin` requester, `nanos` time
+    /// left; 0: a stream without a time of the whole call.
+    RoutedRequest = 39,
+    /// To the responder: the call has ended without its reply. `seq` call, `code` an [`Outcome`].
     CallEnded = 40,
-    /// `seq` call, `arg` cells of the reply that may be sent in addition.
-    CallCredit = 41,
-    /// `id`, `id2` request: one message of the reply, as in [`Kind::Response`]. [`Flags::FIRST`] in the middle of a
-    /// message: that one was aborted.
-    Answer = 42,
-    /// `id`, `id2` request, `code` an [`Outcome`], `nanos` the time after which to retry, or 0. The call has ended.
+    /// To the responder: a [`Kind::ResponseCredit`]. `seq` call, `arg` cells of the reply that may be sent in addition.
+    RoutedResponseCredit = 41,
+    /// To the requester: a [`Kind::Response`]. `id`, `id2` request; one message of the reply. [`Flags::FIRST`] in the
+    /// middle of a message: that one was aborted.
+    RoutedResponse = 42,
+    /// To the requester: the call has ended without a reply. `id`, `id2` request, `code` an [`Outcome`], `nanos` the
+    /// time after which to retry, or 0.
     Failed = 43,
-    /// `id`, `id2` request, `arg` cells of request body that may be sent in addition.
-    RequestCredit = 44,
+    /// To the requester: a [`Kind::BodyCredit`]. `id`, `id2` request, `arg` cells of request body that may be sent in
+    /// addition.
+    RoutedBodyCredit = 44,
     /// `id` topic (the connection's own number): a poison message of this client on it was quarantined: it killed
     /// the broker's router twice.
     Quarantined = 45,

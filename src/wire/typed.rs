@@ -1,7 +1,7 @@
 //! Messages between an editor and its AI engines and tools.
 //!
-//! The broker carries any bytes. Programs that want to understand each other without a schema of their own put one
-//! [`Message`] into the payload of a publish, a request, a reply or a chunk of a streamed reply:
+//! The broker carries any bytes. Programs without a schema of their own can put one [`Message`] into the payload of a
+//! publish, a request, a reply or a chunk of a streamed reply:
 //!
 //! | request | replies |
 //! |---|---|
@@ -9,15 +9,15 @@
 //! | [`ChatRequest`] with `stream` | [`ChatChunk`]s, the last with a [`FinishReason`] |
 //! | [`ChatRequest`] without | one [`ChatResponse`] |
 //! | [`ToolCall`] | one [`ToolResult`] |
-//! | any | [`ErrorMessage`] in place of what was asked for |
+//! | any | [`ErrorMessage`] in place of the reply |
 //!
-//! [`Cancel`] and [`Heartbeat`] are for topics. A requester that simply loses interest cancels its request at the
-//! broker instead, which reaches the responder without a message of this kind.
+//! [`Cancel`] and [`Heartbeat`] are for topics. To cancel an outstanding request, a requester cancels it at the broker,
+//! which notifies the responder without a message of this kind.
 //!
 //! # Layout
 //!
 //! [`TYPED_VERSION`] as a `u16`, then the [`Message`] as in [`codec`]: the number of the variant as a `u32`, then its
-//! fields in order. A reader of another version says so and looks no further. A heartbeat, all 22 bytes of it:
+//! fields in order. A reader of another version returns an error and decodes nothing. A heartbeat, all 22 bytes of it:
 //!
 //! ```
 //! use lapce_ipc::wire::typed::{Heartbeat, Message};
@@ -32,8 +32,8 @@
 //! # Ok::<(), lapce_ipc::wire::typed::TypedError>(())
 //! ```
 //!
-//! Values out of range are refused on both sides: a sender learns of them before anything is sent, and a receiver need
-//! not check again. Texts that come from a model or a user are not restricted.
+//! Both sides refuse values out of range: a sender gets the error before it sends, and a receiver need not check again.
+//! Texts of a model or a user are not restricted.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -43,15 +43,15 @@ use super::codec::{self, CodecError};
 /// The version of the messages in this module; at the start of each.
 pub const TYPED_VERSION: u16 = 1;
 
-/// The highest temperature that may be asked for.
+/// The highest temperature of a request.
 pub const TEMPERATURE_MAX: f32 = 2.0;
 
-/// The most tokens that may be asked for.
+/// The highest token limit of a request.
 pub const COMPLETION_TOKENS_MAX: u32 = 16 * 1024 * 1024;
 
 const VERSION_BYTES: usize = 2;
 
-/// Bytes that are no message, or a message that must not be sent.
+/// Why bytes are no message, or why a message cannot be sent.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum TypedError {
@@ -69,7 +69,7 @@ pub enum TypedError {
         /// The error and the value.
         problem: String,
     },
-    /// The bytes are none of these messages, or too many.
+    /// The bytes are no message of this module, or too long.
     #[error(transparent)]
     Codec(#[from] CodecError),
 }
@@ -137,7 +137,7 @@ impl Message {
     /// ```
     ///
     /// # Errors
-    /// A [`TypedError`] that says why this is no valid message of this version.
+    /// A [`TypedError`] with the reason why this is no valid message of this version.
     pub fn decode(payload: &[u8]) -> Result<Self, TypedError> {
         let Some((version, body)) = payload.split_first_chunk::<VERSION_BYTES>() else {
             return Err(CodecError::Truncated { found: payload.len() }.into());
@@ -151,7 +151,7 @@ impl Message {
         Ok(message)
     }
 
-    /// Checks all ranges; [`encode`](Self::encode) and [`decode`](Self::decode) do so by themselves.
+    /// Checks all ranges, as [`encode`](Self::encode) and [`decode`](Self::decode) do.
     ///
     /// # Errors
     /// [`TypedError::Invalid`], naming the field.
@@ -229,7 +229,7 @@ pub struct CompletionRequest {
     pub suffix: String,
     /// The position of the cursor.
     pub cursor: Position,
-    /// The most tokens to generate; 1 to [`COMPLETION_TOKENS_MAX`].
+    /// The limit of generated tokens; 1 to [`COMPLETION_TOKENS_MAX`].
     pub max_tokens: u32,
     /// From 0 to [`TEMPERATURE_MAX`]; none leaves it to the engine.
     pub temperature: Option<f32>,
@@ -237,7 +237,7 @@ pub struct CompletionRequest {
     pub stop: Vec<String>,
 }
 
-/// A place in a document.
+/// A position in a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The line, counted from 0.
@@ -263,15 +263,15 @@ pub struct CompletionChunk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// It was done.
+    /// The model was done.
     Stop,
-    /// It reached the most tokens.
+    /// The token limit was reached.
     Length,
-    /// It waits for the results of tools.
+    /// The model waits for the results of tools.
     ToolCalls,
-    /// It was cancelled.
+    /// The request was cancelled.
     Cancelled,
-    /// A filter stopped it.
+    /// A filter stopped the model.
     Filtered,
 }
 
@@ -286,7 +286,7 @@ pub struct ChatRequest {
     pub model: String,
     /// From 0 to [`TEMPERATURE_MAX`]; none leaves it to the engine.
     pub temperature: Option<f32>,
-    /// The most tokens to generate, 1 to [`COMPLETION_TOKENS_MAX`]; none leaves it to the engine.
+    /// The limit of generated tokens, 1 to [`COMPLETION_TOKENS_MAX`]; none leaves it to the engine.
     pub max_tokens: Option<u32>,
     /// Tools that the model may call.
     pub tools: Vec<ToolDefinition>,
@@ -322,7 +322,7 @@ impl ChatMessage {
 pub enum Role {
     /// Instructions.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -380,14 +380,14 @@ pub struct Usage {
     pub completion_tokens: u32,
 }
 
-/// A model's wish to have a tool run.
+/// A model's request to run a tool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
     /// The id of this call, unique in the conversation; not empty.
     pub id: String,
     /// The name of the tool; not empty.
     pub name: String,
-    /// The arguments as JSON text. Models err: the runner of the tool must check them.
+    /// The arguments as JSON text. Models err, so the program that runs the tool must check them.
     pub arguments: String,
 }
 
@@ -407,7 +407,7 @@ pub struct ToolResult {
 pub struct Cancel {
     /// The request's number.
     pub id: u64,
-    /// Why, for people.
+    /// The reason, for users.
     pub reason: Option<String>,
 }
 
@@ -437,7 +437,7 @@ pub struct ErrorMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request makes no sense.
+    /// The request is invalid.
     InvalidRequest,
     /// The model, tool or document does not exist.
     NotFound,
@@ -449,7 +449,7 @@ pub enum ErrorCode {
     Timeout,
     /// The engine failed.
     Internal,
-    /// The engine is not there.
+    /// The engine is not available.
     Unavailable,
 }
 

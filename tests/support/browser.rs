@@ -101,13 +101,14 @@ impl Browser {
         let until = Instant::now() + DEADLINE;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let told = self.from.recv_timeout(left).unwrap_or_else(|_| panic!("no answer to {method}: {}", self.log()));
-            if told["id"] == self.number {
-                assert!(told["error"].is_null(), "{method}: {}", told["error"]);
-                return told["result"].clone();
+            let message =
+                self.from.recv_timeout(left).unwrap_or_else(|_| panic!("no answer to {method}: {}", self.log()));
+            if message["id"] == self.number {
+                assert!(message["error"].is_null(), "{method}: {}", message["error"]);
+                return message["result"].clone();
             }
-            if told["method"].is_string() {
-                self.events.push(told);
+            if message["method"].is_string() {
+                self.events.push(message);
             }
         }
     }
@@ -125,10 +126,10 @@ impl Browser {
     /// The value of an expression in the page.
     #[track_caller]
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
-        let told = self
+        let message = self
             .call("Runtime.evaluate", json!({ "expression": expression, "returnByValue": true, "awaitPromise": true }));
-        assert!(told["exceptionDetails"].is_null(), "{expression}: {}", told["exceptionDetails"]);
-        told["result"]["value"].clone()
+        assert!(message["exceptionDetails"].is_null(), "{expression}: {}", message["exceptionDetails"]);
+        message["result"]["value"].clone()
     }
 
     /// Waits until an expression is true.

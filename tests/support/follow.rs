@@ -85,9 +85,9 @@ impl Follower {
         }
     }
 
-    /// The data of the next news of a topic that are as wanted.
+    /// The data of the next event of a topic that `is_wanted`.
     #[track_caller]
-    pub fn news(&mut self, topic: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+    pub fn event(&mut self, topic: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
         self.until("event", |data| data["topic"] == topic && is_wanted(&data["data"]))["data"].clone()
     }
 

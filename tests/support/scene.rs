@@ -49,14 +49,15 @@ impl Good {
         });
         let (client, counted) = (connect("good"), rounds.clone());
         let asks = std::thread::spawn(move || {
-            let mut news = client.subscribe("good.>").expect("a subscription");
+            let mut subscription = client.subscribe("good.>").expect("a subscription");
             let mut round = 0u64;
             // A breath between two rounds leaves the machine to the others.
             while stopped_asking.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
                 let mut payload = round.to_le_bytes().to_vec();
                 payload.resize(if round % 8 == 7 { 5000 } else { 8 + round as usize % 200 }, round as u8);
                 client.publish("good.news", &payload).expect("the publish is taken");
-                let message = news.next_timeout(DEADLINE).expect("the subscription stands").expect("the message comes");
+                let message =
+                    subscription.next_timeout(DEADLINE).expect("the subscription stands").expect("the message comes");
                 assert_eq!((message.sequence(), message.publisher()), (round + 1, client.id()));
                 assert_eq!(message.payload(), payload);
                 assert_eq!(client.request("echo", &payload).expect("the echo"), payload);
@@ -67,8 +68,8 @@ impl Good {
                 counted.store(round, Ordering::Relaxed);
             }
             client.flush().expect("the flush");
-            assert!(news.try_next().expect("the subscription stands").is_none(), "nothing came twice");
-            assert_eq!(news.dropped(), 0);
+            assert!(subscription.try_next().expect("the subscription stands").is_none(), "nothing came twice");
+            assert_eq!(subscription.dropped(), 0);
             round
         });
         Good { rounds, stop: [stop_asking, stop_serving], asks, serves }
@@ -139,8 +140,8 @@ impl Scene {
     /// The offender `name` is told `text`, so is the log, the violation is counted, and the neighbour goes on.
     #[track_caller]
     pub(crate) fn ended(&mut self, offender: &mut Control, name: &str, code: ClosingCode, text: &str) {
-        let (told, message) = offender.closing();
-        assert_eq!((told, message.contains(text)), (code, true), "{name}: {message:?} should say {text:?}");
+        let (received, message) = offender.closing();
+        assert_eq!((received, message.contains(text)), (code, true), "{name}: {message:?} should say {text:?}");
         let (name, code, reason) = (format!("name={name} "), format!("code={code:?}"), format!("reason={message:?}"));
         self.logged(&["WARN", "connection ended", &name, &code, &reason]);
         self.good.goes_on();
@@ -149,8 +150,8 @@ impl Scene {
     /// The offender is refused with `text`, so is the log, and the neighbour goes on.
     #[track_caller]
     pub(crate) fn refused(&mut self, offender: &mut Control, code: RefusedCode, text: &str) {
-        let (told, message) = offender.refused();
-        assert_eq!((told, message.contains(text)), (code, true), "{message:?} should say {text:?}");
+        let (received, message) = offender.refused();
+        assert_eq!((received, message.contains(text)), (code, true), "{message:?} should say {text:?}");
         self.logged(&["WARN", "connection refused", &format!("reason={message:?}")]);
         self.good.goes_on();
     }

@@ -8,7 +8,7 @@ use super::location::{self, Location};
 use crate::broker::listener::socket;
 use crate::broker::supervision::supervisor::{NodeId, Tree, elapsed, random};
 use crate::config::{HealthServer, Loaded};
-use crate::logic::restart::{Decision, Limits, Restart, Restarts};
+use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;

@@ -46,7 +46,7 @@ use crate::broker::supervision::resources::{Refused, arbiter};
 use crate::broker::supervision::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::broker::supervision::watchdog::{Pulse, Watched};
 use crate::broker::telemetry::events::EventBus;
-use crate::logic::restart::{Limits, Restart};
+use crate::logic::supervision::restart::{Limits, Restart};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use listen::Socket;

@@ -9,7 +9,7 @@ use crate::broker::session::stream::FrameStream;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::restart::Restart;
+use crate::logic::supervision::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Interval of checks for the file.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the path stays free after a removal: another broker may be about to bind it.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -84,7 +84,7 @@ impl Listening {
                     }
                     Err(error) => self.tell(&error),
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         }
     }
@@ -103,11 +103,11 @@ impl Listening {
         while self.bound.borrow().is_there() {
             match &watch {
                 Some(events) => {
-                    if matches!(tokio::time::timeout(LOOK, events.events(|_| {})).await, Ok(Err(_))) {
+                    if matches!(tokio::time::timeout(CHECK_INTERVAL, events.events(|_| {})).await, Ok(Err(_))) {
                         watch = None;
                     }
                 }
-                None => tokio::time::sleep(LOOK).await,
+                None => tokio::time::sleep(CHECK_INTERVAL).await,
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use super::connection::Info;
 use super::message::Message;
-use crate::logic::arena::Key;
-use crate::logic::numbers::Numbers;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::numbers::Numbers;
+use crate::logic::routing::topics::TopicId;
+use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::ServiceId;
-use crate::logic::topics::TopicId;
-use crate::logic::wheel::TimerId;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;
@@ -74,9 +74,9 @@ pub(super) struct Ingress {
     /// The subscriptions that `partial` goes to.
     pub(super) partial_targets: Vec<Key>,
     pub(super) parked: Option<Parked>,
-    /// For which connection the message that is next in the bulk lane waits, and since when. It outlasts a try that was
-    /// in vain; what the other side takes of a begun message extends the time.
-    pub(super) waits: Option<(u32, u64)>,
+    /// The connection that the next message of the bulk lane waits for, and since when. A failed attempt does not
+    /// reset it; what the other side takes of a begun message extends the time.
+    pub(super) waiting_on: Option<(u32, u64)>,
     /// The client is gone: what it has published is still routed.
     pub(super) ended: bool,
     /// Cells consumed since a waiting producer was last woken.

@@ -10,7 +10,7 @@
 //! the receiver's position tells whether the push was done.
 
 use super::message::Message;
-use crate::logic::arena::Key;
+use crate::logic::routing::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::Header;

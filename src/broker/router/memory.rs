@@ -9,7 +9,7 @@
 
 use super::connection::CloseReason;
 use super::reclaim::{Reclaim, Reclaimer};
-use crate::logic::budget::Budget;
+use crate::logic::routing::budget::Budget;
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Producer, Violation};
 use crate::shm::segment::Segment;

@@ -17,7 +17,7 @@
 //! | `settings`, `counters`, `timings` | limits in the router's units; counters; histograms of durations |
 //! | `connection` | the identity of a connection; close reasons |
 //! | `reclaim`, `memory` | threads that give pages back to the system; leases of the rings' extensions |
-//! | `overflow`, `egress`, `egress_overflow` | the egress half of a connection, and its overflow queues |
+//! | `egress` | the egress half of a connection, and its overflow queues |
 //! | `journal` | the record or timer that is handled, from which the next incarnation continues |
 //! | `message`, `ingress` | a message that is routed; the ingress half of a connection |
 //! | `ports` | all connections, with time, timers, counters and the journal |
@@ -25,24 +25,23 @@
 //! | `pubsub` | publish and subscribe: the bulk lane |
 //! | `calls` | requests, replies, streams, cancels, credit: the express lane |
 //! | `state` | the parts and their owner; serving one connection |
-//! | `control_request`, `snapshot`, `membership` | control requests; the status; opening and closing connections |
+//! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
-//! | `turn` | the loop: work, spin, sleep; reading doorbells |
+//! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
 //!
-//! The actor is a shell: `RouterState` carries out its messages, and the loop in `turn` routes the traffic.
+//! The actor is a shell: `RouterState` carries out its messages, and the loop in `event_loop` routes the traffic.
 
+mod attachment;
 mod calls;
 mod connection;
 mod control_request;
 mod counters;
 mod egress;
-mod egress_overflow;
+mod event_loop;
 mod ingress;
 mod journal;
-mod membership;
 mod memory;
 mod message;
-mod overflow;
 mod parking;
 mod polling;
 mod ports;
@@ -55,15 +54,14 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod timings;
-mod turn;
 
 pub(crate) use self::calls::ECHO;
 pub(in crate::broker) use self::calls::{state as breaker_state, status as breaker_status};
 pub(crate) use self::state::RouterState;
 pub(crate) use connection::{CloseReason, CloseReceiver, CloseSender, close_report};
+pub(crate) use event_loop::Shared;
 pub(crate) use settings::Settings;
 pub(crate) use timings::{RouterMetrics, ServiceMetrics};
-pub(crate) use turn::Shared;
 
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
@@ -93,10 +91,10 @@ pub(crate) struct Attach {
     pub(crate) on_close: CloseSender,
 }
 
-/// The client of a connection is gone: connection closed by peer.
+/// The session of a connection has ended: the router ends the connection.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub(crate) struct Gone {
+pub(crate) struct EndConnection {
     pub(crate) key: u32,
     pub(crate) id: u32,
     /// A protocol violation: no more records are routed. (One that the router itself detected is known to it.)
@@ -238,9 +236,7 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(state);
             fault::point("router.answering", 0);
-            state.close_pending();
-            state.pubsub.watch_overflow(&mut state.ports);
-            state.ports.egresses.flush();
+            state.end_batch();
             result
         };
         self.shared.tell_ended();
@@ -253,7 +249,7 @@ impl Actor for ShmRouter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.shared.state.borrow_mut().recover();
-        let run = turn::run(self.shared.clone());
+        let run = event_loop::run(self.shared.clone());
         ctx.spawn(run.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
@@ -277,14 +273,14 @@ impl Handler<Attach> for ShmRouter {
     }
 }
 
-impl Handler<Gone> for ShmRouter {
+impl Handler<EndConnection> for ShmRouter {
     type Result = ();
 
-    fn handle(&mut self, message: Gone, _: &mut Self::Context) {
+    fn handle(&mut self, message: EndConnection, _: &mut Self::Context) {
         self.shared.on_close.borrow_mut().remove(&message.id);
         self.with(|state| match message.close {
             Some(close) => state.close(message.key, message.id, close),
-            None => state.client_gone(message.key, message.id),
+            None => state.client_ended(message.key, message.id),
         });
     }
 }

@@ -29,15 +29,15 @@ impl Ports {
 
     /// Parks the bulk lane of `key` if lanes are closed and it has a record. A protocol violation is still detected.
     #[inline]
-    pub(super) fn bulk_lane_waits(&mut self, key: u32) -> bool {
+    pub(super) fn park_if_closed(&mut self, key: u32) -> bool {
         match self.lanes_open_at {
             None => false,
-            Some(until) => self.park_closed(key, until),
+            Some(until) => self.park_until_open(key, until),
         }
     }
 
     #[cold]
-    fn park_closed(&mut self, key: u32, until: u64) -> bool {
+    fn park_until_open(&mut self, key: u32, until: u64) -> bool {
         if self.now >= until {
             self.open_lanes();
             return false;
@@ -57,8 +57,9 @@ impl Ports {
         let Some(egress) = self.egresses.get_mut(key) else { return };
         let mut waiters = std::mem::take(&mut egress.waiters);
         if waiters.len() > 1 {
-            waiters
-                .sort_by_key(|waiter| self.ingress(*waiter).and_then(|ingress| ingress.waits).map(|(_, since)| since));
+            waiters.sort_by_key(|waiter| {
+                self.ingress(*waiter).and_then(|ingress| ingress.waiting_on).map(|(_, since)| since)
+            });
         }
         for waiter in waiters.drain(..) {
             self.unpark(waiter);
@@ -81,8 +82,8 @@ impl Ports {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         let on = wait.on;
         let until = wait.until.unwrap_or_else(|| {
-            let since = ingress.waits.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
-            ingress.waits = Some((on, since));
+            let since = ingress.waiting_on.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
+            ingress.waiting_on = Some((on, since));
             since + self.settings.slow_consumer_timeout
         });
         let timer = self.wheel.set(until, Timer::Parked(key));

@@ -3,7 +3,7 @@
 //! A *quiet* connection is polled in memory; a *cold* one has its flag armed and rings. Going from one to the other:
 //! arm the flag, fence, look once more (R8).
 
-use super::egress::MOST_WOKEN;
+use super::egress::MAX_WOKEN;
 use super::ports::Ports;
 
 /// What spinning for the next record would do.
@@ -71,7 +71,7 @@ impl Ports {
             cpu == Some(own_cpu)
                 || egresses().any(|(other, o)| other != key && o.client_is_awake() && o.cpu.client() == cpu)
         };
-        let crowded = self.egresses.woken.len() == MOST_WOKEN || self.egresses.woken.iter().any(|key| is_crowded(*key));
+        let crowded = self.egresses.woken.len() == MAX_WOKEN || self.egresses.woken.iter().any(|key| is_crowded(*key));
         if crowded { Spinning::IsInTheWay } else { Spinning::CanPay }
     }
 

@@ -12,16 +12,16 @@ use super::memory::{self, Memory};
 use super::settings::Settings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
-use crate::logic::schedule::Schedule;
-use crate::logic::wheel::Wheel;
+use crate::logic::routing::schedule::Schedule;
+use crate::logic::routing::wheel::Wheel;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::{Header, Kind};
 
 /// Bytes of a begun message that a receiver must take within `slow_consumer_timeout_ms`.
-const PACE: u64 = 1 << 20;
+const PACE_BYTES: u64 = 1 << 20;
 /// How long a connection must have been cold before its extensions are taken back.
-pub(super) const IDLE: u64 = 500_000_000;
+pub(super) const IDLE_NS: u64 = 500_000_000;
 
 /// The connections, and what their traffic shares.
 pub(super) struct Ports {
@@ -39,10 +39,12 @@ pub(super) struct Ports {
     pub(super) lanes_open_at: Option<u64>,
 }
 
-/// Whether a lane has more.
+/// The state of a lane after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum LaneState {
+    /// It has no record.
     Dry,
+    /// It has more than a batch.
     More,
     /// Its next record must wait for another connection.
     Parked,
@@ -107,13 +109,13 @@ impl Ports {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         ingress.bytes += u64::from(record.len);
         if lane == RingName::Bulk {
-            if let Some((on, since)) = ingress.waits.take()
+            if let Some((on, since)) = ingress.waiting_on.take()
                 && ingress.partial.is_some()
             {
                 // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its
                 // size.
-                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE;
-                ingress.waits = Some((on, self.now.min(since + earned)));
+                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE_BYTES;
+                ingress.waiting_on = Some((on, self.now.min(since + earned)));
             }
             ingress.bulk.advance(record);
         } else {
@@ -127,8 +129,8 @@ impl Ports {
         };
         let Some(egress) = self.egresses.get(key) else { return };
         let active_at = ingress.active_at.max(egress.active_at);
-        if self.now - active_at < IDLE {
-            self.wheel.set(active_at + IDLE, Timer::Idle(key, id));
+        if self.now - active_at < IDLE_NS {
+            self.wheel.set(active_at + IDLE_NS, Timer::Idle(key, id));
             return;
         }
         if let Err(close) = self.egresses.trim(key, &mut ingress.bulk, &mut ingress.express) {
@@ -144,7 +146,7 @@ impl Ports {
     /// Sets a timer for each connection with a new lease: it may be idle by then.
     pub(super) fn watch_grown(&mut self) {
         while let Some(key) = self.egresses.memory.grown.pop() {
-            let (at, ingresses) = (self.now + IDLE, &mut self.ingresses);
+            let (at, ingresses) = (self.now + IDLE_NS, &mut self.ingresses);
             if let Some(ingress) = ingresses[key as usize].as_deref_mut().filter(|ingress| !ingress.is_watched) {
                 ingress.is_watched = true;
                 self.wheel.set(at, Timer::Idle(key, ingress.info.id));

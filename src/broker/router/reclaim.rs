@@ -1,11 +1,11 @@
-//! Pages go back to the system on threads of their own.
+//! Threads that give pages back to the system.
 //!
-//! Punching a hole takes the file's lock in the kernel, and a client can hold that for as long as it likes: it writes
-//! to the file out of memory whose page faults it handles itself (FUSE, userfaultfd). The router must not wait for
-//! that. Leasing needs no such lock (see `Segment::lease`), so only this is done elsewhere. Until it is done, the pages
+//! Punching a hole takes the file's lock in the kernel. A client can hold that lock without limit: it writes to the
+//! file from memory whose page faults it handles itself (FUSE, userfaultfd). The router must not wait for the lock, so
+//! other threads punch the holes. Leasing needs no lock (see `Segment::lease`). Until the hole is punched, the pages
 //! count as leased, and the connection leases nothing.
 //!
-//! When [`MOST_WORKERS`] are held up, memory is not taken back until one is let go; nothing else waits for them.
+//! While all [`MAX_WORKERS`] threads are blocked, no memory is given back; nothing else waits for them.
 
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -13,14 +13,14 @@ use crate::sync::{AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
-/// Threads at a time. Each ends when there is nothing more to do.
-const MOST_WORKERS: u64 = 4;
-/// Reclaims that wait for a thread. Those beyond it are tried again later.
-const MOST_WAITING: usize = 256;
-/// They call the system and nothing else.
+/// The limit of threads. Each ends when the queue is empty.
+const MAX_WORKERS: u64 = 4;
+/// The capacity of the queue. Reclaims beyond it are tried again later.
+const MAX_WAITING: usize = 256;
+/// Small, because the threads only make system calls.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// Extensions of one segment that are no longer used, with their cells.
+/// Unused extensions of one segment, with their cells.
 #[derive(Debug)]
 struct Work {
     segment: Arc<Segment>,
@@ -32,18 +32,18 @@ struct Work {
 #[derive(Debug)]
 pub(super) struct Reclaim {
     is_done: Arc<AtomicU64>,
-    /// Cells whose pages are on their way back.
+    /// Cells whose pages are to be given back.
     cells: u64,
 }
 
 impl Reclaim {
-    /// Whether the pages are gone, so that the extension may be leased again.
+    /// Whether the pages are given back, so that the extension may be leased again.
     pub(super) fn is_done(&self) -> bool {
         // Pairs with the Release in `Shared::work`.
         self.is_done.load(Ordering::Acquire) != 0
     }
 
-    /// Cells whose pages the segment may still hold: read it before the segment's pages are counted.
+    /// Cells whose pages may still be resident. The caller reads this before it counts the segment's pages.
     pub(super) fn pending(&self) -> u64 {
         if self.is_done() { 0 } else { self.cells }
     }
@@ -53,7 +53,7 @@ impl Reclaim {
 struct Shared {
     waiting: ArrayQueue<Work>,
     workers: AtomicU64,
-    /// Cells that were given back and are not yet known to be.
+    /// Cells given back since the last `take_freed`.
     freed: AtomicU64,
     refused: AtomicU64,
 }
@@ -66,17 +66,17 @@ impl Default for Reclaimer {
     fn default() -> Reclaimer {
         let counter = || AtomicU64::new(0);
         let (workers, freed, refused) = (counter(), counter(), counter());
-        Reclaimer(Arc::new(Shared { waiting: ArrayQueue::new(MOST_WAITING), workers, freed, refused }))
+        Reclaimer(Arc::new(Shared { waiting: ArrayQueue::new(MAX_WAITING), workers, freed, refused }))
     }
 }
 
 impl Reclaimer {
-    /// Whether another one would find a place.
+    /// Whether the queue has space.
     pub(super) fn has_room(&self) -> bool {
         !self.0.waiting.is_full()
     }
 
-    /// Gives the first cells of these rings' extensions back, soon. They must not be used from now on.
+    /// Queues the first cells of these rings' extensions to be given back. The caller must not use them from now on.
     pub(super) fn start(&mut self, segment: &Arc<Segment>, rings: Vec<(RingName, u32)>) -> Reclaim {
         let is_done = Arc::new(AtomicU64::new(0));
         let cells = rings.iter().map(|(_, cells)| u64::from(*cells)).sum();
@@ -88,7 +88,7 @@ impl Reclaimer {
             let shared = self.0.clone();
             let builder = std::thread::Builder::new().name("reclaim".to_owned()).stack_size(STACK_BYTES);
             if builder.spawn(move || shared.run()).is_err() {
-                // The next one that is started may find a thread, for both.
+                // The next reclaim tries to start a thread again, which then serves both.
                 self.0.workers.fetch_sub(1, Ordering::SeqCst);
             }
         }
@@ -100,21 +100,21 @@ impl Reclaimer {
         self.0.freed.swap(0, Ordering::Relaxed)
     }
 
-    /// The same, and they stay to be taken.
+    /// The same, without a reset.
     pub(super) fn freed(&self) -> u64 {
         self.0.freed.load(Ordering::Relaxed)
     }
 
-    /// How often the system refused.
+    /// The number of refusals of the system.
     pub(super) fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 }
 
 impl Shared {
-    /// Becomes one worker more, unless there are enough.
+    /// Counts one more worker, unless the limit is reached.
     fn claim(&self) -> bool {
-        let more = |workers| (workers < MOST_WORKERS).then_some(workers + 1);
+        let more = |workers| (workers < MAX_WORKERS).then_some(workers + 1);
         self.workers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
@@ -124,7 +124,7 @@ impl Shared {
                 self.work(&work);
             }
             self.workers.fetch_sub(1, Ordering::SeqCst);
-            // What came between the last look and this was left to us, if there were enough.
+            // While the limit was reached, a reclaim that came after the last look started no thread, so look again.
             if self.waiting.is_empty() || !self.claim() {
                 return;
             }

@@ -12,7 +12,7 @@ use crate::shm::ring::Record;
 use crate::wire::record::Header;
 
 /// Deaths by the same record, or the same timer, after which it is quarantined.
-const MOST_DEATHS: u32 = 2;
+const MAX_DEATHS: u32 = 2;
 
 impl RouterState {
     /// Called by a new incarnation: completes the record or timer of the last one, and schedules all connections,
@@ -23,7 +23,7 @@ impl RouterState {
         // Before any other push: the ring's position shows the progress.
         self.pubsub.settle_pump(&mut self.ports);
         self.count_deaths();
-        let is_killer = self.ports.journal.deaths >= MOST_DEATHS;
+        let is_killer = self.ports.journal.deaths >= MAX_DEATHS;
         if let Some(timer) = self.ports.journal.timer.take()
             && is_killer
         {
@@ -54,7 +54,7 @@ impl RouterState {
             self.ports.unpark(*key);
             if let Some(ingress) = self.ports.ingress_mut(*key) {
                 // No receiver could make progress meanwhile: the slow consumer timeout begins anew.
-                ingress.waits = None;
+                ingress.waiting_on = None;
             }
             if self.pubsub.pump(&mut self.ports, *key) {
                 self.ports.retry_waiters(*key);

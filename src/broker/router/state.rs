@@ -6,13 +6,13 @@
 use super::calls::Calls;
 use super::connection::{CloseReason, Info};
 use super::journal::Timer;
-use super::ports::{Lane, Ports};
+use super::ports::{LaneState, Ports};
 use super::pubsub::PubSub;
 use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
-use crate::shm::doorbell::{BellBoard, LOOK, RouterWaker};
+use crate::shm::doorbell::{BellBoard, MAX_EVENTS, RouterWaker};
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::sync::AtomicU64;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
 /// Receivers of a record that count as one more record of the batch.
-const RECEIVERS: usize = 16;
+const RECEIVERS_PER_RECORD: usize = 16;
 
 /// The router's state: it owns the parts, hands each record to the part that it belongs to, and ends connections.
 pub(crate) struct RouterState {
@@ -66,7 +66,7 @@ impl RouterState {
             ended: Vec::new(),
             due: Vec::new(),
             board: BellBoard::new()?,
-            rang: Vec::with_capacity(LOOK),
+            rang: Vec::with_capacity(MAX_EVENTS),
             has_mail: false,
             turns: Arc::default(),
         })
@@ -99,7 +99,7 @@ impl RouterState {
                     .ports
                     .egresses
                     .get(key)
-                    .is_none_or(|egress| !egress.has_backlog() && !egress.overflow.waits())
+                    .is_none_or(|egress| !egress.has_backlog() && !egress.overflow.has_messages())
             })
     }
 
@@ -108,25 +108,31 @@ impl RouterState {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
         self.serve(key);
+        self.end_batch();
+        self.timings.visited(self.ports.counters.records - before);
+        true
+    }
+
+    /// The end of a batch: closes what is to be closed, wakes the receivers, and sets the timers that the batch needs.
+    #[inline]
+    pub(super) fn end_batch(&mut self) {
         self.close_pending();
         self.pubsub.watch_overflow(&mut self.ports);
         self.ports.egresses.flush();
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
-        self.timings.visited(self.ports.counters.records - before);
-        true
     }
 
     fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
         let parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
-        let is_closed = parked || self.ports.bulk_lane_waits(key);
-        let bulk = if is_closed { Lane::Parked } else { self.drain_lane(key, RingName::Bulk) };
+        let is_closed = parked || self.ports.park_if_closed(key);
+        let bulk = if is_closed { LaneState::Parked } else { self.drain_lane(key, RingName::Bulk) };
         let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();
-        ingress.bulk.publish();
-        ingress.express.publish();
+        ingress.bulk.publish_consumed();
+        ingress.express.publish_consumed();
         if freed > 0 {
             self.ports.egresses.grow_lanes(key, &mut ingress.bulk, &mut ingress.express);
             ingress.since_space += freed;
@@ -134,16 +140,16 @@ impl RouterState {
         }
         // R9: a producer that waits is woken when a quarter is free, or when no more records come: each wake is dear.
         let quarter = u64::from(self.ports.settings.geometry.base_cells() + ingress.windows()) / 4;
-        let has_more = bulk == Lane::More || express == Lane::More;
+        let has_more = bulk == LaneState::More || express == LaneState::More;
         if ingress.since_space > 0 && (ingress.since_space >= quarter || !has_more) {
             ingress.since_space = 0;
             self.ports.egresses.freed(key);
         }
         // The client's express lane is drained, so its calls end now, however long its publishes wait.
-        let calls_end = ingress.ended && express == Lane::Dry;
-        if express == Lane::More || bulk == Lane::More {
+        let calls_end = ingress.ended && express == LaneState::Dry;
+        if express == LaneState::More || bulk == LaneState::More {
             self.ports.schedule.requeue(key);
-        } else if ingress.ended && bulk == Lane::Dry {
+        } else if ingress.ended && bulk == LaneState::Dry {
             self.ports.schedule.mark_cold(key);
             let left = CloseReason { code: ClosingCode::Shutdown, reason: "client disconnected".into() };
             self.ports.egresses.pending_close.push((key, left));
@@ -155,17 +161,17 @@ impl RouterState {
         }
     }
 
-    fn drain_lane(&mut self, key: u32, lane: RingName) -> Lane {
+    fn drain_lane(&mut self, key: u32, lane: RingName) -> LaneState {
         let mut records = self.ports.settings.batch_records;
         loop {
-            let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return Lane::Dry };
+            let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return LaneState::Dry };
             let consumer = ingress.lane(lane);
             if records == 0 || consumer.unpublished() > QUANTUM_CELLS {
-                return Lane::More;
+                return LaneState::More;
             }
             records -= 1;
             let routed = match consumer.peek() {
-                Ok(None) => return Lane::Dry,
+                Ok(None) => return LaneState::Dry,
                 Ok(Some(record)) => {
                     self.ports.journal.source = Some((key, lane));
                     fault::point("router.found", u64::from(record.len));
@@ -173,10 +179,10 @@ impl RouterState {
                         RingName::Bulk => {
                             let routed = self.pubsub.route_bulk(&mut self.ports, key, &record);
                             // One with many receivers counts for more.
-                            records = records.saturating_sub((self.pubsub.receivers() / RECEIVERS) as u32);
+                            records = records.saturating_sub((self.pubsub.receivers() / RECEIVERS_PER_RECORD) as u32);
                             routed
                         }
-                        _ => self.route_express(key, &record).map(|()| Lane::More),
+                        _ => self.route_express(key, &record).map(|()| LaneState::More),
                     };
                     self.ports.journal.source = None;
                     routed
@@ -184,11 +190,11 @@ impl RouterState {
                 Err(violation) => Err(violation.into()),
             };
             match routed {
-                Ok(Lane::Parked) => return Lane::Parked,
+                Ok(LaneState::Parked) => return LaneState::Parked,
                 Ok(_) => {}
                 Err(close) => {
                     self.ports.egresses.pending_close.push((key, close));
-                    return Lane::Dry;
+                    return LaneState::Dry;
                 }
             }
         }
@@ -237,11 +243,7 @@ impl RouterState {
             self.ports.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.close_pending();
-        self.pubsub.watch_overflow(&mut self.ports);
-        self.ports.egresses.flush();
-        self.ports.watch_grown();
-        self.pubsub.watch_drops(&mut self.ports);
+        self.end_batch();
     }
 
     /// Applies other settings. Existing objects stay, also beyond a lowered limit.

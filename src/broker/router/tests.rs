@@ -121,8 +121,7 @@ impl Router {
         self.survive(|state| {
             state.look();
             while state.step() | state.ports.poll_quiet() {}
-            state.close_pending();
-            state.ports.egresses.flush();
+            state.end_batch();
         });
     }
 
@@ -192,7 +191,7 @@ impl Peer {
         let mut payload = Vec::new();
         self.egress.append_payload(&record, &mut payload);
         self.egress.advance(&record);
-        self.egress.publish();
+        self.egress.publish_consumed();
         self.bells.ring();
         Some((Header::from_words(&record.header).unwrap(), payload))
     }
@@ -232,11 +231,11 @@ fn steady_routing_allocates_nothing() {
             while let Some(record) = subscriber.egress.peek().unwrap() {
                 subscriber.egress.advance(&record);
             }
-            subscriber.egress.publish();
+            subscriber.egress.publish_consumed();
         }
         let call = responder.egress.peek().unwrap().expect("a call");
         responder.egress.advance(&call);
-        responder.egress.publish();
+        responder.egress.publish_consumed();
         let header = Header::from_words(&call.header).unwrap();
         let flags = Flags::WHOLE.with(Flags::END);
         let answer = Header { flags, seq: header.seq, total: 5, ..Header::new(Kind::Response) };
@@ -247,7 +246,7 @@ fn steady_routing_allocates_nothing() {
             requester.egress.advance(&record);
             answers += 1;
         }
-        requester.egress.publish();
+        requester.egress.publish_consumed();
         assert_eq!(answers, 2);
         router.state.advance(u64::from(n) * 10_000);
     };
@@ -311,7 +310,7 @@ fn each_request_has_one_outcome() {
     let failed = requester.take_all(&mut router);
     assert_eq!((failed.len(), failed[0].0.code), (1, Outcome::DeadlineExceeded as u16));
     let calls = responder.take_all(&mut router);
-    assert_eq!(kinds(&calls), [Kind::Call, Kind::CallEnded]);
+    assert_eq!(kinds(&calls), [Kind::RoutedRequest, Kind::CallEnded]);
 
     let flags = Flags::WHOLE.with(Flags::END);
     let late = Header { flags, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
@@ -331,7 +330,7 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         requester.request(slot, 1, service, b"x");
         router.run();
     }
-    router.state.client_gone(responder.key, responder.id);
+    router.state.client_ended(responder.key, responder.id);
     router.run();
     let failed = requester.take_all(&mut router);
     assert_eq!(failed.len(), 10);
@@ -343,7 +342,7 @@ fn a_responder_that_goes_and_a_requester_that_goes_leave_nothing() {
         router.run();
     }
     assert_eq!(router.state.calls.outstanding(), 10);
-    router.state.client_gone(requester.key, requester.id);
+    router.state.client_ended(requester.key, requester.id);
     router.run();
     assert_eq!(router.state.calls.outstanding(), 0);
     assert!(router.state.is_quiescent());
@@ -358,7 +357,7 @@ fn a_client_that_goes_has_its_lanes_drained_first() {
     for n in 0..9u8 {
         assert!(publisher.publish(topic, &[n]));
     }
-    router.state.client_gone(publisher.key, publisher.id);
+    router.state.client_ended(publisher.key, publisher.id);
     router.run();
     let taken = subscriber.take_all(&mut router);
     assert_eq!(taken.iter().filter(|(header, _)| header.kind == Kind::Deliver).count(), 9);
@@ -380,7 +379,7 @@ fn what_a_client_does_not_read_is_bounded_and_costs_only_itself() {
         silent.request(0, generation, echo, &[1; 1000]);
         other.request(0, generation, others, b"hi");
         router.run();
-        assert_eq!(kinds(&other.take_all(&mut router)), [Kind::Answer]);
+        assert_eq!(kinds(&other.take_all(&mut router)), [Kind::RoutedResponse]);
     }
     let (info, close) = router.state.ended.pop().unwrap();
     assert_eq!((info.id, close.code), (silent.id, ClosingCode::SlowConsumer));
@@ -400,7 +399,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
         assert!(requester.request(slot, 1, service, b"x"));
         router.run();
         let came = responder.take_all(&mut router);
-        let (call, _) = came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call");
+        let (call, _) = came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("the call");
         let answer = Header { flags, seq: call.seq, total: 700, ..Header::new(Kind::Response) };
         assert!(responder.push(true, answer, &[7; 700]));
         router.run();
@@ -408,7 +407,7 @@ fn answers_that_are_not_read_cost_their_calls_and_not_the_connection() {
     let got = requester.take_all(&mut router);
     let overloaded = |header: &Header| header.kind == Kind::Failed && header.code == Outcome::Overloaded as u16;
     let (failed, answered): (Vec<_>, Vec<_>) = got.iter().partition(|(header, _)| overloaded(header));
-    assert!(answered.iter().all(|(header, _)| header.kind == Kind::Answer), "one outcome each");
+    assert!(answered.iter().all(|(header, _)| header.kind == Kind::RoutedResponse), "one outcome each");
     assert!(!failed.is_empty() && failed.len() + answered.len() == 500, "{} and {}", failed.len(), answered.len());
     assert!(router.state.ports.ingress(requester.key).is_some());
 }
@@ -424,7 +423,7 @@ fn a_publisher_of_many_topics_that_leaves_harms_no_subscriber() {
         router.run();
         subscriber.take_all(&mut router);
     }
-    router.state.client_gone(publisher.key, publisher.id);
+    router.state.client_ended(publisher.key, publisher.id);
     router.run();
     assert!(router.state.ports.ingress(publisher.key).is_none(), "it has ended");
     assert!(router.state.ports.ingress(subscriber.key).is_some(), "{:?}", router.state.ended);
@@ -456,20 +455,20 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
     let mut router = Router::new(|config| config.router.batch_records = 1);
     let mut peer = router.connect();
     let topic = router.topic(&peer, "a.b");
-    let waits = peer.segment.space_signal(RingName::Bulk);
+    let space = peer.segment.space_signal(RingName::Bulk);
     // The first wait in vain makes the window grow.
     while peer.publish(topic, b"") {}
-    waits.arm();
+    space.arm();
     router.run();
-    assert!(!waits.is_armed(), "told when it was dry");
+    assert!(!space.is_armed(), "told when it was dry");
     let mut placed = 0;
     while peer.publish(topic, b"") {
         placed += 1;
     }
-    waits.arm();
+    space.arm();
     router.state.look();
     let mut taken = 0;
-    while waits.is_armed() {
+    while space.is_armed() {
         assert!(router.state.step());
         taken += 1;
     }

@@ -13,7 +13,7 @@ use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Exit, Stop};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::broker::telemetry::report;
-use crate::logic::lifecycle::{Begin, Lost};
+use crate::logic::session::lifecycle::{Begin, Lost};
 use crate::shm::peer::Process;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;
@@ -378,7 +378,7 @@ fn violation(reason: impl ToString) -> CloseReason {
 }
 
 async fn dispatch(broker: &Broker, request: ControlRequest) -> Option<BrokerFrame> {
-    fault::point("connection.asked", 0);
+    fault::point("connection.received", 0);
     let request = match request {
         ControlRequest { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             return Some(broker.breaker.set(id, serial, service, order, for_ms).await);

@@ -16,7 +16,7 @@ use crate::broker::context::{Broker, Phase};
 use crate::broker::listener::path_watch::appearances;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Child, Exit, Outcome, Stop, supervise};
-use crate::logic::restart::Restart;
+use crate::logic::supervision::restart::Restart;
 use crate::shm::peer;
 use actix::prelude::*;
 use std::cell::RefCell;

@@ -9,7 +9,7 @@ use crate::broker::session::upstream::Dialled;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::sessions::ResumeError;
+use crate::logic::session::sessions::ResumeError;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, Process, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};
@@ -189,7 +189,7 @@ pub(super) async fn await_client(
     let mut borrowed = context.session.borrow_mut();
     let Some(session) = borrowed.as_mut() else { return Ok(None) };
     let id = session.id;
-    if !broker.sessions.awaits(id, actor, until) {
+    if !broker.sessions.detach(id, actor, until) {
         return Ok(None);
     }
     if may_log(Kind::Lost) {
@@ -279,7 +279,7 @@ async fn open_session(
     let token = match broker.sessions.open(id, peer.uid, nonce, stream.socket()) {
         Ok(token) => token,
         Err(error) => {
-            session.gone(broker, None).await;
+            session.report_end(broker, None).await;
             return Err(Some(refused(&error)));
         }
     };

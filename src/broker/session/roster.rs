@@ -5,8 +5,10 @@
 //! of the connections write the file, and the root at the start. It contains neither messages nor tokens.
 
 use crate::broker::router::{OpenLanes, RouterHandle};
-use crate::logic::restart_grace::{Opened, RestartGrace};
-use crate::logic::roster::{ClientKey, RosterTable, SESSIONS_MAX, TEXT_MAX, TextError, begin_line, end_line, instance};
+use crate::logic::session::restart_grace::{Opened, RestartGrace};
+use crate::logic::session::roster::{
+    ClientKey, RosterTable, SESSIONS_MAX, TEXT_MAX, TextError, begin_line, end_line, instance,
+};
 use crate::shm::peer::{Credentials, own_uid};
 use crate::wire::control::RECONNECTS;
 use rustix::fs::{FileType, Mode, OFlags};

@@ -1,12 +1,12 @@
 //! The session, and the context of a connection that outlives an incarnation of its actor.
 
 use crate::broker::context::Broker;
-use crate::broker::router::{CloseReason, CloseReceiver, Gone};
+use crate::broker::router::{CloseReason, CloseReceiver, EndConnection};
 use crate::broker::session::roster::Listing;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::lifecycle::{Begin, Lifecycle};
-use crate::logic::sessions::ReplyCache;
+use crate::logic::session::lifecycle::{Begin, Lifecycle};
+use crate::logic::session::sessions::ReplyCache;
 use crate::shm::peer::{Credentials, Process};
 use crate::shm::segment::Nonces;
 use crate::wire::name::Name;
@@ -115,12 +115,12 @@ impl Session {
     /// Ends the session. The router closes the connection after it has routed what the client had published.
     pub(in crate::broker) async fn end(self, broker: &Broker, close: Option<CloseReason>) {
         broker.sessions.end(self.id);
-        self.gone(broker, close).await;
+        self.report_end(broker, close).await;
     }
 
     /// Reports the end to the router. The permit is released after that.
-    pub(super) async fn gone(self, broker: &Broker, close: Option<CloseReason>) {
-        let _ = broker.router.send(Gone { key: self.key, id: self.id, close }).await;
+    pub(super) async fn report_end(self, broker: &Broker, close: Option<CloseReason>) {
+        let _ = broker.router.send(EndConnection { key: self.key, id: self.id, close }).await;
     }
 
     /// Counts and logs a session that ended while detached or was given up.
@@ -186,6 +186,6 @@ impl ConnectionContext {
         let Some(session) = self.take_session() else { return };
         session.log_loss(broker, SessionLoss::GivenUp);
         broker.sessions.give_up(session.id);
-        session.gone(broker, None).await;
+        session.report_end(broker, None).await;
     }
 }

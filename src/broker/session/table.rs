@@ -2,7 +2,7 @@
 
 use crate::broker::session::stream::Detached;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::sessions::{ResumeError, Sessions};
+use crate::logic::session::sessions::{ResumeError, Sessions};
 use crate::shm::peer::{self, Process};
 use crate::shm::segment::fill_random;
 use crate::wire::control::Token;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 /// Interval of checks whether the previous socket of a session is detached.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Hands a socket with a valid session token to the session's actor.
 #[derive(Message)]
@@ -91,10 +91,10 @@ impl SessionTable {
     }
 
     /// Detaches the session `id`; `actor` receives the resumed socket. `false`: it has ended.
-    pub(super) fn awaits(&self, id: u32, actor: Recipient<ResumeSocket>, until: Instant) -> bool {
+    pub(super) fn detach(&self, id: u32, actor: Recipient<ResumeSocket>, until: Instant) -> bool {
         let mut inner = self.lock();
         inner.sockets.remove(&id);
-        inner.sessions.awaits(id, actor, until)
+        inner.sessions.detach(id, actor, until)
     }
 
     /// Ends a detached session; `false` if it was just resumed.
@@ -145,7 +145,7 @@ impl SessionTable {
                     Err(error) => return Err(error),
                 }
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 

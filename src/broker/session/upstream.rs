@@ -3,7 +3,7 @@
 
 use crate::broker::supervision::supervisor::{self, NodeId, Tree};
 use crate::config;
-use crate::logic::restart::{Limits, NEVER};
+use crate::logic::supervision::restart::{Limits, NEVER};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::{ActorState, ActorStatus, BrokerFrame, ClientFrame, FailedCode, UpstreamStatus};
 use crate::wire::name::Name;

@@ -5,7 +5,7 @@
 //! systemd restarts the broker. The watched threads sleep when there is nothing to do, so the watchdog does not
 //! expect heartbeats but requests them: from the router by its bell, from the others by a task on their runtime.
 
-use crate::logic::watch::{ThreadState, Watch};
+use crate::logic::supervision::watch::{ThreadState, Watch};
 use crate::sync::{AtomicU64, Ordering};
 use std::io;
 use std::sync::Arc;

@@ -22,11 +22,11 @@ impl Kind {
 }
 
 /// Lines of one kind in a second (`logging.max_lines_per_second`).
-static MOST: AtomicU64 = AtomicU64::new(50);
+static MAX_LINES_PER_SECOND: AtomicU64 = AtomicU64::new(50);
 
 /// Sets the limit of all kinds.
 pub(in crate::broker) fn set_limit(most: u32) {
-    MOST.store(most.into(), Ordering::Relaxed);
+    MAX_LINES_PER_SECOND.store(most.into(), Ordering::Relaxed);
 }
 
 /// Global, like the log.
@@ -37,7 +37,7 @@ static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit
 pub(in crate::broker) fn may_log(kind: Kind) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
     let mut limit = lock();
-    if limit.may_log(Instant::now(), MOST.load(Ordering::Relaxed)) {
+    if limit.may_log(Instant::now(), MAX_LINES_PER_SECOND.load(Ordering::Relaxed)) {
         return true;
     }
     if limit.kept_back == 1 {

@@ -2,13 +2,14 @@
 //!
 //! | message | when |
 //! |---|---|
-//! | `READY=1` | `/ready` would say yes for the first time |
-//! | `STATUS=` | in words, when it changes |
-//! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is late that the process would be aborted for |
+//! | `READY=1` | the broker is ready for the first time, as `/ready` reports it |
+//! | `STATUS=` | the status text changes |
+//! | `WATCHDOG=1` | twice in each `WATCHDOG_USEC`, while no thread is so late that the watchdog may abort the process |
 //! | `RELOADING=1`, `MONOTONIC_USEC=` | a reload begins; `READY=1` follows, also if the configuration is invalid |
 //! | `STOPPING=1`, `EXTEND_TIMEOUT_USEC=` | the broker is shutting down, and how long that may take |
 //!
-//! A thread of its own sends: a manager that does not read holds up no other. What finds its queue full is dropped.
+//! A thread of its own sends, so a manager that does not read delays no other thread. A message that finds the queue
+//! full is dropped.
 
 use crate::broker::context::Broker;
 use crate::broker::health;
@@ -20,13 +21,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
-/// Messages that may wait to be sent.
+/// The capacity of the queue, in messages.
 const QUEUE: usize = 16;
-/// Interval of checks whether the broker is ready, until it is.
-const READY_LOOK: Duration = Duration::from_millis(20);
-/// Interval of checks for a changed status.
-const STATUS_LOOK: Duration = Duration::from_secs(1);
-/// How long stopping may take beyond the drain: connections and actors are waited for.
+/// The interval of readiness checks, until the broker is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
+/// The interval of checks for a changed status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a stop may take beyond the drain, until connections and actors have ended.
 const BEYOND_DRAIN: Duration = Duration::from_secs(10);
 
 /// One datagram.
@@ -40,22 +41,22 @@ enum Message {
     Stopping { status: String, within: Duration },
 }
 
-/// The connection to the service manager; without one, nothing is sent. Clones are the same.
+/// The connection to the service manager; without one, nothing is sent. Clones share it.
 #[derive(Clone, Debug)]
 pub(in crate::broker) struct Notify {
     queue: Option<SyncSender<Message>>,
-    /// The interval in which it expects a heartbeat.
+    /// The interval of heartbeats.
     alive_every: Option<Duration>,
     /// 1 once `READY=1` was sent: before that a reload must not send it.
     is_ready: Arc<AtomicU64>,
 }
 
 impl Notify {
-    /// From the environment.
+    /// Connects to the service manager of the environment.
     ///
     /// # Errors
     ///
-    /// If there can be no thread.
+    /// If the system refuses a thread.
     pub(in crate::broker) fn from_env() -> io::Result<Notify> {
         if std::env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
             return Ok(Notify { queue: None, alive_every: None, is_ready: Arc::default() });
@@ -68,7 +69,7 @@ impl Notify {
                 if let (Err(error), false) = (&sent, failed) {
                     log::warn!("cannot notify the service manager reason={:?}", error.to_string());
                 }
-                // Once is enough, until it works again.
+                // One line is enough until a message is sent again.
                 failed = sent.is_err();
             }
         };
@@ -78,22 +79,22 @@ impl Notify {
         Ok(Notify { queue: Some(queue), alive_every, is_ready: Arc::default() })
     }
 
-    /// The interval in which [`Notify::alive`] must be called, if at all.
+    /// The interval in which [`Notify::alive`] must be called; `None`: it need not be.
     pub(in crate::broker) fn alive_every(&self) -> Option<Duration> {
         self.alive_every
     }
 
-    /// Nothing hangs.
+    /// Reports that no thread is stuck.
     pub(in crate::broker) fn alive(&self) {
         self.tell(Message::Alive);
     }
 
-    /// A reload begins.
+    /// Reports that a reload begins.
     pub(in crate::broker) fn reloading(&self) {
         self.tell_if_ready(Message::Reloading);
     }
 
-    /// A reload is over.
+    /// Reports that a reload has ended.
     pub(in crate::broker) fn reloaded(&self) {
         self.tell_if_ready(Message::Reloaded);
     }
@@ -104,7 +105,7 @@ impl Notify {
         }
     }
 
-    /// Stopping begins, and may take so long beyond the usual.
+    /// Reports that the broker is shutting down, and extends the manager's timeout by the drain.
     pub(in crate::broker) fn stopping(&self, why: &str, drain: Duration) {
         let status = format!("{why}: draining, at most {} ms", drain.as_millis());
         self.tell(Message::Stopping { status, within: drain + BEYOND_DRAIN });
@@ -116,7 +117,7 @@ impl Notify {
         }
     }
 
-    /// Reports readiness, and then each change of the status.
+    /// Reports readiness, then each change of the status.
     pub(in crate::broker) async fn follow(self, broker: Arc<Broker>) {
         if self.queue.is_none() {
             return;
@@ -126,13 +127,13 @@ impl Notify {
             if health::snapshot(&broker, None, router_snapshot.is_ok()).unready().is_empty() {
                 break;
             }
-            tokio::time::sleep(READY_LOOK).await;
+            tokio::time::sleep(READY_INTERVAL).await;
         }
         let mut told = status(&broker);
         self.tell(Message::Ready(told.clone()));
         self.is_ready.store(1, Ordering::Relaxed);
         loop {
-            tokio::time::sleep(STATUS_LOOK).await;
+            tokio::time::sleep(STATUS_INTERVAL).await;
             let status = status(&broker);
             if status != told {
                 self.tell(Message::Status(status.clone()));
@@ -142,7 +143,7 @@ impl Notify {
     }
 }
 
-/// The status text. It needs no probe: the watchdog knows whether the router responds.
+/// The status text. It needs no probe of the router, because the watchdog knows whether the router responds.
 fn status(broker: &Broker) -> String {
     let snapshot = health::snapshot(broker, None, true);
     let mut parts = snapshot.unready();
@@ -171,7 +172,7 @@ fn send(message: &Message) -> io::Result<()> {
     }
 }
 
-/// A line ends a message's field.
+/// Removes control characters, because a newline ends a field of the message.
 fn line(text: &str) -> String {
     text.replace(|c: char| c.is_control(), " ")
 }

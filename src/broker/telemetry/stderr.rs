@@ -1,9 +1,9 @@
-//! stderr, written by a thread of its own.
+//! The thread that writes to stderr.
 //!
-//! A terminal may be paused, and the reader of a pipe may stop reading: then a write waits, for as long as they like.
-//! So nothing else here writes to stderr. Lines go through a queue with a bound; when it is full, they are dropped and
-//! counted, and the count is logged once there is room again. The watchdog, which only queues lines too, needs nothing
-//! that a hanging thread could hold.
+//! A write to stderr blocks while a terminal is paused or the reader of a pipe does not read. So only this thread
+//! writes. Lines go through a bounded queue; when it is full, they are dropped and counted, and the count is logged
+//! once the queue has space again. The watchdog queues its lines, too, so it needs no lock that a stuck thread could
+//! hold.
 
 use crate::sync::{AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
@@ -14,33 +14,34 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// Lines that may wait.
+/// The capacity of the queue, in lines.
 const LINES: usize = 1024;
-/// The longest line, in bytes, so that waiting lines are bounded.
+/// The longest line in bytes, which bounds the memory of the queue.
 const LINE_MAX: usize = 16 * 1024;
-/// How long an ending process waits for its last lines to be written.
+/// How long an ending process waits for the thread to write its last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How long a patient writer waits for a blocked reader.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// The one of this process.
+/// The queue of this process.
 static STDERR: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Starts the thread that writes to stderr. `dropped` is called with numbers of dropped lines.
+/// Starts the thread that writes to stderr. It calls `dropped` with the number of lines that were dropped since the
+/// last call.
 ///
 /// # Errors
 ///
-/// If there can be no thread.
+/// If the system refuses a thread.
 pub(crate) fn start(dropped: fn(u64)) -> io::Result<()> {
     if STDERR.get().is_none() {
         let lines = Lines::start(LINES, to_stderr, dropped)?;
-        // If another thread was faster, ours waits for lines that never come.
+        // If another caller was faster, this thread waits for lines that never come.
         let _ = STDERR.set(lines);
     }
     Ok(())
 }
 
-/// Writes a line, which has its end. Does not wait, unless [`start`] was never called.
+/// Writes a line with its newline. Does not block, unless [`start`] was never called.
 pub(crate) fn write(line: &[u8]) {
     match STDERR.get() {
         Some(lines) => lines.push(line),
@@ -48,7 +49,7 @@ pub(crate) fn write(line: &[u8]) {
     }
 }
 
-/// Writes a part of what may be long. Waits for room, but not for a reader that takes nothing.
+/// Writes a part of a long text. Waits for space in the queue, but gives up if the reader does not read.
 pub(crate) fn write_patiently(part: &[u8]) {
     match STDERR.get() {
         Some(lines) => lines.push_patiently(part),
@@ -56,24 +57,24 @@ pub(crate) fn write_patiently(part: &[u8]) {
     }
 }
 
-/// Waits until all is written; not for long.
+/// Waits until all lines are written, for a limited time.
 pub(crate) fn flush() {
     if let Some(lines) = STDERR.get() {
         lines.flush(LAST_LINES);
     }
 }
 
-/// Whether the thread writes.
+/// Whether the thread was started.
 pub(in crate::broker) fn is_started() -> bool {
     STDERR.get().is_some()
 }
 
-/// Lines dropped so far.
+/// The number of lines dropped so far.
 pub(in crate::broker) fn dropped() -> u64 {
     STDERR.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
-/// Without the lock of `std::io::Stderr`: it could be held by a thread that waits.
+/// Writes without the lock of `std::io::Stderr`, which a blocked thread could hold.
 fn to_stderr(mut bytes: &[u8]) {
     let stderr = io::stderr();
     while !bytes.is_empty() {
@@ -84,20 +85,20 @@ fn to_stderr(mut bytes: &[u8]) {
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
             }
-            // There is no place to say so.
+            // The error cannot be reported anywhere.
             Err(_) => return,
         }
     }
 }
 
-/// Lines on their way to the thread that writes them. The counters stand alone, so no order between them matters.
+/// The queue of lines to the thread that writes them. The counters are independent, so their order does not matter.
 #[derive(Debug)]
 struct Lines {
     queue: ArrayQueue<Vec<u8>>,
     taken: AtomicU64,
     written: AtomicU64,
     dropped: AtomicU64,
-    /// What was written when a patient writer gave up.
+    /// The count of written lines when a patient writer gave up.
     stuck_at: AtomicU64,
     writer: OnceLock<Thread>,
 }
@@ -130,7 +131,7 @@ impl Lines {
                 dropped(all - told);
                 told = all;
             } else {
-                // A line that came meanwhile has left a token: this returns at once.
+                // A line that came meanwhile has left a token, so this returns at once.
                 std::thread::park();
             }
         }
@@ -158,7 +159,7 @@ impl Lines {
         }
     }
 
-    /// Whether there was room.
+    /// Queues a line. `false`: the queue is full.
     fn put(&self, line: &[u8]) -> bool {
         self.taken.fetch_add(1, Ordering::Relaxed);
         if self.queue.push(line[..line.len().min(LINE_MAX)].to_vec()).is_err() {
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
     use std::sync::{Mutex, mpsc};
 
-    /// A reader that does not read until it is told to; one for each test.
+    /// A reader that does not read until the test lets it; one for each test.
     struct Paused {
         go: Mutex<Option<mpsc::Receiver<()>>>,
         got: Mutex<Vec<Vec<u8>>>,
@@ -218,7 +219,7 @@ mod tests {
             READER.told.fetch_add(count, Ordering::Relaxed);
         };
         let lines = Lines::start(4, |bytes| READER.write(bytes), told).unwrap();
-        // The first line is with the reader when the others come.
+        // The reader has the first line when the others come.
         lines.push(&[0]);
         while !lines.queue.is_empty() {
             std::thread::yield_now();

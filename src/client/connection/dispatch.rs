@@ -61,14 +61,14 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
 fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, record: &Record) -> Result<()> {
     let header = Header::from_words(&record.header).map_err(|error| Kind::Protocol(error.to_string()))?;
     let notify = |table: &mut Table, event| {
-        table.notify_subscription(header.id, event, connection.limits.slot_size());
+        table.pass_to_subscription(header.id, event, connection.limits.slot_size());
     };
     match header.kind {
         RecordKind::Deliver => deliver(reader, connection, table, record, &header)?,
-        RecordKind::Answer | RecordKind::Failed | RecordKind::RequestCredit => {
+        RecordKind::RoutedResponse | RecordKind::Failed | RecordKind::RoutedBodyCredit => {
             receive_reply(reader, table, record, &header);
         }
-        RecordKind::Call => call(reader, connection, table, record, &header),
+        RecordKind::RoutedRequest => call(reader, connection, table, record, &header),
         RecordKind::CallEnded => {
             if let Some(call) = table.calls.remove(&header.seq) {
                 // That the requester is gone is to us as if it had cancelled: our own connection has not ended.
@@ -76,7 +76,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
                 call.end(outcome.unwrap_or(Outcome::Cancelled));
             }
         }
-        RecordKind::CallCredit => {
+        RecordKind::RoutedResponseCredit => {
             if let Some(call) = table.calls.get(&header.seq) {
                 call.add_credit(header.arg);
             }
@@ -151,16 +151,16 @@ fn deliver(
     let message = Message::new(named.topic.clone(), payload, header);
     let slot_size = connection.limits.slot_size();
     if header.dropped > 0 {
-        table.notify_subscription(header.id, SubscriptionEvent::Dropped(header.dropped), slot_size);
+        table.pass_to_subscription(header.id, SubscriptionEvent::Dropped(header.dropped), slot_size);
     }
-    table.notify_subscription(header.id, SubscriptionEvent::Message(message), slot_size);
+    table.pass_to_subscription(header.id, SubscriptionEvent::Message(message), slot_size);
     Ok(())
 }
 
 fn receive_reply(reader: &mut Reader, table: &mut Table, record: &Record, header: &Header) {
     let Some(pending) = table.requests.get(header.id, header.id2) else { return };
     let over = match header.kind {
-        RecordKind::Answer => pending.receive(header, cells_for(record.len), |to| {
+        RecordKind::RoutedResponse => pending.receive(header, cells_for(record.len), |to| {
             reader.egress.append_payload(record, to);
         }),
         RecordKind::Failed => {

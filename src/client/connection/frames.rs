@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn grant() -> InboxItem {
-        InboxItem::Grant(Arc::new(IncomingCall::new(&Header::new(RecordKind::Call), 0, 1)), 1)
+        InboxItem::Grant(Arc::new(IncomingCall::new(&Header::new(RecordKind::RoutedRequest), 0, 1)), 1)
     }
 
     fn serving(serials: &[u32]) -> Table {

@@ -83,7 +83,7 @@ impl Reader {
 
     /// Gives consumed cells back, and wakes the router if it waits for them (R9).
     pub(crate) fn publish_consumed(&mut self) {
-        self.egress.publish();
+        self.egress.publish_consumed();
         publication_fence();
         if self.space.take() {
             self.bells.ring();

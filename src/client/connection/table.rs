@@ -68,7 +68,7 @@ impl Table {
     }
 
     /// Passes an event to its subscription. If its number is not known yet, the event waits.
-    pub(crate) fn notify_subscription(&mut self, subscription: u32, event: SubscriptionEvent, slot_size: u32) {
+    pub(crate) fn pass_to_subscription(&mut self, subscription: u32, event: SubscriptionEvent, slot_size: u32) {
         match self.subscriptions.get(&subscription) {
             Some(queue) => queue.receive(event, slot_size),
             None if !self.subscribing.is_empty() => {

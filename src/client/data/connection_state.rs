@@ -88,7 +88,7 @@ impl LinkStatus {
 }
 
 /// States that wait for a watcher. When as many as this wait, the oldest goes: the latest is never lost.
-const MOST_EVENTS: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 /// States that a watcher has not read yet.
 pub(crate) type StateQueue = Mutex<VecDeque<ConnectionState>>;
@@ -129,7 +129,7 @@ impl StateWatchers {
 
 fn push(queue: &StateQueue, state: ConnectionState) -> bool {
     let mut queue = lock(queue);
-    if queue.len() == MOST_EVENTS {
+    if queue.len() == MAX_EVENTS {
         queue.pop_front();
     }
     queue.push_back(state);
@@ -153,8 +153,8 @@ mod tests {
         states.set(ConnectionState::Closed { reason });
         states.set(ConnectionState::Connected);
         let waiting = lock(&queue);
-        assert_eq!(waiting.len(), MOST_EVENTS);
+        assert_eq!(waiting.len(), MAX_EVENTS);
         assert!(matches!(waiting[0], ConnectionState::Reconnecting { attempt: 38, .. }), "{:?}", waiting[0]);
-        assert!(waiting[MOST_EVENTS - 1].is_closed() && states.now.is_closed());
+        assert!(waiting[MAX_EVENTS - 1].is_closed() && states.now.is_closed());
     }
 }

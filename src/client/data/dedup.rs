@@ -6,11 +6,11 @@ use rustc_hash::FxHashMap;
 use std::collections::{HashMap, VecDeque};
 
 /// Topics without a number whose last sequence numbers are remembered: more than a lane holds.
-const MOST_GONE: usize = 4096;
+const MAX_UNNUMBERED_TOPICS: usize = 4096;
 
 /// Publishers of a topic that are remembered, for each of our subscriptions together. Beyond, those are forgotten that
 /// were quiet for longest.
-const MOST: usize = 256;
+const MAX_SEQUENCES: usize = 256;
 
 #[derive(Clone, Copy, Debug)]
 struct Last {
@@ -53,11 +53,11 @@ impl LastSequences {
 
     #[cold]
     fn add(&mut self, last: Last) -> usize {
-        if self.known.len() < MOST {
+        if self.known.len() < MAX_SEQUENCES {
             self.known.push(last);
             return self.known.len() - 1;
         }
-        let quietest = (0..MOST).min_by_key(|at| self.known[*at].at).unwrap_or_default();
+        let quietest = (0..MAX_SEQUENCES).min_by_key(|at| self.known[*at].at).unwrap_or_default();
         self.known[quietest] = last;
         quietest
     }
@@ -110,7 +110,7 @@ impl ReceivedTopics {
         let Some(NumberedTopic { topic, seen }) = gone else { return };
         self.remembered.insert(topic.clone(), seen);
         self.gone.push_back(topic);
-        if self.gone.len() > MOST_GONE
+        if self.gone.len() > MAX_UNNUMBERED_TOPICS
             && let Some(topic) = self.gone.pop_front()
         {
             self.remembered.remove(&topic);
@@ -142,7 +142,7 @@ mod tests {
             assert!(!seen.note(1, publisher, 1, true));
             seen.note(1, 0, u64::from(publisher), false);
         }
-        assert_eq!(seen.known.len(), MOST);
+        assert_eq!(seen.known.len(), MAX_SEQUENCES);
         assert!(seen.note(1, 0, 9_999, true));
     }
 }

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Released topics whose sequence numbers are remembered. Beyond, all topics that are new go on behind the highest.
-const MOST_PAST: usize = 4096;
+const MAX_PAST: usize = 4096;
 
 /// A user's reference to a name.
 #[derive(Clone, Copy, Debug)]
@@ -213,7 +213,7 @@ impl Names {
             self.by_name.remove(&entry.name);
         }
         if let Some(seq) = seq.filter(|seq| *seq > 0) {
-            if self.past.len() >= MOST_PAST {
+            if self.past.len() >= MAX_PAST {
                 self.past_max = self.past.drain().map(|(_, seq)| seq).fold(self.past_max, u64::max);
             }
             let past = self.past.entry(entry.name.clone()).or_default();
@@ -386,9 +386,9 @@ mod tests {
             place.past
         };
         assert_eq!((open("a", 5), open("a", 1), open("b", 3), open("a", 1)), (0, 5, 0, 6));
-        (0..MOST_PAST).for_each(|number| _ = open(&format!("n{number}"), 1));
+        (0..MAX_PAST).for_each(|number| _ = open(&format!("n{number}"), 1));
         assert!(open("a", 1) >= 7, "the exact number is forgotten");
-        assert!(names.past.len() <= MOST_PAST);
+        assert!(names.past.len() <= MAX_PAST);
     }
 
     #[test]

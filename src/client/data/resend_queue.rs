@@ -210,7 +210,7 @@ mod tests {
             let record = broker.peek().unwrap().expect("a record");
             broker.advance(&record);
         }
-        broker.publish();
+        broker.publish_consumed();
     }
 
     fn taken(resends: &mut ResendQueue) -> Vec<(u64, usize, Flags)> {

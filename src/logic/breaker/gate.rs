@@ -21,13 +21,13 @@
 //!
 //! Admitting a request at a closed gate costs one load; recording a success costs two. Neither is a locked operation.
 
-use super::{CallOutcome, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
+use super::{BreakerOutcome, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
 use crate::sync::{AtomicU64, Ordering, Site, acquire, release};
 
 /// The time of a state that does not end by itself.
 const WITHOUT_END: u64 = u64::MAX;
 /// Failed trials that are counted; the open time has reached its limit long before.
-const MOST_FAILED_TRIALS: u32 = (1 << 24) - 1;
+const MAX_FAILED_TRIALS: u32 = (1 << 24) - 1;
 
 /// The state in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +46,14 @@ impl StateWord {
     fn from_word(word: u64) -> StateWord {
         let state = GateState::ALL[(word & 0x7) as usize % GateState::ALL.len()];
         let is_retired = word & 0x80 != 0;
-        let failed_trials = (word >> 8) as u32 & MOST_FAILED_TRIALS;
+        let failed_trials = (word >> 8) as u32 & MAX_FAILED_TRIALS;
         StateWord { generation: (word >> 32) as u32, failed_trials, state, is_retired }
     }
 
     /// The count of failed trials in the state `next`.
     fn failed_trials_at(self, next: GateState) -> u32 {
         match (self.state, next) {
-            (GateState::HalfOpen, GateState::Open) => (self.failed_trials + 1).min(MOST_FAILED_TRIALS),
+            (GateState::HalfOpen, GateState::Open) => (self.failed_trials + 1).min(MAX_FAILED_TRIALS),
             (_, GateState::Open | GateState::HalfOpen) => self.failed_trials,
             _ => 0,
         }
@@ -276,39 +276,39 @@ impl Gate {
 
     /// Records the outcome of an admitted request.
     #[inline]
-    pub(crate) fn record(&self, permit: Permit, outcome: CallOutcome, now: u64) -> Option<Transition> {
+    pub(crate) fn record(&self, permit: Permit, outcome: BreakerOutcome, now: u64) -> Option<Transition> {
         let current = self.load();
         if permit.generation != current.generation {
             return None;
         }
         match (current.state, outcome) {
-            (GateState::Closed, CallOutcome::Success) => {
+            (GateState::Closed, BreakerOutcome::Success) => {
                 if count(&self.failures, current) > 0 {
                     set_count(&self.failures, current, 0);
                 }
             }
-            (GateState::Closed, CallOutcome::Failure(failure)) => {
+            (GateState::Closed, BreakerOutcome::Failure(failure)) => {
                 let (failures, rules) = (count(&self.failures, current).saturating_add(1), self.rules());
                 set_count(&self.failures, current, failures);
                 if failures >= rules.failure_threshold {
                     return self.open(current, &rules, Reason::Failed(failure), failures, now);
                 }
             }
-            (GateState::HalfOpen, CallOutcome::Success) => {
+            (GateState::HalfOpen, BreakerOutcome::Success) => {
                 let successes = count(&self.successes, current) + 1;
                 set_count(&self.successes, current, successes);
                 if successes >= self.rules().successes_wanted() {
                     return self.change(current, GateState::Closed, Reason::Recovered, 0, now);
                 }
             }
-            (GateState::HalfOpen, CallOutcome::Failure(failure)) => {
+            (GateState::HalfOpen, BreakerOutcome::Failure(failure)) => {
                 return self.open(current, &self.rules(), Reason::Failed(failure), 1, now);
             }
             // Another probe may follow.
-            (GateState::HalfOpen, CallOutcome::Ignored) => {
+            (GateState::HalfOpen, BreakerOutcome::Ignored) => {
                 set_count(&self.probes, current, count(&self.probes, current).saturating_sub(1));
             }
-            (GateState::Closed, CallOutcome::Ignored)
+            (GateState::Closed, BreakerOutcome::Ignored)
             | (GateState::Open | GateState::ForcedOpen | GateState::ForcedClosed, _) => {}
         }
         None

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 const RULES: Rules =
     Rules { failure_threshold: 2, success_threshold: 1, half_open_max_requests: 1, timeout: 10, max_timeout: 10 };
-const FAILED: CallOutcome = CallOutcome::Failure(Failure::Reply);
+const FAILED: BreakerOutcome = BreakerOutcome::Failure(Failure::Reply);
 
 fn explore(model: fn()) {
     let mut builder = loom::model::Builder::new();

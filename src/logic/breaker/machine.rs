@@ -1,6 +1,6 @@
 //! The breaker as a plain state machine for one owner: what the gate, which two sides share, is compared with.
 
-use super::{CallOutcome, Failure, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
+use super::{BreakerOutcome, Failure, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -61,32 +61,32 @@ impl Breaker {
 
     /// Records the outcome of an admitted request.
     #[inline]
-    pub(crate) fn record(&mut self, permit: Permit, outcome: CallOutcome, now: u64) -> Option<Transition> {
+    pub(crate) fn record(&mut self, permit: Permit, outcome: BreakerOutcome, now: u64) -> Option<Transition> {
         if permit.generation != self.generation {
             return None;
         }
         match (&mut self.state, outcome) {
-            (State::Closed { failures }, CallOutcome::Success) => *failures = 0,
-            (State::Closed { failures }, CallOutcome::Failure(failure)) => {
+            (State::Closed { failures }, BreakerOutcome::Success) => *failures = 0,
+            (State::Closed { failures }, BreakerOutcome::Failure(failure)) => {
                 *failures += 1;
                 let failures = *failures;
                 if failures >= self.rules.failure_threshold {
                     return Some(self.open(now, failure, failures));
                 }
             }
-            (State::HalfOpen { successes, .. }, CallOutcome::Success) => {
+            (State::HalfOpen { successes, .. }, BreakerOutcome::Success) => {
                 *successes += 1;
                 if *successes >= self.rules.successes_wanted() {
                     return Some(self.change(State::Closed { failures: 0 }, Reason::Recovered, 0, now));
                 }
             }
-            (State::HalfOpen { .. }, CallOutcome::Failure(failure)) => {
+            (State::HalfOpen { .. }, BreakerOutcome::Failure(failure)) => {
                 self.failed_trials += 1;
                 return Some(self.open(now, failure, 1));
             }
             // Another probe may follow.
-            (State::HalfOpen { probes, .. }, CallOutcome::Ignored) => *probes = probes.saturating_sub(1),
-            (State::Closed { .. }, CallOutcome::Ignored) | (State::Open { .. } | State::Forced { .. }, _) => {}
+            (State::HalfOpen { probes, .. }, BreakerOutcome::Ignored) => *probes = probes.saturating_sub(1),
+            (State::Closed { .. }, BreakerOutcome::Ignored) | (State::Open { .. } | State::Forced { .. }, _) => {}
         }
         None
     }

@@ -13,7 +13,7 @@ const RULES: Rules = Rules {
     timeout: 60 * S,
     max_timeout: 600 * S,
 };
-const FAILED: CallOutcome = CallOutcome::Failure(Failure::Reply);
+const FAILED: BreakerOutcome = BreakerOutcome::Failure(Failure::Reply);
 
 /// Admits, or says after how long to come again.
 fn admit(breaker: &Gate, now: u64) -> Result<Permit, Option<u64>> {
@@ -42,12 +42,12 @@ fn the_fifth_failure_in_a_row_opens_it_and_a_success_between_starts_the_count_ag
         assert_eq!(fail(&breaker, 7), None);
     }
     let permit = admit(&breaker, 7).unwrap();
-    assert_eq!(breaker.record(permit, CallOutcome::Success, 7), None);
+    assert_eq!(breaker.record(permit, BreakerOutcome::Success, 7), None);
     for _ in 0..4 {
         assert_eq!(fail(&breaker, 7), None);
     }
     let permit = admit(&breaker, 7).unwrap();
-    assert_eq!(breaker.record(permit, CallOutcome::Ignored, 7), None, "a cancel counts for nothing");
+    assert_eq!(breaker.record(permit, BreakerOutcome::Ignored, 7), None, "a cancel counts for nothing");
     let opens = Transition {
         from: GateState::Closed,
         to: GateState::Open,
@@ -71,9 +71,9 @@ fn after_its_time_exactly_three_probes_pass_and_two_successes_close_it() {
     for _ in 0..3 {
         assert_eq!(admit(&breaker, 61 * S), Err(Some(S)), "a fourth");
     }
-    assert_eq!(breaker.record(probes[0], CallOutcome::Success, 62 * S), None);
+    assert_eq!(breaker.record(probes[0], BreakerOutcome::Success, 62 * S), None);
     assert_eq!(admit(&breaker, 62 * S), Err(Some(S)), "a success makes no room");
-    let closes = breaker.record(probes[1], CallOutcome::Success, 62 * S).unwrap();
+    let closes = breaker.record(probes[1], BreakerOutcome::Success, 62 * S).unwrap();
     assert_eq!((closes.from, closes.to, closes.reason), (GateState::HalfOpen, GateState::Closed, Reason::Recovered));
     assert_eq!(breaker.record(probes[2], FAILED, 63 * S), None, "it is of an earlier generation");
     assert!(breaker.is_at_rest());
@@ -93,7 +93,7 @@ fn each_failed_trial_doubles_the_wait_up_to_the_limit_and_closing_forgets_that()
     breaker.tick(now + 600 * S);
     for _ in 0..2 {
         let permit = admit(&breaker, now).unwrap();
-        breaker.record(permit, CallOutcome::Success, now);
+        breaker.record(permit, BreakerOutcome::Success, now);
     }
     for _ in 0..5 {
         fail(&breaker, now);
@@ -106,7 +106,7 @@ fn a_probe_that_is_cancelled_makes_room_for_one_more() {
     let breaker = opened(0);
     let first = admit(&breaker, 60 * S).unwrap();
     let _rest = [admit(&breaker, 60 * S).unwrap(), admit(&breaker, 60 * S).unwrap()];
-    assert_eq!(breaker.record(first, CallOutcome::Ignored, 60 * S), None);
+    assert_eq!(breaker.record(first, BreakerOutcome::Ignored, 60 * S), None);
     assert!(admit(&breaker, 60 * S).is_ok());
     assert!(admit(&breaker, 60 * S).is_err());
 }
@@ -122,7 +122,7 @@ fn late_results_of_requests_from_before_change_nothing() {
     let shown = || (breaker.state(), breaker.trial(), breaker.failures(), breaker.transitions(), breaker.rejected());
     let before = shown();
     for (permit, outcome) in
-        late[5..].iter().zip([CallOutcome::Success, FAILED, CallOutcome::Ignored].into_iter().cycle())
+        late[5..].iter().zip([BreakerOutcome::Success, FAILED, BreakerOutcome::Ignored].into_iter().cycle())
     {
         assert_eq!(breaker.record(*permit, outcome, 60 * S), None);
     }
@@ -167,7 +167,7 @@ enum Fact {
     /// A request came and was let through.
     Admitted,
     /// The request admitted at that place ended.
-    Ended(usize, CallOutcome),
+    Ended(usize, BreakerOutcome),
     /// Forced open or closed, until when.
     Forced(bool, Option<u64>),
     Released,
@@ -212,7 +212,7 @@ impl Model {
                     self.open(at, *time, wait)
                 }
                 (Fact::Ended(..), GateState::HalfOpen)
-                    if count(of_this_period, period.from, CallOutcome::Success)
+                    if count(of_this_period, period.from, BreakerOutcome::Success)
                         >= self.rules.success_threshold as usize =>
                 {
                     fresh(at + 1)
@@ -249,7 +249,7 @@ impl Model {
             GateState::Open | GateState::ForcedOpen => false,
             GateState::HalfOpen => {
                 let admitted = facts.iter().filter(|(_, fact)| *fact == Fact::Admitted).count();
-                let given_up = count(facts, period.from, CallOutcome::Ignored);
+                let given_up = count(facts, period.from, BreakerOutcome::Ignored);
                 admitted - given_up < self.rules.half_open_max_requests as usize
             }
         }
@@ -257,19 +257,19 @@ impl Model {
 }
 
 /// Verdicts on requests that were admitted at `from` or later.
-fn outcomes(facts: &[(u64, Fact)], from: usize) -> impl DoubleEndedIterator<Item = CallOutcome> {
+fn outcomes(facts: &[(u64, Fact)], from: usize) -> impl DoubleEndedIterator<Item = BreakerOutcome> {
     facts.iter().filter_map(move |(_, fact)| match fact {
         Fact::Ended(admitted, outcome) if *admitted >= from => Some(*outcome),
         _ => None,
     })
 }
 
-fn count(facts: &[(u64, Fact)], from: usize, wanted: CallOutcome) -> usize {
+fn count(facts: &[(u64, Fact)], from: usize, wanted: BreakerOutcome) -> usize {
     outcomes(facts, from).filter(|outcome| *outcome == wanted).count()
 }
 
 fn trailing_failures(facts: &[(u64, Fact)], from: usize) -> usize {
-    outcomes(facts, from).rev().filter(|v| *v != CallOutcome::Ignored).take_while(|v| *v == FAILED).count()
+    outcomes(facts, from).rev().filter(|v| *v != BreakerOutcome::Ignored).take_while(|v| *v == FAILED).count()
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn other_rules_count_from_the_next_outcome() {
 enum Step {
     Request,
     /// One of those under way ends.
-    End(usize, CallOutcome),
+    End(usize, BreakerOutcome),
     Pass(u64),
     Tick,
     Force(bool, Option<u64>),
@@ -304,7 +304,8 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let outcome = prop_oneof![3 => Just(FAILED), 2 => Just(CallOutcome::Success), 1 => Just(CallOutcome::Ignored)];
+    let outcome =
+        prop_oneof![3 => Just(FAILED), 2 => Just(BreakerOutcome::Success), 1 => Just(BreakerOutcome::Ignored)];
     let step = prop_oneof![
         8 => Just(Step::Request),
         8 => (0usize..100, outcome).prop_map(|(which, outcome)| Step::End(which, outcome)),

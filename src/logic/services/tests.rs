@@ -1,5 +1,5 @@
 use super::*;
-use crate::logic::breaker::{CallOutcome, Failure, Rules};
+use crate::logic::breaker::{BreakerOutcome, Failure, Rules};
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
@@ -14,7 +14,7 @@ fn services(most: usize) -> Services {
 fn fail(services: &mut Services, id: ServiceId) {
     let gate = &services.get(id).unwrap().gate;
     let permit = gate.admit(0).0.unwrap();
-    gate.record(permit, CallOutcome::Failure(Failure::ResponderLost), 0);
+    gate.record(permit, BreakerOutcome::Failure(Failure::ResponderLost), 0);
 }
 
 #[test]

@@ -10,15 +10,15 @@ use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 #[derive(Debug)]
 pub(crate) struct Consumer {
     ring: Channel,
-    /// Cells ever consumed; only published in shared memory, never read back (R1).
+    /// All cells consumed so far: published in shared memory, never read back (R1).
     consumed: u64,
-    /// The published part of it.
+    /// The published part of `consumed`.
     published: u64,
     bank: Bank,
     offset: u32,
     /// Cells of the extension in which records may lie.
     window: u32,
-    /// Whether the window is read from the control words (by a client) or set by `set_window` (by the broker).
+    /// Whether the window is read from the control words (a client) or set by `set_window` (the broker).
     follows: bool,
 }
 
@@ -34,17 +34,17 @@ pub(crate) struct Record {
 }
 
 impl Consumer {
-    /// The broker's consumer, which decides itself how far the extension may be used.
+    /// The broker's consumer, which sets the window itself.
     pub(crate) fn new(ring: Channel) -> Consumer {
         Consumer { ring, consumed: 0, published: 0, bank: Bank::Base, offset: 0, window: 0, follows: false }
     }
 
-    /// The client's consumer, which looks where the broker says that records may lie.
+    /// The client's consumer, which reads the window from the control words.
     pub(crate) fn following(ring: Channel) -> Consumer {
         Consumer { follows: true, ..Consumer::new(ring) }
     }
 
-    /// The next record, if it is there.
+    /// The next record, if one is published.
     ///
     /// # Errors
     ///
@@ -53,8 +53,8 @@ impl Consumer {
     pub(crate) fn peek(&mut self) -> Result<Option<Record>, Violation> {
         let tag = self.ring.tag(self.consumed);
         if self.bank == Bank::Extension {
-            // Not behind a window that was closed: a hole is filled with a page when it is read. And not less far than
-            // the window goes by now: the next record may lie where it has just grown.
+            // The window is read anew, because the next record may lie in cells that it has just grown by. Cells beyond
+            // it are not read: a read of a punched hole allocates a page.
             self.follow();
         }
         if self.is_at(self.bank, self.offset, tag) {
@@ -69,7 +69,7 @@ impl Consumer {
         Ok(None)
     }
 
-    /// Words of a record's payload. The peer may change them while they are read.
+    /// The words of a record's payload. The peer may change them during the read.
     #[inline]
     pub(crate) fn payload(&self, record: &Record) -> &[AtomicU64] {
         let start = record.at as usize * CELL_WORDS + 1 + HEADER_WORDS;
@@ -83,7 +83,8 @@ impl Consumer {
         read_bytes(self.payload(record), &mut to[start..]);
     }
 
-    /// Goes behind `record`, which must be what `peek` found last. Its cells stay the consumer's until `publish`.
+    /// Consumes `record`, which must be the one that `peek` found last. Its cells stay the consumer's until
+    /// `publish_consumed`.
     #[inline]
     pub(crate) fn advance(&mut self, record: &Record) {
         let cells = cells_for(record.len);
@@ -92,12 +93,12 @@ impl Consumer {
         self.offset = record.at + cells;
     }
 
-    /// Cells ever consumed: the position of the next record.
+    /// All cells consumed so far: the position of the next record.
     pub(crate) fn consumed(&self) -> u64 {
         self.consumed
     }
 
-    /// Cells that were consumed and not yet given back.
+    /// Consumed cells that are not given back yet.
     #[inline]
     pub(crate) fn unpublished(&self) -> u64 {
         self.consumed - self.published
@@ -105,7 +106,7 @@ impl Consumer {
 
     /// Gives the consumed cells back to the producer (R5). Pairs with the Acquire in `Producer::refresh`.
     #[inline]
-    pub(crate) fn publish(&mut self) {
+    pub(crate) fn publish_consumed(&mut self) {
         if self.published != self.consumed {
             self.published = self.consumed;
             self.ring.control.as_slice()[self.ring.ids.consumed].store(self.consumed, release(Site::Consume));
@@ -117,47 +118,46 @@ impl Consumer {
         self.window
     }
 
-    /// Lets the producer use `cells` of the extension, at least as many as before. Their memory must be there already.
+    /// Lets the producer use `cells` of the extension, at least as many as before. Their memory must be allocated.
     ///
     /// # Panics
     ///
-    /// If the window would shrink (that is [`Consumer::try_trim`]) or the extension has not so many cells.
+    /// If the window would shrink (see [`Consumer::try_trim`]), or the extension has fewer cells.
     pub(crate) fn grow(&mut self, cells: u32) {
         assert!(
             cells >= self.window && cells as usize * CELL_WORDS <= self.ring.extension.as_slice().len(),
             "{cells} cells"
         );
         self.window = cells;
-        // Pairs with the Acquire in `Producer::enter`: the memory, taken away before or not, is there before the
-        // window.
+        // Pairs with the Acquire in `Producer::enter`: the memory is allocated before the producer sees the window.
         self.ring.control.as_slice()[self.ring.ids.window].store(u64::from(cells), Ordering::Release);
     }
 
-    /// Takes the extension back, if the producer is outside and nothing is in flight (R7). On `true` its pages may be
-    /// given away; on `false` nothing has changed.
+    /// Takes the extension back, if the producer is outside and no record is in flight (R7). `true`: its pages may be
+    /// freed; `false`: nothing has changed.
     ///
     /// # Errors
     ///
-    /// If a record is found that breaks the protocol.
+    /// If a record breaks the protocol.
     pub(crate) fn try_trim(&mut self) -> Result<bool, Violation> {
-        self.publish();
+        self.publish_consumed();
         let window = self.window;
         let control = self.ring.control.clone();
         let announced = &control.as_slice()[self.ring.ids.window];
         announced.store(0, Ordering::Relaxed);
         fence(Site::Trim);
-        // Acquire pairs with the Release in `Producer::leave`: what a producer placed before it left is seen by `peek`.
+        // Pairs with the Release in `Producer::leave`: `peek` sees the records that a producer placed before it left.
         let outside = control.as_slice()[self.ring.ids.busy].load(acquire(Site::Leave)) == 0;
         if outside && self.peek()?.is_none() {
             self.window = 0;
             return Ok(true);
         }
-        // The fence stands between the memory and this store, as the Release does in `grow`.
+        // As the Release in `grow`, the fence orders the memory before this store.
         announced.store(u64::from(window), Ordering::Relaxed);
         Ok(false)
     }
 
-    /// Reads the window again, if this consumer reads it from the control words.
+    /// Updates the window, if this consumer reads it from the control words.
     #[inline]
     fn follow(&mut self) {
         if self.follows {
@@ -193,7 +193,7 @@ impl Consumer {
             return Err(Violation::Length { len, max: self.ring.max_payload });
         }
         let cells = cells_for(len);
-        // The window that the producer had for this record was set before its tag, so it is seen after the tag.
+        // The producer had its window before it stored the tag, so the window is visible after the tag.
         if cells > self.size(bank).saturating_sub(at) {
             self.follow();
         }

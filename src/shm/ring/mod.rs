@@ -8,14 +8,14 @@
 //!          ^ a lap may start here           ^ or here                ^ or goes on behind the record before
 //! ```
 //!
-//! The producer counts the cells that it ever *claimed*, the consumer those that it ever *consumed*; both counts are
-//! private. A record's first word is its tag, `nonce + claimed`, which never comes twice, so a consumer knows its next
-//! record by the tag alone and looks for it in three places: behind the last record, at the start of the base window,
-//! at the start of the extension. Therefore the producer may start a new *lap* at either start without a message:
-//! wrapping round, starting again at cell 0 when the ring is drained, growing into the extension and coming back from
-//! it are all the same step, and unused cells at the end of a lap cost nothing. `position` decides where a record goes,
-//! `producer` and `consumer` carry it out, `signal` is how either side waits. The rules R1–R9 are in `actors.md`;
-//! comments name the rule that a line keeps.
+//! The producer counts all cells that it has *claimed*, the consumer all that it has *consumed*; both counts are
+//! private. The first word of a record is its tag, `nonce + claimed`, which never occurs twice. So the tag alone
+//! identifies the next record, and the consumer looks for it at three positions: behind the last record, at the start
+//! of the base window, and at the start of the extension. The producer may therefore start a new *lap* at either start
+//! without a notice: wrapping, restarting at cell 0 of a drained ring, growing into the extension and coming back are
+//! the same step, and unused cells at the end of a lap cost nothing. `position` decides where a record goes, `producer`
+//! and `consumer` read and write it, `signal` is how a side waits. The rules R1–R9 are in `actors.md`; comments name
+//! the rule that a line keeps.
 
 mod consumer;
 #[cfg(all(test, lapce_ipc_loom))]
@@ -36,10 +36,10 @@ pub(crate) use signal::{Signal, publication_fence};
 use super::layout::{Geometry, RingName, control};
 use super::words::Words;
 
-/// Why a peer's ring can no longer be used. A peer that causes one has broken the protocol: its connection ends.
+/// A peer broke the protocol of a ring: its connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Violation {
-    /// A record announces more payload than a record may have.
+    /// The length in a header is larger than a record may be.
     #[error("record of {len} bytes exceeds the limit of {max}")]
     Length {
         /// The announced payload bytes.
@@ -47,17 +47,17 @@ pub(crate) enum Violation {
         /// The largest allowed.
         max: u32,
     },
-    /// A record would reach behind the part of the ring that may be used.
+    /// A record reaches beyond the usable part of the ring.
     #[error("record of {cells} cells at cell {at} exceeds the window of {window} cells")]
     Outside {
         /// First cell of the record.
         at: u32,
         /// Cells of the record.
         cells: u32,
-        /// Cells that may be used there.
+        /// Usable cells of its bank.
         window: u32,
     },
-    /// `consumed` went backwards, or ahead of what was claimed.
+    /// `consumed` is less than before, or more than what was claimed.
     #[error("consumed count {consumed} is not within {last}..={claimed}")]
     Consumed {
         /// The count that the peer published.

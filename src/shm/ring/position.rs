@@ -1,4 +1,4 @@
-//! The position of the next record: pure arithmetic on private counts, without a shared word.
+//! The position of the next record: arithmetic on private counts, without shared memory.
 
 /// The two parts of a ring. Within each, cells are contiguous; a record lies in one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub(crate) enum Bank {
     Extension,
 }
 
-/// The producer's position: which cells are claimed, and in which lap.
+/// The producer's position: the claimed cells and the laps that they are in.
 ///
 /// A *lap* is a run of records that began at the start of a bank. A new lap may only begin when all before the current
 /// one are consumed, or, in the extension, when no lap in flight lies there (R2). So the starts of the last two laps
@@ -31,13 +31,13 @@ impl Plan {
         Plan { claimed: 0, lap, before: lap }
     };
 
-    /// Cells ever claimed.
+    /// All cells claimed so far.
     pub(crate) fn claimed(&self) -> u64 {
         self.claimed
     }
 
-    /// Claims `cells` contiguous cells, given what the consumer has `consumed` of them and how many each bank offers
-    /// now. Returns where they lie, or `None` if they do not fit yet; then nothing has changed.
+    /// Claims `cells` contiguous cells, given the count that is `consumed` and the present sizes of the banks. Returns
+    /// their position, or `None` if they do not fit yet; then nothing has changed.
     ///
     /// A record that fits into the base window always fits once the consumer has consumed everything.
     #[inline]
@@ -55,7 +55,7 @@ impl Plan {
             self.claimed += cells;
             return Some((self.lap.bank, offset as u32));
         }
-        // While both laps in flight lie in the base window, the extension is free (R2): it may have been leased just
+        // While both laps in flight lie in the base window, the extension is free (R2). It may have been leased just
         // now.
         let both_in_base = self.lap.bank == Bank::Base && self.before.bank == Bank::Base;
         if before_in_flight && !(both_in_base && window >= cells as u32) {

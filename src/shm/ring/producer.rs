@@ -10,7 +10,7 @@ use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 #[derive(Clone, Copy)]
 pub(crate) enum Payload<'a> {
     Bytes(&'a [u8]),
-    /// Bytes that lie in another ring: how many, and the words that hold them.
+    /// Bytes in another ring: their number, and the words that hold them.
     Words(u32, &'a [AtomicU64]),
 }
 
@@ -25,14 +25,14 @@ impl Payload<'_> {
     }
 }
 
-/// Places records in a ring. One thread at a time: the role is the value.
+/// Places records in a ring. The value is the role, so one thread at a time has it.
 #[derive(Debug)]
 pub(crate) struct Producer {
     ring: Channel,
     plan: Plan,
-    /// The consumed count at the last look (R1: private, validated).
+    /// The consumed count as last read (R1: private, validated).
     consumed: u64,
-    /// Cells of the extension that may be used.
+    /// Usable cells of the extension.
     window: u32,
 }
 
@@ -41,8 +41,7 @@ impl Producer {
         Producer { ring, plan: Plan::START, consumed: 0, window: 0 }
     }
 
-    /// Before a client's thread places records: says that it is inside, then reads how far the extension may be used
-    /// (R7).
+    /// A client calls this before it places records: it marks the producer as inside, then reads the window (R7).
     #[inline]
     pub(crate) fn enter(&mut self) {
         let control = self.ring.control.as_slice();
@@ -54,19 +53,19 @@ impl Producer {
             u32::try_from(window).unwrap_or(0).min((self.ring.extension.as_slice().len() / CELL_WORDS) as u32);
     }
 
-    /// After a client's thread has placed its records, or found no space (R7).
+    /// A client calls this after it has placed its records or found no space (R7).
     #[inline]
     pub(crate) fn leave(&mut self) {
         self.ring.control.as_slice()[self.ring.ids.busy].store(0, release(Site::Leave));
     }
 
-    /// Cells ever claimed: it moves when a record is published, and only then.
+    /// All cells claimed so far; changes only when a record is published.
     #[inline]
     pub(crate) fn claimed(&self) -> u64 {
         self.plan.claimed()
     }
 
-    /// Whether nothing is in flight, as of now.
+    /// Whether no record is in flight now.
     ///
     /// # Errors
     ///
@@ -76,7 +75,7 @@ impl Producer {
         Ok(self.consumed == self.plan.claimed())
     }
 
-    /// Cells that the consumer has consumed, as of now.
+    /// All cells that the consumer has consumed until now.
     ///
     /// # Errors
     ///
@@ -86,19 +85,18 @@ impl Producer {
         Ok(self.consumed)
     }
 
-    /// Reads back what was placed and is not consumed, in order: for a producer whose consumer has died. `each` gets a
-    /// record's header and payload. The consumer could write here, so everything is validated.
+    /// Reads back the records that are placed and not consumed, in order, after the death of the consumer. `each` gets
+    /// the header and payload of a record. The consumer could write here, so everything is validated.
     ///
     /// # Errors
     ///
-    /// If the consumer's count is impossible, or a record is not there as it was placed; those before it were given to
-    /// `each`.
+    /// If the consumer's count is impossible, or a record was changed; `each` has got the records before it.
     pub(crate) fn unconsumed(&mut self, mut each: impl FnMut(&[u64; HEADER_WORDS], Vec<u8>)) -> Result<(), Violation> {
         self.refresh()?;
         let mut count = self.consumed;
         let mut place = (Bank::Base, 0);
         while count < self.plan.claimed() {
-            // As a consumer finds it, but for the first one, which may be anywhere.
+            // Found as a consumer finds it; only the first record may be anywhere.
             let starts = [place, (Bank::Base, 0), (Bank::Extension, 0)];
             let mut found = starts.into_iter().find(|(bank, at)| self.is_at(*bank, *at, count));
             if found.is_none() && count == self.consumed {
@@ -140,24 +138,24 @@ impl Producer {
         self.window
     }
 
-    /// For the owner of the windows that is also the producer: uses `cells` of the extension from now on, and tells the
-    /// consumer where to look. To shrink, the ring must be drained.
+    /// For the broker as a producer: uses `cells` of the extension from now on, and publishes the window to the
+    /// consumer. The ring must be drained before its window shrinks.
     ///
     /// # Panics
     ///
-    /// If the extension has not so many cells.
+    /// If the extension has fewer cells.
     pub(crate) fn set_window(&mut self, cells: u32) {
         assert!(cells as usize * CELL_WORDS <= self.ring.extension.as_slice().len(), "window of {cells} cells");
         self.window = cells;
         self.ring.control.as_slice()[self.ring.ids.window].store(u64::from(cells), Ordering::Relaxed);
     }
 
-    /// The plan as it stands, to see with [`Producer::plan`] whether several records would fit.
+    /// A plan from the current position, to check with [`Producer::plan`] whether several records fit.
     pub(crate) fn start_plan(&self) -> Plan {
         self.plan
     }
 
-    /// Whether a record of `len` bytes fits behind what `plan` holds already. Claims it in `plan` only.
+    /// Whether a record of `len` bytes fits behind the records in `plan`. Claims its cells in `plan` only.
     ///
     /// # Errors
     ///
@@ -168,7 +166,7 @@ impl Producer {
         if plan.claim(cells, self.consumed, base, self.window).is_some() {
             return Ok(true);
         }
-        // The look at the consumer's word is left until it is needed: it costs a cache line's transfer.
+        // The consumer's word is read only when needed, because that transfers a cache line.
         self.refresh()?;
         Ok(plan.claim(cells, self.consumed, base, self.window).is_some())
     }
@@ -184,7 +182,7 @@ impl Producer {
         self.plan(&mut plan, len)
     }
 
-    /// Writes over the header of the record of one cell that was placed last, as a client can.
+    /// Overwrites the header of the last record, which has one cell, as a hostile client can.
     #[cfg(all(test, not(lapce_ipc_loom)))]
     pub(crate) fn forge_last(&self, header: &[u64; HEADER_WORDS]) {
         let cells = |bank: Bank| (0..self.size(bank)).map(move |at| (bank, at));
@@ -195,7 +193,7 @@ impl Producer {
         }
     }
 
-    /// Places one record and publishes it. `false`: there was no space, and nothing happened.
+    /// Places one record and publishes it. `false`: there is no space, and nothing has changed.
     ///
     /// The low half of `header[0]` is the payload's length; the ring fills it in.
     ///
@@ -214,7 +212,7 @@ impl Producer {
         Ok(true)
     }
 
-    /// Finds the place of the next record without taking it: a slot that is dropped leaves no trace (R6).
+    /// Reserves the slot of the next record. A dropped slot leaves no trace (R6).
     ///
     /// # Errors
     ///
@@ -222,7 +220,7 @@ impl Producer {
     ///
     /// # Panics
     ///
-    /// If `len` is more than a record can hold.
+    /// If `len` is larger than a record may be.
     #[inline]
     pub(crate) fn reserve(&mut self, len: u32) -> Result<Option<Slot<'_>>, Violation> {
         assert!(len <= self.ring.max_payload, "record of {len} bytes");
@@ -241,7 +239,7 @@ impl Producer {
         (self.ring.base.as_slice().len() / CELL_WORDS) as u32
     }
 
-    /// Reads the consumer's count once, validates it, keeps it (R1, R5).
+    /// Reads the consumer's count once, validates it and stores it (R1, R5).
     fn refresh(&mut self) -> Result<(), Violation> {
         let consumed = self.ring.control.as_slice()[self.ring.ids.consumed].load(acquire(Site::Reclaim));
         if consumed < self.consumed || consumed > self.plan.claimed() {
@@ -252,7 +250,7 @@ impl Producer {
     }
 }
 
-/// The slot of a record that is being written. It is invisible before [`Slot::publish`].
+/// The slot of a record that is being written; invisible to the consumer before [`Slot::publish`].
 pub(crate) struct Slot<'a> {
     producer: &'a mut Producer,
     after: Plan,
@@ -272,11 +270,11 @@ impl Slot<'_> {
         &self.record()[1 + HEADER_WORDS..]
     }
 
-    /// Writes the header, then the tag, by which the record and its position become visible at once (R4, R6).
+    /// Writes the header, then the tag, which makes the record and its position visible at once (R4, R6).
     ///
     /// # Panics
     ///
-    /// If `len` is not what was reserved, to the cell.
+    /// If `len` takes another number of cells than the reserved length.
     #[inline]
     pub(crate) fn publish(self, header: &[u64; HEADER_WORDS], len: u32) {
         assert_eq!(cells_for(len), self.cells, "a record keeps the size that was reserved");

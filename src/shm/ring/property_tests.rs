@@ -174,7 +174,7 @@ impl Checked {
     }
 
     fn publish(&mut self) {
-        self.ring.consumer.publish();
+        self.ring.consumer.publish_consumed();
         self.taken = 0;
     }
 
@@ -343,7 +343,7 @@ fn step_blindly(ring: &mut Ring, step: &Step) -> Result<u64, Violation> {
                 consumed += u64::from(cells_for(record.len));
             }
         }
-        Step::Publish => ring.consumer.publish(),
+        Step::Publish => ring.consumer.publish_consumed(),
         Step::Grow(pages) => ring.grow(pages * PAGE_CELLS),
         Step::Trim => _ = ring.trim()?,
     }

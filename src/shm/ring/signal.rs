@@ -1,4 +1,4 @@
-//! How a waiting side asks to be woken: one shared flag per condition.
+//! The request of a waiting side to be woken: one shared flag per condition.
 //!
 //! ```text
 //!  sleeper                                  waker
@@ -8,17 +8,17 @@
 //!        sleep on the doorbell
 //! ```
 //!
-//! Of the two fences one comes first in their total order, so either the sleeper's last look sees the publication or
-//! the waker sees the flag (R8). The doorbell is rung at most once for each time that the flag was armed.
+//! The two fences have a total order, so either the last look of the sleeper sees the publication, or the waker sees
+//! the flag (R8). The doorbell rings at most once for each time that the flag was armed.
 //!
-//! An asymmetric barrier (`membarrier`) would take the fences off a publish, and cost microseconds whenever a side
-//! sleeps; it was not tried.
+//! An asymmetric barrier (`membarrier`) would remove the fence from a publish, but cost microseconds at each sleep. It
+//! was not tried.
 
 use crate::shm::words::Words;
 use crate::sync::{Ordering, Site, fence};
 
-/// A flag in shared memory. Either side may find nonsense in it; all that can come of it is one ring too many, or none
-/// for the side that wrote the nonsense.
+/// A flag in shared memory. A side that writes nonsense into it causes one ring too many, or misses its own wake-up;
+/// nothing else.
 #[derive(Clone, Debug)]
 pub(crate) struct Signal {
     control: Words,
@@ -30,20 +30,20 @@ impl Signal {
         Signal { control, word }
     }
 
-    /// Sleeper: asks to be woken. Look once more after this, before sleeping.
+    /// Sleeper: requests a ring. The caller must look once more after this, before it sleeps.
     #[inline]
     pub(crate) fn arm(&self) {
         self.control.as_slice()[self.word].swap(1, Ordering::AcqRel);
         fence(Site::Sleep);
     }
 
-    /// Sleeper: no longer asks.
+    /// Sleeper: withdraws the request.
     #[inline]
     pub(crate) fn disarm(&self) {
         self.control.as_slice()[self.word].swap(0, Ordering::AcqRel);
     }
 
-    /// Whether a side asks to be woken. A hint: only `take` decides.
+    /// Whether a ring is requested. A hint: only `take` decides.
     #[inline]
     pub(crate) fn is_armed(&self) -> bool {
         self.control.as_slice()[self.word].load(Ordering::Relaxed) != 0
@@ -57,7 +57,7 @@ impl Signal {
     }
 }
 
-/// Waker: stands between what was published and the looks at the flags. One serves any number of both.
+/// Waker: the fence between publications and the looks at the flags. One fence serves any number of both.
 #[inline]
 pub(crate) fn publication_fence() {
     fence(Site::Wake);

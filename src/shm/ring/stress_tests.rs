@@ -199,7 +199,7 @@ impl Side {
         let quarter = u64::from(geometry().base_cells() + self.consumer.window()) / 4;
         let gives = self.consumer.unpublished() > 0 && (taken < BATCH || self.consumer.unpublished() >= quarter);
         if gives {
-            self.consumer.publish();
+            self.consumer.publish_consumed();
         }
         self.signal(sent > 0, gives, ring);
         sent + taken > 0

@@ -4,8 +4,8 @@
 use super::Calls;
 use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::{BreakerChange, BreakerEvent};
-use crate::logic::arena::Key;
-use crate::logic::breaker::{CallOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
+use crate::logic::breaker::{BreakerOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
+use crate::logic::routing::arena::Key;
 use crate::logic::services::ServiceId;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
@@ -30,7 +30,7 @@ impl Calls {
         ports: &mut Ports,
         id: ServiceId,
         permit: Option<Permit>,
-        breaker_outcome: CallOutcome,
+        breaker_outcome: BreakerOutcome,
     ) {
         let (Some(permit), Some(service)) = (permit, self.services.get(id)) else { return };
         if let Some(transition) = service.gate.record(permit, breaker_outcome, ports.now) {
@@ -42,7 +42,7 @@ impl Calls {
     pub(super) fn record_first_chunk(&mut self, ports: &mut Ports, id: ServiceId, call: Key) {
         if self.services.get(id).is_some_and(|service| service.gate.state() == GateState::HalfOpen) {
             let permit = self.table.get_mut(call).and_then(|found| found.permit.take());
-            self.record_outcome(ports, id, permit, CallOutcome::Success);
+            self.record_outcome(ports, id, permit, BreakerOutcome::Success);
         }
     }
 

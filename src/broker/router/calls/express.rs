@@ -1,10 +1,10 @@
 //! The records of calls: requests, replies, streams, cancels and credit, all in the express lane.
 //!
-//! A record of the express lane is always consumed at once. It goes on to the other side (into its ring, or behind it
-//! into a bounded backlog), or its sender gets an outcome; so no express lane ever waits for another connection.
-//! Credit bounds the backlog: neither side sends more of a body or a reply than the other side has granted.
+//! The router consumes a record of the express lane at once: it sends the record on to the other side (into the ring,
+//! or into the bounded backlog behind it), or gives the sender an outcome. So no express lane waits for another
+//! connection. Credit bounds the backlog: neither side sends more of a body or a reply than the other side has granted.
 //!
-//! How a call ends is in `outcomes`.
+//! The ends of calls are in `outcomes`.
 
 use super::Call;
 use super::Calls;
@@ -12,14 +12,14 @@ use crate::broker::router::connection::CloseReason;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
-use crate::logic::arena::Key;
-use crate::logic::breaker::{CallOutcome, Failure, Permit};
+use crate::logic::breaker::{BreakerOutcome, Failure, Permit};
+use crate::logic::routing::arena::Key;
 use crate::logic::services::{NoResponder, ServiceId};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
-/// The flags of a response that its requester gets to see.
+/// The flags of a response that are passed on to the requester.
 const ANSWER_FLAGS: Flags = Flags::WHOLE.with(Flags::END).with(Flags::ERROR).with(Flags::STREAM);
 
 impl Calls {
@@ -118,7 +118,7 @@ impl Calls {
             Err(NoResponder::None) => Outcome::NoResponders,
             Err(NoResponder::AllBusy) => Outcome::Overloaded,
         };
-        self.record_outcome(ports, service, Some(permit), CallOutcome::Ignored);
+        self.record_outcome(ports, service, Some(permit), BreakerOutcome::Ignored);
         self.fail(ports, key, header.id, header.id2, service, outcome);
         Ok(())
     }
@@ -131,7 +131,7 @@ impl Calls {
             id: header.id,
             id2: header.id2,
             total: record.len,
-            ..Header::new(Kind::Answer)
+            ..Header::new(Kind::RoutedResponse)
         };
         let Ports { ingresses, egresses, .. } = ports;
         let Some(ingress) = ingresses[key as usize].as_deref() else { return };
@@ -193,7 +193,7 @@ impl Calls {
             answer_credit: credit,
         };
         let Some(call) = self.table.insert(call) else {
-            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+            self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
@@ -209,7 +209,7 @@ impl Calls {
             ingress.outstanding += 1;
         }
         fault::point("router.express", header.kind as u64);
-        // A stream without a total timeout has no deadline to pass on to its responder.
+        // A stream without a total timeout has no deadline that its responder could know.
         self.forward_body(ports, key, record, header, call, total.unwrap_or(0));
     }
 
@@ -226,7 +226,7 @@ impl Calls {
                 id: found.slot,
                 id2: found.generation,
                 total: found.total,
-                ..Header::new(Kind::Answer)
+                ..Header::new(Kind::RoutedResponse)
             };
             found.answer_credit = found.answer_credit.saturating_sub(cells_for(record.len));
             egresses.send(key, &answer, payload);
@@ -243,7 +243,7 @@ impl Calls {
             seq: call.to_u64(),
             origin: ingress.info.id,
             nanos: timeout,
-            ..Header::new(Kind::Call)
+            ..Header::new(Kind::RoutedRequest)
         };
         egresses.send(responder, &forwarded, payload);
         if flags.has(Flags::LAST)
@@ -293,7 +293,7 @@ impl Calls {
         };
         let (len, first, last) = (record.len, header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
         let left = if first { header.total } else { found.answer_left };
-        // An error that ends the call may break off a begun message, whose rest will not come.
+        // An error that ends the call may abort a begun message, whose rest will not come.
         let is_error = header.flags.has(Flags::END.with(Flags::ERROR));
         let breaks_off = first && is_error;
         let is_misplaced = first == (found.answer_left > 0) && !breaks_off;
@@ -304,7 +304,7 @@ impl Calls {
                 header.total
             )));
         }
-        // In one cell it needs no credit: a responder that gives up a call does not wait. A call has one such record.
+        // An error of one cell needs no credit, so a responder can end a call at any time. A call has one such record.
         let is_free = breaks_off && last && cells_for(len) == 1;
         let had_room = found.may_be_answered(ports.settings.geometry.base_cells());
         let credit = match found.answer_credit.checked_sub(cells_for(len)) {
@@ -323,7 +323,7 @@ impl Calls {
             id: found.slot,
             id2: found.generation,
             total: header.total,
-            ..Header::new(Kind::Answer)
+            ..Header::new(Kind::RoutedResponse)
         };
         let (requester, service) = (found.requester, found.service);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
@@ -331,7 +331,7 @@ impl Calls {
         let reply_took = begins.then(|| ports.now.saturating_sub(found.ready_at));
         found.has_chunk |= is_first_chunk;
         if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
-            // Once for a stream, and only if it is due earlier now.
+            // Happens once for a stream, and only if the deadline is earlier now.
             if found.chunk_limit < first {
                 let due = found.due();
                 if let Some(timer) = found.timer.replace(ports.wheel.set(due, Timer::Call(call))) {
@@ -374,10 +374,10 @@ impl Calls {
                 }
             }
             let breaker_outcome = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
-                true if had_room => CallOutcome::Failure(Failure::Reply),
-                // As for a deadline: a requester that does not take the reply must not open the breaker for others.
-                true => CallOutcome::Ignored,
-                false => CallOutcome::Success,
+                true if had_room => BreakerOutcome::Failure(Failure::Reply),
+                // A requester that does not take the reply must not open the breaker for others (B2).
+                true => BreakerOutcome::Ignored,
+                false => BreakerOutcome::Success,
             };
             if let Some(call) = self.finish(ports, call) {
                 self.record_outcome(ports, service, call.permit, breaker_outcome);
@@ -407,7 +407,7 @@ impl Calls {
         };
         let Some(found) = self.table.get(call) else { return Ok(()) };
         let answer_credit = given_back(found.answer_credit, header.arg, most)?;
-        // The echo grants as much body as its requester grants reply.
+        // The echo grants as much credit for the body as the requester grants for the reply.
         let body_credit = match found.responder {
             Some(_) => found.body_credit,
             None => given_back(found.body_credit, header.arg, most)?,
@@ -424,11 +424,11 @@ impl Calls {
                 if !self.takes_more(ports, responder, call) {
                     return Ok(());
                 }
-                (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::CallCredit) })
+                (responder, Header { seq: call.to_u64(), arg: header.arg, ..Header::new(Kind::RoutedResponseCredit) })
             }
             None => {
                 let (id, id2, arg) = (header.id, header.id2, header.arg);
-                (key, Header { id, id2, arg, ..Header::new(Kind::RequestCredit) })
+                (key, Header { id, id2, arg, ..Header::new(Kind::RoutedBodyCredit) })
             }
         };
         ports.egresses.send(to, &credit, Payload::EMPTY);
@@ -450,15 +450,15 @@ impl Calls {
         found.body_credit = body_credit;
         let requester = found.requester;
         let credit =
-            Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RequestCredit) };
+            Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RoutedBodyCredit) };
         if self.takes_more(ports, requester, call) {
             ports.egresses.send(requester, &credit, Payload::EMPTY);
         }
         Ok(())
     }
 
-    /// Whether `to` takes more of the call. Bodies, replies and credit of many calls, each within its bounds, can
-    /// exceed the backlog of a client that does not read now: then this call ends, not the connection.
+    /// Whether the backlog of `to` has space for more of the call. Many calls, each within its credit, can together
+    /// exceed the backlog of a client that does not read: then this call ends, not the connection.
     fn takes_more(&mut self, ports: &mut Ports, to: u32, call: Key) -> bool {
         let takes = ports.egresses.takes_calls(to);
         if !takes {
@@ -478,7 +478,7 @@ impl Calls {
         ports.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
     }
 
-    /// The same for a service. Outstanding calls go on.
+    /// Frees the connection's number of a service. Outstanding calls continue.
     fn release_service_number(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         if let Some(service) = ports.ingress_mut(key).and_then(|ingress| ingress.services.take(header.arg)) {
             self.services.release(service);
@@ -486,8 +486,8 @@ impl Calls {
     }
 }
 
-/// Credit after `cells` of it were given back. A side gives back what it has taken, no more: so there are never more
-/// records of credit than records that were paid for, and neither side can flood the other with them.
+/// The credit after `cells` were granted. A side grants no more than it has taken, so credit records never outnumber
+/// the records that used credit up, and neither side can flood the other with them.
 fn given_back(credit: u32, cells: u32, most: u32) -> Result<u32, CloseReason> {
     match credit.checked_add(cells).filter(|sum| cells > 0 && *sum <= most) {
         Some(sum) => Ok(sum),

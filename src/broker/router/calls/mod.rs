@@ -15,10 +15,10 @@ mod outcomes;
 pub(in crate::broker) use breakers::{state, status};
 
 use super::settings::Settings;
-use crate::logic::arena::Arena;
 use crate::logic::breaker::Permit;
+use crate::logic::routing::arena::Arena;
+use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{ServiceId, Services};
-use crate::logic::wheel::TimerId;
 use crate::wire::name::Name;
 use std::io;
 
@@ -26,7 +26,7 @@ use std::io;
 pub(crate) const ECHO: &str = "echo";
 
 /// The most calls at a time.
-const MOST_CALLS: usize = 1 << 24;
+const MAX_CALLS: usize = 1 << 24;
 
 /// Services, and the calls to them that are outstanding.
 pub(super) struct Calls {
@@ -44,7 +44,7 @@ impl Calls {
         let mut services = Services::new(settings.max_services, settings.breakers.clone());
         services.set_probe_delays(settings.probe_delays);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
-        Ok(Calls { services, echo, table: Arena::new(MOST_CALLS) })
+        Ok(Calls { services, echo, table: Arena::new(MAX_CALLS) })
     }
 
     /// Applies other limits from now on; existing services stay.
@@ -58,7 +58,7 @@ impl Calls {
     }
 
     #[cfg(test)]
-    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (crate::logic::arena::Key, &Call)> {
+    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (crate::logic::routing::arena::Key, &Call)> {
         self.table.iter()
     }
 

@@ -7,8 +7,8 @@ use super::Call;
 use super::Calls;
 use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
-use crate::logic::arena::Key;
-use crate::logic::breaker::{CallOutcome, Failure};
+use crate::logic::breaker::{BreakerOutcome, Failure};
+use crate::logic::routing::arena::Key;
 use crate::logic::services::ServiceId;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
@@ -28,14 +28,16 @@ impl Calls {
     }
 
     /// The breaker's outcome of a call that ended without a reply.
-    fn breaker_outcome(&self, ports: &Ports, call: &Call, outcome: Outcome) -> CallOutcome {
+    fn breaker_outcome(&self, ports: &Ports, call: &Call, outcome: Outcome) -> BreakerOutcome {
         // A requester that stops in its request, does not take the reply, or gives too little time, must not open the
         // breaker for others.
         let could_answer = call.may_be_answered(ports.settings.geometry.base_cells());
         match outcome {
-            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => CallOutcome::Failure(Failure::Deadline),
-            Outcome::ResponderLost => CallOutcome::Failure(Failure::ResponderLost),
-            _ => CallOutcome::Ignored,
+            Outcome::DeadlineExceeded if could_answer && self.is_fair(call) => {
+                BreakerOutcome::Failure(Failure::Deadline)
+            }
+            Outcome::ResponderLost => BreakerOutcome::Failure(Failure::ResponderLost),
+            _ => BreakerOutcome::Ignored,
         }
     }
 
@@ -45,21 +47,21 @@ impl Calls {
     }
 
     /// Ends a call without a reply: notifies both sides.
-    pub(super) fn end_call(&mut self, ports: &mut Ports, key: Key, outcome: Outcome) {
-        let Some(call) = self.finish(ports, key) else { return };
-        let breaker_outcome = self.breaker_outcome(ports, &call, outcome);
-        if let (CallOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, call.responder) {
-            self.services.missed(call.service, responder, ports.now);
+    pub(super) fn end_call(&mut self, ports: &mut Ports, call: Key, outcome: Outcome) {
+        let Some(found) = self.finish(ports, call) else { return };
+        let breaker_outcome = self.breaker_outcome(ports, &found, outcome);
+        if let (BreakerOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, found.responder) {
+            self.services.missed(found.service, responder, ports.now);
         }
-        self.record_outcome(ports, call.service, call.permit, breaker_outcome);
+        self.record_outcome(ports, found.service, found.permit, breaker_outcome);
         if outcome != Outcome::ResponderLost
-            && let Some(responder) = call.responder
+            && let Some(responder) = found.responder
         {
-            let ended = Header { seq: key.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
+            let ended = Header { seq: call.to_u64(), code: outcome as u16, ..Header::new(Kind::CallEnded) };
             ports.egresses.send(responder, &ended, Payload::EMPTY);
         }
         if outcome != Outcome::Disconnected {
-            self.fail(ports, call.requester, call.slot, call.generation, call.service, outcome);
+            self.fail(ports, found.requester, found.slot, found.generation, found.service, outcome);
         }
     }
 
@@ -95,19 +97,19 @@ impl Calls {
     }
 
     /// Removes a call, wherever it is known.
-    pub(super) fn finish(&mut self, ports: &mut Ports, key: Key) -> Option<Call> {
-        let call = self.table.remove(key)?;
-        if let Some(timer) = call.timer {
+    pub(super) fn finish(&mut self, ports: &mut Ports, call: Key) -> Option<Call> {
+        let found = self.table.remove(call)?;
+        if let Some(timer) = found.timer {
             ports.wheel.cancel(timer);
         }
-        if let Some(responder) = call.responder {
-            self.services.end(call.service, responder);
+        if let Some(responder) = found.responder {
+            self.services.end(found.service, responder);
         }
-        if let Some(ingress) = ports.ingress_mut(call.requester) {
+        if let Some(ingress) = ports.ingress_mut(found.requester) {
             ingress.outstanding -= 1;
-            ingress.requests[call.slot as usize].call = None;
+            ingress.requests[found.slot as usize].call = None;
         }
-        Some(call)
+        Some(found)
     }
 
     /// A connection ends: its requests end, and the calls that it was to reply to are lost.
@@ -135,7 +137,7 @@ impl Calls {
         let service = found.service;
         if counted.contains(&service) {
             let permit = found.permit.take();
-            self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+            self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
         } else if let (Some(permit), Some(service_found)) = (found.permit, self.services.get(service))
             && service_found.gate.is_current(permit)
         {
@@ -148,7 +150,7 @@ impl Calls {
         let Some(found) = self.table.get_mut(call) else { return };
         // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);
-        self.record_outcome(ports, service, permit, CallOutcome::Ignored);
+        self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
         if let Some(responder) = responder {
             let code = Outcome::ResponderLost as u16;
             let ended = Header { seq: call.to_u64(), code, ..Header::new(Kind::CallEnded) };

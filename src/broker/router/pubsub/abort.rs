@@ -1,18 +1,18 @@
-//! Aborted messages: the rest of a message of several records will not come, because its publisher has gone, a receiver
-//! that drops has stopped, or the message is quarantined.
+//! Aborted messages: the rest of a message of several records will not come, because its publisher has ended, a
+//! receiver that drops does not read, or the message is quarantined.
 
 use super::PubSub;
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
-use crate::logic::arena::Key;
+use crate::logic::routing::arena::Key;
 use crate::shm::layout::message_cost;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind};
 
 impl PubSub {
-    /// The publisher of a begun message is gone: its receivers are notified that the rest will not come.
+    /// The publisher of a begun message has ended: notifies the receivers that the rest will not come.
     pub(in crate::broker::router) fn abort_partial(&mut self, ports: &mut Ports, key: u32) {
         let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
         if ingress.partial.is_none() {
@@ -41,14 +41,14 @@ impl PubSub {
         }
         let (Some(partial), origin) = (&ingress.partial, ingress.info.id) else { return };
         let total = partial.total;
-        // The client knows nothing of it.
+        // The client has no part of the message.
         if self.abort_overflow(ports, subscription, origin) {
             return;
         }
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
         found.dropped = found.dropped.saturating_add(1);
         found.dropped_told = found.dropped;
-        // Its owner cannot take what never becomes whole, and so would never give its room back.
+        // The owner never takes an incomplete message, so it would never return the credit.
         let cost = message_cost(total, slot_size, found.capacity);
         found.credit = found.credit.saturating_add(cost).min(found.capacity);
         let (owner, dropped) = (found.owner, found.dropped);
@@ -65,7 +65,7 @@ impl PubSub {
             return;
         }
         if header.kind == Kind::Flush {
-            // What was before it is routed, and nothing of it can be lost.
+            // Its predecessors are routed and cannot be lost.
             let answer = Header { seq: header.seq, ..Header::new(Kind::Flushed) };
             return ports.egresses.send(key, &answer, Payload::EMPTY);
         }
@@ -116,7 +116,7 @@ impl PubSub {
         ports.journal.stepped();
     }
 
-    /// The first record of a message is taken out; so its further ones have no receivers.
+    /// The first record of a message is quarantined, so its further records have no receivers.
     fn skip_rest(&mut self, ports: &mut Ports, key: u32, id: u32, message: &Message) {
         let Some(ingress) = ports.ingress_mut(key) else { return };
         if let Some(published) = ingress.topics.get_mut(id) {

@@ -1,23 +1,23 @@
 //! Subscriptions that drop: whether a publish waits for one of them, and how its client is notified.
 //!
-//! A later message carries the number of dropped ones; a record of its own carries it when none follows. A client is
-//! notified [`SOON`] after the first, for all its subscriptions at once. While records wait for space in its ring, no
-//! notice is sent: the count behind them is newer.
+//! The next message of a subscription carries its number of drops. If none follows, a record `Dropped` does, after
+//! [`NOTICE_DELAY_NS`], for all subscriptions of the client at once. While records wait for space in its ring, no
+//! notice is sent, because the records behind carry a newer count.
 
 use super::PubSub;
 use crate::broker::router::egress::{DropNotice, Egress};
 use crate::broker::router::journal::Timer;
 use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
-use crate::logic::grace::Lack;
+use crate::logic::routing::grace::Lack;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
-/// How soon, in nanoseconds.
-const SOON: u64 = 50_000_000;
+/// The time from the first drop to the notice, in nanoseconds.
+const NOTICE_DELAY_NS: u64 = 50_000_000;
 
 impl PubSub {
-    /// Whether a message waits for a subscription that would drop it: for a moment, if its client reads.
+    /// Whether a message waits for a subscription that would drop it: for the grace, if its client reads.
     #[cold]
     pub(super) fn wait_for_readers(&mut self, ports: &mut Ports) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
@@ -34,10 +34,10 @@ impl PubSub {
         Ok(())
     }
 
-    /// The owner of a subscription can take more; publishers that wait for it try again.
+    /// The owner of a subscription grants credit; publishers that wait for it try again.
     pub(in crate::broker::router) fn credit(&mut self, ports: &mut Ports, key: u32, header: &Header) {
         let subscriptions = &mut self.topics.subscriptions;
-        // One that was evicted meanwhile is no fault of its owner.
+        // The subscription may have been evicted meanwhile: that is no violation.
         let found = subscriptions.find(header.id).and_then(|subscription| subscriptions.get_mut(subscription));
         let Some(found) = found.filter(|found| found.owner == key) else { return };
         let given = header.arg.min(found.capacity - found.credit);
@@ -51,12 +51,12 @@ impl PubSub {
         ports.retry_waiters(key);
     }
 
-    /// Sets the time for connections that have missed their first message.
+    /// Sets the timer of the notice for connections that have missed their first message.
     #[inline]
     pub(in crate::broker::router) fn watch_drops(&mut self, ports: &mut Ports) {
         while let Some(key) = ports.egresses.missed.last().copied() {
             if let Some(id) = ports.ingress(key).map(|ingress| ingress.info.id) {
-                ports.wheel.set(ports.now + SOON, Timer::Drops(key, id));
+                ports.wheel.set(ports.now + NOTICE_DELAY_NS, Timer::Drops(key, id));
             }
             ports.egresses.missed.pop();
         }
@@ -73,11 +73,12 @@ impl PubSub {
         self.tell_late_drops(ports, key);
     }
 
-    /// There may be space for the notice to the connection `key`.
+    /// Sends a notice that is due to the connection `key`, if its ring has space now.
     #[inline]
     pub(in crate::broker::router) fn tell_late_drops(&mut self, ports: &mut Ports, key: u32) {
-        let is_late =
-            |egress: &&mut Egress| egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.overflow.waits();
+        let is_late = |egress: &&mut Egress| {
+            egress.drops == DropNotice::Due && !egress.has_backlog() && !egress.overflow.has_messages()
+        };
         let Some(egress) = ports.egresses.get_mut(key).filter(is_late) else { return };
         egress.drops = DropNotice::None;
         let mut at = 0;

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `publish` | routes the records of the bulk lane |
+//! | `chosen` | the decision for one subscription, and how it is carried out |
 //! | `subscriptions` | control requests about topics and subscriptions |
 //! | `drops` | subscriptions that drop: when a publish waits for them, and how their client is notified |
 //! | `overflow` | the newest messages for subscriptions that drop the oldest |
@@ -10,16 +11,17 @@
 //! | `slow_consumers` | the slow consumer timeout |
 
 mod abort;
+mod chosen;
 mod drops;
 mod overflow;
 mod publish;
 mod slow_consumers;
 mod subscriptions;
 
-use super::message::Chosen;
-use super::overflow::OverflowWork;
+use super::egress::OverflowWork;
 use super::settings::Settings;
-use crate::logic::topics::Topics;
+use crate::logic::routing::topics::Topics;
+use chosen::Chosen;
 
 /// Topics, their subscriptions, and the decisions for the current message.
 pub(super) struct PubSub {
@@ -52,7 +54,7 @@ impl PubSub {
         self.chosen.len()
     }
 
-    /// A new router: no subscription is held to have stopped while there was none.
+    /// After a restart of the router: the time without a router does not count against a subscription.
     pub(super) fn forget_graces(&mut self, now: u64) {
         self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
     }

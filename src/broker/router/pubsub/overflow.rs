@@ -5,15 +5,15 @@
 //! reused. The rules are in `actors.md`.
 
 use super::PubSub;
+use super::chosen::Chosen;
 use crate::broker::router::counters::Counters;
-use crate::broker::router::egress::{Egress, Egresses};
+use crate::broker::router::egress::{Egress, Egresses, OverflowWork};
 use crate::broker::router::journal::Journal;
-use crate::broker::router::message::{Chosen, Message};
-use crate::broker::router::overflow::OverflowWork;
+use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
-use crate::logic::arena::Key;
-use crate::logic::topics::Topics;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
@@ -32,7 +32,7 @@ impl Chosen {
         if journal.is_to_push(position) {
             journal.before = Some(position);
             self.queue(message, payload, (topics, egresses, counters), work);
-            fault::point("router.kept", journal.step as u64);
+            fault::point("router.queued", journal.step as u64);
         }
         let found = topics.subscriptions.get(self.subscription);
         if found.is_some_and(|found| found.puts_together(message.origin)) {
@@ -46,8 +46,8 @@ impl PubSub {
     /// should try again.
     pub(in crate::broker::router) fn pump(&mut self, ports: &mut Ports, key: u32) -> bool {
         let retry = ports.egresses.pump(key);
-        let waits = |egress: &&Egress| egress.overflow.waits() && !egress.has_backlog();
-        if ports.egresses.get(key).filter(waits).is_none() {
+        let may_enter = |egress: &&Egress| egress.overflow.has_messages() && !egress.has_backlog();
+        if ports.egresses.get(key).filter(may_enter).is_none() {
             return retry;
         }
         let mut is_dry = self.pump_overflow(ports, key);
@@ -66,10 +66,10 @@ impl PubSub {
     fn pump_overflow(&mut self, ports: &mut Ports, key: u32) -> bool {
         loop {
             let Some(egress) = ports.egresses.get_mut(key) else { return true };
-            if !egress.overflow.waits() {
+            if !egress.overflow.has_messages() {
                 return true;
             }
-            // Publishers that wait for this client have a part of the ring.
+            // A part of the ring is reserved for publishers that wait for this client.
             if !egress.waiters.is_empty() && egress.is_crowded() {
                 return false;
             }
@@ -91,7 +91,7 @@ impl PubSub {
         }
     }
 
-    /// Moves one record, after its topic's name if the client does not know that yet. `false`: no space.
+    /// Moves one record, preceded by the name of its topic if the client does not know it. `false`: no space.
     fn pump_record(&mut self, ports: &mut Ports, key: u32, subscription: Key) -> bool {
         let slot_size = ports.settings.geometry.slot_size() as usize;
         let Ports { egresses, journal, .. } = ports;

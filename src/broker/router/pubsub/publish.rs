@@ -1,18 +1,19 @@
 //! Publishes: the bulk lane.
 //!
-//! A message goes to all its subscriptions or to none yet: first it is decided for each whether it gets the message,
-//! does without, or makes it wait; then everything is committed. A message of several records decides with its first
-//! and keeps its subscriptions to the last.
+//! Routing a message has two parts. First the router decides for each subscription whether it gets the message, drops
+//! it, or makes it wait; as long as one makes it wait, none gets it. Then the router commits: no step of that can fail.
+//! The decision for the first record of a message holds for the further ones.
 
 use super::PubSub;
+use super::chosen::Chosen;
 use crate::broker::router::connection::{CloseReason, Info};
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
-use crate::broker::router::message::{Chosen, Message, Wait};
-use crate::broker::router::ports::{Lane, Ports};
+use crate::broker::router::message::{Message, Wait};
+use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
-use crate::logic::grace::Lack;
-use crate::logic::topics::TopicId;
+use crate::logic::routing::grace::Lack;
+use crate::logic::routing::topics::TopicId;
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -33,14 +34,14 @@ struct ConnectionEvent<'a> {
 }
 
 impl PubSub {
-    /// Routes one record of the bulk lane; it is consumed unless it must wait.
+    /// Routes one record of the bulk lane, and consumes it unless it must wait.
     #[inline]
     pub(in crate::broker::router) fn route_bulk(
         &mut self,
         ports: &mut Ports,
         key: u32,
         record: &Record,
-    ) -> Result<Lane, CloseReason> {
+    ) -> Result<LaneState, CloseReason> {
         let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
         match header.kind {
             Kind::Publish if header.flags.has(Flags::FIRST) => self.first(ports, key, record, &header),
@@ -50,12 +51,12 @@ impl PubSub {
                 fault::point("router.decided", u64::from(record.len));
                 ports.egresses.send(key, &answer, Payload::EMPTY);
                 ports.done(key, RingName::Bulk, record, header.kind);
-                Ok(Lane::More)
+                Ok(LaneState::More)
             }
             Kind::Release => {
                 self.release_number(ports, key, &header)?;
                 ports.done(key, RingName::Bulk, record, header.kind);
-                Ok(Lane::More)
+                Ok(LaneState::More)
             }
             kind => Err(CloseReason::violation(format_args!("record of kind {kind:?} in the bulk lane"))),
         }
@@ -68,9 +69,9 @@ impl PubSub {
         key: u32,
         record: &Record,
         header: &Header,
-    ) -> Result<Lane, CloseReason> {
+    ) -> Result<LaneState, CloseReason> {
         let (max, total, len) = (ports.settings.max_message_size, header.total, record.len);
-        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(LaneState::Dry) };
         let is_whole = header.flags.has(Flags::LAST);
         if ingress.partial.is_some() {
             return Err(CloseReason::violation("publish started before the previous one was complete"));
@@ -102,9 +103,9 @@ impl PubSub {
             if asked == Some(wait.on) {
                 fault::point("router.park", u64::from(wait.on));
                 ports.park(key, wait, Some(message));
-                return Ok(Lane::Parked);
+                return Ok(LaneState::Parked);
             }
-            // Asks for a ring, and looks again: the space may have come just now.
+            // Arms the flag, then looks again, because the space may have come just now (R8).
             ports.egresses.wait_for_space(wait.on);
             asked = Some(wait.on);
         }
@@ -112,7 +113,7 @@ impl PubSub {
         (ports.journal.step, ports.journal.before) = (0, None);
         ports.journal.work = Work::First(*record, header.id, message);
         self.commit_first(ports, key, record, header.id, &message);
-        Ok(Lane::More)
+        Ok(LaneState::More)
     }
 
     /// Decides which subscriptions get a message, into `chosen`; delivers nothing. `Err`: the message must wait. After
@@ -129,7 +130,7 @@ impl PubSub {
             let cost = message_cost(message.total, slot_size, subscription.capacity);
             let has_credit = subscription.credit >= cost;
             let announce = !target.announced;
-            // In the order in which they are pushed: the name comes first, and the order decides what fits.
+            // In the order of the pushes, name first, because the order decides whether both fit.
             let lengths = [name, message.len];
             let is_behind = subscription.overflow.as_ref().is_some_and(|overflow| overflow.has_whole());
             let gets_it =
@@ -203,8 +204,14 @@ impl PubSub {
         ports.done(key, RingName::Bulk, record, Kind::Publish);
     }
 
-    fn further(&mut self, ports: &mut Ports, key: u32, record: &Record, header: &Header) -> Result<Lane, CloseReason> {
-        let Some(ingress) = ports.ingress_mut(key) else { return Ok(Lane::Dry) };
+    fn further(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        header: &Header,
+    ) -> Result<LaneState, CloseReason> {
+        let Some(ingress) = ports.ingress_mut(key) else { return Ok(LaneState::Dry) };
         let Some(partial) = &ingress.partial else {
             return Err(CloseReason::violation("continuation record without a started publish"));
         };
@@ -219,14 +226,14 @@ impl PubSub {
             ports.egresses.wait_for_space(on);
             if let Some(on) = self.blocks_further(ports, key, len) {
                 ports.park(key, Wait { on, until: None }, None);
-                return Ok(Lane::Parked);
+                return Ok(LaneState::Parked);
             }
         }
         fault::point("router.decided", u64::from(len));
         (ports.journal.step, ports.journal.before) = (0, None);
         ports.journal.work = Work::Further(*record, *header);
         self.commit_further(ports, key, record, header);
-        Ok(Lane::More)
+        Ok(LaneState::More)
     }
 
     /// Delivers a further record of a message to the receivers of its first; continues where the journal stands.
@@ -261,7 +268,7 @@ impl PubSub {
                 if found.puts_together(ingress.info.id) {
                     let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
                     egresses.queue(*subscription, (0, cost), &deliver, payload, (topics, counters), overflow);
-                    fault::point("router.kept", journal.step as u64);
+                    fault::point("router.queued", journal.step as u64);
                 } else {
                     egresses.push_planned(found.owner, &deliver, payload);
                     fault::point("router.delivered", journal.step as u64);
@@ -285,15 +292,16 @@ impl PubSub {
         egresses.start_plan();
         let ingress = ingresses[key as usize].as_deref()?;
         let found = ingress.partial_targets.iter().filter_map(|s| topics.subscriptions.get(*s));
-        // What is kept needs no room.
+        // A queued message needs no space in the ring.
         let mut owners = found.filter(|found| !found.puts_together(ingress.info.id)).map(|found| found.owner);
         owners.find(|owner| egresses.get(*owner).is_some() && !egresses.plan(*owner, &[len]))
     }
 
-    /// Releases a topic. Subscribers that know its number are notified when it goes.
+    /// Releases a topic. When it has no user left, subscribers that know its number are notified.
     pub(in crate::broker::router) fn release_topic(&mut self, ports: &mut Ports, topic: TopicId) {
         for subscription in self.topics.release(topic) {
-            // Not to a connection with a long backlog: another topic with the number will be named before it is used.
+            // A connection with a long backlog gets no notice: a new topic with that number is announced before its
+            // use.
             if let Some(found) = self.topics.subscriptions.get(subscription)
                 && ports.egresses.takes_calls(found.owner)
             {
@@ -314,12 +322,12 @@ impl PubSub {
         let Info { id, name, peer } = info;
         let pid = (peer.pid != 0).then_some(peer.pid);
         let event = ConnectionEvent { connection: *id, name: name.as_str(), pid, uid: peer.uid, reason };
-        // Strings and numbers always serialise.
+        // Serialising strings and numbers cannot fail.
         let text = serde_json::to_string(&event).unwrap_or_default();
         self.publish_system(ports, &format!("$sys.connection.{what}"), &text);
     }
 
-    /// Publishes on one of the broker's own topics. It never waits: a subscription without room drops the message.
+    /// Publishes on a topic of the broker. It never waits: a subscription without credit or space misses the message.
     pub(in crate::broker::router) fn publish_system(&mut self, ports: &mut Ports, topic: &str, text: &str) {
         ports.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };
@@ -350,8 +358,8 @@ impl PubSub {
         self.release_topic(ports, id);
     }
 
-    /// The topic's number is free again, and the topic has a user less. A number that stands for nothing is ignored:
-    /// so a router that died within this carries it out once.
+    /// Frees the connection's number of a topic, and releases the topic. An unknown number is ignored, so a router that
+    /// died in the middle releases the topic once.
     fn release_number(&mut self, ports: &mut Ports, key: u32, header: &Header) -> Result<(), CloseReason> {
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if ingress.partial.as_ref().is_some_and(|partial| partial.id == header.id) {

@@ -1,11 +1,11 @@
-//! Slow consumers: a bulk lane has waited as long as it may for a subscription.
+//! Slow consumers: a bulk lane has waited for a subscription for the slow consumer timeout.
 
 use super::PubSub;
 use crate::broker::router::ingress::{NO_CONNECTION, Parked};
 use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::Event;
-use crate::logic::arena::Key;
-use crate::logic::topics::Subscription;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::topics::Subscription;
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};
@@ -20,8 +20,8 @@ struct Eviction {
 }
 
 impl PubSub {
-    /// The bulk lane of `key` has waited as long as it may: the subscriptions for which it waits are evicted; those
-    /// that drop rather than wait do without the message, which had begun when they stopped.
+    /// The timeout of the bulk lane of `key` has passed: evicts the `block` subscriptions for which it waits. `drop_*`
+    /// subscriptions, which make only a begun message wait, lose the message.
     pub(in crate::broker::router) fn waited_too_long(&mut self, ports: &mut Ports, key: u32) {
         let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
         if let Some(parked) = ingress.parked.filter(|parked| parked.is_grace) {
@@ -33,12 +33,12 @@ impl PubSub {
             return;
         }
         let timeout = ports.settings.slow_consumer_timeout;
-        if ingress.waits.is_some_and(|(_, since)| ports.now < since + timeout) {
-            // It was parked anew since this timer was due.
+        if ingress.waiting_on.is_some_and(|(_, since)| ports.now < since + timeout) {
+            // The lane was parked anew since this timer was due.
             return;
         }
         let Some(parked) = ingress.parked.take() else { return };
-        ingress.waits = None;
+        ingress.waiting_on = None;
         if let Some(egress) = ports.egresses.get_mut(parked.on) {
             egress.waiters.retain(|waiter| *waiter != key);
         }
@@ -61,8 +61,8 @@ impl PubSub {
         }
     }
 
-    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Others may have no room
-    /// either just now; if they still have none then, they get a time of their own.
+    /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Subscriptions of other
+    /// connections that lack credit or space get a timeout of their own.
     fn blocking_subscriptions(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
         if let Some(message) = &parked.message {
             if self.decide(ports, message, true).is_err() {
@@ -80,8 +80,8 @@ impl PubSub {
         let Ok(Some(record)) = ingress.bulk.peek() else { return Vec::new() };
         egresses.start_plan();
         let origin = ingress.info.id;
-        let waits = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
-        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(waits);
+        let blocks = |found: &Subscription| found.owner == parked.on && !found.puts_together(origin);
+        let is_theirs = |s: &&Key| topics.subscriptions.get(**s).is_some_and(blocks);
         let theirs = ingress.partial_targets.iter().filter(is_theirs);
         theirs.filter(|_| !egresses.plan(parked.on, &[record.len])).copied().collect()
     }
@@ -98,7 +98,7 @@ impl PubSub {
         ports.egresses.send(subscription.owner, &notice, Payload::EMPTY);
         let event =
             Eviction { connection: id, pattern: subscription.pattern.to_string(), dropped: subscription.dropped };
-        // Strings and numbers always serialise.
+        // Serialising strings and numbers cannot fail.
         let text = serde_json::to_string(&event).unwrap_or_default();
         self.publish_system(ports, "$sys.subscription.evicted", &text);
         ports.events.tell(Event::Evicted {

@@ -4,8 +4,8 @@ use super::PubSub;
 use crate::broker::router::connection::{ControlReply, gone};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
-use crate::logic::arena::{Key, MOST_SHORT};
-use crate::logic::topics::LimitReached;
+use crate::logic::routing::arena::{Key, MAX_SHORT};
+use crate::logic::routing::topics::LimitReached;
 use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -46,7 +46,7 @@ impl PubSub {
         }
         let capacity = match credit {
             0 => ports.settings.subscription_credit,
-            // One record of the largest size at least, so that nothing is too large for it.
+            // At least one record of the largest size, so that no message is too large.
             credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
         };
         let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
@@ -82,7 +82,7 @@ impl PubSub {
             LimitReached::Topics => {
                 format!("the broker has reached its limit of {} topics", ports.settings.max_topics)
             }
-            LimitReached::Subscriptions => format!("the broker has reached its limit of {MOST_SHORT} subscriptions"),
+            LimitReached::Subscriptions => format!("the broker has reached its limit of {MAX_SHORT} subscriptions"),
             LimitReached::Routes => {
                 let most = ports.settings.max_routes;
                 format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")
@@ -99,7 +99,7 @@ impl PubSub {
             self.forget_overflow(ports, key, subscription);
         }
         let Some(egress) = ports.egresses.get_mut(key) else { return };
-        // Off the list when they are gone, so that none is left if the router dies between.
+        // Each stays on the list until it has ended, so none is left if the router dies in between.
         self.topics.unsubscribe_all(&egress.subscriptions);
         egress.subscriptions = Vec::new();
     }

@@ -56,7 +56,7 @@ impl Scene {
     /// The number of the call that has reached the responder, if one has.
     fn call(&mut self) -> Option<u64> {
         let came = self.responder.take_all(&mut self.router);
-        let calls: Vec<u64> = came.iter().filter(|(h, _)| h.kind == Kind::Call).map(|(h, _)| h.seq).collect();
+        let calls: Vec<u64> = came.iter().filter(|(h, _)| h.kind == Kind::RoutedRequest).map(|(h, _)| h.seq).collect();
         assert!(calls.len() <= 1, "{calls:?}");
         calls.first().copied()
     }
@@ -72,7 +72,7 @@ impl Scene {
         self.ask(0);
         let call = self.call().expect("it reaches the responder");
         self.answer(call, flags);
-        assert_eq!(kinds(&self.requester.take_all(&mut self.router)), [Kind::Answer]);
+        assert_eq!(kinds(&self.requester.take_all(&mut self.router)), [Kind::RoutedResponse]);
     }
 
     fn open(&mut self) {
@@ -209,7 +209,7 @@ fn deadlines_and_lost_responders_count_and_error_replies_that_are_no_failure_do_
     for slot in 0..5 {
         scene.ask(slot);
     }
-    scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+    scene.router.state.client_ended(scene.responder.key, scene.responder.id);
     scene.router.run();
     assert_eq!((scene.breaker().failures, scene.breaker().state), (1, BreakerState::Closed));
     assert_eq!(scene.changes(), []);
@@ -224,7 +224,7 @@ fn the_loss_of_one_of_three_responders_is_one_failure_and_the_other_two_serve_on
     }
     scene.router.serve(&second, "s", 0);
     scene.router.serve(&third, "s", 0);
-    scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+    scene.router.state.client_ended(scene.responder.key, scene.responder.id);
     scene.router.run();
     let lost = scene.requester.take_all(&mut scene.router);
     assert_eq!(lost.iter().filter(|(h, _)| h.code == Outcome::ResponderLost as u16).count(), 5);
@@ -233,12 +233,12 @@ fn the_loss_of_one_of_three_responders_is_one_failure_and_the_other_two_serve_on
     scene.ask(0);
     scene.ask(1);
     let calls = second.take_all(&mut scene.router);
-    assert_eq!(kinds(&calls), [Kind::Call]);
+    assert_eq!(kinds(&calls), [Kind::RoutedRequest]);
     let answer = Header { flags: END, seq: calls[0].0.seq, total: 1, ..Header::new(Kind::Response) };
     assert!(second.push(true, answer, b"!"));
     let call = scene.call().expect("the third has the other call");
     scene.answer(call, END);
-    assert_eq!(kinds(&scene.requester.take_all(&mut scene.router)), [Kind::Answer, Kind::Answer]);
+    assert_eq!(kinds(&scene.requester.take_all(&mut scene.router)), [Kind::RoutedResponse, Kind::RoutedResponse]);
     assert_eq!(scene.breaker().failures, 0);
 }
 
@@ -249,7 +249,7 @@ fn a_responder_that_dies_of_each_request_opens_the_breaker_after_as_many_deaths_
         assert_eq!(scene.breaker().state, BreakerState::Closed);
         scene.ask(0);
         scene.ask(1);
-        scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+        scene.router.state.client_ended(scene.responder.key, scene.responder.id);
         scene.router.run();
         scene.requester.take_all(&mut scene.router);
         assert_eq!(scene.breaker().failures, if deaths < 5 { deaths } else { 0 });
@@ -307,7 +307,7 @@ fn what_the_requester_brings_about_itself_does_not_count() {
     assert_eq!(scene.router.state.ports.counters.failed[Outcome::DeadlineExceeded as usize - 1], 2);
     // It leaves.
     scene.ask(3);
-    scene.router.state.client_gone(scene.requester.key, scene.requester.id);
+    scene.router.state.client_ended(scene.requester.key, scene.requester.id);
     scene.router.run();
     assert_eq!((scene.breaker().failures, scene.changes()), (0, vec![]));
 }
@@ -321,7 +321,7 @@ fn a_stream_under_way_finishes_when_the_breaker_opens() {
     scene.answer(stream, Flags::WHOLE);
     scene.answer(stream, END);
     let got = scene.requester.take_all(&mut scene.router);
-    assert_eq!(kinds(&got), [Kind::Answer, Kind::Answer]);
+    assert_eq!(kinds(&got), [Kind::RoutedResponse, Kind::RoutedResponse]);
     assert_eq!(scene.breaker().state, BreakerState::Open, "its success is of an earlier generation");
 }
 
@@ -329,7 +329,7 @@ fn a_stream_under_way_finishes_when_the_breaker_opens() {
 fn a_probe_that_finds_nobody_makes_room_for_another() {
     let mut scene = Scene::new();
     scene.open();
-    scene.router.state.client_gone(scene.responder.key, scene.responder.id);
+    scene.router.state.client_ended(scene.responder.key, scene.responder.id);
     scene.router.pass(1000);
     for _ in 0..5 {
         scene.ask(0);
@@ -344,7 +344,7 @@ fn a_service_that_everybody_has_left_comes_back_with_its_breaker() {
     let mut scene = Scene::new();
     scene.open();
     for peer in [&scene.responder, &scene.requester] {
-        scene.router.state.client_gone(peer.key, peer.id);
+        scene.router.state.client_ended(peer.key, peer.id);
     }
     scene.router.run();
     assert_eq!(scene.breaker().state, BreakerState::Open);
@@ -423,7 +423,7 @@ fn a_service_that_is_forgotten_takes_no_order_and_one_with_an_order_is_not_forgo
     let rules = scene.router.state.ports.settings.breakers.clone();
     scene.set("s", BreakerOrder::Open, None).unwrap();
     for peer in [&scene.responder, &scene.requester] {
-        scene.router.state.client_gone(peer.key, peer.id);
+        scene.router.state.client_ended(peer.key, peer.id);
     }
     scene.router.run();
     let named =

@@ -93,8 +93,8 @@ pub(super) fn publish(
 fn read_answers(router: &mut Router, requester: &mut Peer, ledger: &mut Ledger) {
     for (header, payload) in requester.take_all(router) {
         let text = match header.kind {
-            Kind::Answer if header.flags.has(Flags::END) => format!("end {}", payload.len()),
-            Kind::Answer => format!("part {}", payload.len()),
+            Kind::RoutedResponse if header.flags.has(Flags::END) => format!("end {}", payload.len()),
+            Kind::RoutedResponse => format!("part {}", payload.len()),
             Kind::Failed => format!("{:?}", Outcome::from_u16(header.code)),
             _ => continue,
         };
@@ -141,7 +141,7 @@ fn scenario() -> (Ledger, u32) {
     publish(&mut router, &mut leaver, leavers, &[1; 100], usize::MAX, Router::run);
     publish(&mut router, &mut leaver, leavers, &[2; 3000], 2, Router::run);
     let (key, id) = (leaver.key, leaver.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     for _ in 0..24 {
         router.run();
         subscribers.iter_mut().for_each(|subscriber| subscriber.read(&mut router, &mut ledger));
@@ -171,7 +171,7 @@ fn scenario() -> (Ledger, u32) {
     router.run();
     let mut calls = BTreeMap::new();
     for (header, payload) in responder.take_all(&mut router) {
-        if header.kind == Kind::Call {
+        if header.kind == Kind::RoutedRequest {
             calls.entry(header.seq).or_insert_with(Vec::new).extend(payload);
         }
     }
@@ -210,7 +210,7 @@ fn scenario() -> (Ledger, u32) {
     requester.request(7, 1, service, b"lost");
     router.run();
     let (key, id) = (responder.key, responder.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     read_answers(&mut router, &mut requester, &mut ledger);
 
@@ -429,7 +429,7 @@ fn a_reply_that_lies_in_its_lane_is_in_time_however_long_there_was_no_router() {
     router.pass(5_000);
     assert!(spent(&router));
     let answers = requester.take_all(&mut router);
-    assert_eq!(kinds(&answers), [Kind::Answer]);
+    assert_eq!(kinds(&answers), [Kind::RoutedResponse]);
     router.pass(5_000);
     assert!(router.state.is_quiescent());
 }

@@ -28,7 +28,7 @@ impl Scene {
         assert!(self.requester.request(slot, slot + 1, self.service, b"?"));
         self.router.run();
         let came = self.responder.take_all(&mut self.router);
-        came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call").0.seq
+        came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("the call").0.seq
     }
 
     fn answer(&mut self, call: u64, total: u32, flags: Flags, payload: &[u8]) {

@@ -134,7 +134,7 @@ fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
     assert_eq!(subscriptions, 500);
     let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: "one.more".parse().unwrap() };
     assert!(matches!(router.handle_request(&other, frame), BrokerFrame::Failed { .. }));
-    router.state.client_gone(hog.key, hog.id);
+    router.state.client_ended(hog.key, hog.id);
     router.run();
     assert!(router.state.ports.ingress(hog.key).is_none());
     assert_eq!((router.state.pubsub.topics().len(), router.state.pubsub.topics().subscriptions.len()), (0, 0));

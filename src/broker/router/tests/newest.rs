@@ -125,7 +125,7 @@ fn scenario() -> (Got, Vec<u64>, u32, bool) {
     }
     router.run();
     let (key, id) = (leaver.key, leaver.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     let got = read_all(&mut router, &mut subscriber);
     let c = &router.state.ports.counters;
@@ -142,7 +142,7 @@ fn a_router_that_dies_at_any_point_keeps_each_message_once() {
     let total: usize = sound.0.messages.values().map(Vec::len).sum();
     assert!(total > 10, "{sound:?}");
     for point in
-        ["found", "decided", "target", "kept", "delivered", "committed", "advanced", "pumped", "bell", "ending"]
+        ["found", "decided", "target", "queued", "delivered", "committed", "advanced", "pumped", "bell", "ending"]
     {
         let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
         let mut n = 0;
@@ -172,7 +172,7 @@ fn a_message_that_is_quarantined_when_it_was_kept_comes_all_the_same() {
         publish(&mut router, &mut publisher, topic, &[n], 1, Router::run);
     }
     router.run();
-    fault::armed::arm("router.kept", 1);
+    fault::armed::arm("router.queued", 1);
     router.again = Some(("router.target", 1));
     publish(&mut router, &mut publisher, topic, b"kept", 1, Router::run);
     router.run();
@@ -204,7 +204,7 @@ fn what_is_kept_goes_with_its_subscription_or_its_client() {
     assert!(!is_marked(&subscriber));
     assert!(read_all(&mut router, &mut subscriber).numbers(second).len() < 20, "what was in the ring");
     for peer in [&leaver, &publisher] {
-        router.survive(|state| state.client_gone(peer.key, peer.id));
+        router.survive(|state| state.client_ended(peer.key, peer.id));
         router.run();
     }
     assert_eq!(router.state.pubsub.topics().len(), known - 1, "no message uses it any more");
@@ -224,7 +224,7 @@ fn a_topic_keeps_its_number_while_a_message_of_it_is_kept() {
         }
         router.run();
         let (key, id) = (publisher.key, publisher.id);
-        router.survive(|state| state.client_gone(key, id));
+        router.survive(|state| state.client_ended(key, id));
         router.run();
     }
     let got = read_all(&mut router, &mut subscriber);
@@ -260,8 +260,8 @@ fn a_publisher_that_stops_in_mid_message_delays_no_message_that_is_kept() {
 
 #[test]
 fn what_is_kept_for_one_connection_is_bounded_and_shared() {
-    const MOST: usize = 65_536;
-    let mut router = narrow(|config| config.limits.max_backlog_bytes = MOST as u32);
+    const BACKLOG_BYTES: usize = 65_536;
+    let mut router = narrow(|config| config.limits.max_backlog_bytes = BACKLOG_BYTES as u32);
     let (mut publisher, mut subscriber) = (router.connect(), router.connect());
     let subscriptions: Vec<u32> =
         (0..4).map(|n| router.subscribe(&subscriber, ["t", "u"][n / 2], DeliveryPolicy::DropOldest, 0)).collect();
@@ -270,7 +270,7 @@ fn what_is_kept_for_one_connection_is_bounded_and_shared() {
         for n in 0..200u8 {
             publish(&mut router, &mut publisher, topic, &[n; 700], 1, Router::run);
             router.run();
-            assert!(kept_bytes(&router, &subscriber) <= 2 * MOST);
+            assert!(kept_bytes(&router, &subscriber) <= 2 * BACKLOG_BYTES);
         }
     }
     // Larger than all that may be kept.
@@ -280,7 +280,7 @@ fn what_is_kept_for_one_connection_is_bounded_and_shared() {
     for (n, subscription) in subscriptions.iter().enumerate() {
         let numbers = got.numbers(*subscription);
         let last = if n < 2 { 200 } else { 400 };
-        let newest: Vec<u64> = (last - MOST as u64 / 4 / 764 + 1..=last).collect();
+        let newest: Vec<u64> = (last - BACKLOG_BYTES as u64 / 4 / 764 + 1..=last).collect();
         assert!(numbers.ends_with(&newest), "{subscription}: {numbers:?}");
         assert_eq!(numbers.len() + got.dropped[subscription] as usize, if n < 2 { 200 } else { 201 });
     }

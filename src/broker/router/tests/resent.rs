@@ -21,7 +21,7 @@ fn closed_lanes_take_nothing_up_until_they_open() {
     // Requests and questions go on as ever.
     assert!(a.request(0, 1, echo, b"hi"));
     router.run();
-    assert_eq!(kinds(&a.take_all(&mut router)), [Kind::Answer]);
+    assert_eq!(kinds(&a.take_all(&mut router)), [Kind::RoutedResponse]);
     let id = router.subscribe(&b, "t", DeliveryPolicy::Block, 0);
     assert_eq!(router.state.ports.counters.published, 0, "one subscription says nothing of the others");
     router.state.ports.open_lanes();
@@ -46,7 +46,7 @@ fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
     assert!(a.resend(topics[0], 1) && gone.resend(topics[1], 1));
     router.run();
     // What it has published is routed all the same.
-    router.state.client_gone(gone.key, gone.id);
+    router.state.client_ended(gone.key, gone.id);
     router.pass(1999);
     assert_eq!((router.state.ports.counters.published, router.state.ports.ingress(gone.key).is_some()), (0, true));
     router.pass(1);
@@ -98,7 +98,7 @@ fn a_client_has_the_same_id_at_every_broker_but_not_twice_at_one() {
     let (key, id) = ids(&mut one, 0x1234_5678_9abc_def0);
     assert_eq!(ids(&mut two, 0x1234_5678_9abc_def0).1, id);
     assert_eq!(ids(&mut one, 0x1234_5678_9abc_def0).1, id + 1, "the next that is free");
-    one.state.client_gone(key, id);
+    one.state.client_ended(key, id);
     one.run();
     assert_eq!(ids(&mut one, 0x1234_5678_9abc_def0).1, id + 2, "not so soon again");
     assert_eq!(ids(&mut one, 0).1, 1, "0 is the broker");

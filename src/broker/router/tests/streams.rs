@@ -26,7 +26,7 @@ impl Scene {
         assert!(requester.push(true, request, b"?"));
         router.run();
         let came = responder.take_all(&mut router);
-        let (header, _) = came.iter().find(|(header, _)| header.kind == Kind::Call).expect("a call");
+        let (header, _) = came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("a call");
         assert_eq!(header.nanos, nanos, "the time of the whole call, if there is one");
         Scene { call: header.seq, router, requester, responder }
     }
@@ -53,11 +53,11 @@ fn a_stream_goes_on_for_as_long_as_its_chunks_come_in_time() {
     for _ in 0..50 {
         scene.router.pass(90);
         scene.chunk(Flags::WHOLE);
-        assert_eq!(scene.got(), [Kind::Answer]);
+        assert_eq!(scene.got(), [Kind::RoutedResponse]);
     }
     scene.router.pass(90);
     scene.chunk(Flags::WHOLE.with(Flags::END));
-    assert_eq!((scene.got(), scene.failures()), (vec![Kind::Answer], 0));
+    assert_eq!((scene.got(), scene.failures()), (vec![Kind::RoutedResponse], 0));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_stream_that_stalls_ends_after_the_idle_time_and_is_a_failure() {
         for _ in 0..chunks {
             scene.router.pass(90);
             scene.chunk(Flags::WHOLE);
-            assert_eq!(scene.got(), [Kind::Answer]);
+            assert_eq!(scene.got(), [Kind::RoutedResponse]);
         }
         scene.router.pass(99);
         assert_eq!(scene.got(), [], "after {chunks} chunks");
@@ -82,7 +82,7 @@ fn a_total_that_was_asked_for_ends_a_stream_whose_chunks_come() {
     for _ in 0..2 {
         scene.router.pass(90);
         scene.chunk(Flags::WHOLE);
-        assert_eq!(scene.got(), [Kind::Answer]);
+        assert_eq!(scene.got(), [Kind::RoutedResponse]);
     }
     scene.router.pass(71);
     assert_eq!(scene.got(), [Kind::Failed]);

@@ -78,7 +78,7 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     };
     let call = |responder: &mut Peer, router: &mut Router| {
         let came = responder.take_all(router);
-        came.iter().find(|(header, _)| header.kind == Kind::Call).expect("the call").0.seq
+        came.iter().find(|(header, _)| header.kind == Kind::RoutedRequest).expect("the call").0.seq
     };
     // A stream: chunks after 3 and 5 ms, its end after 9.
     let ask = Header { flags: Flags::WHOLE.with(Flags::STREAM), total: 1, arg: service, ..Header::new(Kind::Request) };
@@ -106,7 +106,7 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     assert!(requester.push(true, Header { id2: 4, ..Header::new(Kind::Cancel) }, b""));
     router.run();
     let (key, id) = (responder.key, responder.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     assert_eq!(router.state.ports.counters.failed.iter().sum::<u64>(), 1);
 
@@ -117,7 +117,7 @@ fn calls_are_timed_by_service_to_their_first_chunk_and_to_their_end() {
     assert_eq!((times.first_chunk.count(), times.first_chunk.sum()), (1, 3_000 * US));
     // What is known of it outlasts the service.
     let (key, id) = (requester.key, requester.id);
-    router.survive(|state| state.client_gone(key, id));
+    router.survive(|state| state.client_ended(key, id));
     router.run();
     let metrics = router.state.metrics();
     assert_eq!((metrics.services.len(), metrics.forgotten.round_trip.count()), (0, 3));

@@ -6,7 +6,7 @@
 
 use super::tree::Cause;
 use crate::broker::telemetry::stderr;
-use crate::logic::restart::Restarts;
+use crate::logic::supervision::restart::Restarts;
 use actix::prelude::*;
 use std::any::Any;
 use std::backtrace::Backtrace;
@@ -90,7 +90,7 @@ impl Exit {
 
     /// Reports that the actor is stable (for `UNTIL_TOLD`). Returns the number of attempts, after a restart.
     pub(in crate::broker) fn hold(&self) -> Option<u32> {
-        self.restarts.as_ref()?.borrow_mut().holds()
+        self.restarts.as_ref()?.borrow_mut().mark_stable()
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Supervisor (main)                       Seat::host (the actor's thread)
-//!   logic::group decides        Start ────► factory, Context::into_future, spawn
+//!   logic::supervision::group decides        Start ────► factory, Context::into_future, spawn
 //!                               Stop  ────► Stop to the actor; after the deadline the actor is dropped
 //!   logs, status, readiness   ◄──── End     normal end, error, panic
 //!                                           the address, or none, is published by `watch`
@@ -28,8 +28,8 @@ pub(in crate::broker) use single::{Child, Outcome, supervise};
 pub(in crate::broker) use tree::{NodeId, Tree};
 
 use crate::config;
-use crate::logic::group::{Action, Group};
-use crate::logic::restart::{Decision, Limits, NEVER, Restart, UNTIL_TOLD};
+use crate::logic::supervision::group::{Action, Group};
+use crate::logic::supervision::restart::{Decision, Limits, NEVER, Restart, UNTIL_TOLD};
 use crate::shm::segment::fill_random;
 use actix::prelude::*;
 use incarnation::Incarnation;
@@ -175,7 +175,7 @@ impl Supervisor {
     async fn drive(&mut self) -> Halt {
         loop {
             let now = self.now();
-            while let Some((child, attempt)) = self.group.held(now) {
+            while let Some((child, attempt)) = self.group.became_stable(now) {
                 log::info!("actor stable actor={} attempt={attempt}", self.children[child].spec.name);
             }
             while let Some(action) = self.group.next(now) {

@@ -4,7 +4,7 @@ use super::incarnation::{End, Exit, Incarnation, Stop};
 use super::tree::{NodeId, Tree};
 use super::{elapsed, random, report, sleep_until};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::restart::{Decision, Limits, Restart, Restarts};
+use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -68,7 +68,7 @@ where
         let end = match Incarnation::start(child.mailbox, Some(restarts.clone()), &mut factory) {
             Err(end) => end,
             Ok(mut incarnation) => loop {
-                let stable_at = restarts.borrow().holds_at();
+                let stable_at = restarts.borrow().stable_at();
                 let stable = async {
                     match stable_at {
                         Some(at) => Box::pin(sleep_until(clock, Some(at))).await,
@@ -85,7 +85,7 @@ where
                     }
                     end = incarnation.ended() => break end,
                     () = stable => {
-                        if let Some(attempt) = restarts.borrow_mut().held(elapsed(clock)) {
+                        if let Some(attempt) = restarts.borrow_mut().became_stable(elapsed(clock)) {
                             log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
                         }
                     }

@@ -1,7 +1,7 @@
 //! The supervision tree, as `status` shows it: the state of each actor, its restarts and their reasons.
 
 use crate::broker::telemetry::events::{Events, SystemEvent};
-use crate::logic::restart::{Limits, RecentRestarts};
+use crate::logic::supervision::restart::{Limits, RecentRestarts};
 use crate::wire::control::{ActorState, ActorStatus};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

@@ -84,7 +84,7 @@ pub(super) fn take(ring: &Ring, consumer: &mut Consumer) -> Option<u64> {
     let record = consumer.peek().unwrap()?;
     let id = verify(ring, consumer, &record);
     consumer.advance(&record);
-    consumer.publish();
+    consumer.publish_consumed();
     Some(id)
 }
 

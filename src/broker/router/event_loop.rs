@@ -11,9 +11,9 @@
 //!   └───────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The thread is the router's alone, so it sleeps on its own bells and not in the runtime: a client that replies at
-//! once finds it one system call away. A message to the actor is followed by a ring of the router's own bell (see
-//! `RouterHandle`), and then the loop yields to the mailbox.
+//! No other actor uses the thread, so the loop sleeps on its doorbells and not in the runtime: a ring then costs one
+//! system call. The sender of an actor message rings the router's own bell (see `RouterHandle`), and the loop yields to
+//! the mailbox.
 
 use super::connection::{CloseReason, CloseSender};
 use super::polling::Spinning;
@@ -29,15 +29,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the bells are looked at while there is work, in nanoseconds.
-const LOOK_EVERY: u64 = 3_000;
+/// The interval of looks at the bells while there is work, in nanoseconds.
+const LOOK_EVERY_NS: u64 = 3_000;
 /// The shortest time to spin, in nanoseconds.
-const SPIN_MIN: u64 = 2_000;
+const SPIN_MIN_NS: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
 
-/// What a router leaves to the next one, and shares with its loop. All of them run on one thread, and none keeps a
-/// borrow across an await.
+/// The state that an incarnation shares with its loop and leaves to the next incarnation. All run on one thread, and
+/// none keeps a borrow across an await.
 pub(crate) struct Shared {
     pub(super) state: RefCell<RouterState>,
     /// By the ids of connections.
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// What routers need, of which times count from `epoch`.
+    /// Shares `state`; times count from `epoch`.
     pub(crate) fn new(state: RouterState, epoch: Instant) -> Rc<Shared> {
         Rc::new(Shared { state: RefCell::new(state), on_close: RefCell::default(), epoch })
     }
@@ -72,7 +72,7 @@ impl RouterState {
         self.turns.clone()
     }
 
-    /// The loop has turned once more.
+    /// Counts a turn of the loop.
     #[inline]
     fn turned(&self) {
         self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -105,14 +105,14 @@ pub(super) async fn run(shared: Rc<Shared>) {
         }
         let slept_at = shared.now();
         if sleep(&shared) {
-            // Work that came soon after we gave up says that spinning longer would have paid.
+            // Work that came soon after the loop fell asleep shows that a longer spin would have paid.
             spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
-            spin = spin.clamp(SPIN_MIN.min(spin_max), spin_max);
+            spin = spin.clamp(SPIN_MIN_NS.min(spin_max), spin_max);
         }
     }
 }
 
-/// One step, before which the clock is read if it is to be timed.
+/// One step. Reads the clock before it, if the step is to be timed.
 #[inline]
 fn step(shared: &Shared, state: &mut RouterState) -> bool {
     if state.timings.wants_clock() && !state.ports.schedule.is_idle() {
@@ -127,7 +127,7 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     state.turned();
     let (started, turn_max) = (state.ports.now, state.ports.settings.turn_max);
-    // What was found comes first, the clock after it.
+    // A record that was found is routed before the clock is read: the read costs latency.
     let mut worked = step(shared, &mut state);
     let now = shared.now();
     state.advance(now);
@@ -147,17 +147,17 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
     }
 }
 
-/// Looks at the bells, unless that was done a moment ago: it is a system call.
+/// Looks at the bells, unless the last look was within `LOOK_EVERY_NS`: a look is a system call.
 fn look_if_due(state: &mut RouterState, looked: &mut u64) -> usize {
-    if state.ports.now - *looked < LOOK_EVERY {
+    if state.ports.now - *looked < LOOK_EVERY_NS {
         return 0;
     }
     *looked = state.ports.now;
     state.look()
 }
 
-/// Spins for up to `budget` nanoseconds, while it can pay; without a budget for the length of a turn, whether it pays
-/// or not. Returns whether there is work.
+/// Spins for up to `budget` nanoseconds, while that can pay; without a budget for one turn in any case. Returns whether
+/// there is work.
 fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool {
     let mut state = shared.state.borrow_mut();
     let cpu = current_cpu();
@@ -167,7 +167,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     loop {
         match state.ports.spinning_can_pay(cpu) {
             Spinning::IsInTheWay if budget.is_some() && !yielded => {
-                // A client that was just woken may reply within microseconds: yielding is cheaper than sleeping.
+                // A client that was just woken may reply within microseconds, so a yield is cheaper than a sleep.
                 yielded = true;
                 yield_cpu();
                 state.set_now(shared.now());
@@ -195,8 +195,8 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     }
 }
 
-/// Arms every flag, looks once more, and sleeps until a bell rings or a timer is due. `false`: there was something
-/// before it came to that.
+/// Arms every flag, looks once more, and sleeps until a bell rings or a timer is due. `false`: the last look found
+/// work.
 fn sleep(shared: &Shared) -> bool {
     let mut state = shared.state.borrow_mut();
     state.ports.publish_cpu(current_cpu());
@@ -206,7 +206,7 @@ fn sleep(shared: &Shared) -> bool {
     let now = shared.now();
     let left = state.ports.wheel.next().map(|at| Duration::from_nanos(at.saturating_sub(now)));
     state.ports.counters.sleeps += 1;
-    // A bell that has rung meanwhile ends the wait at once.
+    // A bell that rang meanwhile ends the wait at once.
     state.look_for(left);
     state.set_now(shared.now());
     true
@@ -238,11 +238,12 @@ impl RouterState {
     fn rang_by(&mut self, key: u32) {
         let (now, base) = (self.ports.now, self.ports.settings.geometry.base_cells());
         let most = self.ports.settings.max_rings_without_progress;
-        // A ring that the router asked for, waiting for space, brings no record and is no fault, if there is space now.
+        // The router may have requested this ring while it waited for space; then it is no fault if it brings no
+        // record.
         let asked = self.ports.egresses.has_made_space(key);
         let Some(ingress) = self.ports.ingress_mut(key) else { return };
         ingress.rings += u32::from(!asked);
-        // Nor is one for a record that lies behind one that must wait: there are no more of them than cells.
+        // Rings for records behind a parked one are no fault, either: their number is bounded by the cells of the lane.
         let behind = if ingress.parked.is_some() { base + ingress.bulk.window() } else { 0 };
         let most = most.saturating_add(behind);
         if ingress.rings > most {

@@ -11,7 +11,7 @@ pub(crate) struct Key {
 /// Bits of a key's short form that hold the index.
 const SHORT_INDEX_BITS: u32 = 20;
 /// The limit of values of an arena whose keys have a short form.
-pub(crate) const MOST_SHORT: usize = 1 << SHORT_INDEX_BITS;
+pub(crate) const MAX_SHORT: usize = 1 << SHORT_INDEX_BITS;
 
 impl Key {
     /// The key in 64 bits.
@@ -82,7 +82,7 @@ impl<T> Arena<T> {
 
     /// The key with this short form, if its value is here.
     pub(crate) fn find(&self, short: u32) -> Option<Key> {
-        let index = short & (MOST_SHORT - 1) as u32;
+        let index = short & (MAX_SHORT - 1) as u32;
         let place = self.slots.get(index as usize).filter(|place| place.value.is_some())?;
         Some(Key { index, generation: place.generation }).filter(|key| key.to_u32() == short)
     }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn keys_never_come_twice_and_short_forms_find_who_is_there() {
-        let mut arena = Arena::new(MOST_SHORT);
+        let mut arena = Arena::new(MAX_SHORT);
         let (mut keys, mut before) = (std::collections::HashSet::new(), None);
         for n in 0..10_000 {
             let key = arena.insert(n).unwrap();

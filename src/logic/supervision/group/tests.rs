@@ -61,7 +61,7 @@ impl World {
 
     fn passes(&mut self, time: u64) {
         self.now += time;
-        while self.group.held(self.now).is_some() {}
+        while self.group.became_stable(self.now).is_some() {}
         self.settle();
     }
 
@@ -169,8 +169,8 @@ fn a_restart_that_holds_is_told_with_its_attempts() {
     world.fails(1);
     world.passes(200);
     assert_eq!(world.group.wake_at(), Some(world.now + 1_000));
-    assert_eq!(world.group.held(world.now + 1_000), Some((1, 2)));
-    assert_eq!(world.group.held(world.now + 1_000), None);
+    assert_eq!(world.group.became_stable(world.now + 1_000), Some((1, 2)));
+    assert_eq!(world.group.became_stable(world.now + 1_000), None);
 }
 
 const POLICIES: &[Restart] = &[Restart::Permanent, Restart::Transient];

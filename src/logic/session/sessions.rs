@@ -1,6 +1,6 @@
 //! The registry of session tokens. Pure: time is an argument. The rules S1–S8 are in `actors.md`.
 //!
-//! The address of a detached session's actor is a value `S`: it goes in with [`Sessions::awaits`], and is returned
+//! The address of a detached session's actor is a value `S`: it goes in with [`Sessions::detach`], and is returned
 //! once, to the claimant with the token.
 
 use crate::wire::codec;
@@ -9,10 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// Replies that a session keeps: the limit of outstanding control requests of a client.
-pub(crate) const MOST_ANSWERS: usize = 64;
+pub(crate) const MAX_REPLIES: usize = 64;
 
 /// Remembered tokens of sessions that were given up.
-const MOST_GIVEN_UP: usize = 64;
+const MAX_GIVEN_UP: usize = 64;
 
 /// The sessions of a broker, attached or detached.
 #[derive(Debug)]
@@ -32,11 +32,11 @@ struct Session<S> {
     uid: u32,
     nonce: u64,
     /// `None` while the session is attached.
-    waits: Option<Box<Waits<S>>>,
+    detached: Option<Box<Detached<S>>>,
 }
 
 #[derive(Debug)]
-struct Waits<S> {
+struct Detached<S> {
     until: Instant,
     reached: S,
 }
@@ -76,16 +76,16 @@ impl<S> Sessions<S> {
 
     /// Adds an attached session.
     pub(crate) fn open(&mut self, id: u32, token: Token, uid: u32, nonce: u64) {
-        let session = Session { token, before: None, uid, nonce, waits: None };
+        let session = Session { token, before: None, uid, nonce, detached: None };
         self.sessions.insert(id, session);
         self.tokens.insert(token, id);
     }
 
-    /// The waiting for client to reconnect, and can be reached so. `false`: there is no such session.
-    pub(crate) fn awaits(&mut self, id: u32, reached: S, until: Instant) -> bool {
+    /// Detaches a session until its client resumes it; `reached` is the address of its actor. `false`: it has ended.
+    pub(crate) fn detach(&mut self, id: u32, reached: S, until: Instant) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
-        self.waiting += usize::from(session.waits.is_none());
-        session.waits = Some(Box::new(Waits { until, reached }));
+        self.waiting += usize::from(session.detached.is_none());
+        session.detached = Some(Box::new(Detached { until, reached }));
         true
     }
 
@@ -113,9 +113,9 @@ impl<S> Sessions<S> {
         if session.nonce != nonce {
             return Err(ResumeError::OtherInstance);
         }
-        let waits = session.waits.take().ok_or(ResumeError::Held(id))?;
-        if now >= waits.until {
-            session.waits = Some(waits);
+        let detached = session.detached.take().ok_or(ResumeError::Held(id))?;
+        if now >= detached.until {
+            session.detached = Some(detached);
             return Err(ResumeError::Over);
         }
         self.waiting -= 1;
@@ -124,7 +124,7 @@ impl<S> Sessions<S> {
         }
         (session.token, session.before) = (fresh, Some(token));
         self.tokens.insert(fresh, id);
-        Ok((id, waits.reached))
+        Ok((id, detached.reached))
     }
 
     /// The client has confirmed its newest token: the previous one is void.
@@ -136,11 +136,11 @@ impl<S> Sessions<S> {
 
     /// Ends a detached session; `false` if it was just resumed.
     pub(crate) fn end_waiting(&mut self, id: u32) -> bool {
-        let waits = self.sessions.get(&id).is_some_and(|session| session.waits.is_some());
-        if waits {
+        let is_detached = self.sessions.get(&id).is_some_and(|session| session.detached.is_some());
+        if is_detached {
             self.end(id);
         }
-        waits
+        is_detached
     }
 
     /// Ends a session.
@@ -149,14 +149,14 @@ impl<S> Sessions<S> {
         for token in [Some(session.token), session.before].into_iter().flatten() {
             self.tokens.remove(&token);
         }
-        self.waiting -= usize::from(session.waits.is_some());
+        self.waiting -= usize::from(session.detached.is_some());
     }
 
     /// Ends a session whose connection reached its restart limit. Its client learns that when it reconnects.
     pub(crate) fn give_up(&mut self, id: u32) {
         if let Some(session) = self.sessions.get(&id) {
             self.given_up.extend([Some(session.token), session.before].into_iter().flatten());
-            while self.given_up.len() > MOST_GIVEN_UP {
+            while self.given_up.len() > MAX_GIVEN_UP {
                 self.given_up.pop_front();
             }
         }
@@ -165,7 +165,7 @@ impl<S> Sessions<S> {
 
     /// The ids of detached sessions.
     pub(crate) fn waiting_ids(&self) -> impl Iterator<Item = u32> + '_ {
-        let waiting = self.sessions.iter().filter(|(_, session)| session.waits.is_some());
+        let waiting = self.sessions.iter().filter(|(_, session)| session.detached.is_some());
         waiting.map(|(id, _)| *id)
     }
 
@@ -206,7 +206,7 @@ impl ReplyCache {
         }
         // If it is too long, sending it fails in the same way.
         let Ok(encoded) = codec::encode(answer) else { return };
-        if self.kept.len() == MOST_ANSWERS {
+        if self.kept.len() == MAX_REPLIES {
             self.kept.pop_front();
             self.earlier = self.earlier.saturating_sub(1);
         }
@@ -241,7 +241,7 @@ mod tests {
         let (mut sessions, now) = one();
         let until = now + WINDOW;
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::Held(7)));
-        assert!(sessions.awaits(7, "first", until));
+        assert!(sessions.detach(7, "first", until));
         assert_eq!(sessions.waiting(), 1);
         assert_eq!(sessions.resume(token(9), token(2), 1000, 42, now), Err(ResumeError::Unknown));
         assert_eq!(sessions.resume(token(1), token(2), 1001, 42, now), Err(ResumeError::OtherUser));
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Ok((7, "first")));
         assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Held(7)), "two claimants");
         sessions.confirm(7);
-        assert!(sessions.awaits(7, "again", until));
+        assert!(sessions.detach(7, "again", until));
         assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Unknown), "replayed");
         assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Ok((7, "again")));
         assert_eq!((sessions.waiting(), sessions.tokens.len()), (0, 2));
@@ -259,7 +259,7 @@ mod tests {
     fn a_token_that_never_arrived_leaves_the_one_before_good() {
         let (mut sessions, now) = one();
         for fresh in 2..10 {
-            assert!(sessions.awaits(7, "it", now + WINDOW));
+            assert!(sessions.detach(7, "it", now + WINDOW));
             assert_eq!(sessions.resume(token(1), token(fresh), 1000, 42, now), Ok((7, "it")));
             assert_eq!(sessions.tokens.len(), 2, "the others are void");
         }
@@ -271,18 +271,18 @@ mod tests {
     fn the_window_ends_it() {
         let (mut sessions, now) = one();
         let until = now + WINDOW;
-        assert!(sessions.awaits(7, "it", until));
+        assert!(sessions.detach(7, "it", until));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Over));
         assert!(sessions.end_waiting(7) && !sessions.end_waiting(7));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Unknown));
         assert_eq!((sessions.waiting(), sessions.tokens.len(), sessions.sessions.len()), (0, 0, 0));
-        assert!(!sessions.awaits(7, "it", until), "there is no such session");
+        assert!(!sessions.detach(7, "it", until), "there is no such session");
     }
 
     #[test]
     fn a_session_that_was_just_taken_up_is_not_ended_by_its_window() {
         let (mut sessions, now) = one();
-        assert!(sessions.awaits(7, "it", now + WINDOW));
+        assert!(sessions.detach(7, "it", now + WINDOW));
         sessions.resume(token(1), token(2), 1000, 42, now).unwrap();
         assert!(!sessions.end_waiting(7));
         assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Err(ResumeError::Held(7)));
@@ -294,11 +294,11 @@ mod tests {
         sessions.give_up(7);
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::GivenUp));
         assert_eq!((sessions.tokens.len(), sessions.sessions.len()), (0, 0));
-        for id in 0..MOST_GIVEN_UP as u32 {
+        for id in 0..MAX_GIVEN_UP as u32 {
             sessions.open(100 + id, Token::from_bytes([100 + id as u8; 16]), 1000, 42);
             sessions.give_up(100 + id);
         }
-        assert_eq!(sessions.given_up.len(), MOST_GIVEN_UP);
+        assert_eq!(sessions.given_up.len(), MAX_GIVEN_UP);
     }
 
     #[test]
@@ -310,10 +310,10 @@ mod tests {
         assert_eq!(answers.find(1), None, "the same socket: another question with the number of an old one");
         answers.next_socket();
         assert_eq!((answers.find(1), answers.find(2)), (Some(answer(1)), None));
-        for serial in 10..10 + MOST_ANSWERS as u32 {
+        for serial in 10..10 + MAX_REPLIES as u32 {
             answers.keep(serial, &answer(serial));
         }
-        assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MOST_ANSWERS));
+        assert_eq!((answers.find(1), answers.find(10), answers.kept.len()), (None, None, MAX_REPLIES));
         answers.next_socket();
         assert_eq!(answers.find(10), Some(answer(10)));
     }

@@ -1,7 +1,7 @@
 //! Topics and subscriptions. A publish carries a topic's number; each topic lists its matching subscriptions, so the
 //! hot path compares no names.
 
-use super::arena::{Arena, Key, MOST_SHORT};
+use super::arena::{Arena, Key, MAX_SHORT};
 use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
 use crate::wire::control::DeliveryPolicy;
@@ -93,7 +93,7 @@ impl Topics {
             most,
             routes: 0,
             most_routes,
-            subscriptions: Arena::new(MOST_SHORT),
+            subscriptions: Arena::new(MAX_SHORT),
             all: Vec::new(),
         }
     }

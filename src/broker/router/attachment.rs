@@ -1,12 +1,12 @@
-//! Connections open and close.
+//! Attaching and ending connections.
 
 use super::connection::{CloseReason, Info};
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::state::RouterState;
 use crate::broker::supervision::fault;
-use crate::logic::numbers::Numbers;
-use crate::logic::roster::instance;
+use crate::logic::routing::numbers::Numbers;
+use crate::logic::session::roster::instance;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 
 /// Ids that are not given again so soon.
-const MOST_RECENT: usize = 1024;
+const MAX_RECENT: usize = 1024;
 
 impl RouterState {
     /// Adds a connection. Returns its key and id. (Called twice, because the router died before it had returned, it
@@ -67,7 +67,7 @@ impl RouterState {
             partial: None,
             partial_targets: Vec::new(),
             parked: None,
-            waits: None,
+            waiting_on: None,
             ended: false,
             since_space: 0,
             rings: 0,
@@ -101,8 +101,8 @@ impl RouterState {
         }
     }
 
-    /// The client of `key` is gone. What it has published is routed still; its services and subscriptions end now.
-    pub(super) fn client_gone(&mut self, key: u32, id: u32) {
+    /// The client of `key` has ended. Its services and subscriptions end now; the records in its lanes are routed.
+    pub(super) fn client_ended(&mut self, key: u32, id: u32) {
         let Some(ingress) = self.ports.ingress_of(key, id) else { return };
         ingress.ended = true;
         self.calls.unserve_all(&self.ports, key);
@@ -155,7 +155,7 @@ impl RouterState {
         self.ports.egresses.memory.forget(ingress.windows());
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
-        if self.recent.len() > MOST_RECENT {
+        if self.recent.len() > MAX_RECENT {
             self.recent.pop_front();
         }
         self.ports.counters.violations += u64::from(close.code != crate::wire::control::ClosingCode::Shutdown);

@@ -12,7 +12,7 @@
 //! Two counts, with different purposes: *attempts* since the actor was last stable choose the delay, and restarts
 //! within the sliding `period` decide when to give up. Times are nanoseconds; `random` is uniform in `0.0..1.0`.
 
-use super::backoff::Backoff;
+use crate::logic::backoff::Backoff;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Restarts {
 
     /// The actor has ended by itself. The restart counts from now, not from the end of its delay.
     pub(crate) fn ended(&mut self, failed: bool, now: u64, random: f64) -> Decision {
-        let _ = self.held(now);
+        let _ = self.became_stable(now);
         self.since = None;
         let comes_back = match self.restart {
             Restart::Permanent => true,
@@ -135,19 +135,19 @@ impl Restarts {
     }
 
     /// The time at which the restarted actor becomes stable; `None` also if the actor itself reports that.
-    pub(crate) fn holds_at(&self) -> Option<u64> {
+    pub(crate) fn stable_at(&self) -> Option<u64> {
         let since = self.since.filter(|_| self.attempt > 0 && self.limits.stable != UNTIL_TOLD);
         since.map(|since| since.saturating_add(self.limits.stable))
     }
 
     /// The actor reports that it is stable. Returns the number of attempts that it took, after a restart.
-    pub(crate) fn holds(&mut self) -> Option<u32> {
+    pub(crate) fn mark_stable(&mut self) -> Option<u32> {
         Some(std::mem::take(&mut self.attempt)).filter(|attempt| *attempt > 0)
     }
 
     /// The number of attempts after which the actor became stable; `Some` once per restart.
-    pub(crate) fn held(&mut self, now: u64) -> Option<u32> {
-        self.holds_at().filter(|at| *at <= now).map(|_| std::mem::take(&mut self.attempt))
+    pub(crate) fn became_stable(&mut self, now: u64) -> Option<u32> {
+        self.stable_at().filter(|at| *at <= now).map(|_| std::mem::take(&mut self.attempt))
     }
 
     /// The period in which restarts are counted.
@@ -230,15 +230,15 @@ mod tests {
     fn who_has_held_begins_again_with_the_first_delay_and_is_told_once() {
         let mut restarts = Restarts::new(Restart::Permanent, LIMITS);
         restarts.started(0);
-        assert_eq!(restarts.holds_at(), None, "it never failed");
+        assert_eq!(restarts.stable_at(), None, "it never failed");
         restarts.ended(true, 0, 0.5);
-        assert_eq!(restarts.holds_at(), None, "it does not run");
+        assert_eq!(restarts.stable_at(), None, "it does not run");
         restarts.ended(true, 0, 0.5);
         restarts.started(S);
-        assert_eq!(restarts.holds_at(), Some(31 * S));
-        assert_eq!(restarts.held(31 * S - 1), None);
-        assert_eq!(restarts.held(31 * S), Some(2));
-        assert_eq!(restarts.held(31 * S), None);
+        assert_eq!(restarts.stable_at(), Some(31 * S));
+        assert_eq!(restarts.became_stable(31 * S - 1), None);
+        assert_eq!(restarts.became_stable(31 * S), Some(2));
+        assert_eq!(restarts.became_stable(31 * S), None);
         assert_eq!(delay(restarts.ended(true, 32 * S, 0.5)), 100 * MS);
     }
 
@@ -248,11 +248,11 @@ mod tests {
         let mut restarts = Restarts::new(Restart::Transient, limits);
         for _ in 0..2 {
             restarts.started(S);
-            assert_eq!(restarts.holds(), None, "it was not started again");
+            assert_eq!(restarts.mark_stable(), None, "it was not started again");
             assert!(matches!(restarts.ended(true, S, 0.5), Decision::Restart { attempt: 1, limit: 2, .. }));
             restarts.started(S);
-            assert_eq!((restarts.holds_at(), restarts.held(u64::MAX)), (None, None));
-            assert_eq!(restarts.holds(), Some(1));
+            assert_eq!((restarts.stable_at(), restarts.became_stable(u64::MAX)), (None, None));
+            assert_eq!(restarts.mark_stable(), Some(1));
         }
         assert_eq!(restarts.ended(true, S, 0.5), Decision::GiveUp { restarts: 2 });
     }

@@ -2,12 +2,21 @@
 //!
 //! No operation here makes the router wait. A record of a call that finds the ring full is held in a bounded *backlog*;
 //! a publish that finds it full is the publisher's to delay, or is dropped, by the subscription's policy.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `overflow` | counts of the messages in the overflow queues, and pending work for the end of a batch |
+//! | `queue` | adding records to the overflow queues, and placing them into the ring |
+
+mod overflow;
+mod queue;
+
+pub(super) use overflow::OverflowWork;
 
 use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
-use super::overflow::OverflowState;
 use crate::broker::supervision::fault;
-use crate::logic::arena::Key;
+use crate::logic::routing::arena::Key;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};
@@ -15,11 +24,12 @@ use crate::shm::segment::{CpuWords, Segment};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
 use crate::wire::record::{HEADER_WORDS, Header};
+use overflow::OverflowState;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most woken clients that are remembered: with as many, spinning does not pay.
-pub(super) const MOST_WOKEN: usize = 16;
+pub(super) const MAX_WOKEN: usize = 16;
 
 /// Whether a client must be notified of dropped messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,7 +411,7 @@ impl Egresses {
         if !egress.backlog.is_empty() {
             return false;
         }
-        if !egress.overflow.waits() {
+        if !egress.overflow.has_messages() {
             egress.end_wait();
         }
         !egress.waiters.is_empty()
@@ -466,7 +476,7 @@ impl Egresses {
             if data || bulk || express {
                 egress.bells.ring();
                 self.rung += 1;
-                if !self.woken.contains(&key) && self.woken.len() < MOST_WOKEN {
+                if !self.woken.contains(&key) && self.woken.len() < MAX_WOKEN {
                     self.woken.push(key);
                 }
             }

@@ -10,11 +10,11 @@ use std::collections::VecDeque;
 /// Bytes that a message counts for besides its payload.
 const OVERHEAD: usize = 64;
 /// Buffers that are reused.
-const MOST_SPARE: usize = 64;
+const MAX_SPARE: usize = 64;
 
-/// The limits of the queue.
+/// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Most {
+pub(crate) struct Bounds {
     /// In cells of credit.
     pub(crate) cells: u32,
     pub(crate) bytes: usize,
@@ -88,13 +88,13 @@ impl DropOldestQueue {
         header: &Header,
         (target, cost, len): (usize, u32, usize),
         fill: impl FnOnce(&mut [u8]),
-        most: Most,
+        bounds: Bounds,
         mut gone: impl FnMut(&Header),
     ) -> Added {
         let mut kept = match self.begun.iter().position(|kept| kept.header.origin == header.origin) {
             Some(at) => self.begun.swap_remove(at),
             None if !header.flags.has(Flags::FIRST) => return Added::Unknown,
-            None if header.total as usize + OVERHEAD > most.bytes => {
+            None if header.total as usize + OVERHEAD > bounds.bytes => {
                 gone(header);
                 return Added::TooLarge;
             }
@@ -118,11 +118,11 @@ impl DropOldestQueue {
         fill(&mut kept.bytes[from..]);
         self.bytes += len;
         let cells = if is_whole { cost } else { 0 };
-        while self.cells + cells > most.cells || self.bytes > most.bytes {
+        while self.cells + cells > bounds.cells || self.bytes > bounds.bytes {
             let Some(oldest) = self.drop_oldest() else { break };
             gone(&oldest);
         }
-        if self.bytes > most.bytes {
+        if self.bytes > bounds.bytes {
             gone(&kept.header);
             self.bytes -= kept.bytes.len();
             (kept.bytes, kept.is_lost) = (Vec::new(), true);
@@ -153,7 +153,7 @@ impl DropOldestQueue {
 
     fn recycle(&mut self, mut kept: QueuedMessage) {
         self.bytes -= OVERHEAD + kept.bytes.len();
-        if self.spare.len() < MOST_SPARE {
+        if self.spare.len() < MAX_SPARE {
             kept.bytes.clear();
             self.spare.push(kept.bytes);
         }
@@ -206,21 +206,21 @@ mod tests {
     use super::*;
     use crate::wire::record::Kind;
 
-    const MOST: Most = Most { cells: 10, bytes: 10_000 };
+    const BOUNDS: Bounds = Bounds { cells: 10, bytes: 10_000 };
 
     fn header(origin: u32, seq: u64, total: u32, flags: Flags) -> Header {
         Header { origin, seq, total, flags, ..Header::new(Kind::Deliver) }
     }
 
     /// Adds a message in records of 100 bytes; returns those that went.
-    fn add(newest: &mut DropOldestQueue, seq: u64, len: usize, cost: u32, most: Most) -> (Added, Vec<u64>) {
+    fn add(newest: &mut DropOldestQueue, seq: u64, len: usize, cost: u32, bounds: Bounds) -> (Added, Vec<u64>) {
         let (mut gone, mut last) = (Vec::new(), Added::Unknown);
         let parts = len.div_ceil(100).max(1);
         for part in 0..parts {
             let here = (len - part * 100).min(100);
             let flags = Flags::default().with_if(Flags::FIRST, part == 0).with_if(Flags::LAST, part + 1 == parts);
             let header = header(1, seq, len as u32, flags);
-            let added = newest.add(&header, (0, cost, here), |to| to.fill(seq as u8), most, |h| gone.push(h.seq));
+            let added = newest.add(&header, (0, cost, here), |to| to.fill(seq as u8), bounds, |h| gone.push(h.seq));
             if added != Added::Unknown {
                 last = added;
             }
@@ -246,7 +246,7 @@ mod tests {
     fn exactly_the_newest_that_fit_are_kept_in_order() {
         let mut newest = DropOldestQueue::default();
         for seq in 1..=100 {
-            let (added, gone) = add(&mut newest, seq, 10, 3, MOST);
+            let (added, gone) = add(&mut newest, seq, 10, 3, BOUNDS);
             assert_eq!((added, gone.len()), (Added::Whole, usize::from(seq > 3)), "{seq}");
         }
         for seq in 98..=100 {
@@ -259,11 +259,11 @@ mod tests {
     fn messages_of_several_records_come_back_whole_or_not_at_all() {
         let mut newest = DropOldestQueue::default();
         for (seq, len) in [(1, 250), (2, 0), (3, 100), (4, 901)] {
-            assert_eq!(add(&mut newest, seq, len, 1, MOST), (Added::Whole, vec![]));
+            assert_eq!(add(&mut newest, seq, len, 1, BOUNDS), (Added::Whole, vec![]));
         }
         let taken: Vec<_> = std::iter::from_fn(|| take(&mut newest)).collect();
         assert_eq!(taken, [(1, 250), (2, 0), (3, 100), (4, 901)]);
-        assert_eq!(add(&mut newest, 5, 20_000, 1, MOST), (Added::TooLarge, vec![5]));
+        assert_eq!(add(&mut newest, 5, 20_000, 1, BOUNDS), (Added::TooLarge, vec![5]));
         assert!(newest.is_empty());
         assert_eq!(newest.bytes(), 0);
     }
@@ -271,10 +271,10 @@ mod tests {
     #[test]
     fn a_message_that_goes_to_the_client_is_not_dropped_and_leaves_room() {
         let mut newest = DropOldestQueue::default();
-        add(&mut newest, 1, 250, 6, MOST);
+        add(&mut newest, 1, 250, 6, BOUNDS);
         assert!(newest.sent(100).is_none());
-        assert_eq!(add(&mut newest, 2, 10, 6, MOST), (Added::Whole, vec![]));
-        assert_eq!(add(&mut newest, 3, 10, 6, MOST), (Added::Whole, vec![2]));
+        assert_eq!(add(&mut newest, 2, 10, 6, BOUNDS), (Added::Whole, vec![]));
+        assert_eq!(add(&mut newest, 3, 10, 6, BOUNDS), (Added::Whole, vec![2]));
         assert_eq!(newest.next(100).map(|(header, payload, _)| (header.seq, payload.len())), Some((1, 100)));
         assert!(newest.sent(100).is_none());
         assert_eq!(newest.sent(100).map(|header| header.seq), Some(1));
@@ -285,24 +285,24 @@ mod tests {
     fn a_publisher_that_stops_in_mid_message_holds_up_no_other() {
         let mut newest = DropOldestQueue::default();
         let first = header(7, 1, 300, Flags::FIRST);
-        let added = newest.add(&first, (0, 1, 100), |to| to.fill(1), MOST, |_| panic!("nothing goes"));
+        let added = newest.add(&first, (0, 1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
         assert_eq!(added, Added::Begun);
-        add(&mut newest, 2, 10, 1, MOST);
+        add(&mut newest, 2, 10, 1, BOUNDS);
         assert_eq!(take(&mut newest), Some((2, 10)));
         assert!(!newest.is_empty() && newest.is_begun(7) && newest.next(100).is_none());
         assert_eq!(newest.abort(7).map(|header| header.seq), Some(1));
         let rest = header(7, 1, 300, Flags::LAST);
-        let added = newest.add(&rest, (0, 1, 100), |to| to.fill(1), MOST, |_| panic!("nothing goes"));
+        let added = newest.add(&rest, (0, 1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
         assert_eq!((added, newest.bytes()), (Added::Unknown, 0));
     }
 
     #[test]
     fn bytes_are_bounded_with_those_of_messages_that_are_not_whole() {
-        let (mut newest, most) = (DropOldestQueue::default(), Most { cells: 1000, bytes: 1000 });
+        let (mut newest, bounds) = (DropOldestQueue::default(), Bounds { cells: 1000, bytes: 1000 });
         for seq in 1..=5 {
-            add(&mut newest, seq, 100, 1, most);
+            add(&mut newest, seq, 100, 1, bounds);
         }
-        let (added, gone) = add(&mut newest, 6, 500, 1, most);
+        let (added, gone) = add(&mut newest, 6, 500, 1, bounds);
         assert_eq!((added, gone), (Added::Whole, vec![1, 2, 3]));
         assert!(newest.bytes() <= 1000);
         assert_eq!(newest.headers().map(|header| header.seq).collect::<Vec<_>>(), [4, 5, 6]);
@@ -310,11 +310,11 @@ mod tests {
 
     #[test]
     fn a_message_that_grows_beyond_the_limit_is_lost_with_all_that_comes_of_it() {
-        let (mut newest, large) = (DropOldestQueue::default(), Most { cells: 10, bytes: 10_000 });
-        let small = Most { bytes: 150, ..large };
+        let (mut newest, large) = (DropOldestQueue::default(), Bounds { cells: 10, bytes: 10_000 });
+        let small = Bounds { bytes: 150, ..large };
         let mut gone = 0;
-        let mut add = |newest: &mut DropOldestQueue, flags, most| {
-            newest.add(&header(1, 9, 400, flags), (0, 1, 100), |to| to.fill(1), most, |_| gone += 1)
+        let mut add = |newest: &mut DropOldestQueue, flags, bounds| {
+            newest.add(&header(1, 9, 400, flags), (0, 1, 100), |to| to.fill(1), bounds, |_| gone += 1)
         };
         assert_eq!(add(&mut newest, Flags::FIRST, large), Added::Begun);
         assert_eq!(add(&mut newest, Flags::default(), small), Added::TooLarge);
@@ -329,7 +329,7 @@ mod tests {
         let mut newest = DropOldestQueue::default();
         let flags = Flags::WHOLE;
         let round = |newest: &mut DropOldestQueue, seq| {
-            newest.add(&header(1, seq, 64, flags), (0, 1, 64), |to| to.fill(0), MOST, |_| {});
+            newest.add(&header(1, seq, 64, flags), (0, 1, 64), |to| to.fill(0), BOUNDS, |_| {});
         };
         (0..100).for_each(|seq| round(&mut newest, seq));
         let counted = allocation_counter::measure(|| (100..1000).for_each(|seq| round(&mut newest, seq)));

@@ -1,18 +1,18 @@
 //! Adding records to the overflow queues of an egress, and placing them into its ring.
 
-use super::counters::Counters;
-use super::egress::{Egress, Egresses};
 use super::overflow::OverflowWork;
-use crate::logic::arena::Key;
-use crate::logic::drop_oldest::{Added, Most};
-use crate::logic::topics::Topics;
+use super::{Egress, Egresses};
+use crate::broker::router::counters::Counters;
+use crate::logic::routing::arena::Key;
+use crate::logic::routing::drop_oldest::{Added, Bounds};
+use crate::logic::routing::topics::Topics;
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header};
 
 impl Egresses {
     /// Queues a record for a subscription, or drops its message if that is too large. Older messages may be dropped.
-    pub(super) fn queue(
+    pub(in crate::broker::router) fn queue(
         &mut self,
         subscription: Key,
         (target, cost): (usize, u32),
@@ -28,13 +28,14 @@ impl Egresses {
         let (had_whole, bytes) = (overflow.has_whole(), overflow.bytes());
         // Each queue has its share, and the unused shares of others.
         let share = most / egress.subscriptions.len().max(1);
-        let most = Most { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
+        let bounds =
+            Bounds { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
         let mut dropped = 0;
         let fill = |to: &mut [u8]| match payload {
             Payload::Bytes(from) => to.copy_from_slice(from),
             Payload::Words(_, words) => read_bytes(words, to),
         };
-        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, most, |gone| {
+        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, bounds, |gone| {
             work.unused.push(gone.id2);
             dropped += 1;
         });
@@ -61,20 +62,20 @@ impl Egresses {
     }
 
     /// The egress position of a subscription's owner.
-    pub(super) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
+    pub(in crate::broker::router) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
         owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
     }
 
     /// A record was placed for the client of `key`.
-    pub(super) fn placed(&mut self, key: u32) {
+    pub(in crate::broker::router) fn placed(&mut self, key: u32) {
         if let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) {
             egress.placed(key, &mut self.dirty);
         }
     }
 
     /// Pushes a record from a queue. `false`: the ring has no space and cannot grow.
-    pub(super) fn place(&mut self, key: u32, header: &Header, payload: Payload<'_>) -> bool {
+    pub(in crate::broker::router) fn place(&mut self, key: u32, header: &Header, payload: Payload<'_>) -> bool {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
         let words = header.to_words();
         let mut placed = egress.ring.push(&words, payload);
@@ -98,13 +99,13 @@ impl Egresses {
 
 impl Egress {
     /// No record waits for space any more.
-    pub(super) fn end_wait(&mut self) {
+    pub(in crate::broker::router) fn end_wait(&mut self) {
         self.waits_for_space = false;
         self.space.disarm();
     }
 
     /// Whether three quarters of its ring are in use.
-    pub(super) fn is_crowded(&mut self) -> bool {
+    pub(in crate::broker::router) fn is_crowded(&mut self) -> bool {
         let cells = u64::from(self.leases.segment.geometry().base_cells() + self.ring.window());
         let consumed = self.ring.look().unwrap_or(0);
         4 * (self.ring.claimed() - consumed) >= 3 * cells

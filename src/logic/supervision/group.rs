@@ -157,16 +157,16 @@ impl Group {
 
     /// The time of the next action, if no child ends before.
     pub(crate) fn wake_at(&self) -> Option<u64> {
-        let holds = self.members.iter().filter_map(|member| member.restarts.holds_at());
+        let stable = self.members.iter().filter_map(|member| member.restarts.stable_at());
         let stops = self.members.iter().any(|member| member.must_stop || member.state == State::Stopping);
         let starts = self.startable().filter(|_| !stops).and_then(|child| self.members[child].due);
-        holds.chain(starts).min()
+        stable.chain(starts).min()
     }
 
     /// A child that became stable, and its attempts. Call it until it returns none.
-    pub(crate) fn held(&mut self, now: u64) -> Option<(usize, u32)> {
+    pub(crate) fn became_stable(&mut self, now: u64) -> Option<(usize, u32)> {
         let members = self.members.iter_mut().enumerate();
-        members.filter_map(|(child, member)| Some((child, member.restarts.held(now)?))).next()
+        members.filter_map(|(child, member)| Some((child, member.restarts.became_stable(now)?))).next()
     }
 
     /// Whether all children that are not retired are running.
@@ -195,5 +195,4 @@ impl Group {
 }
 
 #[cfg(test)]
-#[path = "group_tests.rs"]
 mod tests;

@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 /// How many idle connections are polled.
-pub(crate) const MOST_QUIET: usize = 8;
+pub(crate) const MAX_QUIET: usize = 8;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum QueueState {
@@ -92,7 +92,7 @@ impl Schedule {
             self.states[key as usize] = QueueState::Quiet;
             self.quiet.push(key);
         }
-        (self.quiet.len() > MOST_QUIET).then(|| self.quiet[0])
+        (self.quiet.len() > MAX_QUIET).then(|| self.quiet[0])
     }
 
     /// Connection `key` is no longer polled, and will ring.
@@ -160,10 +160,10 @@ mod tests {
             schedule.wake(key);
             schedule.next();
             if let Some(cold) = schedule.mark_idle(key) {
-                assert_eq!(cold, key - MOST_QUIET as u32);
+                assert_eq!(cold, key - MAX_QUIET as u32);
                 schedule.mark_cold(cold);
             }
         }
-        assert_eq!(schedule.quiet().len(), MOST_QUIET);
+        assert_eq!(schedule.quiet().len(), MAX_QUIET);
     }
 }

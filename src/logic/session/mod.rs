@@ -1,0 +1,13 @@
+//! Sessions: the states of a connection, its token, and the roster for the next broker.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `sessions` | session tokens, and the claims that are refused |
+//! | `lifecycle` | the states of a connection |
+//! | `roster` | the session roster for the next broker, as a table and as text |
+//! | `restart_grace` | how long a restarted broker holds publishes back for subscribers of the last one |
+
+pub(crate) mod lifecycle;
+pub(crate) mod restart_grace;
+pub(crate) mod roster;
+pub(crate) mod sessions;

@@ -1,0 +1,11 @@
+//! Supervision: which actor is restarted when, and which thread is stuck.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `restart` | restart policies: whether and when an ended actor is restarted |
+//! | `group` | rest-for-one: the siblings that stop and restart with a failed child |
+//! | `watch` | heartbeats: whether a thread is stuck |
+
+pub(crate) mod group;
+pub(crate) mod restart;
+pub(crate) mod watch;
