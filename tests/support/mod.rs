@@ -17,11 +17,15 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
+pub mod criteria;
 pub mod cut;
 pub mod follow;
 pub mod http;
 pub mod ledger;
+pub mod load;
 pub mod manager;
+pub mod memory;
+pub mod node;
 pub mod probe;
 pub mod role;
 
