@@ -28,6 +28,7 @@ pub mod memory;
 pub mod node;
 pub mod probe;
 pub mod role;
+pub mod trend;
 
 use lapce_ipc::client::{Builder, Client};
 use std::fs;
