@@ -2,10 +2,10 @@
 //!
 //!     cargo test --release --test nuclear_memory_leak -- --nocapture
 //!
-//! A broker with the shipped configuration, and its clients in another process that opens and closes all connections of
-//! a cycle. Each connection publishes to another one, and sends a request. After each cycle the broker must have as many
-//! descriptors and mapped segments as before the first one. Its memory is a series of one value for each cycle; the
-//! criterion is the slope of that series with its 95 % confidence interval. The clients' process is measured, too.
+//! A broker with the shipped configuration, and its clients in another process that opens and closes all connections
+//! of a cycle. Each connection publishes to another one, and sends a request. After each cycle the broker must have as
+//! many descriptors and mapped segments as before the first one. Its memory is a series of one value for each cycle;
+//! the criterion is the slope of that series with its 95 % confidence interval. The clients' process is measured, too.
 
 mod support;
 
