@@ -11,7 +11,7 @@
 //! | `press TOPIC` | messages of 256 KiB to itself, to use up the slots | each is whole |
 
 use super::support::ledger::numbered;
-use super::support::role::{heard, tell};
+use super::support::role::{end_with_any_thread, heard, tell};
 use super::support::{DEADLINE, work_for};
 use lapce_ipc::client::{Client, DeliveryPolicy, Error, SubscribeOptions};
 use serde_json::json;
@@ -33,6 +33,7 @@ const LARGE: usize = 256 * 1024;
 const FAULTY: u64 = 21;
 
 pub(crate) fn play(role: &str) {
+    end_with_any_thread();
     let words: Vec<&str> = role.split(' ').collect();
     let client = Client::builder().connect().expect("the broker takes us");
     match words[0] {

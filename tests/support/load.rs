@@ -10,7 +10,7 @@
 //! message of a topic must be the next number, so a message that is lost, doubled or out of order fails at once, and
 //! one that does not come fails by [`watch`]. A reply must repeat its request.
 
-use super::role::{die, tell};
+use super::role::{die, end_with_any_thread, tell};
 use lapce_ipc::client::{Client, Publisher, ReplyStream, Subscription};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,8 +27,10 @@ const FAULTY_NUMBER: u64 = 20;
 static PROGRESS: AtomicU64 = AtomicU64::new(0);
 static WAITING_FOR: AtomicU64 = AtomicU64::new(0);
 
-/// Fails this process when the load stands still: a message that does not come, or a connection that is stalled.
+/// Fails this process when the load stands still: a message that does not come, or a connection that is stalled. And
+/// when any of its threads panics.
 pub fn watch() {
+    end_with_any_thread();
     std::thread::spawn(|| {
         let (mut last, mut since) = (0, Instant::now());
         loop {

@@ -169,6 +169,15 @@ pub fn heard() -> String {
     HEARD.get().unwrap().lock().unwrap().recv().unwrap()
 }
 
+/// In a child: a panic of any thread ends the process, so that the parent fails at once instead of waiting.
+pub fn end_with_any_thread() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        die();
+    }));
+}
+
 /// In a child: ends at once, as by kill -9, with no destructor run.
 pub fn die() -> ! {
     let _ = kill_process(rustix::process::getpid(), Signal::KILL);
