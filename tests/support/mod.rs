@@ -17,13 +17,18 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
+pub mod criteria;
 pub mod cut;
 pub mod follow;
 pub mod http;
 pub mod ledger;
+pub mod load;
 pub mod manager;
+pub mod memory;
+pub mod node;
 pub mod probe;
 pub mod role;
+pub mod trend;
 
 use lapce_ipc::client::{Builder, Client};
 use std::fs;

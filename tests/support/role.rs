@@ -16,7 +16,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{self, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const ROLE: &str = "LAPCE_IPC_TEST_ROLE";
 
@@ -31,8 +31,13 @@ pub struct Child {
 impl Child {
     /// Starts this test binary again in `role`, with the broker's socket in its environment.
     pub fn spawn(broker: &Broker, role: &str) -> Child {
+        Child::spawn_in(broker, "child", role)
+    }
+
+    /// The same, where `test` looks for the role itself: for a test program with one test.
+    pub fn spawn_in(broker: &Broker, test: &str, role: &str) -> Child {
         let mut process = command(std::env::current_exe().unwrap().to_str().unwrap())
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env("LAPCE_IPC_SOCKET", broker.socket())
             .stdin(Stdio::piped())
@@ -71,7 +76,12 @@ impl Child {
 
     /// Waits until it says something that begins with `word`; answers the rest.
     pub fn hears(&mut self, word: &str) -> String {
-        let until = Instant::now() + DEADLINE;
+        self.hears_within(word, DEADLINE)
+    }
+
+    /// The same for work that takes longer.
+    pub fn hears_within(&mut self, word: &str, limit: Duration) -> String {
+        let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
@@ -157,6 +167,15 @@ pub fn tell(line: &str) {
 /// In a child: the next line from the parent.
 pub fn heard() -> String {
     HEARD.get().unwrap().lock().unwrap().recv().unwrap()
+}
+
+/// In a child: a panic of any thread ends the process, so that the parent fails at once instead of waiting.
+pub fn end_with_any_thread() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        die();
+    }));
 }
 
 /// In a child: ends at once, as by kill -9, with no destructor run.
