@@ -3,7 +3,7 @@
 //! `LAPCE_IPC_FAULTS` is a list of faults, separated by `;`:
 //!
 //! ```text
-//! POINT[@ARGUMENT]=panic|stall:MILLISECONDS|fail[#EVERY][*TIMES]
+//! POINT[@ARGUMENT]=panic|stall:MILLISECONDS[#EVERY][*TIMES]
 //!
 //! router.target@3=panic#97*100     panic before the 4th subscriber, each 97th time, 100 times at most
 //! router.timer=stall:5000*1        once, hang for 5 seconds before a timer's work
@@ -56,24 +56,9 @@ pub(crate) fn point(name: &'static str, argument: u64) {
     #[cfg(test)]
     armed::reach(name);
     #[cfg(feature = "fault-injection")]
-    let _ = injected::reach(name, argument);
+    injected::reach(name, argument);
     #[cfg(not(feature = "fault-injection"))]
     let _ = (name, argument);
-}
-
-/// A point whose operation may fail.
-///
-/// # Errors
-///
-/// If a fault is injected.
-#[inline(always)]
-pub(crate) fn fails(name: &'static str, argument: u64) -> std::io::Result<()> {
-    #[cfg(feature = "fault-injection")]
-    if injected::reach(name, argument) {
-        return Err(std::io::Error::other(format!("injected at {name}")));
-    }
-    let _ = (name, argument);
-    Ok(())
 }
 
 /// Parses `LAPCE_IPC_FAULTS`. Call it before all other functions here.
@@ -146,7 +131,6 @@ mod injected {
     pub(in crate::broker) enum Action {
         Panic,
         Stall(Duration),
-        Fail,
     }
 
     #[derive(Debug)]
@@ -159,11 +143,10 @@ mod injected {
         reached: AtomicU64,
     }
 
-    /// Injects the faults of this point. Returns whether the operation must fail.
-    pub(in crate::broker) fn reach(name: &str, argument: u64) -> bool {
-        let Some(rules) = RULES.get() else { return false };
-        let mut fails = false;
-        for rule in rules.iter().filter(|rule| rule.point == name && rule.argument.is_none_or(|a| a == argument)) {
+    /// Injects the faults of this point.
+    pub(in crate::broker) fn reach(name: &str, argument: u64) {
+        let rules = RULES.get().into_iter().flatten();
+        for rule in rules.filter(|rule| rule.point == name && rule.argument.is_none_or(|a| a == argument)) {
             let reached = rule.reached.fetch_add(1, Ordering::Relaxed) + 1;
             if reached % rule.every != 0 || reached / rule.every > rule.times {
                 continue;
@@ -172,10 +155,8 @@ mod injected {
                 Action::Panic => panic!("injected at {name}@{argument}"),
                 #[allow(clippy::disallowed_methods)] // To hang is what is asked for.
                 Action::Stall(time) => std::thread::sleep(time),
-                Action::Fail => fails = true,
             }
         }
-        fails
     }
 
     pub(in crate::broker) fn parse(faults: &str) -> Result<Vec<Rule>, String> {
@@ -201,9 +182,8 @@ mod injected {
         };
         let action = match action.split_once(':') {
             None if action == "panic" => Action::Panic,
-            None if action == "fail" => Action::Fail,
             Some(("stall", ms)) => Action::Stall(Duration::from_millis(number(ms)?)),
-            _ => return Err(format!("unknown action {action:?} in {fault:?}, expected panic, stall:MS or fail")),
+            _ => return Err(format!("unknown action {action:?} in {fault:?}, expected panic or stall:MS")),
         };
         Ok(Rule { point, argument, action, every, times, reached: AtomicU64::new(0) })
     }
