@@ -123,12 +123,12 @@ mod tests {
             sorted.sort_unstable();
             let rank = (share * values.len() as f64).ceil() as usize;
             let bucket = bucket_of(sorted[rank.clamp(1, values.len()) - 1]);
-            let told = observed(&values).quantile(share);
+            let estimate = observed(&values).quantile(share);
             let last = 100u64 << 27;
             let (from, to) = if bucket == 28 { (last, last) } else {
                 (if bucket == 0 { 0 } else { 50 << bucket }, 100 << bucket)
             };
-            prop_assert!((from..=to).contains(&told), "{} is not from {} to {}", told, from, to);
+            prop_assert!((from..=to).contains(&estimate), "{} is not from {} to {}", estimate, from, to);
         }
 
         #[test]

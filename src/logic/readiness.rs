@@ -266,7 +266,7 @@ mod tests {
     }
 
     /// Live, ready, and how it is, with this changed.
-    fn told(change: impl FnOnce(&mut Snapshot)) -> (bool, bool, Condition) {
+    fn judged(change: impl FnOnce(&mut Snapshot)) -> (bool, bool, Condition) {
         let mut snapshot = snapshot();
         change(&mut snapshot);
         let health = snapshot.evaluate();
@@ -279,24 +279,27 @@ mod tests {
         let restarted = |supervisor: &str, times, limit| {
             vec![RecentRestarts { name: "x".to_owned(), supervisor: supervisor.to_owned(), times, limit }]
         };
-        assert_eq!(told(|_| {}), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.late = 1), (false, false, Unhealthy));
-        assert_eq!(told(|snapshot| snapshot.late_non_vital = 1), (true, true, Degraded));
-        assert_eq!(told(|snapshot| snapshot.router_responds = false), (true, false, Unhealthy));
-        assert_eq!(told(|snapshot| snapshot.all_running = false), (true, false, Unhealthy));
-        assert_eq!(told(|snapshot| snapshot.socket_lost = Some("gone".to_owned())), (true, false, Unhealthy));
-        assert_eq!(told(|snapshot| snapshot.draining = true), (true, false, Degraded));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("root", 7, Some(10))), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("root", 8, Some(10))), (true, false, Unhealthy));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("root", 8, Some(20))), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("upstreams", 7, Some(10))), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("upstreams", 8, Some(10))), (true, true, Degraded));
-        assert_eq!(told(|snapshot| snapshot.restarted = restarted("health", 8, None)), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.connections = 9), (true, true, Degraded));
-        assert_eq!(told(|snapshot| snapshot.slots = Some((100, 100))), (true, true, Healthy));
-        assert_eq!(told(|snapshot| snapshot.actors.push(actor("x", "y", ActorState::GaveUp))), (true, true, Degraded));
+        assert_eq!(judged(|_| {}), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.late = 1), (false, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.late_non_vital = 1), (true, true, Degraded));
+        assert_eq!(judged(|snapshot| snapshot.router_responds = false), (true, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.all_running = false), (true, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.socket_lost = Some("gone".to_owned())), (true, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.draining = true), (true, false, Degraded));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("root", 7, Some(10))), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("root", 8, Some(10))), (true, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("root", 8, Some(20))), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 7, Some(10))), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 8, Some(10))), (true, true, Degraded));
+        assert_eq!(judged(|snapshot| snapshot.restarted = restarted("health", 8, None)), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.connections = 9), (true, true, Degraded));
+        assert_eq!(judged(|snapshot| snapshot.slots = Some((100, 100))), (true, true, Healthy));
+        assert_eq!(
+            judged(|snapshot| snapshot.actors.push(actor("x", "y", ActorState::GaveUp))),
+            (true, true, Degraded)
+        );
         let waits = ActorState::Restarting { next_in_ms: 5 };
-        assert_eq!(told(|snapshot| snapshot.actors[1].state = waits), (true, false, Unhealthy));
+        assert_eq!(judged(|snapshot| snapshot.actors[1].state = waits), (true, false, Unhealthy));
         for (state, condition) in [
             (BreakerState::Closed, Healthy),
             (BreakerState::ForcedClosed, Healthy),
@@ -304,7 +307,11 @@ mod tests {
             (BreakerState::Open, Degraded),
             (BreakerState::ForcedOpen, Degraded),
         ] {
-            assert_eq!(told(|snapshot| snapshot.breakers = vec![breaker(state)]), (true, true, condition), "{state:?}");
+            assert_eq!(
+                judged(|snapshot| snapshot.breakers = vec![breaker(state)]),
+                (true, true, condition),
+                "{state:?}"
+            );
         }
     }
 

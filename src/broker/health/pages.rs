@@ -105,9 +105,9 @@ impl Pages {
 
     /// The broker's status, with the last reply of the router.
     pub(super) fn status(&self, seen: &LastReply) -> Value {
-        let mut told = seen.router_snapshot.report.clone();
-        report::complete(&mut told, &self.broker);
-        report::status_json(&told, &seen.router_snapshot.breakers)
+        let mut report = seen.router_snapshot.report.clone();
+        report::complete(&mut report, &self.broker);
+        report::status_json(&report, &seen.router_snapshot.breakers)
     }
 
     /// The metrics.

@@ -83,7 +83,7 @@ pub(super) fn start(router: RouterHandle) -> (RouterProbe, impl Future<Output = 
 fn over<F: Future<Output = Option<RouterSnapshot>>>(
     ask: impl Fn(bool) -> F,
 ) -> (RouterProbe, impl Future<Output = ()>) {
-    let (told, seen) = watch::channel(None);
+    let (sender, seen) = watch::channel(None);
     let demand = Arc::new(Demand::default());
     let probe = RouterProbe { seen, demand: demand.clone() };
     let asks = async move {
@@ -92,7 +92,7 @@ fn over<F: Future<Output = Option<RouterSnapshot>>>(
             let connections = demand.connections.swap(0, Ordering::Relaxed) == 1;
             let Some(router_snapshot) = ask(connections).await else { return };
             // The time of the reply, not of the probe, so that all waiting readers accept it.
-            told.send_replace(Some(LastReply { at: Instant::now(), router_snapshot: Arc::new(router_snapshot) }));
+            sender.send_replace(Some(LastReply { at: Instant::now(), router_snapshot: Arc::new(router_snapshot) }));
             tokio::time::sleep(FRESH).await;
         }
     };

@@ -271,7 +271,7 @@ mod tests {
             ("request_duration_seconds_count", r#"service="service-99""#, 99),
         ] {
             let line = format!("lapce_ipc_{name}{{{labels}}} {value}");
-            assert!(text.lines().any(|told| told == line), "no {line} in {text}");
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
         }
         assert!(!text.contains(r#"request_duration_seconds_count{service="service-0"}"#), "nobody has asked it");
     }

@@ -117,7 +117,7 @@ impl Stream {
             _ = self.phase.wait_for(Phase::is_ending) => {}
             // At most one a second, before the events, of which there may be many.
             Some(snapshot) = next(&mut self.snapshots) => return Some(snapshot),
-            Some(told) = self.follower.next() => return Some(match told {
+            Some(item) = self.follower.next() => return Some(match item {
                 BusItem::Event(events) => system_event(&events),
                 BusItem::Lost(count) => event("lost", &json!({ "count": count })),
             }),

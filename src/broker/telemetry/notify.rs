@@ -129,15 +129,15 @@ impl Notify {
             }
             tokio::time::sleep(READY_INTERVAL).await;
         }
-        let mut told = status(&broker);
-        self.tell(Message::Ready(told.clone()));
+        let mut sent = status(&broker);
+        self.tell(Message::Ready(sent.clone()));
         self.is_ready.store(1, Ordering::Relaxed);
         loop {
             tokio::time::sleep(STATUS_INTERVAL).await;
             let status = status(&broker);
-            if status != told {
+            if status != sent {
                 self.tell(Message::Status(status.clone()));
-                told = status;
+                sent = status;
             }
         }
     }

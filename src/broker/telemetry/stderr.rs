@@ -120,16 +120,16 @@ impl Lines {
     }
 
     fn run(&self, write: fn(&[u8]), dropped: fn(u64)) {
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             while let Some(line) = self.queue.pop() {
                 write(&line);
                 self.written.fetch_add(1, Ordering::Release);
             }
             let all = self.dropped.load(Ordering::Relaxed);
-            if all > told {
-                dropped(all - told);
-                told = all;
+            if all > reported {
+                dropped(all - reported);
+                reported = all;
             } else {
                 // A line that came meanwhile has left a token, so this returns at once.
                 std::thread::park();
@@ -189,12 +189,12 @@ mod tests {
     struct Paused {
         go: Mutex<Option<mpsc::Receiver<()>>>,
         got: Mutex<Vec<Vec<u8>>>,
-        told: AtomicU64,
+        reported: AtomicU64,
     }
 
     impl Paused {
         const fn new() -> Paused {
-            Paused { go: Mutex::new(None), got: Mutex::new(Vec::new()), told: AtomicU64::new(0) }
+            Paused { go: Mutex::new(None), got: Mutex::new(Vec::new()), reported: AtomicU64::new(0) }
         }
 
         fn pause(&self) -> mpsc::SyncSender<()> {
@@ -215,10 +215,10 @@ mod tests {
     fn a_reader_that_stops_delays_nobody_and_lines_are_counted() {
         static READER: Paused = Paused::new();
         let go = READER.pause();
-        let told = |count| {
-            READER.told.fetch_add(count, Ordering::Relaxed);
+        let reported = |count| {
+            READER.reported.fetch_add(count, Ordering::Relaxed);
         };
-        let lines = Lines::start(4, |bytes| READER.write(bytes), told).unwrap();
+        let lines = Lines::start(4, |bytes| READER.write(bytes), reported).unwrap();
         // The reader has the first line when the others come.
         lines.push(&[0]);
         while !lines.queue.is_empty() {
@@ -236,7 +236,7 @@ mod tests {
         lines.flush(Duration::from_millis(10));
         assert!(READER.got.lock().unwrap().is_empty());
         go.send(()).unwrap();
-        while READER.told.load(Ordering::Relaxed) < dropped + 2 {
+        while READER.reported.load(Ordering::Relaxed) < dropped + 2 {
             std::thread::yield_now();
         }
         lines.push(b"after");

@@ -392,9 +392,9 @@ proptest! {
             prop_assert_eq!(looked.state(), model.period(now).state, "at {} after {:?}", now, step);
             prop_assert_eq!(breaker.rejected, rejected);
             // The gate shows what the machine does.
-            let told = (gate.state(), gate.failures(), gate.failed_trials(), gate.trial(), gate.lasts(now));
+            let of_gate = (gate.state(), gate.failures(), gate.failed_trials(), gate.trial(), gate.lasts(now));
             let counts = (breaker.failed_trials(), breaker.trial(), breaker.lasts(now));
-            prop_assert_eq!(told, (breaker.state(), breaker.failures(), counts.0, counts.1, counts.2));
+            prop_assert_eq!(of_gate, (breaker.state(), breaker.failures(), counts.0, counts.1, counts.2));
             let counts = (gate.opened(), gate.rejected(), gate.transitions(), gate.is_at_rest());
             prop_assert_eq!(counts, (breaker.opened, breaker.rejected, breaker.transitions, breaker.is_at_rest()));
         }

@@ -140,8 +140,8 @@ impl Group {
             return Some(Action::Retired);
         }
         if let Some(child) = self.given_up {
-            let told = std::mem::replace(&mut self.escalated, true);
-            return (!told).then_some(Action::Escalate(child));
+            let had_escalated = std::mem::replace(&mut self.escalated, true);
+            return (!had_escalated).then_some(Action::Escalate(child));
         }
         let child = self.startable().filter(|child| self.members[*child].due.is_some_and(|due| due <= now))?;
         let member = &mut self.members[child];

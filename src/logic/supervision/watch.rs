@@ -28,13 +28,13 @@ pub(crate) struct Watch {
     looked: u64,
     count: Option<u64>,
     late: u64,
-    told: bool,
+    reported: bool,
 }
 
 impl Watch {
     /// A thread is late after `warn`, and stuck after `abort`; it is checked about every `every`.
     pub(crate) fn new(warn: u64, abort: u64, every: u64, now: u64) -> Watch {
-        Watch { warn, abort, step: every.saturating_mul(2), looked: now, count: None, late: 0, told: false }
+        Watch { warn, abort, step: every.saturating_mul(2), looked: now, count: None, late: 0, reported: false }
     }
 
     /// Checks the thread's counter; `None` while the thread is absent.
@@ -42,15 +42,15 @@ impl Watch {
         let passed = now.saturating_sub(self.looked).min(self.step);
         self.looked = now;
         if count.is_none() || count != self.count {
-            let (late, told) = (std::mem::take(&mut self.late), std::mem::take(&mut self.told));
+            let (late, reported) = (std::mem::take(&mut self.late), std::mem::take(&mut self.reported));
             self.count = count;
-            return if told { ThreadState::Recovered(late) } else { ThreadState::Alive };
+            return if reported { ThreadState::Recovered(late) } else { ThreadState::Alive };
         }
         self.late = self.late.saturating_add(passed);
         if self.late >= self.abort {
             return ThreadState::Stuck(self.late);
         }
-        if self.late >= self.warn && !std::mem::replace(&mut self.told, true) {
+        if self.late >= self.warn && !std::mem::replace(&mut self.reported, true) {
             return ThreadState::Late(self.late);
         }
         ThreadState::Pending
@@ -81,14 +81,14 @@ mod tests {
     #[test]
     fn a_thread_that_hangs_is_late_once_and_then_too_late() {
         let mut watch = watch();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for tick in 0..=20 {
             match watch.look(Some(7), tick * 250) {
                 ThreadState::Alive | ThreadState::Pending => {}
-                verdict => told.push((tick * 250, verdict)),
+                verdict => reported.push((tick * 250, verdict)),
             }
         }
-        assert_eq!(told, [(1_000, ThreadState::Late(1_000)), (5_000, ThreadState::Stuck(5_000))]);
+        assert_eq!(reported, [(1_000, ThreadState::Late(1_000)), (5_000, ThreadState::Stuck(5_000))]);
         assert!(watch.is_late());
     }
 

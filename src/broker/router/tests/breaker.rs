@@ -126,8 +126,9 @@ impl Scene {
     fn changes(&mut self) -> Vec<(BreakerState, BreakerState, &'static str)> {
         self.take_up();
         let state = crate::broker::router::breaker_state;
-        let told = |c: BreakerChange| (state(c.transition.from), state(c.transition.to), c.transition.reason.as_str());
-        self.changed.drain(..).map(told).collect()
+        let as_text =
+            |c: BreakerChange| (state(c.transition.from), state(c.transition.to), c.transition.reason.as_str());
+        self.changed.drain(..).map(as_text).collect()
     }
 }
 

@@ -327,8 +327,8 @@ fn a_message_that_kills_two_routers_is_quarantined_and_its_sender_told() {
     for others in &got[1..] {
         assert_eq!(*others, [(Kind::Deliver, 3, 2)], "two messages are missing, and that is seen");
     }
-    let told = publisher.take_all(&mut router);
-    assert_eq!(kinds(&told), [Kind::Quarantined; 2]);
+    let received = publisher.take_all(&mut router);
+    assert_eq!(kinds(&received), [Kind::Quarantined; 2]);
     assert!(router.state.is_quiescent());
 
     router.serve(&subscribers[0], "s", 8);
