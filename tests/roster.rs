@@ -258,7 +258,7 @@ fn routed(client: &Client, number: u64) -> Duration {
     began.elapsed()
 }
 
-fn waits(broker: &Broker) -> u64 {
+fn awaited_sessions(broker: &Broker) -> u64 {
     let status = broker.run(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
     status["awaited_sessions"].as_u64().expect("a number")
@@ -275,7 +275,7 @@ fn a_subscriber_that_comes_back_after_the_publisher_misses_nothing() {
     let mut early = client.subscribe("ledger.*").expect("a subscription");
     std::thread::scope(|scope| {
         scope.spawn(|| routed(&client, 1));
-        wait_until("the broker to wait", || waits(&broker) == 1);
+        wait_until("the broker to wait", || awaited_sessions(&broker) == 1);
         let status = broker.run(&["status"]);
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
         assert!(text.contains("publishes wait for 1 sessions of the last broker"), "{text}");
@@ -283,7 +283,7 @@ fn a_subscriber_that_comes_back_after_the_publisher_misses_nothing() {
         late.go_on();
         assert!(early.next_timeout(DEADLINE).expect("the subscription").is_some());
     });
-    assert_eq!(waits(&broker), 0);
+    assert_eq!(awaited_sessions(&broker), 0);
     for topic in TOPICS {
         client.publish(topic, numbered(END)).expect("it is on its way");
     }
@@ -312,7 +312,7 @@ fn a_subscriber_that_dies_while_publishes_wait_for_it_ends_the_wait() {
         stopped
     });
     broker.start_again();
-    wait_until("the broker to wait", || waits(&broker) == 1);
+    wait_until("the broker to wait", || awaited_sessions(&broker) == 1);
     stopped.kill();
     routed(&client, 1);
     broker.process().wait_for("publishing enabled reason=all_back");
@@ -345,7 +345,7 @@ fn a_stopped_subscriber_delays_the_others_by_the_grace_and_only_once() {
 fn gets_all(broker: &Broker, late: &mut Child, client: &Client) {
     std::thread::scope(|scope| {
         scope.spawn(|| routed(client, 1));
-        wait_until("the broker to wait", || waits(broker) == 1);
+        wait_until("the broker to wait", || awaited_sessions(broker) == 1);
         late.go_on();
     });
     for topic in TOPICS {
@@ -364,7 +364,7 @@ fn a_broker_that_is_killed_while_it_waits_leaves_the_wait_to_the_next() {
     });
     for _ in 0..2 {
         broker.start_again();
-        wait_until("the broker to wait", || waits(&broker) == 1);
+        wait_until("the broker to wait", || awaited_sessions(&broker) == 1);
         broker.kill();
     }
     broker.start_again();
