@@ -22,7 +22,7 @@ use support::{Broker, wait_until};
 const BATCH: usize = 32;
 const BURST: u64 = 8;
 /// Messages and requests of each connection in a cycle.
-const EACH: u64 = 16;
+const EACH: u64 = 24;
 /// Cycles of the largest size before the first that is measured.
 const WARM_UP: usize = 4;
 /// Growth in bytes per cycle that is none: two pages over all cycles.
