@@ -262,6 +262,9 @@ impl Chaos {
                 name = FAULTS[2 + self.random.below(FAULTS.len() - 2)];
             }
             self.fault(name);
+            for (name, child) in &mut self.clients {
+                assert!(!child.has_ended(), "{name}: process {} has ended by itself", child.pid());
+            }
             self.most = self.most.max(Memory::of(self.broker.process().pid()).total());
             let pause = self.random.millis(10, 100);
             work_for(pause);

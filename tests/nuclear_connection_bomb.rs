@@ -60,7 +60,7 @@ fn nuclear_connection_bomb() {
     if let Some(role) = role() {
         return play(&role);
     }
-    let (connections, each) = (scaled(1_000, 300), scaled(5_000, 100));
+    let (connections, each) = (scaled(1_000, 200), scaled(5_000, 100));
     let mut broker = Broker::start();
     broker.without_limit();
     broker.descriptors_at_rest();

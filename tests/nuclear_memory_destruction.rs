@@ -48,6 +48,7 @@ struct Received {
     messages: AtomicU64,
     /// The longest time between two messages, in ns.
     longest: AtomicU64,
+    is_evicted: AtomicBool,
 }
 
 fn play(role: &str) {
@@ -61,7 +62,7 @@ fn play(role: &str) {
         clients.iter().enumerate().map(|(n, client)| client.subscribe(&topic(n + count - 1)).unwrap()).collect();
     let received: Vec<Received> = (0..count).map(|_| Received::default()).collect();
     let (is_over, started) = (AtomicBool::new(false), Instant::now());
-    let published: u64 = std::thread::scope(|scope| {
+    let published: Vec<u64> = std::thread::scope(|scope| {
         for (index, (mut subscription, received)) in subscriptions.into_iter().zip(&received).enumerate() {
             let from = (index + count - 1) % count;
             scope.spawn(move || {
@@ -72,7 +73,14 @@ fn play(role: &str) {
                             std::thread::park();
                         }
                     }
-                    let message = subscription.next().expect("a message").expect("it is in force");
+                    let message = match subscription.next().expect("a message") {
+                        Ok(message) => message,
+                        // Allowed of a subscriber that does not keep up; it is counted.
+                        Err(error) => {
+                            assert!(error.is_evicted(), "topic {from}: {error}");
+                            return received.is_evicted.store(true, Ordering::Relaxed);
+                        }
+                    };
                     if message.payload().is_empty() {
                         break;
                     }
@@ -114,18 +122,29 @@ fn play(role: &str) {
             })
             .collect();
         wait_until("each connection to receive both sizes", || {
-            received.iter().all(|one| one.messages.load(Ordering::Relaxed) >= LEAST)
+            let is_enough = |one: &Received| one.messages.load(Ordering::Relaxed) >= LEAST;
+            received.iter().all(|one| is_enough(one) || one.is_evicted.load(Ordering::Relaxed))
         });
         tell("all");
         heard();
         is_over.store(true, Ordering::Relaxed);
-        publishers.into_iter().map(|publisher| publisher.join().expect("a publisher")).sum()
+        publishers.into_iter().map(|publisher| publisher.join().expect("a publisher")).collect()
     });
     let counts: Vec<u64> = received.iter().map(|one| one.messages.load(Ordering::Relaxed)).collect();
+    // The next connection receives what one publishes.
+    let mut evicted = 0;
+    for (index, published) in published.iter().enumerate() {
+        let next = (index + 1) % count;
+        if received[next].is_evicted.load(Ordering::Relaxed) {
+            evicted += 1;
+        } else {
+            assert_eq!(*published, counts[next], "topic {index}: messages published, and delivered");
+        }
+    }
     let longest = received.iter().map(|one| one.longest.load(Ordering::Relaxed)).max().unwrap_or_default();
     tell(&format!(
         "result {}",
-        json!({"published": published, "received": counts, "longest_ns": longest,
+        json!({"evicted": evicted, "received": counts, "longest_ns": longest,
         "seconds": started.elapsed().as_secs_f64()})
     ));
     heard();
@@ -155,7 +174,7 @@ fn nuclear_memory_destruction() {
     if let Some(role) = role() {
         return play(&role);
     }
-    let (connections, enough) = (scaled(100, 16), Duration::from_secs(scaled(10, 1)));
+    let (connections, enough) = (scaled(100, 12), Duration::from_secs(scaled(10, 1)));
     // In a debug build the readers are slow enough to be evicted.
     let mut broker = if MEASURES { Broker::start() } else { Broker::start_with(&PATIENT) };
     broker.without_limit();
@@ -172,7 +191,6 @@ fn nuclear_memory_destruction() {
     let result: Value = serde_json::from_str(&load.hears_within("result", 2 * DEADLINE)).expect("JSON");
     load.say("end");
     let received: Vec<u64> = serde_json::from_value(result["received"].clone()).expect("numbers");
-    assert_eq!(result["published"], received.iter().sum::<u64>(), "each message is delivered once");
     let (least, messages) = (*received.iter().min().expect("one"), received.iter().sum::<u64>());
     let mean = messages as f64 / connections as f64;
     let bytes: u64 = received.iter().map(|count| (0..*count).map(|n| size(n) as u64).sum::<u64>()).sum();
@@ -190,8 +208,10 @@ fn nuclear_memory_destruction() {
     report.figure("memory_mb_as_bench_connections", megabytes(most.as_bench(), idle.as_bench()));
     let actual = format!("{:.1} s, at most {most_slots} of {of_slots} slots", at_limit.as_secs_f64());
     report.criterion("budget at its limit", "at least 10 s", actual, at_limit >= enough);
-    let actual = format!("the slowest {least} messages, the mean {mean:.0}");
-    report.criterion("no connection starved", "a tenth of the mean", actual, least as f64 >= mean / 10.0);
+    let evicted = result["evicted"].as_u64().expect("a number");
+    let actual = format!("the slowest {least} messages, the mean {mean:.0}; {evicted} evicted");
+    let is_fair = evicted == 0 && least as f64 >= mean / 10.0;
+    report.criterion("no connection starved", "a tenth of the mean", actual, is_fair);
     let memory = megabytes(most.total(), idle.total());
     report.criterion("memory", "< 3 MB over idle", format!("{memory:.2} MB at its peak"), memory < 3.0);
     report.finish();

@@ -11,7 +11,7 @@ mod support;
 
 use serde_json::json;
 use std::time::Duration;
-use support::criteria::{Report, injected, scaled};
+use support::criteria::{MEASURES, Report, injected, scaled};
 use support::load::{Load, watch};
 use support::memory::{mappings, private};
 use support::role::{Child, heard, role, tell};
@@ -22,9 +22,9 @@ use support::{Broker, wait_until};
 const BATCH: usize = 32;
 const BURST: u64 = 8;
 /// Messages and requests of each connection in a cycle.
-const EACH: u64 = 16;
-/// Cycles of the largest size before the first that is measured.
-const WARM_UP: usize = 4;
+const EACH: u64 = 24;
+/// Cycles of the largest size before the first that is measured: tables and the heap reach their size in so many.
+const WARM_UP: usize = if MEASURES { 20 } else { 4 };
 /// Growth in bytes per cycle that is none: two pages over all cycles.
 const UNSEEN: f64 = 64.0;
 

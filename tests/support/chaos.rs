@@ -129,6 +129,15 @@ fn subscribe(client: &Client, role: &str) {
         let what = if sequence > expected { "lost" } else { "doubled" };
         let is_next = sequence == expected || role == "slow";
         assert!(is_next, "{topic}: message {sequence} came where {expected} is next: {what}");
+        // The sequence numbers are the library's, the number in the message is the publisher's.
+        let number = message.payload().first_chunk().map_or(sequence - 1, |bytes| u64::from_le_bytes(*bytes));
+        let what = if number >= sequence { "lost" } else { "doubled" };
+        assert_eq!(
+            number,
+            sequence - 1,
+            "{topic}: message {number} came as the one after {} others: {what}",
+            sequence - 1
+        );
         let is_whole = message.payload() == self::message(sequence - 1);
         assert!(is_whole, "{topic}: message {sequence} of {} bytes is not what was published", message.payload().len());
         last.insert(topic.to_owned(), sequence);
