@@ -474,7 +474,11 @@ fn a_command_that_ends_says_goodbye() {
         assert_eq!((process.code(), process.stderr().as_str()), (143, says));
         wait_until("it to be gone", gone);
     }
-    let log = broker.process().stderr();
+    let mut log = String::new();
+    wait_until("three lines", || {
+        log = broker.process().stderr();
+        log.matches("connection closed").count() >= 3
+    });
     assert!(!log.contains("connection lost"), "{log}");
     assert_eq!(log.matches("connection closed").count(), 3, "{log}");
 }

@@ -58,7 +58,7 @@ fn a_breaker_that_panics_is_started_again_and_the_router_works_on() {
 }
 
 /// The actor of the breakers dies of every second change that it is to tell, of every second look at the time, and of
-/// an order. What passes and what does not is as if it had lived, and each change is told once.
+/// an order. What passes and what does not is as if it had lived, and each change is logged once.
 #[test]
 fn breakers_count_exactly_while_their_actor_dies_in_every_state() {
     let keys = [
@@ -128,14 +128,14 @@ fn breakers_count_exactly_while_their_actor_dies_in_every_state() {
         "from=forced_open to=closed reason=manual connection=",
     ];
     // However often the order was said.
-    let mut told = Vec::new();
+    let mut logged = Vec::new();
     wait_until("the last line", || {
-        told = lines(&mut broker, &[" breaker service=fragile "]);
-        told.dedup_by_key(|line| line.split_once("service=").expect("a service").1.to_owned());
-        told.len() >= expected.len()
+        logged = lines(&mut broker, &[" breaker service=fragile "]);
+        logged.dedup_by_key(|line| line.split_once("service=").expect("a service").1.to_owned());
+        logged.len() >= expected.len()
     });
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
-    for (line, expected) in told.iter().zip(expected) {
+    assert_eq!(logged.len(), expected.len(), "{logged:#?}");
+    for (line, expected) in logged.iter().zip(expected) {
         assert!(line.contains(expected), "{line} is not {expected}");
     }
     for point in ["breaker.event", "breaker.timer", "breaker.ordered"] {
@@ -199,10 +199,10 @@ fn two_hundred_connections_whose_actors_panic_leave_nothing() {
     }
     wait_until("connections to go", || watch.status().unwrap().connections.len() == 1);
     wait_until("descriptors to go", || broker.descriptors() == descriptors);
-    let told =
+    let logged =
         lines(&mut broker, &["WARN", "restarting actor actor=connection", "panicked: injected at connection.welcomed"]);
-    assert_eq!(told.len(), 200);
-    assert!(told.iter().all(|line| line.contains("attempt=1 limit=1000 delay_ms=0")), "{}", told[0]);
+    assert_eq!(logged.len(), 200);
+    assert!(logged.iter().all(|line| line.contains("attempt=1 limit=1000 delay_ms=0")), "{}", logged[0]);
     let status = actor(&watch, "connection");
     assert_eq!((status.state, status.restarts), (ActorState::Running, 200));
     assert_eq!(watch.status().unwrap().subscriptions, 1);

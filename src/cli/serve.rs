@@ -123,7 +123,7 @@ fn banner(loaded: &Loaded, health: &HealthStatus) {
         restart.period_secs,
         restart.watchdog_abort_ms,
         health_server.max_connections,
-        resources::told(resources::Resource::RLIMIT_NOFILE),
+        resources::describe(resources::Resource::RLIMIT_NOFILE),
     );
     if !is_journal() {
         let is_default = ipc.socket_path == Path::new(DEFAULT_SOCKET);

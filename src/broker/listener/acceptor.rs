@@ -26,9 +26,9 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// The timeout for sending a refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
 /// Refusals that are sent at a time; further connections are closed without one.
-const MOST_REFUSALS: usize = 16;
+const MAX_REFUSALS: usize = 16;
 /// Handshakes beyond the connection limit while a detached session exists (S8).
-const MOST_RESUMING: usize = 16;
+const MAX_RESUMING: usize = 16;
 
 /// The mailbox of a connection's actor: one `Stop`, and one socket at a time.
 const CONNECTION_MAILBOX: usize = 4;
@@ -81,8 +81,8 @@ impl Handler<Stop> for Acceptor {
 async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<ArbiterHandle>) -> io::Result<()> {
     let mut listener = UnixListener::from_std(listening.listener()?)?;
     let mut made_anew = Box::pin(listening.clone().made_anew());
-    let refusals = Arc::new(tokio::sync::Semaphore::new(MOST_REFUSALS));
-    let resuming = Arc::new(tokio::sync::Semaphore::new(MOST_RESUMING));
+    let refusals = Arc::new(tokio::sync::Semaphore::new(MAX_REFUSALS));
+    let resuming = Arc::new(tokio::sync::Semaphore::new(MAX_RESUMING));
     let mut next = workers.iter().cycle();
     loop {
         let accepted = tokio::select! {

@@ -242,8 +242,8 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
                     Phase::Running => {}
                     Phase::Closing => return End::Shutdown,
                     Phase::Draining(deadline_ms) => {
-                        let told = Box::pin(send(stream, &BrokerFrame::Draining { deadline_ms }, &[])).await;
-                        if let Err(error) = told {
+                        let sent = Box::pin(send(stream, &BrokerFrame::Draining { deadline_ms }, &[])).await;
+                        if let Err(error) = sent {
                             return End::Lost(error.to_string());
                         }
                     }

@@ -20,7 +20,7 @@ pub(crate) fn soft(resource: Resource) -> Option<u64> {
 
 /// A limit as text.
 #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the command line tells it"))]
-pub(crate) fn told(resource: Resource) -> String {
+pub(crate) fn describe(resource: Resource) -> String {
     match soft(resource) {
         None => "unknown".to_owned(),
         Some(RLIM_INFINITY) => "unlimited".to_owned(),

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 /// The delay after which a late thread is logged.
 const WARN: Duration = Duration::from_secs(1);
 /// The longest interval between two checks.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The shortest interval.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -108,10 +108,10 @@ impl Watchdog {
     ) -> io::Result<Watchdog> {
         let (ends_it, ended) = sync_channel::<()>(0);
         let (late, late_non_vital) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let most = alive.as_ref().map_or(LOOK, |alive| alive.every / 2);
-        let every = (abort_after / 8).min(LOOK).min(most).max(SHORTEST);
+        let most = alive.as_ref().map_or(CHECK_INTERVAL, |alive| alive.every / 2);
+        let every = (abort_after / 8).min(CHECK_INTERVAL).min(most).max(SHORTEST);
         let warn = WARN.min(abort_after / 2);
-        let (clock, told, late_non_vital_out) = (Instant::now(), late.clone(), late_non_vital.clone());
+        let (clock, late_out, late_non_vital_out) = (Instant::now(), late.clone(), late_non_vital.clone());
         let watch = move || {
             let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let watch = |is_vital: bool| {
@@ -128,7 +128,7 @@ impl Watchdog {
                     watched.iter().filter(|(watch, it)| it.is_vital == is_vital && watch.is_late()).count() as u64
                 };
                 let vital = late(true);
-                told.store(vital, Ordering::Relaxed);
+                late_out.store(vital, Ordering::Relaxed);
                 late_non_vital_out.store(late(false), Ordering::Relaxed);
                 if let Some(alive) = alive.as_ref().filter(|_| vital == 0) {
                     // The next look may be too late, so half of one early.
@@ -215,7 +215,7 @@ mod tests {
     fn a_thread_beside_is_told_of_and_ends_nothing() {
         let (gone, hanging) = (Arc::new(Pulse::default()), Arc::new(Pulse::default()));
         hanging.beating.fetch_add(1, Ordering::Relaxed);
-        let (pings, told) = sync_channel(1);
+        let (pings, pinged) = sync_channel(1);
         let tell = Box::new(move || {
             let _ = pings.try_send(());
         });
@@ -224,11 +224,11 @@ mod tests {
         let hangs = || panic!("it is not vital");
         let watchdog = Watchdog::start(watched, Duration::from_millis(10), Some(alive), hangs).unwrap();
         while watchdog.late_non_vital().load(Ordering::Relaxed) < 1 {
-            told.recv_timeout(Duration::from_secs(30)).unwrap();
+            pinged.recv_timeout(Duration::from_secs(30)).unwrap();
         }
         // It is late for good, and the heartbeats to the manager continue.
         for _ in 0..20 {
-            told.recv_timeout(Duration::from_secs(30)).unwrap();
+            pinged.recv_timeout(Duration::from_secs(30)).unwrap();
         }
         assert_eq!(
             (watchdog.late_non_vital().load(Ordering::Relaxed), watchdog.late().load(Ordering::Relaxed)),
@@ -238,14 +238,14 @@ mod tests {
         hanging.count.fetch_add(1, Ordering::Relaxed);
         while watchdog.late_non_vital().load(Ordering::Relaxed) > 0 {
             hanging.count.fetch_add(1, Ordering::Relaxed);
-            told.recv_timeout(Duration::from_secs(30)).unwrap();
+            pinged.recv_timeout(Duration::from_secs(30)).unwrap();
         }
     }
 
     #[test]
     fn nobody_hears_that_we_live_while_a_vital_thread_hangs() {
         let (_hangs, hanging) = pulse();
-        let (pings, told) = sync_channel(1000);
+        let (pings, pinged) = sync_channel(1000);
         let tell = Box::new(move || {
             let _ = pings.try_send(());
         });
@@ -256,11 +256,11 @@ mod tests {
         };
         let watchdog = Watchdog::start(vec![hanging], Duration::from_millis(40), Some(alive), on_hang).unwrap();
         hangs.recv_timeout(Duration::from_secs(30)).unwrap();
-        let _ = told.try_iter().count();
+        let _ = pinged.try_iter().count();
         for _ in 0..3 {
             hangs.recv_timeout(Duration::from_secs(30)).unwrap();
         }
-        assert_eq!(told.try_iter().count(), 0);
+        assert_eq!(pinged.try_iter().count(), 0);
         assert_eq!(watchdog.late().load(Ordering::Relaxed), 1);
     }
 }

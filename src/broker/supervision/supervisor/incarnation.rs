@@ -194,7 +194,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// The text of the standard hook, which would wait for the reader of stderr.
-fn told(info: &PanicHookInfo<'_>, verbose: bool) -> String {
+fn panic_text(info: &PanicHookInfo<'_>, verbose: bool) -> String {
     let thread = std::thread::current();
     let backtrace = if verbose { format!("{}\n", Backtrace::force_capture()) } else { String::new() };
     format!("thread {:?} {info}\n{backtrace}", thread.name().unwrap_or("unnamed"))
@@ -216,7 +216,7 @@ pub(in crate::broker) fn install_panic_hook() {
             }
             if !supervised || verbose {
                 match stderr::is_started() {
-                    true => stderr::write(told(info, verbose).as_bytes()),
+                    true => stderr::write(panic_text(info, verbose).as_bytes()),
                     false => before(info),
                 }
             }

@@ -120,6 +120,7 @@ where
 /// Waits for `delay` nanoseconds, or for a request to retry now. Returns whether there was a request.
 async fn delayed(delay: u64, retry_now: &mut Option<watch::Receiver<u64>>, started: Instant) -> bool {
     tokio::select! {
+        biased;
         () = tokio::time::sleep(Duration::from_nanos(delay)) => false,
         () = retry_requested(retry_now, started) => true,
     }

@@ -180,8 +180,8 @@ fn every_kind_of_end_is_seen_and_followed_by_a_fresh_actor() {
             let status = tree.report().remove(0);
             assert_eq!(record.started.borrow().len(), 3, "{fate:?}");
             assert_eq!((status.restarts, status.failures), (2, if fate == Fate::End { 0 } else { 2 }), "{fate:?}");
-            let told = status.last_reason.unwrap();
-            assert!(told.starts_with(reason), "{fate:?}: {told}");
+            let last_reason = status.last_reason.unwrap();
+            assert!(last_reason.starts_with(reason), "{fate:?}: {last_reason}");
             assert_eq!(record.alive.get(), 0, "{fate:?}");
         });
     }
@@ -263,8 +263,8 @@ struct Three {
 impl Three {
     fn new(name: &'static str, fates: &'static [Fate]) -> Three {
         let (record, tree) = (Record::default(), Arc::new(Tree::default()));
-        let (told, whole) = watch::channel(false);
-        let mut supervisor = Supervisor::new("root", tree, told);
+        let (published, whole) = watch::channel(false);
+        let mut supervisor = Supervisor::new("root", tree, published);
         let mut addresses = Vec::new();
         for child in ["a", "b", "c"] {
             let seat = supervisor.add(spec(child, Restart::Permanent, FAST), || {});
@@ -347,8 +347,8 @@ fn some_are_retired_while_the_others_are_still_supervised() {
 #[test]
 fn a_child_without_a_seat_is_given_up() {
     System::new().block_on(async {
-        let (tree, (told, _whole)) = (Arc::new(Tree::default()), watch::channel(false));
-        let mut supervisor = Supervisor::new("root", tree, told);
+        let (tree, (published, _whole)) = (Arc::new(Tree::default()), watch::channel(false));
+        let mut supervisor = Supervisor::new("root", tree, published);
         drop(supervisor.add(spec("a", Restart::Permanent, FAST), || {}));
         assert_eq!(supervisor.run().await.reason, "thread ended");
     });

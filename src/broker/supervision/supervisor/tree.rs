@@ -268,10 +268,10 @@ mod tests {
         tree.restarts(router, Cause::Failure, "y", Duration::ZERO);
         tree.restarts(router, Cause::Failure, "z", Duration::ZERO);
         tree.restarts_with_sibling(acceptor, Duration::ZERO);
-        let told = |panic, failure, ended, sibling| {
+        let counts = |panic, failure, ended, sibling| {
             vec![("panic", panic), ("failure", failure), ("ended", ended), ("sibling", sibling)]
         };
-        let expected = [("router".to_owned(), told(1, 2, 0, 0)), ("acceptor".to_owned(), told(0, 0, 0, 1))];
+        let expected = [("router".to_owned(), counts(1, 2, 0, 0)), ("acceptor".to_owned(), counts(0, 0, 0, 1))];
         assert_eq!(tree.restarts_by_cause(), expected);
         assert_eq!(tree.report()[1].restarts, 0, "what a sibling is to blame for is none of its own");
     }
