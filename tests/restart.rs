@@ -1,5 +1,5 @@
-//! A broker that is killed and started again: what was published arrives, once; requests end once; who subscribed and
-//! served does so again.
+//! A broker that is killed, or stopped, and started again: what was published arrives, once; requests end once; clients
+//! subscribe and serve again.
 
 mod support;
 
@@ -19,7 +19,17 @@ fn long() -> RequestOptions {
 
 #[test]
 fn killing_the_broker_loses_no_publish_and_doubles_none() {
-    let mut broker = Broker::start_with(&PATIENT);
+    no_publish_is_lost_or_doubled("KILL");
+}
+
+/// The publishers go on while the broker drains, so that it is never quiescent.
+#[test]
+fn stopping_the_broker_loses_no_publish_and_doubles_none() {
+    no_publish_is_lost_or_doubled("TERM");
+}
+
+fn no_publish_is_lost_or_doubled(signal: &str) {
+    let mut broker = Broker::start_with(&[&PATIENT[..], &[("ipc.drain_timeout_ms", "100")]].concat());
     let (small, large, there) = (connect(&broker), connect(&broker), connect(&broker));
     let mut smalls = there.subscribe("ledger.small").unwrap();
     let mut larges = there.subscribe("ledger.large").unwrap();
@@ -36,7 +46,7 @@ fn killing_the_broker_loses_no_publish_and_doubles_none() {
                 let now = progress.each_ref().map(|progress| progress.load(Ordering::SeqCst));
                 now[0] > before[0] + 1000 && now[1] > before[1] + 20
             });
-            broker.end("KILL");
+            broker.end(signal);
             broker.start_again();
         }
         drop(ends);

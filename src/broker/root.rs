@@ -7,7 +7,7 @@ use super::listener::acceptor::Acceptor;
 use super::listener::inherited::Inherited;
 use super::listener::listening::Listening;
 use super::listener::socket::{self, Bound, SocketError};
-use super::router::{Announce, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
+use super::router::{Announce, CloseLanes, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::session::dialler;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
@@ -265,6 +265,10 @@ async fn serve(
         }
         if ended.is_err() {
             notify.stopping("an actor reached its restart limit", Duration::ZERO);
+        }
+        if !router.is_absent() {
+            // Before a subscriber is gone: what is published from now on is for the next broker.
+            let _ = beside(&mut children, tokio::time::timeout(CLOSE, router.send(CloseLanes))).await;
         }
         let _ = phase.send(Phase::Closing);
         let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;

@@ -133,6 +133,11 @@ pub(crate) struct Announce(pub(crate) Vec<(String, String)>);
 #[rtype(result = "()")]
 pub(crate) struct OpenLanes;
 
+/// Closes the bulk lanes for good: the broker ends, and clients re-send what it did not consume to the next one.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub(crate) struct CloseLanes;
+
 /// Whether no record, call or backlog is left.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "bool")]
@@ -344,6 +349,14 @@ impl Handler<OpenLanes> for ShmRouter {
 
     fn handle(&mut self, _: OpenLanes, _: &mut Self::Context) {
         self.with(|state| state.ports.open_lanes());
+    }
+}
+
+impl Handler<CloseLanes> for ShmRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: CloseLanes, _: &mut Self::Context) {
+        self.with(|state| state.close_lanes(u64::MAX));
     }
 }
 
