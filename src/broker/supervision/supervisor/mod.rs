@@ -382,7 +382,8 @@ pub(in crate::broker) fn elapsed(clock: Instant) -> u64 {
 /// Sleeps until a time of the clock; without one, for ever.
 async fn sleep_until(clock: Instant, at: Option<u64>) {
     match at.and_then(|at| clock.checked_add(Duration::from_nanos(at))) {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        // Boxed: a connection waits for no such time, and would hold the timer's memory.
+        Some(at) => Box::pin(tokio::time::sleep_until(at.into())).await,
         None => std::future::pending().await,
     }
 }

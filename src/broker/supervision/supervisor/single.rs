@@ -69,12 +69,6 @@ where
             Err(end) => end,
             Ok(mut incarnation) => loop {
                 let stable_at = restarts.borrow().stable_at();
-                let stable = async {
-                    match stable_at {
-                        Some(at) => Box::pin(sleep_until(clock, Some(at))).await,
-                        None => std::future::pending().await,
-                    }
-                };
                 tokio::select! {
                     // An end that follows from the stop is not restarted.
                     biased;
@@ -84,7 +78,7 @@ where
                         return Outcome::Stopped;
                     }
                     end = incarnation.ended() => break end,
-                    () = stable => {
+                    () = sleep_until(clock, stable_at) => {
                         if let Some(attempt) = restarts.borrow_mut().became_stable(elapsed(clock)) {
                             log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
                         }
