@@ -88,9 +88,7 @@ impl Broker {
 
     /// Its resident memory in KiB, with what it shares with its clients.
     pub fn memory_kib(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).expect("it runs");
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        self.memory().rss / 1024
     }
 }
 
