@@ -135,5 +135,5 @@ const READ_NEXT: f64 = 0.0;
 /// On a busy machine some of those that the reader had to wait for are copied: 0 to 3 in 100 were seen.
 const READ_NEXT_AWAITED: f64 = 1.0;
 const NEXT: f64 = 1.0;
-const REQUEST: f64 = 2.0;
-const SERVE: f64 = 2.0;
+const REQUEST: f64 = 1.0;
+const SERVE: f64 = 1.0;

@@ -73,7 +73,7 @@ impl Memory {
         self.budget.total()
     }
 
-    /// Times that the system refused a lease or a reclaim.
+    /// Times that a lease was refused, because no slot was free or by the system, or a reclaim by the system.
     pub(super) fn refused(&self) -> u64 {
         self.refused + self.reclaimer.refused()
     }
@@ -99,7 +99,10 @@ impl Memory {
             return None;
         }
         self.budget.give_back(self.reclaimer.take_freed());
-        let next = self.budget.next_window(window)?;
+        let Some(next) = self.budget.next_window(window) else {
+            self.refused += u64::from(!self.budget.is_largest(window));
+            return None;
+        };
         if leases.segment.lease(ring, window, next).is_err() {
             self.refused += 1;
             return None;

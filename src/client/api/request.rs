@@ -6,6 +6,7 @@ use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
 use crate::client::data::pending_call::{CallProgress, PendingCall};
+use crate::client::data::request_slots::ClaimedSlot;
 use crate::client::engine::{names, wait};
 use crate::client::error::Result;
 use crate::shm::layout::cells_for;
@@ -164,10 +165,8 @@ impl RequestBody {
         stream: bool,
         time: CallDeadline,
     ) -> Result<Option<(ReplyStream, RequestBody)>> {
-        let pending = Arc::new(PendingCall::new(connection.limits.stream_credit_cells()));
-        let Some((service, slot, generation)) = calls::claim_slot(connection, service, &pending)? else {
-            return Ok(None);
-        };
+        let Some((service, claimed)) = calls::claim_slot(connection, service)? else { return Ok(None) };
+        let ClaimedSlot { slot, generation, pending } = claimed;
         let session = service.session;
         let header = Header {
             flags: Flags::default().with_if(Flags::STREAM, stream),
@@ -317,7 +316,7 @@ impl Iterator for ReplyStream {
 
 impl Drop for ReplyStream {
     fn drop(&mut self) {
-        if self.done || !self.connection.is_ours() || self.pending.is_over() {
+        if self.done || !self.connection.is_ours() || self.pending.discard() {
             return;
         }
         if !self.is_sent {

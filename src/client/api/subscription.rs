@@ -218,7 +218,8 @@ impl Subscription {
         }
     }
 
-    /// The number of messages dropped because this subscription had no credit.
+    /// The number of messages that were not delivered to this subscription: it had no credit, or the rest of a message
+    /// of several records did not come, because its publisher had ended or the message was quarantined.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.queue.dropped()

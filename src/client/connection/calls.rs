@@ -5,7 +5,7 @@ use super::table::Table;
 use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
 use crate::client::data::names::NameRef;
-use crate::client::data::pending_call::PendingCall;
+use crate::client::data::request_slots::ClaimedSlot;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::sync::Ordering;
@@ -38,13 +38,9 @@ pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, pay
     connection.express().claim()?.try_push(header, payload)
 }
 
-/// A slot for a request, and its generation, with the service in the session in which the slot holds. `None`: the
-/// number of the service is to be requested first.
-pub(crate) fn claim_slot(
-    connection: &Connection,
-    service: &str,
-    pending: &Arc<PendingCall>,
-) -> Result<Option<(NameRef, u32, u32)>> {
+/// A slot for a request, with the service in the session in which the slot holds. `None`: the number of the service is
+/// to be requested first.
+pub(crate) fn claim_slot(connection: &Connection, service: &str) -> Result<Option<(NameRef, ClaimedSlot)>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     if let Some(closed) = &table.closed {
@@ -52,9 +48,10 @@ pub(crate) fn claim_slot(
     }
     let session = table.session;
     let Some(service) = table.services.touch(service, session) else { return Ok(None) };
-    let claimed = table.requests.claim(pending.clone(), service.at, connection.limits.max_requests());
+    let limits = &connection.limits;
+    let claimed = table.requests.claim(limits.stream_credit_cells(), service.at, limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
-    claimed.map(|(slot, generation)| Some((service, slot, generation))).ok_or_else(|| overloaded.into())
+    claimed.map(|claimed| Some((service, claimed))).ok_or_else(|| overloaded.into())
 }
 
 /// No process listens at the socket, so no reply is to be expected: outstanding requests end as disconnected now, not

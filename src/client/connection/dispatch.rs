@@ -14,7 +14,6 @@ use crate::shm::layout::cells_for;
 use crate::shm::ring::Record;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Records that are sorted before the followers are woken.
@@ -183,7 +182,8 @@ fn call(reader: &mut Reader, connection: &Connection, table: &mut Table, record:
     let (first, last) = (header.flags.has(Flags::FIRST), header.flags.has(Flags::LAST));
     if first {
         let credit = connection.limits.stream_credit_cells();
-        table.calls.insert(header.seq, Arc::new(IncomingCall::new(header, table.session, credit)));
+        let call = table.spare_calls.share(IncomingCall::new(header, table.session, credit));
+        table.calls.insert(header.seq, call);
     }
     let Some(call) = table.calls.get(&header.seq).cloned() else { return };
     let grant = call.append(cells_for(record.len), last, connection.stream_step(), |to| {

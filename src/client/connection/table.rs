@@ -4,12 +4,14 @@ use crate::client::data::connection_state::{ConnectionState, LinkStatus, StateWa
 use crate::client::data::incoming_call::{Inbox, InboxItem, IncomingCall};
 use crate::client::data::names::Names;
 use crate::client::data::request_slots::RequestSlots;
+use crate::client::data::spares::Spares;
 use crate::client::data::subscription_queue::{SubscriptionEvent, SubscriptionQueue};
 use crate::client::error::{Error, Kind, Result};
 use crate::wire::control::BrokerFrame;
 use crate::wire::record::Outcome;
 use rustc_hash::FxHashMap;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Requests to the new broker.
@@ -41,6 +43,7 @@ pub(crate) struct Table {
     pub(crate) requests: RequestSlots,
     pub(crate) inboxes: HashMap<u32, Arc<Inbox>>,
     pub(crate) calls: HashMap<u64, Arc<IncomingCall>>,
+    pub(crate) spare_calls: Spares<IncomingCall>,
     pub(crate) replies: HashMap<u32, Option<BrokerFrame>>,
     pub(crate) flushed: u64,
     /// Messages of this client that the broker quarantined, or that another broker did not take.
@@ -96,8 +99,14 @@ impl Table {
     /// A call is over for this client. Returns whether it was still to be replied to.
     pub(crate) fn take_call(&mut self, call: &Arc<IncomingCall>) -> bool {
         // By its number there may be another, in another session.
-        let is_here = self.calls.get(&call.call).is_some_and(|here| Arc::ptr_eq(here, call));
-        is_here && self.calls.remove(&call.call).is_some()
+        let Entry::Occupied(entry) = self.calls.entry(call.call) else { return false };
+        if !Arc::ptr_eq(entry.get(), call) {
+            return false;
+        }
+        let call = entry.remove();
+        drop(call.take_body());
+        self.spare_calls.release(call);
+        true
     }
 
     /// Another session begins, in which at most `max_requests` may be outstanding: each outstanding request has its

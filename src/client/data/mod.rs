@@ -6,7 +6,7 @@
 //! | `names`, `dedup` | numbers that stand for names; duplicates of re-sent messages |
 //! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
 //! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
-//! | `incoming_call` | calls that this client serves |
+//! | `incoming_call`, `spares` | calls that this client serves; the memory of calls, used again |
 //! | `control_queue` | control requests, kept until their replies come |
 //! | `connection_state`, `limits` | the state of the connection for its user; the limits of the present broker |
 //! | `lock` | locks, deadlines and threads, as all rooms use them |
@@ -25,4 +25,5 @@ pub(crate) mod names;
 pub(crate) mod pending_call;
 pub(crate) mod request_slots;
 pub(crate) mod resend_queue;
+pub(crate) mod spares;
 pub(crate) mod subscription_queue;

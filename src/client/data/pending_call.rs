@@ -133,6 +133,16 @@ impl PendingCall {
         lock(&self.0).owed += cells;
     }
 
+    /// Drops what has arrived: its owner takes no more. Returns whether the call is over.
+    pub(crate) fn discard(&self) -> bool {
+        let mut state = lock(&self.0);
+        state.first = None;
+        state.more = VecDeque::new();
+        state.partial = Vec::new();
+        state.end.is_some()
+    }
+
+    #[cfg(test)]
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.0).end.is_some()
     }

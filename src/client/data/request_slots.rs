@@ -4,6 +4,7 @@
 //! may be outstanding, and none reaches a later request in the same slot.
 
 use super::pending_call::{Failure, PendingCall};
+use super::spares::Spares;
 use crate::wire::record::{Header, Kind as RecordKind, Outcome};
 use std::sync::Arc;
 
@@ -15,17 +16,26 @@ struct Slot {
     pending: Option<Arc<PendingCall>>,
 }
 
+/// The slot of a request, and the request itself.
+#[derive(Debug)]
+pub(crate) struct ClaimedSlot {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    pub(crate) pending: Arc<PendingCall>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct RequestSlots {
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Slots of requests that have ended here, and whose cancels wait for space.
     cancels: Vec<u32>,
+    spares: Spares<PendingCall>,
 }
 
 impl RequestSlots {
-    /// A slot and its generation for a request to a service; `None`: `max` are in use.
-    pub(crate) fn claim(&mut self, pending: Arc<PendingCall>, service: u32, max: u32) -> Option<(u32, u32)> {
+    /// A slot for a request to a service, whose body may begin with `credit` cells; `None`: `max` are in use.
+    pub(crate) fn claim(&mut self, credit: u32, service: u32, max: u32) -> Option<ClaimedSlot> {
         let number = match self.free.pop() {
             // Slots beyond the limit of the present broker are left out by `restart`.
             Some(number) => number,
@@ -38,8 +48,9 @@ impl RequestSlots {
         let slot = &mut self.slots[number as usize];
         slot.generation = slot.generation.wrapping_add(1);
         slot.service = service;
-        slot.pending = Some(pending);
-        Some((number, slot.generation))
+        let pending = self.spares.share(PendingCall::new(credit));
+        slot.pending = Some(pending.clone());
+        Some(ClaimedSlot { slot: number, generation: slot.generation, pending })
     }
 
     /// The request in a slot, if it has no outcome yet.
@@ -62,7 +73,8 @@ impl RequestSlots {
     /// Frees the slot of a request that the broker has ended, or has never received. In another session it was ended
     /// with all others.
     pub(crate) fn release(&mut self, number: u32, generation: u32) {
-        if self.take(number, generation).is_some() {
+        if let Some(pending) = self.take(number, generation) {
+            self.spares.release(pending);
             self.free.push(number);
         }
     }
@@ -114,28 +126,27 @@ impl RequestSlots {
 mod tests {
     use super::*;
 
-    fn pending() -> Arc<PendingCall> {
-        Arc::new(PendingCall::new(1))
+    fn claim(slots: &mut RequestSlots, service: u32, max: u32) -> Option<(u32, u32)> {
+        slots.claim(1, service, max).map(|claimed| (claimed.slot, claimed.generation))
     }
 
     #[test]
     fn a_slot_is_used_again_only_when_its_cancel_is_placed() {
         let mut slots = RequestSlots::default();
-        assert_eq!(slots.claim(pending(), 0, 1), Some((0, 1)));
+        assert_eq!(claim(&mut slots, 0, 1), Some((0, 1)));
         assert!(!slots.cancel(0, 2, Outcome::Cancelled) && slots.cancel(0, 1, Outcome::Cancelled));
         assert!(!slots.cancel(0, 1, Outcome::Cancelled), "it has ended");
-        assert_eq!(slots.claim(pending(), 0, 1), None);
+        assert_eq!(claim(&mut slots, 0, 1), None);
         assert!(!slots.place_cancels(|_| false));
-        assert_eq!(slots.claim(pending(), 0, 1), None);
+        assert_eq!(claim(&mut slots, 0, 1), None);
         assert!(slots.place_cancels(|cancel| (cancel.id, cancel.id2) == (0, 1)));
-        assert_eq!(slots.claim(pending(), 0, 1), Some((0, 2)));
+        assert_eq!(claim(&mut slots, 0, 1), Some((0, 2)));
     }
 
     #[test]
     fn a_service_is_in_use_until_the_body_of_the_last_request_to_it_is_placed() {
         let mut slots = RequestSlots::default();
-        let call = pending();
-        let (slot, generation) = slots.claim(call.clone(), 7, 2).unwrap();
+        let ClaimedSlot { slot, generation, pending: call } = slots.claim(1, 7, 2).unwrap();
         assert!(slots.sends_to(7) && !slots.sends_to(0));
         assert!(matches!(call.send(1, false, || Ok(true)), Some(Ok(true))));
         assert!(slots.sends_to(7), "there is more of it");
@@ -144,7 +155,7 @@ mod tests {
         assert!(slots.sends_to(7), "it found no space");
         assert!(matches!(call.send(1, true, || Ok(true)), Some(Ok(true))));
         assert!(!slots.sends_to(7) && slots.get(slot, generation).is_some());
-        let (slot, generation) = slots.claim(pending(), 7, 2).unwrap();
+        let (slot, generation) = claim(&mut slots, 7, 2).unwrap();
         slots.cancel(slot, generation, Outcome::Cancelled);
         assert!(!slots.sends_to(7), "it has ended");
     }
@@ -152,12 +163,11 @@ mod tests {
     #[test]
     fn another_session_ends_all_requests_and_may_allow_fewer() {
         let mut slots = RequestSlots::default();
-        let calls: Vec<_> = (0..3).map(|_| pending()).collect();
-        calls.iter().for_each(|call| _ = slots.claim(call.clone(), 0, 3));
+        let calls: Vec<_> = (0..3).map(|_| slots.claim(1, 0, 3).unwrap().pending).collect();
         slots.cancel(1, 1, Outcome::Cancelled);
         slots.restart(2);
         assert!(calls.iter().all(|call| call.is_over()) && slots.get(0, 1).is_none());
         assert!(slots.place_cancels(|_| unreachable!("they have ended with their session")));
-        assert_eq!((0..3).filter_map(|_| slots.claim(pending(), 0, 2)).count(), 2);
+        assert_eq!((0..3).filter_map(|_| claim(&mut slots, 0, 2)).count(), 2);
     }
 }

@@ -28,6 +28,11 @@ impl Budget {
         (more > 0).then_some(window + more)
     }
 
+    /// Whether a ring has all that one ring may have, so that it stays for that reason.
+    pub(crate) fn is_largest(&self, window: u32) -> bool {
+        self.most.saturating_sub(window) < self.unit
+    }
+
     /// A window has changed from `before` to `after` cells.
     pub(crate) fn change(&mut self, before: u32, after: u32) {
         self.used = self.used - u64::from(before) + u64::from(after);

@@ -94,6 +94,23 @@ fn an_honest_client_passes_every_audit_while_its_pages_go_back() {
     assert!(pending > 0, "no audit of {audits} came while pages were on their way back");
 }
 
+#[test]
+fn a_ring_that_finds_no_free_slot_counts_as_refused() {
+    let mut router = Router::new(|config| {
+        (config.shared_memory.num_slots, config.shared_memory.max_window_slots) = (64, 64);
+    });
+    let peers = [router.connect(), router.connect()];
+    let Egresses { memory, table, .. } = &mut router.state.ports.egresses;
+    let mut grow = |peer: &Peer| {
+        let egress = table[peer.key as usize].as_deref_mut().expect("its egress");
+        while memory.grow_egress(peer.key, &mut egress.leases, &mut egress.ring) {}
+        (egress.ring.window(), memory.refused())
+    };
+    let (window, refused) = grow(&peers[0]);
+    assert!(window > 0 && refused == 1, "{window} cells, {refused} refusals: half of what is free is less than a page");
+    assert_eq!(grow(&peers[1]), (0, 2));
+}
+
 /// Audits the memory of `key`; returns how many cells are on their way back.
 fn audit(ingress: &Ingress, egresses: &Egresses, key: u32) -> u64 {
     let egress = egresses.get(key).expect("its egress");
