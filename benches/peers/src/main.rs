@@ -6,6 +6,7 @@
 //! | `peers` | the peers, one file each |
 //! | `work` | the messages, their check, and the times |
 //! | `role` | one end, in a process of its own |
+//! | `runtime` | tokio, for asynchronous clients |
 //! | `process`, `usage` | child processes, their CPU and memory |
 //! | `driver` | the order of the measurements |
 //! | `report` | the tables, the JSON file and the plot |
@@ -19,6 +20,7 @@ mod peers;
 mod process;
 mod report;
 mod role;
+mod runtime;
 mod usage;
 mod work;
 

@@ -1,10 +1,12 @@
 //! What a peer implements: one file below `peers/` for each.
 
 use crate::error::Result;
+use crate::role::{Options, Role};
 use crate::work::{Caller, Sink, Source};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// A way to exchange messages between processes of one machine.
 ///
@@ -129,6 +131,11 @@ pub(crate) fn version_of(program: &str) -> Option<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.split_whitespace().map(|word| word.trim_start_matches('v')).find(is_version).map(str::to_owned)
+}
+
+/// The broker of a peer whose broker is a library: this program, in that role.
+pub(crate) fn own_broker(peer: &dyn Peer, scene: &Scene) -> Result<Command> {
+    peer.end(scene, &Options::arguments(peer, Role::Broker, scene, Duration::ZERO, 0))
 }
 
 /// A program that is not ours, as a child that ends with the driver.

@@ -30,7 +30,7 @@ impl Process {
         let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
         let stdout = child.stdout.take().ok_or("no stdout")?;
         let (sender, lines) = sync_channel(64);
-        // It ends with the child's stdout. Lines that the driver does not wait for, such as a broker's log, are dropped.
+        // It ends with the child's stdout. What the driver does not wait for, such as a broker's log, is dropped.
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
                 if let Err(TrySendError::Disconnected(_)) = sender.try_send(line) {

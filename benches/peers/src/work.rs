@@ -277,8 +277,8 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) const MESSAGES: u64 = 8192;
-    pub(crate) const STEP: u64 = 2048;
+    pub(crate) const MESSAGES: u64 = 4096;
+    pub(crate) const STEP: u64 = 1024;
 
     /// Before a message is sent: whether an acknowledgement must arrive first.
     pub(crate) fn is_full(&self) -> bool {

@@ -23,8 +23,8 @@ impl Peer for UnixSocket {
             path: "end to end over a stream socket, a length before each message",
             processes: 2,
             wait: "blocks in read",
-            compares: "the kernel alone: no broker, no names, no routing; one way, a 64 KiB buffer of the sender shares \
-                       system calls between messages and delays them until it is full",
+            compares: "the kernel alone: no broker, no names, no routing; one way, many messages share a system call, \
+                       because the sender writes when its buffer of 64 KiB is full",
         }
     }
 

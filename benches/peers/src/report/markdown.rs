@@ -20,15 +20,15 @@ pub(super) fn page(report: &Report) -> String {
     page +=
         "\n## Throughput\n\nOne sender, one receiver. A reply of 1,000 tokens of 16 bytes is sent token by token.\n\n";
     page += &table(report, &METRICS[4..7]);
-    page += "\n## Cost\n\nCPU time of all processes involved, brokers included; work of the kernel outside of them is not \
-             counted. Memory: what 100 more connections to a service, each used once, add to all processes involved \
-             (`Pss`), for each; buffers in the kernel are not counted.\n\n";
+    page += "\n## Cost\n\nCPU time of all processes involved, brokers included; work of the kernel outside of them is \
+             not counted. Memory: what 100 more connections to a service, each used once, add to all processes \
+             involved (`Pss`), for each; buffers in the kernel are not counted.\n\n";
     page += &table(report, &METRICS[7..]);
-    page += "\n## The worst run of lapce-ipc beside the best of the others\n\nIn parentheses: the figure as a multiple of \
-             lapce-ipc's worst run.\n\n";
+    page += "\n## The worst run of lapce-ipc beside the best of the others\n\nIn parentheses: the figure as a multiple \
+             of lapce-ipc's worst run.\n\n";
     page += &extremes(report, &[0, 2, 4, 5, 6].map(|at| &METRICS[at]));
-    page += "\n## What is compared\n\n| | version | way of a message | processes | an end waits | what the figures do and do not \
-             compare |\n|---|---|---|---|---|---|\n";
+    page += "\n## What is compared\n\n| | version | way of a message | processes | an end waits | what the figures do \
+             and do not compare |\n|---|---|---|---|---|---|\n";
     for row in &report.rows {
         let Row { name, version, path, processes, wait, compares, .. } = row;
         let _ = writeln!(page, "| {name} | {version} | {path} | {processes} | {wait} | {compares} |");
@@ -44,9 +44,9 @@ pub(super) fn section(report: &Report, folder: &str) -> String {
     section += &table(report, &[0, 1, 4, 5, 6, 7, 9].map(|at| &METRICS[at]));
     let _ = write!(
         section,
-        "\nUnix socket, ZeroMQ and iceoryx2 have no broker between the ends, NATS crosses TCP, and iceoryx2's ends poll \
-         without pause. [{folder}/peers.md]({folder}/peers.md) has all figures, the worst run beside the others' best, \
-         wait strategies, and what each figure does and does not compare.\n"
+        "\nUnix socket, ZeroMQ, iceoryx2 and Node.js have no broker between the ends, NATS crosses TCP, and the ends \
+         of iceoryx2 poll, each on a core of its own. [{folder}/peers.md]({folder}/peers.md) has all figures, the \
+         worst run beside the others' best, wait strategies, and what each figure does and does not compare.\n"
     );
     section + &not_measured(report)
 }

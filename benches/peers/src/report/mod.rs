@@ -145,8 +145,8 @@ impl Report {
     fn circumstances(&self) -> String {
         let state = if self.load_before <= QUIET { "quiet" } else { "loaded by other work" };
         format!(
-            "{}, commit {}. {}; {state}: load average {:.2} at the start. {} runs of {} s for each figure, all peers in \
-             turn; medians.",
+            "{}, commit {}. {}; {state}: load average {:.2} at the start. Medians of {} runs of {} s for each figure, \
+             all peers in turn.",
             self.date, self.commit, self.machine, self.load_before, self.runs, self.seconds
         )
     }
