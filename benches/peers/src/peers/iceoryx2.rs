@@ -16,10 +16,8 @@ use std::thread;
 
 /// Clients of the service: those whose memory is measured, and some more.
 const CLIENTS: usize = 128;
-/// Tokens that may be unread; the server waits beyond it.
-const RESPONSES: usize = 64;
-/// Messages that may be unread; the publisher waits beyond it.
-const SAMPLES: usize = 256;
+/// Tokens, or messages one way, that may be unread: a whole reply, for a sender with a full buffer gives up its core.
+const UNREAD: usize = 1024;
 
 type Bytes = [u8];
 type Requests = request_response::PortFactory<ipc::Service, Bytes, (), Bytes, ()>;
@@ -183,7 +181,8 @@ fn requests(scene: &Scene) -> Result<Requests> {
         .max_clients(CLIENTS)
         .max_nodes(CLIENTS + 2)
         .max_servers(1)
-        .max_response_buffer_size(RESPONSES)
+        .max_active_requests_per_client(1)
+        .max_response_buffer_size(UNREAD)
         .enable_safe_overflow_for_responses(false)
         .open_or_create()?;
     Ok(service)
@@ -194,7 +193,7 @@ fn topic(scene: &Scene) -> Result<Topic> {
         .service_builder(&format!("bench/topic/{}", scene.size).as_str().try_into()?)
         .publish_subscribe::<Bytes>()
         .enable_safe_overflow(false)
-        .subscriber_max_buffer_size(SAMPLES)
+        .subscriber_max_buffer_size(UNREAD)
         .max_publishers(1)
         .max_subscribers(1)
         .open_or_create()?;

@@ -1,6 +1,6 @@
 //! ZeroMQ over `ipc://`: DEALER and ROUTER for requests, PUSH and PULL one way.
 //!
-//! libzmq batches messages by itself and has an I/O thread in each process. PUSH blocks at its high-water mark, so
+//! libzmq, which the crate compiles, batches messages by itself and has an I/O thread in each process. PUSH blocks at its high-water mark, so
 //! nothing is dropped.
 
 use crate::error::Result;

@@ -141,14 +141,21 @@ impl Report {
         }
     }
 
-    /// Where and when, and whether the machine had other work.
-    fn circumstances(&self) -> String {
+    /// Where and when.
+    fn place(&self) -> String {
+        format!("{}, commit {}; {}", self.date, self.commit, self.machine)
+    }
+
+    /// Whether the machine had other work, and how often each figure was measured.
+    fn conditions(&self) -> String {
         let state = if self.load_before <= QUIET { "quiet" } else { "loaded by other work" };
-        format!(
-            "{}, commit {}. {}; {state}: load average {:.2} at the start. Medians of {} runs of {} s for each figure, \
-             all peers in turn.",
-            self.date, self.commit, self.machine, self.load_before, self.runs, self.seconds
-        )
+        let runs = if self.runs == 1 { "one run".to_owned() } else { format!("{} runs, medians", self.runs) };
+        let (load, seconds) = (self.load_before, self.seconds);
+        format!("Machine {state} (load average {load:.2} at the start); {runs}, {seconds} s for each figure, in turn")
+    }
+
+    fn circumstances(&self) -> String {
+        format!("{}. {}.", self.place(), self.conditions())
     }
 
     fn ours(&self) -> Option<&Row> {

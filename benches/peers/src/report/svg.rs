@@ -19,7 +19,7 @@ const TITLE: f64 = 40.0;
 
 pub(super) fn plot(report: &Report) -> String {
     let panel_height = TITLE + LINE * report.rows.len() as f64 + 12.0;
-    let height = panel_height * PANELS.len().div_ceil(2) as f64 + 28.0;
+    let height = panel_height * PANELS.len().div_ceil(2) as f64 + 44.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
@@ -28,7 +28,10 @@ pub(super) fn plot(report: &Report) -> String {
         let (left, top) = ((index % 2) as f64 * PANEL, (index / 2) as f64 * panel_height);
         panel(&mut svg, report, Metric::of(key), title, left, top);
     }
-    text(&mut svg, 12.0, height - 10.0, "", "#555555", &format!("logarithmic scales; {}", report.circumstances()));
+    let notes = [report.place(), format!("{}; logarithmic scales", report.conditions())];
+    for (index, note) in notes.iter().enumerate() {
+        text(&mut svg, 12.0, height - 26.0 + 16.0 * index as f64, "", "#555555", note);
+    }
     svg + "</svg>\n"
 }
 
