@@ -56,7 +56,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     report.rows = chosen.iter().map(|peer| Row::new(&peer.about())).collect();
     let present: Vec<usize> = (0..chosen.len()).filter(|at| chosen[*at].missing().is_none()).collect();
     for (peer, row) in chosen.iter().zip(&mut report.rows) {
-        row.not_measured = peer.missing().into_iter().collect();
+        row.notes = peer.missing().map(|reason| format!("not measured: {reason}")).into_iter().collect();
     }
     for run in 0..options.runs as usize {
         for turn in 0..present.len() {
@@ -67,7 +67,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
             let failed = failure.as_ref().map(|error| format!("; failed: {error}")).unwrap_or_default();
             eprintln!("run {}: {} ({:.1} s){failed}", run + 1, row.name, begun.elapsed().as_secs_f64());
             row.runs.push(figures);
-            row.not_measured.extend(failure.map(|error| format!("run {}: failed: {error}", run + 1)));
+            row.notes.extend(failure.map(|error| format!("run {} failed: {error}", run + 1)));
         }
     }
     report.load_after = usage::load_average();

@@ -19,7 +19,7 @@ impl Peer for UnixSocket {
         About {
             key: "unix_socket",
             name: "Unix socket",
-            version: String::new(),
+            version: "of the kernel".to_owned(),
             path: "end to end over a stream socket, a length before each message",
             processes: 2,
             wait: "blocks in read",

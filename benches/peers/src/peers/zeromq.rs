@@ -7,6 +7,9 @@ use crate::error::Result;
 use crate::peer::{About, Peer, Requester, Scene};
 use crate::work::{Caller, Sink, Source, replies};
 
+/// High-water marks one way, in messages: with the default of 1,000 the ends wait for each other more often.
+const UNREAD: i32 = 10_000;
+
 pub(crate) struct ZeroMq;
 
 impl Peer for ZeroMq {
@@ -52,6 +55,7 @@ impl Peer for ZeroMq {
 
     fn send(&self, scene: &Scene, source: &mut Source) -> Result<()> {
         let socket = zmq::Context::new().socket(zmq::PUSH)?;
+        socket.set_sndhwm(UNREAD)?;
         socket.connect(&address(scene, "one_way"))?;
         while let Some(message) = source.next() {
             socket.send(message, 0)?;
@@ -62,6 +66,7 @@ impl Peer for ZeroMq {
 
     fn receive(&self, scene: &Scene, sink: &mut Sink) -> Result<()> {
         let socket = zmq::Context::new().socket(zmq::PULL)?;
+        socket.set_rcvhwm(UNREAD)?;
         socket.bind(&address(scene, "one_way"))?;
         scene.ready();
         let mut message = zmq::Message::new();

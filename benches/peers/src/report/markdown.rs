@@ -33,7 +33,7 @@ pub(super) fn page(report: &Report) -> String {
         let Row { name, version, path, processes, wait, compares, .. } = row;
         let _ = writeln!(page, "| {name} | {version} | {path} | {processes} | {wait} | {compares} |");
     }
-    page += &not_measured(report);
+    page += &notes(report);
     page
 }
 
@@ -48,7 +48,7 @@ pub(super) fn section(report: &Report, folder: &str) -> String {
          of iceoryx2 poll, each on a core of its own. [{folder}/peers.md]({folder}/peers.md) has all figures, the \
          worst run beside the others' best, wait strategies, and what each figure does and does not compare.\n"
     );
-    section + &not_measured(report)
+    section + &notes(report)
 }
 
 /// One row for each peer, with medians.
@@ -108,11 +108,11 @@ fn ratio(ratio: f64) -> String {
     }
 }
 
-fn not_measured(report: &Report) -> String {
+fn notes(report: &Report) -> String {
     let mut text = String::new();
     for row in &report.rows {
-        for reason in &row.not_measured {
-            let _ = write!(text, "\n- {}: not measured: {}", row.name, reason.replace('\n', " ").trim());
+        for note in &row.notes {
+            let _ = write!(text, "\n- {}: {}", row.name, note.replace('\n', " ").trim());
         }
     }
     if text.is_empty() { text } else { text + "\n" }

@@ -117,7 +117,7 @@ pub(crate) struct Row {
     compares: String,
     pub(crate) runs: Vec<Run>,
     /// Why figures are missing.
-    pub(crate) not_measured: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Report {
@@ -174,7 +174,7 @@ impl Row {
             wait: about.wait.to_owned(),
             compares: about.compares.to_owned(),
             runs: Vec::new(),
-            not_measured: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
