@@ -56,7 +56,8 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     report.rows = chosen.iter().map(|peer| Row::new(&peer.about())).collect();
     let present: Vec<usize> = (0..chosen.len()).filter(|at| chosen[*at].missing().is_none()).collect();
     for (peer, row) in chosen.iter().zip(&mut report.rows) {
-        row.notes = peer.missing().map(|reason| format!("not measured: {reason}")).into_iter().collect();
+        row.notes.extend(peer.caveat());
+        row.notes.extend(peer.missing().map(|reason| format!("not measured: {reason}")));
     }
     for run in 0..options.runs as usize {
         for turn in 0..present.len() {

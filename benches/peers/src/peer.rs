@@ -21,6 +21,11 @@ pub(crate) trait Peer: Sync {
         None
     }
 
+    /// What sets this run apart from a usual one; it stands below the tables.
+    fn caveat(&self) -> Option<String> {
+        None
+    }
+
     /// The broker.
     fn broker(&self, _scene: &Scene) -> Result<Option<Command>> {
         Ok(None)

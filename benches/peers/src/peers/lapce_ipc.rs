@@ -47,6 +47,10 @@ impl Peer for LapceIpc {
         (!program.exists()).then(|| format!("{} is missing: cargo build --release", program.display()))
     }
 
+    fn caveat(&self) -> Option<String> {
+        std::env::var_os(BROKER).map(|_| format!("its broker is the program of {BROKER}, not this commit's"))
+    }
+
     fn broker(&self, scene: &Scene) -> Result<Option<Command>> {
         let mut command = external(program());
         command.arg("--socket").arg(scene.path("broker.sock")).args(["--health-addr", "127.0.0.1:0"]);

@@ -1,6 +1,6 @@
 // Both ends of the Node.js peer: JSON lines over a Unix socket. Arguments and lines are those of src/role.rs.
-// One way, the sender gathers messages with `cork`, as Node's documentation recommends for many small writes, and waits for
-// `drain` when the buffer is full.
+// One way, the sender gathers messages with `cork`, as Node's documentation recommends for many small writes, and
+// waits for `drain` when the buffer is full.
 'use strict';
 const fs = require('fs');
 const net = require('net');

@@ -1,7 +1,7 @@
 //! ZeroMQ over `ipc://`: DEALER and ROUTER for requests, PUSH and PULL one way.
 //!
-//! libzmq, which the crate compiles, batches messages by itself and has an I/O thread in each process. PUSH blocks at its high-water mark, so
-//! nothing is dropped.
+//! libzmq, which the crate compiles, batches messages by itself and has an I/O thread in each process. PUSH blocks at
+//! its high-water mark, so nothing is dropped.
 
 use crate::error::Result;
 use crate::peer::{About, Peer, Requester, Scene};

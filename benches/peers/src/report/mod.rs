@@ -52,10 +52,10 @@ pub(crate) enum Unit {
 }
 
 pub(crate) const METRICS: &[Metric] = &[
-    Metric { key: "round_trip_64_p50_us", title: "64 B, median", unit: Unit::Microseconds },
-    Metric { key: "round_trip_64_p99_us", title: "64 B, 99 %", unit: Unit::Microseconds },
-    Metric { key: "round_trip_1024_p50_us", title: "1 KiB, median", unit: Unit::Microseconds },
-    Metric { key: "round_trip_1024_p99_us", title: "1 KiB, 99 %", unit: Unit::Microseconds },
+    Metric { key: "round_trip_64_p50_us", title: "round trip, 64 B, median", unit: Unit::Microseconds },
+    Metric { key: "round_trip_64_p99_us", title: "round trip, 64 B, 99 %", unit: Unit::Microseconds },
+    Metric { key: "round_trip_1024_p50_us", title: "round trip, 1 KiB, median", unit: Unit::Microseconds },
+    Metric { key: "round_trip_1024_p99_us", title: "round trip, 1 KiB, 99 %", unit: Unit::Microseconds },
     Metric { key: "one_way_64_per_s", title: "one way, 64 B", unit: Unit::PerSecond },
     Metric { key: "one_way_1024_per_s", title: "one way, 1 KiB", unit: Unit::PerSecond },
     Metric { key: "stream_p50_us", title: "a reply of 1,000 tokens", unit: Unit::Microseconds },
@@ -116,7 +116,7 @@ pub(crate) struct Row {
     wait: String,
     compares: String,
     pub(crate) runs: Vec<Run>,
-    /// Why figures are missing.
+    /// Why figures are missing, and what else sets a run apart.
     pub(crate) notes: Vec<String>,
 }
 
