@@ -19,6 +19,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+/// Fails if a message is not delivered.
+type Scenario = fn() -> Result<()>;
 
 /// Messages that are measured.
 pub(crate) const MESSAGES: u32 = 1_024;
@@ -32,7 +34,7 @@ const SIZE: u32 = 64;
 const TURN_NS: u64 = 10_000;
 
 /// The scenarios by name: what is measured of a message of 64 bytes.
-pub(crate) const SCENARIOS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ("push", || publish(BATCH, Part::Push)),
     ("pop", || publish(BATCH, Part::Pop)),
     ("route_one", || publish(1, Part::Route)),
