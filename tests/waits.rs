@@ -2,7 +2,9 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, ConnectionState, ReconnectOptions, RefusedCode, RequestOptions, SubscribeOptions};
+use lapce_ipc::client::{
+    Client, ConnectionState, ReconnectOptions, RefusedCode, RequestOptions, SubscribeOptions, WaitStrategy,
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -398,6 +400,24 @@ fn options_that_make_no_sense_are_errors_that_name_them() {
     let error = builder().reconnect(options).connect().unwrap_err();
     assert!(error.is_invalid_option() && error.to_string().contains("jitter NaN"), "{error}");
     assert!(builder().connect().unwrap_err().is_no_broker());
+}
+
+#[test]
+fn a_busy_client_notices_the_end_of_its_broker() {
+    let mut broker = Broker::start();
+    let builder = broker.builder().no_reconnect().wait(WaitStrategy::Busy);
+    let (_client, mut subscription) = ends("a busy subscription", move || {
+        let client = builder.connect().unwrap();
+        assert_eq!(client.request("echo", "x").unwrap(), b"x");
+        let mut subscription = client.subscribe("t").unwrap();
+        client.publish("t", "y").unwrap();
+        assert_eq!(subscription.read_next(|view| view.len()).unwrap(), 1);
+        (client, subscription)
+    });
+    let receives = thread::spawn(move || subscription.read_next(|_| ()).unwrap_err());
+    broker.kill();
+    let error = ends("a busy receive", || receives.join().unwrap());
+    assert!(error.is_disconnected(), "{error}");
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub use root::{BrokerError, run};
 #[cfg(feature = "cli")]
 pub(crate) use router::ECHO;
 #[cfg(feature = "cli")]
+pub(crate) use router::stepped;
+#[cfg(feature = "cli")]
 pub(crate) use signals::ignores_hang_up;
 pub use supervision::resources::Refused;
 pub use supervision::supervisor::GaveUp;

@@ -100,6 +100,12 @@ pub(super) enum Command {
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),
+    /// Messages for callgrind to count: see `.ci/instructions`
+    #[command(hide = true)]
+    BenchStepped {
+        /// The scenario
+        scenario: String,
+    },
     /// The process that starts the guard
     #[command(hide = true)]
     GuardStart,

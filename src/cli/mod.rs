@@ -85,12 +85,17 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             guard::run();
             return Ok(());
         }
+        Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
         Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
         _ => exit::exit_on_signals()?,
     }
     let target = &cli.target.trusting(&cli.trust)?;
     match &cli.command {
-        Command::Serve(_) | Command::BenchPart(_) | Command::GuardStart | Command::Guard => Ok(()),
+        Command::Serve(_)
+        | Command::BenchPart(_)
+        | Command::BenchStepped { .. }
+        | Command::GuardStart
+        | Command::Guard => Ok(()),
         Command::Pub(args) => publish::run(target, args),
         Command::Sub(args) => sub::run(target, args),
         Command::Request(args) => request::run(target, args),

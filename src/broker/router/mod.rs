@@ -28,6 +28,7 @@
 //! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
 //! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
+//! | `stepped` | the hot path without the loop, on one thread with its clients, to count instructions |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `event_loop` routes the traffic.
 
@@ -51,6 +52,8 @@ mod recovery;
 mod settings;
 mod snapshot;
 mod state;
+#[cfg(feature = "cli")]
+pub(crate) mod stepped;
 #[cfg(test)]
 mod tests;
 mod timings;

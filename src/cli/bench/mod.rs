@@ -13,6 +13,7 @@
 //! | `connections` | many connections: memory, and CPU while they are idle |
 //! | `scrape` | the router's cost of a metrics scrape |
 //! | `part` | the other processes |
+//! | `stepped` | the router and its clients on one thread, for callgrind |
 //! | `processes` | starting them, and their end |
 //! | `floor` | the floor |
 //! | `work` | the input of a measurement |
@@ -27,6 +28,7 @@ mod processes;
 mod report;
 mod round_trips;
 mod scrape;
+pub(super) mod stepped;
 mod work;
 
 use super::failure::{Code, Failure};
