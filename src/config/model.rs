@@ -63,8 +63,8 @@ section! {
     /// Flow control: credit and timeouts of receivers that do not keep up.
     Delivery {
         /// How long a publish waits for a `block` subscriber before that subscription is evicted as a slow consumer.
-        /// A message of several records restarts the timeout at each MiB read. A `drop_*` subscription delays such a
-        /// message for as long, then loses it.
+        /// A message of several records restarts the timeout at each MiB read, or 64 KiB while no slot is free for the
+        /// receiver's ring. A `drop_*` subscription delays such a message for as long, then loses it.
         slow_consumer_timeout_ms: u64 = 1000, integer(1, 600_000, "ms");
         /// Default and maximum credit of a subscription.
         subscription_credit_bytes: u32 = 1_048_576, integer(256, 1 << 30, "bytes");

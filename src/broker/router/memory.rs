@@ -78,6 +78,11 @@ impl Memory {
         self.refused + self.reclaimer.refused()
     }
 
+    /// Whether a ring with this window cannot grow for want of free slots.
+    pub(super) fn lacks_slots(&self, window: u32) -> bool {
+        !self.budget.is_largest(window) && self.budget.next_window(window).is_none()
+    }
+
     /// Leases more for an egress ring. `false`: it stays as it is.
     pub(super) fn grow_egress(&mut self, key: u32, leases: &mut Leases, ring: &mut Producer) -> bool {
         let next = self.lease(key, leases, RingName::Egress, ring.window());

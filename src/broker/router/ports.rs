@@ -20,6 +20,8 @@ use crate::wire::record::{Header, Kind};
 
 /// Bytes of a begun message that a receiver must take within `slow_consumer_timeout_ms`.
 const PACE_BYTES: u64 = 1 << 20;
+/// The same of a receiver whose ring finds no free slot: a small ring passes few bytes per wake of its reader.
+const PACE_BYTES_WITHOUT_SLOTS: u64 = PACE_BYTES / 16;
 /// How long a connection must have been cold before its extensions are taken back.
 pub(super) const IDLE_NS: u64 = 500_000_000;
 
@@ -114,7 +116,8 @@ impl Ports {
             {
                 // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its
                 // size.
-                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / PACE_BYTES;
+                let pace = if self.egresses.lacks_slots(on) { PACE_BYTES_WITHOUT_SLOTS } else { PACE_BYTES };
+                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / pace;
                 ingress.waiting_on = Some((on, self.now.min(since + earned)));
             }
             ingress.bulk.advance(record);

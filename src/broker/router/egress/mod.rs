@@ -249,6 +249,11 @@ impl Egresses {
         self.table.get_mut(key as usize)?.as_deref_mut()
     }
 
+    /// Whether the ring of `key` cannot grow for want of free slots.
+    pub(super) fn lacks_slots(&self, key: u32) -> bool {
+        self.get(key).is_some_and(|egress| self.memory.lacks_slots(egress.ring.window()))
+    }
+
     /// Starts to plan for one message to several subscriptions, some perhaps of one connection.
     #[inline]
     pub(super) fn start_plan(&mut self) {

@@ -104,6 +104,42 @@ fn who_takes_a_message_in_small_pieces_does_not_hold_it_for_ever() {
     assert!((2..=5).contains(&taken), "evicted after {taken} records");
 }
 
+/// Whether a receiver that reads a record of a large message every 10 ms, 100 KB a second, gets all of it.
+fn is_slow_receiver_served(hog: bool) -> bool {
+    let mut router = Router::new(|config| {
+        (config.shared_memory.num_slots, config.shared_memory.max_window_slots) = (if hog { 64 } else { 1024 }, 64);
+    });
+    let (mut publisher, mut slow, other) = (router.connect(), router.connect(), router.connect());
+    if hog {
+        // Unread messages take all slots.
+        router.subscribe(&other, "h", DeliveryPolicy::DropOldest, 0);
+        let topic = router.topic(&publisher, "h");
+        for _ in 0..1000 {
+            publisher.publish(topic, &[7; 64]);
+            router.run();
+        }
+    }
+    assert_eq!(router.state.ports.egresses.lacks_slots(slow.key), hog);
+    router.subscribe(&slow, "t", DeliveryPolicy::Block, 0);
+    let topic = router.topic(&publisher, "t");
+    let (total, mut at, mut taken) = (400 * PART, 0, 0);
+    while taken < 400 && router.counts().0 == 0 {
+        while at < total && publisher.publish_part(topic, total, at) {
+            at += PART;
+            router.run();
+        }
+        router.pass(10);
+        taken += u32::from(slow.take().is_some());
+        router.run();
+    }
+    taken == 400
+}
+
+#[test]
+fn a_receiver_whose_ring_finds_no_slot_may_read_more_slowly() {
+    assert!(is_slow_receiver_served(true) && !is_slow_receiver_served(false));
+}
+
 #[test]
 fn who_takes_a_message_steadily_gets_it_however_long_that_takes() {
     let mut router = small();
