@@ -80,7 +80,7 @@ impl Memory {
 
     /// Whether a ring with this window cannot grow for want of free slots.
     pub(super) fn lacks_slots(&self, window: u32) -> bool {
-        !self.budget.is_largest(window) && self.budget.next_window(window).is_none()
+        self.budget.is_short(window)
     }
 
     /// Leases more for an egress ring. `false`: it stays as it is.
@@ -105,7 +105,7 @@ impl Memory {
         }
         self.budget.give_back(self.reclaimer.take_freed());
         let Some(next) = self.budget.next_window(window) else {
-            self.refused += u64::from(!self.budget.is_largest(window));
+            self.refused += u64::from(self.budget.is_short(window));
             return None;
         };
         if leases.segment.lease(ring, window, next).is_err() {

@@ -28,6 +28,7 @@
 //! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
 //! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
+//! | `in_process` | clients on the router's thread, for `stepped` and the tests |
 //! | `stepped` | the hot path without the loop, on one thread with its clients, to count instructions |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `event_loop` routes the traffic.
@@ -39,6 +40,8 @@ mod control_request;
 mod counters;
 mod egress;
 mod event_loop;
+#[cfg(any(test, feature = "cli"))]
+mod in_process;
 mod ingress;
 mod journal;
 mod memory;

@@ -4,19 +4,15 @@
 //! Clients are the client's ends of real segments; the router works as a burst of its loop does. Nothing depends on
 //! time or chance, so a count is the same in each run.
 
+use super::in_process::{ClientEnds, work};
 use super::settings::Settings;
 use super::state::RouterState;
 use crate::broker::telemetry::events::Events;
 use crate::config::Config;
-use crate::shm::doorbell::{BrokerBells, ClientBells};
-use crate::shm::peer::{Credentials, own_uid};
-use crate::shm::ring::{Consumer, Payload, Producer};
-use crate::shm::segment::{Nonces, Segment};
+use crate::shm::ring::Payload;
 use crate::wire::control::{BrokerFrame, ClientFrame, DeliveryPolicy, InternKind};
 use crate::wire::record::{Flags, Header, Kind};
 use std::hint::black_box;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Fails if a message is not delivered.
@@ -129,29 +125,18 @@ impl Router {
         Ok(Router { state: RouterState::new(Settings::new(&config)?, Events::new(), 0)?, asked: 0 })
     }
 
-    fn connect(&mut self) -> Result<Peer> {
-        let geometry = self.state.ports.settings.geometry;
-        let nonces = Nonces::random()?;
-        let segment = Segment::create(geometry, nonces, 0o600)?;
-        let (bells, descriptors) = BrokerBells::new()?;
-        let theirs = Segment::open(segment.as_fd().try_clone_to_owned()?, geometry, nonces)?;
-        let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        let nonce = self.state.ports.counters.connections + 1;
-        let (key, id) = self.state.attach("peer".parse()?, nonce, peer, segment.into(), bells.into())?;
-        let (bulk, express, egress) = theirs.client_ends();
-        let socket = UnixStream::pair()?;
-        let bells = ClientBells::new(descriptors, socket.0.as_fd())?;
-        Ok(Peer { key, id, bulk, express, egress, bells, _segment: theirs, _socket: socket })
+    fn connect(&mut self) -> Result<ClientEnds> {
+        ClientEnds::attach(&mut self.state)
     }
 
-    fn ask(&mut self, peer: &Peer, frame: ClientFrame) -> Result<BrokerFrame> {
+    fn ask(&mut self, peer: &ClientEnds, frame: ClientFrame) -> Result<BrokerFrame> {
         self.asked += 1;
         let told = self.state.handle_request(peer.key, peer.id, self.asked, frame).ok_or("no such connection")?;
         self.turn();
         Ok(told)
     }
 
-    fn intern(&mut self, peer: &Peer, kind: InternKind, name: &str) -> Result<u32> {
+    fn intern(&mut self, peer: &ClientEnds, kind: InternKind, name: &str) -> Result<u32> {
         match self.ask(peer, ClientFrame::Intern { serial: 1, kind, name: name.parse()? })? {
             BrokerFrame::Interned { id, .. } => Ok(id),
             other => Err(format!("expected an id, got {other:?}").into()),
@@ -161,24 +146,11 @@ impl Router {
     /// Works until no work is left.
     fn turn(&mut self) {
         self.state.advance(self.state.ports.now + TURN_NS);
-        self.state.look();
-        while self.state.step() | self.state.ports.poll_quiet() {}
-        self.state.end_batch();
+        work(&mut self.state);
     }
 }
 
-struct Peer {
-    key: u32,
-    id: u32,
-    bulk: Producer,
-    express: Producer,
-    egress: Consumer,
-    bells: ClientBells,
-    _segment: Segment,
-    _socket: (UnixStream, UnixStream),
-}
-
-impl Peer {
+impl ClientEnds {
     fn push(&mut self, is_express: bool, header: Header, payload: &[u8]) -> Result<()> {
         let lane = if is_express { &mut self.express } else { &mut self.bulk };
         lane.enter();

@@ -10,6 +10,7 @@ mod streams;
 mod timings;
 mod waiting;
 
+use super::in_process::{ClientEnds, work};
 use super::settings::Settings;
 use super::state::RouterState;
 use crate::broker::supervision::fault;
@@ -22,7 +23,6 @@ use crate::shm::ring::{Consumer, Payload, Producer};
 use crate::shm::segment::{Nonces, Segment};
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, DeliveryPolicy, InternKind};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -58,20 +58,9 @@ impl Router {
     }
 
     fn connect(&mut self) -> Peer {
-        let geometry = self.state.ports.settings.geometry;
-        let nonces = Nonces::random().unwrap();
-        let segment = Segment::create(geometry, nonces, 0o600).unwrap();
-        let (bells, descriptors) = BrokerBells::new().unwrap();
-        let theirs = Segment::open(segment.as_fd().try_clone_to_owned().unwrap(), geometry, nonces).unwrap();
-        let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        let (name, segment) = ("peer".parse().unwrap(), segment.into());
-        // Their ids are small numbers in the order in which they come.
-        let nonce = self.state.ports.counters.connections + 1;
-        let (key, id) = self.state.attach(name, nonce, peer, segment, bells.into()).unwrap();
-        let (bulk, express, egress) = theirs.client_ends();
-        let socket = UnixStream::pair().unwrap();
-        let bells = ClientBells::new(descriptors, socket.0.as_fd()).unwrap();
-        Peer { key, id, bulk, express, egress, sequence: 0, bells, segment: theirs, _socket: socket }
+        let ends = ClientEnds::attach(&mut self.state).unwrap();
+        let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
+        Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
     }
 
     fn handle_request(&mut self, peer: &Peer, frame: ClientFrame) -> BrokerFrame {
@@ -118,11 +107,7 @@ impl Router {
 
     /// Works until there is nothing to do.
     fn run(&mut self) {
-        self.survive(|state| {
-            state.look();
-            while state.step() | state.ports.poll_quiet() {}
-            state.end_batch();
-        });
+        self.survive(work);
     }
 
     /// Works as a supervised router does: one that dies by an armed fault is followed by another, over the same state.

@@ -28,9 +28,9 @@ impl Budget {
         (more > 0).then_some(window + more)
     }
 
-    /// Whether a ring has all that one ring may have, so that it stays for that reason.
-    pub(crate) fn is_largest(&self, window: u32) -> bool {
-        self.most.saturating_sub(window) < self.unit
+    /// Whether a ring may have a larger window, and stays for want of free cells.
+    pub(crate) fn is_short(&self, window: u32) -> bool {
+        self.most.saturating_sub(window) >= self.unit && self.next_window(window).is_none()
     }
 
     /// A window has changed from `before` to `after` cells.
