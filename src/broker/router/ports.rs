@@ -111,19 +111,28 @@ impl Ports {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         ingress.bytes += u64::from(record.len);
         if lane == RingName::Bulk {
-            if let Some((on, since)) = ingress.waiting_on.take()
-                && ingress.partial.is_some()
-            {
-                // A receiver cannot hold a message for ever by taking it in small pieces: each extends the time by its
-                // size.
-                let pace = if self.egresses.lacks_slots(on) { PACE_BYTES_WITHOUT_SLOTS } else { PACE_BYTES };
-                let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(record.len)) / pace;
-                ingress.waiting_on = Some((on, self.now.min(since + earned)));
-            }
             ingress.bulk.advance(record);
+            if ingress.waiting_on.is_some() {
+                self.passed_after_wait(key, record.len);
+            }
         } else {
             ingress.express.advance(record);
         }
+    }
+
+    /// The lane of `key` had waited with a record of `len` bytes, which is done. Within a message of several records
+    /// the wait goes on: a receiver cannot hold one for ever by taking it in small pieces, so each extends the time by
+    /// its size.
+    #[cold]
+    fn passed_after_wait(&mut self, key: u32, len: u32) {
+        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
+        let Some((on, since)) = ingress.waiting_on.take() else { return };
+        if ingress.partial.is_none() {
+            return;
+        }
+        let pace = if self.egresses.lacks_slots(on) { PACE_BYTES_WITHOUT_SLOTS } else { PACE_BYTES };
+        let earned = self.settings.slow_consumer_timeout.saturating_mul(u64::from(len)) / pace;
+        ingress.waiting_on = Some((on, self.now.min(since + earned)));
     }
 
     pub(super) fn trim_if_idle(&mut self, key: u32, id: u32) {
