@@ -32,6 +32,8 @@
 //! # Ok::<(), lapce_ipc::wire::typed::TypedError>(())
 //! ```
 //!
+//! With the feature `json` (part of `broker`) a message exists as JSON text, too: see `Form`.
+//!
 //! Both sides refuse values out of range: a sender gets the error before it sends, and a receiver need not check again.
 //! Texts of a model or a user are not restricted.
 
@@ -72,6 +74,12 @@ pub enum TypedError {
     /// The bytes are no message of this module, or too long.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// The JSON text is no message of this module.
+    #[error("invalid typed message: {problem}")]
+    Json {
+        /// The error, with its line and column.
+        problem: String,
+    },
 }
 
 /// One message. The order of variants and fields is the wire format.
@@ -94,6 +102,7 @@ pub enum TypedError {
 /// # Ok::<(), lapce_ipc::wire::typed::TypedError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Message {
     /// See [`CompletionRequest`].
     CompletionRequest(CompletionRequest),
@@ -222,23 +231,28 @@ pub struct CompletionRequest {
     /// The URI of the document; not empty.
     pub document: String,
     /// The language, as in the Language Server Protocol: `rust`, `python`.
+    #[serde(default)]
     pub language: String,
     /// The text before the cursor, as much as the editor sends.
     pub prefix: String,
     /// The text after the cursor.
+    #[serde(default)]
     pub suffix: String,
     /// The position of the cursor.
+    #[serde(default)]
     pub cursor: Position,
     /// The limit of generated tokens; 1 to [`COMPLETION_TOKENS_MAX`].
     pub max_tokens: u32,
     /// From 0 to [`TEMPERATURE_MAX`]; none leaves it to the engine.
+    #[serde(default)]
     pub temperature: Option<f32>,
     /// Texts that end the completion where they would appear.
+    #[serde(default)]
     pub stop: Vec<String>,
 }
 
 /// A position in a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The line, counted from 0.
     pub line: u32,
@@ -252,10 +266,12 @@ pub struct CompletionChunk {
     /// The request's number.
     pub id: u64,
     /// Counts the chunks of a completion from 0.
+    #[serde(default)]
     pub index: u32,
     /// The text to append.
     pub text: String,
     /// Present in the last chunk only.
+    #[serde(default)]
     pub finish: Option<FinishReason>,
 }
 
@@ -285,14 +301,19 @@ pub struct ChatRequest {
     /// The name of the model; not empty.
     pub model: String,
     /// From 0 to [`TEMPERATURE_MAX`]; none leaves it to the engine.
+    #[serde(default)]
     pub temperature: Option<f32>,
     /// The limit of generated tokens, 1 to [`COMPLETION_TOKENS_MAX`]; none leaves it to the engine.
+    #[serde(default)]
     pub max_tokens: Option<u32>,
     /// Tools that the model may call.
+    #[serde(default)]
     pub tools: Vec<ToolDefinition>,
     /// Instructions that stand above the conversation.
+    #[serde(default)]
     pub system_prompt: Option<String>,
     /// Whether to reply in [`ChatChunk`]s instead of one [`ChatResponse`].
+    #[serde(default)]
     pub stream: bool,
 }
 
@@ -304,8 +325,10 @@ pub struct ChatMessage {
     /// The text.
     pub content: String,
     /// For [`Role::Assistant`]: the tools that it called.
+    #[serde(default)]
     pub tool_calls: Vec<ToolCall>,
     /// For [`Role::Tool`]: the id of the call whose result this is.
+    #[serde(default)]
     pub answers: Option<String>,
 }
 
@@ -347,14 +370,18 @@ pub struct ChatChunk {
     /// The request's number.
     pub id: u64,
     /// Counts the chunks of a reply from 0.
+    #[serde(default)]
     pub index: u32,
     /// The text to append.
     pub delta: String,
     /// Calls that became complete with this chunk.
+    #[serde(default)]
     pub tool_calls: Vec<ToolCall>,
     /// Present in the last chunk only.
+    #[serde(default)]
     pub finish: Option<FinishReason>,
     /// Present in the last chunk only, if the engine counts.
+    #[serde(default)]
     pub usage: Option<Usage>,
 }
 
@@ -368,6 +395,7 @@ pub struct ChatResponse {
     /// Why the model stopped.
     pub finish: FinishReason,
     /// The usage, if the engine counts.
+    #[serde(default)]
     pub usage: Option<Usage>,
 }
 
@@ -399,6 +427,7 @@ pub struct ToolResult {
     /// The result, or the error.
     pub content: String,
     /// Whether it is an error.
+    #[serde(default)]
     pub is_error: bool,
 }
 
@@ -408,6 +437,7 @@ pub struct Cancel {
     /// The request's number.
     pub id: u64,
     /// The reason, for users.
+    #[serde(default)]
     pub reason: Option<String>,
 }
 
@@ -424,12 +454,14 @@ pub struct Heartbeat {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorMessage {
     /// The number of the request that failed, if it is about one.
+    #[serde(default)]
     pub id: Option<u64>,
     /// The kind of error.
     pub code: ErrorCode,
     /// The message, for users.
     pub message: String,
     /// How many milliseconds to wait before a retry, if a retry may help.
+    #[serde(default)]
     pub retry_after_ms: Option<u32>,
 }
 
@@ -453,5 +485,9 @@ pub enum ErrorCode {
     Unavailable,
 }
 
+#[cfg(feature = "json")]
+mod json;
+#[cfg(feature = "json")]
+pub use json::Form;
 #[cfg(test)]
 mod tests;

@@ -148,9 +148,20 @@ proptest! {
         prop_assert!(Message::decode(&bytes).is_err());
     }
 
+    #[cfg(feature = "json")]
+    #[test]
+    fn both_forms_say_the_same(message in message()) {
+        for form in [Form::Json, Form::Binary] {
+            let bytes = message.encode_as(form).unwrap();
+            prop_assert_eq!(Message::decode_any(&bytes).unwrap(), (message.clone(), form));
+        }
+    }
+
     #[test]
     fn any_bytes_are_survived(variant in 0u8..11, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Message::decode(&bytes);
+        #[cfg(feature = "json")]
+        let _ = Message::decode_any(&bytes);
         let _ = Message::decode(&[&[1, 0, variant, 0, 0, 0], &bytes[..]].concat());
     }
 }
