@@ -19,7 +19,8 @@ pub fn is_strict() -> bool {
     std::env::var("LAPCE_IPC_STRICT").is_ok_and(|value| value == "1")
 }
 
-/// A fault that the load generator is to have: `lost`, `doubled`, `stall` or `allocation`. To see a test fail.
+/// A fault that the load generator is to have: `lost`, `doubled`, `stall`, `allocation`, or `mapping` (one that is kept
+/// at each start). To see a test fail.
 pub fn injected() -> String {
     std::env::var("LAPCE_IPC_INJECT").unwrap_or_else(|_| "none".to_owned())
 }

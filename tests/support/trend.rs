@@ -1,40 +1,33 @@
-//! Whether a series of measurements grows: the slope of its regression line, with the confidence of the slope.
+//! Whether a series of measurements grows: the Theil–Sen slope with its confidence interval.
+//!
+//! It is the median of the slopes of all pairs of values, so that single values far from the others (pages that go
+//! back to the system a moment late) do not move it. The interval is Sen's: P. K. Sen, *Estimates of the regression
+//! coefficient based on Kendall's tau*, Journal of the American Statistical Association 63 (1968).
 
-/// A slope per step.
+/// A slope per step, and its 95 % confidence interval.
 #[derive(Clone, Copy, Debug)]
 pub struct Trend {
     pub slope: f64,
-    /// Half the width of the slope's 95 % confidence interval.
-    pub confidence: f64,
-}
-
-/// Student's t for 95 %, two-sided; the approximation is right to about 1 % from 4 degrees of freedom on.
-fn student(degrees: f64) -> f64 {
-    1.96 + 2.4 / degrees + 3.0 / (degrees * degrees)
+    pub low: f64,
+    pub high: f64,
 }
 
 impl Trend {
-    /// Least squares over at least 12 values. Memory values depend on their predecessors, so the correlation of
-    /// neighbours lowers the effective number of observations.
+    /// Of at least 12 values.
     pub fn of(series: &[f64]) -> Trend {
         assert!(series.len() >= 12, "{} values make no trend", series.len());
+        let pairs = (0..series.len()).flat_map(|from| (from + 1..series.len()).map(move |to| (from, to)));
+        let mut slopes: Vec<f64> = pairs.map(|(from, to)| (series[to] - series[from]) / (to - from) as f64).collect();
+        slopes.sort_by(f64::total_cmp);
         let n = series.len() as f64;
-        let middle = (n - 1.0) / 2.0;
-        let mean = series.iter().sum::<f64>() / n;
-        let at = |index: usize| index as f64 - middle;
-        let spread: f64 = (0..series.len()).map(|i| at(i).powi(2)).sum();
-        let slope = series.iter().enumerate().map(|(i, y)| at(i) * (y - mean)).sum::<f64>() / spread;
-        let rest: Vec<f64> = series.iter().enumerate().map(|(i, y)| y - mean - slope * at(i)).collect();
-        let squares: f64 = rest.iter().map(|r| r * r).sum();
-        let neighbours: f64 = rest.windows(2).map(|pair| pair[0] * pair[1]).sum();
-        let correlation = if squares > 0.0 { (neighbours / squares).clamp(0.0, 0.95) } else { 0.0 };
-        let effective = (n * (1.0 - correlation) / (1.0 + correlation)).max(6.0);
-        let error = (squares / (n - 2.0) / spread * n / effective).sqrt();
-        Trend { slope, confidence: student(effective - 2.0) * error }
+        let margin = 1.96 * (n * (n - 1.0) * (2.0 * n + 5.0) / 18.0).sqrt();
+        let rank = |rank: f64| slopes[(rank.round().max(0.0) as usize).min(slopes.len() - 1)];
+        let count = slopes.len() as f64;
+        Trend { slope: rank(count / 2.0), low: rank((count - margin) / 2.0), high: rank((count + margin) / 2.0) }
     }
 
     /// Whether the series does not grow: the interval reaches zero, or the slope is below `unseen`.
     pub fn is_flat(self, unseen: f64) -> bool {
-        self.slope - self.confidence <= 0.0 || self.slope <= unseen
+        self.low <= 0.0 || self.slope <= unseen
     }
 }

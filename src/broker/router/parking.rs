@@ -6,7 +6,7 @@
 use super::ingress::{NO_CONNECTION, Parked};
 use super::journal::Timer;
 use super::message::{Message, Wait};
-use super::ports::Ports;
+use super::ports::{LaneState, Ports};
 
 impl Ports {
     /// Closes the bulk lanes until `until`, or until the order to open them.
@@ -27,29 +27,34 @@ impl Ports {
         }
     }
 
-    /// Parks the bulk lane of `key` if lanes are closed and it has a record. A protocol violation is still detected.
+    /// The state of the bulk lane of `key` while lanes are closed: it is parked if it has a record. `None`: it is to be
+    /// drained, because lanes are open, or for its violation to be found.
     #[inline]
-    pub(super) fn park_if_closed(&mut self, key: u32) -> bool {
+    pub(super) fn closed_lane(&mut self, key: u32) -> Option<LaneState> {
         match self.lanes_open_at {
-            None => false,
+            None => None,
             Some(until) => self.park_until_open(key, until),
         }
     }
 
     #[cold]
-    fn park_until_open(&mut self, key: u32, until: u64) -> bool {
+    fn park_until_open(&mut self, key: u32, until: u64) -> Option<LaneState> {
         if self.now >= until {
             self.open_lanes();
-            return false;
+            return None;
         }
-        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return false };
-        if !matches!(ingress.bulk.peek(), Ok(Some(_))) {
-            return false;
+        let ingress = self.ingresses[key as usize].as_deref_mut()?;
+        match ingress.bulk.peek() {
+            Ok(Some(_)) => {
+                let timer = self.wheel.set(until, Timer::Parked(key));
+                ingress.parked = Some(Parked { timer, on: NO_CONNECTION, message: None, is_grace: false });
+                self.counters.parked += 1;
+                Some(LaneState::Parked)
+            }
+            // Not to be looked at again: a record that comes meanwhile would be routed.
+            Ok(None) => Some(LaneState::Dry),
+            Err(_) => None,
         }
-        let timer = self.wheel.set(until, Timer::Parked(key));
-        ingress.parked = Some(Parked { timer, on: NO_CONNECTION, message: None, is_grace: false });
-        self.counters.parked += 1;
-        true
     }
 
     /// Publishers that were parked on `key` try again, the longest waiting first: the space may suffice for one only.

@@ -125,9 +125,9 @@ impl RouterState {
 
     fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
-        let parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
-        let is_closed = parked || self.ports.park_if_closed(key);
-        let bulk = if is_closed { LaneState::Parked } else { self.drain_lane(key, RingName::Bulk) };
+        let is_parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
+        let waits = if is_parked { Some(LaneState::Parked) } else { self.ports.closed_lane(key) };
+        let bulk = waits.unwrap_or_else(|| self.drain_lane(key, RingName::Bulk));
         let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();

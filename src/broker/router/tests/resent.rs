@@ -38,6 +38,25 @@ fn closed_lanes_take_nothing_up_until_they_open() {
 }
 
 #[test]
+fn a_message_that_comes_while_its_closed_lane_is_looked_at_is_not_routed() {
+    for _ in 0..200 {
+        let mut router = Router::new(|_| {});
+        router.state.ports.close_lanes(2_000_000_000);
+        let mut a = router.connect();
+        let topic = router.topic(&a, "t");
+        std::thread::scope(|scope| {
+            let placing = scope.spawn(move || (1..=4).all(|seq| a.resend(topic, seq)));
+            while !placing.is_finished() {
+                router.state.ports.schedule.wake(0);
+                router.run();
+            }
+            assert!(placing.join().unwrap());
+        });
+        assert_eq!(router.state.ports.counters.published, 0);
+    }
+}
+
+#[test]
 fn closed_lanes_open_at_the_end_of_the_grace_without_an_order() {
     let mut router = Router::new(|_| {});
     router.state.ports.close_lanes(2_000_000_000);
