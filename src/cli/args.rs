@@ -1,6 +1,8 @@
 //! The commands. Each command's own options stand beside its code, shared ones in `options`.
 
 use super::failure::Code;
+#[cfg(feature = "editor")]
+use super::lsp;
 use super::target::{BrokerTarget, Trust};
 use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
 use clap::{Parser, Subcommand};
@@ -97,6 +99,14 @@ pub(super) enum Command {
     /// Measure latency, throughput and the cost of connections
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Serve inline completions to an editor, by the Language Server Protocol on stdin and stdout
+    #[cfg(feature = "editor")]
+    #[command(after_help = lsp::EXAMPLES)]
+    Lsp(lsp::LspArgs),
+    /// The broker that `lsp --start` starts
+    #[cfg(feature = "editor")]
+    #[command(hide = true)]
+    ServeSession(serve::ServeArgs),
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),

@@ -9,6 +9,7 @@
 //! | `target` | the broker to use; its configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
+//! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
@@ -30,6 +31,8 @@ mod exit;
 mod failure;
 mod guard;
 mod logging;
+#[cfg(feature = "editor")]
+mod lsp;
 mod options;
 mod output;
 mod publish;
@@ -80,6 +83,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
         Command::Serve(args) => return serve::run(cli.target.serving(&cli.trust)?, args),
+        #[cfg(feature = "editor")]
+        Command::ServeSession(args) => return lsp::serve_in_session(cli.target.serving(&cli.trust)?, args),
         Command::GuardStart => return guard::start(),
         Command::Guard => {
             guard::run();
@@ -96,6 +101,10 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         | Command::BenchStepped { .. }
         | Command::GuardStart
         | Command::Guard => Ok(()),
+        #[cfg(feature = "editor")]
+        Command::ServeSession(_) => Ok(()),
+        #[cfg(feature = "editor")]
+        Command::Lsp(args) => lsp::run(target, args),
         Command::Pub(args) => publish::run(target, args),
         Command::Sub(args) => sub::run(target, args),
         Command::Request(args) => request::run(target, args),

@@ -108,6 +108,16 @@ impl BrokerTarget {
         }
     }
 
+    /// The socket that the command line names; `None`: the lookup order of the library.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration is invalid.
+    #[cfg(feature = "editor")]
+    pub(super) fn named_socket(&self) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.socket()?.map(|(path, _)| path))
+    }
+
     /// Connects as `lapce-ipc-COMMAND`, without reconnecting: a lost connection is an error.
     ///
     /// # Errors
@@ -155,7 +165,12 @@ impl BrokerTarget {
         Ok(client)
     }
 
-    fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
+    /// The options of a client that connects as `lapce-ipc-COMMAND`.
+    ///
+    /// # Errors
+    ///
+    /// If the name or the configuration is invalid.
+    pub(super) fn builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
         let builder = self.builder_without_socket(command, wait)?;
         Ok(match self.socket()? {
             // Root may ask any user's broker for its status: the request holds no data, and the reply is only printed.

@@ -61,6 +61,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "src/logic/breaker/loom_tests.rs",
         ],
     ),
+    ("lsp_server", &["cli"]),
     ("memmap2", &["shm"]),
     ("nix", &["broker", "cli"]),
     ("prometheus", &["metrics", "broker"]),

@@ -11,6 +11,7 @@ use crate::client::engine::wait;
 use crate::client::error::{Kind, Result};
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind, Limits};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::io::Interest;
@@ -105,6 +106,12 @@ impl AsyncClient {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.connection.id()
+    }
+
+    /// As [`Client::socket`].
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.connection.endpoint.path
     }
 
     /// As [`Client::limits`].
