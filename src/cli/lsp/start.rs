@@ -4,11 +4,12 @@
 //! starts the broker, the others wait for it. The broker is this same program, in a session of its own (`serve` of the
 //! hidden command `serve-session`), so that it outlives the editor; its log goes to a file.
 
+use super::super::output::plain;
 use crate::client::{Builder, Client, DEFAULT_SOCKET};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +23,9 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// A log beyond this is moved away before the next broker starts.
 const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// The part of a line of the log that is shown.
+const LINE_BYTES_MAX: u64 = 500;
 
 /// Starts a broker at a socket if none listens there.
 #[derive(Clone, Debug)]
@@ -89,7 +93,9 @@ impl Starter {
         log::info!("broker started pid={} socket={:?} log={:?}", broker.id(), self.socket, self.log);
         while !self.listens() {
             if let Some(status) = broker.try_wait()? {
-                return Err(io::Error::other(format!("it ended with {status}; its log is {}", self.log.display())));
+                let problem =
+                    format!("it ended with {status}: {}; its log is {}", self.last_line(), self.log.display());
+                return Err(io::Error::other(problem));
             }
             in_time(until, "it does not listen")?;
         }
@@ -102,6 +108,20 @@ impl Starter {
         // The handshake follows when the client connects; a listener that is not trusted is not replaced either.
         let connected = Client::builder().socket(&self.socket).no_reconnect().connect();
         connected.map_or_else(|error| !error.is_no_broker(), |_| true)
+    }
+
+    /// The last line of the log, which says why a broker did not start.
+    fn last_line(&self) -> String {
+        let read = || {
+            let mut log = File::open(&self.log)?;
+            let end = log.metadata()?.len();
+            log.seek(SeekFrom::Start(end.saturating_sub(LINE_BYTES_MAX)))?;
+            let mut bytes = Vec::new();
+            log.read_to_end(&mut bytes)?;
+            io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let end = read().unwrap_or_default();
+        plain(end.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no line in its log"))
     }
 
     fn open_log(&self) -> io::Result<File> {
