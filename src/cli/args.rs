@@ -1,10 +1,10 @@
 //! The commands. Each command's own options stand beside its code, shared ones in `options`.
 
 use super::failure::Code;
-#[cfg(feature = "editor")]
-use super::lsp;
 use super::target::{BrokerTarget, Trust};
 use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
+#[cfg(feature = "editor")]
+use super::{connect, lsp};
 use clap::{Parser, Subcommand};
 
 /// The broker of lapce-ipc: carries messages between the programs of one machine.
@@ -99,6 +99,10 @@ pub(super) enum Command {
     /// Measure latency, throughput and the cost of connections
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    /// Exchange JSON lines with a program on stdin and stdout: publish, subscribe, request, serve
+    #[cfg(feature = "editor")]
+    #[command(after_help = connect::EXAMPLES)]
+    Connect(connect::ConnectArgs),
     /// Serve inline completions to an editor, by the Language Server Protocol on stdin and stdout
     #[cfg(feature = "editor")]
     #[command(after_help = lsp::EXAMPLES)]

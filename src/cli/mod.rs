@@ -9,6 +9,7 @@
 //! | `target` | the broker to use; its configuration |
 //! | `serve` | the broker, under either name |
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
+//! | `connect/` | JSON lines for programs without a binding (feature `editor`) |
 //! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
 //! | `bench/` | the measurements, and the processes that they need |
@@ -26,6 +27,8 @@ mod bench;
 mod breaker;
 mod children;
 mod command;
+#[cfg(feature = "editor")]
+mod connect;
 mod data;
 mod exit;
 mod failure;
@@ -103,6 +106,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         | Command::Guard => Ok(()),
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
+        #[cfg(feature = "editor")]
+        Command::Connect(args) => connect::run(target, args),
         #[cfg(feature = "editor")]
         Command::Lsp(args) => lsp::run(target, args),
         Command::Pub(args) => publish::run(target, args),

@@ -1,0 +1,242 @@
+//! One operation each: publishes in order, a subscription, a request, a service and its calls.
+
+use super::protocol::{Event, Id, Policy};
+use crate::client::asynchronous::{AsyncClient, AsyncRequest, AsyncService, AsyncSubscription};
+use crate::client::{Error, RequestOptions, SubscribeOptions};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel};
+
+/// Answers of the program that wait for their call: then its further lines wait, too.
+const ANSWERS: usize = 64;
+
+/// What is over.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Operation(Id),
+    Call(u64),
+}
+
+/// Where operations report.
+#[derive(Clone, Debug)]
+pub(super) struct Reporter {
+    pub(super) events: Sender<Event>,
+    pub(super) ended: UnboundedSender<Ended>,
+}
+
+impl Reporter {
+    async fn say(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+
+    /// The last event of an operation.
+    async fn end(&self, id: Id, event: Event) {
+        self.say(event).await;
+        let _ = self.ended.send(Ended::Operation(id));
+    }
+}
+
+/// A message to publish.
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub(super) id: Option<Id>,
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+}
+
+/// Publishes in order. `done` says that the broker has the message for all current subscribers. Behind the last one all
+/// are routed.
+///
+/// # Errors
+///
+/// If the connection has ended before they were.
+pub(super) async fn publish(
+    client: AsyncClient,
+    mut waiting: Receiver<Publish>,
+    events: Sender<Event>,
+) -> Result<(), Error> {
+    let mut is_flushed = true;
+    while let Some(Publish { id, topic, payload }) = waiting.recv().await {
+        let mut published = client.publish(&topic, payload).await;
+        if published.is_ok() && id.is_some() {
+            published = client.flush().await;
+        }
+        is_flushed = id.is_some();
+        let event = match (published, &id) {
+            (Ok(()), None) => continue,
+            (Ok(()), Some(id)) => Event::of("done", id),
+            (Err(error), id) => Event::failed(id.as_ref(), &error),
+        };
+        if events.send(event).await.is_err() {
+            break;
+        }
+    }
+    if is_flushed { Ok(()) } else { client.flush().await }
+}
+
+pub(super) async fn subscribe(client: &AsyncClient, pattern: &str, policy: Policy) -> Result<AsyncSubscription, Error> {
+    client.subscribe_with(pattern, SubscribeOptions { policy: policy.into(), ..SubscribeOptions::default() }).await
+}
+
+/// Reports the messages of a subscription, and drops with the next message.
+pub(super) async fn deliver(id: Id, mut subscription: AsyncSubscription, reporter: Reporter) {
+    let mut reported = 0;
+    loop {
+        let message = match subscription.next().await {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return reporter.end(id.clone(), Event::failed(Some(&id), &error)).await,
+            None => return reporter.end(id.clone(), Event::of("end", &id)).await,
+        };
+        let dropped = subscription.dropped();
+        if dropped > reported {
+            reporter.say(Event::of("dropped", &id).counts(dropped - reported)).await;
+            reported = dropped;
+        }
+        let event = Event::of("message", &id).published(message.topic(), message.publisher(), message.sequence());
+        reporter.say(event.with(message.into_payload())).await;
+    }
+}
+
+/// A request to send.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) service: String,
+    pub(super) payload: Vec<u8>,
+    pub(super) stream: bool,
+    pub(super) options: RequestOptions,
+}
+
+pub(super) async fn request(id: Id, client: AsyncClient, call: Call, reporter: Reporter) {
+    let outcome = if call.stream {
+        stream(&id, &client, &call, &reporter).await
+    } else {
+        let reply = client.request_with(&call.service, &call.payload, call.options).await;
+        reply.map(|reply| Event::of("reply", &id).with(reply))
+    };
+    let event = outcome.unwrap_or_else(|error| Event::failed(Some(&id), &error));
+    reporter.end(id, event).await;
+}
+
+async fn stream(id: &Id, client: &AsyncClient, call: &Call, reporter: &Reporter) -> Result<Event, Error> {
+    let mut chunks = client.request_stream_with(&call.service, &call.payload, call.options).await?;
+    while let Some(chunk) = chunks.next().await {
+        reporter.say(Event::of("chunk", id).with(chunk?)).await;
+    }
+    Ok(Event::of("end", id))
+}
+
+/// What the program says to a call.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Chunk(Vec<u8>),
+    /// The last part; none ends a streamed reply.
+    Reply(Option<Vec<u8>>),
+    Fail(String),
+    Refuse(String),
+}
+
+/// The outstanding calls of all services.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Calls(Arc<Mutex<CallTable>>);
+
+#[derive(Debug, Default)]
+struct CallTable {
+    last: u64,
+    open: HashMap<u64, Sender<Answer>>,
+}
+
+impl Calls {
+    fn table(&self) -> MutexGuard<'_, CallTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self) -> (u64, Receiver<Answer>) {
+        let (answers, received) = channel(ANSWERS);
+        let mut table = self.table();
+        table.last += 1;
+        let call = table.last;
+        table.open.insert(call, answers);
+        (call, received)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table().open.len()
+    }
+
+    pub(super) fn remove(&self, call: u64) {
+        self.table().open.remove(&call);
+    }
+
+    /// No more answers come: outstanding calls fail.
+    pub(super) fn end(&self) {
+        self.table().open.clear();
+    }
+
+    /// Passes an answer on.
+    ///
+    /// # Errors
+    ///
+    /// If the call is not outstanding.
+    pub(super) async fn tell(&self, call: u64, answer: Answer) -> Result<(), Event> {
+        let answers = self.table().open.get(&call).cloned();
+        let sent = match answers {
+            Some(answers) => answers.send(answer).await.is_ok(),
+            None => false,
+        };
+        let unknown = || Event::error(None, "unknown", format!("call {call} is not outstanding")).of_call(call);
+        if sent { Ok(()) } else { Err(unknown()) }
+    }
+}
+
+/// Reports the requests of a service, each of which becomes a call.
+pub(super) async fn serve(id: Id, mut service: AsyncService, calls: Calls, reporter: Reporter) {
+    loop {
+        let mut request = match service.next().await {
+            Some(Ok(request)) => request,
+            Some(Err(error)) => return reporter.end(id.clone(), Event::failed(Some(&id), &error)).await,
+            None => return reporter.end(id.clone(), Event::of("end", &id)).await,
+        };
+        let (call, answers) = calls.add();
+        let event = Event::of("request", &id).of_call(call).request(request.requester(), request.wants_stream());
+        reporter.say(event.with(request.take_payload())).await;
+        tokio::spawn(answer(id.clone(), call, request, answers, reporter.clone()));
+    }
+}
+
+async fn answer(id: Id, call: u64, request: AsyncRequest, answers: Receiver<Answer>, reporter: Reporter) {
+    if let Some(event) = answer_until_end(&id, request, answers).await {
+        reporter.say(event.of_call(call)).await;
+    }
+    let _ = reporter.ended.send(Ended::Call(call));
+}
+
+/// The event that is left to say.
+async fn answer_until_end(id: &Id, mut request: AsyncRequest, mut answers: Receiver<Answer>) -> Option<Event> {
+    loop {
+        let answer = tokio::select! {
+            answer = answers.recv() => answer,
+            () = request.cancelled() => return Some(Event::of("cancelled", id)),
+        };
+        let sent = match answer {
+            Some(Answer::Chunk(payload)) if !request.wants_stream() => {
+                let _ = payload;
+                Err(Event::error(Some(id), "invalid", "the requester does not want a stream: reply instead"))
+            }
+            Some(Answer::Chunk(payload)) => match request.chunk(payload).await {
+                Ok(()) => continue,
+                Err(error) => Err(Event::failed(Some(id), &error)),
+            },
+            Some(Answer::Reply(None)) if request.wants_stream() => failed(id, request.finish().await),
+            Some(Answer::Reply(payload)) => failed(id, request.reply(payload.unwrap_or_default()).await),
+            Some(Answer::Fail(message)) => failed(id, request.fail(&message).await),
+            Some(Answer::Refuse(message)) => failed(id, request.refuse(&message).await),
+            // The input is over.
+            None => failed(id, request.fail("the responder's input has ended").await),
+        };
+        return sent.err();
+    }
+}
+
+fn failed(id: &Id, sent: Result<(), Error>) -> Result<(), Event> {
+    sent.map_err(|error| Event::failed(Some(id), &error))
+}
