@@ -49,6 +49,8 @@ struct Engine {
     mode: Arc<Mutex<Mode>>,
     counts: Arc<Counts>,
     requests: Arc<Mutex<Vec<CompletionRequest>>>,
+    /// When [`Mode::Silent`] noticed cancels.
+    cancels: Arc<Mutex<Vec<Instant>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -63,7 +65,14 @@ fn echoed(prefix: &str) -> String {
     format!("<{}>", last.into_iter().rev().collect::<String>())
 }
 
-fn serve(mut request: Request, mode: Mode, counts: &Counts, stop: &AtomicBool, seen: &Mutex<Vec<CompletionRequest>>) {
+fn serve(
+    mut request: Request,
+    mode: Mode,
+    counts: &Counts,
+    stop: &AtomicBool,
+    seen: &Mutex<Vec<CompletionRequest>>,
+    cancels: &Mutex<Vec<Instant>>,
+) {
     let (message, form) = Message::decode_any(request.payload()).expect("a typed message");
     assert_eq!(form, Form::Json);
     let Message::CompletionRequest(asked) = message else { panic!("another message") };
@@ -97,8 +106,9 @@ fn serve(mut request: Request, mode: Mode, counts: &Counts, stop: &AtomicBool, s
         }
         Mode::Silent => {
             while !is_cancelled(&request) {
-                work_for(Duration::from_millis(2));
+                work_for(Duration::from_millis(1));
             }
+            cancels.lock().unwrap().push(Instant::now());
             counts.cancelled.fetch_add(1, Ordering::Relaxed);
         }
         Mode::Fail => {
@@ -122,16 +132,19 @@ impl Engine {
         let mode = Arc::new(Mutex::new(mode));
         let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
         let requests = Arc::new(Mutex::new(Vec::new()));
+        let cancels = Arc::new(Mutex::new(Vec::new()));
         let (here, counted, stopped, seen) = (mode.clone(), counts.clone(), stop.clone(), requests.clone());
+        let noticed = cancels.clone();
         let thread = std::thread::spawn(move || {
             std::thread::scope(|scope| {
                 while let Some(Ok(request)) = service.next() {
                     let (mode, counts, stop, seen) = (*here.lock().unwrap(), &counted, &stopped, &seen);
-                    scope.spawn(move || serve(request, mode, counts, stop, seen));
+                    let cancels = &noticed;
+                    scope.spawn(move || serve(request, mode, counts, stop, seen, cancels));
                 }
             });
         });
-        Engine { client, thread: Some(thread), mode, counts, requests, stop }
+        Engine { client, thread: Some(thread), mode, counts, requests, cancels, stop }
     }
 
     fn set(&self, mode: Mode) {
@@ -184,6 +197,35 @@ fn a_newer_request_cancels_the_one_before_at_the_engine() {
     assert_eq!(lsp.code_of(first), -32801);
     assert_eq!(lsp.text_of(second), "<abc>");
     wait_until("the cancel to reach the engine", || engine.count(|counts| &counts.cancelled) == 1);
+}
+
+#[test]
+fn a_superseded_request_is_cancelled_at_the_engine_within_50_ms() {
+    let broker = Broker::start();
+    let engine = Engine::start(&broker, Mode::Silent);
+    let mut lsp = Lsp::start(&broker, &[]);
+    lsp.open("abc");
+    lsp.complete(INVOKED);
+    let mut times = Vec::new();
+    for n in 0..20 {
+        wait_until("the engine to work", || engine.asked() == n + 1);
+        let sent = Instant::now();
+        lsp.complete(INVOKED);
+        wait_until("the cancel to reach the engine", || engine.cancels.lock().unwrap().len() as u64 == n + 1);
+        times.push(engine.cancels.lock().unwrap()[n as usize].saturating_duration_since(sent));
+    }
+    times.sort();
+    assert!(times[10] < Duration::from_millis(50), "{times:?}");
+}
+
+#[test]
+fn a_document_without_a_uri_is_an_error() {
+    let broker = Broker::start();
+    let _engine = Engine::start(&broker, Mode::Echo);
+    let mut lsp = Lsp::start(&broker, &[]);
+    lsp.open_as("", "abc");
+    let id = lsp.complete_at("", 3, INVOKED);
+    assert_eq!(lsp.code_of(id), -32803);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use super::super::failure::{Code, Failure};
 use super::super::output::Out;
 use super::broker::{self, Event};
-use super::completions::{Action, Settings};
+use super::completions::{Action, Failure as CallFailure, FailureKind, Settings};
 use super::framing::{Frame, read_frame};
 use super::session::Session;
 use super::start::Starter;
@@ -15,7 +15,7 @@ use crate::client::{Builder, RequestOptions};
 use crate::wire::typed::{CompletionRequest, Form, Message as TypedMessage};
 use lsp_server::{Message, ResponseError};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufReader};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -114,12 +114,14 @@ impl Bridge {
 
     /// Does what the session wants; `Some`: the server ends.
     async fn perform(&mut self, events: &Sender<Event>, out: &Sender<Outgoing>) -> Option<Result<(), Failure>> {
-        for action in self.session.take_actions() {
+        let mut actions = VecDeque::from(self.session.take_actions());
+        while let Some(action) = actions.pop_front() {
             let message = match action {
                 Action::Send(message) => Outgoing::Message(message),
                 Action::SendUnidentified(error) => Outgoing::Unidentified(error),
                 Action::Start { call, request } => {
                     self.start(call, request, events);
+                    actions.extend(self.session.take_actions());
                     continue;
                 }
                 Action::Cancel { call } => {
@@ -148,7 +150,7 @@ impl Bridge {
                 let running = broker::call(client, self.service.clone(), self.options, call, payload, events.clone());
                 self.calls.insert(call, running);
             }
-            Err(error) => log::warn!("cannot encode a request error={:?}", error.to_string()),
+            Err(error) => self.session.failed(call, &CallFailure::new(FailureKind::Engine, error.to_string())),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::start::Starter;
 use crate::client::asynchronous::AsyncClient;
 use crate::client::{Builder, ConnectionState, Error, RequestOptions};
 use crate::logic::backoff::Backoff;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Sender;
 use tokio::task::AbortHandle;
 
@@ -15,6 +15,9 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), max: Durat
 
 /// How long one attempt waits for a broker that does not run.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection that lasted for so long begins again with the first delay.
+const STABLE: Duration = Duration::from_secs(10);
 
 /// What comes from the broker.
 #[derive(Debug)]
@@ -49,8 +52,10 @@ pub(super) async fn keep_connected(builder: Builder, starter: Option<Starter>, e
     loop {
         let reason = match connect(&builder, starter.as_ref(), failures > 0).await {
             Ok(client) => {
-                failures = 0;
-                watch(&client, starter.as_ref(), &events).await
+                let begun = Instant::now();
+                let reason = watch(&client, starter.as_ref(), &events).await;
+                failures = if begun.elapsed() > STABLE { 0 } else { failures };
+                reason
             }
             Err(reason) => reason,
         };

@@ -422,15 +422,15 @@ impl Completions {
     }
 
     fn fail(&mut self, id: RequestId, failure: &Failure) {
-        let mut response = error(ErrorCode::RequestFailed, failure.message.clone());
-        response.data = failure.retry_after.map(|delay| json!({ "retryAfterMs": delay.as_millis() as u64 }));
-        self.reply(id, Err(response));
         if !self.told.contains(&failure.kind) {
             self.told.push(failure.kind);
             let message = format!("lapce-ipc: no completions: {}", failure.message);
             let shown = ShowMessage { kind: 2, message: &message };
             self.act(Action::Send(Notification::new("window/showMessage".to_owned(), shown).into()));
         }
+        let mut response = error(ErrorCode::RequestFailed, failure.message.clone());
+        response.data = failure.retry_after.map(|delay| json!({ "retryAfterMs": delay.as_millis() as u64 }));
+        self.reply(id, Err(response));
     }
 
     fn reply(&mut self, id: RequestId, result: Result<Value, ResponseError>) {

@@ -234,14 +234,14 @@ fn requests_wait_for_the_first_connection_only() {
     assert_eq!(scene.actions(), ["start 1 \"abc\"|\"\""]);
     scene.completions.set_link(scene.now, Link::Away("gone".into()));
     let shown = "shown \"lapce-ipc: no completions: gone\"";
-    assert_eq!(scene.actions(), ["cancel 1", "1: error -32803", shown]);
+    assert_eq!(scene.actions(), ["cancel 1", shown, "1: error -32803"]);
     assert_eq!(scene.request(2, 3), ["2: error -32803"], "the user is told once");
     scene.completions.set_link(scene.now, Link::Up);
     scene.request(3, 3);
     scene.finish(2, "x");
     scene.insert(3, "y");
     scene.completions.set_link(scene.now, Link::Away("gone".into()));
-    assert_eq!(scene.request(4, 4), ["4: error -32803", shown], "told again after a success");
+    assert_eq!(scene.request(4, 4), [shown, "4: error -32803"], "told again after a success");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn each_kind_of_failure_is_told_once() {
         scene.request(1, 3);
         scene.completions.failed(call, failure);
         let actions = scene.completions.take_actions();
-        let Action::Send(Message::Response(response)) = &actions[0] else { panic!("{actions:?}") };
+        let Some(Action::Send(Message::Response(response))) = actions.last() else { panic!("{actions:?}") };
         (actions.len(), response.response_result.clone().unwrap_err())
     };
     let (count, error) = fail(1, &open);
@@ -267,7 +267,7 @@ fn an_endless_completion_is_cancelled() {
     scene.request(1, 3);
     assert!(scene.part(1, &"x".repeat(TEXT_BYTES_MAX), None).is_empty());
     let actions = scene.part(1, "x", None);
-    assert_eq!(actions[..2], ["cancel 1", "1: error -32803"]);
+    assert_eq!((actions[0].as_str(), actions[2].as_str()), ("cancel 1", "1: error -32803"));
 }
 
 #[test]

@@ -67,11 +67,12 @@ pub(super) fn clean(raw: &str, crlf: bool) -> String {
 /// Steps 4 to 6. `after` is the text behind the cursor.
 pub(super) fn fit<'a>(text: &'a str, after: &str) -> &'a str {
     let text = without_closing(without_overlap(text, after), after);
-    let rest = &after[..end_of_line(after, 0)];
-    match text.strip_prefix(rest) {
-        None => text,
-        Some(new) if rest.trim().is_empty() => new,
-        Some(_) => "",
+    match &after[..end_of_line(after, 0)] {
+        "" => text,
+        // What is left of it must not begin with it either.
+        rest if rest.trim().is_empty() => text.trim_start_matches(rest),
+        rest if text.starts_with(rest) => "",
+        _ => text,
     }
 }
 

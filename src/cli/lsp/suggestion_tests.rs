@@ -49,6 +49,7 @@ const CASES: &[(&str, &str, &str)] = &[
     // It begins with the rest of the line.
     (";\nlet y = 6;", ";\n", ""),
     ("  x", "  \n", "x"),
+    ("  a", " \n", "a"),
     // Line ends.
     ("a\nb", "\r\nz", "a\r\nb"),
     ("a\r\nb\rc", "", "a\nb\nc"),

@@ -1,0 +1,145 @@
+//! What bridge and broker add to a completion, beside asking the engine directly: `cargo test --release --test
+//! lsp_latency -- --ignored --nocapture`.
+//!
+//! The engine is a thread of this process that streams eight tokens, at once or 5 ms apart. Directly it is asked over a
+//! Unix socket, a line of JSON each way per message. Through the bridge it is a service, and the time is from the
+//! client's request to its reply, both with their framing and JSON. Direct and through take turns in one run.
+
+#[path = "support/lsp_client.rs"]
+mod lsp_client;
+mod support;
+
+use lapce_ipc::client::{Client, Request};
+use lapce_ipc::wire::typed::{CompletionChunk, CompletionRequest, FinishReason, Form, Message};
+use lsp_client::Lsp;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+use support::{Broker, work_for};
+
+const TOKENS: usize = 8;
+const ROUNDS: usize = 2000;
+const INVOKED: u32 = 1;
+
+/// The chunks of a reply, each after its pause.
+fn chunks(id: u64, pace: Duration) -> impl Iterator<Item = Vec<u8>> {
+    (0..=TOKENS).map(move |index| {
+        if !pace.is_zero() && index > 0 {
+            work_for(pace);
+        }
+        let finish = (index == TOKENS).then_some(FinishReason::Stop);
+        let text = if finish.is_some() { String::new() } else { format!("token{index} ") };
+        let chunk = CompletionChunk { id, index: index as u32, text, finish };
+        Message::CompletionChunk(chunk).encode_as(Form::Json).expect("JSON")
+    })
+}
+
+fn id(payload: &[u8]) -> u64 {
+    match Message::decode_any(payload).expect("a message").0 {
+        Message::CompletionRequest(request) => request.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The engine behind a socket.
+fn listen(listener: &UnixListener, pace: Duration) {
+    let (stream, _) = listener.accept().expect("a client");
+    let mut output = stream.try_clone().expect("a descriptor");
+    for line in BufReader::new(stream).lines() {
+        for chunk in chunks(id(line.expect("a line").as_bytes()), pace) {
+            output.write_all(&[&chunk[..], b"\n"].concat()).expect("written");
+        }
+    }
+}
+
+/// The engine as a service.
+fn serve(client: &Client, pace: Duration) {
+    let mut service = client.serve("ai.inline-completion").expect("a service");
+    while let Some(Ok(mut request)) = service.next() {
+        let send = |request: &mut Request, chunk: Vec<u8>| request.chunk(chunk).expect("sent");
+        for chunk in chunks(id(request.payload()), pace) {
+            send(&mut request, chunk);
+        }
+        request.finish().expect("finished");
+    }
+}
+
+fn quantiles(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort();
+    let at = |part: f64| times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6;
+    (at(0.5), at(0.99))
+}
+
+fn measure(pace: Duration, rounds: usize) -> ((f64, f64), (f64, f64)) {
+    let broker = Broker::start();
+    let path = broker.folder().join("engine.sock");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let client = broker.builder().connect().expect("the broker takes us");
+    std::thread::scope(|scope| {
+        scope.spawn(|| listen(&listener, pace));
+        scope.spawn(|| serve(&client, pace));
+        let mut socket = UnixStream::connect(&path).expect("the engine listens");
+        let mut lines = BufReader::new(socket.try_clone().expect("a descriptor"));
+        let mut lsp = Lsp::start(&broker, &[]);
+        let text = "fn main() { ".repeat(100);
+        lsp.open(&text);
+        let (mut direct, mut through) = (Vec::new(), Vec::new());
+        for round in 0..rounds + rounds / 10 {
+            let begun = Instant::now();
+            let request = CompletionRequest {
+                id: round as u64,
+                document: lsp_client::URI.to_owned(),
+                language: "rust".to_owned(),
+                prefix: text.clone(),
+                suffix: String::new(),
+                cursor: lapce_ipc::wire::typed::Position { line: 0, column: 7 },
+                max_tokens: 128,
+                temperature: None,
+                stop: Vec::new(),
+            };
+            let payload = Message::CompletionRequest(request).encode_as(Form::Json).expect("JSON");
+            socket.write_all(&[&payload[..], b"\n"].concat()).expect("written");
+            loop {
+                let mut line = String::new();
+                lines.read_line(&mut line).expect("a line");
+                match Message::decode_any(line.as_bytes()).expect("a message").0 {
+                    Message::CompletionChunk(chunk) if chunk.finish.is_some() => break,
+                    _ => {}
+                }
+            }
+            let asked_directly = begun.elapsed();
+            // Another key than the suggested one.
+            lsp.type_text("x");
+            let begun = Instant::now();
+            let id = lsp.complete(INVOKED);
+            let suggested = lsp.text_of(id);
+            let asked_through = begun.elapsed();
+            assert!(suggested.starts_with("token0 "), "{suggested}");
+            // The first rounds warm up.
+            if round >= rounds / 10 {
+                direct.push(asked_directly);
+                through.push(asked_through);
+            }
+        }
+        client.close();
+        drop(lsp);
+        drop(lines);
+        socket.shutdown(std::net::Shutdown::Both).expect("shut down");
+        (quantiles(direct), quantiles(through))
+    })
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn what_bridge_and_broker_add() {
+    for (name, pace, rounds) in [("at once", Duration::ZERO, ROUNDS), ("5 ms a token", Duration::from_millis(5), 100)] {
+        let (direct, through) = measure(pace, rounds);
+        for (quantile, direct, through) in [("p50", direct.0, through.0), ("p99", direct.1, through.1)] {
+            let (ratio, added) = (through / direct, through - direct);
+            support::probe::note(&format!(
+                "{TOKENS} tokens {name}, {quantile}: direct {direct:.0} us, through bridge and broker {through:.0} us, \
+                 {ratio:.2} times, {added:.0} us more"
+            ));
+        }
+    }
+}
