@@ -11,6 +11,7 @@
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
+//! | `engine/` | services in front of AI engines |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
@@ -27,6 +28,8 @@ mod breaker;
 mod children;
 mod command;
 mod data;
+#[cfg(feature = "editor")]
+mod engine;
 mod exit;
 mod failure;
 mod guard;
@@ -91,6 +94,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             return Ok(());
         }
         Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
+        // It ends in order at a signal.
+        #[cfg(feature = "editor")]
+        Command::Engine(args) => return engine::run(&cli.target.trusting(&cli.trust)?, args),
         Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
         _ => exit::exit_on_signals()?,
     }
@@ -103,6 +109,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         | Command::Guard => Ok(()),
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
+        #[cfg(feature = "editor")]
+        Command::Engine(_) => Ok(()),
         #[cfg(feature = "editor")]
         Command::Lsp(args) => lsp::run(target, args),
         Command::Pub(args) => publish::run(target, args),
