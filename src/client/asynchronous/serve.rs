@@ -94,8 +94,8 @@ impl AsyncRequest {
         self.request.is_cancelled()
     }
 
-    /// Waits until the requester no longer waits, or the connection ends. Together with the work in a `select!` it stops
-    /// the work at once, also while nothing is sent.
+    /// Waits until the requester no longer waits, or the connection ends. Together with the work in a `select!` it
+    /// stops the work at once, also while nothing is sent.
     pub async fn cancelled(&self) {
         let _ = until(&self.client.connection, || self.is_cancelled().then_some(())).await;
     }
