@@ -40,13 +40,13 @@ const ALL: &[&str] = &["*"];
 /// Which module, or which single file, may name which crate. Every dependency in Cargo.toml has a row.
 const CRATES: &[(&str, &[&str])] = &[
     ("actix", &["broker"]),
-    ("actix_web", &["broker"]),
+    ("actix_web", &["broker", "cli"]),
     ("base64", &["cli"]),
     ("bincode", &["src/wire/codec.rs"]),
     ("clap", &["cli"]),
     ("crossbeam_queue", &["broker"]),
     ("env_logger", &["cli"]),
-    ("futures_core", &["client"]),
+    ("futures_core", &["client", "cli"]),
     ("hdrhistogram", &["cli"]),
     ("libc", &["shm"]),
     ("listenfd", &["broker"]),
@@ -67,12 +67,15 @@ const CRATES: &[(&str, &[&str])] = &[
     ("prometheus", &["metrics", "broker"]),
     ("rustc_hash", &["client"]), // ids and names that the program itself chooses
     ("rustix", &["shm", "config", "client", "broker", "cli"]), // wire and logic are pure
+    ("reqwest", &["cli"]),
+    ("rustls", &["cli"]),
     ("sd_notify", &["broker"]),
     ("serde", ALL),
     ("serde_json", ALL), // also a development dependency: unit tests anywhere may read JSON
     ("signal_hook", &["cli"]),
+    ("sse_stream", &["cli"]),
     ("strsim", &["config"]),
-    ("subtle", &["broker"]),
+    ("subtle", &["broker", "cli"]),
     ("thiserror", ALL),
     ("tokio", &["client", "broker", "cli"]),
     ("toml", &["config"]),
