@@ -111,6 +111,10 @@ pub(super) enum Command {
     #[cfg(feature = "editor")]
     #[command(hide = true)]
     ServeSession(serve::ServeArgs),
+    /// Offer completions and chats of an AI engine as services
+    #[cfg(feature = "editor")]
+    #[command(after_help = super::engine::EXAMPLES)]
+    Engine(super::engine::EngineArgs),
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),

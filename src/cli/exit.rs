@@ -10,6 +10,8 @@ use crate::broker::telemetry::stderr;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
 use std::process::ExitCode;
+#[cfg(feature = "editor")]
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Reports the failure of a command, and returns its exit code.
@@ -81,6 +83,36 @@ pub(super) fn exit_on_signals() -> Result<(), Failure> {
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(no_signals)?;
     Ok(())
+}
+
+/// SIGINT and SIGTERM for a command that ends in order.
+#[cfg(feature = "editor")]
+#[derive(Debug)]
+pub(super) struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+#[cfg(feature = "editor")]
+impl EndSignals {
+    /// Watches from now on; within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// If signals cannot be watched.
+    pub(super) fn new() -> Result<EndSignals, Failure> {
+        can_watch_signals().map_err(no_signals)?;
+        let caught = |kind| signal(kind).map_err(no_signals);
+        Ok(EndSignals { interrupt: caught(SignalKind::interrupt())?, terminate: caught(SignalKind::terminate())? })
+    }
+
+    /// Waits for one.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 fn no_signals(error: io::Error) -> Failure {

@@ -12,6 +12,7 @@
 //! | `connect/` | JSON lines for programs without a binding (feature `editor`) |
 //! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
+//! | `engine/` | services in front of AI engines |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
@@ -30,6 +31,8 @@ mod command;
 #[cfg(feature = "editor")]
 mod connect;
 mod data;
+#[cfg(feature = "editor")]
+mod engine;
 mod exit;
 mod failure;
 mod guard;
@@ -94,6 +97,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             return Ok(());
         }
         Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
+        // It ends in order at a signal.
+        #[cfg(feature = "editor")]
+        Command::Engine(args) => return engine::run(&cli.target.trusting(&cli.trust)?, args),
         Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
         _ => exit::exit_on_signals()?,
     }
@@ -106,6 +112,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         | Command::Guard => Ok(()),
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
+        #[cfg(feature = "editor")]
+        Command::Engine(_) => Ok(()),
         #[cfg(feature = "editor")]
         Command::Connect(args) => connect::run(target, args),
         #[cfg(feature = "editor")]

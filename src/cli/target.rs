@@ -2,6 +2,8 @@
 
 use super::failure::{Code, Failure};
 use super::output::note;
+#[cfg(feature = "editor")]
+use crate::client::asynchronous::AsyncEvents;
 use crate::client::{
     Builder, Client, ConnectionState, DEFAULT_SOCKET, ErrorDetail as ErrorKind, Events, ReconnectOptions, Unreached,
     WaitStrategy,
@@ -165,6 +167,17 @@ impl BrokerTarget {
         Ok(client)
     }
 
+    /// For commands on the asynchronous client: the options of a connection as `lapce-ipc-COMMAND`, with reconnecting.
+    ///
+    /// # Errors
+    ///
+    /// If an option is invalid.
+    #[cfg(feature = "editor")]
+    pub(super) fn persistent_builder(&self, command: &str, wait: impl Into<WaitStrategy>) -> Result<Builder, Failure> {
+        let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
+        Ok(self.builder(command, wait)?.reconnect(options))
+    }
+
     /// The options of a client that connects as `lapce-ipc-COMMAND`.
     ///
     /// # Errors
@@ -232,6 +245,22 @@ fn report_states(events: Events) {
                 note(format_args!("connection lost; reconnecting"));
             }
             ConnectionState::Connected if std::mem::take(&mut is_lost) => note(format_args!("reconnected")),
+            _ => {}
+        }
+    }
+}
+
+/// The same for an asynchronous connection, in the log.
+#[cfg(feature = "editor")]
+pub(super) async fn log_states(mut events: AsyncEvents) {
+    let mut is_lost = false;
+    while let Some(state) = events.next().await {
+        match state {
+            ConnectionState::Reconnecting { .. } if !is_lost => {
+                is_lost = true;
+                log::warn!("connection lost; reconnecting");
+            }
+            ConnectionState::Connected if std::mem::take(&mut is_lost) => log::info!("reconnected"),
             _ => {}
         }
     }

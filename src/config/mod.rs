@@ -59,6 +59,8 @@ pub use model::{
 };
 pub use paths::Options;
 pub(crate) use reload::adopt;
+#[cfg(feature = "editor")]
+pub(crate) use secret::read_secret_line;
 pub use value::Value;
 
 /// Every key with its section's name, in the order of the file.

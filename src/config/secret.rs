@@ -55,6 +55,19 @@ fn read_token(file: &Path, own_uid: u32) -> Result<Vec<u8>, String> {
     Ok(token.to_vec())
 }
 
+/// The first line of a file that no other user can have written, and not all users can read, without the white space at
+/// its end; at most `max` bytes.
+///
+/// # Errors
+///
+/// Why the file is refused.
+#[cfg(feature = "editor")]
+pub(crate) fn read_secret_line(file: &Path, max: usize) -> Result<Vec<u8>, String> {
+    let bytes = read_secret(file, Options::default().own_uid, max as u64 + 2).map_err(|fault| fault.to_string())?;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    if line.len() > max { Err(format!("the first line is longer than {max} bytes")) } else { Ok(line.to_vec()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
