@@ -266,6 +266,7 @@ fn generate(shared: &Arc<Shared>, stream: &TcpStream, path: &str, body: String, 
         since,
         stream: stream.try_clone()?,
         gone: gone.clone(),
+        is_done: AtomicBool::new(false),
         path: path.to_owned(),
         body,
         key: key.to_owned(),
@@ -275,7 +276,7 @@ fn generate(shared: &Arc<Shared>, stream: &TcpStream, path: &str, body: String, 
         let _ = reply.send();
         is_whole.store(true, Ordering::SeqCst);
         let _ = reply.stream.shutdown(std::net::Shutdown::Write);
-        reply.shared.counts.running.fetch_sub(1, Ordering::SeqCst);
+        reply.done();
     });
     // No further request comes on this connection: what can be read is its end.
     let mut stream = stream;
@@ -295,6 +296,7 @@ struct Reply {
     since: u64,
     stream: TcpStream,
     gone: Arc<AtomicBool>,
+    is_done: AtomicBool,
     path: String,
     body: String,
     key: String,
@@ -303,35 +305,34 @@ struct Reply {
 impl Reply {
     fn send(&self) -> std::io::Result<()> {
         let error = |message: &str| format!("{{\"error\":{{\"message\":\"{message}\",\"type\":\"fake\"}}}}");
-        let stream = &self.stream;
         let has_suffix = self.body.contains("\"suffix\"");
         let is_infill = self.path == "/infill";
         match (self.settings.mode.as_str(), self.since) {
-            ("no-suffix", _) if is_infill => return plain(stream, "404 Not Found", "", &error("no such path")),
+            ("no-suffix", _) if is_infill => return self.plain("404 Not Found", "", &error("no such path")),
             ("no-suffix", _) if has_suffix => {
-                return plain(stream, "400 Bad Request", "", &error("suffix is not currently supported"));
+                return self.plain("400 Bad Request", "", &error("suffix is not currently supported"));
             }
             ("infill-501", _) if is_infill => {
-                return plain(stream, "501 Not Implemented", "", &error("infill is not supported by this model"));
+                return self.plain("501 Not Implemented", "", &error("infill is not supported by this model"));
             }
             ("full", _) | ("busy", 1 | 2) => {
-                return plain(stream, "503 Service Unavailable", "", &error("server busy, maximum pending requests"));
+                return self.plain("503 Service Unavailable", "", &error("server busy, maximum pending requests"));
             }
             ("retry-after", 1) => {
-                return plain(stream, "429 Too Many Requests", "Retry-After: 1\r\n", &error("slow down"));
+                return self.plain("429 Too Many Requests", "Retry-After: 1\r\n", &error("slow down"));
             }
-            ("400", _) => return plain(stream, "400 Bad Request", "", &error("prompt is too long")),
+            ("400", _) => return self.plain("400 Bad Request", "", &error("prompt is too long")),
             ("401", _) => {
                 let text = format!("wrong key: {}", self.key);
-                return plain(stream, "401 Unauthorized", "", &error(&text));
+                return self.plain("401 Unauthorized", "", &error(&text));
             }
-            ("403", _) => return plain(stream, "403 Forbidden", "", &error("not for you")),
-            ("404", _) => return plain(stream, "404 Not Found", "", &error("model not found")),
+            ("403", _) => return self.plain("403 Forbidden", "", &error("not for you")),
+            ("404", _) => return self.plain("404 Not Found", "", &error("model not found")),
             ("429", _) => {
-                return plain(stream, "429 Too Many Requests", "Retry-After: 120\r\n", &error("slow down"));
+                return self.plain("429 Too Many Requests", "Retry-After: 120\r\n", &error("slow down"));
             }
-            ("500", _) => return plain(stream, "500 Internal Server Error", "", &error("out of memory")),
-            ("error-200", _) => return plain(stream, "200 OK", "", &error("no slot available")),
+            ("500", _) => return self.plain("500 Internal Server Error", "", &error("out of memory")),
+            ("error-200", _) => return self.plain("200 OK", "", &error("no slot available")),
             ("garbage", _) => return (&self.stream).write_all(b"\x00\x01garbage\r\n\r\n"),
             ("hang", _) => {
                 self.wait_for_the_end();
@@ -339,7 +340,7 @@ impl Reply {
             }
             ("whole", _) => {
                 let text = self.settings.tokens.concat();
-                return plain(stream, "200 OK", "", &self.event_data(&text, Some("stop")));
+                return self.plain("200 OK", "", &self.event_data(&text, Some("stop")));
             }
             _ => {}
         }
@@ -348,7 +349,21 @@ impl Reply {
               Connection: close\r\n\r\n",
         )?;
         self.events()?;
+        self.done();
         self.raw(b"0\r\n\r\n")
+    }
+
+    /// A whole reply that is no stream.
+    fn plain(&self, status: &str, headers: &str, body: &str) -> std::io::Result<()> {
+        self.done();
+        plain(&self.stream, status, headers, body)
+    }
+
+    /// The work is done: noted before the client can know.
+    fn done(&self) {
+        if !self.is_done.swap(true, Ordering::SeqCst) {
+            self.shared.counts.running.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     fn events(&self) -> std::io::Result<()> {

@@ -19,6 +19,9 @@
 
 pub mod criteria;
 pub mod cut;
+#[cfg(feature = "editor")]
+pub mod engine;
+pub mod fake_engine;
 pub mod follow;
 pub mod http;
 pub mod ledger;

@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("signal_hook", &["cli"]),
     ("sse_stream", &["cli"]),
     ("strsim", &["config"]),
-    ("subtle", &["broker", "cli"]),
+    ("subtle", &["broker"]),
     ("thiserror", ALL),
     ("tokio", &["client", "broker", "cli"]),
     ("toml", &["config"]),

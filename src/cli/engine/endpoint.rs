@@ -25,6 +25,8 @@ const BODY_MAX: usize = 8 * 1024 * 1024;
 const MESSAGE_MAX: usize = 200;
 /// How long to wait for the rest of a stream that has said that it is finished.
 const REST: Duration = Duration::from_secs(1);
+/// How long the end of a complete reply may take before its connection is closed.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// The time limits.
 #[derive(Clone, Copy, Debug)]
@@ -358,10 +360,10 @@ impl Stream for Limited {
     }
 }
 
-/// Reads the rest of a reply that is complete, so that its connection can be used again.
+/// Reads a reply that is complete to its end: then its connection can be used again, and the engine is free.
 pub(super) async fn read_rest(mut events: Events<'_>) {
-    let rest = async { while let Ok(Some(_)) = events.next().await {} };
-    let _ = tokio::time::timeout(REST, rest).await;
+    let rest = async { while let Ok(Some(_)) = events.event().await {} };
+    let _ = tokio::time::timeout(SETTLE, rest).await;
 }
 
 #[cfg(test)]

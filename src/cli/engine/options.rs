@@ -19,7 +19,7 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
-pub(in crate::cli) struct EngineArgs {
+pub(crate) struct EngineArgs {
     #[command(subcommand)]
     kind: Kind,
 }
@@ -89,7 +89,7 @@ struct OpenaiArgs {
     wait: WaitOption,
 }
 
-pub(in crate::cli) const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
 Examples:
   lapce-ipc engine openai --base-url http://127.0.0.1:8080 --model qwen2.5-coder   (llama.cpp)
   lapce-ipc engine openai --base-url http://127.0.0.1:11434 --model starcoder2     (Ollama)
@@ -117,7 +117,7 @@ SIGTERM or SIGINT: outstanding requests are finished, then the exit code is 0.";
 /// # Errors
 ///
 /// If an option is invalid, there is no broker, or the service cannot be offered.
-pub(in crate::cli) fn run(target: &BrokerTarget, args: &EngineArgs) -> Result<(), Failure> {
+pub(crate) fn run(target: &BrokerTarget, args: &EngineArgs) -> Result<(), Failure> {
     let Kind::Openai(args) = &args.kind;
     let key = Key::read(args.api_key_env.as_deref(), args.api_key_file.as_deref())?;
     let services = Services {

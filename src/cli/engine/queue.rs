@@ -38,8 +38,8 @@ impl Queue {
         Queue { slots, next: 0, waiting: VecDeque::new(), running: Vec::new(), is_chats_turn: false }
     }
 
-    /// A request waits. Returns its number, and the requests that it supersedes: those that waited are out of the queue;
-    /// one that the engine has stays until [`Queue::end`].
+    /// A request waits. Returns its number, and the requests that it supersedes: those that waited are out of the
+    /// queue; one that the engine has stays until [`Queue::end`].
     pub(super) fn arrive(&mut self, subject: Subject) -> (Ticket, Vec<Ticket>) {
         let ticket = self.next;
         self.next += 1;

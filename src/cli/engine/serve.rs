@@ -174,21 +174,22 @@ impl Engine {
     }
 
     async fn handle(&self, request: AsyncRequest, form: crate::wire::typed::Form, subject: Subject, job: Job) {
-        // What would not be sent in time is refused now, and costs the breaker nothing: it was not tried.
+        // What would not be sent in time fails now. It counts: an open breaker spares the requesters the way here.
         if let Some(pause) = self.turns.pause().filter(|pause| *pause > self.patience) {
             let text = format!("{}: busy, no request is sent for {:.1}s", self.model.base_url, pause.as_secs_f64());
-            return refuse(request, &text).await;
+            *self.last_error() = Some(text.clone());
+            let _ = request.fail(&text).await;
+            return;
         }
         let turn = self.turns.arrive(subject);
         let mut out = Outgoing::new(request, form, turn.signals().superseded.clone(), self.patience);
         match self.attempts(&turn, &job, &mut out).await {
             Ok((last, rest)) => {
                 let _ = out.finish(&last).await;
-                // The engine is free for the next request.
-                drop(turn);
                 if let Some(rest) = rest {
                     read_rest(rest).await;
                 }
+                drop(turn);
             }
             Err(stop) => {
                 drop(turn);
