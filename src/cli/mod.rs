@@ -13,6 +13,7 @@
 //! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
 //! | `engine/` | services in front of AI engines |
+//! | `gateway/` | the HTTP API of OpenAI in front of services |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
@@ -35,6 +36,8 @@ mod data;
 mod engine;
 mod exit;
 mod failure;
+#[cfg(feature = "editor")]
+mod gateway;
 mod guard;
 mod logging;
 #[cfg(feature = "editor")]
@@ -99,6 +102,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
         // It ends in order at a signal.
         #[cfg(feature = "editor")]
+        Command::Gateway(args) => return gateway::run(&cli.target.trusting(&cli.trust)?, args),
+        #[cfg(feature = "editor")]
         Command::Engine(args) => return engine::run(&cli.target.trusting(&cli.trust)?, args),
         Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
         _ => exit::exit_on_signals()?,
@@ -113,7 +118,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
         #[cfg(feature = "editor")]
-        Command::Engine(_) => Ok(()),
+        Command::Engine(_) | Command::Gateway(_) => Ok(()),
         #[cfg(feature = "editor")]
         Command::Connect(args) => connect::run(target, args),
         #[cfg(feature = "editor")]
