@@ -78,7 +78,9 @@ Examples:
 
 It serves /v1/completions, /v1/chat/completions and /v1/models. The log names the address and the token's file. A \
 closed connection cancels its request at the engine. The model's name is passed back and has no other effect: the \
-engine behind the service has one model. SIGTERM or SIGINT: outstanding requests are finished, then the exit code is 0.";
+engine behind the service has one model.
+
+SIGTERM or SIGINT: outstanding requests are finished, then the exit code is 0.";
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
