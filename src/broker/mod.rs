@@ -40,7 +40,11 @@ pub(crate) mod supervision;
 pub(crate) mod telemetry;
 
 pub use health::HealthError;
+#[cfg(feature = "editor")]
+pub(crate) use health::{Access, Refusal, TokenFile};
 pub use listener::socket::SocketError;
+#[cfg(feature = "editor")]
+pub(crate) use listener::socket::{Bound, bind};
 pub use root::{BrokerError, run};
 #[cfg(feature = "cli")]
 pub(crate) use router::ECHO;

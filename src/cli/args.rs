@@ -124,6 +124,10 @@ pub(super) enum Command {
     /// The man pages, for packages
     #[command(hide = true)]
     Man(generate::ManArgs),
+    /// Serve OpenAI's HTTP API in front of services, for programs that speak no other
+    #[cfg(feature = "editor")]
+    #[command(after_help = super::gateway::EXAMPLES)]
+    Gateway(super::gateway::GatewayArgs),
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchPart(bench::part::PartArgs),

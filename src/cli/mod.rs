@@ -15,6 +15,7 @@
 //! | `generate` | shell completions, man pages |
 //! | `command` | running a program that produces a reply |
 //! | `engine/` | services in front of AI engines (feature `editor`) |
+//! | `gateway/` | the HTTP API of OpenAI in front of services (feature `editor`) |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |
@@ -38,6 +39,8 @@ mod doctor;
 mod engine;
 mod exit;
 mod failure;
+#[cfg(feature = "editor")]
+mod gateway;
 mod generate;
 mod guard;
 mod logging;
@@ -103,6 +106,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
         // It ends in order at a signal.
         #[cfg(feature = "editor")]
+        Command::Gateway(args) => return gateway::run(&cli.target.trusting(&cli.trust)?, args),
+        #[cfg(feature = "editor")]
         Command::Engine(args) => return engine::run(&cli.target.trusting(&cli.trust)?, args),
         Command::BenchPart(part) => return bench::part::run(&cli.target.trusting(&cli.trust)?, part),
         _ => exit::exit_on_signals()?,
@@ -117,7 +122,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
         #[cfg(feature = "editor")]
-        Command::Engine(_) => Ok(()),
+        Command::Engine(_) | Command::Gateway(_) => Ok(()),
         #[cfg(feature = "editor")]
         Command::Connect(args) => connect::run(target, args),
         #[cfg(feature = "editor")]

@@ -14,7 +14,7 @@ const OPEN: [&str; 5] = ["/live", "/ready", "/", "/style.css", "/script.js"];
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// It has no Host header, or several.
     NoHost,
     /// Its Host is not allowed.
@@ -25,14 +25,14 @@ pub(super) enum Refusal {
 
 /// The access rules.
 #[derive(Debug)]
-pub(in crate::broker) struct Access {
+pub(crate) struct Access {
     hosts: Vec<String>,
     token: Option<Vec<u8>>,
 }
 
 impl Access {
     /// From the configuration and the token of its file.
-    pub(in crate::broker) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
+    pub(crate) fn new(config: &HealthServer, token: Option<Vec<u8>>) -> Access {
         let hosts = config.allowed_hosts.iter().chain([&config.host]).map(|host| host.to_ascii_lowercase()).collect();
         Access { hosts, token }
     }
@@ -47,7 +47,7 @@ impl Access {
     /// # Errors
     ///
     /// The reason of a refusal.
-    pub(super) fn check(&self, hosts: &[&str], authorization: Option<&[u8]>, path: &str) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, hosts: &[&str], authorization: Option<&[u8]>, path: &str) -> Result<(), Refusal> {
         if hosts.is_empty() {
             return Err(Refusal::NoHost);
         }

@@ -34,11 +34,15 @@ mod snapshot;
 mod stream;
 mod token;
 
-pub(super) use access::Access;
+pub(crate) use access::Access;
+#[cfg(feature = "editor")]
+pub(crate) use access::Refusal;
 pub use error::HealthError;
 pub(super) use listen::{Endpoints, Listener};
 pub(super) use location::Location;
 pub(super) use snapshot::snapshot;
+#[cfg(feature = "editor")]
+pub(crate) use token::TokenFile;
 
 use super::context::Broker;
 use crate::broker::supervision::fault;

@@ -16,7 +16,7 @@ const TOKEN_BYTES: usize = 32;
 
 /// A token file, removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct TokenFile {
+pub(crate) struct TokenFile {
     path: PathBuf,
     /// Held open, so that no other file gets its number.
     file: File,
@@ -37,7 +37,12 @@ impl TokenFile {
         TokenFile::make_at(&path).map_err(|source| HealthError::TokenFile { path, source })
     }
 
-    fn make_at(path: &Path) -> io::Result<TokenFile> {
+    /// Creates a file at a path. A file of this user is replaced.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenFile::make`].
+    pub(crate) fn make_at(path: &Path) -> io::Result<TokenFile> {
         let mut bytes = [0; TOKEN_BYTES];
         fill_random(&mut bytes)?;
         let token = bytes.iter().fold(String::new(), |mut text, byte| {
@@ -59,11 +64,17 @@ impl TokenFile {
         Ok(made)
     }
 
+    /// Leaves the file where it is.
+    #[cfg(feature = "editor")]
+    pub(crate) fn keep(mut self) {
+        self.identity = (0, 0);
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn token(&self) -> &[u8] {
+    pub(crate) fn token(&self) -> &[u8] {
         &self.token
     }
 }

@@ -71,7 +71,7 @@ type Identity = (u64, u64);
 /// The path of a listening socket, with its lock. Both go when this is dropped, if they are still ours; an inherited
 /// socket's path stays: it is not ours to remove.
 #[derive(Debug)]
-pub(in crate::broker) struct Bound {
+pub(crate) struct Bound {
     path: PathBuf,
     socket: Identity,
     /// The mode of the socket, unless it is inherited.
@@ -94,7 +94,7 @@ struct Lock {
 /// # Errors
 ///
 /// If another broker is listening, something else stands there, or the system refuses.
-pub(in crate::broker) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener), SocketError> {
+pub(crate) fn bind(path: &Path, permissions: u32) -> Result<(Bound, UnixListener), SocketError> {
     if path.as_os_str().len() > MAX_PATH {
         return Err(SocketError::TooLong { path: path.to_owned(), max: MAX_PATH });
     }

@@ -85,7 +85,7 @@ pub(in crate::broker) fn arbiter(what: &'static str) -> Result<Arbiter, Refused>
 /// # Errors
 ///
 /// Why not.
-pub(in crate::broker) fn can_start(count: usize) -> io::Result<()> {
+pub(crate) fn can_start(count: usize) -> io::Result<()> {
     let descriptors = (0..count * PAIRS).map(|_| UnixStream::pair());
     let _descriptors: Vec<_> = descriptors.collect::<io::Result<_>>()?;
     let start = |_| {
