@@ -18,10 +18,7 @@ use support::{Broker, wait_until};
 
 /// Members between two reads, and messages of each.
 const BATCH: usize = 32;
-static BURST: std::sync::LazyLock<u64> =
-    std::sync::LazyLock::new(|| std::env::var("B").map_or(8, |b| b.parse().unwrap()));
-static BAT: std::sync::LazyLock<usize> =
-    std::sync::LazyLock::new(|| std::env::var("BB").map_or(32, |b| b.parse().unwrap()));
+const BURST: u64 = 8;
 const TENTHS: u64 = 10;
 /// Members whose rings lease slots for messages of several records: more than there are slots.
 const SWOLLEN: usize = 100;
@@ -35,13 +32,13 @@ fn play(role: &str) {
     let opened = Instant::now();
     let mut load = Load::open(count, words[2]);
     let opened = opened.elapsed();
-    load.run(*BAT, *BURST, *BURST);
+    load.run(BATCH, BURST, BURST);
     tell("ready");
     heard();
     let (mut rates, started) = (Vec::new(), Instant::now());
     for tenth in 1..=TENTHS {
         let (before, from) = (load.delivered(), Instant::now());
-        load.run(*BAT, *BURST, *BURST + each * tenth / TENTHS);
+        load.run(BATCH, BURST, BURST + each * tenth / TENTHS);
         rates.push((load.delivered() - before) as f64 / from.elapsed().as_secs_f64());
     }
     let elapsed = started.elapsed().as_secs_f64();
@@ -82,7 +79,7 @@ fn nuclear_connection_bomb() {
     load.say("end");
     let messages = connections * each;
     // What came before the measurement, too.
-    assert_eq!(result["delivered"], messages + connections * *BURST, "each message is delivered once");
+    assert_eq!(result["delivered"], messages + connections * BURST, "each message is delivered once");
     assert_eq!(result["connected"], connections);
     let rate = messages as f64 / result["seconds"].as_f64().unwrap();
     let mut report = Report::new("nuclear_connection_bomb");
