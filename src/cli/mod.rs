@@ -12,8 +12,8 @@
 //! | `connect/` | JSON lines for programs without a binding (feature `editor`) |
 //! | `lsp/` | the language server for editors (feature `editor`) |
 //! | `command` | running a program that produces a reply |
-//! | `engine/` | services in front of AI engines |
-//! | `gateway/` | the HTTP API of OpenAI in front of services |
+//! | `engine/` | services in front of AI engines (feature `editor`) |
+//! | `gateway/` | the HTTP API of OpenAI in front of services (feature `editor`) |
 //! | `bench/` | the measurements, and the processes that they need |
 //! | `logging` | the log on stderr |
 //! | `data` | `DATA`, `-`, `@FILE` |

@@ -107,7 +107,8 @@ supersedes it. The service NAME.status returns the endpoint, the model, the way 
 the last error as JSON.
 
 The way to fill in the middle is found at the first completions: `suffix`, llama.cpp's /infill, the model's FIM \
-markers, or the text before the cursor only. Of an endpoint that ignores `suffix` without an error, name the way: --way markers.
+markers, or the text before the cursor only. Of an endpoint that ignores `suffix` without an error, name the way: \
+--way markers.
 
 An endpoint that does not connect, refuses the key, returns a server error, sends no token in time or ends a stream \
 early fails the request, which counts towards the service's breaker. A request that the endpoint refuses as invalid \
