@@ -173,7 +173,7 @@ fn a_cancel_closes_the_http_request_at_once() {
 
 #[test]
 fn a_cancel_before_the_first_token_and_in_the_queue_reaches_the_engine_too() {
-    let engine = Engine::start("hang", &[]);
+    let engine = Engine::start("hang", &["--first-token-timeout", "100s"]);
     let client = engine.client();
     let start = |document: &str| {
         let payload = Message::CompletionRequest(request(document)).encode().unwrap();
