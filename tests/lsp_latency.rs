@@ -3,7 +3,8 @@
 //!
 //! The engine is a thread of this process that streams eight tokens, at once or 5 ms apart. Directly it is asked over a
 //! Unix socket, a line of JSON each way per message. Through the bridge it is a service, and the time is from the
-//! client's request to its reply, both with their framing and JSON. Direct and through take turns in one run.
+//! client's request to its reply, both with their framing and JSON. The second test asks the fake endpoint over HTTP, and
+//! through bridge, broker and `lapce-ipc engine openai`. Direct and through take turns in one run.
 
 #[path = "support/lsp_client.rs"]
 mod lsp_client;
@@ -13,9 +14,11 @@ use lapce_ipc::client::{Client, Request};
 use lapce_ipc::wire::typed::{CompletionChunk, CompletionRequest, FinishReason, Form, Message};
 use lsp_client::Lsp;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
-use support::{Broker, work_for};
+use support::engine::Engine;
+use support::{Broker, fake_engine, work_for};
 
 const TOKENS: usize = 8;
 const ROUNDS: usize = 2000;
@@ -129,17 +132,56 @@ fn measure(pace: Duration, rounds: usize) -> ((f64, f64), (f64, f64)) {
     })
 }
 
+fn report(name: &str, direct: (f64, f64), through: (f64, f64)) {
+    for (quantile, direct, through) in [("p50", direct.0, through.0), ("p99", direct.1, through.1)] {
+        let (ratio, added) = (through / direct, through - direct);
+        support::probe::note(&format!(
+            "{name}, {quantile}: direct {direct:.0} us, through the bridge {through:.0} us, {ratio:.2} times, \
+             {added:.0} us more"
+        ));
+    }
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn what_bridge_and_broker_add() {
     for (name, pace, rounds) in [("at once", Duration::ZERO, ROUNDS), ("5 ms a token", Duration::from_millis(5), 100)] {
         let (direct, through) = measure(pace, rounds);
-        for (quantile, direct, through) in [("p50", direct.0, through.0), ("p99", direct.1, through.1)] {
-            let (ratio, added) = (through / direct, through - direct);
-            support::probe::note(&format!(
-                "{TOKENS} tokens {name}, {quantile}: direct {direct:.0} us, through bridge and broker {through:.0} us, \
-                 {ratio:.2} times, {added:.0} us more"
-            ));
+        report(&format!("service, {TOKENS} tokens {name}"), direct, through);
+    }
+}
+
+/// A completion over HTTP, to its last event.
+fn ask_http(engine: &Engine) -> Duration {
+    let begun = Instant::now();
+    let body = r#"{"model": "qwen-fake", "prompt": "fn main() {", "suffix": "}", "max_tokens": 128, "stream": true}"#;
+    let mut stream = TcpStream::connect(engine.fake.address()).expect("it listens");
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("written");
+    let lines = BufReader::new(stream).lines();
+    let last = lines.map(|line| line.expect("a line")).find(|line| line.contains("[DONE]"));
+    assert!(last.is_some(), "the stream is whole");
+    begun.elapsed()
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn what_bridge_broker_and_adapter_add() {
+    let engine = Engine::start("ok", &[]);
+    let mut lsp = Lsp::start(&engine.broker, &[]);
+    lsp.open("");
+    for (name, pace, rounds) in [("at once", Duration::ZERO, 500), ("5 ms a token", Duration::from_millis(5), 100)] {
+        engine.fake.set_pace(pace);
+        let (mut direct, mut through) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            direct.push(ask_http(&engine));
+            lsp.type_text("x");
+            let begun = Instant::now();
+            let id = lsp.complete(INVOKED);
+            assert_eq!(lsp.text_of(id), fake_engine::TOKENS.concat());
+            through.push(begun.elapsed());
         }
+        let name = format!("HTTP, {} tokens {name}", fake_engine::TOKENS.len());
+        report(&name, quantiles(direct), quantiles(through));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::failure::Code;
 use super::target::{BrokerTarget, Trust};
-use super::{bench, breaker, publish, reload, reply, request, serve, status, sub, upstream};
+use super::{bench, breaker, doctor, generate, publish, reload, reply, request, serve, status, sub, upstream};
 #[cfg(feature = "editor")]
 use super::{connect, lsp};
 use clap::{Parser, Subcommand};
@@ -115,6 +115,15 @@ pub(super) enum Command {
     #[cfg(feature = "editor")]
     #[command(after_help = super::engine::EXAMPLES)]
     Engine(super::engine::EngineArgs),
+    /// Check this installation, and say what to do
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
+    /// Print the completions of a shell
+    #[command(after_help = generate::EXAMPLES)]
+    Completions(generate::CompletionsArgs),
+    /// The man pages, for packages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
     /// Serve OpenAI's HTTP API in front of services, for programs that speak no other
     #[cfg(feature = "editor")]
     #[command(after_help = super::gateway::EXAMPLES)]

@@ -11,6 +11,8 @@
 //! | `publish`, `sub`, `request`, `reply`, `status`, `breaker`, `upstream`, `reload` | one command each |
 //! | `connect/` | JSON lines for programs without a binding (feature `editor`) |
 //! | `lsp/` | the language server for editors (feature `editor`) |
+//! | `doctor/` | checks of an installation |
+//! | `generate` | shell completions, man pages |
 //! | `command` | running a program that produces a reply |
 //! | `engine/` | services in front of AI engines (feature `editor`) |
 //! | `gateway/` | the HTTP API of OpenAI in front of services (feature `editor`) |
@@ -32,12 +34,14 @@ mod command;
 #[cfg(feature = "editor")]
 mod connect;
 mod data;
+mod doctor;
 #[cfg(feature = "editor")]
 mod engine;
 mod exit;
 mod failure;
 #[cfg(feature = "editor")]
 mod gateway;
+mod generate;
 mod guard;
 mod logging;
 #[cfg(feature = "editor")]
@@ -132,5 +136,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Upstream(args) => upstream::run(target, args),
         Command::Reload(args) => reload::run(target, args.is_json()),
         Command::Bench(args) => bench::run(target, args),
+        Command::Doctor(args) => doctor::run(target, args),
+        Command::Completions(args) => generate::completions(args),
+        Command::Man(args) => generate::man(args),
     }
 }

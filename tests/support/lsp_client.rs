@@ -225,7 +225,7 @@ fn read(input: &mut impl BufRead) -> Option<Value> {
             return None;
         }
         match line.trim_end().split_once(": ") {
-            Some((name, value)) if name == "Content-Length" => length = value.parse::<usize>().ok(),
+            Some(("Content-Length", value)) => length = value.parse::<usize>().ok(),
             Some(_) => {}
             None => break,
         }
