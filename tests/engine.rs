@@ -76,6 +76,18 @@ fn stop_texts_of_the_request_end_the_completion() {
 }
 
 #[test]
+fn of_a_large_document_the_engine_gets_what_is_around_the_cursor() {
+    let engine = Engine::start("ok", &["--max-prefix", "1000", "--max-suffix", "101"]);
+    let mut wanted = request("a");
+    wanted.prefix = "ä".repeat(1_000_000) + "here";
+    wanted.suffix = "there".to_owned() + &"ö".repeat(1_000_000);
+    assert!(engine.complete(&engine.client(), &wanted).is_ok());
+    let body: serde_json::Value = serde_json::from_str(&engine.fake.seen()[0].1).unwrap();
+    assert_eq!(body["prompt"], "ä".repeat(498) + "here");
+    assert_eq!(body["suffix"], "there".to_owned() + &"ö".repeat(48));
+}
+
+#[test]
 fn fim_markers_never_leak_also_when_they_are_split() {
     let engine = Engine::start("markers", &[]);
     let client = engine.client();
@@ -161,7 +173,7 @@ fn a_cancel_closes_the_http_request_at_once() {
 
 #[test]
 fn a_cancel_before_the_first_token_and_in_the_queue_reaches_the_engine_too() {
-    let engine = Engine::start("hang", &[]);
+    let engine = Engine::start("hang", &["--first-token-timeout", "100s"]);
     let client = engine.client();
     let start = |document: &str| {
         let payload = Message::CompletionRequest(request(document)).encode().unwrap();

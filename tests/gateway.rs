@@ -41,7 +41,8 @@ fn start(broker: &Broker, args: &[&str]) -> (Process, String, String) {
 impl Gateway {
     #[track_caller]
     fn start(mode: &str, keys: &[(&str, &str)]) -> Gateway {
-        let engine = Engine::start_with(mode, &[], keys);
+        // Longer than a test: what ends a request earlier is a cancel.
+        let engine = Engine::start_with(mode, &["--first-token-timeout", "100s"], keys);
         let (process, url, file) = start(&engine.broker, &["--listen", "127.0.0.1:0", "--max-body", "10000"]);
         let address = url.trim_start_matches("http://").trim_end_matches("/v1").parse().unwrap();
         let token = std::fs::read_to_string(file).unwrap().trim().to_owned();

@@ -25,6 +25,8 @@ const BODY_MAX: usize = 8 * 1024 * 1024;
 const MESSAGE_MAX: usize = 200;
 /// How long to wait for the rest of a stream that has said that it is finished.
 const REST: Duration = Duration::from_secs(1);
+/// How long an idle connection is kept: shorter than servers do, or a request would meet one that is being closed.
+const IDLE: Duration = Duration::from_secs(3);
 /// How long the end of a complete reply may take before its connection is closed.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -89,6 +91,7 @@ impl Endpoint {
         let mut http = reqwest::Client::builder()
             .connect_timeout(times.connect)
             .tcp_nodelay(true)
+            .pool_idle_timeout(IDLE)
             // A key must not follow a redirect.
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("lapce-ipc/", env!("CARGO_PKG_VERSION")));

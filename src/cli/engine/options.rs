@@ -106,6 +106,10 @@ chat_request; both in the binary or the JSON form. At most one request per docum
 supersedes it. The service NAME.status returns the endpoint, the model, the way in use, the figures of the queue and \
 the last error as JSON.
 
+The way to fill in the middle is found at the first completions: `suffix`, llama.cpp's /infill, the model's FIM \
+markers, or the text before the cursor only. Of an endpoint that ignores `suffix` without an error, name the way: \
+--way markers.
+
 An endpoint that does not connect, refuses the key, returns a server error, sends no token in time or ends a stream \
 early fails the request, which counts towards the service's breaker. A request that the endpoint refuses as invalid \
 does not count. After 429 and 503 no request is sent for Retry-After, or for a time that doubles from 500ms to 30s.

@@ -40,7 +40,7 @@ struct Engine {
     model: Model,
     turns: Arc<Turns>,
     patience: Duration,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<(Instant, String)>>,
 }
 
 /// A request in this process's form.
@@ -150,6 +150,7 @@ async fn chat_request(engine: Arc<Engine>, request: AsyncRequest) {
 
 async fn status_request(engine: Arc<Engine>, request: AsyncRequest) {
     let (in_flight, queued) = engine.turns.figures();
+    let last_error = engine.last_error().clone();
     let status = json!({
         "base_url": engine.model.base_url,
         "model": engine.model.name,
@@ -157,7 +158,8 @@ async fn status_request(engine: Arc<Engine>, request: AsyncRequest) {
         "in_flight": in_flight,
         "queued": queued,
         "pause_ms": engine.turns.pause().map_or(0, |pause| pause.as_millis()),
-        "last_error": *engine.last_error(),
+        "last_error": last_error.as_ref().map(|(_, text)| text),
+        "last_error_age_ms": last_error.as_ref().map(|(time, _)| time.elapsed().as_millis()),
     });
     let _ = request.reply(status.to_string()).await;
 }
@@ -169,7 +171,7 @@ async fn refuse(request: AsyncRequest, text: &str) {
 }
 
 impl Engine {
-    fn last_error(&self) -> MutexGuard<'_, Option<String>> {
+    fn last_error(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -177,7 +179,7 @@ impl Engine {
         // What would not be sent in time fails now. It counts: an open breaker spares the requesters the way here.
         if let Some(pause) = self.turns.pause().filter(|pause| *pause > self.patience) {
             let text = format!("{}: busy, no request is sent for {:.1}s", self.model.base_url, pause.as_secs_f64());
-            *self.last_error() = Some(text.clone());
+            *self.last_error() = Some((Instant::now(), text.clone()));
             let _ = request.fail(&text).await;
             return;
         }
@@ -239,7 +241,7 @@ impl Engine {
             }
             Stop::Fault(fault) => {
                 log::warn!("request failed reason={}", value(&fault.text));
-                *self.last_error() = Some(fault.text.clone());
+                *self.last_error() = Some((Instant::now(), fault.text.clone()));
                 out.fail(&fault.text).await;
             }
         }
