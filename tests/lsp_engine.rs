@@ -1,5 +1,5 @@
-//! The whole way: a client of the Language Server Protocol, `lapce-ipc lsp`, the broker, `lapce-ipc engine openai`, and a
-//! fake endpoint over HTTP.
+//! The whole way: a client of the Language Server Protocol, `lapce-ipc lsp`, the broker, `lapce-ipc engine openai`, and
+//! a fake endpoint over HTTP.
 
 #[path = "support/lsp_client.rs"]
 mod lsp_client;

@@ -3,8 +3,8 @@
 //!
 //! The engine is a thread of this process that streams eight tokens, at once or 5 ms apart. Directly it is asked over a
 //! Unix socket, a line of JSON each way per message. Through the bridge it is a service, and the time is from the
-//! client's request to its reply, both with their framing and JSON. The second test asks the fake endpoint over HTTP, and
-//! through bridge, broker and `lapce-ipc engine openai`. Direct and through take turns in one run.
+//! client's request to its reply, both with their framing and JSON. The second test asks the fake endpoint over HTTP,
+//! and through bridge, broker and `lapce-ipc engine openai`. Direct and through take turns in one run.
 
 #[path = "support/lsp_client.rs"]
 mod lsp_client;
@@ -23,6 +23,7 @@ use support::{Broker, fake_engine, work_for};
 const TOKENS: usize = 8;
 const ROUNDS: usize = 2000;
 const INVOKED: u32 = 1;
+const AUTOMATIC: u32 = 2;
 
 /// The chunks of a reply, each after its pause.
 fn chunks(id: u64, pace: Duration) -> impl Iterator<Item = Vec<u8>> {
@@ -148,6 +149,35 @@ fn what_bridge_and_broker_add() {
     for (name, pace, rounds) in [("at once", Duration::ZERO, ROUNDS), ("5 ms a token", Duration::from_millis(5), 100)] {
         let (direct, through) = measure(pace, rounds);
         report(&format!("service, {TOKENS} tokens {name}"), direct, through);
+    }
+}
+
+/// Pauses between keys, in ms, as a fast typist makes them.
+const KEYS_MS: [u64; 10] = [90, 130, 70, 160, 110, 85, 240, 95, 140, 100];
+
+/// Of 50 keys: how many requests a debounce keeps from an engine that takes 300 ms, and what it costs after the last.
+#[test]
+#[ignore = "a measurement"]
+fn what_the_debounce_saves() {
+    for debounce in ["0", "50ms", "75ms", "100ms", "150ms", "250ms"] {
+        let engine = Engine::start("ok", &[]);
+        engine.fake.set_tokens(&["token "; 10]);
+        engine.fake.set_pace(Duration::from_millis(30));
+        let mut lsp = Lsp::start(&engine.broker, &["--debounce", debounce]);
+        lsp.open("");
+        let mut last = (0, Instant::now());
+        for key in 0..50 {
+            lsp.type_text("x");
+            last = (lsp.complete(AUTOMATIC), Instant::now());
+            if key < 49 {
+                work_for(Duration::from_millis(KEYS_MS[key % KEYS_MS.len()]));
+            }
+        }
+        lsp.text_of(last.0);
+        let (requests, waited) = (engine.fake.seen().len(), last.1.elapsed().as_millis());
+        let line =
+            format!("debounce {debounce}: {requests} requests for 50 keys, a completion {waited} ms after the last");
+        support::probe::note(&line);
     }
 }
 

@@ -158,3 +158,18 @@ fn a_broker_that_cannot_start_is_reported() {
     let message = reply["error"]["message"].as_str().unwrap_or_default().to_owned();
     assert!(message.contains("cannot start a broker"), "{message}");
 }
+
+#[test]
+fn a_lock_file_that_is_a_link_is_not_followed() {
+    let home = Home::new();
+    let victim = home.path().join("victim");
+    std::os::unix::fs::symlink(&victim, home.path().join("lapce-ipc.sock.start")).expect("a link");
+    let mut bridge = Lsp::spawn(home.command(&["--start"]));
+    bridge.initialize();
+    bridge.open("abc");
+    let id = bridge.complete(INVOKED);
+    let reply = bridge.reply(id);
+    let message = reply["error"]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.contains("lapce-ipc.sock.start"), "{message}");
+    assert!(!victim.exists() && home.brokers().is_empty());
+}

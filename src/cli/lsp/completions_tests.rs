@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cli::lsp::protocol::{CompletionContext, DocumentId};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 
 const URI: &str = "file:///a.rs";
 
@@ -284,4 +286,138 @@ fn a_carriage_return_document_gets_its_line_ends() {
     let mut scene = Scene::new(0, "x\r\ny");
     scene.request(1, 1);
     assert_eq!(scene.finish(1, " {\n}"), ["1:  {\r\n}"]);
+}
+
+/// What a client, an engine and the broker may do in any order.
+#[derive(Clone, Debug)]
+enum Step {
+    Open(u8),
+    Insert(u8),
+    Close(u8),
+    LoseSync,
+    Request(u8, bool),
+    Cancel(prop::sample::Index),
+    Part(prop::sample::Index, bool),
+    Fail(prop::sample::Index),
+    Wait(u8),
+    Link(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        2 => (0u8..3).prop_map(Step::Open),
+        3 => (0u8..3).prop_map(Step::Insert),
+        1 => (0u8..3).prop_map(Step::Close),
+        1 => Just(Step::LoseSync),
+        6 => (0u8..3, any::<bool>()).prop_map(|(document, automatic)| Step::Request(document, automatic)),
+        1 => index().prop_map(Step::Cancel),
+        5 => (index(), any::<bool>()).prop_map(|(call, is_last)| Step::Part(call, is_last)),
+        1 => index().prop_map(Step::Fail),
+        3 => (0u8..100).prop_map(Step::Wait),
+        1 => any::<bool>().prop_map(Step::Link),
+    ]
+}
+
+/// What is outstanding: a reply for each request, an end for each call.
+#[derive(Default)]
+struct Ledger {
+    /// Requests without a reply, with their document and its changes at that time.
+    open: BTreeMap<i32, (u8, u64)>,
+    replied: BTreeSet<i32>,
+    calls: BTreeSet<u64>,
+    changes: [u64; 3],
+}
+
+impl Ledger {
+    fn read(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send(Message::Response(Response { id, response_result })) => {
+                    let id: i32 = id.to_string().parse().expect("a number");
+                    assert!(self.replied.insert(id), "a second reply to {id}");
+                    let (document, changes) = self.open.remove(&id).expect("a reply to no request");
+                    let is_stale = self.changes[document as usize] != changes;
+                    assert!(response_result.is_err() || !is_stale, "a stale reply to {id}");
+                }
+                Action::Start { call, .. } => assert!(self.calls.insert(call)),
+                Action::Cancel { call } => assert!(self.calls.remove(&call), "no call {call}"),
+                _ => {}
+            }
+            assert!(self.calls.len() <= self.open.len(), "a call without a request");
+        }
+    }
+
+    fn call(&self, index: prop::sample::Index) -> Option<u64> {
+        (!self.calls.is_empty()).then(|| *index.get(&self.calls.iter().copied().collect::<Vec<_>>()))
+    }
+}
+
+proptest! {
+    #[test]
+    fn each_request_gets_one_reply_none_is_stale_and_no_call_is_left(steps in prop::collection::vec(step(), 0..80)) {
+        let mut scene = Scene::new(50, "");
+        let (mut ledger, mut next) = (Ledger::default(), 0);
+        let uri = |document: u8| format!("file:///{document}");
+        for step in steps {
+            let touched = match step {
+                Step::Open(document) | Step::Insert(document) | Step::Close(document) => Some(document),
+                _ => None,
+            };
+            if let Some(document) = touched {
+                ledger.changes[document as usize] += 1;
+            }
+            match step {
+                Step::Open(document) => scene.open(&uri(document), "text"),
+                Step::Insert(document) => {
+                    let at = Position { line: 0, character: 99 };
+                    let change = Change { range: Some(Range { start: at, end: at }), text: "x".into() };
+                    scene.completions.change(&uri(document), 1, &[change]);
+                }
+                Step::Close(document) => scene.completions.close(&uri(document)),
+                Step::LoseSync => {
+                    ledger.changes.iter_mut().for_each(|changes| *changes += 1);
+                    scene.completions.lose_sync(None, "a test");
+                }
+                Step::Request(document, automatic) => {
+                    next += 1;
+                    ledger.open.insert(next, (document, ledger.changes[document as usize]));
+                    let params = CompletionParams {
+                        text_document: DocumentId { uri: uri(document) },
+                        position: Position { line: 0, character: 99 },
+                        context: Some(CompletionContext { trigger_kind: if automatic { AUTOMATIC } else { 1 } }),
+                    };
+                    scene.completions.request(scene.now, next.into(), Kind::Inline, &params);
+                }
+                Step::Cancel(index) if !ledger.open.is_empty() => {
+                    let ids: Vec<i32> = ledger.open.keys().copied().collect();
+                    scene.completions.cancel(&(*index.get(&ids)).into());
+                }
+                Step::Part(index, is_last) => if let Some(call) = ledger.call(index) {
+                    if is_last {
+                        ledger.calls.remove(&call);
+                    }
+                    let finish = is_last.then_some(FinishReason::Stop);
+                    scene.completions.part(call, &Part { text: "xyz".into(), finish });
+                },
+                Step::Fail(index) => if let Some(call) = ledger.call(index) {
+                    ledger.calls.remove(&call);
+                    scene.completions.failed(call, &Failure::new(FailureKind::Engine, "a test"));
+                },
+                Step::Wait(ms) => {
+                    scene.now += Duration::from_millis(ms.into());
+                    scene.completions.tick(scene.now);
+                }
+                Step::Link(is_up) => {
+                    let link = if is_up { Link::Up } else { Link::Away("a test".into()) };
+                    scene.completions.set_link(scene.now, link);
+                }
+                Step::Cancel(_) => {}
+            }
+            ledger.read(scene.completions.take_actions());
+        }
+        scene.completions.set_link(scene.now, Link::Away("the end".into()));
+        ledger.read(scene.completions.take_actions());
+        prop_assert!(ledger.open.is_empty() && ledger.calls.is_empty(), "{:?} {:?}", ledger.open, ledger.calls);
+    }
 }

@@ -15,6 +15,10 @@
 //! | `bridge` | the loop: client, broker and time |
 //!
 //! Everything up to `session` is pure; `bridge` tells it the time, and does what it says.
+//!
+//! The default debounce, 75 ms: of 50 keys at 70 to 240 ms, 45 reach the engine, and a completion comes 75 ms later
+//! than without. Fast typing below that costs one request. 150 ms would leave 11 of them (`what_the_debounce_saves` in
+//! `tests/lsp_latency.rs`); a request that is superseded before its first token costs the engine none.
 
 mod bridge;
 mod broker;

@@ -6,11 +6,12 @@
 
 use super::super::output::plain;
 use crate::client::{Builder, Client, DEFAULT_SOCKET};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::process::geteuid;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fmt::Display;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -73,7 +74,7 @@ impl Starter {
     fn start_blocking(&self) -> io::Result<()> {
         let until = Instant::now() + START_TIME;
         let path = beside(&self.socket, ".start");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let lock = open_own(&path, OFlags::empty())?;
         while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             if self.listens() {
                 return Ok(());
@@ -128,8 +129,21 @@ impl Starter {
         if std::fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             std::fs::rename(&self.log, beside(&self.log, ".old"))?;
         }
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.log)
+        open_own(&self.log, OFlags::APPEND)
     }
+}
+
+/// Opens or makes a file of this user. It may stand in a folder in which others may make files, as the default socket's
+/// is: no link is followed.
+fn open_own(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let named = |problem: &dyn Display| io::Error::other(format!("{}: {problem}", path.display()));
+    let file = File::from(open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| named(&error))?);
+    let found = file.metadata()?;
+    if !found.is_file() || found.uid() != geteuid().as_raw() {
+        return Err(named(&"not a regular file of this user"));
+    }
+    Ok(file)
 }
 
 fn in_time(until: Instant, problem: &str) -> io::Result<()> {
