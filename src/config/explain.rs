@@ -124,7 +124,9 @@ pub fn template() -> String {
     let example = Engine {
         name: "local".to_owned(),
         command: "lapce-ipc".to_owned(),
-        args: ["engine", "openai", "--base-url", "http://127.0.0.1:8080"].map(str::to_owned).to_vec(),
+        args: ["engine", "openai", "--base-url", "http://127.0.0.1:8080", "--model", "NAME"]
+            .map(str::to_owned)
+            .to_vec(),
         ..Engine::default()
     };
     out.push_str("#[[engine]]\n");
