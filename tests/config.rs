@@ -441,6 +441,57 @@ fn an_upstream_may_have_restart_keys_of_its_own() {
 }
 
 #[test]
+fn engines() {
+    let loaded = accepted(
+        "[restart]\nmax_restarts = 3\n\
+         [[engine]]\nname = \"a\"\ncommand = \"/bin/engine\"\nargs = [\"-v\", \"-v\", \"\"]\nenv = [\"A=b=c\"]\n\
+         stop_timeout_ms = 7\nmax_restarts = 4\n\
+         [[engine]]\nname = \"b\"\ncommand = \"engine\"\n",
+    );
+    let config = &loaded.config;
+    assert_eq!(config.engine[0].args, ["-v", "-v", ""]);
+    assert_eq!((&config.engine[0].env[..], config.engine[0].stop_timeout_ms), (&["A=b=c".to_owned()][..], 7));
+    assert_eq!((config.engine[1].command.as_str(), config.engine[1].stop_timeout_ms), ("engine", 2000));
+    assert_eq!((config.engine_restart_for("a").max_restarts, config.engine_restart_for("b").max_restarts), (4, 3));
+    let output = explain(&loaded).to_string();
+    assert_eq!(Fixture::new().load(&output, &Env::default()).expect("it loads again").config, loaded.config);
+}
+
+#[test]
+fn an_engine_that_cannot_be_meant_is_refused() {
+    let engine = |more: &str| format!("[[engine]]\nname = \"a\"\n{more}\n");
+    refused("[engine]\n", "config.toml:1:1: engine: expected an array of tables, [[engine]], found a table");
+    refused(
+        "[[engine]]\nname = \"\"\n",
+        "config.toml:1:1: engine[0].command: missing\n\
+         config.toml:2:8: engine[0].name: \"\" is not a name: empty token at byte 0",
+    );
+    refused(&engine("command = \"\""), "config.toml:3:11: engine[0].command: \"\" is empty");
+    refused(
+        &engine("command = \"./bin/x\""),
+        "config.toml:3:11: engine[0].command: \"./bin/x\" is a relative path; write an absolute one, or a name on PATH",
+    );
+    refused(
+        &engine("command = \"a\\u0000\""),
+        "config.toml:3:11: engine[0].command: \"a\\u0000\" contains a zero byte",
+    );
+    refused(
+        &engine("command = \"x\"\nargs = [\"\\u0000\"]"),
+        "config.toml:4:8: engine[0].args: \"\\u0000\" contains a zero byte",
+    );
+    refused(&engine("command = \"x\"\nenv = [\"=x\"]"), "config.toml:4:7: engine[0].env: \"=x\" is not NAME=VALUE");
+    refused(&engine("command = \"x\"\nenv = [\"A=1\", \"A=2\"]"), "config.toml:1:1: engine[0].env: \"A\" is set twice");
+    refused(
+        &engine("command = \"x\"\ninitial_delay_ms = 6000"),
+        "config.toml:1:1: engine[0].initial_delay_ms: 6000 is more than max_delay_ms, which is 5000",
+    );
+    refused(
+        &(engine("command = \"x\"") + &engine("command = \"y\"")),
+        "config.toml:4:1: engine[1].name: \"a\" is also the name of another engine",
+    );
+}
+
+#[test]
 fn upstreams_without_a_name_are_not_namesakes() {
     refused(
         "[[upstream]]\nsocket_path = \"/a\"\n[[upstream]]\nsocket_path = \"/b\"\n",
@@ -541,7 +592,7 @@ fn every_key_has_its_variable() {
         let full = format!("{section}.{}", key.name);
         let value = Config::default().get(&full).expect("a value").to_string();
         let bare = match key.rule {
-            Rule::List { .. } => "",
+            Rule::Sequence { .. } | Rule::List { .. } => "",
             _ => value.trim_matches('"'),
         };
         let name = variable(section, key.name);
@@ -786,7 +837,8 @@ proptest! {
         let mut loaded = accepted(&format!(
             "[circuit_breaker.services.\"{service}\"]\nfailure_threshold = {tries}\n[circuit_breaker.services.other]\n\
              [[upstream]]\nname = \"{service}\"\nsocket_path = '/\"x\\'\n\
-             services = [\"{service}\"]\nmax_restarts = {tries}\n"
+             services = [\"{service}\"]\nmax_restarts = {tries}\n\
+             [[engine]]\nname = \"{service}\"\ncommand = '/\"x\\'\nargs = ['\\', '\\']\nmax_restarts = {tries}\n"
         ));
         let mut set = 0;
         for (index, text) in settings {

@@ -12,6 +12,8 @@
 //! | `breaker/` | circuit breakers: rules, timers, events, manual orders |
 //! | `supervision/` | restarts, the watchdog, the resources of the process, injected faults |
 //! | `telemetry/` | events, counters, the status, lines on stderr |
+//! | `engines/` | the programs that the broker runs beside itself (`[[engine]]`) |
+//! | `processes/` | child processes, and the guard that ends them when this process is killed |
 //! | `health/` | the HTTP endpoints, outside the supervision tree that they report |
 //!
 //! ```text
@@ -29,8 +31,10 @@
 
 mod breaker;
 mod context;
+mod engines;
 mod health;
 mod listener;
+pub(crate) mod processes;
 mod reload;
 mod root;
 mod router;

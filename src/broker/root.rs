@@ -2,11 +2,13 @@
 
 use super::breaker::{self, BreakerActor, BreakerHandle};
 use super::context::{Broker, Phase, Source};
+use super::engines;
 use super::health::{Endpoints, Health, HealthError, Pulses};
 use super::listener::acceptor::Acceptor;
 use super::listener::inherited::Inherited;
 use super::listener::listening::Listening;
 use super::listener::socket::{self, Bound, SocketError};
+use super::processes::children as processes;
 use super::router::{Announce, CloseLanes, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::session::dialler;
 use super::session::roster::Roster;
@@ -240,6 +242,7 @@ async fn serve(
         Acceptor::new(listens.clone(), broker.clone(), handles.clone(), exit)
     }));
     ready(&loaded, &location.status());
+    let engines = actix::spawn(engines::keep(reloaded.clone()));
 
     let ended = tokio::select! {
         signal = signalled(&mut term, &mut int) => Ok(signal),
@@ -252,8 +255,9 @@ async fn serve(
     follows.abort();
     let orderly = async {
         if let Ok(signal) = ended {
-            let ms = reloaded.config().ipc.drain_timeout_ms;
-            notify.stopping(signal, Duration::from_millis(ms));
+            let config = reloaded.config();
+            let ms = config.ipc.drain_timeout_ms;
+            notify.stopping(signal, Duration::from_millis(ms) + engines::stop_within(&config));
             log::info!("draining reason={signal} limit_ms={ms}");
             // First: an acceptor that is not running is no failure of a broker that drains.
             let _ = phase.send(Phase::Draining(u32::try_from(ms).unwrap_or(u32::MAX)));
@@ -273,6 +277,7 @@ async fn serve(
         let _ = phase.send(Phase::Closing);
         let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
         let _ = tokio::time::timeout(CLOSE, children.retire(0)).await;
+        let _ = engines.await;
     };
     let at_once = tokio::select! {
         () = orderly => None,
@@ -280,6 +285,7 @@ async fn serve(
     };
     if let Some(signal) = at_once {
         log::warn!("stopping at once reason=second_signal signal={signal}");
+        drop(processes::clean_up());
     }
     workers.iter().for_each(|worker| {
         worker.stop();

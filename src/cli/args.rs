@@ -137,12 +137,6 @@ pub(super) enum Command {
         /// The scenario
         scenario: String,
     },
-    /// The process that starts the guard
-    #[command(hide = true)]
-    GuardStart,
-    /// The process that cleans up after a killed command
-    #[command(hide = true)]
-    Guard,
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! One loop feeds stdin and reads stdout and stderr as they are ready, so that no order in which the program reads and
 //! writes can block this process, and checks at intervals whether the request is still outstanding.
 
-use super::children::Running;
 use super::output::{note, plain};
+use crate::broker::processes::children::Running;
 use crate::broker::telemetry::stderr;
 use crate::client::{Reply, ReplyError, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

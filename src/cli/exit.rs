@@ -1,10 +1,10 @@
 //! The end of the process: reports of failures, and signals.
 
-use super::children;
 use super::failure::{Code, Failure};
 use super::output::{Out, note};
 use super::target;
 use crate::broker;
+use crate::broker::processes::children;
 use crate::broker::supervision::resources::can_watch_signals;
 use crate::broker::telemetry::stderr;
 use rustix::event::{PollFd, PollFlags, poll};

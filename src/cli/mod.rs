@@ -21,15 +21,12 @@
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
 //! | `start` | resets inherited signals and limits |
-//! | `children` | processes and folders that must not outlive this process |
-//! | `guard` | a process that removes them when this one is killed |
 //! | `failure` | exit codes |
 //! | `exit` | the end of the process: reports, signals |
 
 mod args;
 mod bench;
 mod breaker;
-mod children;
 mod command;
 #[cfg(feature = "editor")]
 mod connect;
@@ -42,7 +39,6 @@ mod failure;
 #[cfg(feature = "editor")]
 mod gateway;
 mod generate;
-mod guard;
 mod logging;
 #[cfg(feature = "editor")]
 mod lsp;
@@ -59,9 +55,10 @@ mod sub;
 mod target;
 mod upstream;
 
+use crate::broker::processes::guard;
 use args::{Cli, Command, ServerCli};
 use clap::Parser;
-use failure::Failure;
+use failure::{Code, Failure};
 use std::process::ExitCode;
 
 /// `ipc_server_main`: runs the broker.
@@ -69,6 +66,9 @@ use std::process::ExitCode;
 pub fn ipc_server_main() -> ExitCode {
     if let Err(failure) = start::start() {
         return exit::report(Err(failure));
+    }
+    if let Some(ended) = guarding() {
+        return exit::report(ended);
     }
     match ServerCli::try_parse() {
         Ok(cli) => exit::report(serve::run(&cli.target, &cli.serve)),
@@ -82,6 +82,9 @@ pub fn lapce_ipc() -> ExitCode {
     if let Err(failure) = start::start() {
         return exit::report(Err(failure));
     }
+    if let Some(ended) = guarding() {
+        return exit::report(ended);
+    }
     match Cli::try_parse() {
         Ok(cli) => {
             let ended = dispatch(&cli);
@@ -92,17 +95,27 @@ pub fn lapce_ipc() -> ExitCode {
     }
 }
 
+/// The hidden commands of the guard, which both programs have: their result, if this process is one.
+fn guarding() -> Option<Result<(), Failure>> {
+    guard::is_available();
+    let mut args = std::env::args_os().skip(1);
+    let (command, None) = (args.next()?, args.next()) else { return None };
+    match command.to_str()? {
+        guard::START => Some(guard::start().map_err(|error| Failure::new(Code::Unavailable, error.to_string()))),
+        guard::GUARD => {
+            guard::run();
+            Some(Ok(()))
+        }
+        _ => None,
+    }
+}
+
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
         Command::Serve(args) => return serve::run(cli.target.serving(&cli.trust)?, args),
         #[cfg(feature = "editor")]
         Command::ServeSession(args) => return lsp::serve_in_session(cli.target.serving(&cli.trust)?, args),
-        Command::GuardStart => return guard::start(),
-        Command::Guard => {
-            guard::run();
-            return Ok(());
-        }
         Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
         // It ends in order at a signal.
         #[cfg(feature = "editor")]
@@ -114,11 +127,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     }
     let target = &cli.target.trusting(&cli.trust)?;
     match &cli.command {
-        Command::Serve(_)
-        | Command::BenchPart(_)
-        | Command::BenchStepped { .. }
-        | Command::GuardStart
-        | Command::Guard => Ok(()),
+        Command::Serve(_) | Command::BenchPart(_) | Command::BenchStepped { .. } => Ok(()),
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
         #[cfg(feature = "editor")]

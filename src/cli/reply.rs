@@ -1,6 +1,5 @@
 //! `reply`: offers a service whose replies a command produces.
 
-use super::children;
 use super::command::{self, Program};
 use super::exit::print_failure;
 use super::failure::{Code, Failure};
@@ -8,6 +7,7 @@ use super::logging::queued_stderr;
 use super::options::WaitOption;
 use super::output::{note, plain};
 use super::target::BrokerTarget;
+use crate::broker::processes::children;
 use crate::client::{self, Client, Name, Request};
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;

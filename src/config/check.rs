@@ -2,7 +2,7 @@
 
 use super::error::{Fault, Origin, Problem};
 use super::loaded::Loaded;
-use super::model::{CircuitBreaker, Config};
+use super::model::{CircuitBreaker, Config, Restart};
 use super::value::{Value, quoted_if_dotted, shown_text};
 use crate::shm::layout::{CELL_BYTES, HEADER_BYTES};
 
@@ -47,18 +47,37 @@ pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
     }
     credits(loaded, &mut problems);
     for (index, upstream) in config.upstream.iter().enumerate() {
-        let restart = config.restart_for(&upstream.name);
-        let (first, longest) = (restart.initial_delay_ms, restart.max_delay_ms);
-        if config.upstream_restart.contains_key(&upstream.name) && first > longest {
-            let fault = unusable(first.into(), format!("is more than max_delay_ms, which is {longest}"));
-            let origin = loaded.origin(&format!("upstream[{index}]")).clone();
-            problems.push(Problem { origin, key: Some(format!("upstream[{index}].initial_delay_ms")), fault });
+        if config.upstream_restart.contains_key(&upstream.name) {
+            delays(loaded, &format!("upstream[{index}]"), &config.restart_for(&upstream.name), &mut problems);
+        }
+    }
+    for (index, engine) in config.engine.iter().enumerate() {
+        let table = format!("engine[{index}]");
+        if config.engine_restart.contains_key(&engine.name) {
+            delays(loaded, &table, &config.engine_restart_for(&engine.name), &mut problems);
+        }
+        let names: Vec<_> = engine.env.iter().filter_map(|pair| pair.split_once('=')).map(|(name, _)| name).collect();
+        let twice = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name));
+        if let Some((_, name)) = twice {
+            let fault = Fault::Unusable { value: shown_text(name), why: "is set twice".to_owned() };
+            let origin = loaded.origin(&table).clone();
+            problems.push(Problem { origin, key: Some(format!("{table}.env")), fault });
         }
     }
     for service in config.breaker_services.keys() {
         breaker(loaded, service, &config.breaker_for(service), &mut problems);
     }
     problems
+}
+
+/// The delays between restarts, in the table of an upstream or an engine.
+fn delays(loaded: &Loaded, table: &str, restart: &Restart, problems: &mut Vec<Problem>) {
+    let (first, longest) = (restart.initial_delay_ms, restart.max_delay_ms);
+    if first > longest {
+        let fault = unusable(first.into(), format!("is more than max_delay_ms, which is {longest}"));
+        let origin = loaded.origin(table).clone();
+        problems.push(Problem { origin, key: Some(format!("{table}.initial_delay_ms")), fault });
+    }
 }
 
 fn budget(loaded: &Loaded, problems: &mut Vec<Problem>) {

@@ -2,12 +2,14 @@
 //!
 //! Both texts are TOML, made from the table of keys: what `--check-config` prints, and the shipped `config.toml`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::error::Origin;
 use super::key::{Key, Section, doc_lines};
 use super::loaded::Loaded;
-use super::model::{About, Config, SECTIONS, Upstream};
+use super::model::{About, Config, Engine, RestartOverrides, SECTIONS, Upstream};
+use super::tables::Listed;
 use super::value::{Value, quoted_if_dotted};
 
 /// Every key with its value, source and meaning, to be printed. It is TOML, and loads again.
@@ -43,7 +45,9 @@ impl fmt::Display for Explained<'_> {
                 self.breaker_services(f)?;
             }
         }
-        self.upstreams(f)
+        let config = &loaded.config;
+        self.tables(f, &config.upstream, &config.upstream_restart)?;
+        self.tables(f, &config.engine, &config.engine_restart)
     }
 }
 
@@ -61,18 +65,22 @@ impl Explained<'_> {
         Ok(())
     }
 
-    fn upstreams(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let upstreams = &self.0.config.upstream;
-        if upstreams.is_empty() {
+    fn tables<T: Listed>(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        all: &[T],
+        restart: &BTreeMap<String, RestartOverrides>,
+    ) -> fmt::Result {
+        if all.is_empty() {
             return Ok(());
         }
-        writeln!(f, "\n# [[upstream]]\nupstream = [")?;
-        for (index, upstream) in upstreams.iter().enumerate() {
-            let own = upstream.keys().iter().filter_map(|key| Some((key.name, upstream.get(key.name)?)));
-            let restart = self.0.config.upstream_restart.get(&upstream.name).into_iter();
+        writeln!(f, "\n# [[{0}]]\n{0} = [", T::ARRAY)?;
+        for (index, table) in all.iter().enumerate() {
+            let own = table.keys().iter().filter_map(|key| Some((key.name, table.get(key.name)?)));
+            let restart = restart.get(table.name()).into_iter();
             let restart = restart.flat_map(|restart| restart.values.iter().map(|(name, value)| (*name, value.clone())));
             let pairs: Vec<_> = own.chain(restart).map(|(name, value)| format!("{name} = {value}")).collect();
-            let origin = self.0.origin(&format!("upstream[{index}]"));
+            let origin = self.0.origin(&format!("{}[{index}]", T::ARRAY));
             writeln!(f, "  {{ {} }},   # {origin}", pairs.join(", "))?;
         }
         writeln!(f, "]")
@@ -112,6 +120,21 @@ pub fn template() -> String {
         pair(&mut out, key, &value, "#");
     }
     out.push_str(UPSTREAM_RESTART);
+    out.push_str(ENGINE_HEAD);
+    let example = Engine {
+        name: "local".to_owned(),
+        command: "lapce-ipc".to_owned(),
+        args: ["engine", "openai", "--base-url", "http://127.0.0.1:8080", "--model", "NAME"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Engine::default()
+    };
+    out.push_str("#[[engine]]\n");
+    for key in example.keys() {
+        let Some(value) = example.get(key.name) else { continue };
+        pair(&mut out, key, &value, "#");
+    }
+    out.push_str(ENGINE_RESTART);
     out
 }
 
@@ -143,7 +166,7 @@ const HEAD: &str = "\
 # It never reads a file of the working directory, and refuses one that users other than its own and root can write.
 #
 # A variable overrides a key: LAPCE_IPC__IPC__SOCKET_PATH=/x is socket_path of [ipc]. Arrays are written with commas.
-# [circuit_breaker.services.*] and [[upstream]] have no variables.
+# [circuit_breaker.services.*], [[upstream]] and [[engine]] have no variables.
 # `ipc_server_main --check-config` shows each value and its source.
 ";
 
@@ -165,4 +188,17 @@ const UPSTREAM_RESTART: &str = "
 # stable_secs. Without max_restarts here, or with 0, it is redialled without limit. When its socket appears, it is
 # dialled at once.
 #initial_delay_ms = 100
+";
+
+const ENGINE_HEAD: &str = "
+
+# A program that the broker starts once it listens, and stops with itself: an AI engine, a language tool. One table for
+# each. It is restarted with the backoff of [restart], and given up beyond its limit; the broker goes on. A reload
+# starts added engines and those that were given up, stops removed ones, and restarts changed ones.
+";
+
+const ENGINE_RESTART: &str = "
+# Overrides of [restart] for this engine: initial_delay_ms, max_delay_ms, jitter, max_restarts, period_secs,
+# stable_secs.
+#max_restarts = 10
 ";

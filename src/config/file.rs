@@ -3,7 +3,6 @@
 //! The document is walked, not deserialised: an unknown key, a wrong type and a number out of range are all found in
 //! one pass, each with its position.
 
-use std::ops::Range;
 use std::path::Path;
 
 use toml::Spanned;
@@ -12,9 +11,10 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Fault, Origin, Problem};
 use super::key::{Key, Section};
 use super::loaded::Loaded;
-use super::model::{BreakerOverrides, CircuitBreaker, RestartOverrides, SECTIONS, Upstream};
-use super::name;
-use super::value::{Value, found, quoted_if_dotted, shown_text};
+use super::model::{BreakerOverrides, CircuitBreaker, Engine, SECTIONS, Upstream};
+use super::reader::{Reader, SourceMap, checked};
+use super::value::{Value, quoted_if_dotted, shown_text};
+use super::{name, tables};
 
 /// Applies the values of the file, and reports its errors in the file's order.
 pub(super) fn apply(loaded: &mut Loaded, path: &Path, bytes: &[u8], problems: &mut Vec<Problem>) {
@@ -58,48 +58,15 @@ fn syntax(source: &SourceMap<'_>, errors: &[toml::de::Error], problems: &mut Vec
     }
 }
 
-/// The position of a byte in the file.
-struct SourceMap<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl SourceMap<'_> {
-    fn at(&self, offset: usize) -> Origin {
-        let mut offset = offset.min(self.text.len());
-        while !self.text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        let before = &self.text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Origin::File {
-            path: self.path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
-    }
-}
-
 type Entry<'t, 'i> = (&'t Spanned<std::borrow::Cow<'i, str>>, &'t Spanned<DeValue<'i>>);
 
-struct Reader<'a> {
-    loaded: &'a mut Loaded,
-    source: SourceMap<'a>,
-    /// Problems with their offset: the parser gives tables in alphabetical order.
-    found: Vec<(usize, Problem)>,
-}
-
 impl Reader<'_> {
-    fn problem(&mut self, span: Range<usize>, key: &str, fault: Fault) {
-        let problem = Problem { origin: self.source.at(span.start), key: Some(key.to_owned()), fault };
-        self.found.push((span.start, problem));
-    }
-
     fn document(&mut self, document: &DeTable<'_>) {
         for entry in document.iter() {
             let (name, value) = entry;
             match name.get_ref().as_ref() {
-                "upstream" => self.upstreams(value),
+                "upstream" => tables::read::<Upstream>(self, value),
+                "engine" => tables::read::<Engine>(self, value),
                 section => match SECTIONS.iter().find(|about| about.name == section) {
                     Some(about) => self.section(about.name, value),
                     None => self.unknown_at_top(entry),
@@ -171,71 +138,9 @@ impl Reader<'_> {
         }
     }
 
-    /// `[[upstream]]`.
-    fn upstreams(&mut self, value: &Spanned<DeValue<'_>>) {
-        let DeValue::Array(items) = value.get_ref() else {
-            let expected = "an array of tables, [[upstream]]";
-            let fault = Fault::WrongType { expected, found: found(value.get_ref()) };
-            return self.problem(value.span(), "upstream", fault);
-        };
-        for (index, item) in items.iter().enumerate() {
-            let full = format!("upstream[{index}]");
-            let Some(table) = self.table(&full, item) else { continue };
-            let (mut upstream, mut restart) = (Upstream::default(), RestartOverrides::default());
-            for (name, value) in table.iter() {
-                let full = format!("{full}.{}", name.get_ref());
-                if let Some(key) = RestartOverrides::key(name.get_ref()) {
-                    match checked(key, value) {
-                        Ok(value) => _ = restart.values.insert(key.name, value),
-                        Err(fault) => self.problem(value.span(), &full, fault),
-                    }
-                    continue;
-                }
-                let Some(key) = upstream.key(name.get_ref()) else {
-                    let keys = upstream.keys().iter().map(|key| key.name);
-                    let near = name::nearest(name.get_ref(), keys.chain(RestartOverrides::KEYS.iter().copied()));
-                    self.problem(name.span(), &full, Fault::UnknownKey { near: near.map(str::to_owned) });
-                    continue;
-                };
-                match checked(key, value) {
-                    Ok(checked) if upstream.put(key.name, &checked) => {}
-                    Ok(checked) => self.problem(value.span(), &full, key.rule.wrong_type(&checked)),
-                    Err(fault) => self.problem(value.span(), &full, fault),
-                }
-            }
-            for required in ["name", "socket_path"] {
-                if !table.contains_key(required) {
-                    self.problem(item.span(), &format!("{full}.{required}"), Fault::Missing);
-                }
-            }
-            let twin = self.loaded.config.upstream.iter().any(|other| other.name == upstream.name);
-            if twin && !upstream.name.is_empty() {
-                let value = shown_text(&upstream.name);
-                let why = "is also the name of another upstream".to_owned();
-                self.problem(item.span(), &format!("{full}.name"), Fault::Unusable { value, why });
-            }
-            let origin = self.source.at(item.span().start);
-            self.loaded.provenance.insert(full, origin);
-            if !restart.values.is_empty() {
-                self.loaded.config.upstream_restart.insert(upstream.name.clone(), restart);
-            }
-            self.loaded.config.upstream.push(upstream);
-        }
-    }
-
-    /// The table that must be here.
-    fn table<'v, 'i>(&mut self, full: &str, value: &'v Spanned<DeValue<'i>>) -> Option<&'v DeTable<'i>> {
-        let table = value.get_ref().as_table();
-        if table.is_none() {
-            let fault = Fault::WrongType { expected: "a table", found: found(value.get_ref()) };
-            self.problem(value.span(), full, fault);
-        }
-        table
-    }
-
     fn unknown_at_top(&mut self, (name, value): Entry<'_, '_>) {
         let written = name.get_ref();
-        let sections = SECTIONS.iter().map(|about| about.name).chain(["upstream"]);
+        let sections = SECTIONS.iter().map(|about| about.name).chain(["upstream", "engine"]);
         let fault = if value.get_ref().is_table() || value.get_ref().is_array() {
             let near = name::nearest(written, sections).map(|near| format!("[{near}]"));
             Fault::UnknownTable { near }
@@ -260,11 +165,4 @@ impl Reader<'_> {
         let has = |name| self.loaded.config.section(name).is_some_and(|section| section.key(written).is_some());
         SECTIONS.iter().find(|about| has(about.name)).map(|about| format!("{}.{written}", about.name))
     }
-}
-
-/// The value of a key that is in no section.
-fn checked(key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Value, Fault> {
-    let value = Value::from_toml(value.get_ref(), key.rule.expected())?;
-    key.rule.check(&value)?;
-    Ok(value)
 }

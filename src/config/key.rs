@@ -96,6 +96,19 @@ pub enum Rule {
     Host,
     /// A name: tokens joined by dots.
     Name,
+    /// A program: an absolute path, or a name to be looked up on `PATH`.
+    Program,
+    /// Any text without a zero byte, as an argument of a program.
+    Argument,
+    /// `NAME=VALUE`, for the environment of a program.
+    Variable,
+    /// Several, of one kind, in this order; the same one may come again.
+    Sequence {
+        /// The rule of each item.
+        of: &'static Rule,
+        /// The largest number of items.
+        max: usize,
+    },
     /// Several, of one kind.
     List {
         /// The rule of each item.
@@ -111,6 +124,8 @@ pub(super) const SOCKET_PATH_MAX: usize = 107;
 const HOST_MAX: usize = 253;
 /// Linux: `PATH_MAX` less the closing zero.
 const PATH_MAX: usize = 4095;
+/// Linux: `MAX_ARG_STRLEN` less the closing zero.
+const ARGUMENT_MAX: usize = 131_071;
 
 impl Rule {
     /// Checks a value.
@@ -174,12 +189,29 @@ impl Rule {
                 Some(why) => reject_if(true, value, &why),
                 None => Ok(()),
             },
-            (Self::List { of, max }, Value::List(items)) => {
+            (Self::Program, Value::Text(text)) => {
+                reject_if(text.is_empty(), value, "is empty")?;
+                let is_relative = !text.starts_with('/') && text.contains('/');
+                reject_if(is_relative, value, "is a relative path; write an absolute one, or a name on PATH")?;
+                reject_if(text.contains('\0'), value, "contains a zero byte")?;
+                reject_if(text.len() > PATH_MAX, value, &format!("is longer than {PATH_MAX} bytes"))
+            }
+            (Self::Argument, Value::Text(text)) => {
+                reject_if(text.contains('\0'), value, "contains a zero byte")?;
+                reject_if(text.len() > ARGUMENT_MAX, value, &format!("is longer than {ARGUMENT_MAX} bytes"))
+            }
+            (Self::Variable, Value::Text(text)) => {
+                let is_pair = text.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+                reject_if(!is_pair, value, "is not NAME=VALUE")?;
+                Self::Argument.check(value)
+            }
+            (Self::Sequence { of, max } | Self::List { of, max }, Value::List(items)) => {
                 let long = Value::Integer(items.len().try_into().unwrap_or(i128::MAX));
                 reject_if(items.len() > max, &long, &format!("entries, at most {max} are allowed"))?;
+                let is_set = matches!(self, Self::List { .. });
                 for (index, item) in items.iter().enumerate() {
                     of.check(item)?;
-                    reject_if(items[..index].contains(item), item, "is listed twice")?;
+                    reject_if(is_set && items[..index].contains(item), item, "is listed twice")?;
                 }
                 Ok(())
             }
@@ -202,9 +234,12 @@ impl Rule {
             | Self::SocketOrNone
             | Self::LogLevels
             | Self::Host
+            | Self::Program
+            | Self::Argument
+            | Self::Variable
             | Self::Name => Ok(Value::Text(text.to_owned())),
-            Self::List { .. } if text.trim().is_empty() => Ok(Value::List(Vec::new())),
-            Self::List { of, .. } => {
+            Self::Sequence { .. } | Self::List { .. } if text.trim().is_empty() => Ok(Value::List(Vec::new())),
+            Self::Sequence { of, .. } | Self::List { of, .. } => {
                 text.split(',').map(|item| of.parse(item.trim())).collect::<Result<_, _>>().map(Value::List)
             }
             Self::Integer { .. } | Self::MultipleOf8 { .. } | Self::Mode | Self::Float { .. } | Self::Flag => {
@@ -232,9 +267,12 @@ impl Rule {
             | Self::SocketOrNone
             | Self::LogLevels
             | Self::Host
+            | Self::Program
+            | Self::Argument
+            | Self::Variable
             | Self::Name => "a string",
             Self::List { of: Self::Integer { .. }, .. } => "an array of integers",
-            Self::List { .. } => "an array of strings",
+            Self::Sequence { .. } | Self::List { .. } => "an array of strings",
         }
     }
 
@@ -258,7 +296,12 @@ impl Rule {
             }
             Self::Host => "a host name or address".to_owned(),
             Self::Name => "a name: tokens of A-Z a-z 0-9 _ -, joined by dots".to_owned(),
-            Self::List { of, max } => format!("an array of at most {max}, each {}", of.describe()),
+            Self::Program => "an absolute path, or a name to be looked up on PATH".to_owned(),
+            Self::Argument => "any text".to_owned(),
+            Self::Variable => "NAME=VALUE".to_owned(),
+            Self::Sequence { of, max } | Self::List { of, max } => {
+                format!("an array of at most {max}, each {}", of.describe())
+            }
         }
     }
 }

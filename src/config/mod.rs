@@ -8,6 +8,8 @@
 //! | `name` | names of services, and suggestions for misspelt names |
 //! | `paths` | the lookup of the file, and its trust checks |
 //! | `file` | TOML, with source positions |
+//! | `reader` | positions, problems and single values of a file |
+//! | `tables` | `[[upstream]]` and `[[engine]]` |
 //! | `secret` | the token of the endpoints, from its file |
 //! | `env` | variables that override keys |
 //! | `check` | contradictions between values |
@@ -43,8 +45,10 @@ mod loaded;
 mod model;
 mod name;
 mod paths;
+mod reader;
 mod reload;
 mod secret;
+mod tables;
 mod value;
 
 pub use env::{Env, variable};
@@ -54,7 +58,7 @@ pub use key::{Key, Rule};
 pub use load::load;
 pub use loaded::Loaded;
 pub use model::{
-    BreakerOverrides, CircuitBreaker, Config, Delivery, HealthServer, Ipc, Limits, Metrics, Restart, Router,
+    BreakerOverrides, CircuitBreaker, Config, Delivery, Engine, HealthServer, Ipc, Limits, Metrics, Restart, Router,
     SharedMemory, Upstream, WaitStrategy,
 };
 pub use paths::Options;

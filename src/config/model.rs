@@ -239,7 +239,8 @@ section! {
         /// Connections shorter than this that close in order are logged at debug only; 0 logs all at info.
         /// So the connections of commands do not fill the journal. Events and counters include them.
         short_connection_ms: u64 = 5000, integer(0, 3_600_000, "ms");
-        /// Log lines per second of each kind that clients can cause; a further line counts the suppressed ones.
+        /// Log lines per second of each kind that clients can cause, and of each engine.
+        /// A further line counts the suppressed ones.
         max_lines_per_second: u32 = 50, integer(1, 100_000, "lines");
     }
 }
@@ -253,6 +254,24 @@ section! {
         socket_path: PathBuf = PathBuf::new(), Rule::SocketPath;
         /// The services that it may offer; others are refused, and the log names missing ones.
         services: Vec<String> = Vec::new(), Rule::List { of: &Rule::Name, max: 1024 };
+    }
+}
+
+section! {
+    /// Engines: programs that the broker starts beside itself, restarts when they end, and stops with itself.
+    Engine {
+        /// Its unique name in the log and in the status.
+        name: String = String::new(), Rule::Name;
+        /// The program.
+        /// Its working directory is `/`, its stdin is empty, its output goes to the log.
+        command: String = String::new(), Rule::Program;
+        /// Its arguments.
+        args: Vec<String> = Vec::new(), Rule::Sequence { of: &Rule::Argument, max: 256 };
+        /// Variables beside those of the broker. `LAPCE_IPC_SOCKET` is always the broker's socket.
+        /// `--check-config` prints them, so keep secrets in files.
+        env: Vec<String> = Vec::new(), Rule::List { of: &Rule::Variable, max: 256 };
+        /// How long it may take to end after SIGTERM, before SIGKILL.
+        stop_timeout_ms: u64 = 2000, integer(0, 600_000, "ms");
     }
 }
 
@@ -304,14 +323,14 @@ pub struct BreakerOverrides {
     pub(super) values: BTreeMap<&'static str, Value>,
 }
 
-/// The overrides of `[restart]` in the table of an upstream; see [`Config::restart_for`].
+/// The overrides of `[restart]` in the table of an upstream or an engine; see [`Config::restart_for`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RestartOverrides {
     pub(super) values: BTreeMap<&'static str, Value>,
 }
 
 impl RestartOverrides {
-    /// The keys of `[restart]` that may stand in the table of an upstream.
+    /// The keys of `[restart]` that may stand in the table of an upstream or an engine.
     pub(super) const KEYS: &[&str] =
         &["initial_delay_ms", "max_delay_ms", "jitter", "max_restarts", "period_secs", "stable_secs"];
 
@@ -337,6 +356,10 @@ macro_rules! config {
             pub upstream: Vec<Upstream>,
             /// Overrides of `[restart]` per upstream, by name.
             pub upstream_restart: BTreeMap<String, RestartOverrides>,
+            /// `[[engine]]`: programs to run.
+            pub engine: Vec<Engine>,
+            /// Overrides of `[restart]` per engine, by name.
+            pub engine_restart: BTreeMap<String, RestartOverrides>,
         }
 
         /// A section's name and documentation.
@@ -407,6 +430,20 @@ impl Config {
     pub fn restart_for(&self, upstream: &str) -> Restart {
         let mut restart = Restart { max_restarts: 0, ..self.restart.clone() };
         for (name, value) in self.upstream_restart.get(upstream).iter().flat_map(|own| &own.values) {
+            restart.put(name, value);
+        }
+        restart
+    }
+
+    /// The restart settings of an engine: `[restart]` with the overrides of its table.
+    ///
+    /// ```
+    /// # use lapce_ipc::config::Config;
+    /// assert_eq!(Config::default().engine_restart_for("local").max_restarts, 10);
+    /// ```
+    pub fn engine_restart_for(&self, engine: &str) -> Restart {
+        let mut restart = self.restart.clone();
+        for (name, value) in self.engine_restart.get(engine).iter().flat_map(|own| &own.values) {
             restart.put(name, value);
         }
         restart

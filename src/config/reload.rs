@@ -110,6 +110,10 @@ pub(crate) fn adopt(old: &Config, new: &Config) -> (Changes, Config) {
     if old.upstream != new.upstream || old.upstream_restart != new.upstream_restart {
         changes.restart.push("upstream".to_owned());
     }
+    if old.engine != new.engine || old.engine_restart != new.engine_restart {
+        (adopted.engine, adopted.engine_restart) = (new.engine.clone(), new.engine_restart.clone());
+        changes.live.push("engine".to_owned());
+    }
     (changes, adopted)
 }
 

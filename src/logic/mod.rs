@@ -11,6 +11,7 @@
 //! | `breaker` | circuit breakers: requests to failing services are rejected |
 //! | `histogram` | observation counts per bucket |
 //! | `backoff` | exponential backoff with jitter, for the client and the supervisors |
+//! | `lines` | lines of bounded length out of a stream of bytes |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
 //! | `pace` | the usual reply time of a service, against which deadlines are judged |
 
@@ -20,6 +21,8 @@ pub(crate) mod backoff;
 pub(crate) mod breaker;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod lines;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod pace;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -29,6 +29,11 @@ pub(in crate::broker) fn set_limit(most: u32) {
     MAX_LINES_PER_SECOND.store(most.into(), Ordering::Relaxed);
 }
 
+/// The limit of all kinds.
+pub(in crate::broker) fn limit() -> u64 {
+    MAX_LINES_PER_SECOND.load(Ordering::Relaxed)
+}
+
 /// Global, like the log.
 static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit::new()) }; Kind::ALL.len()];
 
@@ -52,20 +57,20 @@ pub(in crate::broker) fn may_log(kind: Kind) -> bool {
 
 /// The limit of one kind.
 #[derive(Debug)]
-struct LogLimit {
+pub(in crate::broker) struct LogLimit {
     since: Option<Instant>,
     logged: u32,
-    kept_back: u64,
+    pub(in crate::broker) kept_back: u64,
 }
 
 impl LogLimit {
-    const PERIOD: Duration = Duration::from_secs(1);
+    pub(in crate::broker) const PERIOD: Duration = Duration::from_secs(1);
 
-    const fn new() -> LogLimit {
+    pub(in crate::broker) const fn new() -> LogLimit {
         LogLimit { since: None, logged: 0, kept_back: 0 }
     }
 
-    fn may_log(&mut self, now: Instant, most: u64) -> bool {
+    pub(in crate::broker) fn may_log(&mut self, now: Instant, most: u64) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= Self::PERIOD) {
             (self.since, self.logged) = (Some(now), 0);
         }

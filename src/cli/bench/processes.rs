@@ -1,6 +1,6 @@
 //! The processes of one measurement.
 
-use crate::cli::children::{Folder, Running};
+use crate::broker::processes::children::{Folder, Running};
 use crate::cli::failure::{Code, Failure};
 use crate::cli::options::Wait;
 use crate::cli::target::BrokerTarget;

@@ -54,6 +54,8 @@ struct Node {
     supervisor: String,
     /// It stands for any number of children, and has no state of its own.
     many: bool,
+    /// Its actor is configured no more; its place is free.
+    is_removed: bool,
     /// Its restart limits, if it has any.
     limits: Option<Limits>,
     state: State,
@@ -93,8 +95,8 @@ impl Tree {
         }
     }
 
-    /// Adds a node for one actor, with its restart limits, if it has any. All nodes are added when the
-    /// broker starts, so the tree does not grow.
+    /// Adds a node for one actor, with its restart limits, if it has any. All nodes but those of engines are added
+    /// when the broker starts, and the place of a removed one is used again: so the tree does not grow.
     pub(in crate::broker) fn add(&self, name: &str, supervisor: &str, limits: Option<Limits>) -> NodeId {
         self.add_node(name, supervisor, false, limits)
     }
@@ -107,11 +109,11 @@ impl Tree {
     fn add_node(&self, name: &str, supervisor: &str, many: bool, limits: Option<Limits>) -> NodeId {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
         let state = if many { State::Running } else { State::Stopped };
-        let mut nodes = self.nodes();
-        nodes.push(Node {
+        let node = Node {
             name,
             supervisor,
             many,
+            is_removed: false,
             limits,
             state,
             restarts: 0,
@@ -119,8 +121,19 @@ impl Tree {
             failures: 0,
             reason: None,
             recent: VecDeque::new(),
-        });
+        };
+        let mut nodes = self.nodes();
+        if let Some(free) = nodes.iter().position(|node| node.is_removed) {
+            nodes[free] = node;
+            return NodeId(free);
+        }
+        nodes.push(node);
         NodeId(nodes.len() - 1)
+    }
+
+    /// Removes the node of an actor that has ended and will not be started again.
+    pub(in crate::broker) fn remove(&self, id: NodeId) {
+        self.change(id, |node| node.is_removed = true);
     }
 
     /// The actor runs.
@@ -195,7 +208,7 @@ impl Tree {
             failures: node.failures,
             last_reason: node.reason.clone(),
         };
-        self.nodes().iter().map(status).collect()
+        self.nodes().iter().filter(|node| !node.is_removed).map(status).collect()
     }
 
     /// The actors that were restarted within the period of their limits, or else within `time`, with the number of
@@ -203,7 +216,7 @@ impl Tree {
     pub(in crate::broker) fn restarted_within(&self, time: Duration) -> Vec<RecentRestarts> {
         let now = Instant::now();
         let nodes = self.nodes();
-        let restarted = nodes.iter().map(|node| {
+        let restarted = nodes.iter().filter(|node| !node.is_removed).map(|node| {
             let period = node.limits.map_or(time, |limits| Duration::from_nanos(limits.period));
             let times = node.recent.iter().take_while(|at| now.saturating_duration_since(**at) < period).count();
             let limit = node.limits.map(|limits| limits.max_restarts);
@@ -216,7 +229,9 @@ impl Tree {
     pub(in crate::broker) fn restarts_by_cause(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
         let by_cause =
             |node: &Node| Cause::ALL.iter().map(|cause| (cause.as_str(), node.causes[*cause as usize])).collect();
-        self.nodes().iter().map(|node| (node.name.clone(), by_cause(node))).collect()
+        let nodes = self.nodes();
+        let nodes = nodes.iter().filter(|node| !node.is_removed);
+        nodes.map(|node| (node.name.clone(), by_cause(node))).collect()
     }
 
     fn change(&self, id: NodeId, change: impl FnOnce(&mut Node)) {

@@ -14,7 +14,6 @@
 //! It is not a child of this process (a process that ends at once starts it), and has its own process group: signals of
 //! the terminal do not reach it. Without it, as where no process may be started, the rest works as before.
 
-use super::failure::{Code, Failure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,23 +21,38 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 
 /// The program that is running, also when its file has been replaced.
 const SELF: &str = "/proc/self/exe";
 /// The hidden command of the process that starts the guard, and of the guard.
-const START: &str = "guard-start";
-const GUARD: &str = "guard";
+pub(crate) const START: &str = "guard-start";
+pub(crate) const GUARD: &str = "guard";
+
+/// Set where this program has the commands [`START`] and [`GUARD`].
+static AVAILABLE: OnceLock<()> = OnceLock::new();
+
+/// This program has the commands [`START`] and [`GUARD`].
+pub(crate) fn is_available() {
+    let _ = AVAILABLE.set(());
+}
 
 /// Our end of the pipe.
 #[derive(Debug)]
-pub(super) struct Guard(Option<ChildStdin>);
+pub(crate) struct Guard(Option<ChildStdin>);
 
 impl Guard {
     /// Starts one. It may fail, and then does nothing.
-    pub(super) fn start() -> Guard {
+    pub(crate) fn start() -> Guard {
         let pipe = || -> io::Result<Option<ChildStdin>> {
             let mut starter = Command::new(SELF);
-            starter.arg0("lapce-ipc").arg(START).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            starter
+                .arg0("lapce-ipc")
+                .arg(START)
+                .current_dir("/")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             let mut starter = starter.process_group(0).spawn()?;
             let pipe = starter.stdin.take();
             let started = starter.wait()?.success();
@@ -48,23 +62,23 @@ impl Guard {
             }
             Ok(pipe.filter(|_| started))
         };
-        // A test's program has no such command.
-        Guard(if cfg!(test) { None } else { pipe().unwrap_or_default() })
+        // A program that embeds the broker has no such command.
+        Guard(AVAILABLE.get().and_then(|()| pipe().unwrap_or_default()))
     }
 
-    pub(super) fn group_begins(&mut self, group: Pid) {
+    pub(crate) fn group_begins(&mut self, group: Pid) {
         self.send(format_args!("+{}\n", group.as_raw_nonzero()));
     }
 
-    pub(super) fn group_ended(&mut self, group: Pid) {
+    pub(crate) fn group_ended(&mut self, group: Pid) {
         self.send(format_args!("-{}\n", group.as_raw_nonzero()));
     }
 
-    pub(super) fn folder_made(&mut self, folder: &Path) {
+    pub(crate) fn folder_made(&mut self, folder: &Path) {
         self.folder('f', folder);
     }
 
-    pub(super) fn folder_removed(&mut self, folder: &Path) {
+    pub(crate) fn folder_removed(&mut self, folder: &Path) {
         self.folder('F', folder);
     }
 
@@ -87,7 +101,7 @@ impl Guard {
 /// # Errors
 ///
 /// If it cannot be started.
-pub(super) fn start() -> Result<(), Failure> {
+pub(crate) fn start() -> io::Result<()> {
     let mut guard = Command::new(SELF);
     guard
         .arg0("lapce-ipc")
@@ -96,11 +110,11 @@ pub(super) fn start() -> Result<(), Failure> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    guard.spawn().map(drop).map_err(|error| Failure::new(Code::Unavailable, error.to_string()))
+    guard.spawn().map(drop)
 }
 
 /// The guard: reads to the end of stdin, then kills the listed groups and removes the listed folders.
-pub(super) fn run() {
+pub(crate) fn run() {
     let (mut groups, mut folders) = (HashSet::new(), HashSet::new());
     for line in BufReader::new(io::stdin()).lines().map_while(Result::ok) {
         let line = line.as_str();

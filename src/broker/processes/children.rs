@@ -44,10 +44,10 @@ fn listed() -> MutexGuard<'static, Listed> {
 }
 
 /// The locked list of [`clean_up`]: no child is removed from it, so none is reported as ended.
-pub(super) struct CleanedUp(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
+pub(crate) struct CleanedUp(#[allow(dead_code, reason = "held")] MutexGuard<'static, Listed>);
 
 /// Kills every running child and removes every folder; from now on no child can be started.
-pub(super) fn clean_up() -> CleanedUp {
+pub(crate) fn clean_up() -> CleanedUp {
     let mut listed = listed();
     listed.closed = true;
     for group in listed.groups.drain(..) {
@@ -63,19 +63,19 @@ pub(super) fn clean_up() -> CleanedUp {
 }
 
 /// Returns at once, unless a signal ends the process: then never.
-pub(super) fn block_if_exiting() {
+pub(crate) fn block_if_exiting() {
     drop(listed());
 }
 
 /// A file that must be removed when a signal ends the process.
-pub(super) fn remove_at_exit(file: &Path) {
+pub(crate) fn remove_at_exit(file: &Path) {
     listed().files.push(file.to_owned());
 }
 
 /// A child process. Dropping it kills its process group and reaps it.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     pid: Pid,
     /// `None`: a seccomp profile denies pidfds; the child is polled instead.
     exit: Option<OwnedFd>,
@@ -88,7 +88,7 @@ impl Running {
     /// # Errors
     ///
     /// If it cannot be started, or the process is about to exit.
-    pub(super) fn start(command: &mut Command) -> io::Result<Running> {
+    pub(crate) fn start(command: &mut Command) -> io::Result<Running> {
         // Held over the start, so that `clean_up` does not come in between.
         let mut listed = listed();
         if listed.closed {
@@ -104,14 +104,24 @@ impl Running {
     }
 
     /// Is readable when the child has ended. `None`: only [`Running::has_ended`] tells.
-    pub(super) fn exit(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn exit(&self) -> Option<BorrowedFd<'_>> {
         self.exit.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether the child has ended. It is not reaped.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
+    }
+
+    /// The process number.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends a signal to the child and to what it started, as far as that stayed in its process group.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        let _ = kill_process_group(self.pid, signal);
     }
 
     /// The exit status of the child; waits for it.
@@ -119,7 +129,7 @@ impl Running {
     /// # Errors
     ///
     /// If the system does not say.
-    pub(super) fn finish(mut self) -> io::Result<ExitStatus> {
+    pub(crate) fn finish(mut self) -> io::Result<ExitStatus> {
         self.await_exit(None);
         self.unlist();
         self.is_reaped = true;
@@ -127,7 +137,7 @@ impl Running {
     }
 
     /// Waits until the child has ended, at most for `patience`.
-    pub(super) fn await_exit(&self, patience: Option<Duration>) {
+    pub(crate) fn await_exit(&self, patience: Option<Duration>) {
         let Some(exit) = &self.exit else {
             let until = patience.map(|patience| Instant::now() + patience);
             while !self.has_ended() && until.is_none_or(|until| Instant::now() < until) {
@@ -162,7 +172,7 @@ impl Drop for Running {
 
 /// A new folder for this user only. Dropping it removes it with its contents.
 #[derive(Debug)]
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     /// Makes one where temporary files go.
@@ -170,7 +180,7 @@ impl Folder {
     /// # Errors
     ///
     /// If that is not possible.
-    pub(super) fn new() -> io::Result<Folder> {
+    pub(crate) fn new() -> io::Result<Folder> {
         let mut random = [0; 8];
         crate::shm::segment::fill_random(&mut random)?;
         let path = std::env::temp_dir().join(format!("lapce-ipc-{:016x}", u64::from_le_bytes(random)));
@@ -181,7 +191,7 @@ impl Folder {
         Ok(Folder(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

@@ -1,0 +1,9 @@
+//! Programs that this process starts, and that must not outlive it: engines, and the commands of `reply` and `bench`.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `children` | processes and folders that must not outlive this process |
+//! | `guard` | a process that removes them when this one is killed |
+
+pub(crate) mod children;
+pub(crate) mod guard;
