@@ -255,6 +255,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_removed_node_is_shown_no_more_and_its_place_is_used_again() {
+        let tree = Tree::default();
+        let (first, last) = (tree.add("engine a", "engines", None), tree.add("engine b", "engines", None));
+        tree.restarts(first, Cause::Failure, "exited with 1", Duration::ZERO);
+        tree.remove(first);
+        let names = || tree.report().into_iter().map(|actor| actor.name).collect::<Vec<_>>();
+        assert_eq!(names(), ["engine b"]);
+        assert!(tree.restarted_within(Duration::from_secs(60)).is_empty());
+        assert_eq!(tree.restarts_by_cause().len(), 1);
+        let next = tree.add("engine c", "engines", None);
+        assert_eq!((next, names()), (first, vec!["engine c".to_owned(), "engine b".to_owned()]));
+        assert_eq!(tree.report()[0].restarts, 0);
+        assert_ne!(next, last);
+    }
+
+    #[test]
     fn states_are_told_with_what_led_to_them() {
         let tree = Tree::default();
         let (router, many) = (tree.add("router", "root", None), tree.add_many("connections", "root"));
