@@ -6,6 +6,7 @@ mod support;
 use lapce_ipc::client::ActorState;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 use support::probe::{actor, lines};
 use support::{Broker, IPC_SERVER_MAIN, LAPCE_IPC, Process, code, command, copy_program, signal, stderr, wait_until};
 
@@ -201,6 +202,7 @@ fn a_restarted_engine_meets_no_process_of_the_one_before() {
 #[test]
 fn a_chatty_engine_disturbs_nothing_and_its_lines_are_counted() {
     let script = "printf '%05000d\\n' 7; printf 'a\\377b\\n' >&2; echo ready; exec yes chatter >&2";
+    let begun = Instant::now();
     let mut broker =
         Broker::start_configured(|_| engine("loud", script, ""), "", &[("logging.max_lines_per_second", "7")]);
     broker.process().wait_for("log lines suppressed kind=engine_output engine=loud count=");
@@ -211,9 +213,9 @@ fn a_chatty_engine_disturbs_nothing_and_its_lines_are_counted() {
     for _ in 0..100 {
         assert_eq!(client.request("echo", "hi").unwrap(), b"hi");
     }
-    let reports = lines(&mut broker, &["log lines suppressed kind=engine_output"]).len();
     let logged = lines(&mut broker, &["engine output"]).len();
-    assert!(logged <= 7 * (reports + 2), "{logged} lines, {reports} reports");
+    let seconds = begun.elapsed().as_secs();
+    assert!(logged as u64 <= 7 * (seconds + 2), "{logged} lines in {seconds} s");
     broker.end("TERM");
     assert_eq!(lines(&mut broker, &["broker stopped"]).len(), 1);
 }
