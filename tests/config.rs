@@ -466,9 +466,9 @@ fn an_engine_that_cannot_be_meant_is_refused() {
         "config.toml:1:1: engine[0].command: missing\n\
          config.toml:2:8: engine[0].name: \"\" is not a name: empty token at byte 0",
     );
-    refused(&engine("command = \"\""), "config.toml:3:11: engine[0].command: \"\" is empty");
+    refused(engine("command = \"\""), "config.toml:3:11: engine[0].command: \"\" is empty");
     refused(
-        &engine("command = \"./bin/x\""),
+        engine("command = \"./bin/x\""),
         "config.toml:3:11: engine[0].command: \"./bin/x\" is a relative path; write an absolute one, or a name on PATH",
     );
     refused(

@@ -244,10 +244,10 @@ fn five_failures_open_the_breaker_which_rejects_at_once_and_recovers() {
         let breakers = client.breakers().unwrap();
         breakers.into_iter().find(|breaker| breaker.service.as_str() == SERVICE).unwrap().state
     };
-    assert!(matches!(state(&client), BreakerState::Open { .. }), "{:?}", state(&client));
+    assert!(matches!(state(&client), BreakerState::Open), "{:?}", state(&client));
     engine.fake.set_mode("ok");
     wait_until("the breaker to close", || {
         let completed = engine.complete(&client, &request("a")).is_ok();
-        completed && matches!(state(&client), BreakerState::Closed { .. })
+        completed && matches!(state(&client), BreakerState::Closed)
     });
 }

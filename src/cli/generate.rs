@@ -1,9 +1,8 @@
 //! Shell completions and man pages, from the definitions of the arguments.
 
-use super::args::{Cli, ServerCli};
 use super::failure::{Code, Failure};
 use super::output::Out;
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use std::path::{Path, PathBuf};
 
@@ -30,9 +29,9 @@ pub(super) struct ManArgs {
 /// # Errors
 ///
 /// If stdout fails.
-pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
+pub(super) fn completions(cli: &Command, args: &CompletionsArgs) -> Result<(), Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut visible(Cli::command()), "lapce-ipc", &mut text);
+    clap_complete::generate(args.shell, &mut visible(cli), "lapce-ipc", &mut text);
     let mut out = Out::new()?;
     out.write(&text)?;
     out.flush()
@@ -43,9 +42,9 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
 /// # Errors
 ///
 /// If a file cannot be written.
-pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
-    let cli = visible(Cli::command());
-    page(&args.folder, &ServerCli::command(), "ipc_server_main")?;
+pub(super) fn man(server: &Command, cli: &Command, args: &ManArgs) -> Result<(), Failure> {
+    let cli = visible(cli);
+    page(&args.folder, server, "ipc_server_main")?;
     page(&args.folder, &cli, "lapce-ipc")?;
     for command in cli.get_subcommands() {
         let name = format!("lapce-ipc-{}", command.get_name());
@@ -55,7 +54,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
 }
 
 /// Without the commands that the program starts itself.
-fn visible(command: Command) -> Command {
+fn visible(command: &Command) -> Command {
     let hidden: Vec<_> = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
     let mut bare = Command::new("lapce-ipc").version(env!("CARGO_PKG_VERSION"));
     if let Some(about) = command.get_about() {

@@ -57,7 +57,7 @@ mod upstream;
 
 use crate::broker::processes::guard;
 use args::{Cli, Command, ServerCli};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use failure::{Code, Failure};
 use std::process::ExitCode;
 
@@ -146,7 +146,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Reload(args) => reload::run(target, args.is_json()),
         Command::Bench(args) => bench::run(target, args),
         Command::Doctor(args) => doctor::run(target, args),
-        Command::Completions(args) => generate::completions(args),
-        Command::Man(args) => generate::man(args),
+        Command::Completions(args) => generate::completions(&Cli::command(), args),
+        Command::Man(args) => generate::man(&ServerCli::command(), &Cli::command(), args),
     }
 }

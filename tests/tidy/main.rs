@@ -44,6 +44,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("base64", &["cli"]),
     ("bincode", &["src/wire/codec.rs"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("crossbeam_queue", &["broker"]),
     ("env_logger", &["cli"]),
     ("futures_core", &["client", "cli"]),
@@ -78,7 +80,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("subtle", &["broker"]),
     ("thiserror", ALL),
     ("tokio", &["client", "broker", "cli"]),
-    ("toml", &["config"]),
+    ("toml", &["config", "cli"]),
 ];
 
 /// Files that a rule leaves out: rule, file, reason. An entry that is no longer needed is an error.

@@ -6,7 +6,7 @@ use super::protocol::Event;
 use crate::shm::stdio::stdin_was_closed;
 use std::io::{self, BufRead, BufReader, Read};
 use std::thread::JoinHandle;
-use tokio::sync::mpsc::{Receiver, Sender, channel, error::TryRecvError};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Lines read ahead.
 const AHEAD: usize = 64;
@@ -86,12 +86,9 @@ pub(super) fn write() -> Result<Output, Failure> {
     let write = move || {
         while let Some(event) = received.blocking_recv() {
             out.write(&event.line())?;
-            // All that there is goes out together.
-            loop {
-                match received.try_recv() {
-                    Ok(event) => out.write(&event.line())?,
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+            // What waits goes out together.
+            while let Ok(event) = received.try_recv() {
+                out.write(&event.line())?;
             }
             out.flush()?;
         }

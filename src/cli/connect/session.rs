@@ -3,32 +3,21 @@
 use super::super::failure::{Code, Failure};
 use super::lines::Input;
 use super::protocol::{Event, Id, Op};
-use super::work::{self, Calls, Ended, Publish, Reporter};
+use super::work::{self, Active, Calls, Operations, Publish, Reporter};
 use crate::client::asynchronous::AsyncClient;
 use crate::client::{Builder, ConnectionState, RequestOptions};
-use std::collections::HashMap;
 use std::time::Duration;
-use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Publishes that wait for their turn.
 const PUBLISHES: usize = 64;
 
-/// An operation that has an end.
-#[derive(Debug)]
-struct Active {
-    abort: AbortHandle,
-    /// A request is finished at the end of the input; a subscription and a service are not.
-    is_request: bool,
-}
-
 struct Session {
     client: AsyncClient,
     events: Sender<Event>,
-    active: HashMap<Id, Active>,
+    operations: Operations,
     calls: Calls,
     publishes: Sender<Publish>,
-    ended: UnboundedReceiver<Ended>,
     reporter: Reporter,
     max_operations: usize,
 }
@@ -47,25 +36,16 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let client = AsyncClient::connect_with(builder).await?;
     let mut states = client.events();
-    let (done, ended) = unbounded_channel();
+    let operations = Operations::default();
     let (publishes, waiting) = channel(PUBLISHES);
     let publisher = tokio::spawn(work::publish(client.clone(), waiting, events.clone()));
-    let reporter = Reporter { events: events.clone(), ended: done };
+    let reporter = Reporter { events: events.clone(), operations: operations.clone() };
     let calls = Calls::default();
-    let mut session = Session {
-        client: client.clone(),
-        events,
-        active: HashMap::new(),
-        calls,
-        publishes,
-        ended,
-        reporter,
-        max_operations,
-    };
+    let mut session = Session { client: client.clone(), events, operations, calls, publishes, reporter, max_operations };
     session.say(Event::new("connected")).await;
     let mut input_is_over = false;
     let mut is_connected = true;
-    while !(input_is_over && session.active.is_empty()) {
+    while !(input_is_over && session.operations.is_empty()) {
         tokio::select! {
             // Stdout is closed.
             () = session.reporter.events.closed() => break,
@@ -82,7 +62,7 @@ pub(super) async fn run(
                 Some(_) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection has ended")),
             },
-            Some(ended) = session.ended.recv() => session.remove(&ended),
+            () = session.operations.ended() => {}
             line = input.recv(), if !input_is_over => match line {
                 Some(Input::Line { number, text }) => session.line(number, &text).await,
                 Some(Input::TooLong { number, limit }) => {
@@ -113,25 +93,20 @@ impl Session {
         let _ = self.events.send(event).await;
     }
 
-    fn remove(&mut self, ended: &Ended) {
-        match ended {
-            Ended::Operation(id) => drop(self.active.remove(id)),
-            Ended::Call(call) => self.calls.remove(*call),
-        }
-    }
-
     async fn line(&mut self, number: u64, text: &[u8]) {
         let done = match Op::parse(text) {
             Ok(op) => self.carry_out(op).await,
-            Err(invalid) => Err(Event::error(invalid.id.as_ref(), "invalid", invalid.message).at_line(number)),
+            Err(invalid) => {
+                Err(Event::error(invalid.id.as_ref(), "invalid", invalid.message).at_line(number).into())
+            }
         };
         if let Err(event) = done {
-            self.say(event).await;
+            self.say(*event).await;
         }
     }
 
     /// Begins an operation, in the order of the lines: a subscription or a service is in force before the next line.
-    async fn carry_out(&mut self, op: Op) -> Result<(), Event> {
+    async fn carry_out(&mut self, op: Op) -> Result<(), Box<Event>> {
         match op {
             Op::Pub { id, topic, payload } => {
                 let _ = self.publishes.send(Publish { id, topic, payload }).await;
@@ -139,7 +114,7 @@ impl Session {
             Op::Sub { id, pattern, policy } => {
                 self.admit(&id)?;
                 let subscription = work::subscribe(&self.client, &pattern, policy).await;
-                let subscription = subscription.map_err(|error| Event::failed(Some(&id), &error))?;
+                let subscription = subscription.map_err(|error| Box::new(Event::failed(Some(&id), &error)))?;
                 self.say(Event::of("ready", &id)).await;
                 let task = work::deliver(id.clone(), subscription, self.reporter.clone());
                 self.begin(id, false, task);
@@ -155,7 +130,7 @@ impl Session {
             Op::Serve { id, service, max_in_flight } => {
                 self.admit(&id)?;
                 let service = self.client.serve_up_to(&service, max_in_flight).await;
-                let service = service.map_err(|error| Event::failed(Some(&id), &error))?;
+                let service = service.map_err(|error| Box::new(Event::failed(Some(&id), &error)))?;
                 self.say(Event::of("ready", &id)).await;
                 let task = work::serve(id.clone(), service, self.calls.clone(), self.reporter.clone());
                 self.begin(id, false, task);
@@ -170,26 +145,26 @@ impl Session {
     }
 
     /// Whether an operation may begin.
-    fn admit(&self, id: &Id) -> Result<(), Event> {
-        if self.active.contains_key(id) {
-            return Err(Event::error(Some(id), "invalid", format!("id {id} is in use")));
+    fn admit(&self, id: &Id) -> Result<(), Box<Event>> {
+        if self.operations.contains(id) {
+            return Err(Event::error(Some(id), "invalid", format!("id {id} is in use")).into());
         }
-        let count = self.active.len() + self.calls.len();
+        let count = self.operations.len() + self.calls.len();
         if count >= self.max_operations {
             let message = format!("{count} operations are under way, as many as --max-operations allows");
-            return Err(Event::error(Some(id), "limit_reached", message));
+            return Err(Event::error(Some(id), "limit_reached", message).into());
         }
         Ok(())
     }
 
     fn begin(&mut self, id: Id, is_request: bool, task: impl Future<Output = ()> + Send + 'static) {
         let abort = tokio::spawn(task).abort_handle();
-        self.active.insert(id, Active { abort, is_request });
+        self.operations.insert(id, Active { abort, is_request });
     }
 
-    async fn cancel(&mut self, id: &Id) -> Result<(), Event> {
-        let Some(Active { abort, is_request }) = self.active.remove(id) else {
-            return Err(Event::error(Some(id), "unknown", format!("no operation has id {id}")));
+    async fn cancel(&mut self, id: &Id) -> Result<(), Box<Event>> {
+        let Some(Active { abort, is_request }) = self.operations.remove(id) else {
+            return Err(Event::error(Some(id), "unknown", format!("no operation has id {id}")).into());
         };
         // The dropped future cancels the request, or ends the subscription or the service.
         abort.abort();
@@ -199,12 +174,7 @@ impl Session {
     }
 
     fn end_what_goes_on(&mut self) {
-        self.active.retain(|_, active| {
-            if !active.is_request {
-                active.abort.abort();
-            }
-            active.is_request
-        });
+        self.operations.end_all_but_requests();
         self.calls.end();
     }
 }

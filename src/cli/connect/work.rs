@@ -5,23 +5,77 @@ use crate::client::asynchronous::{AsyncClient, AsyncRequest, AsyncService, Async
 use crate::client::{Error, RequestOptions, SubscribeOptions};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::AbortHandle;
 
 /// Answers of the program that wait for their call: then its further lines wait, too.
 const ANSWERS: usize = 64;
 
-/// What is over.
+/// An operation that has an end.
 #[derive(Debug)]
-pub(super) enum Ended {
-    Operation(Id),
-    Call(u64),
+pub(super) struct Active {
+    pub(super) abort: AbortHandle,
+    /// A request is finished at the end of the input; a subscription and a service are not.
+    pub(super) is_request: bool,
+}
+
+/// The operations under way.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Operations(Arc<OperationTable>);
+
+#[derive(Debug, Default)]
+struct OperationTable {
+    active: Mutex<HashMap<Id, Active>>,
+    ended: Notify,
+}
+
+impl Operations {
+    fn active(&self) -> MutexGuard<'_, HashMap<Id, Active>> {
+        self.0.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, id: Id, operation: Active) {
+        self.active().insert(id, operation);
+    }
+
+    pub(super) fn remove(&self, id: &Id) -> Option<Active> {
+        self.active().remove(id)
+    }
+
+    pub(super) fn contains(&self, id: &Id) -> bool {
+        self.active().contains_key(id)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.active().len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.active().is_empty()
+    }
+
+    /// Subscriptions and services end, requests go on.
+    pub(super) fn end_all_but_requests(&self) {
+        self.active().retain(|_, active| {
+            if !active.is_request {
+                active.abort.abort();
+            }
+            active.is_request
+        });
+    }
+
+    /// Waits until an operation has ended by itself. One that ended before the call counts.
+    pub(super) async fn ended(&self) {
+        self.0.ended.notified().await;
+    }
 }
 
 /// Where operations report.
 #[derive(Clone, Debug)]
 pub(super) struct Reporter {
     pub(super) events: Sender<Event>,
-    pub(super) ended: UnboundedSender<Ended>,
+    pub(super) operations: Operations,
 }
 
 impl Reporter {
@@ -32,7 +86,8 @@ impl Reporter {
     /// The last event of an operation.
     async fn end(&self, id: Id, event: Event) {
         self.say(event).await;
-        let _ = self.ended.send(Ended::Operation(id));
+        self.operations.remove(&id);
+        self.operations.0.ended.notify_one();
     }
 }
 
@@ -163,7 +218,7 @@ impl Calls {
         self.table().open.len()
     }
 
-    pub(super) fn remove(&self, call: u64) {
+    fn remove(&self, call: u64) {
         self.table().open.remove(&call);
     }
 
@@ -177,14 +232,14 @@ impl Calls {
     /// # Errors
     ///
     /// If the call is not outstanding.
-    pub(super) async fn tell(&self, call: u64, answer: Answer) -> Result<(), Event> {
+    pub(super) async fn tell(&self, call: u64, answer: Answer) -> Result<(), Box<Event>> {
         let answers = self.table().open.get(&call).cloned();
         let sent = match answers {
             Some(answers) => answers.send(answer).await.is_ok(),
             None => false,
         };
         let unknown = || Event::error(None, "unknown", format!("call {call} is not outstanding")).of_call(call);
-        if sent { Ok(()) } else { Err(unknown()) }
+        if sent { Ok(()) } else { Err(unknown().into()) }
     }
 }
 
@@ -199,15 +254,22 @@ pub(super) async fn serve(id: Id, mut service: AsyncService, calls: Calls, repor
         let (call, answers) = calls.add();
         let event = Event::of("request", &id).of_call(call).request(request.requester(), request.wants_stream());
         reporter.say(event.with(request.take_payload())).await;
-        tokio::spawn(answer(id.clone(), call, request, answers, reporter.clone()));
+        tokio::spawn(answer(id.clone(), call, request, answers, calls.clone(), reporter.clone()));
     }
 }
 
-async fn answer(id: Id, call: u64, request: AsyncRequest, answers: Receiver<Answer>, reporter: Reporter) {
+async fn answer(
+    id: Id,
+    call: u64,
+    request: AsyncRequest,
+    answers: Receiver<Answer>,
+    calls: Calls,
+    reporter: Reporter,
+) {
     if let Some(event) = answer_until_end(&id, request, answers).await {
         reporter.say(event.of_call(call)).await;
     }
-    let _ = reporter.ended.send(Ended::Call(call));
+    calls.remove(call);
 }
 
 /// The event that is left to say.
@@ -218,25 +280,20 @@ async fn answer_until_end(id: &Id, mut request: AsyncRequest, mut answers: Recei
             () = request.cancelled() => return Some(Event::of("cancelled", id)),
         };
         let sent = match answer {
-            Some(Answer::Chunk(payload)) if !request.wants_stream() => {
-                let _ = payload;
-                Err(Event::error(Some(id), "invalid", "the requester does not want a stream: reply instead"))
+            Some(Answer::Chunk(_)) if !request.wants_stream() => {
+                return Some(Event::error(Some(id), "invalid", "the requester does not want a stream: reply instead"));
             }
             Some(Answer::Chunk(payload)) => match request.chunk(payload).await {
                 Ok(()) => continue,
-                Err(error) => Err(Event::failed(Some(id), &error)),
+                Err(error) => Err(error),
             },
-            Some(Answer::Reply(None)) if request.wants_stream() => failed(id, request.finish().await),
-            Some(Answer::Reply(payload)) => failed(id, request.reply(payload.unwrap_or_default()).await),
-            Some(Answer::Fail(message)) => failed(id, request.fail(&message).await),
-            Some(Answer::Refuse(message)) => failed(id, request.refuse(&message).await),
+            Some(Answer::Reply(None)) if request.wants_stream() => request.finish().await,
+            Some(Answer::Reply(payload)) => request.reply(payload.unwrap_or_default()).await,
+            Some(Answer::Fail(message)) => request.fail(&message).await,
+            Some(Answer::Refuse(message)) => request.refuse(&message).await,
             // The input is over.
-            None => failed(id, request.fail("the responder's input has ended").await),
+            None => request.fail("the responder's input has ended").await,
         };
-        return sent.err();
+        return sent.err().map(|error| Event::failed(Some(id), &error));
     }
-}
-
-fn failed(id: &Id, sent: Result<(), Error>) -> Result<(), Event> {
-    sent.map_err(|error| Event::failed(Some(id), &error))
 }

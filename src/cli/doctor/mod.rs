@@ -30,8 +30,8 @@ Examples:
   lapce-ipc doctor
   lapce-ipc doctor --json | jq '.[] | select(.grade == \"fault\")'
 
-Each line is `ok`, a `note` (something is not set up; perhaps you do not need it), or a `fault` with what to do. The exit \
-code is 0 without a fault, otherwise 69.";
+Each line is `ok`, a `note` (something is not set up; perhaps you do not need it), or a `fault` with what to do. The \
+exit code is 0 without a fault, otherwise 69.";
 
 /// Looks, and prints the findings.
 ///
