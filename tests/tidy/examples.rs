@@ -87,11 +87,11 @@ fn a_crate_in_the_wrong_place_is_caught() {
     assert!(caught("src/client/mod.rs", "extern crate memmap2;"));
     assert!(caught("src/wire/header.rs", "use bincode as b;"));
     assert!(caught("src/wire/header.rs", "use rustix::fd::OwnedFd;"));
-    assert!(caught("src/cli/mod.rs", "fn f() { toml::from_str(x) }"));
+    assert!(caught("src/broker/mod.rs", "fn f() { toml::from_str(x) }"));
     let fine = |path: &str, text: &str| complaints("crates", path, text).is_empty();
     assert!(fine("src/wire/codec.rs", "use bincode::config;"));
     assert!(fine("src/broker/mod.rs", "use actix::Actor;"));
-    assert!(fine("src/cli/mod.rs", "let toml = config.toml; crate::config::toml::read(toml)"));
+    assert!(fine("src/broker/mod.rs", "let toml = config.toml; crate::config::toml::read(toml)"));
 }
 
 #[test]

@@ -41,7 +41,8 @@ pub(super) async fn run(
     let publisher = tokio::spawn(work::publish(client.clone(), waiting, events.clone()));
     let reporter = Reporter { events: events.clone(), operations: operations.clone() };
     let calls = Calls::default();
-    let mut session = Session { client: client.clone(), events, operations, calls, publishes, reporter, max_operations };
+    let mut session =
+        Session { client: client.clone(), events, operations, calls, publishes, reporter, max_operations };
     session.say(Event::new("connected")).await;
     let mut input_is_over = false;
     let mut is_connected = true;
@@ -96,9 +97,7 @@ impl Session {
     async fn line(&mut self, number: u64, text: &[u8]) {
         let done = match Op::parse(text) {
             Ok(op) => self.carry_out(op).await,
-            Err(invalid) => {
-                Err(Event::error(invalid.id.as_ref(), "invalid", invalid.message).at_line(number).into())
-            }
+            Err(invalid) => Err(Event::error(invalid.id.as_ref(), "invalid", invalid.message).at_line(number).into()),
         };
         if let Err(event) = done {
             self.say(*event).await;

@@ -258,14 +258,7 @@ pub(super) async fn serve(id: Id, mut service: AsyncService, calls: Calls, repor
     }
 }
 
-async fn answer(
-    id: Id,
-    call: u64,
-    request: AsyncRequest,
-    answers: Receiver<Answer>,
-    calls: Calls,
-    reporter: Reporter,
-) {
+async fn answer(id: Id, call: u64, request: AsyncRequest, answers: Receiver<Answer>, calls: Calls, reporter: Reporter) {
     if let Some(event) = answer_until_end(&id, request, answers).await {
         reporter.say(event.of_call(call)).await;
     }
