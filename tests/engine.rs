@@ -214,7 +214,7 @@ fn a_newer_request_of_a_document_supersedes_the_older_before_it_is_sent() {
     }
     engine.fake.set_mode("ok");
     drop(other);
-    assert!(newest.map(|chunk| chunk.unwrap()).count() > 1);
+    assert!(newest.collect::<Result<Vec<_>, _>>().unwrap().len() > 1);
     assert_eq!(counts.requests.load(SeqCst), 2);
     // One that the engine has is cancelled there.
     engine.fake.set_mode("hang");
@@ -223,7 +223,7 @@ fn a_newer_request_of_a_document_supersedes_the_older_before_it_is_sent() {
     engine.fake.set_mode("ok");
     let new = start("a", 32);
     assert!(old.next().unwrap().unwrap_err().is_error_reply());
-    assert!(new.map(|chunk| chunk.unwrap()).count() > 1);
+    assert!(new.collect::<Result<Vec<_>, _>>().unwrap().len() > 1);
 }
 
 #[test]
