@@ -5,7 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use support::{Broker, DEADLINE, LAPCE_IPC, code, command, output, stderr, wait_until};
 
 /// A process that reads and writes lines.
@@ -27,7 +27,7 @@ impl Lines {
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut process = command.spawn().expect("the program starts");
         let stdout = BufReader::new(process.stdout.take().expect("a pipe"));
-        let (sender, lines) = channel();
+        let (sender, lines) = sync_channel(1024);
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Lines { stdin: process.stdin.take(), process, lines }
     }
