@@ -471,22 +471,19 @@ fn an_engine_that_cannot_be_meant_is_refused() {
         engine("command = \"./bin/x\""),
         "config.toml:3:11: engine[0].command: \"./bin/x\" is a relative path; write an absolute one, or a name on PATH",
     );
+    refused(engine("command = \"a\\u0000\""), "config.toml:3:11: engine[0].command: \"a\\u0000\" contains a zero byte");
     refused(
-        &engine("command = \"a\\u0000\""),
-        "config.toml:3:11: engine[0].command: \"a\\u0000\" contains a zero byte",
-    );
-    refused(
-        &engine("command = \"x\"\nargs = [\"\\u0000\"]"),
+        engine("command = \"x\"\nargs = [\"\\u0000\"]"),
         "config.toml:4:8: engine[0].args: \"\\u0000\" contains a zero byte",
     );
-    refused(&engine("command = \"x\"\nenv = [\"=x\"]"), "config.toml:4:7: engine[0].env: \"=x\" is not NAME=VALUE");
-    refused(&engine("command = \"x\"\nenv = [\"A=1\", \"A=2\"]"), "config.toml:1:1: engine[0].env: \"A\" is set twice");
+    refused(engine("command = \"x\"\nenv = [\"=x\"]"), "config.toml:4:7: engine[0].env: \"=x\" is not NAME=VALUE");
+    refused(engine("command = \"x\"\nenv = [\"A=1\", \"A=2\"]"), "config.toml:1:1: engine[0].env: \"A\" is set twice");
     refused(
-        &engine("command = \"x\"\ninitial_delay_ms = 6000"),
+        engine("command = \"x\"\ninitial_delay_ms = 6000"),
         "config.toml:1:1: engine[0].initial_delay_ms: 6000 is more than max_delay_ms, which is 5000",
     );
     refused(
-        &(engine("command = \"x\"") + &engine("command = \"y\"")),
+        &(engine("command = \"x\"") + engine("command = \"y\"")),
         "config.toml:4:1: engine[1].name: \"a\" is also the name of another engine",
     );
 }
