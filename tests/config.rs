@@ -483,7 +483,7 @@ fn an_engine_that_cannot_be_meant_is_refused() {
         "config.toml:1:1: engine[0].initial_delay_ms: 6000 is more than max_delay_ms, which is 5000",
     );
     refused(
-        &(engine("command = \"x\"") + engine("command = \"y\"")),
+        &(engine("command = \"x\"") + &engine("command = \"y\"")),
         "config.toml:4:1: engine[1].name: \"a\" is also the name of another engine",
     );
 }
