@@ -5,10 +5,10 @@
 
 use super::output::{note, plain};
 use crate::broker::processes::children::Running;
+use crate::broker::processes::path::{is_program, programs};
 use crate::broker::telemetry::stderr;
 use crate::client::{Reply, ReplyError, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Read, Write};
@@ -28,13 +28,11 @@ const REJECTED: i32 = 65;
 
 /// Whether a program of this name or path exists.
 pub(super) fn can_run(name: &OsStr) -> bool {
-    let is_program = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     if name.as_encoded_bytes().contains(&b'/') {
         return is_program(Path::new(name));
     }
     // Without the variable the system has places of its own.
-    std::env::var_os("PATH")
-        .is_none_or(|path| std::env::split_paths(&path).any(|folder| is_program(&folder.join(name))))
+    std::env::var_os("PATH").is_none_or(|path| programs(name, &path).next().is_some())
 }
 
 /// The program that runs for each request.

@@ -21,6 +21,7 @@
 //! | `data` | `DATA`, `-`, `@FILE` |
 //! | `output` | stdout and stderr |
 //! | `start` | resets inherited signals and limits |
+//! | `fim` | markers of models, for `lsp/` and `engine/` |
 //! | `failure` | exit codes |
 //! | `exit` | the end of the process: reports, signals |
 
@@ -36,6 +37,8 @@ mod doctor;
 mod engine;
 mod exit;
 mod failure;
+#[cfg(feature = "editor")]
+mod fim;
 #[cfg(feature = "editor")]
 mod gateway;
 mod generate;

@@ -1,7 +1,8 @@
 //! Options that several commands share.
 
-use crate::client::WaitStrategy;
+use crate::client::{DeliveryPolicy, WaitStrategy};
 use clap::{Args, ValueEnum};
+use serde::Deserialize;
 use std::time::Duration;
 
 /// The wait strategy.
@@ -40,6 +41,29 @@ impl From<Wait> for WaitStrategy {
             Wait::Adaptive => WaitStrategy::Adaptive,
             Wait::Busy => WaitStrategy::Busy,
             Wait::Block => WaitStrategy::Block,
+        }
+    }
+}
+
+/// A delivery policy, as it is written on the command line and in JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Policy {
+    /// Publishers wait; nothing is lost
+    #[default]
+    Block,
+    /// The oldest messages are dropped
+    DropOldest,
+    /// The newest messages are dropped
+    DropNewest,
+}
+
+impl From<Policy> for DeliveryPolicy {
+    fn from(policy: Policy) -> DeliveryPolicy {
+        match policy {
+            Policy::Block => DeliveryPolicy::Block,
+            Policy::DropOldest => DeliveryPolicy::DropOldest,
+            Policy::DropNewest => DeliveryPolicy::DropNewest,
         }
     }
 }

@@ -8,13 +8,13 @@
 use super::exit::exit_with_reader;
 use super::failure::Failure;
 use super::logging::queued_stderr;
-use super::options::{WaitOption, at_least_one};
+use super::options::{Policy, WaitOption, at_least_one};
 use super::output::{Out, note};
 use super::target::BrokerTarget;
-use crate::client::{self, DeliveryPolicy, Message, Pattern, SubscribeOptions, Subscription};
+use crate::client::{self, Message, Pattern, SubscribeOptions, Subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -43,27 +43,6 @@ pub(super) struct SubArgs {
     capacity: u32,
     #[command(flatten)]
     wait: WaitOption,
-}
-
-/// A delivery policy.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Policy {
-    /// Publishers wait; nothing is lost
-    Block,
-    /// The oldest messages are dropped
-    DropOldest,
-    /// The newest messages are dropped
-    DropNewest,
-}
-
-impl From<Policy> for DeliveryPolicy {
-    fn from(policy: Policy) -> DeliveryPolicy {
-        match policy {
-            Policy::Block => DeliveryPolicy::Block,
-            Policy::DropOldest => DeliveryPolicy::DropOldest,
-            Policy::DropNewest => DeliveryPolicy::DropNewest,
-        }
-    }
 }
 
 pub(super) const EXAMPLES: &str = "\

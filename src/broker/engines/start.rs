@@ -1,6 +1,7 @@
 //! The start of an engine: its program, its environment, its pipe.
 
 use crate::broker::processes::children::Running;
+use crate::broker::processes::path::programs;
 use crate::config;
 use std::env;
 use std::io::{PipeReader, pipe};
@@ -44,10 +45,8 @@ fn program(command: &str, path: Option<&std::ffi::OsStr>) -> Result<PathBuf, Str
     if command.starts_with('/') {
         return Ok(PathBuf::from(command));
     }
-    let folders = path.into_iter().flat_map(env::split_paths).filter(|folder| folder.is_absolute());
-    let mut files = folders.map(|folder| folder.join(command));
-    let is_program = |file: &PathBuf| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok();
-    files.find(is_program).ok_or_else(|| format!("cannot start {command}: no such program on PATH"))
+    let mut files = path.into_iter().flat_map(|path| programs(command.as_ref(), path));
+    files.find(|file| file.is_absolute()).ok_or_else(|| format!("cannot start {command}: no such program on PATH"))
 }
 
 #[cfg(test)]

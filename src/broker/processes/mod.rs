@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `children` | processes and folders that must not outlive this process |
 //! | `guard` | a process that removes them when this one is killed |
+//! | `path` | programs by their names |
 
 pub(crate) mod children;
 pub(crate) mod guard;
+pub(crate) mod path;

@@ -41,10 +41,14 @@ pub(crate) fn raise(resource: Resource) -> io::Result<u64> {
     Ok(hard)
 }
 
-/// Each connection takes six descriptors, one of the endpoints two; a process gets 1,024 unless it asks for more.
+/// The descriptors of a broker: each connection takes six, one of the endpoints two.
+pub(crate) fn descriptors_needed(config: &Config) -> u64 {
+    u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64
+}
+
+/// A process gets 1,024 unless it asks for more.
 pub(in crate::broker) fn raise_descriptor_limit(config: &Config) {
-    let max_connections = config.ipc.max_connections;
-    let needed = u64::from(max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64;
+    let (max_connections, needed) = (config.ipc.max_connections, descriptors_needed(config));
     match raise(Resource::RLIMIT_NOFILE) {
         Ok(limit) if limit < needed => {
             log::warn!("descriptor limit is low limit={limit} needed={needed} max_connections={max_connections}");

@@ -17,7 +17,7 @@ use super::failure::{Code, Failure};
 use super::logging::queued_stderr;
 use super::options::at_least_one;
 use super::target::BrokerTarget;
-use crate::client::{ReconnectOptions, WaitStrategy};
+use crate::client::WaitStrategy;
 use clap::Args;
 
 #[derive(Debug, Args)]
@@ -66,8 +66,7 @@ Example:
 /// If there is no broker, it closes the connection, or stdin or stdout fails.
 pub(super) fn run(target: &BrokerTarget, args: &ConnectArgs) -> Result<(), Failure> {
     queued_stderr()?;
-    let options = ReconnectOptions { max_attempts: None, ..ReconnectOptions::default() };
-    let builder = target.builder("connect", WaitStrategy::Adaptive)?.reconnect(options);
+    let builder = target.persistent_builder("connect", WaitStrategy::Adaptive)?;
     let to_size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,6 +1,7 @@
 //! The lines: operations of the program, and events for it.
 
-use crate::client::{DeliveryPolicy, Error, ErrorDetail, FailedCode};
+use super::super::options::Policy;
+use crate::client::{Error, ErrorDetail, FailedCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -20,26 +21,6 @@ impl fmt::Display for Id {
         match self {
             Id::Number(number) => write!(to, "{number}"),
             Id::Text(text) => write!(to, "{text:?}"),
-        }
-    }
-}
-
-/// How a subscription without credit is delivered to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Policy {
-    #[default]
-    Block,
-    DropOldest,
-    DropNewest,
-}
-
-impl From<Policy> for DeliveryPolicy {
-    fn from(policy: Policy) -> DeliveryPolicy {
-        match policy {
-            Policy::Block => DeliveryPolicy::Block,
-            Policy::DropOldest => DeliveryPolicy::DropOldest,
-            Policy::DropNewest => DeliveryPolicy::DropNewest,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One operation each: publishes in order, a subscription, a request, a service and its calls.
 
-use super::protocol::{Event, Id, Policy};
+use super::super::options::Policy;
+use super::protocol::{Event, Id};
 use crate::client::asynchronous::{AsyncClient, AsyncRequest, AsyncService, AsyncSubscription};
 use crate::client::{Error, RequestOptions, SubscribeOptions};
 use std::collections::HashMap;

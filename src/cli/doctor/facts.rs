@@ -2,7 +2,10 @@
 
 use super::super::failure::Failure;
 use super::super::target::BrokerTarget;
+use crate::broker::processes::path::programs;
+use crate::broker::supervision::resources::descriptors_needed;
 use crate::client::{BreakerStatus, Client, RequestOptions, StatusReport, WaitStrategy};
+use crate::config::Env;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +50,8 @@ pub(super) struct Broker {
     pub(super) round_trip: Result<Duration, String>,
     /// The limit of open descriptors of its process, if it is known.
     pub(super) descriptors: Option<u64>,
-    pub(super) most_connections: Option<u64>,
+    /// As many as its configuration needs.
+    pub(super) descriptors_needed: Option<u64>,
     /// What the engine says of itself.
     pub(super) engine: Option<Result<Value, String>>,
 }
@@ -55,12 +59,12 @@ pub(super) struct Broker {
 impl Facts {
     pub(super) fn find(target: &BrokerTarget, service: &str) -> Facts {
         let configuration = target.load();
-        let most_connections = configuration.as_ref().ok().map(|loaded| loaded.config.ipc.max_connections as u64);
+        let needed = configuration.as_ref().ok().map(|loaded| descriptors_needed(&loaded.config));
         Facts {
             own_version: env!("CARGO_PKG_VERSION"),
             programs: ["lapce-ipc", "ipc_server_main"].map(program).into(),
             configuration: configuration.map(|loaded| loaded.source.clone()).map_err(|error| error.to_string()),
-            broker: broker(target, service, most_connections).map_err(|failure| {
+            broker: broker(target, service, needed).map_err(|failure| {
                 let Failure { message, hint, .. } = failure;
                 Refusal { message, hint }
             }),
@@ -71,21 +75,19 @@ impl Facts {
 }
 
 fn program(name: &'static str) -> Program {
-    let path = std::env::var_os("PATH");
-    let mut places = path.iter().flat_map(std::env::split_paths).map(|folder| folder.join(name));
-    let path = places.find(|path| path.is_file());
+    let path = std::env::var_os("PATH").and_then(|path| programs(name.as_ref(), &path).next());
     let version = path.as_ref().and_then(|path| Command::new(path).arg("--version").output().ok());
     let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     Program { name, path, version: version.and_then(|text| text.rsplit(' ').next().map(str::to_owned)) }
 }
 
-fn broker(target: &BrokerTarget, service: &str, most_connections: Option<u64>) -> Result<Broker, Failure> {
+fn broker(target: &BrokerTarget, service: &str, descriptors_needed: Option<u64>) -> Result<Broker, Failure> {
     let client = target.connect("doctor", WaitStrategy::Adaptive)?;
     let (report, breakers) = (client.status()?, client.breakers()?);
     Ok(Broker {
         round_trip: round_trip(&client),
         descriptors: descriptors(report.pid),
-        most_connections,
+        descriptors_needed,
         engine: engine(&client, &report, service),
         report,
         breakers,
@@ -124,16 +126,17 @@ fn engine(client: &Client, report: &StatusReport, service: &str) -> Option<Resul
 
 /// The folders in which Lapce's builds keep their data, with the plugin.
 fn lapce() -> Vec<(PathBuf, Option<PathBuf>)> {
-    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let env = Env::of_process();
+    let folder = |name: &str| env.get(name).map(PathBuf::from);
     let Some(data) = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share"))) else {
         return Vec::new();
     };
     let builds = ["lapce-stable", "lapce-nightly", "lapce-debug"].map(|build| data.join(build));
-    builds.into_iter().filter(|folder| folder.is_dir()).map(|folder| (plugin(&folder), folder)).map(swap).collect()
-}
-
-fn swap<A, B>((a, b): (A, B)) -> (B, A) {
-    (b, a)
+    let with_plugin = |folder: PathBuf| {
+        let plugin = plugin(&folder);
+        (folder, plugin)
+    };
+    builds.into_iter().filter(|folder| folder.is_dir()).map(with_plugin).collect()
 }
 
 /// The folder of the plugin, whatever it is called.

@@ -7,10 +7,6 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Descriptors that the broker needs for a connection, and beside all of them.
-const DESCRIPTORS_EACH: u64 = 6;
-const DESCRIPTORS_BESIDE: u64 = 64;
-
 /// A round trip that takes longer says that the machine is overloaded, or the broker stopped.
 const SLOW: Duration = Duration::from_millis(20);
 
@@ -139,9 +135,8 @@ fn broker(found: &Broker, service: &str, own: &str) -> Vec<Finding> {
 }
 
 fn descriptors(found: &Broker) -> Option<Finding> {
-    let (limit, connections) = (found.descriptors?, found.most_connections?);
-    let needed = connections.saturating_mul(DESCRIPTORS_EACH).saturating_add(DESCRIPTORS_BESIDE);
-    let text = format!("the broker may open {limit}; {connections} connections need {needed}");
+    let (limit, needed) = (found.descriptors?, found.descriptors_needed?);
+    let text = format!("the broker may open {limit}; ipc.max_connections and the endpoints need {needed}");
     Some(if limit >= needed {
         ok("descriptors", text)
     } else {

@@ -1,5 +1,6 @@
 //! The markers that models were trained with to fill in the middle.
 
+use super::super::fim;
 use clap::ValueEnum;
 
 /// Models with the same markers.
@@ -29,28 +30,6 @@ const NAMES: &[(&str, Family)] = &[
     ("codellama", Family::Codellama),
     ("code-llama", Family::Codellama),
     ("codestral", Family::Codestral),
-];
-
-/// Texts that no program contains: they never leave the engine, whatever the model.
-const ALWAYS: &[&str] = &[
-    "<|fim_prefix|>",
-    "<|fim_suffix|>",
-    "<|fim_middle|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<|file_separator|>",
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<fim_prefix>",
-    "<fim_suffix>",
-    "<fim_middle>",
-    "<fim_pad>",
-    "<｜fim▁begin｜>",
-    "<｜fim▁hole｜>",
-    "<｜fim▁end｜>",
-    "<｜end▁of▁sentence｜>",
 ];
 
 impl Family {
@@ -83,7 +62,7 @@ impl Family {
 
 /// The texts that must not appear in a completion.
 pub(super) fn forbidden(family: Option<Family>) -> impl Iterator<Item = &'static str> {
-    ALWAYS.iter().chain(family.map_or(&[][..], Family::own)).copied()
+    fim::MARKERS.iter().chain(family.map_or(&[][..], Family::own)).copied()
 }
 
 #[cfg(test)]

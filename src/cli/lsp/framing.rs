@@ -22,7 +22,7 @@ pub(super) enum Frame {
 ///
 /// # Errors
 ///
-/// If the header is not understood, so that nobody can tell where the next message begins; or if reading fails.
+/// If the header is not understood: then the beginning of the next message is unknown. If reading fails.
 pub(super) fn read_frame(input: &mut impl BufRead, max_bytes: u64) -> io::Result<Option<Frame>> {
     let Some(length) = read_header(input)? else { return Ok(None) };
     if length > max_bytes {

@@ -14,38 +14,17 @@
 //! 6. If the text then begins with the rest of the line, an editor would need to replace that rest: white space is
 //!    cut, otherwise there is no suggestion.
 
+use super::super::fim;
 use super::positions::end_of_line;
 
-/// Texts that models use to delimit prefix, suffix and end.
-const MARKERS: &[&str] = &[
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "<|fim_suffix|>",
-    "<|fim_middle|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-    "<|cursor|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<fim_prefix>",
-    "<fim_suffix>",
-    "<fim_middle>",
-    "<fim_pad>",
-    "<file_sep>",
-    "<｜fim▁begin｜>",
-    "<｜fim▁hole｜>",
-    "<｜fim▁end｜>",
-    "<｜end▁of▁sentence｜>",
-    "<PRE>",
-    "<SUF>",
-    "<MID>",
-    "<EOT>",
-    "[PREFIX]",
-    "[SUFFIX]",
-    "[MIDDLE]",
-];
+/// Further texts that models use to delimit prefix, suffix and end.
+const FURTHER: &[&str] =
+    &["<|cursor|>", "<|eot_id|>", "<file_sep>", "<PRE>", "<SUF>", "<MID>", "<EOT>", "[PREFIX]", "[SUFFIX]", "[MIDDLE]"];
+
+/// All markers.
+fn markers() -> impl Iterator<Item = &'static str> {
+    fim::MARKERS.iter().chain(FURTHER).copied()
+}
 
 /// Bytes of a cut marker at the end of a text by which it is recognised: `<|fi`.
 const PART_OF_MARKER: usize = 4;
@@ -79,12 +58,12 @@ pub(super) fn fit<'a>(text: &'a str, after: &str) -> &'a str {
 fn without_markers(raw: &str) -> &str {
     let mut text = raw;
     // White space before a leading marker belongs to the marker, other white space is indentation.
-    while let Some(rest) = MARKERS.iter().find_map(|marker| text.trim_start().strip_prefix(marker)) {
+    while let Some(rest) = markers().find_map(|marker| text.trim_start().strip_prefix(marker)) {
         text = rest;
     }
-    let end = MARKERS.iter().filter_map(|marker| text.find(marker)).min().unwrap_or(text.len());
+    let end = markers().filter_map(|marker| text.find(marker)).min().unwrap_or(text.len());
     let text = &text[..end];
-    let parts = MARKERS.iter().flat_map(|marker| {
+    let parts = markers().flat_map(|marker| {
         (PART_OF_MARKER..marker.len()).filter(|len| marker.is_char_boundary(*len)).map(|len| &marker[..len])
     });
     parts.filter_map(|part| text.strip_suffix(part)).min_by_key(|rest| rest.len()).unwrap_or(text)
