@@ -49,10 +49,16 @@ fn a_thousand_connections_with_a_request_each_are_all_answered() {
         drop(clients);
         wait_until("connections to go", || watch.status().unwrap().connections.len() == 2);
         wait_until("descriptors to go", || broker.descriptors() == descriptors);
-        let after = broker.memory_kib();
-        support::probe::note(&format!("round {round}: {after} KiB after"));
         let allowed = if round < SETTLED { 12 * 1024 } else { 1024 };
-        assert!(after < memory + allowed, "{memory} KiB before, {after} after round {round}");
+        let mut after = broker.memory_kib();
+        // The threads that reclaim may be behind on a busy machine.
+        if !support::comes_true(|| {
+            after = broker.memory_kib();
+            after < memory + allowed
+        }) {
+            panic!("{memory} KiB before, {after} after round {round}");
+        }
+        support::probe::note(&format!("round {round}: {after} KiB after"));
         if round + 1 == SETTLED {
             memory = after;
         }
