@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 50] = [
+const TOGETHER: [(&str, &str); 52] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -46,7 +46,9 @@ const TOGETHER: [(&str, &str); 50] = [
     ("delivery.drop_grace_ms", "50"),
     ("limits.max_topics", "30000"),
     ("limits.max_routes", "100000"),
+    ("limits.user_share_percent", "50"),
     ("limits.max_requests_per_responder", "100"),
+    ("limits.request_body_idle_ms", "20000"),
     ("limits.max_backlog_bytes", "2097152"),
     ("limits.max_rings_without_progress", "2000"),
     ("limits.probe_delay_ms", "500"),

@@ -219,7 +219,10 @@ fn topics_are_bounded_per_connection_and_in_all() {
     // A topic that another client has named costs nothing more.
     let _held_by_other = ["a", "e", "f"].map(|topic| other.publisher(topic).unwrap());
     let error = other.publish("g", "").unwrap_err();
-    assert!(error.to_string().contains("the broker has reached its limit of 6 topics"), "{error}");
+    assert!(
+        error.to_string().contains("has reached its share of 6 topics (limits.max_topics, limits.user_share_percent)"),
+        "{error}"
+    );
     client.publish("a", "").unwrap();
     client.flush().unwrap();
     drop((client, held));

@@ -91,6 +91,9 @@ section! {
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
         /// Services, of all connections.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
+        /// The part of the topics, and of the services, that one user (uid) may hold of what the other users leave.
+        /// So each user that comes later still finds some.
+        user_share_percent: u32 = 90, integer(1, 100, "%");
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
         /// Outstanding requests per responder.
@@ -104,6 +107,9 @@ section! {
         /// Memory in the broker for one connection that does not drain its ring; more closes it.
         /// `drop_oldest` subscriptions of a connection may hold as much again; more drops their oldest messages.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
+        /// Longest time between two parts of a request's body, while the responder has space for the next one.
+        /// The request then fails with `DeadlineExceeded`, and its place at the responder is free.
+        request_body_idle_ms: u64 = 10_000, integer(10, 86_400_000, "ms");
         /// Empty doorbell rings per second, at most; more close the client's connection.
         max_rings_without_progress: u32 = 1000, integer(10, 1_000_000, "rings");
         /// How long a responder that let a deadline pass gets no call while another of its service can take it.

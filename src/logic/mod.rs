@@ -13,6 +13,7 @@
 //! | `backoff` | exponential backoff with jitter, for the client and the supervisors |
 //! | `lines` | lines of bounded length out of a stream of bytes |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
+//! | `shares` | shares of something finite among users |
 //! | `pace` | the usual reply time of a service, against which deadlines are judged |
 
 #[cfg(not(lapce_ipc_loom))]
@@ -33,5 +34,7 @@ pub(crate) mod routing;
 pub(crate) mod services;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod session;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod shares;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod supervision;

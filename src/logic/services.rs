@@ -13,6 +13,7 @@ mod tests;
 use super::breaker::{Gate, GateState, RuleBook};
 use super::histogram::Durations;
 use super::pace::Pace;
+use super::shares::{ShareReached, Shares, Uid};
 use crate::wire::name::Name;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub(crate) struct Service {
     /// Its usual reply time.
     pub(crate) pace: Pace,
     users: u32,
+    /// The user that it is charged to, which asked for it first; `None`: the broker.
+    owner: Option<Uid>,
     next: usize,
 }
 
@@ -124,7 +127,7 @@ pub(crate) struct Services {
     by_name: HashMap<Name, ServiceId>,
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
-    most: usize,
+    shares: Shares,
     /// The rules of new gates.
     rules: Arc<RuleBook>,
     /// New gates, for `BreakerActor`.
@@ -135,12 +138,12 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    pub(crate) fn new(most: usize, rules: Arc<RuleBook>) -> Services {
+    pub(crate) fn new(shares: Shares, rules: Arc<RuleBook>) -> Services {
         Services {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
-            most,
+            shares,
             rules,
             new_gates: Vec::new(),
             probe_delays: ProbeDelays::default(),
@@ -148,9 +151,9 @@ impl Services {
         }
     }
 
-    /// Sets another limit of services.
-    pub(crate) fn adopt(&mut self, most: usize) {
-        self.most = most;
+    /// At most so many from now on, of which a user may hold `percent` of what the others leave.
+    pub(crate) fn adopt(&mut self, most: usize, percent: u32) {
+        self.shares.adopt(most, percent);
     }
 
     /// Sets other probe delays, from the next missed deadline on.
@@ -175,12 +178,18 @@ impl Services {
         self.iter().map(|service| (service.name.clone(), service.gate.clone())).collect()
     }
 
-    /// Adds a user of the service `name`; `None` at the limit of services.
-    pub(crate) fn intern(&mut self, name: &Name) -> Option<ServiceId> {
+    /// Adds a user of the service `name`. One that is new is charged to `owner`; the broker's own (`None`) is exempt.
+    ///
+    /// # Errors
+    ///
+    /// At the owner's share of services, if none without users makes room: of its own, or of all if there are too many.
+    pub(crate) fn intern(&mut self, name: &Name, owner: Option<Uid>) -> Result<ServiceId, ShareReached> {
         let id = match self.find(name) {
             Some(id) => id,
-            None if self.by_name.len() >= self.most && !self.forget_one() => return None,
             None => {
+                if let Some(owner) = owner {
+                    self.charge(owner)?;
+                }
                 let gate = Arc::new(Gate::new(self.rules.of(name.as_str())));
                 self.new_gates.push((name.clone(), gate.clone()));
                 let service = Service {
@@ -192,6 +201,7 @@ impl Services {
                     times: None,
                     pace: Pace::default(),
                     users: 0,
+                    owner,
                     next: 0,
                 };
                 let id = self.free.pop().unwrap_or_else(|| {
@@ -204,7 +214,16 @@ impl Services {
             }
         };
         self.get_mut(id).expect("just found or made").users += 1;
-        Some(id)
+        Ok(id)
+    }
+
+    fn charge(&mut self, owner: Uid) -> Result<(), ShareReached> {
+        let Err(reached) = self.shares.take(owner) else { return Ok(()) };
+        let is_full = self.shares.held() >= self.shares.most();
+        if !self.forget_one(|service| is_full || service.owner == Some(owner)) {
+            return Err(reached);
+        }
+        self.shares.take(owner)
     }
 
     /// Removes a user.
@@ -221,8 +240,9 @@ impl Services {
         }
     }
 
-    /// Makes room: removes the service without users whose breaker has the least state. `false`: all have users.
-    fn forget_one(&mut self) -> bool {
+    /// Makes room: removes the service without users whose breaker has the least state, of those that may go. `false`:
+    /// all have users.
+    fn forget_one(&mut self, may_go: impl Fn(&Service) -> bool) -> bool {
         let weight = |service: &Service| match service.gate.state() {
             GateState::Closed => 0,
             GateState::HalfOpen => 1,
@@ -231,7 +251,8 @@ impl Services {
             GateState::ForcedOpen | GateState::ForcedClosed => 3,
         };
         loop {
-            let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(|service| service.is_unused())?)));
+            let is_unused = |service: &&Service| service.is_unused() && service.owner.is_some() && may_go(service);
+            let unused = self.ids().filter_map(|id| Some((id, self.get(id).filter(is_unused)?)));
             let Some((id, service)) = unused.min_by_key(|(_, service)| weight(service)) else { return false };
             // Unless an order arrives meanwhile, which gives it more weight.
             if service.gate.retire(false) {
@@ -245,6 +266,9 @@ impl Services {
         if let Some(service) = self.table.get_mut(id as usize).and_then(Option::take) {
             self.by_name.remove(&service.name);
             self.free.push(id);
+            if let Some(owner) = service.owner {
+                self.shares.give_back(owner);
+            }
             if let Some(times) = service.times {
                 self.forgotten.merge(&times);
             }

@@ -32,6 +32,7 @@ pub mod node;
 pub mod probe;
 pub mod role;
 pub mod trend;
+pub mod users;
 
 use lapce_ipc::client::{Builder, Client};
 use std::fs;

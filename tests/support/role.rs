@@ -10,10 +10,12 @@
 //! A child ends with its parent: it kills itself when its standard input does.
 
 use super::probe::note;
+use super::users::as_other_user;
 use super::{Broker, DEADLINE, command, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Write};
-use std::process::{self, ChildStdin, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{self, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -36,7 +38,20 @@ impl Child {
 
     /// The same, where `test` looks for the role itself: for a test program with one test.
     pub fn spawn_in(broker: &Broker, test: &str, role: &str) -> Child {
-        let mut process = command(std::env::current_exe().unwrap().to_str().unwrap())
+        Child::run(command(std::env::current_exe().unwrap().to_str().unwrap()), broker, test, role)
+    }
+
+    /// The same as another user, by a copy of this test binary, when it is ready.
+    pub fn ready_as_other_user(broker: &Broker, copy: &Path, role: &str) -> Child {
+        let mut program = command(copy.to_str().unwrap());
+        as_other_user(&mut program);
+        let mut child = Child::run(program, broker, "child", role);
+        child.hears("ready");
+        child
+    }
+
+    fn run(mut program: Command, broker: &Broker, test: &str, role: &str) -> Child {
+        let mut process = program
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env("LAPCE_IPC_SOCKET", broker.socket())

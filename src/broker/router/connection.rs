@@ -1,5 +1,6 @@
 //! The identity of a connection, the results of its control requests, and close reasons.
 
+use crate::logic::shares::ShareReached;
 use crate::shm::peer::Credentials;
 use crate::shm::ring::Violation;
 use crate::wire::control::{BrokerFrame, ClosingCode, FailedCode};
@@ -80,6 +81,12 @@ pub(super) type ControlReply = Result<BrokerFrame, (FailedCode, String)>;
 /// The reply to a connection that has ended.
 pub(super) fn gone() -> (FailedCode, String) {
     (FailedCode::Unknown, "the connection has ended".to_owned())
+}
+
+/// The reply to a connection whose user holds its share of `what`, which `key` of the configuration limits.
+pub(super) fn share_reached(what: &str, ShareReached { user, most }: ShareReached, key: &str) -> (FailedCode, String) {
+    let message = format!("user {user} has reached its share of {most} {what} ({key}, limits.user_share_percent)");
+    (FailedCode::Limit, message)
 }
 
 #[cfg(test)]

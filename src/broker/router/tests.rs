@@ -1,5 +1,6 @@
 //! The router without actors, processes or a clock: clients are the client's ends of real segments, in one thread.
 
+mod bodies;
 mod breaker;
 mod crashes;
 mod given_up;

@@ -4,6 +4,7 @@
 use super::arena::{Arena, Key, MAX_SHORT};
 use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
+use crate::logic::shares::{ShareReached, Shares, Uid};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) topic: Topic,
     pub(crate) targets: Vec<Target>,
     users: u32,
+    /// The user that it is charged to, which asked for it first; `None`: the broker.
+    owner: Option<Uid>,
 }
 
 /// A subscription. Credit is counted in cells.
@@ -61,7 +64,7 @@ impl Subscription {
 /// Which limit was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
-    Topics,
+    Topics(ShareReached),
     Subscriptions,
     /// Pairs of a topic and a matching subscription.
     Routes,
@@ -76,7 +79,7 @@ pub(crate) struct Topics {
     by_name: HashMap<Topic, TopicId>,
     table: Vec<Option<Entry>>,
     free: Vec<TopicId>,
-    most: usize,
+    shares: Shares,
     routes: usize,
     most_routes: usize,
     pub(crate) subscriptions: Arena<Subscription>,
@@ -84,13 +87,13 @@ pub(crate) struct Topics {
 }
 
 impl Topics {
-    /// With limits of topics and routes.
-    pub(crate) fn new(most: usize, most_routes: usize) -> Topics {
+    /// With shares of topics, and a limit of routes.
+    pub(crate) fn new(shares: Shares, most_routes: usize) -> Topics {
         Topics {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
-            most,
+            shares,
             routes: 0,
             most_routes,
             subscriptions: Arena::new(MAX_SHORT),
@@ -98,38 +101,40 @@ impl Topics {
         }
     }
 
-    /// At most so many from now on.
-    pub(crate) fn adopt(&mut self, most: usize, most_routes: usize) {
-        (self.most, self.most_routes) = (most, most_routes);
+    /// At most so many from now on, of which a user may hold `percent` of what the others leave.
+    pub(crate) fn adopt(&mut self, most: usize, percent: u32, most_routes: usize) {
+        self.shares.adopt(most, percent);
+        self.most_routes = most_routes;
     }
 
-    /// Adds a user of `topic`. A topic of the broker's own exists for a moment only, and is exempt from the limit.
+    /// Adds a user of `topic`. One that is new is charged to `owner`; one of the broker's own (`None`) exists for a
+    /// moment only, and is exempt from the limits.
     ///
     /// # Errors
     ///
-    /// At the limit of topics or of routes.
-    pub(crate) fn intern(&mut self, topic: &Topic) -> Result<TopicId, LimitReached> {
+    /// At the owner's share of topics, or at the limit of routes.
+    pub(crate) fn intern(&mut self, topic: &Topic, owner: Option<Uid>) -> Result<TopicId, LimitReached> {
         if let Some(id) = self.by_name.get(topic) {
             let id = *id;
             self.entry_mut(id).users += 1;
             return Ok(id);
         }
-        if self.by_name.len() >= self.most && !topic.is_system() {
-            return Err(LimitReached::Topics);
-        }
         let subscriptions = &self.subscriptions;
         let matches = |key: &&Key| subscriptions.get(**key).is_some_and(|found| found.pattern.matches(topic));
         let target = |key: &Key| Target { subscription: *key, announced: false };
         let targets: Vec<_> = self.all.iter().filter(matches).map(target).collect();
-        if self.routes + targets.len() > self.most_routes && !topic.is_system() {
-            return Err(LimitReached::Routes);
+        if let Some(owner) = owner {
+            if self.routes + targets.len() > self.most_routes {
+                return Err(LimitReached::Routes);
+            }
+            self.shares.take(owner).map_err(LimitReached::Topics)?;
         }
         self.routes += targets.len();
         let id = self.free.pop().unwrap_or_else(|| {
             self.table.push(None);
             (self.table.len() - 1) as TopicId
         });
-        self.table[id as usize] = Some(Entry { topic: topic.clone(), targets, users: 1 });
+        self.table[id as usize] = Some(Entry { topic: topic.clone(), targets, users: 1, owner });
         self.by_name.insert(topic.clone(), id);
         Ok(id)
     }
@@ -149,6 +154,9 @@ impl Topics {
         let entry = self.table[id as usize].take().expect("it was just there");
         self.by_name.remove(&entry.topic);
         self.free.push(id);
+        if let Some(owner) = entry.owner {
+            self.shares.give_back(owner);
+        }
         self.routes -= entry.targets.len();
         entry.targets.iter().filter(|t| t.announced).map(|t| t.subscription).collect()
     }
@@ -256,6 +264,10 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn topics(most: usize, most_routes: usize) -> Topics {
+        Topics::new(Shares::new(most, 100), most_routes)
+    }
+
     fn targets(topics: &Topics, id: TopicId) -> Vec<Key> {
         topics.entry(id).targets.iter().map(|t| t.subscription).collect()
     }
@@ -266,9 +278,9 @@ mod tests {
 
     #[test]
     fn subscriptions_find_topics_whichever_comes_first() {
-        let mut topics = Topics::new(10, 100);
+        let mut topics = topics(10, 100);
         let before = subscribe(&mut topics, "a.>");
-        let id = topics.intern(&topic("a.b")).unwrap();
+        let id = topics.intern(&topic("a.b"), Some(7)).unwrap();
         let after = subscribe(&mut topics, "a.*");
         subscribe(&mut topics, "b.>");
         assert_eq!(targets(&topics, id), [before, after]);
@@ -279,15 +291,15 @@ mod tests {
 
     #[test]
     fn a_topic_goes_with_its_last_user_and_tells_who_knew_it() {
-        let mut topics = Topics::new(1, 100);
+        let mut topics = topics(1, 100);
         let (knows, other) = (subscribe(&mut topics, "a"), subscribe(&mut topics, ">"));
-        let id = topics.intern(&topic("a")).unwrap();
-        assert_eq!(topics.intern(&topic("a")), Ok(id));
-        assert_eq!(topics.intern(&topic("b")), Err(LimitReached::Topics));
+        let id = topics.intern(&topic("a"), Some(7)).unwrap();
+        assert_eq!(topics.intern(&topic("a"), Some(7)), Ok(id));
+        assert_eq!(topics.intern(&topic("b"), Some(7)), Err(LimitReached::Topics(ShareReached { user: 7, most: 1 })));
         topics.entry_mut(id).targets[0].announced = true;
         assert_eq!(topics.release(id), []);
         assert_eq!(topics.release(id), [knows]);
-        let id = topics.intern(&topic("b")).unwrap();
+        let id = topics.intern(&topic("b"), Some(7)).unwrap();
         assert_eq!(targets(&topics, id), [other]);
         topics.unsubscribe(other).unwrap();
         assert_eq!((targets(&topics, id).len(), topics.len()), (0, 1));
@@ -295,14 +307,14 @@ mod tests {
 
     #[test]
     fn routes_are_counted_and_bounded_and_go_with_either_side() {
-        let mut topics = Topics::new(100, 6);
+        let mut topics = topics(100, 6);
         let keys: Vec<Key> = (0..3).map(|_| subscribe(&mut topics, ">")).collect();
-        let (a, b) = (topics.intern(&topic("a")).unwrap(), topics.intern(&topic("b")).unwrap());
+        let (a, b) = (topics.intern(&topic("a"), Some(7)).unwrap(), topics.intern(&topic("b"), Some(7)).unwrap());
         assert_eq!(topics.routes, 6);
-        assert_eq!(topics.intern(&topic("c")), Err(LimitReached::Routes));
+        assert_eq!(topics.intern(&topic("c"), Some(7)), Err(LimitReached::Routes));
         let full = topics.subscribe(0, "a".parse().unwrap(), DeliveryPolicy::Block, 10);
         assert_eq!(full, Err(LimitReached::Routes));
-        let news = topics.intern(&Topic::parse_system("$sys.news").unwrap()).unwrap();
+        let news = topics.intern(&Topic::parse_system("$sys.news").unwrap(), None).unwrap();
         topics.release(news);
         topics.unsubscribe_all(&[keys[0], keys[2], keys[0]]);
         assert_eq!((targets(&topics, a), targets(&topics, b), topics.routes), (vec![keys[1]], vec![keys[1]], 2));

@@ -8,7 +8,7 @@ fn name(name: &str) -> Name {
 fn services(most: usize) -> Services {
     let general =
         Rules { failure_threshold: 2, success_threshold: 1, half_open_max_requests: 1, timeout: 100, max_timeout: 100 };
-    Services::new(most, Arc::new(RuleBook { general, of_services: HashMap::new() }))
+    Services::new(Shares::new(most, 100), Arc::new(RuleBook { general, of_services: HashMap::new() }))
 }
 
 fn fail(services: &mut Services, id: ServiceId) {
@@ -20,7 +20,7 @@ fn fail(services: &mut Services, id: ServiceId) {
 #[test]
 fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
     let mut services = services(10);
-    let id = services.intern(&name("chat")).unwrap();
+    let id = services.intern(&name("chat"), Some(7)).unwrap();
     assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::None));
     for connection in 0..3 {
         assert!(services.serve(id, connection, 2));
@@ -45,7 +45,7 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
     const SUSPECT_MAX: u64 = 1000;
     let mut services = services(10);
     services.set_probe_delays(ProbeDelays { first: SUSPECT_MIN, max: SUSPECT_MAX });
-    let id = services.intern(&name("chat")).unwrap();
+    let id = services.intern(&name("chat"), Some(7)).unwrap();
     for connection in [7, 8] {
         services.serve(id, connection, 2);
     }
@@ -71,7 +71,7 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
 #[test]
 fn who_stops_serving_finishes_what_it_has() {
     let mut services = services(10);
-    let id = services.intern(&name("chat")).unwrap();
+    let id = services.intern(&name("chat"), Some(7)).unwrap();
     services.serve(id, 7, 2);
     services.begin(id, 7);
     assert!(services.unserve(id, 7));
@@ -84,23 +84,23 @@ fn who_stops_serving_finishes_what_it_has() {
 #[test]
 fn names_are_bounded_and_freed_with_their_last_user() {
     let mut services = services(1);
-    let id = services.intern(&name("a")).unwrap();
-    assert_eq!(services.intern(&name("a")), Some(id));
-    assert_eq!(services.intern(&name("b")), None);
+    let id = services.intern(&name("a"), Some(7)).unwrap();
+    assert_eq!(services.intern(&name("a"), Some(7)), Ok(id));
+    assert!(services.intern(&name("b"), Some(7)).is_err());
     services.release(id);
-    assert_eq!(services.intern(&name("b")), None);
+    assert!(services.intern(&name("b"), Some(7)).is_err());
     services.release(id);
-    assert!(services.intern(&name("b")).is_some());
+    assert!(services.intern(&name("b"), Some(7)).is_ok());
 }
 
 #[test]
 fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
     let mut services = services(10);
-    let id = services.intern(&name("a")).unwrap();
+    let id = services.intern(&name("a"), Some(7)).unwrap();
     for _ in 0..2 {
         fail(&mut services, id);
         services.release(id);
-        assert_eq!(services.intern(&name("a")), Some(id), "still known");
+        assert_eq!(services.intern(&name("a"), Some(7)), Ok(id), "still known");
     }
     assert_eq!(services.get(id).unwrap().gate.state(), GateState::Open);
     services.release(id);
@@ -116,16 +116,16 @@ fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
 #[test]
 fn services_without_users_make_room_and_those_with_users_do_not() {
     let mut services = services(3);
-    let ids: Vec<_> = ["open", "failed", "used"].iter().map(|n| services.intern(&name(n)).unwrap()).collect();
+    let ids: Vec<_> = ["open", "failed", "used"].iter().map(|n| services.intern(&name(n), Some(7)).unwrap()).collect();
     fail(&mut services, ids[0]);
     for id in &ids {
         fail(&mut services, *id);
     }
     services.release(ids[0]);
     services.release(ids[1]);
-    assert!(services.intern(&name("new")).is_some());
+    assert!(services.intern(&name("new"), Some(7)).is_ok());
     assert_eq!((services.find(&name("failed")), services.find(&name("open"))), (None, Some(ids[0])));
-    assert!(services.intern(&name("newer")).is_some());
+    assert!(services.intern(&name("newer"), Some(7)).is_ok());
     assert_eq!((services.find(&name("open")), services.find(&name("used"))), (None, Some(ids[2])));
-    assert_eq!(services.intern(&name("newest")), None);
+    assert!(services.intern(&name("newest"), Some(7)).is_err());
 }

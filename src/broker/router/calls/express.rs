@@ -188,6 +188,7 @@ impl Calls {
             began: ports.now,
             total: header.total,
             body_left: header.total - record.len,
+            body_at: ports.now,
             body_credit: credit.saturating_sub(cells_for(record.len)),
             answer_left: 0,
             answer_credit: credit,
@@ -198,8 +199,8 @@ impl Calls {
             return;
         };
         if let Some(found) = self.table.get_mut(call) {
-            let due = found.due();
-            found.timer = Some(ports.wheel.set(due, Timer::Call(call)));
+            let at = found.look_at(ports.settings.request_body_idle);
+            found.timer = Some(ports.wheel.set(at, Timer::Call(call)));
         }
         if let Some(responder) = responder {
             self.services.begin(service, responder);
@@ -273,7 +274,7 @@ impl Calls {
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.body_left -= len;
-        found.ready_at = ports.now;
+        (found.body_at, found.ready_at) = (ports.now, ports.now);
         ports.counters.fragments += 1;
         if let Some(responder) = found.responder
             && !self.takes_more(ports, responder, call)
@@ -333,8 +334,8 @@ impl Calls {
         if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
             // Happens once for a stream, and only if the deadline is earlier now.
             if found.chunk_limit < first {
-                let due = found.due();
-                if let Some(timer) = found.timer.replace(ports.wheel.set(due, Timer::Call(call))) {
+                let at = found.look_at(ports.settings.request_body_idle);
+                if let Some(timer) = found.timer.replace(ports.wheel.set(at, Timer::Call(call))) {
                     ports.wheel.cancel(timer);
                 }
             }
@@ -417,7 +418,7 @@ impl Calls {
         if !found.may_be_answered(ports.settings.geometry.base_cells()) {
             found.ready_at = ports.now;
         }
-        (found.answer_credit, found.body_credit) = (answer_credit, body_credit);
+        (found.answer_credit, found.body_credit, found.body_at) = (answer_credit, body_credit, ports.now);
         found.progress_at = ports.now;
         let (to, credit) = match found.responder {
             Some(responder) => {
@@ -447,7 +448,7 @@ impl Calls {
         let body_credit = given_back(found.body_credit, header.arg, most)?;
         ports.decided(record, header);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
-        found.body_credit = body_credit;
+        (found.body_credit, found.body_at) = (body_credit, ports.now);
         let requester = found.requester;
         let credit =
             Header { id: found.slot, id2: found.generation, arg: header.arg, ..Header::new(Kind::RoutedBodyCredit) };

@@ -19,6 +19,8 @@ use crate::logic::breaker::Permit;
 use crate::logic::routing::arena::Arena;
 use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{ServiceId, Services};
+use crate::logic::shares::Shares;
+use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
 use std::io;
 
@@ -41,15 +43,16 @@ impl Calls {
     /// If the limits exclude the echo.
     pub(super) fn new(settings: &Settings) -> io::Result<Calls> {
         let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
-        let mut services = Services::new(settings.max_services, settings.breakers.clone());
+        let shares = Shares::new(settings.max_services, settings.user_share_percent);
+        let mut services = Services::new(shares, settings.breakers.clone());
         services.set_probe_delays(settings.probe_delays);
-        let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name)).ok_or_else(no_room)?;
+        let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok()).ok_or_else(no_room)?;
         Ok(Calls { services, echo, table: Arena::new(MAX_CALLS) })
     }
 
     /// Applies other limits from now on; existing services stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.services.adopt(settings.max_services);
+        self.services.adopt(settings.max_services, settings.user_share_percent);
         self.services.set_probe_delays(settings.probe_delays);
     }
 
@@ -101,6 +104,8 @@ pub(super) struct Call {
     pub(super) total: u32,
     /// Bytes of the body still to come.
     pub(super) body_left: u32,
+    /// When a part of the body came last, or the requester could not send one.
+    pub(super) body_at: u64,
     /// Cells of the body that the requester may send.
     pub(super) body_credit: u32,
     /// Bytes left of the reply's current message.
@@ -114,6 +119,17 @@ impl Call {
     pub(super) fn due(&self) -> u64 {
         let idle = self.idle_limit.map(|limit| self.progress_at.saturating_add(limit));
         idle.into_iter().chain(self.ends_at).min().unwrap_or(u64::MAX)
+    }
+
+    /// When it is to be looked at: at its end, or when a part of its body is missing for `body_idle`.
+    pub(super) fn look_at(&self, body_idle: u64) -> u64 {
+        let body = (self.body_left > 0).then(|| self.body_at.saturating_add(body_idle));
+        self.due().min(body.unwrap_or(u64::MAX))
+    }
+
+    /// Whether the requester owes a part of the body that it may send: of at most `cells`.
+    pub(super) fn owes_body(&self, cells: u32) -> bool {
+        self.body_left > 0 && self.body_credit >= cells_for(self.body_left).min(cells)
     }
 
     /// How long its responder had, at its deadline, for what did not come: of a stream, for its next part.

@@ -1,8 +1,9 @@
 //! Control requests about services.
 
 use super::{Calls, ECHO};
-use crate::broker::router::connection::{ControlReply, gone};
+use crate::broker::router::connection::{ControlReply, gone, share_reached};
 use crate::broker::router::ports::Ports;
+use crate::logic::shares::ShareReached;
 use crate::wire::control::{BrokerFrame, FailedCode};
 use crate::wire::name::{Name, Topic};
 
@@ -16,10 +17,12 @@ impl Calls {
     ) -> ControlReply {
         let name = Name::try_from(name).map_err(|error| (FailedCode::Invalid, error.to_string()))?;
         let most = ports.settings.max_topics_per_connection;
-        if ports.ingress(key).is_some_and(|ingress| ingress.services.len() >= most) {
+        let Some(ingress) = ports.ingress(key) else { return Err(gone()) };
+        if ingress.services.len() >= most {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} services")));
         }
-        let service = self.services.intern(&name).ok_or_else(too_many_services)?;
+        let owner = Some(ingress.info.peer.uid);
+        let service = self.services.intern(&name, owner).map_err(too_many_services)?;
         self.tell_new_gates(ports);
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: ingress.services.assign(service) })
@@ -37,13 +40,15 @@ impl Calls {
             return Err((FailedCode::NotAllowed, format!("service {ECHO} is reserved for the broker")));
         }
         let most = ports.settings.max_subscriptions_per_connection;
-        if ports.ingress(key).is_some_and(|ingress| ingress.serving.len() >= most) {
+        let Some(ingress) = ports.ingress(key) else { return Err(gone()) };
+        if ingress.serving.len() >= most {
             return Err((
                 FailedCode::Limit,
                 format!("this connection has reached its limit of {most} offered services"),
             ));
         }
-        let service = self.services.intern(name).ok_or_else(too_many_services)?;
+        let owner = Some(ingress.info.peer.uid);
+        let service = self.services.intern(name, owner).map_err(too_many_services)?;
         self.tell_new_gates(ports);
         let most = ports.settings.max_requests_per_responder;
         let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
@@ -97,6 +102,6 @@ impl Calls {
     }
 }
 
-fn too_many_services() -> (FailedCode, String) {
-    (FailedCode::Limit, "the broker has reached its limit of services".to_owned())
+fn too_many_services(reached: ShareReached) -> (FailedCode, String) {
+    share_reached("services", reached, "limits.max_services")
 }

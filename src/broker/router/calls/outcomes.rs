@@ -14,14 +14,20 @@ use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
 impl Calls {
-    /// The deadline of a call has passed. Of a stream, this may be the time since its last progress: noted
-    /// with each part and looked at here, so that a chunk costs no change of a timer.
+    /// The deadline of a call has passed. Of a stream, this may be the time since its last progress, and of a request
+    /// that is not whole, the time since the last part of its body: noted with each part and looked at here, so that a
+    /// part costs no change of a timer.
     pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, call: Key) {
         let Some(found) = self.table.get_mut(call) else { return };
         found.timer = None;
-        let due = found.due();
-        if due > ports.now {
-            found.timer = Some(ports.wheel.set(due, Timer::Call(call)));
+        let (now, body_idle) = (ports.now, ports.settings.request_body_idle);
+        // While its responder gives no credit, the requester is not late.
+        if !found.owes_body(ports.settings.geometry.base_cells()) {
+            found.body_at = now;
+        }
+        let at = found.look_at(body_idle);
+        if at > now {
+            found.timer = Some(ports.wheel.set(at, Timer::Call(call)));
             return;
         }
         self.end_call(ports, call, Outcome::DeadlineExceeded);

@@ -21,6 +21,7 @@ mod subscriptions;
 use super::egress::OverflowWork;
 use super::settings::Settings;
 use crate::logic::routing::topics::Topics;
+use crate::logic::shares::Shares;
 use chosen::Chosen;
 
 /// Topics, their subscriptions, and the decisions for the current message.
@@ -35,13 +36,14 @@ pub(super) struct PubSub {
 
 impl PubSub {
     pub(super) fn new(settings: &Settings) -> PubSub {
-        let topics = Topics::new(settings.max_topics, settings.max_routes);
+        let shares = Shares::new(settings.max_topics, settings.user_share_percent);
+        let topics = Topics::new(shares, settings.max_routes);
         PubSub { topics, chosen: Vec::new(), overflow: OverflowWork::default(), system_sent: 0 }
     }
 
     /// Applies other limits from now on; existing topics stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.topics.adopt(settings.max_topics, settings.max_routes);
+        self.topics.adopt(settings.max_topics, settings.user_share_percent, settings.max_routes);
     }
 
     pub(super) fn topics(&self) -> &Topics {

@@ -331,7 +331,7 @@ impl PubSub {
     pub(in crate::broker::router) fn publish_system(&mut self, ports: &mut Ports, topic: &str, text: &str) {
         ports.events.published(topic, text);
         let Ok(topic) = Topic::parse_system(topic) else { return };
-        let Ok(id) = self.topics.intern(&topic) else { return };
+        let Ok(id) = self.topics.intern(&topic, None) else { return };
         self.system_sent += 1;
         let bytes = &text.as_bytes()[..text.len().min(ports.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;

@@ -1,7 +1,7 @@
 //! Control requests about topics and subscriptions.
 
 use super::PubSub;
-use crate::broker::router::connection::{ControlReply, gone};
+use crate::broker::router::connection::{ControlReply, gone, share_reached};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
 use crate::logic::routing::arena::{Key, MAX_SHORT};
@@ -22,10 +22,12 @@ impl PubSub {
             return Err((FailedCode::NotAllowed, format!("only the broker publishes on {topic}")));
         }
         let most = ports.settings.max_topics_per_connection;
-        if ports.ingress(key).is_some_and(|ingress| ingress.topics.len() >= most) {
+        let Some(ingress) = ports.ingress(key) else { return Err(gone()) };
+        if ingress.topics.len() >= most {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} topics")));
         }
-        let id = self.topics.intern(topic).map_err(|full| self.too_many(ports, full))?;
+        let owner = ingress.info.peer.uid;
+        let id = self.topics.intern(topic, Some(owner)).map_err(|full| too_many(ports, full))?;
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: ingress.topics.assign(Published { topic: id, sent: 0 }) })
     }
@@ -50,7 +52,7 @@ impl PubSub {
             credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
         };
         let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
-        let subscription = subscribed.map_err(|full| self.too_many(ports, full))?;
+        let subscription = subscribed.map_err(|full| too_many(ports, full))?;
         if let Some(egress) = ports.egresses.get_mut(key) {
             egress.subscriptions.push(subscription);
         }
@@ -77,20 +79,6 @@ impl PubSub {
         Ok(BrokerFrame::Done { serial })
     }
 
-    fn too_many(&self, ports: &Ports, full: LimitReached) -> (FailedCode, String) {
-        let what = match full {
-            LimitReached::Topics => {
-                format!("the broker has reached its limit of {} topics", ports.settings.max_topics)
-            }
-            LimitReached::Subscriptions => format!("the broker has reached its limit of {MAX_SHORT} subscriptions"),
-            LimitReached::Routes => {
-                let most = ports.settings.max_routes;
-                format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")
-            }
-        };
-        (FailedCode::Limit, what)
-    }
-
     pub(in crate::broker::router) fn unsubscribe_all(&mut self, ports: &mut Ports, key: u32) {
         let mut at = 0;
         while let Some(subscription) = ports.egresses.get(key).and_then(|egress| egress.subscriptions.get(at)).copied()
@@ -103,4 +91,16 @@ impl PubSub {
         self.topics.unsubscribe_all(&egress.subscriptions);
         egress.subscriptions = Vec::new();
     }
+}
+
+fn too_many(ports: &Ports, full: LimitReached) -> (FailedCode, String) {
+    let what = match full {
+        LimitReached::Topics(reached) => return share_reached("topics", reached, "limits.max_topics"),
+        LimitReached::Subscriptions => format!("the broker has reached its limit of {MAX_SHORT} subscriptions"),
+        LimitReached::Routes => {
+            let most = ports.settings.max_routes;
+            format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")
+        }
+    };
+    (FailedCode::Limit, what)
 }
