@@ -40,7 +40,7 @@ becomes() {
     return 1
 }
 
-becomes "clients attached" 'len(v:lua.vim.lsp.get_clients())' 1
+becomes "enabled" 'luaeval("tostring(vim.lsp.inline_completion.is_enabled({ bufnr = 0 }))")' true
 keys 'o'
 becomes "grey text" "$grey" "$COMPLETION"
 keys "${COMPLETION:0:3}"

@@ -7,6 +7,7 @@
 
 use super::socket::SocketError;
 use crate::broker::health::Listener;
+use crate::shm::descriptors;
 use listenfd::ListenFd;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
@@ -53,6 +54,7 @@ impl Inherited {
         // What is of the wrong kind is left in its place.
         if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
             check(listener.as_fd(), fd)?;
+            descriptors::refuse(listener.as_fd()).map_err(|error| error.to_string())?;
             let address = listener.local_addr().map_err(|error| error.to_string())?;
             let path = address.as_pathname().ok_or("has no path, so clients cannot find it")?;
             if !path.is_absolute() {

@@ -1,12 +1,13 @@
 //! The socket's path. A lock file beside it decides which broker owns the path. A socket file that a dead broker left
 //! is replaced; one with a listener is not, be it another program: an upstream, a socket unit.
 
+use crate::shm::descriptors;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -159,16 +160,17 @@ fn take(path: &Path, permissions: u32) -> Result<UnixListener, SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io_at(path)(error)),
     }
-    listen(path, permissions).map_err(|error| io_at(path)(error.into()))
+    listen(path, permissions).map_err(io_at(path))
 }
 
 /// The process's umask stays as it is, because there may be other threads: a new socket file has the mode of its
 /// descriptor, less the umask. What the umask took away comes back before a client can connect.
-fn listen(path: &Path, permissions: u32) -> Result<UnixListener, Errno> {
+fn listen(path: &Path, permissions: u32) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let mode = Mode::from_raw_mode(permissions);
     rustix::fs::fchmod(&socket, mode)?;
+    descriptors::refuse(socket.as_fd())?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     if Mode::from_raw_mode(rustix::fs::lstat(path)?.st_mode) != mode {
         rustix::fs::chmod(path, mode)?;

@@ -17,7 +17,7 @@ use crate::broker::listener::path_watch::appearances;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Child, Exit, Outcome, Stop, supervise};
 use crate::logic::supervision::restart::Restart;
-use crate::shm::peer;
+use crate::shm::{descriptors, peer};
 use actix::prelude::*;
 use std::cell::RefCell;
 use std::os::fd::AsFd;
@@ -121,6 +121,9 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String
         Ok(stream) => stream,
         Err(error) => return format!("cannot connect to {path}: {error}"),
     };
+    if let Err(error) = descriptors::refuse(stream.as_fd()) {
+        return format!("cannot set options of the socket to {path}: {error}");
+    }
     fault::point("upstream.dialled", 0);
     // Before anything is sent: the listening process must belong to an allowed user.
     let peer = match peer::credentials(stream.as_fd()) {
