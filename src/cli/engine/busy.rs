@@ -20,7 +20,8 @@ impl Busy {
     pub(super) fn refused(&mut self, now: Instant, retry_after: Option<Duration>, random: f64) {
         let pause = BACKOFF.delay(self.refusals, random);
         self.refusals = self.refusals.saturating_add(1);
-        let pause = retry_after.map_or(pause, |time| time.min(RETRY_AFTER_MAX));
+        // `Retry-After: 0` of an engine that stays busy must not become a loop.
+        let pause = retry_after.map_or(pause, |time| time.clamp(BACKOFF.first, RETRY_AFTER_MAX));
         // Another request may have been told a later time.
         self.until = self.until.max(Some(now + pause));
     }
@@ -65,5 +66,8 @@ mod tests {
         assert_eq!(busy.until(now).unwrap() - now, Duration::from_secs(7), "the later time holds");
         busy.refused(now, Some(Duration::from_secs(1_000_000)), 0.5);
         assert_eq!(busy.until(now).unwrap() - now, RETRY_AFTER_MAX);
+        busy.accepted();
+        busy.refused(now, Some(Duration::ZERO), 0.5);
+        assert_eq!(busy.until(now).unwrap() - now, BACKOFF.first);
     }
 }

@@ -5,6 +5,7 @@ use super::fault::Fault;
 use super::key::Key;
 use crate::cli::failure::{Code, Failure};
 use crate::cli::output::plain;
+use actix_web::http::header::HttpDate;
 use actix_web::web::Bytes;
 use futures_core::Stream;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -14,7 +15,7 @@ use sse_stream::SseByteStream;
 use std::error::Error as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 
 /// The most bytes of a streamed reply.
@@ -144,7 +145,7 @@ impl Endpoint {
         let response = response.map_err(|error| self.unsent(&url, &error))?;
         let status = response.status();
         if !status.is_success() {
-            let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
+            let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| time_of(value, SystemTime::now()));
             let body = timeout_at(until, read(response)).await.ok().and_then(Result::ok).unwrap_or_default();
             let text = self.line(&url, &status.to_string(), &event::message_of(&body));
             return Err(Fault::of_status(status.as_u16(), retry_after, text));
@@ -202,10 +203,16 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// `Retry-After` in seconds; a date is not understood.
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    let seconds: f64 = value.to_str().ok()?.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+/// The time of a `Retry-After`: seconds or a date; of a date that has passed, none is left.
+fn time_of(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => {
+            let date: HttpDate = text.parse().ok()?;
+            Some(SystemTime::from(date).duration_since(now).unwrap_or_default())
+        }
+    }
 }
 
 /// The body of a response that is no stream.
@@ -372,6 +379,7 @@ pub(super) async fn read_rest(mut events: Events<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::str::FromStr;
 
     #[test]
     fn base_urls_get_a_version_and_contain_no_secret() {
@@ -399,10 +407,13 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_seconds() {
-        let read = |text: &'static str| seconds(&HeaderValue::from_static(text));
+    fn retry_after_is_read_in_seconds_and_as_a_date() {
+        let now = SystemTime::from(HttpDate::from_str("Wed, 21 Oct 2015 07:28:00 GMT").unwrap());
+        let read = |text: &'static str| time_of(&HeaderValue::from_static(text), now);
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
-        for text in ["-1", "", "Wed, 21 Oct 2015 07:28:00 GMT", "nan", "1e99"] {
+        assert_eq!(read("Wed, 21 Oct 2015 07:29:30 GMT"), Some(Duration::from_secs(90)));
+        assert_eq!(read("Tue, 20 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        for text in ["-1", "", "tomorrow", "nan", "1e99"] {
             assert_eq!(read(text), None, "{text}");
         }
     }
