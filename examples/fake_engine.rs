@@ -25,6 +25,10 @@ pub fn main() {
     let (mut port, mut mode, mut pace, mut tokens) = (0, "ok".to_owned(), 10, Vec::new());
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
+        if name == "--help" {
+            println!("options: --port PORT, --mode NAME, --pace-ms MILLISECONDS, --token TEXT (may be repeated)");
+            return;
+        }
         let value = args.next().unwrap_or_else(|| panic!("{name} needs a value"));
         match name.as_str() {
             "--port" => port = value.parse().expect("a port"),

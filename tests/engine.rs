@@ -289,9 +289,11 @@ fn wrong_options_and_a_missing_broker_are_errors() {
     let broker = Broker::start();
     let base = ["engine", "openai", "--model", "m", "--base-url"];
     for (more, exit, why) in [
-        (&["ftp://a"][..], 64, "scheme ftp"),
+        (&["ftp://a"][..], 64, "must begin with http:// or https://"),
+        (&["localhost:8080"], 64, "\"localhost:8080\" must begin with http://"),
+        (&["http://127.0.0.1:"], 64, "\"127.0.0.1:\" has no port"),
         (&["http://user:word@a"], 64, "not allowed"),
-        (&["http://a", "--api-key-env", "LAPCE_NO_SUCH_KEY"], 78, "environment variable LAPCE_NO_SUCH_KEY: no key"),
+        (&["http://a", "--api-key-env", "LAPCE_NO_SUCH_KEY"], 78, "variable LAPCE_NO_SUCH_KEY is not set"),
         (&["http://a", "--api-key-file", "/nonexistent"], 78, "/nonexistent: no such file"),
         (&["http://a", "--service", "a b"], 64, "a b"),
         (&["http://a", "--way", "markers"], 64, "no markers known for model m"),
@@ -302,4 +304,20 @@ fn wrong_options_and_a_missing_broker_are_errors() {
     let mut command = support::command(support::LAPCE_IPC);
     command.args(["--socket", "/nonexistent/ipc.sock"]).args(base).arg("http://a");
     assert_eq!(code(&output(command, b"")), 69);
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_reached_is_known_before_the_first_completion() {
+    let mut engine = Engine::start("ok", &[]);
+    let client = engine.client();
+    assert_eq!(engine.status(&client)["unreachable"], serde_json::Value::Null);
+    engine.process.signal("TERM");
+    assert_eq!(engine.process.code(), 0);
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    engine.process = Engine::adapter(&engine.broker, &format!("http://{nowhere}"), &[]);
+    let status = engine.status(&client);
+    assert!(status["unreachable"].as_str().is_some_and(|text| text.contains("cannot connect")), "{status}");
+    let doctor = engine.broker.run(&["doctor"]);
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    assert!(code(&doctor) == 69 && text.contains("correct --base-url"), "{text}");
 }

@@ -161,7 +161,13 @@ fn a_refused_suffix_is_tried_once_and_the_way_that_works_is_remembered() {
 fn a_refusal_of_the_request_is_not_taken_for_one_of_the_way() {
     let engine = Engine::start("400", &[]);
     let client = engine.client();
-    assert!(engine.failure(&client, "a").contains("400 Bad Request: prompt is too long"));
+    for _ in 0..3 {
+        assert!(engine.failure(&client, "a").contains("400 Bad Request: prompt is too long"));
+    }
+    // A wrong address refuses each request, so it is told: in the status, and once in the log.
+    assert!(engine.status(&client)["last_error"].as_str().is_some_and(|text| text.contains("prompt is too long")));
+    wait_until("a line", || engine.process.stderr().contains("WARN"));
+    assert_eq!(engine.process.stderr().matches(" request refused reason=").count(), 1, "{}", engine.process.stderr());
     engine.fake.set_mode("ok");
     assert!(engine.complete(&client, &request("a")).is_ok());
     assert_eq!(engine.status(&client)["way"], "suffix");
@@ -183,6 +189,36 @@ fn llama_cpp_gets_infill_and_without_fim_tokens_another_way() {
     engine.fake.set_mode("infill-501");
     assert_eq!(engine.complete(&client, &request("a")).unwrap().0, TOKENS.concat());
     assert_eq!(engine.status(&client)["way"], "markers");
+}
+
+#[test]
+fn a_server_that_loads_its_model_is_waited_for_and_gets_the_way_that_it_has_then() {
+    let engine = Engine::start("loading", &[]);
+    let client = engine.client();
+    std::thread::scope(|scope| {
+        let completion = scope.spawn(|| engine.complete(&engine.client(), &request("a")));
+        wait_until("a pause", || engine.status(&client)["pause_ms"] != 0);
+        engine.fake.set_mode("llama");
+        assert_eq!(completion.join().unwrap().unwrap().0, TOKENS.concat());
+    });
+    assert_eq!(engine.status(&client)["way"], "infill");
+}
+
+#[test]
+fn a_server_that_is_restarted_with_another_model_gets_the_way_of_that_one() {
+    let mut engine = Engine::start("ok", &[]);
+    let client = engine.client();
+    assert!(engine.complete(&client, &request("a")).is_ok());
+    assert_eq!(engine.status(&client)["way"], "suffix");
+    let port = engine.fake.address().port();
+    engine.fake.stop();
+    wait_until("the endpoint to be gone", || std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    assert!(engine.failure(&client, "gone").contains("cannot connect"));
+    assert!(engine.status(&client)["last_error"].is_string());
+    engine.fake = support::fake_engine::FakeEngine::start("llama", port);
+    assert!(engine.complete(&client, &request("a")).is_ok());
+    let status = engine.status(&client);
+    assert_eq!((&status["way"], &status["last_error"]), (&"infill".into(), &serde_json::Value::Null));
 }
 
 #[test]

@@ -47,11 +47,16 @@ keys "${COMPLETION:0:3}"
 becomes "typed through" "$grey" "${COMPLETION:3}"
 keys '<Tab>'
 becomes "accepted" '"<" . trim(getline(2)) . ">"' "<$COMPLETION>"
+keys '<CR>zz'
+becomes "grey text once more" "$grey" "$COMPLETION"
 curl -sf "$FAKE_URL/mode/500" >/dev/null
+keys 'q<Home><Tab>'
+becomes "a stale suggestion is not inserted" 'getline(3) =~# "^\\s*zzq$"' 1
+keys '<End>'
 keys '<CR>x'
 becomes "message" 'execute("messages")' "no completions"
 keys 'y'
-becomes "typing goes on" 'getline(3)' "xy"
+becomes "typing goes on" 'getline(4)' "xy"
 curl -sf "$FAKE_URL/mode/ok" >/dev/null
 keys '<CR>z'
 becomes "grey text again" "$grey" "$COMPLETION"

@@ -24,6 +24,7 @@
 //! | `busy` | status 503 for the first two requests |
 //! | `retry-after` | status 429 with `Retry-After: 1` for the first request |
 //! | `full` | status 503 for each request |
+//! | `loading` | `/v1/models` is 503, as of llama.cpp while it loads its model |
 //! | `hang` | `/v1/models` is 200, a generator sends nothing, not even a status |
 //! | `hang-open` | status 200, then nothing |
 //! | `pings` | status 200, then only comments and empty deltas |
@@ -77,6 +78,7 @@ struct Shared {
     seen: Mutex<Vec<(String, String)>>,
     /// When clients closed connections before the reply was whole.
     closed_at: Mutex<Vec<Instant>>,
+    is_stopped: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -115,10 +117,14 @@ impl FakeEngine {
             settings: Mutex::new(settings),
             seen: Mutex::default(),
             closed_at: Mutex::default(),
+            is_stopped: AtomicBool::new(false),
         });
         let engine = FakeEngine { address, shared: shared.clone() };
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                if shared.is_stopped.load(Ordering::SeqCst) {
+                    return;
+                }
                 let shared = shared.clone();
                 std::thread::spawn(move || {
                     shared.counts.open.fetch_add(1, Ordering::SeqCst);
@@ -128,6 +134,12 @@ impl FakeEngine {
             }
         });
         engine
+    }
+
+    /// Listens no more; its port is free when another one can listen there.
+    pub fn stop(&self) {
+        self.shared.is_stopped.store(true, Ordering::SeqCst);
+        drop(TcpStream::connect(self.address));
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -226,6 +238,9 @@ fn serve(shared: &Arc<Shared>, stream: &TcpStream) -> std::io::Result<()> {
         "/counts" => plain(stream, "200 OK", "", &shared.counts_json()),
         "/v1/models" => {
             let mode = lock(&shared.settings).mode.clone();
+            if mode == "loading" {
+                return plain(stream, "503 Service Unavailable", "", "{\"error\":{\"message\":\"Loading model\"}}");
+            }
             let owner = if ["llama", "infill-501"].contains(&mode.as_str()) { "llamacpp" } else { "fake" };
             let model = format!("{{\"id\":\"fake\",\"object\":\"model\",\"owned_by\":\"{owner}\"}}");
             plain(stream, "200 OK", "", &format!("{{\"object\":\"list\",\"data\":[{model}]}}"))

@@ -257,8 +257,21 @@ impl Bound {
         if self.permissions.take().is_some() && identity(&self.path).ok() == Some(self.socket) {
             let _ = std::fs::remove_file(&self.path);
         }
-        if self.lock.is_locked && identity(&self.lock.path).ok() == Some(self.lock.identity) {
-            let _ = std::fs::remove_file(&self.lock.path);
+        self.lock.remove();
+    }
+}
+
+/// A start that fails leaves no file either.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+impl Lock {
+    fn remove(&self) {
+        if self.is_locked && identity(&self.path).ok() == Some(self.identity) {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -287,6 +300,14 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(second);
         assert!(!path.exists() && !lock_path(&path).exists());
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_what_is_there_and_no_lock() {
+        let (_folder, path) = folder();
+        std::fs::write(&path, "text").unwrap();
+        assert!(matches!(bind(&path, 0o600), Err(SocketError::NotASocket(_))));
+        assert!(path.exists() && !lock_path(&path).exists());
     }
 
     #[test]

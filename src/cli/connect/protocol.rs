@@ -76,11 +76,17 @@ pub(super) struct Invalid {
     pub(super) message: String,
 }
 
+/// The id of a line that is JSON and no operation: its writer waits for a reply with it.
+fn id_in(text: &[u8]) -> Option<Id> {
+    let line: Value = serde_json::from_slice(text).ok()?;
+    serde_json::from_value(line.get("id")?.clone()).ok()
+}
+
 impl Op {
     /// Reads a line.
     pub(super) fn parse(text: &[u8]) -> Result<Op, Invalid> {
-        let without_id = |message: String| Invalid { id: None, message };
-        let mut line: Line = serde_json::from_slice(text).map_err(|error| without_id(error.to_string()))?;
+        let invalid = |error: serde_json::Error| Invalid { id: id_in(text), message: error.to_string() };
+        let mut line: Line = serde_json::from_slice(text).map_err(invalid)?;
         let (op, id) = (std::mem::take(&mut line.op), line.id.clone());
         let parsed = line.operation(&op).and_then(|(parsed, line)| line.without_rest(&op).map(|()| parsed));
         parsed.map_err(|message| Invalid { id, message })
@@ -350,6 +356,8 @@ mod tests {
         }
         let invalid = Op::parse(br#"{"op":"sub","id":"mine"}"#).unwrap_err();
         assert_eq!(invalid.id, Some(Id::Text("mine".into())), "the event names the operation");
+        let invalid = Op::parse(br#"{"op":"request","id":6,"service":"s","data":1}"#).unwrap_err();
+        assert_eq!(invalid.id, Some(Id::Number(6)), "also of a line with a member of another type");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What there is on this machine.
 
-use super::super::failure::Failure;
+use super::super::failure::{Code, Failure};
 use super::super::target::BrokerTarget;
 use crate::broker::processes::path::programs;
 use crate::broker::supervision::resources::descriptors_needed;
@@ -39,6 +39,7 @@ pub(super) struct Program {
 /// Why there is no connection.
 #[derive(Debug)]
 pub(super) struct Refusal {
+    pub(super) code: Code,
     pub(super) message: String,
     pub(super) hint: Option<String>,
 }
@@ -65,8 +66,8 @@ impl Facts {
             programs: ["lapce-ipc", "ipc_server_main"].map(program).into(),
             configuration: configuration.map(|loaded| loaded.source.clone()).map_err(|error| error.to_string()),
             broker: broker(target, service, needed).map_err(|failure| {
-                let Failure { message, hint, .. } = failure;
-                Refusal { message, hint }
+                let Failure { code, message, hint } = failure;
+                Refusal { code, message, hint }
             }),
             service: service.to_owned(),
             lapce: lapce(),

@@ -1,7 +1,8 @@
 //! What the facts mean.
 
 use super::facts::{Broker, Facts, Program, Refusal};
-use crate::client::{ActorState, BreakerState, age};
+use crate::cli::failure::Code;
+use crate::client::{ActorState, ActorStatus, BreakerState, age};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -56,9 +57,15 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
     findings.push(configuration(&facts.configuration));
     match &facts.broker {
         Ok(found) => findings.extend(broker(found, &facts.service, facts.own_version)),
+        // It is the fault of the configuration, which is there already.
+        Err(refusal) if refusal.code == Code::Config && facts.configuration.is_err() => {}
         Err(refusal) => findings.push(refused(refusal)),
     }
     findings.extend(facts.lapce.iter().map(|(folder, plugin)| plugin_in(folder, plugin.as_ref())));
+    if facts.lapce.is_empty() {
+        let advice = "only if you use it: start it once, then install the plugin as editors/lapce/README.md says";
+        findings.push(note("Lapce", "no data folder of Lapce", advice));
+    }
     findings
 }
 
@@ -73,7 +80,7 @@ fn program(Program { name, path, version }: &Program, own: &str) -> Finding {
         (None, _) => note(
             "program",
             format!("{name} is not on PATH"),
-            format!("editors look for it there: add the folder of {name} to PATH"),
+            format!("editors look for lapce-ipc there, and units for the broker: add the folder of {name} to PATH"),
         ),
     }
 }
@@ -83,13 +90,22 @@ fn configuration(source: &Result<Option<PathBuf>, String>) -> Finding {
         Ok(Some(path)) => ok("configuration", path.display().to_string()),
         Ok(None) => ok("configuration", "built-in defaults"),
         Err(error) => {
-            fault("configuration", error.replace('\n', "; "), "lapce-ipc serve --check-config lists all errors")
+            let advice = "lapce-ipc serve --check-config, with the same --config, lists all errors";
+            fault("configuration", error.replace('\n', "; "), advice)
         }
     }
 }
 
-fn refused(Refusal { message, hint }: &Refusal) -> Finding {
-    fault("broker", message.clone(), hint.as_deref().unwrap_or("start a broker: lapce-ipc serve"))
+fn refused(Refusal { code, message, hint }: &Refusal) -> Finding {
+    let advice = match code {
+        Code::NotAllowed => {
+            "the modes of the socket and its folders, and ipc.allowed_uids of the broker, say which users may connect"
+        }
+        Code::Protocol => "another program, or another version of the broker, listens there",
+        Code::Config => "correct the configuration",
+        _ => "start a broker (lapce-ipc serve), or restart one that is stopped or stuck",
+    };
+    fault("broker", message.clone(), hint.as_deref().unwrap_or(advice))
 }
 
 fn broker(found: &Broker, service: &str, own: &str) -> Vec<Finding> {
@@ -115,23 +131,36 @@ fn broker(found: &Broker, service: &str, own: &str) -> Vec<Finding> {
         Err(error) => fault("round trip", error.clone(), "lapce-ipc status and the broker's log say more"),
     });
     findings.extend(descriptors(found));
-    for actor in report.actors.iter().filter(|actor| actor.state == ActorState::GaveUp) {
-        let reason = actor.last_reason.as_deref().unwrap_or("unknown reason");
-        findings.push(fault(
-            "actor",
-            format!("{} gave up: {reason}", actor.name),
-            "mend the reason, restart the broker",
-        ));
-    }
+    findings.extend(report.actors.iter().filter_map(actor));
     for breaker in found.breakers.iter().filter(|breaker| breaker.state != BreakerState::Closed) {
         findings.push(note(
             "breaker",
             format!("{} is {}", breaker.service, breaker.state.as_str()),
-            "its requests are rejected until the service recovers: see its log",
+            format!(
+                "its requests are rejected until it recovers: see its log; to try now: lapce-ipc breaker close {} \
+                 --for 1s",
+                breaker.service
+            ),
         ));
     }
     findings.push(engine(found, service));
     findings
+}
+
+fn actor(actor: &ActorStatus) -> Option<Finding> {
+    let (name, reason) = (&actor.name, actor.last_reason.as_deref().unwrap_or("unknown reason"));
+    match actor.state {
+        ActorState::GaveUp if name.starts_with("engine ") => {
+            Some(fault("actor", format!("{name} gave up: {reason}"), "correct its [[engine]], then: lapce-ipc reload"))
+        }
+        ActorState::GaveUp => {
+            Some(fault("actor", format!("{name} gave up: {reason}"), "mend the reason, restart the broker"))
+        }
+        ActorState::Restarting { .. } => {
+            Some(note("actor", format!("{name} is restarting: {reason}"), "the broker's log has what it wrote"))
+        }
+        ActorState::Running | ActorState::Stopped => None,
+    }
 }
 
 fn descriptors(found: &Broker) -> Option<Finding> {
@@ -157,8 +186,13 @@ fn engine(found: &Broker, service: &str) -> Finding {
         None => ok("engine", format!("{service}: {responders} responder{}", if responders == 1 { "" } else { "s" })),
         Some(Err(error)) => fault("engine", format!("{service}.status: {error}"), "see the engine's log"),
         Some(Ok(status)) => {
-            let of = |key: &str| text(status, key).unwrap_or_else(|| "not known yet".to_owned());
-            let head = format!("{service}: {} at {}, way {}", of("model"), of("base_url"), of("way"));
+            let of = |key: &str| text(status, key).unwrap_or_else(|| "unknown".to_owned());
+            let way = text(status, "way")
+                .map_or_else(|| "no completion so far".to_owned(), |way| format!("fill-in-the-middle by {way}"));
+            let head = format!("{service}: {} at {}, {way}", of("model"), of("base_url"));
+            if let Some(error) = text(status, "unreachable") {
+                return fault("engine", format!("{head}; {error}"), "start the engine there, or correct --base-url");
+            }
             match text(status, "last_error") {
                 None => ok("engine", head),
                 Some(error) => note("engine", format!("{head}; last error: {error}"), "see the engine's log"),
@@ -201,7 +235,8 @@ mod tests {
 
     #[test]
     fn every_fault_has_its_advice() {
-        let refusal = Refusal { message: "no broker".to_owned(), hint: Some("start it".to_owned()) };
+        let (code, hint) = (Code::Unavailable, Some("start it".to_owned()));
+        let refusal = Refusal { code, message: "no broker".to_owned(), hint };
         let found = all(&facts(Err(refusal)));
         let short: Vec<_> =
             found.iter().map(|finding| (finding.grade, finding.subject, finding.found.as_str())).collect();

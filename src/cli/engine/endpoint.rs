@@ -12,7 +12,6 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, Url};
 use serde_json::Value;
 use sse_stream::SseByteStream;
-use std::error::Error as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
@@ -68,9 +67,13 @@ pub(super) struct Endpoint {
 ///
 /// If it is no URL of an HTTP server, or contains what must not be logged.
 pub(super) fn base_url(text: &str) -> Result<Url, String> {
+    if !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(format!("invalid URL: {text:?} must begin with http:// or https://"));
+    }
     let mut url = Url::parse(text).map_err(|error| format!("invalid URL: {error}"))?;
-    if !["http", "https"].contains(&url.scheme()) {
-        return Err(format!("invalid URL: scheme {}, expected http or https", url.scheme()));
+    let authority = text.split('/').nth(2).unwrap_or_default();
+    if authority.ends_with(':') {
+        return Err(format!("invalid URL: {authority:?} has no port after the colon"));
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
         return Err("invalid URL: user, password, query and fragment are not allowed; use --api-key-file".to_owned());
@@ -112,11 +115,11 @@ impl Endpoint {
         }
     }
 
-    /// The owner of the models, which tells the servers apart.
+    /// The owner of the models, which tells the servers apart; `None`: it does not say.
     ///
     /// # Errors
     ///
-    /// If the endpoint cannot be reached.
+    /// If the endpoint cannot be reached, or is not ready: llama.cpp answers 503 while it loads the model.
     pub(super) async fn owner(&self) -> Result<Option<String>, Fault> {
         let until = Instant::now() + self.times.connect;
         let url = self.url(Path::Models);
@@ -124,6 +127,9 @@ impl Endpoint {
             Ok(response) => response.map_err(|error| self.unsent(&url, &error))?,
             Err(_) => return Ok(None),
         };
+        if !response.status().is_success() && ![404, 405].contains(&response.status().as_u16()) {
+            return Err(self.refused(&url, response, until).await);
+        }
         let body = timeout_at(until, read(response)).await.ok().and_then(Result::ok);
         let json: Option<Value> = body.and_then(|body| serde_json::from_str(&body).ok());
         let owner = json.as_ref().and_then(|json| json.pointer("/data/0/owned_by"));
@@ -143,12 +149,8 @@ impl Endpoint {
             return Err(self.late(&url));
         };
         let response = response.map_err(|error| self.unsent(&url, &error))?;
-        let status = response.status();
-        if !status.is_success() {
-            let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| time_of(value, SystemTime::now()));
-            let body = timeout_at(until, read(response)).await.ok().and_then(Result::ok).unwrap_or_default();
-            let text = self.line(&url, &status.to_string(), &event::message_of(&body));
-            return Err(Fault::of_status(status.as_u16(), retry_after, text));
+        if !response.status().is_success() {
+            return Err(self.refused(&url, response, until).await);
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let source = if kind.starts_with("application/json") {
@@ -172,17 +174,22 @@ impl Endpoint {
         request.header(AUTHORIZATION, value)
     }
 
+    /// The fault that a response with an error status is.
+    async fn refused(&self, url: &str, response: Response, until: Instant) -> Fault {
+        let status = response.status();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| time_of(value, SystemTime::now()));
+        let body = timeout_at(until, read(response)).await.ok().and_then(Result::ok).unwrap_or_default();
+        let text = self.line(url, &status.to_string(), &event::message_of(&body));
+        Fault::of_status(status.as_u16(), retry_after, text)
+    }
+
     fn unsent(&self, url: &str, error: &reqwest::Error) -> Fault {
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
         let (what, why) = match (error.is_connect(), error.is_timeout()) {
             (true, true) => ("cannot connect", format!("no connection within {:?}", self.times.connect)),
-            (true, false) => ("cannot connect", cause.to_string()),
-            (false, _) => ("no reply", cause.to_string()),
+            (true, false) => ("cannot connect", cause(error)),
+            (false, _) => ("no reply", cause(error)),
         };
-        Fault::engine(self.line(url, what, &why))
+        Fault { is_unreached: error.is_connect(), ..Fault::engine(self.line(url, what, &why)) }
     }
 
     fn late(&self, url: &str) -> Fault {
@@ -228,7 +235,11 @@ async fn read(mut response: Response) -> Result<String, String> {
 }
 
 fn cause(error: &reqwest::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// A reply as it arrives.

@@ -22,16 +22,18 @@ pub(super) struct Fault {
     pub(super) blame: Blame,
     /// The HTTP status, if it is the reason.
     pub(super) status: Option<u16>,
+    /// There was no connection: the engine was restarted, perhaps with another model.
+    pub(super) is_unreached: bool,
     pub(super) text: String,
 }
 
 impl Fault {
     pub(super) fn engine(text: impl Into<String>) -> Fault {
-        Fault { blame: Blame::Engine, status: None, text: text.into() }
+        Fault { blame: Blame::Engine, status: None, is_unreached: false, text: text.into() }
     }
 
     pub(super) fn request(text: impl Into<String>) -> Fault {
-        Fault { blame: Blame::Request, status: None, text: text.into() }
+        Fault { blame: Blame::Request, status: None, is_unreached: false, text: text.into() }
     }
 
     /// The fault that an HTTP status is.
@@ -42,7 +44,7 @@ impl Fault {
             // A wrong key, model or address and an engine in trouble: the next request fares no better.
             _ => Blame::Engine,
         };
-        Fault { blame, status: Some(status), text }
+        Fault { blame, status: Some(status), is_unreached: false, text }
     }
 }
 

@@ -27,7 +27,8 @@ impl Key {
     pub(super) fn read(variable: Option<&str>, file: Option<&Path>) -> Result<Option<Key>, Failure> {
         let failed = |why: String| Failure::new(Code::Config, why);
         if let Some(name) = variable {
-            let value = std::env::var_os(name).unwrap_or_default();
+            let value = std::env::var_os(name);
+            let value = value.ok_or_else(|| failed(format!("environment variable {name} is not set")))?;
             let key = value.to_str().and_then(Key::new);
             return key.map(Some).ok_or_else(|| failed(format!("environment variable {name}: {WANTED}")));
         }
@@ -74,7 +75,7 @@ mod tests {
         assert!(read(0o620).unwrap_err().message.contains("writable"));
         std::fs::write(&file, "a b").unwrap();
         assert!(read(0o600).unwrap_err().message.contains("no key"));
-        assert!(Key::read(Some("LAPCE_IPC_NO_SUCH_VARIABLE"), None).unwrap_err().message.contains("no key"));
+        assert!(Key::read(Some("LAPCE_IPC_NO_SUCH_VARIABLE"), None).unwrap_err().message.contains("is not set"));
         assert_eq!(Key::read(None, None).unwrap(), None);
     }
 

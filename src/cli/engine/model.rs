@@ -44,6 +44,11 @@ impl Model {
         Ok(self.ways().get_or_insert_with(new).best())
     }
 
+    /// The endpoint may have another model when it is back.
+    pub(super) fn forget_ways(&self) {
+        *self.ways() = None;
+    }
+
     /// The way to try after a refusal of `way`, and whether `way` is a suspect only.
     pub(super) fn way_after(&self, way: Way, fault: &Fault) -> Option<(Way, bool)> {
         let mut ways = self.ways();

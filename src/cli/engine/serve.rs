@@ -150,11 +150,17 @@ async fn chat_request(engine: Arc<Engine>, request: AsyncRequest) {
 
 async fn status_request(engine: Arc<Engine>, request: AsyncRequest) {
     let (in_flight, queued) = engine.turns.figures();
+    // Before the first completion nothing is known of the endpoint, so it is asked now.
+    let unreachable = match engine.model.known_way() {
+        Some(_) => None,
+        None => engine.model.endpoint.owner().await.err().map(|fault| fault.text),
+    };
     let last_error = engine.last_error().clone();
     let status = json!({
         "base_url": engine.model.base_url,
         "model": engine.model.name,
         "way": engine.model.known_way().map(super::way::Way::as_str),
+        "unreachable": unreachable,
         "in_flight": in_flight,
         "queued": queued,
         "pause_ms": engine.turns.pause().map_or(0, |pause| pause.as_millis()),
@@ -175,11 +181,17 @@ impl Engine {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes an error for the status. Returns whether it is another one than the last.
+    fn notes(&self, text: &str) -> bool {
+        let last = self.last_error().replace((Instant::now(), text.to_owned()));
+        last.is_none_or(|(_, last)| last != text)
+    }
+
     async fn handle(&self, request: AsyncRequest, form: crate::wire::typed::Form, subject: Subject, job: Job) {
         // What would not be sent in time fails now. It counts: an open breaker spares the requesters the way here.
         if let Some(pause) = self.turns.pause().filter(|pause| *pause > self.patience) {
             let text = format!("{}: busy, no request is sent for {:.1}s", self.model.base_url, pause.as_secs_f64());
-            *self.last_error() = Some((Instant::now(), text.clone()));
+            self.notes(&text);
             let _ = request.fail(&text).await;
             return;
         }
@@ -187,6 +199,7 @@ impl Engine {
         let mut out = Outgoing::new(request, form, turn.signals().superseded.clone(), self.patience);
         match self.attempts(&turn, &job, &mut out).await {
             Ok((last, rest)) => {
+                *self.last_error() = None;
                 let _ = out.finish(&last).await;
                 if let Some(rest) = rest {
                     read_rest(rest).await;
@@ -236,12 +249,18 @@ impl Engine {
             Stop::Cancelled => {}
             Stop::Superseded => out.refuse("superseded by a newer request for the document").await,
             Stop::Fault(fault) if fault.blame == Blame::Request => {
-                log::debug!("request refused reason={}", value(&fault.text));
+                // One that the engine refused may be the first of many: a wrong address, a context that is too small.
+                let is_new = fault.status.is_some() && self.notes(&fault.text);
+                let level = if is_new { log::Level::Warn } else { log::Level::Debug };
+                log::log!(level, "request refused reason={}", value(&fault.text));
                 out.refuse(&fault.text).await;
             }
             Stop::Fault(fault) => {
                 log::warn!("request failed reason={}", value(&fault.text));
-                *self.last_error() = Some((Instant::now(), fault.text.clone()));
+                self.notes(&fault.text);
+                if fault.is_unreached {
+                    self.model.forget_ways();
+                }
                 out.fail(&fault.text).await;
             }
         }

@@ -26,7 +26,7 @@ struct StreamOptions {
 
 /// A text, or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or an array of texts for prompt or stop")]
 enum Texts {
     One(String),
     Many(Vec<String>),

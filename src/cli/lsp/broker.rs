@@ -161,7 +161,9 @@ async fn stream(
 
 fn failure(service: &str, error: &Error) -> Failure {
     let (kind, message) = if error.is_breaker_open() {
-        (FailureKind::Breaker, format!("the engine has failed repeatedly and is given a pause ({service}: {error})"))
+        let again = format!("to try now: lapce-ipc breaker close {service} --for 1s");
+        let message = format!("the engine has failed repeatedly and is given a pause ({service}: {error}; {again})");
+        (FailureKind::Breaker, message)
     } else if error.is_no_responders() {
         (FailureKind::NoEngine, format!("no engine serves {service}"))
     } else if error.is_disconnected() {
