@@ -111,7 +111,7 @@ async def test_a_completion_comes_by_infilling_and_the_doctor_knows(llama, clien
         {
             "grade": "ok",
             "subject": "engine",
-            "found": f"ai.inline-completion: random at {llama.url}/v1, way infill",
+            "found": f"ai.inline-completion: random at {llama.url}/v1, fill-in-the-middle by infill",
         }
     ]
 
