@@ -7,7 +7,7 @@ use lapce_ipc::client::ActorState;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
-use support::probe::{actor, lines};
+use support::probe::{actor, engine_pid, is_alive, lines};
 use support::{Broker, IPC_SERVER_MAIN, LAPCE_IPC, Process, code, command, copy_program, signal, stderr, wait_until};
 
 /// Restarts that follow fast and for long.
@@ -44,26 +44,9 @@ fn family_of(folder: &Path, name: &str) -> [u32; 2] {
     ["parent", "child"].map(|role| written(&folder.join(format!("{name}.{role}"))))
 }
 
-/// Whether a process is there that has not ended.
-fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
 #[track_caller]
 fn wait_for_end(pids: &[u32]) {
     wait_until("the processes to end", || !pids.iter().any(|pid| is_alive(*pid)));
-}
-
-/// The process of an engine, as the log names it last.
-fn engine_pid(broker: &mut Broker, name: &str) -> u32 {
-    let mut pid = None;
-    wait_until("the engine to start", || {
-        let started = lines(broker, &["engine started", &format!("engine={name} ")]);
-        pid = started.last().and_then(|line| line.rsplit_once("pid=")).and_then(|(_, pid)| pid.trim().parse().ok());
-        pid.is_some()
-    });
-    pid.expect("a number")
 }
 
 fn row(broker: &Broker, name: &str) -> String {

@@ -377,6 +377,47 @@ fn descriptors_are_refused_by_the_kernel_before_and_after_a_connection_is_accept
 }
 
 #[test]
+fn descriptors_are_dropped_where_the_kernel_passes_them_on() {
+    if is_kernel_from((6, 16)) {
+        support::probe::note("skipped: this kernel refuses them");
+        return;
+    }
+    let mut scene = Scene::new(&[("ipc.handshake_timeout_ms", "10000")]);
+    let pid = scene.broker.process().pid();
+    let mut raw = scene.raw("flooder");
+    raw.flush(1);
+    let before = descriptors(pid);
+    let file = tempfile::tempfile().expect("a file");
+    let sixty = [file.as_fd(); 60];
+    // Beside whole frames, beside single bytes of frames, before hello and after.
+    let question = ClientFrame::Unserve { serial: 1, service: 0 }.encode().expect("a frame");
+    for _ in 0..100 {
+        raw.control.send_descriptors(&question, &sixty).expect("it is sent");
+        let answer = raw.control.frame();
+        assert!(matches!(answer, Some(BrokerFrame::Failed { code: FailedCode::Unknown, .. })), "{answer:?}");
+    }
+    for byte in question.iter().cycle().take(question.len() * 10) {
+        raw.control.send_descriptors(&[*byte], &sixty).expect("it is sent");
+    }
+    for _ in 0..10 {
+        assert!(matches!(raw.control.frame(), Some(BrokerFrame::Failed { .. })));
+    }
+    // Beside them the good clients come and go in the broker's own time.
+    wait_until("the descriptors to be closed", || descriptors(pid) <= before);
+
+    let mut early = scene.control();
+    early.send_descriptors(&hello("early").encode().expect("a frame"), &sixty).expect("it is sent");
+    let mut early = Raw::welcomed(early);
+    early.flush(1);
+    // Its own and no more, once the broker has closed its copies of those that Welcome has brought us.
+    wait_until("only its own descriptors to be left", || descriptors(pid) <= before + 6);
+    drop(early);
+    wait_until("its descriptors to be closed", || descriptors(pid) <= before);
+    drop(raw);
+    scene.finish();
+}
+
+#[test]
 fn connections_that_come_and_go_leave_nothing() {
     let mut scene = Scene::new(&[]);
     let pid = scene.broker.process().pid();

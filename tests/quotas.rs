@@ -8,26 +8,23 @@ use support::role::{Child, heard, role, tell};
 use support::users::{OTHER_USER, are_root, open_folder};
 use support::{Broker, wait_until};
 
-/// Services that are served until there are no more, and the error at the end.
-fn all_services(client: &Client, prefix: &str) -> (Vec<Service>, Error) {
+/// As many as there are, by their numbers, and the error at the end.
+fn all<T>(mut take: impl FnMut(usize) -> Result<T, Error>) -> (Vec<T>, Error) {
     let mut held = Vec::new();
     loop {
-        match client.serve(&format!("{prefix}{}", held.len())) {
-            Ok(service) => held.push(service),
+        match take(held.len()) {
+            Ok(one) => held.push(one),
             Err(error) => return (held, error),
         }
     }
 }
 
-/// The same for topics.
+fn all_services(client: &Client, prefix: &str) -> (Vec<Service>, Error) {
+    all(|number| client.serve(&format!("{prefix}{number}")))
+}
+
 fn all_topics(client: &Client, prefix: &str) -> (Vec<Publisher>, Error) {
-    let mut held = Vec::new();
-    loop {
-        match client.publisher(&format!("{prefix}{}", held.len())) {
-            Ok(publisher) => held.push(publisher),
-            Err(error) => return (held, error),
-        }
-    }
+    all(|number| client.publisher(&format!("{prefix}{number}")))
 }
 
 #[test]

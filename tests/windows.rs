@@ -7,12 +7,11 @@ mod lsp_client;
 mod support;
 
 use lsp_client::Lsp;
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::engine::SERVICE;
 use support::fake_engine::{FakeEngine, TOKENS};
-use support::probe::lines;
+use support::probe::{engine_pid, is_alive, lines};
 use support::{Broker, LAPCE_IPC, signal, wait_until};
 
 const INVOKED: u32 = 1;
@@ -74,20 +73,6 @@ impl Windows {
         self.fake.set_pace(Duration::ZERO);
         ids
     }
-
-    /// The engine's process, as the log names it last.
-    #[track_caller]
-    fn engine_pid(&mut self) -> u32 {
-        let started = lines(&mut self.broker, &["engine started engine=fake "]);
-        let pid = started.last().and_then(|line| line.rsplit_once("pid=")).and_then(|(_, pid)| pid.trim().parse().ok());
-        pid.unwrap_or_else(|| panic!("no process in {started:?}"))
-    }
-}
-
-/// Whether a process is there that has not ended.
-fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[test]
@@ -96,7 +81,7 @@ fn an_engine_that_is_killed_is_an_error_in_both_windows_and_one_line_in_the_log(
     for round in 1..=3 {
         (0..2).for_each(|window| windows.completes(window));
         let ids = windows.generate_in_both();
-        signal(windows.engine_pid(), "KILL");
+        signal(engine_pid(&mut windows.broker, "fake"), "KILL");
         for (lsp, id) in windows.lsps.iter_mut().zip(ids) {
             assert_eq!(lsp.code_of(id), -32803);
         }
@@ -113,7 +98,7 @@ fn a_broker_that_is_killed_leaves_no_engine_and_both_windows_recover_by_themselv
     let mut windows = Windows::open("ok", &[]);
     (0..2).for_each(|window| windows.completes(window));
     let ids = windows.generate_in_both();
-    let engine = windows.engine_pid();
+    let engine = engine_pid(&mut windows.broker, "fake");
     windows.broker.kill();
     for (lsp, id) in windows.lsps.iter_mut().zip(ids) {
         assert_eq!(lsp.code_of(id), -32803);
@@ -122,7 +107,7 @@ fn a_broker_that_is_killed_leaves_no_engine_and_both_windows_recover_by_themselv
     wait_until("the endpoint to be quiet", || windows.running() == 0);
     windows.broker.start_again();
     (0..2).for_each(|window| windows.completes(window));
-    assert_ne!(windows.engine_pid(), engine);
+    assert_ne!(engine_pid(&mut windows.broker, "fake"), engine);
 }
 
 #[test]

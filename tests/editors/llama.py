@@ -44,8 +44,7 @@ def write_model(path):
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    for name in ["pre", "suf", "mid"]:
-        marker = {"pre": MARKERS[0], "suf": MARKERS[1], "mid": MARKERS[2]}[name]
+    for name, marker in zip(["pre", "suf", "mid"], MARKERS):
         writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", TOKENS.index(marker))
     # All that is likely is a letter.
     output = numpy.zeros((len(TOKENS), WIDTH), numpy.float32)

@@ -4,6 +4,7 @@
 use super::{Broker, wait_until};
 use lapce_ipc::client::{ActorStatus, Client, ServiceStatus, StatusReport};
 use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
 use std::io::Write;
 use std::process::ExitStatus;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -45,6 +46,23 @@ pub fn lines(broker: &mut Broker, words: &[&str]) -> Vec<String> {
     log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
 }
 
+/// Whether a process is there that has not ended.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// The process of an engine, as the log names it last.
+pub fn engine_pid(broker: &mut Broker, name: &str) -> u32 {
+    let mut pid = None;
+    wait_until("the engine to start", || {
+        let started = lines(broker, &["engine started", &format!("engine={name} ")]);
+        pid = started.last().and_then(|line| line.rsplit_once("pid=")).and_then(|(_, pid)| pid.trim().parse().ok());
+        pid.is_some()
+    });
+    pid.expect("a number")
+}
+
 /// A process by its number.
 pub fn process(pid: u32) -> Pid {
     pid.try_into().ok().and_then(Pid::from_raw).expect("a process number")
@@ -71,7 +89,7 @@ impl Broker {
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.process.pid())).expect("it runs").count()
+        fs::read_dir(format!("/proc/{}/fd", self.process.pid())).expect("it runs").count()
     }
 
     /// How many it has open when it has started in every respect: its endpoints begin by themselves, after it listens.

@@ -58,7 +58,7 @@ impl RouterState {
     pub(crate) fn new(settings: Settings, events: Events, now: u64) -> io::Result<RouterState> {
         Ok(RouterState {
             pubsub: PubSub::new(&settings),
-            calls: Calls::new(&settings)?,
+            calls: Calls::new(&settings),
             ports: Ports::new(settings, events, now),
             timings: Timings::default(),
             free_keys: Vec::new(),

@@ -150,11 +150,12 @@ fn broker(found: &Broker, service: &str, own: &str) -> Vec<Finding> {
 fn actor(actor: &ActorStatus) -> Option<Finding> {
     let (name, reason) = (&actor.name, actor.last_reason.as_deref().unwrap_or("unknown reason"));
     match actor.state {
-        ActorState::GaveUp if name.starts_with("engine ") => {
-            Some(fault("actor", format!("{name} gave up: {reason}"), "correct its [[engine]], then: lapce-ipc reload"))
-        }
         ActorState::GaveUp => {
-            Some(fault("actor", format!("{name} gave up: {reason}"), "mend the reason, restart the broker"))
+            let advice = match name.starts_with("engine ") {
+                true => "correct its [[engine]], then: lapce-ipc reload",
+                false => "mend the reason, restart the broker",
+            };
+            Some(fault("actor", format!("{name} gave up: {reason}"), advice))
         }
         ActorState::Restarting { .. } => {
             Some(note("actor", format!("{name} is restarting: {reason}"), "the broker's log has what it wrote"))

@@ -119,15 +119,19 @@ impl Topics {
             self.entry_mut(id).users += 1;
             return Ok(id);
         }
+        // Before the look at all subscriptions: a user without a share left must not cost that.
+        if let Some(owner) = owner {
+            self.shares.take(owner).map_err(LimitReached::Topics)?;
+        }
         let subscriptions = &self.subscriptions;
         let matches = |key: &&Key| subscriptions.get(**key).is_some_and(|found| found.pattern.matches(topic));
         let target = |key: &Key| Target { subscription: *key, announced: false };
         let targets: Vec<_> = self.all.iter().filter(matches).map(target).collect();
-        if let Some(owner) = owner {
-            if self.routes + targets.len() > self.most_routes {
-                return Err(LimitReached::Routes);
-            }
-            self.shares.take(owner).map_err(LimitReached::Topics)?;
+        if let Some(owner) = owner
+            && self.routes + targets.len() > self.most_routes
+        {
+            self.shares.give_back(owner);
+            return Err(LimitReached::Routes);
         }
         self.routes += targets.len();
         let id = self.free.pop().unwrap_or_else(|| {
@@ -312,6 +316,7 @@ mod tests {
         let (a, b) = (topics.intern(&topic("a"), Some(7)).unwrap(), topics.intern(&topic("b"), Some(7)).unwrap());
         assert_eq!(topics.routes, 6);
         assert_eq!(topics.intern(&topic("c"), Some(7)), Err(LimitReached::Routes));
+        assert_eq!(topics.shares.held_by(7), 2, "what is refused is not charged");
         let full = topics.subscribe(0, "a".parse().unwrap(), DeliveryPolicy::Block, 10);
         assert_eq!(full, Err(LimitReached::Routes));
         let news = topics.intern(&Topic::parse_system("$sys.news").unwrap(), None).unwrap();

@@ -22,7 +22,6 @@ use crate::logic::services::{ServiceId, Services};
 use crate::logic::shares::Shares;
 use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
-use std::io;
 
 /// The service that the broker itself offers: it returns each request.
 pub(crate) const ECHO: &str = "echo";
@@ -38,16 +37,13 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// # Errors
-    ///
-    /// If the limits exclude the echo.
-    pub(super) fn new(settings: &Settings) -> io::Result<Calls> {
-        let no_room = || io::Error::other("limits.max_services leaves no room for the echo");
+    pub(super) fn new(settings: &Settings) -> Calls {
         let shares = Shares::new(settings.max_services, settings.user_share_percent);
         let mut services = Services::new(shares, settings.breakers.clone());
         services.set_probe_delays(settings.probe_delays);
-        let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok()).ok_or_else(no_room)?;
-        Ok(Calls { services, echo, table: Arena::new(MAX_CALLS) })
+        let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok());
+        let echo = echo.expect("it is a name, and the broker's own service has no limit");
+        Calls { services, echo, table: Arena::new(MAX_CALLS) }
     }
 
     /// Applies other limits from now on; existing services stay.
