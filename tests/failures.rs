@@ -435,9 +435,13 @@ fn a_responder_that_misses_a_deadline_is_probed_when_it_is_configured() {
             }
         });
         let _silent = silent.serve("svc").unwrap();
-        let ask = || asking.request_with("svc", "hi", within(300));
+        let ask = || asking.request_with("svc", "hi", within(1_000));
         wait_until("the silent one to let a deadline pass", || ask().is_err());
-        let missed = (0..20).filter(|_| ask().is_err()).count();
-        assert_eq!(missed > 0, probed, "{missed} with a delay of {delay_ms} ms");
+        if probed {
+            // Twenty requests may well take less than the delay.
+            wait_until("a probe that the silent one misses", || ask().is_err());
+        } else {
+            assert_eq!((0..20).filter(|_| ask().is_err()).count(), 0);
+        }
     }
 }
