@@ -5,7 +5,6 @@ mod support;
 
 use lapce_ipc::client::asynchronous::{AsyncClient, AsyncReplyStream, AsyncRequest, AsyncService};
 use lapce_ipc::client::{ConnectionStatus, Error, StatusReport};
-use rustix::process::Signal;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
@@ -153,17 +152,16 @@ async fn chunks_that_are_dropped_before_they_have_begun_cost_no_room() {
     let (requester, responder) = (connect(&broker).await, connect(&broker).await);
     let mut service = responder.serve("svc").await.unwrap();
     let (mut stream, mut request) = asked(&requester, &mut service, "svc").await;
-    broker.signal(Signal::STOP);
+    broker.stop();
     let mut sent = Vec::new();
-    // The lane is soon full; the broker may take some more before it stops. All of them together are more than the
-    // requester has room for.
+    // The lane is soon full. All of them together are more than the requester has room for.
     for number in 0..100 {
         if at_once(request.chunk([number; 1000])).await {
             sent.push(number);
         }
     }
     assert!(sent.len() < 100, "all were sent");
-    broker.signal(Signal::CONT);
+    broker.go_on();
     request.reply([255; 1000]).await.unwrap();
     for number in sent {
         assert_eq!(stream.next().await.unwrap().unwrap(), [number; 1000]);
@@ -308,10 +306,10 @@ async fn requests_are_dropped_while_the_broker_takes_nothing() {
     while requests.len() < REQUESTS {
         requests.push(service.next().await.unwrap().unwrap());
     }
-    broker.signal(Signal::STOP);
+    broker.stop();
     // This is the runtime's only thread.
     drop(requests);
-    broker.signal(Signal::CONT);
+    broker.go_on();
     let answers = asks.join_all().await;
     assert_eq!(answers, [true; REQUESTS]);
 }
@@ -324,12 +322,12 @@ async fn calls_are_dropped_while_the_broker_takes_nothing() {
     let (requester, responder) = (connect(&broker).await, connect(&broker).await);
     let mut service = responder.serve("svc").await.unwrap();
     let (stream, request) = asked(&requester, &mut service, "svc").await;
-    broker.signal(Signal::STOP);
+    broker.stop();
     for _ in 0..REQUESTS {
         begin(requester.request("svc", "x")).await;
     }
     drop(stream);
-    broker.signal(Signal::CONT);
+    broker.go_on();
     // The places are free again, and nobody works for nothing.
     let answers = async {
         loop {

@@ -224,9 +224,9 @@ fn a_timeout_is_kept_or_refused() {
     fails_with(&output, 64, &["--timeout 35999996400s is longer than limits.max_request_timeout_ms, 40s"]);
     assert_eq!(broker.run(&["request", "echo", "hi", "--timeout", "40s"]).stdout, b"hi\n");
     // Connecting is a part of it.
-    broker.signal(rustix::process::Signal::STOP);
+    broker.stop();
     let output = broker.run(&["request", "echo", "hi", "--timeout", "100ms"]);
-    broker.signal(rustix::process::Signal::CONT);
+    broker.go_on();
     fails_with(&output, 75, &["deadline exceeded: not connected within 100ms"]);
 }
 

@@ -169,13 +169,7 @@ impl Process {
     #[track_caller]
     pub fn stop(&self) {
         self.signal("STOP");
-        let has_stopped = |stat: &str| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
-        wait_until("a process to stop", || {
-            let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
-            threads
-                .flatten()
-                .all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|s| has_stopped(&s)))
-        });
+        wait_for_stop(self.pid());
     }
 
     /// Sends it a signal, by name: `INT`, `TERM`, `KILL`, `STOP`, `CONT`.
@@ -193,6 +187,16 @@ impl Drop for Process {
             probe::note(&format!("process {}:\n{}", self.pid(), self.stderr()));
         }
     }
+}
+
+/// Waits until all threads of a process have stopped, which its SIGSTOP has only asked for.
+#[track_caller]
+pub fn wait_for_stop(pid: u32) {
+    let has_stopped = |stat: &str| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+    wait_until("a process to stop", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+        threads.flatten().all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|s| has_stopped(&s)))
+    });
 }
 
 /// Sends a signal to a process.

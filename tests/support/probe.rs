@@ -75,6 +75,17 @@ impl Broker {
         self.builder().name(name).expect("a name").no_reconnect().connect().expect("the broker takes us")
     }
 
+    /// Stops it where it is (SIGSTOP), and waits until all of its threads have stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.process.stop();
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(process(self.process.pid()), signal).expect("it runs");

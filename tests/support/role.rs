@@ -11,7 +11,7 @@
 
 use super::probe::note;
 use super::users::as_other_user;
-use super::{Broker, DEADLINE, command, wait_until};
+use super::{Broker, DEADLINE, command, wait_for_stop, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -115,7 +115,7 @@ impl Child {
     /// Stops it where it is (SIGSTOP), and waits until it has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        wait_until("the child to stop", || self.state() == 'T');
+        wait_for_stop(self.process.id());
     }
 
     /// Lets it go on (SIGCONT).
@@ -142,11 +142,6 @@ impl Child {
             status.is_some()
         });
         status.unwrap()
-    }
-
-    fn state(&self) -> char {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap()
     }
 }
 
