@@ -74,6 +74,10 @@ section! {
         /// Each message read restarts the time, but a slow subscriber delays publishers for a tenth of the time at
         /// most. 0 drops at once.
         drop_grace_ms: u64 = 100, integer(0, 1000, "ms");
+        /// How long publishes of other users wait for one user's subscriptions in ten seconds, all waits together.
+        /// When it is used up, a `block` subscription of that user that makes one wait is evicted at once. 10000: no
+        /// limit of its own.
+        user_wait_ms: u64 = 250, integer(0, 10_000, "ms");
     }
 }
 
@@ -82,8 +86,8 @@ section! {
     Limits {
         /// Topics, of all connections.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
-        /// Routes (pairs of a topic and a matching subscription), of all connections.
-        /// Each takes 12 bytes, and all are searched when a client with many subscriptions disconnects.
+        /// Routes (pairs of a topic and a matching subscription) that are remembered, of all connections.
+        /// Each takes 8 bytes. Others are searched for with each publish. A user has its share of them.
         max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");
         /// Topics per connection.
         max_topics_per_connection: u32 = 8192, integer(1, 1 << 24, "topics");
@@ -94,6 +98,10 @@ section! {
         /// The part of the topics, and of the services, that one user (uid) may hold of what the other users leave.
         /// So each user that comes later still finds some.
         user_share_percent: u32 = 90, integer(1, 100, "%");
+        /// The part of the router's time that one user's subscriptions may take from publishes of other users.
+        /// Beyond it that user's `drop_*` subscriptions lose messages, and publishes wait for its `block` ones (for
+        /// `user_wait_ms`). 100: no limit.
+        user_work_percent: u32 = 5, integer(1, 100, "%");
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
         /// Outstanding requests per responder.

@@ -14,6 +14,8 @@
 //! | `lines` | lines of bounded length out of a stream of bytes |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
 //! | `shares` | shares of something finite among users |
+//! | `work` | shares of the router's time among users |
+//! | `patience` | how long publishers wait for the subscriptions of a user, and of a process |
 //! | `pace` | the usual reply time of a service, against which deadlines are judged |
 
 #[cfg(not(lapce_ipc_loom))]
@@ -27,6 +29,8 @@ pub(crate) mod lines;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod pace;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod patience;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod readiness;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod routing;
@@ -38,3 +42,5 @@ pub(crate) mod session;
 pub(crate) mod shares;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod supervision;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod work;

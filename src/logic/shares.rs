@@ -55,23 +55,45 @@ impl Shares {
     ///
     /// If it holds its share already.
     pub(crate) fn take(&mut self, user: Uid) -> Result<(), ShareReached> {
+        self.take_many(user, 1)
+    }
+
+    /// A user takes so many, or none.
+    ///
+    /// # Errors
+    ///
+    /// If that is more than its share.
+    pub(crate) fn take_many(&mut self, user: Uid, count: usize) -> Result<(), ShareReached> {
         let most = self.most_of(user);
-        if self.held_by(user) >= most {
+        if count > most.saturating_sub(self.held_by(user)) {
             return Err(ShareReached { user, most });
         }
-        *self.users.entry(user).or_default() += 1;
-        self.held += 1;
+        if count > 0 {
+            *self.users.entry(user).or_default() += count;
+            self.held += count;
+        }
         Ok(())
+    }
+
+    /// A user takes so many, beyond its share if need be.
+    pub(crate) fn exceed(&mut self, user: Uid, count: usize) {
+        *self.users.entry(user).or_default() += count;
+        self.held += count;
     }
 
     /// A user gives one back that it took.
     pub(crate) fn give_back(&mut self, user: Uid) {
+        self.give_back_many(user, 1);
+    }
+
+    /// A user gives so many back that it took.
+    pub(crate) fn give_back_many(&mut self, user: Uid, count: usize) {
         let Some(held) = self.users.get_mut(&user) else { return };
-        *held -= 1;
+        *held -= count;
         if *held == 0 {
             self.users.remove(&user);
         }
-        self.held -= 1;
+        self.held -= count;
     }
 
     /// How much there is.

@@ -16,7 +16,18 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A watch. It ends with this.
-pub(in crate::broker) struct PathWatch(AsyncFd<OwnedFd>);
+///
+/// The last close of an inotify descriptor waits for the kernel to destroy its marks, which can take seconds on a busy
+/// machine. So a thread of its own closes it, and no actor waits.
+pub(in crate::broker) struct PathWatch(Option<AsyncFd<OwnedFd>>);
+
+impl Drop for PathWatch {
+    fn drop(&mut self) {
+        let Some(watch) = self.0.take().map(AsyncFd::into_inner) else { return };
+        // Without a thread the descriptor is closed here, with what the closure holds.
+        let _ = std::thread::Builder::new().name("close-watch".to_owned()).spawn(move || drop(watch));
+    }
+}
 
 impl PathWatch {
     /// Watches `path` for these events.
@@ -30,7 +41,7 @@ impl PathWatch {
         // The deprecation warns of types that close their descriptor behind tokio's back; an `OwnedFd` cannot.
         #[allow(deprecated)]
         let watch = AsyncFd::with_interest(watch, Interest::READABLE)?;
-        Ok(PathWatch(watch))
+        Ok(PathWatch(Some(watch)))
     }
 
     /// Waits for events, and calls `each` with every one that has come.
@@ -39,9 +50,10 @@ impl PathWatch {
     ///
     /// If the system fails.
     pub(in crate::broker) async fn events(&self, mut each: impl FnMut(&Event<'_>)) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
+        let Some(watch) = &self.0 else { return Ok(()) };
+        let mut ready = watch.readable().await?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(self.0.get_ref(), &mut buffer);
+        let mut reader = inotify::Reader::new(watch.get_ref(), &mut buffer);
         loop {
             match reader.next() {
                 Ok(event) => each(&event),

@@ -147,6 +147,7 @@ impl RouterState {
         while let Some(published) = self.ports.ingress_mut(key).and_then(|ingress| ingress.topics.take_any()) {
             self.pubsub.release_topic(&mut self.ports, published.topic);
         }
+        self.pubsub.forget_known(&mut self.ports, key);
         if let Some(egress) = self.ports.egresses.remove(key) {
             self.board.unwatch(egress.bells());
             self.ports.egresses.memory.forget(egress.ring.window());

@@ -2,6 +2,7 @@
 
 use super::connection::Info;
 use super::message::Message;
+use crate::logic::patience::Account;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::numbers::Numbers;
 use crate::logic::routing::topics::TopicId;
@@ -48,8 +49,14 @@ pub(super) struct Parked {
     pub(super) on: u32,
     /// The message that is to begin, as it was validated (R1); `None` within one.
     pub(super) message: Option<Message>,
-    /// It waits for a subscription that drops: when the time is over, it tries again.
+    /// When the wait ends.
+    pub(super) until: u64,
+    /// It waits for a subscription that drops, or for time: when that is over, it tries again.
     pub(super) is_grace: bool,
+    /// What the wait is counted for.
+    pub(super) accounts: [Option<Account>; 2],
+    /// Cells that the connection had consumed of its ring when the wait began.
+    pub(super) consumed: u64,
 }
 
 #[derive(Debug)]

@@ -28,6 +28,8 @@ pub(super) enum Timer {
     Audit,
     /// Notify a connection, named by key and id, of dropped messages.
     Drops(u32, u32),
+    /// Count messages that were dropped for all subscriptions of a user at each of them.
+    Missed,
 }
 
 /// The progress of the record.

@@ -2,6 +2,7 @@
 
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::TopicId;
+use crate::logic::shares::Uid;
 use crate::wire::record::{Flags, Header, Kind};
 
 /// One message, as it is routed.
@@ -9,6 +10,8 @@ use crate::wire::record::{Flags, Header, Kind};
 pub(super) struct Message {
     pub(super) topic: TopicId,
     pub(super) origin: u32,
+    /// The publisher's user; `None`: the broker.
+    pub(super) user: Option<Uid>,
     pub(super) seq: u64,
     pub(super) total: u32,
     pub(super) len: u32,

@@ -7,6 +7,8 @@ use super::ingress::{NO_CONNECTION, Parked};
 use super::journal::Timer;
 use super::message::{Message, Wait};
 use super::ports::{LaneState, Ports};
+use crate::logic::patience::{Account, Process};
+use crate::logic::shares::Uid;
 
 impl Ports {
     /// Closes the bulk lanes until `until`, or until the order to open them.
@@ -47,7 +49,15 @@ impl Ports {
         match ingress.bulk.peek() {
             Ok(Some(_)) => {
                 let timer = self.wheel.set(until, Timer::Parked(key));
-                ingress.parked = Some(Parked { timer, on: NO_CONNECTION, message: None, is_grace: false });
+                ingress.parked = Some(Parked {
+                    timer,
+                    on: NO_CONNECTION,
+                    message: None,
+                    until,
+                    is_grace: false,
+                    accounts: [None; 2],
+                    consumed: 0,
+                });
                 self.counters.parked += 1;
                 Some(LaneState::Parked)
             }
@@ -75,24 +85,54 @@ impl Ports {
     }
 
     pub(super) fn unpark(&mut self, key: u32) {
-        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
-        if let Some(parked) = ingress.parked.take() {
+        if let Some(parked) = self.take_parked(key) {
             self.wheel.cancel(parked.timer);
             self.schedule.wake(key);
         }
     }
 
+    /// The bulk lane of `key` waits no more.
+    pub(super) fn take_parked(&mut self, key: u32) -> Option<Parked> {
+        let parked = self.ingresses[key as usize].as_deref_mut()?.parked.take()?;
+        for account in parked.accounts.into_iter().flatten() {
+            self.patience.end(account, self.now);
+        }
+        Some(parked)
+    }
+
+    /// Whether a publisher of `user` may wait for `on` without a timeout of its own: for a grace, or for time.
+    pub(super) fn may_wait(&mut self, user: Option<Uid>, on: u32) -> bool {
+        let Some(process) = self.process(on) else { return false };
+        let of_others = (user != Some(process.uid)).then_some(Account::User(process.uid));
+        let mut accounts = [Some(Account::Graces(process)), of_others].into_iter().flatten();
+        accounts.all(|account| self.patience.left(account, self.now) > 0)
+    }
+
+    /// The process of a connection.
+    pub(super) fn process(&self, key: u32) -> Option<Process> {
+        let info = &self.ingress(key)?.info;
+        Some(Process { uid: info.peer.uid, number: if info.peer.pid == 0 { info.id } else { info.peer.pid } })
+    }
+
     /// The bulk lane of `key` waits for a connection, to begin `message` or to go on within one.
     pub(super) fn park(&mut self, key: u32, wait: Wait, message: Option<Message>) {
-        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         let on = wait.on;
-        let until = wait.until.unwrap_or_else(|| {
+        let (process, consumed) = (self.process(on), self.egresses.consumed(on));
+        let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
+        let mut until = wait.until.unwrap_or_else(|| {
             let since = ingress.waiting_on.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
             ingress.waiting_on = Some((on, since));
-            since + self.settings.slow_consumer_timeout
+            let timeout = self.settings.slow_consumer_timeout;
+            since + process.map_or(timeout, |process| self.patience.timeout(process, timeout, self.now))
         });
+        let is_grace = wait.until.is_some();
+        let of_others = process.map(|process| process.uid).filter(|user| *user != ingress.info.peer.uid);
+        let accounts = [of_others.map(Account::User), process.filter(|_| is_grace).map(Account::Graces)];
+        for account in accounts.into_iter().flatten() {
+            until = until.min(self.now + self.patience.begin(account, self.now));
+        }
         let timer = self.wheel.set(until, Timer::Parked(key));
-        ingress.parked = Some(Parked { timer, on, message, is_grace: wait.until.is_some() });
+        ingress.parked = Some(Parked { timer, on, message, until, is_grace, accounts, consumed });
         self.counters.parked += 1;
         if let Some(egress) = self.egresses.get_mut(on) {
             egress.waiters.push(key);

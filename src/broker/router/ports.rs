@@ -12,6 +12,7 @@ use super::memory::{self, Memory};
 use super::settings::Settings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
+use crate::logic::patience::Patience;
 use crate::logic::routing::schedule::Schedule;
 use crate::logic::routing::wheel::Wheel;
 use crate::shm::layout::RingName;
@@ -37,6 +38,7 @@ pub(super) struct Ports {
     pub(super) journal: Journal,
     pub(super) counters: Counters,
     pub(super) events: Events,
+    pub(super) patience: Patience,
     /// When the bulk lanes open that are closed at the start; `None`: they are open.
     pub(super) lanes_open_at: Option<u64>,
 }
@@ -67,6 +69,7 @@ impl Ports {
             journal: Journal::default(),
             counters: Counters::default(),
             events,
+            patience: Patience::new(settings.user_wait),
             lanes_open_at: None,
             settings,
         }

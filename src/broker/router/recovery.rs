@@ -100,6 +100,8 @@ impl RouterState {
                     egress.drops = DropNotice::None;
                 }
             }
+            // The next message that is dropped so sets it anew.
+            Timer::Missed => self.pubsub.forget_count(),
             Timer::Audit => {
                 self.ports.wheel.set(self.ports.now + self.ports.settings.audit_interval, Timer::Audit);
             }

@@ -3,6 +3,7 @@
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::logic::breaker::{RuleBook, Rules};
 use crate::logic::services::ProbeDelays;
+use crate::logic::work::WorkShare;
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
 use std::sync::Arc;
 
@@ -43,6 +44,10 @@ pub(crate) struct Settings {
     /// What gates begin with until `BreakerActor` says otherwise.
     pub(crate) breakers: Arc<RuleBook>,
     pub(crate) drop_grace: u64,
+    /// How long publishers wait for the subscriptions of another user in a period.
+    pub(crate) user_wait: u64,
+    /// Of the router's time, for a user's subscriptions to what others publish.
+    pub(crate) user_work: WorkShare,
     /// When responders that let deadlines pass are probed.
     pub(crate) probe_delays: ProbeDelays,
 }
@@ -96,6 +101,8 @@ impl Settings {
                     .map(|service| (service.clone(), rules(&config.breaker_for(service))))
                     .collect(),
             }),
+            user_wait: config.delivery.user_wait_ms * MS,
+            user_work: WorkShare { percent: limits.user_work_percent },
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })

@@ -238,6 +238,7 @@ impl RouterState {
                 Timer::Idle(key, id) => self.ports.trim_if_idle(key, id),
                 Timer::Audit => self.ports.audit(),
                 Timer::Drops(key, id) => self.pubsub.tell_drops(&mut self.ports, key, id),
+                Timer::Missed => self.pubsub.count_missed(&mut self.ports),
             }
             self.due.pop();
             self.ports.journal.timed();
@@ -251,6 +252,7 @@ impl RouterState {
         self.calls.adopt(&settings);
         self.pubsub.adopt(&settings);
         self.ports.egresses.adopt(settings.max_backlog_bytes, settings.drop_grace);
+        self.ports.patience.adopt(settings.user_wait);
         self.ports.settings = settings;
     }
 }

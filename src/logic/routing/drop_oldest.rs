@@ -25,8 +25,6 @@ pub(crate) struct Bounds {
 pub(crate) struct QueuedMessage {
     /// The header of its first record.
     pub(crate) header: Header,
-    /// A hint: the index of its subscription among the topic's targets.
-    pub(crate) target: usize,
     bytes: Vec<u8>,
     cost: u32,
     /// Bytes that were sent to the client.
@@ -86,7 +84,7 @@ impl DropOldestQueue {
     pub(crate) fn add(
         &mut self,
         header: &Header,
-        (target, cost, len): (usize, u32, usize),
+        (cost, len): (u32, usize),
         fill: impl FnOnce(&mut [u8]),
         bounds: Bounds,
         mut gone: impl FnMut(&Header),
@@ -101,7 +99,7 @@ impl DropOldestQueue {
             None => {
                 self.bytes += OVERHEAD;
                 let bytes = self.spare.pop().unwrap_or_default();
-                QueuedMessage { header: *header, target, bytes, cost, sent: 0, is_lost: false, has_begun: false }
+                QueuedMessage { header: *header, bytes, cost, sent: 0, is_lost: false, has_begun: false }
             }
         };
         let is_whole = header.flags.has(Flags::LAST);
@@ -169,14 +167,14 @@ impl DropOldestQueue {
         header
     }
 
-    /// The next record for the client, of at most `slot_size` bytes: its header, its payload, and the hint.
-    pub(crate) fn next(&self, slot_size: usize) -> Option<(Header, &[u8], usize)> {
+    /// The next record for the client, of at most `slot_size` bytes: its header and its payload.
+    pub(crate) fn next(&self, slot_size: usize) -> Option<(Header, &[u8])> {
         let kept = self.whole.front()?;
         let payload = &kept.bytes[kept.sent..(kept.sent + slot_size).min(kept.bytes.len())];
         let is_last = kept.sent + payload.len() == kept.bytes.len();
         let flags = Flags(kept.header.flags.0 & !Flags::WHOLE.0);
         let flags = flags.with_if(Flags::FIRST, !kept.has_begun).with_if(Flags::LAST, is_last);
-        Some((Header { flags, ..kept.header }, payload, kept.target))
+        Some((Header { flags, ..kept.header }, payload))
     }
 
     /// The next record was sent. Returns the header of its message if that is complete now.
@@ -220,7 +218,7 @@ mod tests {
             let here = (len - part * 100).min(100);
             let flags = Flags::default().with_if(Flags::FIRST, part == 0).with_if(Flags::LAST, part + 1 == parts);
             let header = header(1, seq, len as u32, flags);
-            let added = newest.add(&header, (0, cost, here), |to| to.fill(seq as u8), bounds, |h| gone.push(h.seq));
+            let added = newest.add(&header, (cost, here), |to| to.fill(seq as u8), bounds, |h| gone.push(h.seq));
             if added != Added::Unknown {
                 last = added;
             }
@@ -231,7 +229,7 @@ mod tests {
     fn take(newest: &mut DropOldestQueue) -> Option<(u64, usize)> {
         let mut len = 0;
         loop {
-            let (header, payload, _) = newest.next(100)?;
+            let (header, payload) = newest.next(100)?;
             assert!(payload.iter().all(|byte| *byte == header.seq as u8));
             assert_eq!(header.flags.has(Flags::FIRST), len == 0);
             len += payload.len();
@@ -275,7 +273,7 @@ mod tests {
         assert!(newest.sent(100).is_none());
         assert_eq!(add(&mut newest, 2, 10, 6, BOUNDS), (Added::Whole, vec![]));
         assert_eq!(add(&mut newest, 3, 10, 6, BOUNDS), (Added::Whole, vec![2]));
-        assert_eq!(newest.next(100).map(|(header, payload, _)| (header.seq, payload.len())), Some((1, 100)));
+        assert_eq!(newest.next(100).map(|(header, payload)| (header.seq, payload.len())), Some((1, 100)));
         assert!(newest.sent(100).is_none());
         assert_eq!(newest.sent(100).map(|header| header.seq), Some(1));
         assert_eq!(take(&mut newest), Some((3, 10)));
@@ -285,14 +283,14 @@ mod tests {
     fn a_publisher_that_stops_in_mid_message_holds_up_no_other() {
         let mut newest = DropOldestQueue::default();
         let first = header(7, 1, 300, Flags::FIRST);
-        let added = newest.add(&first, (0, 1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
+        let added = newest.add(&first, (1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
         assert_eq!(added, Added::Begun);
         add(&mut newest, 2, 10, 1, BOUNDS);
         assert_eq!(take(&mut newest), Some((2, 10)));
         assert!(!newest.is_empty() && newest.is_begun(7) && newest.next(100).is_none());
         assert_eq!(newest.abort(7).map(|header| header.seq), Some(1));
         let rest = header(7, 1, 300, Flags::LAST);
-        let added = newest.add(&rest, (0, 1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
+        let added = newest.add(&rest, (1, 100), |to| to.fill(1), BOUNDS, |_| panic!("nothing goes"));
         assert_eq!((added, newest.bytes()), (Added::Unknown, 0));
     }
 
@@ -314,7 +312,7 @@ mod tests {
         let small = Bounds { bytes: 150, ..large };
         let mut gone = 0;
         let mut add = |newest: &mut DropOldestQueue, flags, bounds| {
-            newest.add(&header(1, 9, 400, flags), (0, 1, 100), |to| to.fill(1), bounds, |_| gone += 1)
+            newest.add(&header(1, 9, 400, flags), (1, 100), |to| to.fill(1), bounds, |_| gone += 1)
         };
         assert_eq!(add(&mut newest, Flags::FIRST, large), Added::Begun);
         assert_eq!(add(&mut newest, Flags::default(), small), Added::TooLarge);
@@ -329,7 +327,7 @@ mod tests {
         let mut newest = DropOldestQueue::default();
         let flags = Flags::WHOLE;
         let round = |newest: &mut DropOldestQueue, seq| {
-            newest.add(&header(1, seq, 64, flags), (0, 1, 64), |to| to.fill(0), BOUNDS, |_| {});
+            newest.add(&header(1, seq, 64, flags), (1, 64), |to| to.fill(0), BOUNDS, |_| {});
         };
         (0..100).for_each(|seq| round(&mut newest, seq));
         let counted = allocation_counter::measure(|| (100..1000).for_each(|seq| round(&mut newest, seq)));

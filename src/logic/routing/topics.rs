@@ -1,10 +1,18 @@
 //! Topics and subscriptions. A publish carries a topic's number; each topic lists its matching subscriptions, so the
 //! hot path compares no names.
+//!
+//! The lists are caches, one for each user whose subscriptions match. A change of a user's subscriptions costs its
+//! tokens (see `patterns`) and makes that user's lists stale; the next publish on a topic finds them anew. So a change
+//! costs neither a look at all topics nor one at all subscriptions, and what one user changes costs the lists of
+//! no other. Work for another user's subscriptions is paid out of that user's account (see `work`).
 
 use super::arena::{Arena, Key, MAX_SHORT};
+use super::bits::BitSet;
 use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
+use super::patterns::PatternIndex;
 use crate::logic::shares::{ShareReached, Shares, Uid};
+use crate::logic::work::{WorkAccount, WorkShare};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -13,22 +21,59 @@ use std::collections::HashMap;
 /// A topic's index in the table, and its number in records to subscribers.
 pub(crate) type TopicId = u32;
 
-/// A subscription that matches a topic.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Target {
-    pub(crate) subscription: Key,
-    /// Whether its owner has received the topic's name.
-    pub(crate) announced: bool,
-}
+/// What it costs to find one subscription, or to decide for it, in nanoseconds.
+const TARGET_NS: u64 = 60;
 
 /// A topic. It exists while a client has its number.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) topic: Topic,
-    pub(crate) targets: Vec<Target>,
+    /// The matching subscriptions, by the index of their user.
+    pub(crate) targets: Vec<Targets>,
+    /// The connections that have received the topic's name.
+    pub(crate) known: BitSet,
+    /// The change of all subscriptions that the lists are up to date with.
+    seen: u64,
     users: u32,
     /// The user that it is charged to, which asked for it first; `None`: the broker.
     owner: Option<Uid>,
+}
+
+/// One user's subscriptions that match a topic.
+#[derive(Debug, Default)]
+pub(crate) struct Targets {
+    pub(crate) subscriptions: Vec<Key>,
+    /// The user's change that the list is up to date with.
+    seen: u64,
+    /// The first that makes publishers wait.
+    blocks: Option<Key>,
+    /// Messages that were dropped for all of them, and are not counted at each yet.
+    missed: u32,
+}
+
+/// The turn of one user's subscriptions with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Each is decided for.
+    Decide,
+    /// The user's account is overdrawn: none gets the message. See [`Topics::miss`].
+    PassOver,
+    /// The same, but this one makes publishers wait: until then, or until it is evicted.
+    Wait(Key, u64),
+}
+
+/// A user with subscriptions.
+#[derive(Debug)]
+struct Subscriber {
+    uid: Uid,
+    account: WorkAccount,
+    patterns: PatternIndex,
+    /// Its last change.
+    changed: u64,
+    /// Topics with messages that are not counted at its subscriptions yet.
+    missed_on: Vec<TopicId>,
+    /// Where the search for lists to forget goes on.
+    forget_at: usize,
 }
 
 /// A subscription. Credit is counted in cells.
@@ -36,6 +81,10 @@ pub(crate) struct Entry {
 pub(crate) struct Subscription {
     /// The connection.
     pub(crate) owner: u32,
+    /// The index of its user.
+    user: usize,
+    /// Its place in the index of patterns.
+    place: usize,
     pub(crate) pattern: Pattern,
     pub(crate) policy: DeliveryPolicy,
     /// The credit left.
@@ -61,84 +110,75 @@ impl Subscription {
     }
 }
 
-/// Which limit was reached.
+/// The arena of subscriptions is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LimitReached {
-    Topics(ShareReached),
-    Subscriptions,
-    /// Pairs of a topic and a matching subscription.
-    Routes,
-}
+pub(crate) struct TooManySubscriptions;
 
 /// All topics and subscriptions.
-///
-/// The cost of a change grows with the numbers of topics and routes, so both are bounded. The subscriptions of a closed
-/// connection are removed in one pass.
 #[derive(Debug)]
 pub(crate) struct Topics {
     by_name: HashMap<Topic, TopicId>,
     table: Vec<Option<Entry>>,
     free: Vec<TopicId>,
     shares: Shares,
-    routes: usize,
-    most_routes: usize,
+    /// Of the pairs in the lists.
+    routes: Shares,
+    work: WorkShare,
+    /// Changes of all subscriptions.
+    changes: u64,
+    /// Users that have or had subscriptions. A machine has few, so none is forgotten.
+    subscribers: Vec<Subscriber>,
     pub(crate) subscriptions: Arena<Subscription>,
-    all: Vec<Key>,
+    /// What was counted at a subscription later than it was dropped: its connection, its policy, how many.
+    pub(crate) counted: Vec<(u32, DeliveryPolicy, u32)>,
 }
 
 impl Topics {
-    /// With shares of topics, and a limit of routes.
-    pub(crate) fn new(shares: Shares, most_routes: usize) -> Topics {
+    /// With shares of topics and of routes (pairs of a topic and a matching subscription), and each user's share of the
+    /// work for the publishes of others.
+    pub(crate) fn new(shares: Shares, routes: Shares, work: WorkShare) -> Topics {
         Topics {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
             shares,
-            routes: 0,
-            most_routes,
+            routes,
+            work,
+            changes: 0,
+            subscribers: Vec::new(),
             subscriptions: Arena::new(MAX_SHORT),
-            all: Vec::new(),
+            counted: Vec::new(),
         }
     }
 
-    /// At most so many from now on, of which a user may hold `percent` of what the others leave.
-    pub(crate) fn adopt(&mut self, most: usize, percent: u32, most_routes: usize) {
-        self.shares.adopt(most, percent);
-        self.most_routes = most_routes;
+    /// At most so many topics and routes from now on, of which a user may hold `percent` of what the others leave.
+    pub(crate) fn adopt(&mut self, topics: usize, routes: usize, percent: u32, work: WorkShare) {
+        self.shares.adopt(topics, percent);
+        self.routes.adopt(routes, percent);
+        self.work = work;
     }
 
     /// Adds a user of `topic`. One that is new is charged to `owner`; one of the broker's own (`None`) exists for a
-    /// moment only, and is exempt from the limits.
+    /// moment only, and is exempt from the limit.
     ///
     /// # Errors
     ///
-    /// At the owner's share of topics, or at the limit of routes.
-    pub(crate) fn intern(&mut self, topic: &Topic, owner: Option<Uid>) -> Result<TopicId, LimitReached> {
+    /// At the owner's share of topics.
+    pub(crate) fn intern(&mut self, topic: &Topic, owner: Option<Uid>) -> Result<TopicId, ShareReached> {
         if let Some(id) = self.by_name.get(topic) {
             let id = *id;
             self.entry_mut(id).users += 1;
             return Ok(id);
         }
-        // Before the look at all subscriptions: a user without a share left must not cost that.
         if let Some(owner) = owner {
-            self.shares.take(owner).map_err(LimitReached::Topics)?;
+            self.shares.take(owner)?;
         }
-        let subscriptions = &self.subscriptions;
-        let matches = |key: &&Key| subscriptions.get(**key).is_some_and(|found| found.pattern.matches(topic));
-        let target = |key: &Key| Target { subscription: *key, announced: false };
-        let targets: Vec<_> = self.all.iter().filter(matches).map(target).collect();
-        if let Some(owner) = owner
-            && self.routes + targets.len() > self.most_routes
-        {
-            self.shares.give_back(owner);
-            return Err(LimitReached::Routes);
-        }
-        self.routes += targets.len();
         let id = self.free.pop().unwrap_or_else(|| {
             self.table.push(None);
             (self.table.len() - 1) as TopicId
         });
-        self.table[id as usize] = Some(Entry { topic: topic.clone(), targets, users: 1, owner });
+        let (targets, known) = (Vec::new(), BitSet::default());
+        self.table[id as usize] = Some(Entry { topic: topic.clone(), targets, known, seen: 0, users: 1, owner });
         self.by_name.insert(topic.clone(), id);
         Ok(id)
     }
@@ -148,12 +188,16 @@ impl Topics {
         self.entry_mut(id).users += 1;
     }
 
-    /// Removes a user. With the last user the topic is removed; returns the subscriptions that know its number.
-    pub(crate) fn release(&mut self, id: TopicId) -> Vec<Key> {
+    /// Removes a user. With the last user the topic is removed and returned.
+    pub(crate) fn release(&mut self, id: TopicId) -> Option<Entry> {
         let entry = self.entry_mut(id);
         entry.users -= 1;
         if entry.users > 0 {
-            return Vec::new();
+            return None;
+        }
+        for user in 0..self.subscribers.len() {
+            self.count_missed(id, user);
+            self.forget_targets(id, user);
         }
         let entry = self.table[id as usize].take().expect("it was just there");
         self.by_name.remove(&entry.topic);
@@ -161,8 +205,7 @@ impl Topics {
         if let Some(owner) = entry.owner {
             self.shares.give_back(owner);
         }
-        self.routes -= entry.targets.len();
-        entry.targets.iter().filter(|t| t.announced).map(|t| t.subscription).collect()
+        Some(entry)
     }
 
     /// The topic with the number `id`, which must be in use.
@@ -177,25 +220,25 @@ impl Topics {
         self.table[id as usize].as_mut().expect("a topic in use is in the table")
     }
 
-    /// Adds a subscription.
+    /// Adds a subscription of a connection of the user `uid`.
     ///
     /// # Errors
     ///
-    /// At the limit of subscriptions or of routes.
+    /// At the limit of subscriptions.
     pub(crate) fn subscribe(
         &mut self,
-        owner: u32,
+        (owner, uid): (u32, Uid),
         pattern: Pattern,
         policy: DeliveryPolicy,
         capacity: u32,
-    ) -> Result<Key, LimitReached> {
-        let topics: Vec<TopicId> = self.matching(&pattern).collect();
-        if self.routes + topics.len() > self.most_routes {
-            return Err(LimitReached::Routes);
-        }
+        now: u64,
+    ) -> Result<Key, TooManySubscriptions> {
+        let user = self.subscriber(uid, now);
         let subscription = Subscription {
             owner,
-            pattern,
+            user,
+            place: 0,
+            pattern: pattern.clone(),
             policy,
             credit: capacity,
             capacity,
@@ -205,53 +248,191 @@ impl Topics {
             grace: Grace::default(),
             overflow: None,
         };
-        let key = self.subscriptions.insert(subscription).ok_or(LimitReached::Subscriptions)?;
-        self.all.push(key);
-        self.routes += topics.len();
-        for id in topics {
-            self.entry_mut(id).targets.push(Target { subscription: key, announced: false });
+        let key = self.subscriptions.insert(subscription).ok_or(TooManySubscriptions)?;
+        let place = self.subscribers[user].patterns.insert(&pattern, key);
+        if let Some(subscription) = self.subscriptions.get_mut(key) {
+            subscription.place = place;
         }
+        self.changed(user);
         Ok(key)
     }
 
-    fn matching(&self, pattern: &Pattern) -> impl Iterator<Item = TopicId> {
-        let matches = |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| pattern.matches(&entry.topic));
-        self.table.iter().enumerate().filter(move |(_, entry)| matches(entry)).map(|(id, _)| id as TopicId)
+    /// The index of a user.
+    fn subscriber(&mut self, uid: Uid, now: u64) -> usize {
+        self.subscribers.iter().position(|subscriber| subscriber.uid == uid).unwrap_or_else(|| {
+            self.subscribers.push(Subscriber {
+                uid,
+                account: WorkAccount::new(self.work, now),
+                patterns: PatternIndex::default(),
+                changed: 0,
+                missed_on: Vec::new(),
+                forget_at: 0,
+            });
+            self.subscribers.len() - 1
+        })
+    }
+
+    fn changed(&mut self, user: usize) {
+        self.changes += 1;
+        self.subscribers[user].changed = self.changes;
     }
 
     /// Removes a subscription.
     pub(crate) fn unsubscribe(&mut self, key: Key) -> Option<Subscription> {
+        let user = self.subscriptions.get(key)?.user;
+        // What it has missed is counted while it is on the lists.
+        self.count_all_missed(user);
         let subscription = self.subscriptions.remove(key)?;
-        self.all.retain(|k| *k != key);
-        for id in self.matching(&subscription.pattern).collect::<Vec<_>>() {
-            self.forget_gone(id);
+        let moved = self.subscribers[user].patterns.remove(&subscription.pattern, subscription.place);
+        if let Some(moved) = moved.and_then(|moved| self.subscriptions.get_mut(moved)) {
+            moved.place = subscription.place;
         }
+        self.changed(user);
         Some(subscription)
     }
 
-    /// Removes many subscriptions; unknown keys are ignored.
-    pub(crate) fn unsubscribe_all(&mut self, keys: &[Key]) {
-        if let [key] = keys {
-            self.unsubscribe(*key);
-            return;
-        }
-        if keys.iter().filter_map(|key| self.subscriptions.remove(*key)).count() == 0 {
-            return;
-        }
-        let subscriptions = &self.subscriptions;
-        self.all.retain(|key| subscriptions.get(*key).is_some());
-        for id in 0..self.table.len() {
-            self.forget_gone(id as TopicId);
+    /// Brings the lists of a topic up to date.
+    #[inline]
+    pub(crate) fn find_targets(&mut self, id: TopicId) {
+        if self.entry(id).seen != self.changes {
+            self.find_changed(id);
         }
     }
 
-    /// Removes ended subscriptions from a topic.
-    fn forget_gone(&mut self, id: TopicId) {
-        let Topics { table, subscriptions, routes, .. } = self;
-        let Some(entry) = &mut table[id as usize] else { return };
-        let before = entry.targets.len();
-        entry.targets.retain(|target| subscriptions.get(target.subscription).is_some());
-        *routes -= before - entry.targets.len();
+    #[cold]
+    fn find_changed(&mut self, id: TopicId) {
+        let count = self.subscribers.len();
+        let entry = self.entry_mut(id);
+        entry.targets.resize_with(count.max(entry.targets.len()), Targets::default);
+        for user in 0..count {
+            if self.entry(id).targets[user].seen == self.subscribers[user].changed {
+                continue;
+            }
+            self.count_missed(id, user);
+            self.forget_targets(id, user);
+            let subscriber = &mut self.subscribers[user];
+            let entry = self.table[id as usize].as_mut().expect("a topic in use is in the table");
+            let targets = &mut entry.targets[user];
+            let visited = subscriber.patterns.find(&entry.topic, &mut targets.subscriptions);
+            subscriber.account.pay(TARGET_NS * (visited + targets.subscriptions.len()) as u64);
+            targets.seen = subscriber.changed;
+            let blocks =
+                |key: &&Key| self.subscriptions.get(**key).is_some_and(|found| found.policy == DeliveryPolicy::Block);
+            targets.blocks = targets.subscriptions.iter().find(blocks).copied();
+            let (uid, count) = (subscriber.uid, targets.subscriptions.len());
+            self.charge_routes(id, (user, uid), count);
+        }
+        self.entry_mut(id).seen = self.changes;
+    }
+
+    /// Charges the user with the pairs of a new list. Beyond its share, lists of other topics are forgotten.
+    fn charge_routes(&mut self, id: TopicId, (user, uid): (usize, Uid), count: usize) {
+        let mut looked = 0;
+        while self.routes.take_many(uid, count).is_err() {
+            if looked == self.table.len() {
+                // Longer than all the user may have: it is needed now, and goes with the next list.
+                self.routes.exceed(uid, count);
+                return;
+            }
+            looked += 1;
+            let at = self.subscribers[user].forget_at % self.table.len();
+            self.subscribers[user].forget_at = at + 1;
+            if at != id as usize && self.table[at].is_some() {
+                self.count_missed(at as TopicId, user);
+                self.forget_targets(at as TopicId, user);
+            }
+        }
+    }
+
+    /// Forgets one user's list of a topic; it is found anew with the next publish.
+    fn forget_targets(&mut self, id: TopicId, user: usize) {
+        let uid = self.subscribers[user].uid;
+        let entry = self.entry_mut(id);
+        let Some(targets) = entry.targets.get_mut(user) else { return };
+        let forgotten = std::mem::take(targets).subscriptions.len();
+        entry.seen = 0;
+        self.routes.give_back_many(uid, forgotten);
+    }
+
+    /// The turn of one user's subscriptions with a message of `publisher`. A user pays for decisions about the messages
+    /// of others.
+    #[inline]
+    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Option<Uid>, now: u64) -> Turn {
+        let targets = &self.entry(id).targets[user];
+        let (count, blocks, has_missed) = (targets.subscriptions.len(), targets.blocks, targets.missed > 0);
+        if count == 0 {
+            return Turn::Decide;
+        }
+        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
+        if Some(*uid) != publisher {
+            if !account.has_time(self.work, now) {
+                return blocks.map_or(Turn::PassOver, |block| Turn::Wait(block, account.next(self.work)));
+            }
+            account.pay(TARGET_NS * count as u64);
+        }
+        if has_missed {
+            self.count_missed(id, user);
+        }
+        Turn::Decide
+    }
+
+    /// A message is dropped for all subscriptions of the user that match; counted at each of them later.
+    pub(crate) fn miss(&mut self, id: TopicId, user: usize) {
+        let Some(targets) = self.entry_mut(id).targets.get_mut(user) else { return };
+        targets.missed = targets.missed.saturating_add(1);
+        if targets.missed == 1 {
+            self.subscribers[user].missed_on.push(id);
+        }
+    }
+
+    /// Whether a message was dropped for all subscriptions of a user, and that is not settled.
+    #[inline]
+    pub(crate) fn has_missed(&self) -> bool {
+        !self.counted.is_empty() || self.subscribers.iter().any(|subscriber| !subscriber.missed_on.is_empty())
+    }
+
+    /// A connection that has ended does not know the topic any more.
+    pub(crate) fn forget_known(&mut self, id: TopicId, connection: u32) {
+        if let Some(entry) = self.table.get_mut(id as usize).and_then(Option::as_mut) {
+            entry.known.remove(connection);
+        }
+    }
+
+    /// Counts what was dropped for all subscriptions of a user at each of them, if the user's account has time.
+    pub(crate) fn count_missed_of_all(&mut self, now: u64) {
+        for user in 0..self.subscribers.len() {
+            if self.subscribers[user].account.has_time(self.work, now) {
+                self.count_all_missed(user);
+            }
+        }
+    }
+
+    /// When the next can be counted; `None`: all are.
+    pub(crate) fn next_count(&self) -> Option<u64> {
+        let waits = self.subscribers.iter().filter(|subscriber| !subscriber.missed_on.is_empty());
+        waits.map(|subscriber| subscriber.account.next(self.work)).min()
+    }
+
+    fn count_all_missed(&mut self, user: usize) {
+        while let Some(id) = self.subscribers[user].missed_on.pop() {
+            self.count_missed(id, user);
+        }
+    }
+
+    /// Counts what was dropped for all of the user's subscriptions on a topic at each of them.
+    fn count_missed(&mut self, id: TopicId, user: usize) {
+        let Topics { table, subscribers, subscriptions, counted, .. } = self;
+        // The topic may be gone.
+        let targets = table[id as usize].as_mut().and_then(|entry| entry.targets.get_mut(user));
+        let Some(targets) = targets.filter(|targets| targets.missed > 0) else { return };
+        let missed = std::mem::take(&mut targets.missed);
+        subscribers[user].account.pay(TARGET_NS * targets.subscriptions.len() as u64);
+        for key in &targets.subscriptions {
+            if let Some(subscription) = subscriptions.get_mut(*key) {
+                subscription.dropped = subscription.dropped.saturating_add(missed);
+                counted.push((subscription.owner, subscription.policy, missed));
+            }
+        }
     }
 
     /// The number of topics.
@@ -261,71 +442,4 @@ impl Topics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn topic(name: &str) -> Topic {
-        name.parse().unwrap()
-    }
-
-    fn topics(most: usize, most_routes: usize) -> Topics {
-        Topics::new(Shares::new(most, 100), most_routes)
-    }
-
-    fn targets(topics: &Topics, id: TopicId) -> Vec<Key> {
-        topics.entry(id).targets.iter().map(|t| t.subscription).collect()
-    }
-
-    fn subscribe(topics: &mut Topics, pattern: &str) -> Key {
-        topics.subscribe(0, pattern.parse().unwrap(), DeliveryPolicy::Block, 10).unwrap()
-    }
-
-    #[test]
-    fn subscriptions_find_topics_whichever_comes_first() {
-        let mut topics = topics(10, 100);
-        let before = subscribe(&mut topics, "a.>");
-        let id = topics.intern(&topic("a.b"), Some(7)).unwrap();
-        let after = subscribe(&mut topics, "a.*");
-        subscribe(&mut topics, "b.>");
-        assert_eq!(targets(&topics, id), [before, after]);
-        topics.unsubscribe(before);
-        assert_eq!(targets(&topics, id), [after]);
-        assert!(topics.unsubscribe(before).is_none());
-    }
-
-    #[test]
-    fn a_topic_goes_with_its_last_user_and_tells_who_knew_it() {
-        let mut topics = topics(1, 100);
-        let (knows, other) = (subscribe(&mut topics, "a"), subscribe(&mut topics, ">"));
-        let id = topics.intern(&topic("a"), Some(7)).unwrap();
-        assert_eq!(topics.intern(&topic("a"), Some(7)), Ok(id));
-        assert_eq!(topics.intern(&topic("b"), Some(7)), Err(LimitReached::Topics(ShareReached { user: 7, most: 1 })));
-        topics.entry_mut(id).targets[0].announced = true;
-        assert_eq!(topics.release(id), []);
-        assert_eq!(topics.release(id), [knows]);
-        let id = topics.intern(&topic("b"), Some(7)).unwrap();
-        assert_eq!(targets(&topics, id), [other]);
-        topics.unsubscribe(other).unwrap();
-        assert_eq!((targets(&topics, id).len(), topics.len()), (0, 1));
-    }
-
-    #[test]
-    fn routes_are_counted_and_bounded_and_go_with_either_side() {
-        let mut topics = topics(100, 6);
-        let keys: Vec<Key> = (0..3).map(|_| subscribe(&mut topics, ">")).collect();
-        let (a, b) = (topics.intern(&topic("a"), Some(7)).unwrap(), topics.intern(&topic("b"), Some(7)).unwrap());
-        assert_eq!(topics.routes, 6);
-        assert_eq!(topics.intern(&topic("c"), Some(7)), Err(LimitReached::Routes));
-        assert_eq!(topics.shares.held_by(7), 2, "what is refused is not charged");
-        let full = topics.subscribe(0, "a".parse().unwrap(), DeliveryPolicy::Block, 10);
-        assert_eq!(full, Err(LimitReached::Routes));
-        let news = topics.intern(&Topic::parse_system("$sys.news").unwrap(), None).unwrap();
-        topics.release(news);
-        topics.unsubscribe_all(&[keys[0], keys[2], keys[0]]);
-        assert_eq!((targets(&topics, a), targets(&topics, b), topics.routes), (vec![keys[1]], vec![keys[1]], 2));
-        topics.release(a);
-        assert_eq!(topics.routes, 1);
-        topics.unsubscribe_all(&keys);
-        assert_eq!((topics.routes, topics.all.len(), topics.subscriptions.len()), (0, 0, 0));
-    }
-}
+mod tests;

@@ -17,6 +17,7 @@ use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
 use crate::broker::supervision::fault;
 use crate::logic::routing::arena::Key;
+use crate::logic::routing::bits::BitSet;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};
@@ -74,6 +75,8 @@ pub(super) struct Egress {
     /// Publishers whose bulk lane is parked on this connection.
     pub(super) waiters: Vec<u32>,
     pub(super) subscriptions: Vec<Key>,
+    /// The topics whose names it has received.
+    pub(super) known: BitSet,
     /// When a batch for this client ended last.
     pub(super) active_at: u64,
     pub(super) messages: u64,
@@ -103,6 +106,7 @@ impl Egress {
             has_new: false,
             waiters: Vec::new(),
             subscriptions: Vec::new(),
+            known: BitSet::default(),
             active_at: 0,
             messages: 0,
             bytes: 0,
@@ -351,8 +355,13 @@ impl Egresses {
 
     /// A message for the client of `key` was dropped.
     pub(super) fn missed(&mut self, key: u32) {
+        self.missed_many(key, 1);
+    }
+
+    /// So many messages for the client of `key` were dropped.
+    pub(super) fn missed_many(&mut self, key: u32, count: u64) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        egress.dropped += 1;
+        egress.dropped += count;
         if egress.drops == DropNotice::None {
             egress.drops = DropNotice::Scheduled;
             self.missed.push(key);

@@ -5,7 +5,7 @@ use super::{Egress, Egresses};
 use crate::broker::router::counters::Counters;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::drop_oldest::{Added, Bounds};
-use crate::logic::routing::topics::Topics;
+use crate::logic::routing::topics::{TopicId, Topics};
 use crate::shm::ring::Payload;
 use crate::shm::words::read_bytes;
 use crate::wire::record::{Flags, Header};
@@ -15,7 +15,7 @@ impl Egresses {
     pub(in crate::broker::router) fn queue(
         &mut self,
         subscription: Key,
-        (target, cost): (usize, u32),
+        cost: u32,
         header: &Header,
         payload: Payload<'_>,
         (topics, counters): (&mut Topics, &mut Counters),
@@ -35,7 +35,7 @@ impl Egresses {
             Payload::Bytes(from) => to.copy_from_slice(from),
             Payload::Words(_, words) => read_bytes(words, to),
         };
-        let added = overflow.add(header, (target, cost, payload.len() as usize), fill, bounds, |gone| {
+        let added = overflow.add(header, (cost, payload.len() as usize), fill, bounds, |gone| {
             work.unused.push(gone.id2);
             dropped += 1;
         });
@@ -65,6 +65,14 @@ impl Egresses {
     pub(in crate::broker::router) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
         owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
+    }
+
+    /// The client of `key` receives the name of a topic.
+    #[inline]
+    pub(in crate::broker::router) fn knows(&mut self, key: u32, topic: TopicId) {
+        if let Some(egress) = self.get_mut(key) {
+            egress.known.insert(topic);
+        }
     }
 
     /// A record was placed for the client of `key`.

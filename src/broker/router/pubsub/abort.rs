@@ -85,7 +85,7 @@ impl PubSub {
                 let Some(published) = ingress.topics.get(header.id) else { return };
                 let (topic, seq, origin) = (published.topic, header.seq.max(published.sent), ingress.info.id);
                 let (total, len, flags) = (header.total, record.len, header.flags);
-                self.skip_rest(ports, key, header.id, &Message { topic, origin, seq, total, len, flags });
+                self.skip_rest(ports, key, header.id, &Message { topic, origin, user: None, seq, total, len, flags });
             }
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
             Work::Express(..) | Work::Done(_) => return,

@@ -14,8 +14,6 @@ use crate::wire::record::{Header, Kind};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chosen {
     pub(super) subscription: Key,
-    /// Its index among the topic's targets.
-    pub(super) target: usize,
     pub(super) gets_it: bool,
     pub(super) announce: bool,
     /// A `drop_oldest` subscription: messages without space are queued.
@@ -46,9 +44,14 @@ impl Chosen {
     pub(super) fn name(&self, topic: TopicId, owner: u32, topics: &mut Topics, egresses: &mut Egresses) {
         if self.announce {
             let entry = topics.entry_mut(topic);
+            if entry.known.contains(owner) {
+                // By another subscription of the same connection.
+                return;
+            }
             let announce = Header { id: topic, ..Header::new(Kind::TopicName) };
             egresses.push_planned(owner, &announce, Payload::Bytes(entry.topic.as_str().as_bytes()));
-            entry.targets[self.target].announced = true;
+            egresses.knows(owner, topic);
+            entry.known.insert(owner);
         }
     }
 
@@ -70,6 +73,6 @@ impl Chosen {
     ) {
         let header = message.deliver(self.subscription, 0);
         let (topics, egresses, counters) = router;
-        egresses.queue(self.subscription, (self.target, self.cost), &header, payload, (topics, counters), work);
+        egresses.queue(self.subscription, self.cost, &header, payload, (topics, counters), work);
     }
 }

@@ -10,6 +10,7 @@ use crate::broker::router::journal::Timer;
 use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
 use crate::logic::routing::grace::Lack;
+use crate::logic::shares::Uid;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
@@ -19,7 +20,7 @@ const NOTICE_DELAY_NS: u64 = 50_000_000;
 impl PubSub {
     /// Whether a message waits for a subscription that would drop it: for the grace, if its client reads.
     #[cold]
-    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports) -> Result<(), Wait> {
+    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports, user: Option<Uid>) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
         for chosen in self.chosen.iter().filter(|chosen| !chosen.gets_it) {
             let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };
@@ -27,7 +28,9 @@ impl PubSub {
                 Lack::Credit => subscription.given,
                 Lack::Space => ports.egresses.consumed(subscription.owner),
             };
-            if let Some(until) = subscription.grace.wait(now, chosen.lack, taken, grace) {
+            if let Some(until) = subscription.grace.wait(now, chosen.lack, taken, grace)
+                && ports.may_wait(user, subscription.owner)
+            {
                 return Err(Wait { on: subscription.owner, until: Some(until) });
             }
         }
@@ -48,18 +51,51 @@ impl PubSub {
             let notice = Header { id: header.id, dropped: found.dropped, ..Header::new(Kind::Dropped) };
             ports.egresses.send(key, &notice, Payload::EMPTY);
         }
-        ports.retry_waiters(key);
+        // Credit that is not owed makes no room.
+        if given > 0 {
+            ports.retry_waiters(key);
+        }
     }
 
     /// Sets the timer of the notice for connections that have missed their first message.
     #[inline]
     pub(in crate::broker::router) fn watch_drops(&mut self, ports: &mut Ports) {
+        if self.topics.has_missed() {
+            self.watch_missed(ports);
+        }
         while let Some(key) = ports.egresses.missed.last().copied() {
             if let Some(id) = ports.ingress(key).map(|ingress| ingress.info.id) {
                 ports.wheel.set(ports.now + NOTICE_DELAY_NS, Timer::Drops(key, id));
             }
             ports.egresses.missed.pop();
         }
+    }
+
+    /// What was dropped for all subscriptions of a user is counted at each of them, now or when the user's account has
+    /// time for that.
+    #[cold]
+    fn watch_missed(&mut self, ports: &mut Ports) {
+        if !self.counts
+            && let Some(next) = self.topics.next_count()
+        {
+            ports.wheel.set(next.max(ports.now + NOTICE_DELAY_NS), Timer::Missed);
+            self.counts = true;
+        }
+        while let Some((key, policy, count)) = self.topics.counted.pop() {
+            ports.counters.dropped[policy as usize] += u64::from(count);
+            ports.egresses.missed_many(key, u64::from(count));
+        }
+    }
+
+    /// There is no timer to count.
+    pub(in crate::broker::router) fn forget_count(&mut self) {
+        self.counts = false;
+    }
+
+    /// The time to count has come.
+    pub(in crate::broker::router) fn count_missed(&mut self, ports: &mut Ports) {
+        self.counts = false;
+        self.topics.count_missed_of_all(ports.now);
     }
 
     /// The notice to the connection `key` is due, if it is still the one with this id.

@@ -29,6 +29,10 @@ pub(super) struct PubSub {
     topics: Topics,
     /// The decision for each subscription of the current message.
     chosen: Vec<Chosen>,
+    /// The users whose subscriptions do not get the current message, because their account is overdrawn.
+    passed_over: Vec<usize>,
+    /// A timer is set to count what was dropped so.
+    counts: bool,
     overflow: OverflowWork,
     /// The sequence number of the broker's own last message.
     system_sent: u64,
@@ -37,13 +41,16 @@ pub(super) struct PubSub {
 impl PubSub {
     pub(super) fn new(settings: &Settings) -> PubSub {
         let shares = Shares::new(settings.max_topics, settings.user_share_percent);
-        let topics = Topics::new(shares, settings.max_routes);
-        PubSub { topics, chosen: Vec::new(), overflow: OverflowWork::default(), system_sent: 0 }
+        let routes = Shares::new(settings.max_routes, settings.user_share_percent);
+        let topics = Topics::new(shares, routes, settings.user_work);
+        let (chosen, passed_over) = (Vec::new(), Vec::new());
+        PubSub { topics, chosen, passed_over, counts: false, overflow: OverflowWork::default(), system_sent: 0 }
     }
 
     /// Applies other limits from now on; existing topics stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.topics.adopt(settings.max_topics, settings.user_share_percent, settings.max_routes);
+        let Settings { max_topics, max_routes, user_share_percent, user_work, .. } = *settings;
+        self.topics.adopt(max_topics, max_routes, user_share_percent, user_work);
     }
 
     pub(super) fn topics(&self) -> &Topics {

@@ -97,19 +97,18 @@ impl PubSub {
         let Ports { egresses, journal, .. } = ports;
         let PubSub { topics, .. } = self;
         let overflow = topics.subscriptions.get(subscription).and_then(|found| found.overflow.as_ref());
-        let Some((header, _, hint)) = overflow.and_then(|overflow| overflow.next(slot_size)) else { return true };
+        let Some((header, _)) = overflow.and_then(|overflow| overflow.next(slot_size)) else { return true };
         let entry = topics.entry_mut(header.id2);
-        let is_it = |at: &usize| entry.targets.get(*at).is_some_and(|target| target.subscription == subscription);
-        let at = Some(hint).filter(is_it).or_else(|| (0..entry.targets.len()).find(is_it));
-        if let Some(target) = at.and_then(|at| entry.targets.get_mut(at)).filter(|target| !target.announced) {
+        if !entry.known.contains(key) {
             let announce = Header { id: header.id2, ..Header::new(Kind::TopicName) };
             if !egresses.place(key, &announce, Payload::Bytes(entry.topic.as_str().as_bytes())) {
                 return false;
             }
-            target.announced = true;
+            egresses.knows(key, header.id2);
+            entry.known.insert(key);
         }
         let Some(found) = topics.subscriptions.get(subscription) else { return true };
-        let Some((header, payload, _)) = found.overflow.as_ref().and_then(|overflow| overflow.next(slot_size)) else {
+        let Some((header, payload)) = found.overflow.as_ref().and_then(|overflow| overflow.next(slot_size)) else {
             return true;
         };
         let header = Header { dropped: found.dropped, ..header };

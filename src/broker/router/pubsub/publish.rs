@@ -12,8 +12,9 @@ use crate::broker::router::journal::Work;
 use crate::broker::router::message::{Message, Wait};
 use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
+use crate::logic::routing::arena::Key;
 use crate::logic::routing::grace::Lack;
-use crate::logic::routing::topics::TopicId;
+use crate::logic::routing::topics::{TopicId, Turn};
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -93,6 +94,7 @@ impl PubSub {
         let message = Message {
             topic: published.topic,
             origin: ingress.info.id,
+            user: Some(ingress.info.peer.uid),
             seq: header.seq,
             total,
             len,
@@ -121,15 +123,33 @@ impl PubSub {
     #[inline]
     pub(super) fn decide(&mut self, ports: &mut Ports, message: &Message, at_last: bool) -> Result<(), Wait> {
         self.chosen.clear();
+        self.passed_over.clear();
         ports.egresses.start_plan();
-        let entry = self.topics.entry(message.topic);
+        self.topics.find_targets(message.topic);
         let mut any_lacks = false;
+        for user in 0..self.topics.entry(message.topic).targets.len() {
+            match self.topics.turn(message.topic, user, message.user, ports.now) {
+                Turn::Decide => any_lacks |= self.decide_for(ports, message, user, at_last)?,
+                Turn::PassOver => self.passed_over.push(user),
+                Turn::Wait(subscription, next) => {
+                    self.wait_for_time(ports, message, (user, subscription, next), at_last)?
+                }
+            }
+        }
+        if any_lacks && !at_last { self.wait_for_readers(ports, message.user) } else { Ok(()) }
+    }
+
+    /// The same for the subscriptions of one user. Returns whether any cannot get the message.
+    #[inline]
+    fn decide_for(&mut self, ports: &mut Ports, message: &Message, user: usize, at_last: bool) -> Result<bool, Wait> {
+        let mut any_lacks = false;
+        let entry = self.topics.entry(message.topic);
         let (name, slot_size) = (entry.topic.as_str().len() as u32, ports.settings.geometry.slot_size());
-        for (at, target) in entry.targets.iter().enumerate() {
-            let Some(subscription) = self.topics.subscriptions.get(target.subscription) else { continue };
+        for key in &entry.targets[user].subscriptions {
+            let Some(subscription) = self.topics.subscriptions.get(*key) else { continue };
             let cost = message_cost(message.total, slot_size, subscription.capacity);
             let has_credit = subscription.credit >= cost;
-            let announce = !target.announced;
+            let announce = !entry.known.contains(subscription.owner);
             // In the order of the pushes, name first, because the order decides whether both fit.
             let lengths = [name, message.len];
             let is_behind = subscription.overflow.as_ref().is_some_and(|overflow| overflow.has_whole());
@@ -140,11 +160,37 @@ impl PubSub {
             }
             any_lacks |= !gets_it;
             let lack = if has_credit { Lack::Space } else { Lack::Credit };
-            let (keeps, subscription) = (subscription.policy == DeliveryPolicy::DropOldest, target.subscription);
-            let chosen = Chosen { subscription, target: at, gets_it, announce, keeps, cost, lack };
-            self.chosen.push(chosen);
+            let keeps = subscription.policy == DeliveryPolicy::DropOldest;
+            self.chosen.push(Chosen { subscription: *key, gets_it, announce, keeps, cost, lack });
         }
-        if any_lacks && !at_last { self.wait_for_readers(ports) } else { Ok(()) }
+        Ok(any_lacks)
+    }
+
+    /// The account of a user with a subscription that makes publishers wait is overdrawn. They wait until it is not, or
+    /// as long as others may wait for this user (`logic::patience`); then its subscriptions are evicted.
+    #[cold]
+    fn wait_for_time(
+        &mut self,
+        ports: &mut Ports,
+        message: &Message,
+        (user, subscription, next): (usize, Key, u64),
+        at_last: bool,
+    ) -> Result<(), Wait> {
+        let Some(found) = self.topics.subscriptions.get(subscription) else { return Ok(()) };
+        if at_last {
+            let lacks = |key: &Key| Chosen {
+                subscription: *key,
+                gets_it: false,
+                announce: false,
+                keeps: false,
+                cost: 0,
+                lack: Lack::Credit,
+            };
+            self.chosen.extend(self.topics.entry(message.topic).targets[user].subscriptions.iter().map(lacks));
+            return Ok(());
+        }
+        let on = found.owner;
+        Err(Wait { on, until: ports.may_wait(message.user, on).then_some(next) })
     }
 
     /// Delivers the first record of a message to the chosen subscriptions; continues where the journal stands.
@@ -158,7 +204,7 @@ impl PubSub {
         message: &Message,
     ) {
         let Ports { ingresses, egresses, counters, journal, .. } = ports;
-        let PubSub { topics, chosen, overflow, .. } = self;
+        let PubSub { topics, chosen, passed_over, overflow, .. } = self;
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         if journal.step == 0 && journal.before.is_none() {
@@ -190,6 +236,7 @@ impl PubSub {
             }
             journal.stepped();
         }
+        passed_over.drain(..).for_each(|user| topics.miss(message.topic, user));
         counters.published += 1;
         counters.unmatched += u64::from(chosen.is_empty());
         ingress.messages += 1;
@@ -259,6 +306,7 @@ impl PubSub {
                 let message = Message {
                     topic: partial.topic,
                     origin: ingress.info.id,
+                    user: Some(ingress.info.peer.uid),
                     seq: partial.seq,
                     total: partial.total,
                     len: record.len,
@@ -267,7 +315,7 @@ impl PubSub {
                 let deliver = message.deliver(*subscription, found.dropped);
                 if found.puts_together(ingress.info.id) {
                     let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
-                    egresses.queue(*subscription, (0, cost), &deliver, payload, (topics, counters), overflow);
+                    egresses.queue(*subscription, cost, &deliver, payload, (topics, counters), overflow);
                     fault::point("router.queued", journal.step as u64);
                 } else {
                     egresses.push_planned(found.owner, &deliver, payload);
@@ -299,15 +347,25 @@ impl PubSub {
 
     /// Releases a topic. When it has no user left, subscribers that know its number are notified.
     pub(in crate::broker::router) fn release_topic(&mut self, ports: &mut Ports, topic: TopicId) {
-        for subscription in self.topics.release(topic) {
+        let Some(gone) = self.topics.release(topic) else { return };
+        for key in gone.known.iter() {
+            if let Some(egress) = ports.egresses.get_mut(key) {
+                egress.known.remove(topic);
+            }
             // A connection with a long backlog gets no notice: a new topic with that number is announced before its
             // use.
-            if let Some(found) = self.topics.subscriptions.get(subscription)
-                && ports.egresses.takes_calls(found.owner)
-            {
+            if ports.egresses.takes_calls(key) {
                 let gone = Header { id: topic, ..Header::new(Kind::TopicGone) };
-                ports.egresses.send(found.owner, &gone, Payload::EMPTY);
+                ports.egresses.send(key, &gone, Payload::EMPTY);
             }
+        }
+    }
+
+    /// The connection `key` ends: its successor under this key knows no topic.
+    pub(in crate::broker::router) fn forget_known(&mut self, ports: &mut Ports, key: u32) {
+        let Some(egress) = ports.egresses.get_mut(key) else { return };
+        for topic in std::mem::take(&mut egress.known).iter() {
+            self.topics.forget_known(topic, key);
         }
     }
 
@@ -335,7 +393,8 @@ impl PubSub {
         self.system_sent += 1;
         let bytes = &text.as_bytes()[..text.len().min(ports.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
-        let message = Message { topic: id, origin: 0, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
+        let message =
+            Message { topic: id, origin: 0, user: None, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(ports, &message, true).is_ok() {
             let Ports { egresses, counters, .. } = ports;
             let PubSub { topics, chosen, overflow, .. } = self;

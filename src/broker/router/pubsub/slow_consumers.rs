@@ -23,28 +23,31 @@ impl PubSub {
     /// The timeout of the bulk lane of `key` has passed: evicts the `block` subscriptions for which it waits. `drop_*`
     /// subscriptions, which make only a begun message wait, lose the message.
     pub(in crate::broker::router) fn waited_too_long(&mut self, ports: &mut Ports, key: u32) {
-        let Some(ingress) = ports.ingresses[key as usize].as_deref_mut() else { return };
-        if let Some(parked) = ingress.parked.filter(|parked| parked.is_grace) {
-            ingress.parked = None;
+        let Some(ingress) = ports.ingress(key) else { return };
+        if ingress.parked.is_none_or(|parked| ports.now < parked.until) {
+            // The lane goes on, or was parked anew, since this timer was due.
+            return;
+        }
+        let Some(parked) = ports.take_parked(key) else { return };
+        if parked.is_grace {
             if let Some(egress) = ports.egresses.get_mut(parked.on) {
                 egress.waiters.retain(|waiter| *waiter != key);
             }
             ports.schedule.wake(key);
             return;
         }
-        let timeout = ports.settings.slow_consumer_timeout;
-        if ingress.waiting_on.is_some_and(|(_, since)| ports.now < since + timeout) {
-            // The lane was parked anew since this timer was due.
-            return;
+        if let Some(ingress) = ports.ingress_mut(key) {
+            ingress.waiting_on = None;
         }
-        let Some(parked) = ingress.parked.take() else { return };
-        ingress.waiting_on = None;
         if let Some(egress) = ports.egresses.get_mut(parked.on) {
             egress.waiters.retain(|waiter| *waiter != key);
         }
         ports.schedule.wake(key);
         if parked.on == NO_CONNECTION {
             return;
+        }
+        if let Some(process) = ports.process(parked.on) {
+            ports.patience.timed_out(process, ports.now);
         }
         for subscription in self.blocking_subscriptions(ports, key, &parked) {
             match self.topics.subscriptions.get(subscription).map(|found| found.policy) {
@@ -72,7 +75,13 @@ impl PubSub {
                 let found = self.topics.subscriptions.get(*s);
                 found.is_some_and(|s| s.owner == parked.on && s.policy == DeliveryPolicy::Block)
             };
-            return self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect();
+            let mut slow: Vec<Key> =
+                self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect();
+            // The ring may have got a lease just now. That is no progress of a client that has read nothing meanwhile.
+            if slow.is_empty() && ports.egresses.consumed(parked.on) == parked.consumed {
+                slow = self.chosen.iter().map(|c| c.subscription).filter(blocks).collect();
+            }
+            return slow;
         }
         let Ports { ingresses, egresses, .. } = ports;
         let PubSub { topics, .. } = self;

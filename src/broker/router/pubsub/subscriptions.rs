@@ -5,7 +5,7 @@ use crate::broker::router::connection::{ControlReply, gone, share_reached};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
 use crate::logic::routing::arena::{Key, MAX_SHORT};
-use crate::logic::routing::topics::LimitReached;
+use crate::logic::shares::ShareReached;
 use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -27,7 +27,7 @@ impl PubSub {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} topics")));
         }
         let owner = ingress.info.peer.uid;
-        let id = self.topics.intern(topic, Some(owner)).map_err(|full| too_many(ports, full))?;
+        let id = self.topics.intern(topic, Some(owner)).map_err(too_many_topics)?;
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: ingress.topics.assign(Published { topic: id, sent: 0 }) })
     }
@@ -42,7 +42,7 @@ impl PubSub {
         credit: u32,
     ) -> ControlReply {
         let most = ports.settings.max_subscriptions_per_connection;
-        let Some(egress) = ports.egresses.get(key) else { return Err(gone()) };
+        let (Some(egress), Some(ingress)) = (ports.egresses.get(key), ports.ingress(key)) else { return Err(gone()) };
         if egress.subscriptions.len() >= most {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} subscriptions")));
         }
@@ -51,8 +51,11 @@ impl PubSub {
             // At least one record of the largest size, so that no message is too large.
             credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
         };
-        let subscribed = self.topics.subscribe(key, pattern, policy, capacity);
-        let subscription = subscribed.map_err(|full| too_many(ports, full))?;
+        let owner = (key, ingress.info.peer.uid);
+        let subscribed = self.topics.subscribe(owner, pattern, policy, capacity, ports.now);
+        let subscription = subscribed.map_err(|_| {
+            (FailedCode::Limit, format!("the broker has reached its limit of {MAX_SHORT} subscriptions"))
+        })?;
         if let Some(egress) = ports.egresses.get_mut(key) {
             egress.subscriptions.push(subscription);
         }
@@ -88,19 +91,13 @@ impl PubSub {
         }
         let Some(egress) = ports.egresses.get_mut(key) else { return };
         // Each stays on the list until it has ended, so none is left if the router dies in between.
-        self.topics.unsubscribe_all(&egress.subscriptions);
+        for subscription in &egress.subscriptions {
+            self.topics.unsubscribe(*subscription);
+        }
         egress.subscriptions = Vec::new();
     }
 }
 
-fn too_many(ports: &Ports, full: LimitReached) -> (FailedCode, String) {
-    let what = match full {
-        LimitReached::Topics(reached) => return share_reached("topics", reached, "limits.max_topics"),
-        LimitReached::Subscriptions => format!("the broker has reached its limit of {MAX_SHORT} subscriptions"),
-        LimitReached::Routes => {
-            let most = ports.settings.max_routes;
-            format!("the broker has reached its limit of {most} routes (pairs of a topic and a subscription)")
-        }
-    };
-    (FailedCode::Limit, what)
+fn too_many_topics(reached: ShareReached) -> (FailedCode, String) {
+    share_reached("topics", reached, "limits.max_topics")
 }

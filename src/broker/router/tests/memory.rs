@@ -129,31 +129,19 @@ fn lease(egresses: &mut Egresses, key: u32) {
 
 #[test]
 fn many_topics_and_many_subscriptions_end_with_their_client_at_once() {
-    let mut router = Router::new(|config| config.limits.max_routes = 500_000);
+    let mut router = Router::new(|config| config.limits.max_routes = 5000);
     let (hog, other) = (router.connect(), router.connect());
     for n in 0..1000 {
         router.topic(&hog, &format!("t.{n}"));
     }
-    let mut subscriptions = 0;
-    loop {
+    for _ in 0..500 {
         let policy = DeliveryPolicy::DropOldest;
         let frame = ClientFrame::Subscribe { serial: 1, pattern: ">".parse().unwrap(), policy, credit: 0 };
-        match router.handle_request(&hog, frame) {
-            BrokerFrame::Subscribed { .. } => subscriptions += 1,
-            BrokerFrame::Failed { code, message, .. } => {
-                assert_eq!(code, crate::wire::control::FailedCode::Limit);
-                assert!(message.contains("limit of 500000 routes"), "{message}");
-                break;
-            }
-            frame => panic!("{frame:?}"),
-        }
+        assert!(matches!(router.handle_request(&hog, frame), BrokerFrame::Subscribed { .. }));
     }
-    assert_eq!(subscriptions, 500);
-    let frame = ClientFrame::Intern { serial: 1, kind: InternKind::Topic, name: "one.more".parse().unwrap() };
-    assert!(matches!(router.handle_request(&other, frame), BrokerFrame::Failed { .. }));
+    router.topic(&other, "one.more");
     router.state.client_ended(hog.key, hog.id);
     router.run();
     assert!(router.state.ports.ingress(hog.key).is_none());
-    assert_eq!((router.state.pubsub.topics().len(), router.state.pubsub.topics().subscriptions.len()), (0, 0));
-    router.topic(&other, "one.more");
+    assert_eq!((router.state.pubsub.topics().len(), router.state.pubsub.topics().subscriptions.len()), (1, 0));
 }
