@@ -37,11 +37,17 @@ pub struct Report {
     test: &'static str,
     rows: Vec<Row>,
     figures: serde_json::Map<String, Value>,
+    details: serde_json::Map<String, Value>,
 }
 
 impl Report {
     pub fn new(test: &'static str) -> Report {
-        Report { test, rows: Vec::new(), figures: serde_json::Map::new() }
+        Report { test, rows: Vec::new(), figures: serde_json::Map::new(), details: serde_json::Map::new() }
+    }
+
+    /// What only the JSON line has.
+    pub fn detail(&mut self, name: &str, value: Value) {
+        self.details.insert(name.to_owned(), value);
     }
 
     /// A criterion with its verdict.
@@ -96,6 +102,7 @@ impl Report {
             "debug": !MEASURES,
             "strict": is_strict(),
             "figures": self.figures,
+            "details": self.details,
             "criteria": criteria,
         });
         let _ = writeln!(std::io::stdout(), "{text}{line}");

@@ -256,6 +256,27 @@ impl Raw {
         self.control.frame().unwrap_or_else(|| panic!("closed instead of an answer to {frame:?}"))
     }
 
+    /// Asks many things, 32 at a time, until the broker refuses one. Answers how many it granted.
+    #[track_caller]
+    pub(crate) fn ask_all<Q: FnOnce(u32) -> ClientFrame>(&mut self, questions: impl IntoIterator<Item = Q>) -> usize {
+        let (mut questions, mut granted) = (questions.into_iter(), 0);
+        loop {
+            let (mut bytes, mut asked) = (Vec::new(), 0);
+            for question in questions.by_ref().take(32) {
+                self.serial += 1;
+                asked += 1;
+                bytes.extend(question(self.serial).encode().expect("a frame"));
+            }
+            self.control.send(&bytes);
+            let replies = (0..asked).map(|_| self.control.frame().expect("a reply, not the end"));
+            let failed = replies.filter(|reply| matches!(reply, BrokerFrame::Failed { .. })).count();
+            granted += asked - failed;
+            if asked == 0 || failed > 0 {
+                return granted;
+            }
+        }
+    }
+
     /// Whether the broker has closed; frames that came before are lost. Does not wait.
     pub(crate) fn has_ended(&self) -> bool {
         let mut byte = [0; 4096];
@@ -399,16 +420,22 @@ impl Raw {
         None
     }
 
+    /// Takes the next record if it is there, and gives its cells back.
+    pub(crate) fn try_receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        let record = self.take()?;
+        self.set_word(word::EGRESS_CONSUMED, self.taken);
+        if self.word(word::EGRESS_SPACE) != 0 {
+            self.ring();
+        }
+        Some(record)
+    }
+
     /// Takes the next record, waits for it, and gives its cells back.
     #[track_caller]
     pub(crate) fn receive(&mut self) -> (Header, Vec<u8>) {
         let until = Instant::now() + DEADLINE;
         loop {
-            if let Some(record) = self.take() {
-                self.set_word(word::EGRESS_CONSUMED, self.taken);
-                if self.word(word::EGRESS_SPACE) != 0 {
-                    self.ring();
-                }
+            if let Some(record) = self.try_receive() {
                 return record;
             }
             assert!(Instant::now() < until, "no record within {DEADLINE:?}");

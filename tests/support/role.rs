@@ -10,7 +10,7 @@
 //! A child ends with its parent: it kills itself when its standard input does.
 
 use super::probe::note;
-use super::users::as_other_user;
+use super::users::{as_other_user, as_user};
 use super::{Broker, DEADLINE, command, wait_for_stop, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Write};
@@ -48,6 +48,13 @@ impl Child {
         let mut child = Child::run(program, broker, "child", role);
         child.hears("ready");
         child
+    }
+
+    /// The same by a copy of this test binary, as the user `uid`.
+    pub fn spawn_as(broker: &Broker, copy: &Path, uid: u32, test: &str, role: &str) -> Child {
+        let mut program = command(copy.to_str().unwrap());
+        as_user(&mut program, uid);
+        Child::run(program, broker, test, role)
     }
 
     fn run(mut program: Command, broker: &Broker, test: &str, role: &str) -> Child {
@@ -89,6 +96,11 @@ impl Child {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
+    /// Says something to it, if it is still there.
+    pub fn may_say(&mut self, line: &str) {
+        let _ = writeln!(self.stdin.as_mut().unwrap(), "{line}");
+    }
+
     /// Waits until it says something that begins with `word`; answers the rest.
     pub fn hears(&mut self, word: &str) -> String {
         self.hears_within(word, DEADLINE)
@@ -96,16 +108,27 @@ impl Child {
 
     /// The same for work that takes longer.
     pub fn hears_within(&mut self, word: &str, limit: Duration) -> String {
+        self.may_hear(word, limit).unwrap_or_else(|| panic!("waited for {word:?}; heard {:#?}", self.heard))
+    }
+
+    /// The same, or `None` if it says no such thing in time, or has ended.
+    pub fn may_hear(&mut self, word: &str, limit: Duration) -> Option<String> {
         let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("waited for {word:?}; heard {:#?}", self.heard));
+            let line = self.lines.recv_timeout(left).ok()?;
             if let Some(rest) = line.strip_prefix('@').and_then(|said| said.strip_prefix(word)) {
-                return rest.trim().to_owned();
+                return Some(rest.trim().to_owned());
             }
             self.heard.push(line);
         }
+    }
+
+    /// The last thing that it said and that began with `word`, of all that was passed over.
+    pub fn said(&mut self, word: &str) -> Option<String> {
+        self.heard.extend(self.lines.try_iter());
+        let mut said = self.heard.iter().filter_map(|line| line.strip_prefix('@')?.strip_prefix(word));
+        said.next_back().map(|rest| rest.trim().to_owned())
     }
 
     fn signal(&self, signal: Signal) {

@@ -23,7 +23,12 @@ pub fn open_folder(program: &str) -> (tempfile::TempDir, PathBuf) {
 
 /// The command runs as [`OTHER_USER`].
 pub fn as_other_user(command: &mut Command) {
-    command.uid(OTHER_USER).gid(OTHER_USER).current_dir("/");
+    as_user(command, OTHER_USER);
+}
+
+/// The command runs as the user `uid`.
+pub fn as_user(command: &mut Command, uid: u32) {
+    command.uid(uid).gid(uid).current_dir("/");
 }
 
 /// Whether this process is root's; if not, the test is skipped.
