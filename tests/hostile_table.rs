@@ -214,11 +214,11 @@ fn hostile_table() {
             report.not_measured("all rows", "attacker of another user", "only root can become another user");
             continue;
         }
+        let alone = MEASURES.then(|| run(&company, &ALONE, users, time));
         let control = run(&company, &CONTROL, users, time);
         let compared = control.figures.clone().unwrap_or_default();
-        let rows = [&ALONE].into_iter().filter(|_| MEASURES).chain(ROWS.iter().filter(chosen));
-        let outcomes = rows.map(|row| run(&company, row, users, time));
-        for outcome in std::iter::once(control).chain(outcomes) {
+        let outcomes = ROWS.iter().filter(chosen).map(|row| run(&company, row, users, time));
+        for outcome in alone.into_iter().chain([control]).chain(outcomes) {
             let name = format!("{} {}", users.name(), outcome.row.name);
             let line = outcome.line(&compared);
             note(&format!("{name:<28} {line}"));

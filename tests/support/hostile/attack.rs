@@ -38,6 +38,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("offers", names::offers),
     ("status-size", names::status_size),
     ("half-requests", calls::half_requests),
+    ("half-probes", calls::half_probes),
     ("no-credit", calls::no_credit),
     ("stopped-requester", calls::stopped_requester),
     ("tiny-deadlines", calls::tiny_deadlines),

@@ -1,7 +1,7 @@
 //! Attacks by requests.
 
 use super::attack::{Scene, many};
-use super::members::{BIG, ECHO, SLOW, WANTS_MUCH};
+use super::members::{BIG, ECHO, FAILS, SLOW, WANTS_MUCH};
 use crate::raw::{Lane, Raw, words};
 use crate::support::load::connect;
 use lapce_ipc::client::RequestOptions;
@@ -65,6 +65,13 @@ fn keep_outstanding(scene: &Scene, name: &str, count: usize, flags: Flags, total
 /// Requests whose bodies never come: as many as one responder may have outstanding.
 pub(crate) fn half_requests(scene: &Scene) {
     keep_outstanding(scene, "half-requests", many(1_024), Flags::FIRST, 2_000, &[0; 1_000]);
+}
+
+/// The service has failed; when its breaker tries it again, the probes are requests whose bodies never come.
+pub(crate) fn half_probes(scene: &Scene) {
+    let client = connect();
+    while !client.request(ECHO, FAILS).expect_err("it fails").is_breaker_open() {}
+    keep_outstanding(scene, "half-probes", 3, Flags::FIRST, 2_000, &[0; 1_000]);
 }
 
 /// Requests of a long reply, for which no credit comes.

@@ -7,7 +7,7 @@ use crate::support::criteria::quantile;
 use crate::support::ledger::{END, numbered};
 use crate::support::load::connect;
 use crate::support::role::{die, end_with_any_thread, heard, tell};
-use lapce_ipc::client::{Client, Error, RequestOptions};
+use lapce_ipc::client::{Client, Error, ReplyError, RequestOptions};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -19,6 +19,8 @@ pub(crate) const ECHO: &str = "pair.echo";
 pub(crate) const SLOW: &str = "pair.slow";
 /// A request that begins with this gets a reply of [`BIG`] bytes instead of its own.
 pub(crate) const WANTS_MUCH: &[u8] = b"much";
+/// A request that begins with this is one at which the service fails.
+pub(crate) const FAILS: &[u8] = b"fails";
 /// More than the credit of a call, which is 64 KiB.
 pub(crate) const BIG: usize = 200_000;
 /// How long a request of the pair may take.
@@ -200,7 +202,10 @@ fn responder() {
             let ended = echoes.run(|request| {
                 let payload = request.take_payload();
                 if payload.starts_with(WANTS_MUCH) {
-                    return Ok::<_, String>(vec![1; BIG]);
+                    return Ok(vec![1; BIG]);
+                }
+                if payload.starts_with(FAILS) {
+                    return Err(ReplyError::failed("as it was asked to"));
                 }
                 let word = |at: usize| payload.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().unwrap()));
                 if word(0) == OURS {

@@ -55,6 +55,10 @@ pub(crate) const ROWS: &[Row] = &[
     late("connections-all", "takes all connections"),
     also_in_debug(row("garbage", "garbage frames")),
     also_in_debug(row("half-requests", "requests whose bodies never come")),
+    Row {
+        keys: &[("circuit_breaker.timeout_secs", "1")],
+        ..row("half-probes", "the same, as the probes of a breaker that is half open")
+    },
     row("no-credit", "a requester that gives no credit for its reply"),
     row("stopped-requester", "a requester that is stopped within its reply"),
     row("tiny-deadlines", "deadlines of 1 ms at a service that takes 20 ms"),

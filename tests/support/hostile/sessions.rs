@@ -2,8 +2,9 @@
 
 use super::attack::{Scene, many};
 use crate::raw::{Control, Raw, hello};
-use lapce_ipc::wire::ClientFrame;
+use crate::support::role::tell;
 use lapce_ipc::wire::control::PROTOCOL_VERSION;
+use lapce_ipc::wire::{BrokerFrame, ClientFrame};
 use rustix::net::SendFlags;
 use std::io::{self, ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,12 +29,12 @@ pub(crate) fn come_and_go(scene: &Scene) {
 
 /// As many connections as the broker takes.
 pub(crate) fn connections_all(scene: &Scene) {
-    let mut raws = Vec::new();
-    while raws.len() < 1_000 {
+    let mut held = Vec::new();
+    while held.len() < 1_000 {
         let mut control = Control::connect(&scene.socket);
         control.say(&hello("connections"));
         match control.frame() {
-            Some(frame @ lapce_ipc::wire::BrokerFrame::Welcome { .. }) => raws.push((control, frame)),
+            Some(BrokerFrame::Welcome { .. }) => held.push(control),
             _ => break,
         }
     }
@@ -106,7 +107,7 @@ fn lingering() -> (TcpStream, TcpListener) {
     (stream, listener)
 }
 
-/// Passes descriptors whose close lingers, before and behind the Hello. The own copies stay until the end.
+/// Passes descriptors whose close lingers, before and behind the Hello.
 pub(crate) fn linger(scene: &Scene) {
     let mut kept = Vec::new();
     for _ in 0..4 {
@@ -118,19 +119,19 @@ pub(crate) fn linger(scene: &Scene) {
         let question = ClientFrame::Status { serial: 1 }.encode().expect("a frame");
         let second = raw.control.send_descriptors(&question, &[stream.as_fd()]).map_err(|error| error.kind());
         kept.push((early, raw, listener));
-        if (first, second) == (Err(ErrorKind::PermissionDenied), Err(ErrorKind::PermissionDenied)) {
-            // The kernel keeps them out: there is nothing to attack with, and our own close is not to wait.
-            rustix::net::sockopt::set_socket_linger(&stream, None).expect("its option");
-            crate::support::role::tell("note the kernel refuses descriptors");
-            break;
+        if [first, second].iter().all(|sent| *sent == Err(ErrorKind::PermissionDenied)) {
+            tell("note the kernel refuses descriptors");
         }
+        // Whichever close is the last one waits.
+        std::thread::spawn(move || drop(stream));
     }
     scene.again(Duration::from_millis(100), || ());
 }
 
-/// Scrapes without end over HTTP, whose answers are never read.
+/// Scrapes over HTTP, whose answers are never read. Their number is bounded: so is what they take of this machine.
 pub(crate) fn http_pipelining(scene: &Scene) {
     let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    let mut left = request.len() * 500;
     let open = || {
         let stream = TcpStream::connect(scene.health).expect("it listens");
         stream.set_nonblocking(true).expect("a mode");
@@ -139,8 +140,8 @@ pub(crate) fn http_pipelining(scene: &Scene) {
     let mut streams: Vec<(TcpStream, usize)> = (0..30).map(|_| open()).collect();
     scene.again(Duration::from_millis(1), || {
         for (stream, at) in &mut streams {
-            match send(stream, &request[*at..]) {
-                Ok(sent) => *at = (*at + sent) % request.len(),
+            match send(stream, &request[*at..][..left.min(request.len() - *at)]) {
+                Ok(sent) => (*at, left) = ((*at + sent) % request.len(), left - sent),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => (*stream, *at) = open(),
             }
