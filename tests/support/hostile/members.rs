@@ -87,7 +87,9 @@ fn subscriber(topic: &str) {
             }
             if (number, sequence) != (expected, expected + 1) {
                 let what = if number > expected { "lost" } else { "doubled" };
-                fault(&format!("{topic}: message {number} (sequence {sequence}) came where {expected} is next: {what}"));
+                fault(&format!(
+                    "{topic}: message {number} (sequence {sequence}) came where {expected} is next: {what}"
+                ));
             }
             came.store(expected + 1, SeqCst);
         }

@@ -1,13 +1,13 @@
 //! A broker with users, and what is looked at beside the pair: whether others are served, memory, log, probes.
 
 use super::rows::Row;
+use crate::support::Broker;
 use crate::support::criteria::MEASURES;
 use crate::support::http::{Answer, talk};
 use crate::support::ledger::PATIENT;
 use crate::support::memory::{Memory, megabytes};
 use crate::support::role::Child;
 use crate::support::users::open_folder;
-use crate::support::Broker;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -120,7 +120,8 @@ impl<'a> Stage<'a> {
 
     /// Looks at everything beside the pair.
     pub(crate) fn look(&mut self) -> Seen {
-        let innocent = self.newcomer(INNOCENT);
+        // All users of a test without root are one.
+        let innocent = if self.company.is_root { self.newcomer(INNOCENT) } else { Ok(0.0) };
         let (status, open_breakers) = self.operator();
         Seen { innocent, status, live: self.live(), open_breakers, log_bytes: self.broker.process().stderr().len() }
     }
