@@ -8,8 +8,8 @@
 //! rest in the second. Beside them one hostile process plays the row's attack (`support/hostile`). Each row is run with
 //! an attacker of another user (uid) than the pair's, then of the same; the first needs root.
 //!
-//! What a row is compared with is the control row, three times, by its medians: a hostile process takes a part of the
-//! machine, too.
+//! What a row is compared with is the control row, which is run before each: a hostile process takes a part of the
+//! machine, too. With `LAPCE_IPC_TABLE_TIMES=n` both are run n times in turn, and the medians of their ratios count.
 //!
 //! | verdict | attacker of another user | of the same user |
 //! |---|---|---|
@@ -38,7 +38,6 @@ use hostile::rows::{ALONE, CONTROL, ROWS, Row};
 use hostile::stage::{Company, Seen, Stage, Users};
 use hostile::{attack, members};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::time::Duration;
 use support::criteria::{MEASURES, Report, scaled};
 use support::probe::note;
@@ -61,6 +60,8 @@ fn play(role: &str) {
 struct Outcome {
     row: Row,
     users: Users,
+    /// The pair's beside the control row.
+    control: Figures,
     /// The pair's, unless it could not begin, or did not come through: then why not.
     figures: Result<Figures, String>,
     seen: Seen,
@@ -73,7 +74,7 @@ struct Outcome {
 }
 
 /// One row with a broker of its own.
-fn run(company: &Company, row: &Row, users: Users, time: Duration) -> Outcome {
+fn run(company: &Company, row: &Row, users: Users, time: Duration, control: &Figures) -> Outcome {
     let mut stage = Stage::start(company, NAME, row);
     let mut pair = if row.comes_late { Err(String::new()) } else { Pair::start(&stage, row.size) };
     let before = stage.memory();
@@ -96,7 +97,7 @@ fn run(company: &Company, row: &Row, users: Users, time: Duration) -> Outcome {
     let settled = pair.map_or(Ok(()), Pair::finish);
     let fault = fault.or(settled.err()).or(stage.check().err());
     let kept = stage.grown(before);
-    Outcome { row: *row, users, figures, seen, grown, kept, fault, note }
+    Outcome { row: *row, users, control: control.clone(), figures, seen, grown, kept, fault, note }
 }
 
 impl Outcome {
@@ -106,16 +107,16 @@ impl Outcome {
     }
 
     /// Throughput (full, paced) and p99 against the control row's.
-    fn ratios(&self, control: &Figures) -> Option<[f64; 3]> {
-        let figures = self.figures.as_ref().ok()?;
+    fn ratios(&self) -> Option<[f64; 3]> {
+        let (figures, control) = (self.figures.as_ref().ok()?, &self.control);
         let p99 = figures.round_trips[1] / control.round_trips[1];
         // A pair without replies has no round trips.
         let p99 = if figures.answered == 0 { f64::INFINITY } else { p99 };
         Some([figures.full / control.full, figures.paced / control.paced, p99])
     }
 
-    /// Where the verdict of this half does not hold.
-    fn misses(&self, control: &Figures) -> Vec<String> {
+    /// Where the verdict of this half does not hold, but for the ratios.
+    fn misses(&self) -> Vec<String> {
         let (seen, mut missed) = (&self.seen, Vec::new());
         let mut must = |holds: bool, text: String| missed.extend((!holds).then_some(text));
         must(self.fault.is_none(), "fault".to_owned());
@@ -123,11 +124,6 @@ impl Outcome {
         must(seen.status.is_ok(), "status".to_owned());
         must(seen.live.is_ok(), "/live".to_owned());
         if self.users == Users::Other {
-            let [full, paced, p99] = self.ratios(control).unwrap_or_default();
-            must(self.figures.is_ok(), "cannot begin".to_owned());
-            must(full >= 0.9, format!("full {full:.3}x"));
-            must(paced >= 0.9, format!("paced {paced:.2}x"));
-            must(p99 <= 1.5, format!("p99 {p99:.1}x"));
             must(seen.open_breakers.is_empty(), "breaker".to_owned());
             must(seen.log_bytes < LOG_MAX, format!("log {:.1} MB", seen.log_bytes as f64 / 1e6));
             must(self.grown < MEMORY_MAX_MB, format!("{:+.0} MB", self.grown));
@@ -135,15 +131,8 @@ impl Outcome {
         missed
     }
 
-    /// The verdict in a few words.
-    fn verdict(&self, control: &Figures) -> String {
-        let missed = self.misses(control);
-        let ratios = self.ratios(control).map(|[full, paced, p99]| format!("{full:.2}x, {paced:.2}x, p99 {p99:.1}x"));
-        if missed.is_empty() { ratios.unwrap_or("it cannot begin".to_owned()) } else { missed.join(", ") }
-    }
-
-    fn line(&self, control: &Figures) -> String {
-        let text = match (&self.figures, self.ratios(control)) {
+    fn line(&self) -> String {
+        let text = match (&self.figures, self.ratios()) {
             (Ok(f), Some([full, paced, p99])) => format!(
                 "{:>9.0}/s {full:>6.3}x paced {:>4.0} {paced:>5.2}x p50 {:>7.0} p99 {:>8.0} µs {p99:>7.2}x{}",
                 f.full,
@@ -179,9 +168,9 @@ impl Outcome {
         text
     }
 
-    fn json(&self, control: &Figures) -> Value {
+    fn json(&self) -> Value {
         let (figures, seen) = (self.figures.clone().unwrap_or_default(), &self.seen);
-        let [full, paced, p99] = self.ratios(control).unwrap_or_default();
+        let [full, paced, p99] = self.ratios().unwrap_or_default();
         json!({
             "users": self.users.name(), "about": self.row.about, "cannot": self.figures.as_ref().err(),
             "full": figures.full.round(), "paced": figures.paced.round(), "p50_us": figures.round_trips[0],
@@ -192,6 +181,29 @@ impl Outcome {
             "open_breakers": seen.open_breakers, "fault": self.fault, "attacker": self.note,
         })
     }
+}
+
+/// The verdict on the rounds of a row: whether it holds, and in a few words why not. Ratios count by their medians.
+fn verdict(rounds: &[Outcome]) -> (bool, String) {
+    let mut ratios: Vec<[f64; 3]> = rounds.iter().filter_map(Outcome::ratios).collect();
+    let medians: [f64; 3] = std::array::from_fn(|at| {
+        ratios.sort_by(|a, b| a[at].total_cmp(&b[at]));
+        ratios.get(ratios.len() / 2).map_or(f64::NAN, |ratios| ratios[at])
+    });
+    let mut missed: Vec<String> = rounds.iter().flat_map(Outcome::misses).collect();
+    missed.sort();
+    missed.dedup();
+    let [full, paced, p99] = medians;
+    let is_other = rounds.iter().any(|round| round.users == Users::Other);
+    let undisturbed = full.min(paced) >= 0.9 && p99 <= 1.5;
+    let text = match ratios.is_empty() {
+        true => "it cannot begin".to_owned(),
+        false => format!("full {full:.2}x, paced {paced:.2}x, p99 {p99:.1}x"),
+    };
+    (
+        missed.is_empty() && (undisturbed || !is_other),
+        std::iter::once(text).chain(missed).collect::<Vec<_>>().join(", "),
+    )
 }
 
 /// The value of a variable as a list.
@@ -216,6 +228,7 @@ fn hostile_table() {
     for name in names.iter().flatten() {
         assert!(name == "all" || ROWS.iter().any(|row| row.name == name), "no row {name}");
     }
+    let times = std::env::var("LAPCE_IPC_TABLE_TIMES").map_or(1, |times| times.parse().expect("a number"));
     let mut report = Report::new(NAME);
     let mut faults = Vec::new();
     for users in [Users::Other, Users::Same] {
@@ -226,29 +239,32 @@ fn hostile_table() {
             report.not_measured("all rows", "attacker of another user", "only root can become another user");
             continue;
         }
-        let mut compared = BTreeMap::new();
-        let mut show = |outcome: &Outcome, control: &Figures| {
+        let mut show = |report: &mut Report, outcome: &Outcome| {
             let name = outcome.name();
-            note(&format!("{name:<28} {}", outcome.line(control)));
-            report.detail(&name, outcome.json(control));
-            let verdict = outcome.verdict(control);
-            let target = if users == Users::Other { ">= 0.9, p99 <= 1.5" } else { "others are served" };
-            if outcome.row.is_attack() {
-                report.criterion(&name, target, verdict, outcome.misses(control).is_empty());
-            } else {
-                report.figure(&name, verdict);
-            }
+            note(&format!("{name:<28} {}", outcome.line()));
+            report.detail(&name, outcome.json());
             faults.extend(outcome.fault.as_ref().map(|fault| format!("{name}: {fault}")));
         };
+        let target = if users == Users::Other { ">= 0.9, p99 <= 1.5" } else { "others are served" };
+        let mut control = Figures::default();
         for row in [ALONE].iter().filter(|_| MEASURES).chain(ROWS.iter().filter(chosen)) {
-            let control = compared.entry(row.size).or_insert_with(|| {
-                let control = Row { size: row.size, ..CONTROL };
-                let controls = Vec::from_iter((0..scaled(3, 1)).map(|_| run(&company, &control, users, time)));
-                let medians = Figures::medians(controls.iter().flat_map(|outcome| &outcome.figures));
-                controls.iter().for_each(|outcome| show(outcome, &medians));
-                medians
-            });
-            show(&run(&company, row, users, time), control);
+            let mut rounds = Vec::new();
+            for _ in 0..times {
+                // In a build to measure each round has its own: the machine may be another's at times.
+                if MEASURES || control.full == 0.0 {
+                    let busy = Row { size: row.size, ..CONTROL };
+                    let beside = run(&company, &busy, users, time, &control);
+                    control = beside.figures.clone().unwrap_or_default();
+                    show(&mut report, &Outcome { control: control.clone(), ..beside });
+                }
+                rounds.push(run(&company, row, users, time, &control));
+                rounds.iter().last().into_iter().for_each(|round| show(&mut report, round));
+            }
+            let ((is_met, text), name) = (verdict(&rounds), rounds[0].name());
+            match row.is_attack() {
+                true => report.criterion(&name, target, text, is_met),
+                false => report.figure(&name, text),
+            }
         }
     }
     note(&faults.join("\n"));

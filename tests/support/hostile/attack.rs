@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How long an attack goes on if the table does not end it.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// What an attack does. It returns when there is nothing left to do, and panics when the broker ends it: either way it
 /// is begun again.
@@ -32,6 +32,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("ringers", traffic::ringers),
     ("subscribe-storm", names::subscribe_storm),
     ("intern-storm", names::intern_storm),
+    ("intern-storm-690", names::intern_storm_690),
     ("services-all", names::services_all),
     ("topics-all", names::topics_all),
     ("routes-all", names::routes_all),

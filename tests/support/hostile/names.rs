@@ -48,8 +48,8 @@ pub(crate) fn subscribe_storm(scene: &Scene) {
 }
 
 /// Interns new topics without end, while many subscriptions are held.
-pub(crate) fn intern_storm(scene: &Scene) {
-    let mut held = scene.raws(many(60), "held");
+fn intern_while_held(scene: &Scene, connections: usize) {
+    let mut held = scene.raws(many(connections), "held");
     for (index, raw) in held.iter_mut().enumerate() {
         subscribe(raw, (0..1_024).map(|number| format!("held.{index}.*.{number}")));
     }
@@ -62,6 +62,14 @@ pub(crate) fn intern_storm(scene: &Scene) {
             raw.push(Lane::Bulk, &Header { id, ..Header::new(Kind::Release) }, &[]);
         }
     });
+}
+
+pub(crate) fn intern_storm(scene: &Scene) {
+    intern_while_held(scene, 60);
+}
+
+pub(crate) fn intern_storm_690(scene: &Scene) {
+    intern_while_held(scene, 690);
 }
 
 /// Takes all names of services.

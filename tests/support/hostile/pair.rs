@@ -37,24 +37,6 @@ pub(crate) struct Figures {
     pub(crate) failed: Value,
 }
 
-impl Figures {
-    /// The median of each figure.
-    pub(crate) fn medians<'a>(of: impl Iterator<Item = &'a Figures>) -> Figures {
-        let of: Vec<&Figures> = of.collect();
-        let median = |figure: &dyn Fn(&Figures) -> f64| {
-            let mut values: Vec<f64> = of.iter().map(|one| figure(one)).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or_default()
-        };
-        Figures {
-            full: median(&|one| one.full),
-            paced: median(&|one| one.paced),
-            round_trips: std::array::from_fn(|at| median(&|one| one.round_trips[at])),
-            ..Figures::default()
-        }
-    }
-}
-
 /// What a process of the pair says, or its fault.
 fn says(child: &mut Child, word: &str) -> Result<String, String> {
     child.may_hear(word, DEADLINE).ok_or_else(|| {

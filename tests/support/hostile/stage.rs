@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take that others do beside an attack.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an attack may take to be in force.
+const IN_FORCE: Duration = Duration::from_secs(90);
 const PAIR: u32 = 65_532;
 const INNOCENT: u32 = 65_533;
 const ATTACKER: u32 = 65_534;
@@ -104,7 +106,7 @@ impl<'a> Stage<'a> {
         self.spawn(PAIR, role)
     }
 
-    /// The attack, when it is in force; after half a minute it is as far as it will be.
+    /// The attack, when it is in force; after that time it is as far as it will be.
     pub(crate) fn attack(&self, row: &Row, users: Users) -> Child {
         let uid = match users {
             _ if row.name == "refused" && users == Users::Other => STRANGER,
@@ -112,8 +114,8 @@ impl<'a> Stage<'a> {
             Users::Same => PAIR,
         };
         let mut attacker = self.spawn(uid, &format!("attack {} {}", row.name, self.health));
-        if attacker.may_hear("ready", Duration::from_secs(30)).is_none() {
-            crate::support::probe::note(&format!("{}: not in force within 30 s", row.name));
+        if attacker.may_hear("ready", IN_FORCE).is_none() {
+            crate::support::probe::note(&format!("{}: not in force within {IN_FORCE:?}", row.name));
         }
         attacker
     }
