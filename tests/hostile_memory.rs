@@ -1,6 +1,8 @@
 //! Hostile peers in the memory that they share with the broker, at its bells, and with anything at random. See
 //! `support/scene.rs` for what holds in each test.
 
+#[path = "support/mutant.rs"]
+mod mutant;
 #[path = "support/raw.rs"]
 mod raw;
 #[path = "support/scene.rs"]
@@ -9,9 +11,9 @@ mod support;
 
 use lapce_ipc::client::DeliveryPolicy;
 use lapce_ipc::wire::control::{ClosingCode, InternKind};
-use lapce_ipc::wire::record::{Flags, HEADER_WORDS, Kind};
-use lapce_ipc::wire::{ClientFrame, Pattern};
-use raw::{Lane, Raw, forged, request, word, words};
+use lapce_ipc::wire::record::{Flags, Kind};
+use mutant::{Random, mutate};
+use raw::{Lane, Raw, request, word, words};
 use scene::{Scene, intern, serve, subscribe};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use support::wait_until;
@@ -244,38 +246,11 @@ fn who_rings_without_end_while_its_ring_is_full_loses_its_connection() {
 
 // -------------------------------------------------------------------------------------------------------- mutations
 
-/// A generator whose numbers are the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, most: u64) -> u64 {
-        (self.next() >> 11) % most
-    }
-
-    /// A number of the kind that is at an edge somewhere.
-    fn edge(&mut self) -> u64 {
-        const EDGES: [u64; 12] =
-            [0, 1, 2, 8, 9, 1024, 4096, 10_485_760, u32::MAX as u64, u32::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
-        match self.below(4) {
-            0 => self.next(),
-            _ => EDGES[self.below(EDGES.len() as u64) as usize],
-        }
-    }
-}
-
 #[test]
 fn two_thousand_mutations_disturb_nobody() {
     // On a busy machine many of them meet a connection that is about to be ended: then it takes more.
     const MUTATIONS: usize = 2000;
     const CONNECTIONS: u64 = 150;
-    const KINDS: [u8; 12] = [1, 1, 2, 8, 8, 9, 10, 11, 12, 13, 34, 43];
     let scene = Scene::new(&[("shared_memory.audit_interval_ms", "100")]);
     let mut random = Random(0x1234_5678_9abc_def1);
     let mut peers: Vec<Option<Raw>> = (0..8).map(|_| None).collect();
@@ -296,65 +271,7 @@ fn two_thousand_mutations_disturb_nobody() {
             serve(&mut raw, "mutant");
             raw
         });
-        let lane = if random.below(2) == 0 { Lane::Bulk } else { Lane::Express };
-        match random.below(8) {
-            // A record that is nearly right: of a kind of its lane, with small numbers.
-            0..=2 => {
-                let kind = KINDS[random.below(KINDS.len() as u64) as usize];
-                let lane = if kind < 8 { Lane::Bulk } else { Lane::Express };
-                let len = random.below(300);
-                let flags = random.below(32);
-                let mut header = [0; HEADER_WORDS];
-                header[0] = len | u64::from(kind) << 32 | flags << 40;
-                header[1] = random.below(3) | random.below(2) << 32;
-                header[2] = if random.below(2) == 0 { len } else { random.below(600) } | random.below(2) << 32;
-                header[3] = random.below(4) | random.below(2) << 32;
-                let hit = random.below(10) as usize;
-                if let Some(word) = header.get_mut(hit) {
-                    *word ^= 1 << random.below(64);
-                }
-                raw.try_place(lane, &header, &vec![0x5a; len as usize]);
-            }
-            // Anything.
-            3 => {
-                let header = std::array::from_fn(|_| random.edge());
-                raw.try_place(lane, &header, &[]);
-            }
-            // A tag that is not, or not yet, the next, anywhere.
-            4 => {
-                let nonce = if lane == Lane::Bulk { raw.geometry.nonce_bulk } else { raw.geometry.nonce_express };
-                let tag = nonce.wrapping_add(random.below(64)).wrapping_sub(random.below(4));
-                let at = random.below(raw.geometry.segment_bytes / raw::CELL / 64) * raw::CELL;
-                raw.write_record(at, tag, &forged(random.below(45) as u8, random.edge() as u32), &[]);
-                raw.ring();
-            }
-            // Any of the words that both sides use.
-            5 => {
-                let (at, value) = (random.below(word::END), random.edge());
-                raw.set_word(at, value);
-                raw.ring();
-            }
-            // A frame with a bit of it turned round.
-            6 => {
-                let pattern = Pattern::parse("bad.*").expect("a pattern");
-                let frames = [
-                    ClientFrame::Status { serial: 1 },
-                    ClientFrame::Unserve { serial: 2, service: 0 },
-                    ClientFrame::Subscribe { serial: 3, pattern, policy: DeliveryPolicy::DropOldest, credit: 1 },
-                    ClientFrame::Unsubscribe { serial: 4, subscription: 1 },
-                ];
-                let mut bytes = frames[random.below(4) as usize].encode().expect("a frame");
-                let at = random.below(bytes.len() as u64) as usize;
-                bytes[at] ^= 1 << random.below(8);
-                raw.control.send(&bytes);
-            }
-            // Noise over everything that is there.
-            _ => {
-                let noise: Vec<u8> = (0..64).flat_map(|_| random.next().to_le_bytes()).collect();
-                raw.segment.write_all_at(&noise, random.below(3584)).expect("the segment");
-                raw.ring();
-            }
-        }
+        mutate(raw, &mut random);
     }
     let client = scene.broker.client();
     let counters = client.status().expect("a status").counters;

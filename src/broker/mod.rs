@@ -14,6 +14,7 @@
 //! | `telemetry/` | events, counters, the status, lines on stderr |
 //! | `engines/` | the programs that the broker runs beside itself (`[[engine]]`) |
 //! | `processes/` | child processes, and the guard that ends them when this process is killed |
+//! | `fuzzing` | the targets of `fuzz/`, which are tests, too |
 //! | `health/` | the HTTP endpoints, outside the supervision tree that they report |
 //!
 //! ```text
@@ -32,6 +33,9 @@
 mod breaker;
 mod context;
 mod engines;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod listener;
 pub(crate) mod processes;

@@ -90,7 +90,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// Whether no connection has a number for it or an outstanding call to it.
-    fn is_unused(&self) -> bool {
+    pub(crate) fn is_unused(&self) -> bool {
         self.users == 0 && self.responders.is_empty()
     }
 }
@@ -164,6 +164,11 @@ impl Services {
     /// New gates begin with these rules from now on.
     pub(crate) fn set_rules(&mut self, rules: Arc<RuleBook>) {
         self.rules = rules;
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     /// The new gates since the last call.
@@ -293,7 +298,7 @@ impl Services {
         self.table.get_mut(id as usize)?.as_mut()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> + Clone {
         self.table.iter().flatten()
     }
 

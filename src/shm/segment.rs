@@ -188,6 +188,13 @@ impl Segment {
         CpuWords { control: self.geometry.control_part(&self.words) }
     }
 
+    /// Writes any word of the segment, as a hostile client can.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn scribble(&self, word: usize, value: u64) {
+        let words = self.words.as_slice();
+        words[word % words.len()].store(value, crate::sync::Ordering::Relaxed);
+    }
+
     /// Allocates memory for cells `from` to `to` of a ring's extension, as a page fault does. Unlike `fallocate`, this
     /// does not take the file's lock, which the peer can hold. (Linux 5.14; older kernels fall back to `fallocate`.)
     ///

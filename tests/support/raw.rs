@@ -392,8 +392,8 @@ impl Raw {
         self.place(lane, &words(header, payload.len()), payload)
     }
 
-    /// Takes the next record out of the egress ring, if it is there.
-    pub(crate) fn take(&mut self) -> Option<(Header, Vec<u8>)> {
+    /// Where the next record of the egress ring lies, if it is there, and its first words.
+    fn find(&self) -> Option<(u64, [u64; HEADER_WORDS])> {
         let tag = self.geometry.nonce_egress.wrapping_add(self.taken);
         let places = [self.egress_at, self.base(2, 0), self.extension(2)];
         let end_of_base = self.base(2, self.base_cells());
@@ -406,16 +406,9 @@ impl Raw {
                 continue;
             }
             let word = |n: usize| u64::from_le_bytes(first[n * 8..n * 8 + 8].try_into().expect("eight bytes"));
-            if word(0) != tag {
-                continue;
+            if word(0) == tag {
+                return Some((at, std::array::from_fn(|n| word(n + 1))));
             }
-            let header = std::array::from_fn(|n| word(n + 1));
-            let mut payload = vec![0; (header[0] & 0xffff_ffff) as usize];
-            self.segment.read_exact_at(&mut payload, at + HEADER).expect("the segment");
-            let size = cells(payload.len());
-            self.taken += size;
-            self.egress_at = at + size * CELL;
-            return Some((Header::from_words(&header).expect("a kind"), payload));
         }
         None
     }
@@ -428,6 +421,30 @@ impl Raw {
             self.ring();
         }
         Some(record)
+    }
+
+    /// Goes on behind the record at `at`.
+    fn took(&mut self, at: u64, len: usize) {
+        self.taken += cells(len);
+        self.egress_at = at + cells(len) * CELL;
+    }
+
+    /// Takes the next record out of the egress ring, if it is there.
+    pub(crate) fn take(&mut self) -> Option<(Header, Vec<u8>)> {
+        let (at, header) = self.find()?;
+        let mut payload = vec![0; (header[0] & 0xffff_ffff) as usize];
+        self.segment.read_exact_at(&mut payload, at + HEADER).expect("the segment");
+        self.took(at, payload.len());
+        Some((Header::from_words(&header).expect("a kind"), payload))
+    }
+
+    /// Consumes what is in the egress ring, unread: for a client that may have written there itself.
+    pub(crate) fn discard(&mut self) {
+        while let Some((at, header)) = self.find() {
+            self.took(at, (header[0] & 0xffff_ffff).min(u64::from(self.geometry.slot_size)) as usize);
+        }
+        self.set_word(word::EGRESS_CONSUMED, self.taken);
+        self.ring();
     }
 
     /// Takes the next record, waits for it, and gives its cells back.

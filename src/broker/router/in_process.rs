@@ -1,8 +1,9 @@
-//! Clients in the router's own thread, without actors, sockets or a clock: for unit tests, and to count instructions.
+//! Clients in the router's own thread, without actors, sockets or a clock: for unit tests and
+//! the fuzzer, and to count instructions.
 
 use super::state::RouterState;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
-use crate::shm::peer::{Credentials, own_uid};
+use crate::shm::peer::Credentials;
 use crate::shm::ring::{Consumer, Producer};
 use crate::shm::segment::{Nonces, Segment};
 use std::os::fd::AsFd;
@@ -22,18 +23,28 @@ pub(super) struct ClientEnds {
 }
 
 impl ClientEnds {
-    /// Attaches a connection. Ids are small numbers, in the order in which connections come.
+    /// Attaches a connection of this user. Ids are small numbers, in the order in which connections come.
     ///
     /// # Errors
     ///
     /// If the system refuses a descriptor, or the router the connection.
+    #[cfg(any(test, feature = "cli"))]
     pub(super) fn attach(state: &mut RouterState) -> Result<ClientEnds, Box<dyn std::error::Error>> {
+        ClientEnds::attach_as(state, crate::shm::peer::own_uid())
+    }
+
+    /// Attaches a connection of any user.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a descriptor, or the router the connection.
+    pub(super) fn attach_as(state: &mut RouterState, uid: u32) -> Result<ClientEnds, Box<dyn std::error::Error>> {
         let geometry = state.ports.settings.geometry;
         let nonces = Nonces::random()?;
         let segment = Segment::create(geometry, nonces, 0o600)?;
         let (bells, descriptors) = BrokerBells::new()?;
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned()?, geometry, nonces)?;
-        let peer = Credentials { pid: std::process::id(), uid: own_uid() };
+        let peer = Credentials { pid: std::process::id(), uid };
         let nonce = state.ports.counters.connections + 1;
         let (key, id) = state.attach("peer".parse()?, nonce, peer, segment.into(), bells.into())?;
         let (bulk, express, egress) = theirs.client_ends();

@@ -28,7 +28,8 @@
 //! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
 //! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
-//! | `in_process` | clients on the router's thread, for `stepped` and the tests |
+//! | `in_process` | clients on the router's thread, for `stepped`, `fuzzed` and the tests |
+//! | `fuzzed` | the router with hostile clients, for the fuzzer: programs of actions, and what must hold behind them |
 //! | `stepped` | the hot path without the loop, on one thread with its clients, to count instructions |
 //!
 //! The actor is a shell: `RouterState` carries out its messages, and the loop in `event_loop` routes the traffic.
@@ -40,7 +41,9 @@ mod control_request;
 mod counters;
 mod egress;
 mod event_loop;
-#[cfg(any(test, feature = "cli"))]
+#[cfg(any(test, fuzzing))]
+pub(in crate::broker) mod fuzzed;
+#[cfg(any(test, fuzzing, feature = "cli"))]
 mod in_process;
 mod ingress;
 mod journal;

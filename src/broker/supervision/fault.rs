@@ -53,7 +53,7 @@ pub(crate) const POINTS: &[(&str, &str)] = &[
 /// A point that may panic or stall.
 #[inline(always)]
 pub(crate) fn point(name: &'static str, argument: u64) {
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     armed::reach(name);
     #[cfg(feature = "fault-injection")]
     injected::reach(name, argument);
@@ -82,8 +82,8 @@ pub(crate) fn check() -> Result<(), String> {
     }
 }
 
-/// For unit tests: a panic at the n-th time that this thread comes to a point.
-#[cfg(test)]
+/// For unit tests and the fuzzer: a panic at the n-th time that this thread comes to a point.
+#[cfg(any(test, fuzzing))]
 pub(crate) mod armed {
     use std::cell::Cell;
 

@@ -327,7 +327,7 @@ impl Gate {
     }
 
     /// Whether it is in the initial state, so that removing it loses nothing.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_at_rest(&self) -> bool {
         is_at_rest(self.load(), &self.failures)
     }

@@ -435,6 +435,17 @@ impl Topics {
         }
     }
 
+    /// Pairs of a topic and a matching subscription.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn routes(&self) -> usize {
+        self.routes
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
     /// The number of topics.
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()

@@ -111,6 +111,12 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
+    /// The number of timers that are set.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn len(&self) -> usize {
+        self.set
+    }
+
     /// When to call `advance` next, if anything is set: never too late, too early by whole turns of the wheel at most.
     pub(crate) fn next(&self) -> Option<u64> {
         if self.set == 0 {

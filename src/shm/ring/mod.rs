@@ -18,6 +18,8 @@
 //! the rule that a line keeps.
 
 mod consumer;
+#[cfg(all(any(test, fuzzing), not(lapce_ipc_loom)))]
+pub(crate) mod hostile;
 #[cfg(all(test, lapce_ipc_loom))]
 mod loom_tests;
 mod position;
