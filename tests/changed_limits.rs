@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 54] = [
+const TOGETHER: [(&str, &str); 55] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -81,6 +81,7 @@ const TOGETHER: [(&str, &str); 54] = [
     ("health_server.request_timeout_ms", "2000"),
     ("health_server.idle_timeout_secs", "10"),
     ("health_server.unread_timeout_secs", "5"),
+    ("health_server.max_unread_bytes", "1048576"),
     ("health_server.max_streams", "8"),
     ("metrics.enable", "false"),
     ("metrics.export_interval_secs", "20"),

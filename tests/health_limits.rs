@@ -4,7 +4,8 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use support::http::{Answer, connect, read, talk};
 use support::{Broker, wait_until};
@@ -93,21 +94,80 @@ fn who_is_quiet_longest_gives_way() {
 #[test]
 fn who_does_not_read_its_answers_gives_way_too() {
     let mut broker = patient(&[("health_server.max_connections", "4")]);
-    let address = broker.health();
-    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50);
     // More than there is room for while some are being put away.
-    let silent: Vec<_> = (0..24)
-        .map(|_| {
-            let mut stream = connect(address);
-            stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-            while stream.write_all(ask.as_bytes()).is_ok() {}
-            stream
-        })
-        .collect();
+    let silent = silent(broker.health(), 24);
     for _ in 0..8 {
         assert_eq!(broker.get("/live").code, 200);
     }
     drop(silent);
+}
+
+/// Clients that send requests and read nothing, until no more is taken from them.
+fn silent(address: SocketAddr, number: usize) -> Vec<TcpStream> {
+    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50);
+    let silent = |_| {
+        let mut stream = connect(address);
+        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        while stream.write_all(ask.as_bytes()).is_ok() {}
+        stream
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..number).map(|number| scope.spawn(move || silent(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn responses_that_are_not_read_take_no_memory() {
+    let mut broker = patient(&[]);
+    let address = broker.health();
+    let before = broker.memory().rss;
+    let silent = silent(address, 40);
+    assert_eq!(broker.get("/live").code, 200);
+    assert_eq!(broker.get("/metrics").code, 200);
+    let grown = broker.memory().rss.saturating_sub(before);
+    support::probe::note(&format!("40 clients that read nothing: {grown} bytes"));
+    assert!(grown < 16 << 20, "{grown} bytes");
+    drop(silent);
+}
+
+#[test]
+fn unread_responses_beyond_their_limit_give_way() {
+    let mut broker = patient(&[("health_server.max_unread_bytes", "65536")]);
+    let mut silent = silent(broker.health(), 20);
+    // A response has more than 8 KiB, so that 8 connections stay at most.
+    assert!(broker.get("/metrics").body.len() > 8192);
+    wait_until("the others to be closed", || {
+        assert_eq!(broker.get("/metrics").code, 200);
+        silent.retain(|stream| !is_reset(stream));
+        silent.len() <= 8
+    });
+}
+
+/// Whether the other side has closed; what it has sent is left unread.
+fn is_reset(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    stream.write(b"G").is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn pipelined_requests_are_answered_one_after_the_other() {
+    let mut broker = patient(&[]);
+    let mut asks = String::new();
+    for number in 0..300 {
+        asks += match number % 3 {
+            0 => "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            1 => "HEAD /live HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            _ => "\r\nGET /style.css HTTP/1.1\nHost: localhost\n\n",
+        };
+    }
+    asks += "GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    asks += &"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(10);
+    let answers = String::from_utf8(talk(broker.health(), asks.as_bytes())).unwrap();
+    let codes: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(codes.len(), 301, "none after the one that closes");
+    assert!(codes[..300].iter().all(|code| *code == "200") && codes[300] == "404", "{codes:?}");
+    assert!(answers.ends_with("not found\n"), "{answers}");
 }
 
 #[test]
@@ -128,16 +188,27 @@ fn an_idle_connection_is_kept_as_long_as_is_said() {
     assert_eq!(Answer::parse(&answer).unwrap().code, 200);
 }
 
-#[test]
-fn an_answer_is_left_unread_as_long_as_is_said() {
-    let keys = [PATIENT[0], PATIENT[1], ("health_server.unread_timeout_secs", "1")];
-    let mut broker = Broker::start_with(&keys);
-    let mut silent = connect(broker.health());
+/// Sends requests without end, and reads nothing, until it is disconnected.
+fn never_reads(mut stream: impl Write) {
     let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     let error = loop {
-        if let Err(error) = silent.write_all(ask.as_bytes()) {
+        if let Err(error) = stream.write_all(ask.as_bytes()) {
             break error;
         }
     };
     assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it waits for ever: {error}");
+}
+
+#[test]
+fn an_answer_is_left_unread_as_long_as_is_said() {
+    let keys = [PATIENT[0], PATIENT[1], ("health_server.unread_timeout_secs", "1")];
+    let mut broker = Broker::start_with(&keys);
+    never_reads(connect(broker.health()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("health");
+    let at_path = [&keys[..], &[("health_server.socket_path", path.to_str().unwrap())]].concat();
+    let _broker = Broker::start_with(&at_path);
+    let stream = UnixStream::connect(&path).unwrap();
+    stream.set_write_timeout(Some(support::DEADLINE)).unwrap();
+    never_reads(stream);
 }

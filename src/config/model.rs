@@ -221,6 +221,10 @@ section! {
         idle_timeout_secs: u64 = 15, integer(1, 3600, "s");
         /// How long a client may leave a response unread before its connection is closed.
         unread_timeout_secs: u64 = 10, integer(1, 3600, "s");
+        /// Limit of the bytes of responses that all clients together leave unread, beside one response.
+        /// At the limit, connections whose responses have been unread longest are closed. One connection has one
+        /// response at a time: its next request is read when that is sent.
+        max_unread_bytes: u64 = 16_777_216, integer(65_536, 1_073_741_824, "bytes");
         /// Limit of `/events` streams, including those of status pages; further ones are refused.
         max_streams: u32 = 16, integer(0, 64, "");
         /// A Unix socket to listen on instead of `host` and `port`; empty for none.

@@ -65,6 +65,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("health_server.request_timeout_ms", Class::Restart),
     ("health_server.idle_timeout_secs", Class::Restart),
     ("health_server.unread_timeout_secs", Class::Restart),
+    ("health_server.max_unread_bytes", Class::Restart),
     ("health_server.max_streams", Class::Restart),
     ("health_server.socket_path", Class::Restart),
     ("health_server.require_token", Class::Live),

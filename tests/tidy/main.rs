@@ -40,6 +40,8 @@ const ALL: &[&str] = &["*"];
 /// Which module, or which single file, may name which crate. Every dependency in Cargo.toml has a row.
 const CRATES: &[(&str, &[&str])] = &[
     ("actix", &["broker"]),
+    ("actix_http", &["src/broker/health/server.rs"]),
+    ("actix_service", &["src/broker/health/server.rs"]),
     ("actix_web", &["broker", "cli"]),
     ("base64", &["cli"]),
     ("bincode", &["src/wire/codec.rs"]),

@@ -11,11 +11,13 @@
 //! | `token` | the token file that the broker creates |
 //! | `error` | errors that keep the broker from starting |
 //! | `access` | access control: Host header and token |
+//! | `server` | the HTTP server over the listener |
 //! | `pages` | the paths and their responses |
 //! | `page` | the status page for browsers |
 //! | `stream` | `/events`: events of the broker, and a snapshot a second |
 //! | `probe` | the state of the router, with a bounded load on it |
-//! | `connections` | the limit of HTTP connections |
+//! | `connections` | the limits of HTTP connections and of unread bytes |
+//! | `exchange` | one request at a time: the next is read when the response is written |
 //! | `snapshot` | collects the state of the broker at one moment, which `logic::readiness` judges |
 //! | `prometheus` | a snapshot as metrics |
 //! | `process` | the kernel's data about this process |
@@ -23,6 +25,7 @@
 mod access;
 mod connections;
 mod error;
+mod exchange;
 mod listen;
 mod location;
 mod page;
@@ -30,6 +33,7 @@ mod pages;
 mod probe;
 mod process;
 mod prometheus;
+mod server;
 mod snapshot;
 mod stream;
 mod token;
@@ -50,9 +54,11 @@ use crate::broker::supervision::resources::{Refused, arbiter};
 use crate::broker::supervision::supervisor::{self, Child, Exit, Stop, supervise};
 use crate::broker::supervision::watchdog::{Pulse, Watched};
 use crate::broker::telemetry::events::EventBus;
+use crate::config::HealthServer;
 use crate::logic::supervision::restart::{Limits, Restart};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
+use connections::Connections;
 use listen::Socket;
 use pages::Pages;
 use std::io;
@@ -100,8 +106,7 @@ struct HealthActor {
 
 impl HealthActor {
     fn serve(&mut self, listener: io::Result<Listener>, ctx: &mut Context<Self>) {
-        let server = match listener.and_then(|listener| pages::server(listener, self.pages.clone(), self.pulse.clone()))
-        {
+        let server = match listener.and_then(|listener| server::server(listener, &self.pages, &self.pulse)) {
             Ok(server) => server,
             Err(error) => {
                 self.exit.fail(error);
@@ -209,7 +214,9 @@ impl Health {
             };
             let (probe, asks) = probe::start(broker.router.clone());
             let socket = Rc::new(Socket::new(endpoints, limits, broker.tree.clone(), node));
-            let pages = Arc::new(Pages::new(broker.clone(), probe, streamed));
+            let HealthServer { max_connections, max_unread_bytes, .. } = broker.config().health_server;
+            let connections = Connections::new(max_connections as usize, max_unread_bytes);
+            let pages = Arc::new(Pages::new(broker.clone(), probe, streamed, connections));
             actix::spawn(asks);
             actix::spawn(pulses.actor.beat());
             let source = pages.clone();

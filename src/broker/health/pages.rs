@@ -13,8 +13,8 @@
 //! All take GET and HEAD without a body. Responses must not be cached, embedded or read by other origins.
 
 use super::access::Refusal;
-use super::connections::{Connection, Connections};
-use super::listen::Listener;
+use super::connections::Connections;
+use super::exchange::{Answer, Exchange};
 use super::page;
 use super::probe::{LastReply, RouterProbe};
 use super::process::Usage;
@@ -23,38 +23,26 @@ use super::snapshot::snapshot;
 use super::stream::{self, Streams};
 use crate::broker::context::{Broker, Phase};
 use crate::broker::supervision::fault;
-use crate::broker::supervision::resources::can_start;
-use crate::broker::supervision::watchdog::Pulse;
 use crate::broker::telemetry::report;
 use crate::config::{HealthServer, Metrics};
 use crate::logic::readiness::{Condition, Snapshot};
 use crate::metrics::{self, Samples};
-use crate::shm::peer;
 use crate::sync::Ordering;
-use actix_web::body::BoxBody;
-use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
-use actix_web::http::{KeepAlive, Method, StatusCode};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::{Next, from_fn};
-use actix_web::rt::net::{TcpStream, UnixStream};
-use actix_web::{
-    App, Error, FromRequest, Handler, HttpMessage, HttpRequest, HttpResponse, HttpServer, Resource, Responder, web,
-};
+use actix_web::{App, Error, FromRequest, Handler, HttpMessage, HttpRequest, HttpResponse, Resource, Responder, web};
 use serde::Serialize;
 use serde_json::{Value, json as json_value};
-use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
-/// Connections beyond the limit, while idle ones are being closed.
-const GIVING_WAY: usize = 16;
 /// How long a client may take to close.
-const DISCONNECT: Duration = Duration::from_secs(1);
+pub(super) const DISCONNECT: Duration = Duration::from_secs(1);
 /// How long a reader waits for the router; a probe's own timeout is often a second.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -63,15 +51,16 @@ pub(super) struct Pages {
     broker: Arc<Broker>,
     probe: RouterProbe,
     streams: Streams,
+    connections: Connections,
     /// When the broker started, in seconds since the epoch.
     started: f64,
 }
 
 impl Pages {
-    pub(super) fn new(broker: Arc<Broker>, probe: RouterProbe, streams: Streams) -> Pages {
+    pub(super) fn new(broker: Arc<Broker>, probe: RouterProbe, streams: Streams, connections: Connections) -> Pages {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started = since_epoch.saturating_sub(broker.started.elapsed()).as_secs_f64();
-        Pages { broker, probe, streams, started }
+        Pages { broker, probe, streams, connections, started }
     }
 
     pub(super) fn metrics(&self) -> Metrics {
@@ -116,76 +105,52 @@ impl Pages {
         prometheus::samples(snapshot, counts, seen, Usage::read(), self.started)
     }
 
+    /// The configuration of the endpoints.
+    pub(super) fn config(&self) -> HealthServer {
+        self.broker.config().health_server.clone()
+    }
+
+    /// All connections.
+    pub(super) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
     /// The phase of the broker's life.
     pub(super) fn phase(&self) -> watch::Receiver<Phase> {
         self.broker.phase.clone()
     }
 }
 
-/// The server over a socket; it runs when it is awaited.
-pub(super) fn server(listener: Listener, pages: Arc<Pages>, pulse: Arc<Pulse>) -> io::Result<Server> {
-    let HealthServer { max_connections, request_timeout_ms, idle_timeout_secs, unread_timeout_secs, .. } =
-        pages.broker.config().health_server;
-    let unread_ms = u32::try_from(unread_timeout_secs * 1000).unwrap_or(u32::MAX);
-    let connections = Connections::new(max_connections as usize);
-    let pages = web::Data::from(pages);
-    let app = move || {
-        // On the thread that serves.
-        actix_web::rt::spawn(pulse.clone().beat());
-        App::new()
-            .app_data(pages.clone())
-            .wrap(from_fn(guard))
-            .service(page("/live", live))
-            .service(page("/ready", ready))
-            .service(page("/health", health))
-            .service(page("/api/status", status))
-            .service(page("/metrics", exposition))
-            .service(page("/events", events))
-            .service(page("/", page::index))
-            .service(page("/style.css", page::style))
-            .service(page("/script.js", page::script))
-            .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "not found\n") }))
-    };
-    // One acceptor and one worker: the library panics without them.
-    can_start(2).map_err(|error| io::Error::other(format!("cannot start the threads of HTTP: {error}")))?;
-    let server = HttpServer::new(app)
-        .workers(1)
-        .worker_max_blocking_threads(1)
-        .max_connections(max_connections as usize + GIVING_WAY)
-        .backlog(BACKLOG)
-        .client_request_timeout(Duration::from_millis(request_timeout_ms))
-        .keep_alive(KeepAlive::Timeout(Duration::from_secs(idle_timeout_secs)))
-        .client_disconnect_timeout(DISCONNECT)
-        .on_connect(move |connection, data| {
-            let entered = if let Some(stream) = connection.downcast_ref::<TcpStream>() {
-                // The kernel disconnects a client that does not read its response; the library would wait for ever.
-                if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, unread_ms) {
-                    log::debug!("cannot limit the time of a health connection reason={error:?}");
-                }
-                connections.enter(stream)
-            } else if let Some(stream) = connection.downcast_ref::<UnixStream>() {
-                data.insert(Peer(peer::credentials(stream.as_fd()).ok().map(|peer| peer.uid)));
-                connections.enter(stream)
-            } else {
-                return;
-            };
-            match entered {
-                Ok(connection) => drop(data.insert(connection)),
-                Err(error) => log::debug!("cannot track a health connection reason={error:?}"),
-            }
-        })
-        .shutdown_timeout(1)
-        .disable_signals();
-    let server = match listener {
-        Listener::Tcp(listener) => server.listen(listener)?,
-        Listener::Unix(listener) => server.listen_uds(listener)?,
-    };
-    Ok(server.run())
+/// The application: paths and middleware.
+pub(super) fn app(
+    pages: web::Data<Pages>,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = Error,
+        InitError = (),
+    >,
+> {
+    App::new()
+        .app_data(pages)
+        .wrap(from_fn(guard))
+        .service(page("/live", live))
+        .service(page("/ready", ready))
+        .service(page("/health", health))
+        .service(page("/api/status", status))
+        .service(page("/metrics", exposition))
+        .service(page("/events", events))
+        .service(page("/", page::index))
+        .service(page("/style.css", page::style))
+        .service(page("/script.js", page::script))
+        .default_service(web::to(|| async { text(StatusCode::NOT_FOUND, "not found\n") }))
 }
 
 /// The user at the other end of a Unix socket; `None` if the system does not say.
 #[derive(Clone, Copy)]
-struct Peer(Option<u32>);
+pub(super) struct Peer(pub(super) Option<u32>);
 
 fn page<F, Args>(path: &str, handler: F) -> Resource
 where
@@ -205,7 +170,8 @@ where
 /// Middleware: access control before the handler, security headers after it.
 async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
     fault::point("health.asked", 0);
-    let _serves = request.conn_data::<Rc<Connection>>().cloned().and_then(Connection::serves);
+    let exchange = request.conn_data::<Rc<Exchange>>().cloned();
+    let serves = exchange.as_ref().and_then(|exchange| exchange.connection.clone().serves());
     let mut response = match refusal(&request) {
         Some(refusal) => {
             // While a clone of the body exists, the library closes the connection after the response; otherwise it
@@ -229,7 +195,11 @@ async fn guard(mut request: ServiceRequest, next: Next<BoxBody>) -> Result<Servi
     ]) {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    Ok(response)
+    drop(serves);
+    Ok(response.map_body(|_, body| match exchange {
+        Some(exchange) => Answer::new(body, exchange).boxed(),
+        None => body,
+    }))
 }
 
 /// The response to a refused request.
@@ -238,6 +208,9 @@ fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     let has_body = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     if has_body || headers.contains_key(header::TRANSFER_ENCODING) {
         // The body is not read, so the next request on this connection could not be delimited.
+        if let Some(exchange) = request.conn_data::<Rc<Exchange>>() {
+            exchange.refuse_body();
+        }
         return Some(
             HttpResponse::PayloadTooLarge()
                 .force_close()
@@ -292,6 +265,7 @@ async fn ready(pages: web::Data<Pages>) -> HttpResponse {
 
 async fn health(pages: web::Data<Pages>) -> HttpResponse {
     let health = pages.query_brief(TIMEOUT).await.0.evaluate();
+    pages.connections.room().await;
     json(health.status != Condition::Unhealthy, &health)
 }
 
@@ -300,6 +274,7 @@ async fn status(pages: web::Data<Pages>) -> HttpResponse {
     let Some(seen) = seen.filter(|_| snapshot.router_responds) else {
         return json(false, &json_value!({ "error": "the router does not respond" }));
     };
+    pages.connections.room().await;
     json(true, &pages.status(&seen))
 }
 
@@ -309,6 +284,7 @@ async fn exposition(pages: web::Data<Pages>) -> HttpResponse {
     }
     // If the router does not respond, its last metrics are shown: that is when they are needed.
     let (snapshot, seen) = pages.query_brief(TIMEOUT).await;
+    pages.connections.room().await;
     match pages.samples(&snapshot, seen.as_ref()).render() {
         Ok(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
         Err(error) => {
@@ -356,7 +332,7 @@ async fn events(request: HttpRequest, pages: web::Data<Pages>) -> HttpResponse {
     if phase.borrow().is_ending() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "the broker is shutting down\n");
     }
-    match pages.streams.begin(phase) {
+    match pages.streams.begin(phase, pages.connections.clone()) {
         Some(body) => HttpResponse::Ok().content_type(stream::CONTENT_TYPE).body(body),
         None => text(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -9,8 +9,10 @@
 //!
 //! One snapshot serves all streams, and none is taken without streams. Their number is limited, so that connections
 //! are left for probes. A stream has no queue of its own but a position in the shared one, so a slow reader costs the
-//! others nothing.
+//! others nothing. It holds one part that is not written, of an event or a snapshot, or 32 KiB of smaller ones; and the
+//! streams' parts count as unread bytes of all responses (`connections`).
 
+use super::connections::Connections;
 use super::probe::LastReply;
 use crate::broker::context::Phase;
 use crate::broker::telemetry::events::{BusItem, EventBus, EventSubscriber, SystemEvent};
@@ -59,13 +61,14 @@ impl Streams {
     }
 
     /// `None` at the limit of streams.
-    pub(super) fn begin(&self, phase: watch::Receiver<Phase>) -> Option<Body> {
+    pub(super) fn begin(&self, phase: watch::Receiver<Phase>, connections: Connections) -> Option<Body> {
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         let (follower, mut snapshots) = (self.bus.subscribe(), self.snapshot.subscribe());
         // The present snapshot is sent first.
         snapshots.mark_changed();
         self.demand.notify_one();
-        Some(Body(Stream { follower, snapshots, phase, _permit: permit, has_ended: false }.turn()))
+        let stream = Stream { follower, snapshots, phase, connections, _permit: permit, has_ended: false };
+        Some(Body(stream.turn()))
     }
 }
 
@@ -93,6 +96,7 @@ struct Stream {
     follower: EventSubscriber,
     snapshots: watch::Receiver<Option<Bytes>>,
     phase: watch::Receiver<Phase>,
+    connections: Connections,
     _permit: OwnedSemaphorePermit,
     has_ended: bool,
 }
@@ -104,6 +108,7 @@ impl Stream {
     fn turn(mut self) -> Turn {
         Box::pin(async move {
             let event = self.next().await?;
+            self.connections.room().await;
             Some((event, self))
         })
     }

@@ -438,7 +438,7 @@ impl Topics {
     /// Pairs of a topic and a matching subscription.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn routes(&self) -> usize {
-        self.routes
+        self.routes.held()
     }
 
     #[cfg(any(test, fuzzing))]
