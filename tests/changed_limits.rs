@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 55] = [
+const TOGETHER: [(&str, &str); 56] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -42,6 +42,7 @@ const TOGETHER: [(&str, &str); 55] = [
     ("ipc.operator_uids", "1,2"),
     ("shared_memory.permissions", "0o640"),
     ("shared_memory.audit_interval_ms", "1000"),
+    ("shared_memory.allow_dumps", "true"),
     ("delivery.slow_consumer_timeout_ms", "60000"),
     ("delivery.drop_grace_ms", "50"),
     ("delivery.user_wait_ms", "100"),

@@ -16,7 +16,9 @@ use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
 use super::signals::{Terminal, reload_until_closed, signalled};
 use super::supervision::fault;
-use super::supervision::resources::{Refused, arbiter, can_watch_signals, raise_descriptor_limit, refused};
+use super::supervision::resources::{
+    Refused, arbiter, can_watch_signals, forbid_dumps, raise_descriptor_limit, refused,
+};
 use super::supervision::supervisor::{self, GaveUp, Spec, Supervisor, Tree, install_panic_hook};
 use super::supervision::watchdog::{Alive, Pulse, Watchdog, Watched};
 use super::telemetry::counters::Counters;
@@ -97,6 +99,10 @@ pub fn run(
     if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
         log::warn!("busy waiting disabled reason=one_cpu wait=block");
         settings.wait = WaitStrategy::Block;
+    }
+    // Before there is a segment or a token.
+    if !loaded.config.shared_memory.allow_dumps {
+        forbid_dumps();
     }
     raise_descriptor_limit(&loaded.config);
     let Inherited { ipc, health } = Inherited::take()?;

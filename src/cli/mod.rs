@@ -59,6 +59,8 @@ mod target;
 mod upstream;
 
 use crate::broker::processes::guard;
+#[cfg(feature = "editor")]
+use crate::broker::supervision::resources::forbid_dumps;
 use args::{Cli, Command, ServerCli};
 use clap::{CommandFactory, Parser};
 use failure::{Code, Failure};
@@ -114,6 +116,11 @@ fn guarding() -> Option<Result<(), Failure>> {
 }
 
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    // They hold a session, or the key of an engine, for as long as an editor runs.
+    #[cfg(feature = "editor")]
+    if let Command::Engine(_) | Command::Gateway(_) | Command::Connect(_) | Command::Lsp(_) = &cli.command {
+        forbid_dumps();
+    }
     // The broker ends by signals in its own way, and wants to be alone when it sets the umask.
     match &cli.command {
         Command::Serve(args) => return serve::run(cli.target.serving(&cli.trust)?, args),

@@ -56,6 +56,10 @@ section! {
         max_window_slots: u32 = 512, integer(1, 1 << 20, "slots");
         /// Interval at which the memory that clients use is compared with their leases.
         audit_interval_ms: u64 = 5000, integer(10, 3_600_000, "ms");
+        /// Whether the broker's process may be traced, and leaves a core dump when it aborts.
+        /// If not, no other process of its user can open the segments of its clients through `/proc` or a debugger;
+        /// only root can debug it or list its descriptors.
+        allow_dumps: bool = false, Rule::Flag;
     }
 }
 

@@ -27,6 +27,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("shared_memory.permissions", Class::Restart),
     ("shared_memory.max_window_slots", Class::Restart),
     ("shared_memory.audit_interval_ms", Class::Live),
+    ("shared_memory.allow_dumps", Class::Restart),
     ("delivery.slow_consumer_timeout_ms", Class::Live),
     ("delivery.subscription_credit_bytes", Class::Restart),
     ("delivery.stream_credit_bytes", Class::Restart),

@@ -9,6 +9,7 @@ use crate::config::Config;
 use actix::Arbiter;
 pub(crate) use nix::sys::resource::Resource;
 use nix::sys::resource::{RLIM_INFINITY, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::sync_channel;
@@ -41,9 +42,17 @@ pub(crate) fn raise(resource: Resource) -> io::Result<u64> {
     Ok(hard)
 }
 
-/// The descriptors of a broker: each connection takes six, one of the endpoints two.
+/// The descriptors of a broker: each connection takes six, one of the endpoints one.
 pub(crate) fn descriptors_needed(config: &Config) -> u64 {
-    u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) * 2 + 64
+    u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) + 64
+}
+
+/// From now on no process of the same user can trace this one, take its descriptors or read its memory, and it leaves
+/// no core dump. Its files in `/proc` belong to root; it can still read its own.
+pub(crate) fn forbid_dumps() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        log::warn!("cannot keep other processes of this user from the memory reason={error:?}");
+    }
 }
 
 /// A process gets 1,024 unless it asks for more.
