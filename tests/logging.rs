@@ -3,6 +3,10 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use support::role::{Child, role, tell};
+use support::users::{OTHER_USER, are_root, open_folder};
 use support::{Broker, code, wait_until};
 
 const OPENED: &str = "connection opened";
@@ -70,13 +74,52 @@ fn lines_that_clients_cause_are_as_many_as_is_configured() {
     for _ in 0..20 {
         broker.builder().no_reconnect().connect().unwrap_err();
     }
-    broker.process().wait_for("log lines suppressed kind=refused count=");
+    broker.process().wait_for("log lines suppressed kind=refused uid=");
     let log = broker.process().stderr();
     assert!(log.matches("connection refused").count() < 20, "{log}");
     wait_until("the count to be complete", || {
         let log = broker.process().stderr();
-        let left_out =
-            log.lines().filter_map(|line| line.split_once("suppressed kind=refused count=")?.1.parse::<usize>().ok());
-        left_out.sum::<usize>() + log.matches("connection refused").count() == 20
+        suppressed(&log, rustix::process::geteuid().as_raw()) + log.matches("connection refused").count() == 20
     });
+}
+
+/// The number of lines about refused connections that were suppressed for a user.
+fn suppressed(log: &str, uid: u32) -> usize {
+    let counts = format!("suppressed kind=refused uid={uid} count=");
+    log.lines().filter_map(|line| line.split_once(&counts)?.1.parse::<usize>().ok()).sum()
+}
+
+#[test]
+fn child() {
+    let Some(role) = role() else { return };
+    assert_eq!(role, "floods");
+    let socket = std::env::var("LAPCE_IPC_SOCKET").unwrap();
+    tell("ready");
+    loop {
+        let _ = UnixStream::connect(&socket);
+    }
+}
+
+#[test]
+fn a_user_that_floods_the_log_hides_no_line_of_another() {
+    if !are_root() {
+        return;
+    }
+    let keys = [("shared_memory.permissions", "0o666"), ("ipc.max_connections", "1")];
+    let mut broker = Broker::start_with(&keys);
+    fs::set_permissions(broker.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    let _client = broker.client();
+    let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut flood = Child::ready_as_other_user(&broker, &copy, "floods");
+    wait_until("the flood to be counted", || suppressed(&broker.process().stderr(), OTHER_USER) > 1000);
+    // Each of ours is there, at whatever moment of the flood's second.
+    for number in 1..=5 {
+        broker.builder().no_reconnect().connect().unwrap_err();
+        wait_until("the line", || broker.process().stderr().matches("connection limit of 1 reached").count() == number);
+    }
+    flood.kill();
+    let log = broker.process().stderr();
+    let refused = log.matches("user 65534 may not connect").count();
+    assert!(refused < suppressed(&log, OTHER_USER) / 10, "{refused}");
+    assert_eq!(suppressed(&log, 0), 0, "{log}");
 }

@@ -262,7 +262,8 @@ section! {
         /// So the connections of commands do not fill the journal. Events and counters include them.
         short_connection_ms: u64 = 5000, integer(0, 3_600_000, "ms");
         /// Log lines per second of each kind that clients can cause, and of each engine.
-        /// A further line counts the suppressed ones.
+        /// One user (uid) can cause at most half of those that the others leave, and always one. A further line for
+        /// each user counts the suppressed ones.
         max_lines_per_second: u32 = 50, integer(1, 100_000, "lines");
     }
 }

@@ -12,6 +12,7 @@
 //! | `histogram` | observation counts per bucket |
 //! | `backoff` | exponential backoff with jitter, for the client and the supervisors |
 //! | `lines` | lines of bounded length out of a stream of bytes |
+//! | `line_shares` | log lines that users can cause, each within its share |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
 //! | `shares` | shares of something finite among users |
 //! | `work` | shares of the router's time among users |
@@ -24,6 +25,8 @@ pub(crate) mod backoff;
 pub(crate) mod breaker;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod line_shares;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod lines;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

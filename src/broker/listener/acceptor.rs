@@ -8,7 +8,7 @@ use crate::broker::session::state::{Accepted, Admitted, ConnectionContext};
 use crate::broker::session::stream::FrameStream;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
-use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::broker::telemetry::log_limit::{Kind, OTHERS, may_log};
 use crate::logic::supervision::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
@@ -96,7 +96,7 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if may_log(Kind::NotAccepted) {
+                if may_log(Kind::NotAccepted, OTHERS) {
                     log::warn!("connection not accepted reason={error:?}");
                 }
                 tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
@@ -117,7 +117,8 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
             Err(refused) => refused,
         };
         broker.counters.refused(refused.0);
-        if may_log(Kind::Refused) {
+        let user = peer::credentials(stream.as_fd()).map_or(OTHERS, |peer| peer.uid);
+        if may_log(Kind::Refused, user) {
             log::warn!("connection refused reason={:?}", refused.1);
         }
         if let Ok(permit) = refusals.clone().try_acquire_owned() {
@@ -142,7 +143,7 @@ async fn serve(context: Rc<ConnectionContext>, broker: Arc<Broker>) {
         node: broker.connections,
         retry_now: None,
         can_continue: Some(&can_continue),
-        limited: Some(Kind::Restarted),
+        limited: Some((Kind::Restarted, context.uid())),
     };
     let mut phase = broker.phase.clone();
     let stop = pin!(async move {

@@ -109,7 +109,7 @@ async fn await_peer(
         return Ok(());
     };
     if let Some(attempt) = exit.hold()
-        && may_log(Kind::Restarted)
+        && may_log(Kind::Restarted, context.uid())
     {
         log::info!("actor stable actor=connection id={} attempt={attempt}", context.id());
     }
@@ -173,12 +173,12 @@ async fn close_session(
         End::Left => {
             listing.left();
             let level = if is_announced { log::Level::Info } else { log::Level::Debug };
-            if log::log_enabled!(level) && may_log(Kind::Closed) {
+            if log::log_enabled!(level) && may_log(Kind::Closed, context.uid()) {
                 log::log!(level, "connection closed connection={id} name={name}");
             }
         }
         End::Lost(reason) => {
-            if may_log(Kind::Lost) {
+            if may_log(Kind::Lost, context.uid()) {
                 log::warn!("connection lost connection={id} name={name} reason={reason:?}");
             }
             result = Err(reason);
@@ -186,7 +186,7 @@ async fn close_session(
         End::Closed(closed) => {
             result = Err(closed.reason.clone());
             let CloseReason { code, reason } = closed.clone();
-            if may_log(Kind::Lost) {
+            if may_log(Kind::Lost, context.uid()) {
                 log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             }
             close = Some(closed);
@@ -368,7 +368,9 @@ fn refusal(broker: &Broker, session: &Session, frame: &ClientFrame) -> Option<Br
     if broker.is_operator(session.uid) {
         return None;
     }
-    log::warn!("operation denied connection={} uid={} operation={order:?}", session.id, session.uid);
+    if may_log(Kind::Denied, session.uid) {
+        log::warn!("operation denied connection={} uid={} operation={order:?}", session.id, session.uid);
+    }
     let message = format!("user {} may not {order} (ipc.operator_uids)", session.uid);
     Some(BrokerFrame::Failed { serial, code: FailedCode::NotAllowed, message })
 }

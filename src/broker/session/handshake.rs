@@ -40,7 +40,9 @@ pub(super) async fn handshake(
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream, max),
         Err(error) => {
-            log::warn!("connection lost pid={} reason={error:?}", peer.pid);
+            if may_log(Kind::Lost, peer.uid) {
+                log::warn!("connection lost pid={} reason={error:?}", peer.pid);
+            }
             return Err(error.to_string());
         }
     };
@@ -81,7 +83,7 @@ pub(super) async fn handshake(
     broker.counters.refused(code);
     // Refused tokens are logged where they are looked up.
     let is_of_token = matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken | RefusedCode::GivenUp);
-    if !is_of_token && may_log(Kind::Refused) {
+    if !is_of_token && may_log(Kind::Refused, peer.uid) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
     }
     let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
@@ -168,7 +170,7 @@ pub(super) async fn welcome_resumed(
     session.confirmed = false;
     session.replies.next_socket();
     broker.counters.resumed();
-    if may_log(Kind::Opened) {
+    if may_log(Kind::Opened, session.uid) {
         log::info!("session resumed connection={} name={} pid={pid}", session.id, session.name);
     }
     // If the socket is lost before this, the previous token is still valid (S4).
@@ -192,7 +194,7 @@ pub(super) async fn await_client(
     if !broker.sessions.detach(id, actor, until) {
         return Ok(None);
     }
-    if may_log(Kind::Lost) {
+    if may_log(Kind::Lost, session.uid) {
         let (name, window) = (&session.name, broker.sessions.window().as_millis());
         log::info!("waiting for client to reconnect connection={id} name={name} window_ms={window}");
     }
@@ -287,7 +289,7 @@ async fn open_session(
     let ClientDescriptors { ring, wait } = &descriptors;
     // In this order; the broker's copies are closed on return.
     if let Err(error) = send(stream, &frame, &[segment.as_fd(), ring.as_fd(), wait.as_fd()]).await {
-        if may_log(Kind::Lost) {
+        if may_log(Kind::Lost, peer.uid) {
             log::warn!("connection lost connection={id} reason={:?}", error.to_string());
         }
         // No client has the token.

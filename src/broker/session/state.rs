@@ -90,14 +90,14 @@ impl Session {
 
     /// Logs the opening once, at info.
     pub(super) fn announce(&mut self) {
-        if !std::mem::replace(&mut self.is_announced, true) && may_log(Kind::Opened) {
+        if !std::mem::replace(&mut self.is_announced, true) && may_log(Kind::Opened, self.uid) {
             self.log_opened(log::Level::Info);
         }
     }
 
     /// Logs the opening at debug: the connection may be a short one.
     pub(super) fn mention(&self) {
-        if log::log_enabled!(target: TARGET, log::Level::Debug) && may_log(Kind::Opened) {
+        if log::log_enabled!(target: TARGET, log::Level::Debug) && may_log(Kind::Opened, self.uid) {
             self.log_opened(log::Level::Debug);
         }
     }
@@ -126,7 +126,7 @@ impl Session {
     /// Counts and logs a session that ended while detached or was given up.
     pub(super) fn log_loss(&self, broker: &Broker, loss: SessionLoss) {
         broker.counters.lost(loss);
-        if may_log(Kind::Closed) {
+        if may_log(Kind::Closed, self.uid) {
             log::info!("session ended connection={} name={} reason={:?}", self.id, self.name, loss.reason());
         }
     }
@@ -135,6 +135,7 @@ impl Session {
 /// The context of a connection, which all incarnations of its actor share on one thread.
 pub(in crate::broker) struct ConnectionContext {
     start: Cell<Option<Accepted>>,
+    uid: u32,
     /// Borrowed by the running incarnation only.
     pub(super) session: RefCell<Option<Session>>,
     pub(super) lifecycle: RefCell<Lifecycle>,
@@ -145,8 +146,9 @@ pub(in crate::broker) struct ConnectionContext {
 impl ConnectionContext {
     /// Before the handshake.
     pub(in crate::broker) fn new(start: Accepted, window: Duration) -> ConnectionContext {
-        let lifecycle = RefCell::new(Lifecycle::new(window));
-        ConnectionContext { start: Cell::new(Some(start)), session: RefCell::new(None), lifecycle, id: Cell::new(None) }
+        let (lifecycle, uid) = (RefCell::new(Lifecycle::new(window)), start.peer.uid);
+        let start = Cell::new(Some(start));
+        ConnectionContext { start, uid, session: RefCell::new(None), lifecycle, id: Cell::new(None) }
     }
 
     /// The first action of a new incarnation.
@@ -169,6 +171,11 @@ impl ConnectionContext {
 
     pub(super) fn take_start(&self) -> Option<Accepted> {
         self.start.take()
+    }
+
+    /// The user of the peer.
+    pub(in crate::broker) fn uid(&self) -> u32 {
+        self.uid
     }
 
     /// The id in the log; `-` before the handshake.

@@ -151,7 +151,7 @@ impl SessionTable {
 
     /// Logs why a session was not resumed, within the rate limit and without the token.
     pub(super) fn log_refusal(&self, peer: peer::Credentials, error: ResumeError) {
-        if may_log(Kind::NotResumed) {
+        if may_log(Kind::NotResumed, peer.uid) {
             let reason = error.to_string();
             // Expected after a restart of the broker or a long absence of the client.
             let is_ordinary = matches!(error, ResumeError::Unknown | ResumeError::Over);

@@ -1,8 +1,11 @@
-//! Rate limits for log lines that peers can cause at will: a few of each kind per second, then one line with the number
-//! of suppressed ones.
+//! Rate limits for log lines that peers can cause at will: a few of each kind and user per second, then one line for
+//! each user with the number of suppressed ones.
 
+pub(in crate::broker) use crate::logic::line_shares::OTHERS;
+use crate::logic::line_shares::{LineShares, Verdict};
+use crate::logic::shares::Uid;
 use crate::sync::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Kinds of lines. Each has a limit of its own, so that a flood of one does not hide another.
@@ -15,10 +18,12 @@ pub(in crate::broker) enum Kind {
     NotAccepted,
     NotResumed,
     Restarted,
+    Denied,
 }
 
 impl Kind {
-    const ALL: [&str; 7] = ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted"];
+    const ALL: [&str; 8] =
+        ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted", "denied"];
 }
 
 /// Lines of one kind in a second (`logging.max_lines_per_second`).
@@ -35,27 +40,31 @@ pub(in crate::broker) fn limit() -> u64 {
 }
 
 /// Global, like the log.
-static LIMITS: [Mutex<LogLimit>; Kind::ALL.len()] = [const { Mutex::new(LogLimit::new()) }; Kind::ALL.len()];
+static LIMITS: [Mutex<LineShares>; Kind::ALL.len()] = [const { Mutex::new(LineShares::new()) }; Kind::ALL.len()];
+static CLOCK: OnceLock<Instant> = OnceLock::new();
 
-/// Whether to log a line of this kind now. Call it where tasks can be spawned: a task logs the number of suppressed
-/// lines a second later.
-pub(in crate::broker) fn may_log(kind: Kind) -> bool {
+/// Whether to log a line of this kind now, which a client of `user` has caused ([`OTHERS`]: it is not known). Call it
+/// where tasks can be spawned: a task logs the numbers of suppressed lines a second later.
+pub(in crate::broker) fn may_log(kind: Kind, user: Uid) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
-    let mut limit = lock();
-    if limit.may_log(Instant::now(), MAX_LINES_PER_SECOND.load(Ordering::Relaxed)) {
-        return true;
-    }
-    if limit.kept_back == 1 {
+    let now = u64::try_from(CLOCK.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let verdict = lock().add(now, user, usize::try_from(limit()).unwrap_or(usize::MAX));
+    if verdict == Verdict::SuppressFirst {
         actix::spawn(async move {
             tokio::time::sleep(LogLimit::PERIOD).await;
-            let count = std::mem::take(&mut lock().kept_back);
-            log::warn!("log lines suppressed kind={} count={count}", Kind::ALL[kind as usize]);
+            let (counts, kind) = (lock().take_counts(), Kind::ALL[kind as usize]);
+            for (user, count) in counts {
+                match user {
+                    OTHERS => log::warn!("log lines suppressed kind={kind} uid=others count={count}"),
+                    uid => log::warn!("log lines suppressed kind={kind} uid={uid} count={count}"),
+                }
+            }
         });
     }
-    false
+    verdict == Verdict::Log
 }
 
-/// The limit of one kind.
+/// The limit of lines that no user but a program of the broker causes.
 #[derive(Debug)]
 pub(in crate::broker) struct LogLimit {
     since: Option<Instant>,

@@ -4,6 +4,7 @@ use super::incarnation::{End, Exit, Incarnation, Stop};
 use super::tree::{NodeId, Tree};
 use super::{elapsed, random, report, sleep_until};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::logic::shares::Uid;
 use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -27,8 +28,8 @@ pub(in crate::broker) struct Child<'a> {
     pub(in crate::broker) retry_now: Option<&'a watch::Sender<u64>>,
     /// Whether the next incarnation has a state to continue. `None`: it needs none.
     pub(in crate::broker) can_continue: Option<&'a dyn Fn() -> bool>,
-    /// The rate limit of log lines for ends that peers can cause at will; panics are not limited.
-    pub(in crate::broker) limited: Option<Kind>,
+    /// The rate limit of log lines for ends that a peer can cause at will, and its user; panics are not limited.
+    pub(in crate::broker) limited: Option<(Kind, Uid)>,
 }
 
 /// How supervision ended.
@@ -90,7 +91,7 @@ where
             Some(can_continue) if !can_continue() => Decision::Done,
             _ => restarts.borrow_mut().ended(end.is_failure(), elapsed(clock), random()),
         };
-        let may = matches!(end, End::Panicked(_)) || child.limited.is_none_or(may_log);
+        let may = matches!(end, End::Panicked(_)) || child.limited.is_none_or(|(kind, user)| may_log(kind, user));
         report(child.name, &id(), &end, decision, child.limits.period, child.tree, child.node, may);
         match decision {
             Decision::Done => return Outcome::Done(end),
