@@ -145,6 +145,37 @@ fn a_service_replies_streams_fails_and_learns_of_cancels() {
 }
 
 #[test]
+fn a_requester_that_takes_no_chunks_delays_the_other_calls_for_the_patience_only() {
+    let broker = Broker::start();
+    let mut server = Lines::start(&broker, &["--call-patience-ms", "50"]);
+    server.say(&json!({"op": "serve", "id": 1, "service": "s"}));
+    assert_eq!(server.next(), json!({"event": "ready", "id": 1}));
+    let client = broker.client();
+    // No thread reads the stream, so the client grants no credit.
+    let mut stream = client.request_stream("s", "x").unwrap();
+    let call = server.next()["call"].clone();
+    for _ in 0..100 {
+        server.say(&json!({"op": "chunk", "call": call, "data": "x".repeat(16 << 10)}));
+    }
+    let error = without(server.next(), &["message"]);
+    assert_eq!(error, json!({"event": "error", "call": call, "code": "overloaded"}));
+    let asker = broker.client();
+    let asking = std::thread::spawn(move || asker.request("s", "y").unwrap());
+    let request = loop {
+        let event = server.next();
+        if event["event"] == "request" {
+            break event;
+        }
+        assert_eq!(event["code"], "unknown", "{event}");
+    };
+    server.say(&json!({"op": "reply", "call": request["call"], "data": "z"}));
+    assert_eq!(asking.join().unwrap(), b"z");
+    let error = stream.find_map(Result::err).unwrap();
+    assert_eq!(error.reply_text(), Some("the requester did not take the reply in time"));
+    assert_eq!(broker.client().breakers().unwrap()[0].failures, 0);
+}
+
+#[test]
 fn the_end_of_the_input_waits_for_requests() {
     let broker = Broker::start();
     let input = br#"{"op":"pub","topic":"t","data":"x"}

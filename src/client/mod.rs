@@ -69,6 +69,7 @@ pub use connect::retry::ReconnectOptions;
 pub use connection::shared::WaitStrategy;
 pub use data::call_options::RequestOptions;
 pub use data::connection_state::ConnectionState;
+pub use data::kept_replies::KeepOptions;
 pub use data::message::{Message, View};
 pub use error::kind::ErrorKind;
 pub use error::{Error, Result};

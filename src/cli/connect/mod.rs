@@ -19,6 +19,7 @@ use super::options::at_least_one;
 use super::target::BrokerTarget;
 use crate::client::WaitStrategy;
 use clap::Args;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectArgs {
@@ -28,6 +29,9 @@ pub(super) struct ConnectArgs {
     /// The most subscriptions, services, requests and calls at a time
     #[arg(long, value_name = "N", default_value = "1024", value_parser = at_least_one)]
     max_operations: u64,
+    /// How long a requester that takes none of 64 chunks may delay further lines, in ms; then its call ends
+    #[arg(long, value_name = "MS", default_value = "1000")]
+    call_patience_ms: u64,
 }
 
 pub(super) const EXAMPLES: &str = r#"
@@ -52,8 +56,9 @@ Each line of input is an operation, a JSON object with `op`; each line of output
 
 Other members: `policy` of sub (block, drop-oldest, drop-newest), `timeout_ms` of request, `max_in_flight` of serve.
 Errors: {"event":"error","id":3,"code":"no_responders","message":"..."}; of a line that is no operation with `line`, its
-number. Of the connection: `connected`, `disconnected`. At the end of the input, subscriptions and services end;
-publishes and requests are finished first.
+number; with `call` if it is about that call, and `overloaded` if its requester does not take the reply. Of the
+connection: `connected`, `disconnected`. At the end of the input, subscriptions and services end; publishes and requests
+are finished first.
 
 Example:
   echo '{"op":"request","id":1,"service":"echo","data":"hi"}' | lapce-ipc connect
@@ -74,7 +79,8 @@ pub(super) fn run(target: &BrokerTarget, args: &ConnectArgs) -> Result<(), Failu
         .map_err(|error| Failure::new(Code::Unavailable, format!("cannot start: {error}")))?;
     let (input, output) = (lines::read(to_size(args.max_line_bytes))?, lines::write()?);
     exit_with_reader();
-    let ended = runtime.block_on(session::run(builder, input, output.events, to_size(args.max_operations)));
+    let (max_operations, patience) = (to_size(args.max_operations), Duration::from_millis(args.call_patience_ms));
+    let ended = runtime.block_on(session::run(builder, input, output.events, max_operations, patience));
     // No task holds the sender of events any more.
     drop(runtime);
     match output.writer.join() {

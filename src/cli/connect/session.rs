@@ -33,6 +33,7 @@ pub(super) async fn run(
     mut input: Receiver<Input>,
     events: Sender<Event>,
     max_operations: usize,
+    patience: Duration,
 ) -> Result<(), Failure> {
     let client = AsyncClient::connect_with(builder).await?;
     let mut states = client.events();
@@ -40,7 +41,7 @@ pub(super) async fn run(
     let (publishes, waiting) = channel(PUBLISHES);
     let publisher = tokio::spawn(work::publish(client.clone(), waiting, events.clone()));
     let reporter = Reporter { events: events.clone(), operations: operations.clone() };
-    let calls = Calls::default();
+    let calls = Calls::new(patience);
     let mut session =
         Session { client: client.clone(), events, operations, calls, publishes, reporter, max_operations };
     session.say(Event::new("connected")).await;

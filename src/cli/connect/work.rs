@@ -6,11 +6,14 @@ use crate::client::asynchronous::{AsyncClient, AsyncRequest, AsyncService, Async
 use crate::client::{Error, RequestOptions, SubscribeOptions};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 
-/// Answers of the program that wait for their call: then its further lines wait, too.
+/// Answers of the program that wait for their call's requester. With more, its further lines wait, and after the
+/// patience the call ends.
 const ANSWERS: usize = 64;
 
 /// An operation that has an end.
@@ -192,27 +195,43 @@ pub(super) enum Answer {
 }
 
 /// The outstanding calls of all services.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Calls(Arc<Mutex<CallTable>>);
+#[derive(Clone, Debug)]
+pub(super) struct Calls {
+    table: Arc<Mutex<CallTable>>,
+    /// How long a requester that takes no answers delays the program's further lines.
+    patience: Duration,
+}
 
 #[derive(Debug, Default)]
 struct CallTable {
     last: u64,
-    open: HashMap<u64, Sender<Answer>>,
+    open: HashMap<u64, OpenCall>,
+}
+
+#[derive(Clone, Debug)]
+struct OpenCall {
+    answers: Sender<Answer>,
+    /// Notified once, when its requester does not take the answers.
+    given_up: Arc<Notify>,
 }
 
 impl Calls {
-    fn table(&self) -> MutexGuard<'_, CallTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn new(patience: Duration) -> Calls {
+        Calls { table: Arc::default(), patience }
     }
 
-    fn add(&self) -> (u64, Receiver<Answer>) {
+    fn table(&self) -> MutexGuard<'_, CallTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self) -> (u64, Receiver<Answer>, Arc<Notify>) {
         let (answers, received) = channel(ANSWERS);
+        let given_up = Arc::new(Notify::new());
         let mut table = self.table();
         table.last += 1;
         let call = table.last;
-        table.open.insert(call, answers);
-        (call, received)
+        table.open.insert(call, OpenCall { answers, given_up: given_up.clone() });
+        (call, received, given_up)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -228,19 +247,25 @@ impl Calls {
         self.table().open.clear();
     }
 
-    /// Passes an answer on.
+    /// Passes an answer on. A call whose requester takes none of those before it ends.
     ///
     /// # Errors
     ///
     /// If the call is not outstanding.
     pub(super) async fn tell(&self, call: u64, answer: Answer) -> Result<(), Box<Event>> {
-        let answers = self.table().open.get(&call).cloned();
-        let sent = match answers {
-            Some(answers) => answers.send(answer).await.is_ok(),
-            None => false,
-        };
-        let unknown = || Event::error(None, "unknown", format!("call {call} is not outstanding")).of_call(call);
-        if sent { Ok(()) } else { Err(unknown().into()) }
+        let error = |code, text: &str| Err(Box::new(Event::error(None, code, text).of_call(call)));
+        let unknown = || error("unknown", &format!("call {call} is not outstanding"));
+        let open = self.table().open.get(&call).cloned();
+        let Some(OpenCall { answers, given_up }) = open else { return unknown() };
+        match answers.send_timeout(answer, self.patience).await {
+            Ok(()) => Ok(()),
+            Err(SendTimeoutError::Closed(_)) => unknown(),
+            Err(SendTimeoutError::Timeout(_)) => {
+                self.remove(call);
+                given_up.notify_one();
+                error("overloaded", "the requester did not take the reply in time")
+            }
+        }
     }
 }
 
@@ -252,18 +277,27 @@ pub(super) async fn serve(id: Id, mut service: AsyncService, calls: Calls, repor
             Some(Err(error)) => return reporter.end(id.clone(), Event::failed(Some(&id), &error)).await,
             None => return reporter.end(id.clone(), Event::of("end", &id)).await,
         };
-        let (call, answers) = calls.add();
+        let (call, answers, given_up) = calls.add();
         let event = Event::of("request", &id).of_call(call).request(request.requester(), request.wants_stream());
         reporter.say(event.with(request.take_payload())).await;
-        tokio::spawn(answer(id.clone(), call, request, answers, calls.clone(), reporter.clone()));
+        let (id, calls, reporter) = (id.clone(), calls.clone(), reporter.clone());
+        tokio::spawn(async move {
+            let end_untaken = request.end_untaken();
+            // In its own future: the request is dropped, and rejected, as soon as one of the two is done.
+            let is_given_up = async {
+                given_up.notified().await;
+                end_untaken();
+            };
+            let event = tokio::select! {
+                event = answer_until_end(&id, request, answers) => event,
+                () = is_given_up => None,
+            };
+            if let Some(event) = event {
+                reporter.say(event.of_call(call)).await;
+            }
+            calls.remove(call);
+        });
     }
-}
-
-async fn answer(id: Id, call: u64, request: AsyncRequest, answers: Receiver<Answer>, calls: Calls, reporter: Reporter) {
-    if let Some(event) = answer_until_end(&id, request, answers).await {
-        reporter.say(event.of_call(call)).await;
-    }
-    calls.remove(call);
 }
 
 /// The event that is left to say.

@@ -119,7 +119,8 @@ impl Request {
         self.send(ReplyParts::finish())
     }
 
-    /// Sends the complete reply, or the last chunk.
+    /// Sends the complete reply, or the last chunk. Waits for credit of the requester, at most until the deadline of
+    /// the request; [`Service::reply`](crate::client::Service::reply) does not wait.
     ///
     /// # Errors
     ///
@@ -147,6 +148,13 @@ impl Request {
     pub fn fail(mut self, text: &str) -> Reply {
         let failure = ReplyParts::fail(&self.connection, text);
         self.send(failure)
+    }
+
+    /// What ends the call if its requester does not take the reply.
+    #[cfg(feature = "cli")]
+    pub(crate) fn end_untaken(&self) -> impl FnOnce() + Send + use<> {
+        let (connection, call) = (self.connection.clone(), self.call.clone());
+        move || calls::end_untaken(&connection, &mut lock(&connection.table), &call)
     }
 
     fn send(&mut self, mut answer: ReplyParts<'_>) -> Reply {
@@ -242,6 +250,12 @@ impl<'a> ReplyParts<'a> {
     }
 }
 
+impl ReplyParts<'_> {
+    pub(crate) fn into_owned(self) -> ReplyParts<'static> {
+        ReplyParts { payload: self.payload.into_owned().into(), ..self }
+    }
+}
+
 #[cfg(feature = "tokio")]
 impl ReplyParts<'_> {
     pub(crate) fn is_begun(&self) -> bool {
@@ -252,8 +266,54 @@ impl ReplyParts<'_> {
     pub(crate) fn is_one_record(&self, connection: &Connection) -> bool {
         self.payload.len() <= connection.limits.slot_size() as usize
     }
+}
 
-    pub(crate) fn into_owned(self) -> ReplyParts<'static> {
-        ReplyParts { payload: self.payload.into_owned().into(), ..self }
+/// The end of a reply, on its way to its requester without a thread that waits for it. Dropped before it is whole, it
+/// ends the call with an error that does not count against the service.
+#[derive(Debug)]
+pub(crate) struct KeptReply {
+    request: Request,
+    /// A chunk that has begun. It goes first.
+    rest: Option<ReplyParts<'static>>,
+    last: ReplyParts<'static>,
+    /// Bytes that were sent before `last`.
+    before: usize,
+}
+
+impl KeptReply {
+    pub(crate) fn new(request: Request, rest: Option<ReplyParts<'static>>, last: ReplyParts<'_>) -> KeptReply {
+        KeptReply { request, rest, last: last.into_owned(), before: 0 }
+    }
+
+    /// How many bytes of it were sent, and are in memory.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let rest = self.rest.as_ref().map_or((0, 0), |rest| (rest.at, rest.payload.len()));
+        (self.before + rest.0 + self.last.at, rest.1 + self.last.payload.len())
+    }
+
+    /// Sends what credit and space allow. Returns how many bytes were sent so far; `None`: it is whole, or no requester
+    /// waits for it.
+    pub(crate) fn step(&mut self) -> Option<usize> {
+        if let Some(rest) = &mut self.rest {
+            match rest.step(&mut self.request) {
+                Some(Ok(())) => self.before = rest.at,
+                Some(Err(_)) => return None,
+                None => return Some(self.size().0),
+            }
+            self.rest = None;
+        }
+        match self.last.step(&mut self.request) {
+            Some(_) => None,
+            None => Some(self.size().0),
+        }
+    }
+}
+
+impl Drop for KeptReply {
+    fn drop(&mut self) {
+        let Request { connection, call, is_answered, .. } = &self.request;
+        if !is_answered && connection.is_ours() {
+            calls::end_untaken(connection, &mut lock(&connection.table), call);
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Serving: requests come as an iterator, or to a handler.
 
 use super::client::Client;
-use super::reply::Request;
+use super::reply::{KeptReply, Reply, ReplyParts, Request};
 use crate::client::connection::calls;
 use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
 use crate::client::connection::shared::Connection;
 use crate::client::data::incoming_call::{Inbox, InboxItem, Offer};
+use crate::client::data::kept_replies::{KeepOptions, KeptReplies};
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::wait;
 use crate::client::error::{Result, in_time};
@@ -16,7 +17,7 @@ use crate::wire::record::{Header, Kind as RecordKind};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A service that this client offers: an iterator of requests, which waits for the next one. Several clients may offer
 /// the same service; they share its requests. Dropping it withdraws the offer.
@@ -24,6 +25,9 @@ use std::time::Duration;
 pub struct Service {
     connection: Arc<Connection>,
     inbox: Arc<Inbox>,
+    kept: KeptReplies<KeptReply>,
+    /// Until when kept replies hold requests up, unless they move.
+    held_until: Option<Instant>,
     failed: bool,
 }
 
@@ -73,7 +77,8 @@ pub(crate) fn start<'a>(
         lock(&connection.table).serving.insert(serial, inbox.clone());
         ClientFrame::Serve { serial, service, max_in_flight }
     })?;
-    Ok((request, Service { connection: connection.clone(), inbox, failed: false }))
+    let kept = KeptReplies::new(KeepOptions::default().within(max_in_flight));
+    Ok((request, Service { connection: connection.clone(), inbox, kept, held_until: None, failed: false }))
 }
 
 pub(crate) fn finish(service: Service, answer: &BrokerFrame) -> Result<Service> {
@@ -87,6 +92,9 @@ impl Service {
     /// Replies to every request with the result of `handler`, until the connection ends. An error of the handler
     /// becomes an error reply: [`ReplyError::failed`](crate::client::ReplyError::failed) counts towards the service's
     /// breaker; any other error rejects the request and does not count. A panic of the handler counts as a failure.
+    ///
+    /// A reply that its requester does not take is kept while further requests are handled; see [`Service::keep`]. (A
+    /// handler that sends chunks waits for credit of the requester with each, as [`Request::chunk`] does.)
     ///
     /// # Errors
     ///
@@ -106,14 +114,11 @@ impl Service {
     ) -> Result<()> {
         loop {
             let mut request = self.receive(None)?;
-            let answered = match catch_unwind(AssertUnwindSafe(|| handler(&mut request))) {
-                Ok(Ok(reply)) => request.reply(reply),
-                Ok(Err(error)) => {
-                    let error = error.into();
-                    if error.is_failure() { request.fail(error.text()) } else { request.refuse(error.text()) }
-                }
-                Err(panic) => request.fail(&format!("the responder panicked: {}", panic_text(&*panic))),
-            };
+            let reply = catch_unwind(AssertUnwindSafe(|| handler(&mut request).map_err(Into::into)));
+            let reply = reply.unwrap_or_else(|panic| {
+                Err(ReplyError::failed(format_args!("the responder panicked: {}", panic_text(&*panic))))
+            });
+            let answered = self.send_or_keep(request, None, reply);
             // The requester may be gone, have cancelled, or its time be over: no one is left to be notified. Only the
             // end of our own connection is ours, too.
             if answered.is_err()
@@ -122,6 +127,75 @@ impl Service {
                 return Err(closed);
             }
         }
+    }
+
+    /// Bounds the replies that this service keeps, and the time that they delay further requests; see [`KeepOptions`]
+    /// for the defaults. Dropping the service ends the calls of kept replies.
+    #[must_use]
+    pub fn keep(mut self, options: KeepOptions) -> Service {
+        self.kept.set_options(options.within(self.inbox.offer.max_in_flight));
+        self
+    }
+
+    /// The bytes of the replies that are kept now.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.bytes()
+    }
+
+    /// Replies to a request of this service as [`Service::run`] does, and does not wait: what the requester does not
+    /// take now is kept, and goes while a thread waits for the next request.
+    ///
+    /// # Errors
+    ///
+    /// If the requester has cancelled or its deadline has passed, the reply is too large, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut service = client.serve("upper")?;
+    /// while let Some(request) = service.next() {
+    ///     let request = request?;
+    ///     let text = String::from_utf8(request.payload().to_vec());
+    ///     // An error means that this requester no longer waits: continue.
+    ///     let _ = service.reply(request, text.map(|text| text.to_uppercase()));
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn reply<R: AsRef<[u8]>, E: Into<ReplyError>>(
+        &mut self,
+        request: Request,
+        reply: std::result::Result<R, E>,
+    ) -> Reply {
+        self.send_or_keep(request, None, reply.map_err(Into::into))
+    }
+
+    /// `rest`: of a chunk that has begun.
+    pub(crate) fn send_or_keep<R: AsRef<[u8]>>(
+        &mut self,
+        mut request: Request,
+        rest: Option<ReplyParts<'static>>,
+        reply: std::result::Result<R, ReplyError>,
+    ) -> Reply {
+        let connection = self.connection.clone();
+        connection.check_fork()?;
+        let (rest, mut last) = match &reply {
+            Ok(reply) => (rest, ReplyParts::reply(&connection, reply.as_ref())),
+            // An error aborts the chunk.
+            Err(error) if error.is_failure => (None, ReplyParts::fail(&connection, &error.text)),
+            Err(error) => (None, ReplyParts::refuse(&connection, &error.text)),
+        };
+        // Notices a cancel even if no thread of this process waits.
+        wait::sort_pending(&connection);
+        if rest.is_none()
+            && let Some(sent) = last.step(&mut request)
+        {
+            return sent;
+        }
+        let requester = request.requester();
+        let kept = KeptReply::new(request, rest, last);
+        let size = kept.size();
+        self.kept.keep(kept, requester, size, Instant::now());
+        Ok(())
     }
 
     /// Waits for the next request, at most for `timeout`, which then returns `Ok(None)`.
@@ -134,12 +208,57 @@ impl Service {
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Request> {
-        let connection = self.connection.clone();
-        wait::for_record(&connection, deadline(timeout), || self.poll())?
+        let (connection, until) = (self.connection.clone(), deadline(timeout));
+        loop {
+            let held_until = self.held_until;
+            let wait_until = until.into_iter().chain(held_until).min();
+            let received = wait::for_record(&connection, wait_until, || {
+                let polled = self.poll().map(Some);
+                // The wait has another end now.
+                polled.or_else(|| (self.held_until != held_until).then_some(None))
+            });
+            match received {
+                Ok(Some(request)) => {
+                    if request.is_err() {
+                        self.release_kept();
+                    }
+                    return request;
+                }
+                Ok(None) => {}
+                Err(error) if error.is_timeout() && until.is_none_or(|until| Instant::now() < until) => {}
+                Err(error) => {
+                    if !error.is_timeout() {
+                        self.release_kept();
+                    }
+                    return Err(error);
+                }
+            }
+        }
     }
 
-    /// The next request if one has arrived, or the reason why none will.
+    /// No requester waits any more.
+    pub(crate) fn release_kept(&mut self) {
+        self.kept.clear();
+        self.held_until = None;
+    }
+
+    /// Until when kept replies hold requests up, as [`Service::poll`] found it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.held_until
+    }
+
+    /// The next request if one has arrived and no kept reply moves, or the reason why none will.
     pub(crate) fn poll(&mut self) -> Option<Result<Request>> {
+        self.held_until = None;
+        if !self.kept.is_empty() {
+            let now = Instant::now();
+            self.kept.step(now, KeptReply::step);
+            self.held_until = self.kept.holds_until(now);
+        }
+        if self.held_until.is_some() {
+            return None;
+        }
         self.poll_request().map(Ok).or_else(|| self.inbox.end().map(Err))
     }
 

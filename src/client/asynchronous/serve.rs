@@ -6,12 +6,14 @@ use super::wait::{poll_until, until};
 #[cfg(doc)]
 use crate::client::Client;
 use crate::client::api::reply::{ReplyParts, Request};
-use crate::client::api::serve::{self as blocking, Service};
+use crate::client::api::serve::{self as blocking, ReplyError, Service};
+use crate::client::data::kept_replies::KeepOptions;
 use crate::client::error::Result;
 use futures_core::Stream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
+use tokio::time::Sleep;
 
 impl AsyncClient {
     /// As [`Client::serve`].
@@ -31,7 +33,8 @@ impl AsyncClient {
     pub async fn serve_up_to(&self, service: &str, max_in_flight: u32) -> Result<AsyncService> {
         let (request, service) = blocking::start(&self.connection, service, max_in_flight)?;
         let reply = until(&self.connection, || request.reply()).await?;
-        Ok(AsyncService { client: self.clone(), service: blocking::finish(service, &reply)?, failed: false })
+        let service = blocking::finish(service, &reply)?;
+        Ok(AsyncService { client: self.clone(), service, held: None, failed: false })
     }
 }
 
@@ -40,6 +43,8 @@ impl AsyncClient {
 pub struct AsyncService {
     pub(crate) client: AsyncClient,
     pub(crate) service: Service,
+    /// Wakes the task when kept replies no longer hold requests up.
+    held: Option<Pin<Box<Sleep>>>,
     pub(crate) failed: bool,
 }
 
@@ -47,6 +52,33 @@ impl AsyncService {
     /// The next request. After an error comes `None`.
     pub async fn next(&mut self) -> Option<Result<AsyncRequest>> {
         stream::next(self).await
+    }
+
+    /// As [`Service::keep`].
+    #[must_use]
+    pub fn keep(self, options: KeepOptions) -> AsyncService {
+        AsyncService { service: self.service.keep(options), ..self }
+    }
+
+    /// As [`Service::kept_bytes`].
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.service.kept_bytes()
+    }
+
+    /// As [`Service::reply`]: what the requester does not take now is kept, and goes while a task waits for the next
+    /// request. A chunk whose future was dropped half way goes first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::reply`].
+    pub fn reply<R: AsRef<[u8]>, E: Into<ReplyError>>(
+        &mut self,
+        request: AsyncRequest,
+        reply: std::result::Result<R, E>,
+    ) -> Result<()> {
+        let AsyncRequest { request, rest, .. } = request;
+        self.service.send_or_keep(request, rest.filter(ReplyParts::is_begun), reply.map_err(Into::into))
     }
 }
 
@@ -104,6 +136,13 @@ impl AsyncRequest {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.request.deadline()
+    }
+
+    /// What ends the call, also while a part of its reply is being sent, with an error that does not count against the
+    /// service: its requester does not take the reply.
+    #[cfg(feature = "cli")]
+    pub(crate) fn end_untaken(&self) -> impl FnOnce() + Send + use<> {
+        self.request.end_untaken()
     }
 
     /// As [`Request::chunk`]. A future that is dropped has sent its chunk whole or not at all, but for one of several
@@ -193,8 +232,21 @@ impl Stream for AsyncService {
             return Poll::Ready(None);
         }
         let service = &mut this.service;
-        let next = ready!(poll_until(&this.client.connection, context, || service.poll())).and_then(|next| next);
-        this.failed = next.is_err();
-        Poll::Ready(Some(next.map(|request| AsyncRequest::new(this.client.clone(), request))))
+        loop {
+            let polled = poll_until(&this.client.connection, context, || service.poll());
+            if let Poll::Ready(next) = polled {
+                let next = next.and_then(|next| next);
+                this.failed = next.is_err();
+                if this.failed {
+                    service.release_kept();
+                }
+                return Poll::Ready(Some(next.map(|request| AsyncRequest::new(this.client.clone(), request))));
+            }
+            this.held = service.held_until().map(|until| Box::pin(tokio::time::sleep_until(until.into())));
+            match &mut this.held {
+                Some(held) => ready!(held.as_mut().poll(context)),
+                None => return Poll::Pending,
+            }
+        }
     }
 }

@@ -16,7 +16,9 @@ use std::sync::Arc;
 pub(crate) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILURE);
 /// The error reply to a request that is dropped. One cell.
 const DROPPED: &[u8] = b"the responder dropped the request without a reply";
-const _: () = assert!(cells_for(DROPPED.len() as u32) == 1);
+/// The error reply to a request whose reply was kept for its requester, and given up. One cell.
+const NOT_TAKEN: &[u8] = b"the requester did not take the reply in time";
+const _: () = assert!(cells_for(DROPPED.len() as u32) == 1 && cells_for(NOT_TAKEN.len() as u32) == 1);
 
 /// Places a record of a call, if there is space. Never waits.
 ///
@@ -88,11 +90,21 @@ fn place_owed(connection: &Connection, table: &mut Table) {
 
 /// Ends a call that has no responder, or whose responder does not complete its reply, with an error. Never waits.
 pub(crate) fn reject(connection: &Connection, table: &mut Table, call: &Arc<IncomingCall>) {
+    end(connection, table, call, FAILED, DROPPED);
+}
+
+/// Ends a call whose requester does not take the reply. Never waits. The broker may have credit of the requester that
+/// this client has not: an error that is a failure could count against the service.
+pub(crate) fn end_untaken(connection: &Connection, table: &mut Table, call: &Arc<IncomingCall>) {
+    end(connection, table, call, Flags::END.with(Flags::ERROR), NOT_TAKEN);
+}
+
+fn end(connection: &Connection, table: &mut Table, call: &Arc<IncomingCall>, flags: Flags, text: &[u8]) {
     if !table.take_call(call) {
         return;
     }
     // An error of one cell needs no credit, and may come in the middle of a message (see `wire::record`).
-    let (flags, total) = (FAILED.with(Flags::WHOLE), DROPPED.len() as u32);
+    let (flags, total) = (flags.with(Flags::WHOLE), text.len() as u32);
     let header = Header { flags, total, seq: call.call, ..Header::new(RecordKind::Response) };
-    connection.express().place_or_defer(call.session, &header, DROPPED);
+    connection.express().place_or_defer(call.session, &header, text);
 }

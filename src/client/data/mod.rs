@@ -7,6 +7,7 @@
 //! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
 //! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
 //! | `incoming_call`, `spares` | calls that this client serves; the memory of calls, used again |
+//! | `kept_replies` | replies that wait for their requesters |
 //! | `control_queue` | control requests, kept until their replies come |
 //! | `connection_state`, `limits` | the state of the connection for its user; the limits of the present broker |
 //! | `lock` | locks, deadlines and threads, as all rooms use them |
@@ -16,6 +17,7 @@ pub(crate) mod connection_state;
 pub(crate) mod control_queue;
 pub(crate) mod dedup;
 pub(crate) mod incoming_call;
+pub(crate) mod kept_replies;
 pub(crate) mod lag;
 pub(crate) mod lane;
 pub(crate) mod limits;
