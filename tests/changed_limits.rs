@@ -32,12 +32,11 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 56] = [
+const TOGETHER: [(&str, &str); 55] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
     ("ipc.drain_timeout_ms", "1000"),
-    ("ipc.max_control_frame_bytes", "32768"),
     ("ipc.worker_threads", "2"),
     ("ipc.operator_uids", "1,2"),
     ("shared_memory.permissions", "0o640"),

@@ -29,8 +29,6 @@ section! {
         handshake_timeout_ms: u64 = 2000, integer(10, 600_000, "ms");
         /// How long to keep delivering accepted messages after a stop request.
         drain_timeout_ms: u64 = 2000, integer(0, 600_000, "ms");
-        /// The largest frame on the control socket; a larger one closes its connection.
-        max_control_frame_bytes: u32 = 65_536, integer(4096, 16 << 20, "bytes");
         /// Threads that serve the control sockets.
         /// Messages do not pass through them, so one is enough for most machines.
         worker_threads: u32 = 1, integer(1, 64, "threads");

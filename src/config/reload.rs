@@ -19,7 +19,6 @@ const CLASSES: &[(&str, Class)] = &[
     ("ipc.allowed_uids", Class::Live),
     ("ipc.handshake_timeout_ms", Class::Live),
     ("ipc.drain_timeout_ms", Class::Live),
-    ("ipc.max_control_frame_bytes", Class::Live),
     ("ipc.worker_threads", Class::Restart),
     ("ipc.operator_uids", Class::Live),
     ("shared_memory.slot_size", Class::Restart),

@@ -179,6 +179,6 @@ fn admit(
 async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {
     let refused = BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION };
     let Ok(bytes) = refused.encode() else { return };
-    let mut stream = FrameStream::new(stream, 1);
+    let mut stream = FrameStream::new(stream);
     let _ = tokio::time::timeout(REFUSAL, stream.write(&bytes, &[])).await;
 }

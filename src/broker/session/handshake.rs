@@ -36,9 +36,8 @@ pub(super) async fn handshake(
 ) -> Result<Option<FrameStream>, String> {
     let Some(Accepted { stream, peer, admitted }) = context.take_start() else { return Ok(None) };
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
-    let max = broker.config().ipc.max_control_frame_bytes as usize;
     let mut stream = match stream {
-        Ok(stream) => FrameStream::new(stream, max),
+        Ok(stream) => FrameStream::new(stream),
         Err(error) => {
             if may_log(Kind::Lost, peer.uid) {
                 log::warn!("connection lost pid={} reason={error:?}", peer.pid);

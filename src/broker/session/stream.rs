@@ -2,7 +2,7 @@
 
 use crate::shm::descriptors;
 use crate::wire::codec::{CodecError, FrameDecoder};
-use crate::wire::control::BrokerFrame;
+use crate::wire::control::{BrokerFrame, CLIENT_FRAME_BYTES_MAX};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -40,8 +40,10 @@ pub(in crate::broker) enum ReadError {
 }
 
 impl FrameStream {
-    pub(in crate::broker) fn new(stream: UnixStream, max_frame_bytes: usize) -> FrameStream {
-        FrameStream { stream: stream.into(), decoder: FrameDecoder::new(max_frame_bytes), is_torn: false }
+    /// No valid frame of a client reaches the limit; it is also what a client can make the broker keep of one that it
+    /// does not complete.
+    pub(in crate::broker) fn new(stream: UnixStream) -> FrameStream {
+        FrameStream { stream: stream.into(), decoder: FrameDecoder::new(CLIENT_FRAME_BYTES_MAX), is_torn: false }
     }
 
     /// Removes the stream from this thread's runtime. `None`: its socket is shared, or the system refuses.
