@@ -128,7 +128,7 @@ impl Requester {
     }
 
     #[track_caller]
-    fn is_given_up(mut self) {
+    fn given_up(mut self) {
         let flags = self.end().flags;
         assert!(self.reply == b"the requester did not take the reply in time", "{} bytes", self.reply.len());
         assert!(!flags.has(Flags::FAILURE), "it counts for the breaker");
@@ -189,7 +189,7 @@ fn beyond_the_bound_the_oldest_call_ends_and_the_breaker_stays_closed() {
         let options = KeepOptions { max_replies, max_bytes, patience: Duration::ZERO, ..KeepOptions::default() };
         let serves = run(client.serve("svc").unwrap().keep(options));
         let [first, second, third] = [(); 3].map(|()| Requester::begun(&broker, DEADLINE));
-        first.is_given_up();
+        first.given_up();
         others_are_served(&broker);
         second.takes_all();
         third.takes_all();
@@ -206,7 +206,7 @@ fn kept_replies_leave_a_place_of_a_service_with_two() {
     let first = Requester::begun(&broker, DEADLINE);
     let second = Requester::begun(&broker, DEADLINE);
     // After the patience.
-    first.is_given_up();
+    first.given_up();
     wait_until("a place", || broker.client().request("svc", "x").is_ok());
     second.takes_all();
     client.close();
@@ -262,7 +262,7 @@ fn a_kept_reply_is_released_when_its_call_ends() {
     drop(service);
     // A client that does nothing notices no space in its lane.
     client.status().unwrap();
-    dropped.is_given_up();
+    dropped.given_up();
 
     let mut service = client.serve("svc").unwrap();
     let _closed = keep(&broker, &mut service, DEADLINE);
@@ -301,7 +301,7 @@ async fn an_async_service_keeps_replies_too() {
     }
     let _broker = callers.join().unwrap();
     drop(service);
-    tokio::task::spawn_blocking(|| second.is_given_up()).await.unwrap();
+    tokio::task::spawn_blocking(|| second.given_up()).await.unwrap();
 }
 
 #[test]

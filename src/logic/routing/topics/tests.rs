@@ -150,7 +150,8 @@ proptest! {
         const NAMES: [&str; 6] = ["a", "b", "a.a", "a.b", "b.a.c", "c"];
         const PATTERNS: [&str; 6] = ["a", ">", "*", "a.>", "*.a.>", "a.*"];
         let mut topics = topics(100, most_routes, ALL);
-        let (mut keys, mut ids): (Vec<(Key, u32)>, Vec<(TopicId, u32)>) = (vec![], vec![]);
+        let mut keys: Vec<(Key, Uid)> = Vec::new();
+        let mut ids: Vec<TopicId> = Vec::new();
         for (what, which, user, index) in steps {
             match what {
                 0 => keys.push((subscribe_as(&mut topics, user, PATTERNS[which], DeliveryPolicy::DropNewest), user)),
@@ -158,14 +159,13 @@ proptest! {
                     let (key, _) = keys.swap_remove(index.index(keys.len()));
                     prop_assert!(topics.unsubscribe(key).is_some());
                 }
-                2 => ids.push((topics.intern(&topic(NAMES[which]), Some(user)).unwrap(), user)),
+                2 => ids.push(topics.intern(&topic(NAMES[which]), Some(user)).unwrap()),
                 3 if !ids.is_empty() => {
-                    let (id, _) = ids.swap_remove(index.index(ids.len()));
-                    topics.release(id);
+                    topics.release(ids.swap_remove(index.index(ids.len())));
                 }
                 _ => {}
             }
-            for (id, _) in &ids {
+            for id in &ids {
                 let name = topics.entry(*id).topic.clone();
                 let matches = |key: &&(Key, u32)| topics.subscriptions.get(key.0).unwrap().pattern.matches(&name);
                 let mut expected: Vec<Key> = keys.iter().filter(matches).map(|(key, _)| *key).collect();
@@ -176,7 +176,7 @@ proptest! {
         for (key, _) in keys {
             topics.unsubscribe(key);
         }
-        for (id, _) in ids {
+        for id in ids {
             topics.release(id);
         }
         prop_assert_eq!((topics.len(), topics.shares.held(), topics.routes.held()), (0, 0, 0));
