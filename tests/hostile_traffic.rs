@@ -178,7 +178,7 @@ fn a_record_that_breaks_the_rules_ends_its_connection() {
         }),
     ];
     // Little credit, so that it is used up soon.
-    let mut scene = Scene::new(&[("delivery.stream_credit_bytes", "8192")]);
+    let mut scene = Scene::new(&[("delivery.stream_credit_bytes", "8192"), ("logging.max_lines_per_second", "1000")]);
     let mut holder = scene.raw("holder");
     serve(&mut holder, "hold");
     for (name, text, attack) in attacks {

@@ -221,7 +221,10 @@ mod tests {
     proptest! {
         /// Publishers wait as long as they may, whenever they may.
         #[test]
-        fn waits_are_bounded(most in 0..PERIOD, pauses in prop::collection::vec((0..2 * PERIOD, any::<bool>()), 1..50)) {
+        fn waits_are_bounded(
+            most in 0..PERIOD,
+            pauses in prop::collection::vec((0..2 * PERIOD, any::<bool>()), 1..50),
+        ) {
             let (mut patience, mut now, mut waited) = (Patience::new(most), 0, 0);
             for (pause, is_cut) in pauses {
                 now += pause;
