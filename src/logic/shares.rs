@@ -10,6 +10,9 @@ use std::collections::HashMap;
 /// A user of this machine.
 pub(crate) type Uid = u32;
 
+/// The broker itself, where a user is asked for: no user has this number.
+pub(crate) const BROKER: Uid = Uid::MAX;
+
 /// Who holds how much.
 #[derive(Debug)]
 pub(crate) struct Shares {

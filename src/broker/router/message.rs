@@ -10,8 +10,8 @@ use crate::wire::record::{Flags, Header, Kind};
 pub(super) struct Message {
     pub(super) topic: TopicId,
     pub(super) origin: u32,
-    /// The publisher's user; `None`: the broker.
-    pub(super) user: Option<Uid>,
+    /// The publisher's user, or `BROKER`.
+    pub(super) user: Uid,
     pub(super) seq: u64,
     pub(super) total: u32,
     pub(super) len: u32,
@@ -42,4 +42,6 @@ pub(super) struct Wait {
     pub(super) on: u32,
     /// For a subscription that drops: until then, unless there is room before.
     pub(super) until: Option<u64>,
+    /// The `block` subscription that cannot get the message; `None` within a message.
+    pub(super) subscription: Option<Key>,
 }

@@ -101,11 +101,19 @@ impl Ports {
     }
 
     /// Whether a publisher of `user` may wait for `on` without a timeout of its own: for a grace, or for time.
-    pub(super) fn may_wait(&mut self, user: Option<Uid>, on: u32) -> bool {
+    pub(super) fn may_wait(&mut self, user: Uid, on: u32) -> bool {
         let Some(process) = self.process(on) else { return false };
-        let of_others = (user != Some(process.uid)).then_some(Account::User(process.uid));
+        let of_others = (user != process.uid).then_some(Account::User(process.uid));
         let mut accounts = [Some(Account::Graces(process)), of_others].into_iter().flatten();
         accounts.all(|account| self.patience.left(account, self.now) > 0)
+    }
+
+    /// Whether the timeouts of the connection `on` are used up for a publisher of `user`.
+    pub(super) fn is_impatient(&mut self, user: Uid, on: u32) -> bool {
+        let Some(process) = self.process(on) else { return false };
+        let is_others = user != process.uid;
+        self.patience.timeout(process, self.settings.slow_consumer_timeout, self.now) == 0
+            || (is_others && self.patience.left(Account::User(process.uid), self.now) == 0)
     }
 
     /// The process of a connection.

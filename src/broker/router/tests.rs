@@ -9,6 +9,7 @@ mod newest;
 mod resent;
 mod streams;
 mod timings;
+mod users;
 mod waiting;
 
 use super::in_process::{ClientEnds, work};

@@ -17,12 +17,15 @@ use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// A topic's index in the table, and its number in records to subscribers.
 pub(crate) type TopicId = u32;
 
 /// What it costs to find one subscription, or to decide for it, in nanoseconds.
 const TARGET_NS: u64 = 60;
+/// The most that a measured decision for one subscription counts: the thread may have been off its CPU meanwhile.
+const MAX_TARGET_NS: u64 = 1000;
 
 /// A topic. It exists while a client has its number.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(crate) struct Entry {
     pub(crate) topic: Topic,
     /// The matching subscriptions, by the index of their user.
     pub(crate) targets: Vec<Targets>,
+    /// The user with all of them, and its index.
+    sole: Option<(Uid, usize)>,
     /// The connections that have received the topic's name.
     pub(crate) known: BitSet,
     /// The change of all subscriptions that the lists are up to date with.
@@ -178,7 +183,8 @@ impl Topics {
             (self.table.len() - 1) as TopicId
         });
         let (targets, known) = (Vec::new(), BitSet::default());
-        self.table[id as usize] = Some(Entry { topic: topic.clone(), targets, known, seen: 0, users: 1, owner });
+        self.table[id as usize] =
+            Some(Entry { topic: topic.clone(), targets, sole: None, known, seen: 0, users: 1, owner });
         self.by_name.insert(topic.clone(), id);
         Ok(id)
     }
@@ -291,12 +297,15 @@ impl Topics {
         Some(subscription)
     }
 
-    /// Brings the lists of a topic up to date.
+    /// Brings the lists of a topic up to date. Returns the index of the user with all subscriptions that match, if that
+    /// is the publisher itself: the common case, in which nothing is charged.
     #[inline]
-    pub(crate) fn find_targets(&mut self, id: TopicId) {
+    pub(crate) fn find_targets(&mut self, id: TopicId, publisher: Uid) -> Option<usize> {
         if self.entry(id).seen != self.changes {
             self.find_changed(id);
         }
+        let (uid, user) = self.entry(id).sole?;
+        (uid == publisher).then_some(user)
     }
 
     #[cold]
@@ -322,7 +331,14 @@ impl Topics {
             let (uid, count) = (subscriber.uid, targets.subscriptions.len());
             self.charge_routes(id, (user, uid), count);
         }
-        self.entry_mut(id).seen = self.changes;
+        let Topics { table, subscribers, changes, .. } = self;
+        let Some(entry) = &mut table[id as usize] else { return };
+        let mut used = entry.targets.iter().enumerate().filter(|(_, targets)| !targets.subscriptions.is_empty());
+        entry.sole = match (used.next(), used.next()) {
+            (Some((user, _)), None) => Some((subscribers[user].uid, user)),
+            _ => None,
+        };
+        entry.seen = *changes;
     }
 
     /// Charges the user with the pairs of a new list. Beyond its share, lists of other topics are forgotten.
@@ -357,14 +373,14 @@ impl Topics {
     /// The turn of one user's subscriptions with a message of `publisher`. A user pays for decisions about the messages
     /// of others.
     #[inline]
-    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Option<Uid>, now: u64) -> Turn {
+    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Uid, now: u64) -> Turn {
         let targets = &self.entry(id).targets[user];
         let (count, blocks, has_missed) = (targets.subscriptions.len(), targets.blocks, targets.missed > 0);
         if count == 0 {
             return Turn::Decide;
         }
         let Subscriber { uid, account, .. } = &mut self.subscribers[user];
-        if Some(*uid) != publisher {
+        if *uid != publisher {
             if !account.has_time(self.work, now) {
                 return blocks.map_or(Turn::PassOver, |block| Turn::Wait(block, account.next(self.work)));
             }
@@ -374,6 +390,15 @@ impl Topics {
             self.count_missed(id, user);
         }
         Turn::Decide
+    }
+
+    /// The user pays for decisions about a message of another one, as long as they took.
+    pub(crate) fn pay(&mut self, id: TopicId, user: usize, publisher: Uid, took: Duration) {
+        let most = MAX_TARGET_NS * self.entry(id).targets[user].subscriptions.len() as u64;
+        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
+        if *uid != publisher {
+            account.pay(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(most));
+        }
     }
 
     /// A message is dropped for all subscriptions of the user that match; counted at each of them later.

@@ -55,6 +55,8 @@ pub(super) struct Egress {
     pub(super) ring: Producer,
     plan: Plan,
     plan_epoch: u64,
+    /// The message for which it had no space.
+    full_epoch: u64,
     backlog: VecDeque<BacklogRecord>,
     pub(super) backlog_bytes: usize,
     /// Records ever held in the backlog.
@@ -92,6 +94,7 @@ impl Egress {
         Egress {
             plan: ring.start_plan(),
             plan_epoch: 0,
+            full_epoch: 0,
             backlog: VecDeque::new(),
             backlog_bytes: 0,
             backlogged: 0,
@@ -269,7 +272,8 @@ impl Egresses {
     pub(super) fn plan(&mut self, key: u32, lengths: &[u32]) -> bool {
         let epoch = self.epoch;
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
-        if !egress.backlog.is_empty() {
+        // One that found no space once need not look again for each subscription.
+        if !egress.backlog.is_empty() || egress.full_epoch == epoch {
             return false;
         }
         if egress.plan_epoch != epoch {
@@ -302,7 +306,11 @@ impl Egresses {
             }
             // Several records that a drained ring cannot hold at a time would never fit: the last goes by the backlog.
             let is_first = egress.plan.claimed() == egress.ring.claimed();
-            return lengths.len() > 1 && is_first && egress.ring.is_drained() == Ok(true);
+            let goes_by_backlog = lengths.len() > 1 && is_first && egress.ring.is_drained() == Ok(true);
+            if !goes_by_backlog {
+                egress.full_epoch = epoch;
+            }
+            return goes_by_backlog;
         }
     }
 
@@ -350,21 +358,6 @@ impl Egresses {
                 }
             }
             Err(violation) => self.pending_close.push((key, violation.into())),
-        }
-    }
-
-    /// A message for the client of `key` was dropped.
-    pub(super) fn missed(&mut self, key: u32) {
-        self.missed_many(key, 1);
-    }
-
-    /// So many messages for the client of `key` were dropped.
-    pub(super) fn missed_many(&mut self, key: u32, count: u64) {
-        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
-        egress.dropped += count;
-        if egress.drops == DropNotice::None {
-            egress.drops = DropNotice::Scheduled;
-            self.missed.push(key);
         }
     }
 

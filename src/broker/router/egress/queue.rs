@@ -1,7 +1,7 @@
 //! Adding records to the overflow queues of an egress, and placing them into its ring.
 
 use super::overflow::OverflowWork;
-use super::{Egress, Egresses};
+use super::{DropNotice, Egress, Egresses};
 use crate::broker::router::counters::Counters;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::drop_oldest::{Added, Bounds};
@@ -65,6 +65,21 @@ impl Egresses {
     pub(in crate::broker::router) fn position_of(&self, subscription: Key, topics: &Topics) -> u64 {
         let owner = topics.subscriptions.get(subscription).map(|found| found.owner);
         owner.and_then(|owner| self.get(owner)).map_or(0, Egress::position)
+    }
+
+    /// A message for the client of `key` was dropped.
+    pub(in crate::broker::router) fn missed(&mut self, key: u32) {
+        self.missed_many(key, 1);
+    }
+
+    /// So many messages for the client of `key` were dropped.
+    pub(in crate::broker::router) fn missed_many(&mut self, key: u32, count: u64) {
+        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        egress.dropped += count;
+        if egress.drops == DropNotice::None {
+            egress.drops = DropNotice::Scheduled;
+            self.missed.push(key);
+        }
     }
 
     /// The client of `key` receives the name of a topic.

@@ -7,6 +7,7 @@ use crate::broker::router::journal::Work;
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::logic::routing::arena::Key;
+use crate::logic::shares::BROKER;
 use crate::shm::layout::message_cost;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind};
@@ -85,7 +86,7 @@ impl PubSub {
                 let Some(published) = ingress.topics.get(header.id) else { return };
                 let (topic, seq, origin) = (published.topic, header.seq.max(published.sent), ingress.info.id);
                 let (total, len, flags) = (header.total, record.len, header.flags);
-                self.skip_rest(ports, key, header.id, &Message { topic, origin, user: None, seq, total, len, flags });
+                self.skip_rest(ports, key, header.id, &Message { topic, origin, user: BROKER, seq, total, len, flags });
             }
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
             Work::Express(..) | Work::Done(_) => return,

@@ -20,7 +20,7 @@ const NOTICE_DELAY_NS: u64 = 50_000_000;
 impl PubSub {
     /// Whether a message waits for a subscription that would drop it: for the grace, if its client reads.
     #[cold]
-    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports, user: Option<Uid>) -> Result<(), Wait> {
+    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports, user: Uid) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
         for chosen in self.chosen.iter().filter(|chosen| !chosen.gets_it) {
             let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };
@@ -31,7 +31,7 @@ impl PubSub {
             if let Some(until) = subscription.grace.wait(now, chosen.lack, taken, grace)
                 && ports.may_wait(user, subscription.owner)
             {
-                return Err(Wait { on: subscription.owner, until: Some(until) });
+                return Err(Wait { on: subscription.owner, until: Some(until), subscription: None });
             }
         }
         Ok(())

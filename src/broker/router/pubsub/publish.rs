@@ -15,12 +15,17 @@ use crate::broker::supervision::fault;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::grace::Lack;
 use crate::logic::routing::topics::{TopicId, Turn};
+use crate::logic::shares::BROKER;
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind};
 use serde::Serialize;
+use std::time::Instant;
+
+/// With so many subscriptions of another user the time to decide is not measured, for that takes time too.
+const FEW: usize = 4;
 
 /// The data of an event on `$sys.connection.*`.
 #[derive(Serialize)]
@@ -94,7 +99,7 @@ impl PubSub {
         let message = Message {
             topic: published.topic,
             origin: ingress.info.id,
-            user: Some(ingress.info.peer.uid),
+            user: ingress.info.peer.uid,
             seq: header.seq,
             total,
             len,
@@ -103,6 +108,10 @@ impl PubSub {
         let mut asked = None;
         while let Err(wait) = self.decide(ports, &message, false) {
             if asked == Some(wait.on) {
+                if wait.until.is_none() && self.evict_at_once(ports, message.user, &wait) {
+                    asked = None;
+                    continue;
+                }
                 fault::point("router.park", u64::from(wait.on));
                 ports.park(key, wait, Some(message));
                 return Ok(LaneState::Parked);
@@ -125,22 +134,37 @@ impl PubSub {
         self.chosen.clear();
         self.passed_over.clear();
         ports.egresses.start_plan();
-        self.topics.find_targets(message.topic);
+        let any_lacks = match self.topics.find_targets(message.topic, message.user) {
+            Some(user) => self.decide_for(ports, message, user, at_last)?,
+            None => self.decide_for_all(ports, message, at_last)?,
+        };
+        if any_lacks && !at_last { self.wait_for_readers(ports, message.user) } else { Ok(()) }
+    }
+
+    /// The same for the subscriptions of all users.
+    fn decide_for_all(&mut self, ports: &mut Ports, message: &Message, at_last: bool) -> Result<bool, Wait> {
         let mut any_lacks = false;
         for user in 0..self.topics.entry(message.topic).targets.len() {
             match self.topics.turn(message.topic, user, message.user, ports.now) {
-                Turn::Decide => any_lacks |= self.decide_for(ports, message, user, at_last)?,
+                Turn::Decide => {
+                    let began =
+                        (self.topics.entry(message.topic).targets[user].subscriptions.len() > FEW).then(Instant::now);
+                    any_lacks |= self.decide_for(ports, message, user, at_last)?;
+                    if let Some(began) = began {
+                        self.topics.pay(message.topic, user, message.user, began.elapsed());
+                    }
+                }
                 Turn::PassOver => self.passed_over.push(user),
                 Turn::Wait(subscription, next) => {
                     self.wait_for_time(ports, message, (user, subscription, next), at_last)?
                 }
             }
         }
-        if any_lacks && !at_last { self.wait_for_readers(ports, message.user) } else { Ok(()) }
+        Ok(any_lacks)
     }
 
     /// The same for the subscriptions of one user. Returns whether any cannot get the message.
-    #[inline]
+    #[inline(always)]
     fn decide_for(&mut self, ports: &mut Ports, message: &Message, user: usize, at_last: bool) -> Result<bool, Wait> {
         let mut any_lacks = false;
         let entry = self.topics.entry(message.topic);
@@ -156,7 +180,7 @@ impl PubSub {
             let gets_it =
                 has_credit && !is_behind && ports.egresses.plan(subscription.owner, &lengths[usize::from(!announce)..]);
             if !gets_it && subscription.policy == DeliveryPolicy::Block && !at_last {
-                return Err(Wait { on: subscription.owner, until: None });
+                return Err(Wait { on: subscription.owner, until: None, subscription: Some(*key) });
             }
             any_lacks |= !gets_it;
             let lack = if has_credit { Lack::Space } else { Lack::Credit };
@@ -190,7 +214,8 @@ impl PubSub {
             return Ok(());
         }
         let on = found.owner;
-        Err(Wait { on, until: ports.may_wait(message.user, on).then_some(next) })
+        let until = ports.may_wait(message.user, on).then_some(next);
+        Err(Wait { on, until, subscription: Some(subscription) })
     }
 
     /// Delivers the first record of a message to the chosen subscriptions; continues where the journal stands.
@@ -236,7 +261,9 @@ impl PubSub {
             }
             journal.stepped();
         }
-        passed_over.drain(..).for_each(|user| topics.miss(message.topic, user));
+        if !passed_over.is_empty() {
+            passed_over.drain(..).for_each(|user| topics.miss(message.topic, user));
+        }
         counters.published += 1;
         counters.unmatched += u64::from(chosen.is_empty());
         ingress.messages += 1;
@@ -272,7 +299,7 @@ impl PubSub {
         if let Some(on) = self.blocks_further(ports, key, len) {
             ports.egresses.wait_for_space(on);
             if let Some(on) = self.blocks_further(ports, key, len) {
-                ports.park(key, Wait { on, until: None }, None);
+                ports.park(key, Wait { on, until: None, subscription: None }, None);
                 return Ok(LaneState::Parked);
             }
         }
@@ -306,7 +333,7 @@ impl PubSub {
                 let message = Message {
                     topic: partial.topic,
                     origin: ingress.info.id,
-                    user: Some(ingress.info.peer.uid),
+                    user: ingress.info.peer.uid,
                     seq: partial.seq,
                     total: partial.total,
                     len: record.len,
@@ -394,7 +421,7 @@ impl PubSub {
         let bytes = &text.as_bytes()[..text.len().min(ports.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
         let message =
-            Message { topic: id, origin: 0, user: None, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
+            Message { topic: id, origin: 0, user: BROKER, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(ports, &message, true).is_ok() {
             let Ports { egresses, counters, .. } = ports;
             let PubSub { topics, chosen, overflow, .. } = self;

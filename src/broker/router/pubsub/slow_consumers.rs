@@ -2,10 +2,12 @@
 
 use super::PubSub;
 use crate::broker::router::ingress::{NO_CONNECTION, Parked};
+use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::Event;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::Subscription;
+use crate::logic::shares::Uid;
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};
@@ -64,6 +66,27 @@ impl PubSub {
         }
     }
 
+    /// Evicts the subscription for which a publish of `user` is to wait, if others have waited for its user or process
+    /// as long as they may. Returns whether it did.
+    #[cold]
+    pub(super) fn evict_at_once(&mut self, ports: &mut Ports, user: Uid, wait: &Wait) -> bool {
+        let Some(subscription) = wait.subscription.filter(|_| ports.is_impatient(user, wait.on)) else { return false };
+        if let Some(process) = ports.process(wait.on) {
+            ports.patience.timed_out(process, ports.now);
+        }
+        self.evict(ports, subscription);
+        true
+    }
+
+    /// The `block` subscriptions of a connection that do not get the message that was decided about.
+    fn blocking_chosen(&self, on: u32) -> Vec<Key> {
+        let blocks = |key: &Key| {
+            let found = self.topics.subscriptions.get(*key);
+            found.is_some_and(|found| found.owner == on && found.policy == DeliveryPolicy::Block)
+        };
+        self.chosen.iter().filter(|chosen| !chosen.gets_it).map(|chosen| chosen.subscription).filter(blocks).collect()
+    }
+
     /// The subscriptions of the connection `parked.on` for which the bulk lane of `key` waits. Subscriptions of other
     /// connections that lack credit or space get a timeout of their own.
     fn blocking_subscriptions(&mut self, ports: &mut Ports, key: u32, parked: &Parked) -> Vec<Key> {
@@ -71,15 +94,11 @@ impl PubSub {
             if self.decide(ports, message, true).is_err() {
                 return Vec::new();
             }
-            let blocks = |s: &Key| {
-                let found = self.topics.subscriptions.get(*s);
-                found.is_some_and(|s| s.owner == parked.on && s.policy == DeliveryPolicy::Block)
-            };
-            let mut slow: Vec<Key> =
-                self.chosen.iter().filter(|c| !c.gets_it).map(|c| c.subscription).filter(blocks).collect();
+            let mut slow = self.blocking_chosen(parked.on);
             // The ring may have got a lease just now. That is no progress of a client that has read nothing meanwhile.
             if slow.is_empty() && ports.egresses.consumed(parked.on) == parked.consumed {
-                slow = self.chosen.iter().map(|c| c.subscription).filter(blocks).collect();
+                self.chosen.iter_mut().for_each(|chosen| chosen.gets_it = false);
+                slow = self.blocking_chosen(parked.on);
             }
             return slow;
         }

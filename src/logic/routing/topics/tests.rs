@@ -24,7 +24,7 @@ fn subscribe(topics: &mut Topics, pattern: &str) -> Key {
 
 /// The matching subscriptions, in the order of their keys.
 fn targets(topics: &mut Topics, id: TopicId) -> Vec<Key> {
-    topics.find_targets(id);
+    topics.find_targets(id, WRITER);
     let mut keys: Vec<Key> = topics.entry(id).targets.iter().flat_map(|list| list.subscriptions.clone()).collect();
     keys.sort_by_key(|key| key.to_u64());
     keys
@@ -96,8 +96,8 @@ fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
     let keys = ["a", ">"].map(|pattern| subscribe(&mut topics, pattern));
     let own = subscribe_as(&mut topics, WRITER, "a", DeliveryPolicy::Block);
     let id = topics.intern(&topic("a"), Some(WRITER)).unwrap();
-    topics.find_targets(id);
-    let turn = |topics: &mut Topics, user, now| topics.turn(id, user, Some(WRITER), now);
+    topics.find_targets(id, WRITER);
+    let turn = |topics: &mut Topics, user, now| topics.turn(id, user, WRITER, now);
     let decided = (0..1_000_000).take_while(|_| turn(&mut topics, 0, 0) == Turn::Decide).count();
     assert!((10_000..100_000).contains(&decided), "{decided} messages take the burst of 5 ms");
     for _ in 0..3 {
@@ -105,7 +105,7 @@ fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
         topics.miss(id, 0);
     }
     assert_eq!(turn(&mut topics, 1, 0), Turn::Decide, "the publisher's own subscriptions cost nothing");
-    assert_eq!(topics.turn(id, 0, Some(READER), 0), Turn::Decide, "and so with this one's own messages");
+    assert_eq!(topics.turn(id, 0, READER, 0), Turn::Decide, "and so with this one's own messages");
     assert_eq!(keys.map(|key| dropped(&topics, key)), [3, 3], "counted, because they come before the message");
     topics.miss(id, 0);
     let next = topics.next_count().unwrap();
@@ -117,7 +117,7 @@ fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
     assert_eq!(topics.counted.iter().map(|(_, _, count)| count).sum::<u32>(), 8);
     // One that makes publishers wait is not passed over.
     let block = subscribe_as(&mut topics, READER, "a", DeliveryPolicy::Block);
-    topics.find_targets(id);
+    topics.find_targets(id, WRITER);
     while turn(&mut topics, 0, next) == Turn::Decide {}
     assert!(matches!(turn(&mut topics, 0, next), Turn::Wait(key, until) if key == block && until > next));
 }
@@ -127,13 +127,13 @@ fn what_a_subscription_missed_is_counted_before_it_ends_or_its_list_changes() {
     let mut topics = topics(10, 100, WorkShare { percent: 1 });
     let [first, second] = ["a", "a"].map(|pattern| subscribe(&mut topics, pattern));
     let id = topics.intern(&topic("a"), Some(WRITER)).unwrap();
-    topics.find_targets(id);
+    topics.find_targets(id, WRITER);
     topics.miss(id, 0);
     assert_eq!(topics.unsubscribe(first).unwrap().dropped, 1);
-    topics.find_targets(id);
+    topics.find_targets(id, WRITER);
     topics.miss(id, 0);
     let third = subscribe(&mut topics, "a");
-    topics.find_targets(id);
+    topics.find_targets(id, WRITER);
     assert_eq!((dropped(&topics, second), dropped(&topics, third)), (2, 0));
     topics.miss(id, 0);
     topics.release(id);

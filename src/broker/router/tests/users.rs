@@ -1,0 +1,103 @@
+//! What the subscriptions of one user cost publishers of another one: time, within limits.
+
+use super::*;
+
+const OTHER: u32 = 4_000_000;
+
+impl Router {
+    fn connect_as(&mut self, uid: u32) -> Peer {
+        let ends = ClientEnds::attach_as(&mut self.state, uid).unwrap();
+        let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
+        Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.state.ports.counters.evicted
+    }
+
+    /// Publishes until the publisher waits for an unread subscription, and how long it does, in milliseconds.
+    fn wait_for(&mut self, publisher: &mut Peer, topic: u32) -> u64 {
+        let before = self.evicted();
+        for _ in 0..100 {
+            assert!(publisher.publish(topic, &[1; 900]));
+            self.run();
+            let mut waited = 0;
+            while self.state.ports.ingress(publisher.key).unwrap().parked.is_some() {
+                self.pass(1);
+                waited += 1;
+            }
+            if self.evicted() > before {
+                return waited;
+            }
+            assert_eq!(waited, 0, "a wait ends with an eviction");
+        }
+        panic!("no wait");
+    }
+}
+
+#[test]
+fn publishes_wait_for_the_subscriptions_of_another_user_for_a_limited_time() {
+    let mut router = Router::new(|config| config.delivery.user_wait_ms = 250);
+    let (mut publisher, subscriber) = (router.connect(), router.connect_as(OTHER));
+    let topic = router.topic(&publisher, "t");
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 1);
+        waits.push(router.wait_for(&mut publisher, topic));
+    }
+    assert!((250..270).contains(&waits[0]), "{waits:?}");
+    assert!(waits[1..].iter().sum::<u64>() < 20, "what is used up comes back by a fortieth of the time: {waits:?}");
+    // Ten seconds later all of it is there again, and so it is for a third user at any time.
+    let third = router.connect_as(OTHER + 1);
+    router.subscribe(&third, "t", DeliveryPolicy::Block, 1);
+    assert!((250..270).contains(&router.wait_for(&mut publisher, topic)));
+    router.pass(60_000);
+    router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 1);
+    assert!((250..270).contains(&router.wait_for(&mut publisher, topic)));
+}
+
+#[test]
+fn a_process_that_times_out_again_and_again_delays_its_own_user_ever_less() {
+    let mut router = Router::new(|config| config.delivery.slow_consumer_timeout_ms = 1000);
+    let (mut publisher, subscriber) = (router.connect(), router.connect());
+    let topic = router.topic(&publisher, "t");
+    let waits = [(); 6].map(|()| {
+        router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 1);
+        router.wait_for(&mut publisher, topic)
+    });
+    for (times, wait) in waits.iter().enumerate() {
+        let timeout = 1000 >> times;
+        assert!((timeout..timeout + 5).contains(wait), "{waits:?}");
+    }
+}
+
+#[test]
+fn another_users_subscriptions_beyond_their_share_of_work_miss_messages_and_say_so() {
+    let mut router = Router::new(|config| config.limits.user_work_percent = 1);
+    let (mut publisher, mut own, mut subscriber) = (router.connect(), router.connect(), router.connect_as(OTHER));
+    let topic = router.topic(&publisher, "t");
+    router.subscribe(&own, "t", DeliveryPolicy::Block, 0);
+    let ids: Vec<u32> = (0..500).map(|_| router.subscribe(&subscriber, ">", DeliveryPolicy::DropNewest, 0)).collect();
+    let is_message = |(header, _): &(Header, Vec<u8>)| header.kind == Kind::Deliver;
+    let (mut messages, mut received) = (0, 0);
+    // Until the user is passed over, and some more.
+    while messages < 200 || router.state.pubsub.topics().next_count().is_none() {
+        assert!(publisher.publish(topic, &[1; 900]));
+        router.run();
+        while router.state.ports.ingress(publisher.key).unwrap().parked.is_some() {
+            router.pass(1);
+        }
+        messages += 1;
+        received += own.take_all(&mut router).into_iter().filter(is_message).count() as u32;
+    }
+    assert_eq!(received, messages, "the publisher's own user pays nothing");
+    router.pass(60_000);
+    assert_eq!(router.state.pubsub.topics().next_count(), None);
+    let delivered = subscriber.take_all(&mut router);
+    let subscriptions = &router.state.pubsub.topics().subscriptions;
+    for id in ids {
+        let got = delivered.iter().filter(|record| is_message(record) && record.0.id == id).count() as u32;
+        let found = subscriptions.get(subscriptions.find(id).unwrap()).unwrap();
+        assert_eq!((found.dropped + got, found.dropped_told), (messages, found.dropped));
+    }
+}
