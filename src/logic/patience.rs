@@ -16,6 +16,8 @@ use std::collections::HashMap;
 pub(crate) const PERIOD: u64 = 10_000_000_000;
 /// How long publishes wait for the `drop_*` subscriptions of one process in a period.
 const GRACES: u64 = PERIOD / 10;
+/// The shortest wait that is begun.
+const PIECE: i64 = 5_000_000;
 /// Processes that are remembered. Beyond that, the one whose timeout was longest ago is forgotten.
 const MAX_PROCESSES: usize = 256;
 /// Beyond that many halvings nothing is left of any timeout.
@@ -48,7 +50,8 @@ pub(crate) struct Patience {
 
 #[derive(Clone, Copy, Debug)]
 struct Waits {
-    left: u64,
+    /// Below zero: a wait ended later than it should have, and is made up for.
+    left: i64,
     counted_at: u64,
     /// Publishers that wait now.
     waiting: u32,
@@ -82,10 +85,11 @@ impl Patience {
     /// A publisher begins to wait. Returns how long it may.
     pub(crate) fn begin(&mut self, account: Account, now: u64) -> u64 {
         let most = self.most(account);
-        let waits = self.accounts.entry(account).or_insert(Waits { left: most, counted_at: now, waiting: 0 });
+        let waits =
+            self.accounts.entry(account).or_insert(Waits { left: most.cast_signed(), counted_at: now, waiting: 0 });
         waits.count(most, now);
         waits.waiting += 1;
-        waits.left
+        waits.left.max(0).unsigned_abs()
     }
 
     /// It waits no more.
@@ -94,7 +98,7 @@ impl Patience {
         let Some(waits) = self.accounts.get_mut(&account) else { return };
         waits.count(most, now);
         waits.waiting = waits.waiting.saturating_sub(1);
-        if waits.waiting == 0 && waits.left == most {
+        if waits.waiting == 0 && waits.left == most.cast_signed() {
             self.accounts.remove(&account);
         }
     }
@@ -104,7 +108,8 @@ impl Patience {
         let most = self.most(account);
         let Some(waits) = self.accounts.get_mut(&account) else { return most };
         waits.count(most, now);
-        waits.left
+        // A wait takes a tick of the timers at least, so what is left is used in pieces that are worth the while.
+        if waits.left < PIECE.min(most.cast_signed()) { 0 } else { waits.left.unsigned_abs() }
     }
 
     /// A publisher has waited for a subscription of `process` as long as it may.
@@ -143,7 +148,8 @@ impl Waits {
         // Otherwise small pieces of time would be rounded away.
         if filled > 0 || used > 0 {
             self.counted_at = now;
-            self.left = self.left.saturating_add(filled as u64).saturating_sub(used).min(most);
+            let left = self.left.saturating_add_unsigned(filled as u64).saturating_sub_unsigned(used);
+            self.left = left.clamp(-most.cast_signed(), most.cast_signed());
         }
     }
 }
@@ -177,9 +183,9 @@ mod tests {
         assert_eq!(patience.begin(USER, 300 * MS), 215 * MS);
         assert_eq!(patience.left(USER, 2000 * MS), 0);
         patience.end(USER, 2000 * MS);
-        assert_eq!(patience.left(USER, 2000 * MS + PERIOD), 500 * MS);
-        patience.begin(USER, 2000 * MS + PERIOD);
-        patience.end(USER, 2000 * MS + PERIOD);
+        assert_eq!(patience.left(USER, 2000 * MS + 2 * PERIOD), 500 * MS);
+        patience.begin(USER, 2000 * MS + 2 * PERIOD);
+        patience.end(USER, 2000 * MS + 2 * PERIOD);
         assert!(patience.accounts.is_empty(), "a full account is forgotten");
     }
 
