@@ -5,8 +5,8 @@
 //!    has all of it. When it is used up, a subscription that makes a publisher wait is evicted at once.
 //! 2. Publishes wait for all `drop_*` subscriptions of a process for a tenth of the time, by the same rule. (One
 //!    subscription is bounded by `routing::grace`; a process may have many.)
-//! 3. Publishers of the same user wait for the slow consumer timeout. Each timeout halves the next one for the process
-//!    that caused it, and a [`PERIOD`] without one doubles it again. So a process that subscribes anew after each
+//! 3. Publishers of the same user wait for the slow consumer timeout. Each eviction halves that for the process
+//!    that was evicted, and a [`PERIOD`] without one doubles it again. So a process that subscribes anew after each
 //!    eviction soon delays nothing.
 
 use super::shares::Uid;
@@ -112,8 +112,8 @@ impl Patience {
         if waits.left < PIECE.min(most.cast_signed()) { 0 } else { waits.left.unsigned_abs() }
     }
 
-    /// A publisher has waited for a subscription of `process` as long as it may.
-    pub(crate) fn timed_out(&mut self, process: Process, now: u64) {
+    /// A subscription of `process` was evicted.
+    pub(crate) fn evicted(&mut self, process: Process, now: u64) {
         if self.processes.len() >= MAX_PROCESSES
             && !self.processes.contains_key(&process)
             && let Some(oldest) = self.processes.iter().min_by_key(|(_, timeouts)| timeouts.at).map(|(key, _)| *key)
@@ -201,15 +201,15 @@ mod tests {
     fn each_timeout_halves_the_timeout_and_quiet_periods_restore_it() {
         let mut patience = Patience::new(0);
         assert_eq!(patience.timeout(ONE, 1000, 0), 1000);
-        (0..3).for_each(|at| patience.timed_out(ONE, at));
+        (0..3).for_each(|at| patience.evicted(ONE, at));
         assert_eq!(patience.timeout(ONE, 1000, 3), 125);
         assert_eq!(patience.timeout(Process { number: 2, ..ONE }, 1000, 3), 1000);
         assert_eq!(patience.timeout(ONE, 1000, 2 + PERIOD), 250);
-        patience.timed_out(ONE, 3 + PERIOD);
+        patience.evicted(ONE, 3 + PERIOD);
         assert_eq!(patience.timeout(ONE, 1000, 3 + PERIOD), 125);
         assert_eq!(patience.timeout(ONE, 1000, 3 + 4 * PERIOD), 1000);
         assert!(patience.processes.is_empty());
-        (0..1000).for_each(|_| patience.timed_out(ONE, 4 * PERIOD));
+        (0..1000).for_each(|_| patience.evicted(ONE, 4 * PERIOD));
         assert_eq!(patience.timeout(ONE, u64::MAX, 4 * PERIOD), 1);
     }
 
@@ -217,7 +217,7 @@ mod tests {
     fn few_processes_are_remembered() {
         let mut patience = Patience::new(0);
         for number in 0..1000 {
-            patience.timed_out(Process { uid: 7, number }, u64::from(number));
+            patience.evicted(Process { uid: 7, number }, u64::from(number));
         }
         assert_eq!(patience.processes.len(), MAX_PROCESSES);
         assert_eq!(patience.timeout(Process { uid: 7, number: 999 }, 100, 1000), 50);

@@ -55,8 +55,6 @@ pub(super) struct Parked {
     pub(super) is_grace: bool,
     /// What the wait is counted for.
     pub(super) accounts: [Option<Account>; 2],
-    /// Cells that the connection had consumed of its ring when the wait began.
-    pub(super) consumed: u64,
 }
 
 #[derive(Debug)]

@@ -56,7 +56,6 @@ impl Ports {
                     until,
                     is_grace: false,
                     accounts: [None; 2],
-                    consumed: 0,
                 });
                 self.counters.parked += 1;
                 Some(LaneState::Parked)
@@ -125,7 +124,7 @@ impl Ports {
     /// The bulk lane of `key` waits for a connection, to begin `message` or to go on within one.
     pub(super) fn park(&mut self, key: u32, wait: Wait, message: Option<Message>) {
         let on = wait.on;
-        let (process, consumed) = (self.process(on), self.egresses.consumed(on));
+        let process = self.process(on);
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         let mut until = wait.until.unwrap_or_else(|| {
             let since = ingress.waiting_on.filter(|(whom, _)| *whom == on).map_or(self.now, |(_, since)| since);
@@ -140,7 +139,7 @@ impl Ports {
             until = until.min(self.now + self.patience.begin(account, self.now));
         }
         let timer = self.wheel.set(until, Timer::Parked(key));
-        ingress.parked = Some(Parked { timer, on, message, until, is_grace, accounts, consumed });
+        ingress.parked = Some(Parked { timer, on, message, until, is_grace, accounts });
         self.counters.parked += 1;
         if let Some(egress) = self.egresses.get_mut(on) {
             egress.waiters.push(key);

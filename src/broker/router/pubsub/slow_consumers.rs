@@ -48,9 +48,6 @@ impl PubSub {
         if parked.on == NO_CONNECTION {
             return;
         }
-        if let Some(process) = ports.process(parked.on) {
-            ports.patience.timed_out(process, ports.now);
-        }
         for subscription in self.blocking_subscriptions(ports, key, &parked) {
             match self.topics.subscriptions.get(subscription).map(|found| found.policy) {
                 Some(DeliveryPolicy::Block) => self.evict(ports, subscription),
@@ -71,9 +68,6 @@ impl PubSub {
     #[cold]
     pub(super) fn evict_at_once(&mut self, ports: &mut Ports, user: Uid, wait: &Wait) -> bool {
         let Some(subscription) = wait.subscription.filter(|_| ports.is_impatient(user, wait.on)) else { return false };
-        if let Some(process) = ports.process(wait.on) {
-            ports.patience.timed_out(process, ports.now);
-        }
         self.evict(ports, subscription);
         true
     }
@@ -94,13 +88,7 @@ impl PubSub {
             if self.decide(ports, message, true).is_err() {
                 return Vec::new();
             }
-            let mut slow = self.blocking_chosen(parked.on);
-            // The ring may have got a lease just now. That is no progress of a client that has read nothing meanwhile.
-            if slow.is_empty() && ports.egresses.consumed(parked.on) == parked.consumed {
-                self.chosen.iter_mut().for_each(|chosen| chosen.gets_it = false);
-                slow = self.blocking_chosen(parked.on);
-            }
-            return slow;
+            return self.blocking_chosen(parked.on);
         }
         let Ports { ingresses, egresses, .. } = ports;
         let PubSub { topics, .. } = self;
@@ -118,6 +106,9 @@ impl PubSub {
     fn evict(&mut self, ports: &mut Ports, key: Key) {
         let Some(subscription) = self.topics.unsubscribe(key) else { return };
         ports.counters.evicted += 1;
+        if let Some(process) = ports.process(subscription.owner) {
+            ports.patience.evicted(process, ports.now);
+        }
         let id = ports.ingress(subscription.owner).map_or(0, |ingress| ingress.info.id);
         if let Some(egress) = ports.egresses.get_mut(subscription.owner) {
             egress.subscriptions.retain(|s| *s != key);
