@@ -15,12 +15,12 @@ use raw::{Control, Lane, Raw, hello, publish};
 use scene::{Good, Scene, intern, subscribe};
 use std::io::ErrorKind::PermissionDenied;
 use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Duration;
+use support::linger::lingering;
 use support::users::{OTHER_USER, are_root, as_other_user, open_folder};
 use support::{Broker, IPC_SERVER_MAIN, LAPCE_IPC, Process, command, wait_until};
 
@@ -325,16 +325,6 @@ fn resident(broker: &Broker) -> u64 {
 #[track_caller]
 fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
-}
-
-/// A TCP connection with data that its peer never takes, and a close that waits for that for a minute.
-fn lingering() -> (TcpStream, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let mut stream = TcpStream::connect(listener.local_addr().expect("its address")).expect("it listens");
-    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::from_secs(60))).expect("its option");
-    stream.set_nonblocking(true).expect("its mode");
-    while stream.write(&[0; 65_536]).is_ok() {}
-    (stream, listener)
 }
 
 /// Whether this kernel is at least of this version.

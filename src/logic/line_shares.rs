@@ -13,7 +13,7 @@ const PERIOD: u64 = 1_000_000_000;
 const PERCENT: u32 = 50;
 /// Users that are told apart.
 const MAX_USERS: usize = 64;
-/// Those beyond, and lines that no user has caused. The kernel gives this number to nobody.
+/// Those beyond, and lines that no user has caused. The kernel gives this number to no user.
 pub(crate) const OTHERS: Uid = Uid::MAX;
 
 /// Whether to log a line.

@@ -25,6 +25,7 @@ pub mod fake_engine;
 pub mod follow;
 pub mod http;
 pub mod ledger;
+pub mod linger;
 pub mod load;
 pub mod manager;
 pub mod memory;

@@ -9,7 +9,7 @@
 //! | `Head` | up to the end of the next head | that is found |
 //! | `Handled` | nothing | the body of the response has been passed to the library |
 //! | `Answered` | nothing | the socket has taken everything |
-//! | `Refused` | everything: the library reads a body that nobody wants until it closes | - |
+//! | `Refused` | everything: until the library closes, it reads the rest of a refused body | - |
 
 use super::connections::{Connection, Connections};
 use actix_web::body::{BodySize, BoxBody, MessageBody};

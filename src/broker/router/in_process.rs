@@ -1,5 +1,5 @@
-//! Clients in the router's own thread, without actors, sockets or a clock: for unit tests and
-//! the fuzzer, and to count instructions.
+//! Clients in the router's own thread, without actors, sockets or a clock: for unit tests and the fuzzer, and to count
+//! instructions.
 
 use super::state::RouterState;
 use crate::shm::doorbell::{BrokerBells, ClientBells};

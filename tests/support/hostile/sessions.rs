@@ -2,12 +2,13 @@
 
 use super::attack::{Scene, many};
 use crate::raw::{Control, Raw, hello};
+use crate::support::linger::lingering;
 use crate::support::role::tell;
 use lapce_ipc::wire::control::PROTOCOL_VERSION;
 use lapce_ipc::wire::{BrokerFrame, ClientFrame};
 use rustix::net::SendFlags;
-use std::io::{self, ErrorKind, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -95,16 +96,6 @@ pub(crate) fn half_frames(scene: &Scene) {
         })
         .collect();
     scene.hold(&raws);
-}
-
-/// A TCP connection with data that its peer never takes, and a close that waits for that for a minute.
-fn lingering() -> (TcpStream, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let mut stream = TcpStream::connect(listener.local_addr().expect("its address")).expect("it listens");
-    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::from_secs(60))).expect("its option");
-    stream.set_nonblocking(true).expect("its mode");
-    while stream.write(&[0; 65_536]).is_ok() {}
-    (stream, listener)
 }
 
 /// Passes descriptors whose close lingers, before and behind the Hello.

@@ -2,6 +2,7 @@
 //! receiver that drops does not read, or the message is quarantined.
 
 use super::PubSub;
+use super::publish::miss;
 use crate::broker::router::ingress::Partial;
 use crate::broker::router::journal::Work;
 use crate::broker::router::message::Message;
@@ -78,6 +79,7 @@ impl PubSub {
                     let PubSub { topics, chosen, .. } = self;
                     chosen[at].pass_over(topics, egresses, counters);
                 }
+                miss(&mut self.topics, &mut self.passed_over, message.topic);
                 self.skip_rest(ports, key, id, &message);
             }
             Work::Undecided if header.kind == Kind::Publish && header.flags.has(Flags::FIRST) => {

@@ -14,7 +14,7 @@ use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::grace::Lack;
-use crate::logic::routing::topics::{TopicId, Turn};
+use crate::logic::routing::topics::{TopicId, Topics, Turn};
 use crate::logic::shares::BROKER;
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
@@ -261,9 +261,7 @@ impl PubSub {
             }
             journal.stepped();
         }
-        if !passed_over.is_empty() {
-            passed_over.drain(..).for_each(|user| topics.miss(message.topic, user));
-        }
+        miss(topics, passed_over, message.topic);
         counters.published += 1;
         counters.unmatched += u64::from(chosen.is_empty());
         ingress.messages += 1;
@@ -424,7 +422,8 @@ impl PubSub {
             Message { topic: id, origin: 0, user: BROKER, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
         if self.decide(ports, &message, true).is_ok() {
             let Ports { egresses, counters, .. } = ports;
-            let PubSub { topics, chosen, overflow, .. } = self;
+            let PubSub { topics, chosen, passed_over, overflow, .. } = self;
+            miss(topics, passed_over, id);
             for chosen in chosen.iter() {
                 let Some(subscription) = topics.subscriptions.get(chosen.subscription) else { continue };
                 if !chosen.gets_it && chosen.keeps {
@@ -455,5 +454,13 @@ impl PubSub {
             self.release_topic(ports, published.topic);
         }
         Ok(())
+    }
+}
+
+/// The users that a message passed over have missed it.
+#[inline]
+pub(super) fn miss(topics: &mut Topics, passed_over: &mut Vec<usize>, topic: TopicId) {
+    if !passed_over.is_empty() {
+        passed_over.drain(..).for_each(|user| topics.miss(topic, user));
     }
 }

@@ -101,3 +101,20 @@ fn another_users_subscriptions_beyond_their_share_of_work_miss_messages_and_say_
         assert_eq!((found.dropped + got, found.dropped_told), (messages, found.dropped));
     }
 }
+
+#[test]
+fn what_the_broker_itself_publishes_is_counted_where_it_is_missed() {
+    let mut router = Router::new(|config| config.limits.user_work_percent = 1);
+    let subscriber = router.connect_as(OTHER);
+    let ids: Vec<u32> =
+        (0..500).map(|_| router.subscribe(&subscriber, "$sys.>", DeliveryPolicy::DropNewest, 0)).collect();
+    let tell = |router: &mut Router| {
+        let RouterState { pubsub, ports, .. } = &mut router.state;
+        pubsub.publish_system(ports, "$sys.test", "text");
+        let subscriptions = &pubsub.topics().subscriptions;
+        subscriptions.get(subscriptions.find(ids[0]).unwrap()).unwrap().dropped
+    };
+    // No time passes, so the account is not filled.
+    let first = (1..10_000).find(|_| tell(&mut router) > 0).expect("it is overdrawn");
+    assert_eq!((tell(&mut router), tell(&mut router)), (2, 3), "after {first} events");
+}
