@@ -44,9 +44,9 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     std::fs::set_permissions(broker.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());
     let mut guest = Child::ready_as_other_user(&broker, &copy, "takes-all");
-    assert_eq!(guest.hears("services"), "40");
-    assert_eq!(guest.hears("topics"), "160");
-    for (what, most, key) in [("services", 40, "limits.max_services"), ("topics", 160, "limits.max_topics")] {
+    assert_eq!(guest.hears("services"), "50");
+    assert_eq!(guest.hears("topics"), "200");
+    for (what, most, key) in [("services", 50, "limits.max_services"), ("topics", 200, "limits.max_topics")] {
         let expected =
             format!("user {OTHER_USER} has reached its share of {most} {what} ({key}, limits.user_share_percent)");
         let said = guest.hears("error");
@@ -54,10 +54,10 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     }
     let client = broker.client();
     let (services, error) = all_services(&client, "mine");
-    assert_eq!(services.len(), 8, "four fifths of what is left: {error}");
-    assert!(error.to_string().contains("user 0 has reached its share of 8 services"), "{error}");
+    assert_eq!(services.len(), 11, "four fifths of the 13 that are left: {error}");
+    assert!(error.to_string().contains("user 0 has reached its share of 11 services"), "{error}");
     let (topics, error) = all_topics(&client, "mine");
-    assert_eq!(topics.len(), 32, "{error}");
+    assert_eq!(topics.len(), 40, "{error}");
     // The names of others cost nothing.
     client.publish("guest.0", "").unwrap();
     client.flush().unwrap();
@@ -65,7 +65,7 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     wait_until("what the guest held", || client.serve("more").is_ok());
     drop((services, topics));
     let client = broker.client();
-    wait_until("all that one user may hold", || all_services(&client, "all").0.len() == 40);
+    wait_until("all that one user may hold", || all_services(&client, "all").0.len() == 50);
 }
 
 #[test]

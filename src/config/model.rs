@@ -86,19 +86,20 @@ section! {
 section! {
     /// Limits on all state that clients can create in the broker.
     Limits {
-        /// Topics, of all connections.
+        /// Topics of one user. See `user_share_percent`.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
-        /// Routes (pairs of a topic and a matching subscription) that are remembered, of all connections.
-        /// Each takes 8 bytes. Others are searched for with each publish. A user has its share of them.
+        /// Routes (pairs of a topic and a matching subscription) that are remembered for one user.
+        /// Each takes 8 bytes. Others are searched for with each publish. See `user_share_percent`.
         max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");
         /// Topics per connection.
         max_topics_per_connection: u32 = 8192, integer(1, 1 << 24, "topics");
         /// Subscriptions per connection.
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
-        /// Services, of all connections.
+        /// Services of one user. See `user_share_percent`.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
         /// The part of the topics, and of the services, that one user (uid) may hold of what the other users leave.
-        /// So each user that comes later still finds some.
+        /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent` times
+        /// as much, so that each user that comes later still finds some. 100: one user may take all.
         user_share_percent: u32 = 90, integer(1, 100, "%");
         /// The part of the router's time that one user's subscriptions may take from publishes of other users.
         /// Beyond it that user's `drop_*` subscriptions lose messages, and publishes wait for its `block` ones (for

@@ -4,7 +4,7 @@
 //! flood by one user hides no line of another that causes few. Suppressed lines are counted by user; the counts are
 //! taken a period after the first one. At most [`MAX_USERS`] users are told apart at a time; all others are one.
 
-use super::shares::{Shares, Uid};
+use super::shares::{ShareLimits, Shares, Uid};
 use std::collections::BTreeMap;
 
 /// A period: a second, in nanoseconds.
@@ -61,8 +61,9 @@ impl LineShares {
         }
         let is_told_apart = self.users.contains_key(&user) || self.users.len() < MAX_USERS;
         let user = if is_told_apart { user } else { OTHERS };
-        let shares = self.shares.get_or_insert_with(|| Shares::new(most, PERCENT));
-        shares.adopt(most, PERCENT);
+        let limits = ShareLimits::of_all(most, PERCENT);
+        let shares = self.shares.get_or_insert_with(|| Shares::new(limits));
+        shares.adopt(limits);
         let caused = self.users.entry(user).or_default();
         if shares.take(user).is_ok() || !caused.was_logged {
             caused.was_logged = true;

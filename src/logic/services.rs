@@ -13,7 +13,7 @@ mod tests;
 use super::breaker::{Gate, GateState, RuleBook};
 use super::histogram::Durations;
 use super::pace::Pace;
-use super::shares::{ShareReached, Shares, Uid};
+use super::shares::{ShareLimits, ShareReached, Shares, Uid};
 use crate::wire::name::Name;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -151,9 +151,9 @@ impl Services {
         }
     }
 
-    /// At most so many from now on, of which a user may hold `percent` of what the others leave.
-    pub(crate) fn adopt(&mut self, most: usize, percent: u32) {
-        self.shares.adopt(most, percent);
+    /// Sets other limits.
+    pub(crate) fn adopt(&mut self, limits: ShareLimits) {
+        self.shares.adopt(limits);
     }
 
     /// Sets other probe delays, from the next missed deadline on.
@@ -224,7 +224,7 @@ impl Services {
 
     fn charge(&mut self, owner: Uid) -> Result<(), ShareReached> {
         let Err(reached) = self.shares.take(owner) else { return Ok(()) };
-        let is_full = self.shares.held() >= self.shares.most();
+        let is_full = self.shares.is_full();
         if !self.forget_one(|service| is_full || service.owner == Some(owner)) {
             return Err(reached);
         }

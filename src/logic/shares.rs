@@ -1,9 +1,9 @@
 //! Shares of something finite among users.
 //!
-//! A user may hold at most a given part of what the others leave. So each user that comes later still finds some,
-//! however much the users before it have taken: of 1,000 with a part of 90 %, the first may hold 900, the next 90,
-//! then 9. A user that is alone loses a tenth. The idea is that of dbus-broker's accounting (`util/user.c`), where the
-//! divisor grows with the number of users.
+//! A limit is what one user may hold while it is alone. All users together may hold more: a user may hold a given part
+//! of what the others leave, and so each that comes later still finds some, however much the ones before it have taken.
+//! With a limit of 900 and a part of 90 %, there are 1,000: the first may hold 900, the next 90, then 9. The idea is
+//! that of dbus-broker's accounting (`util/user.c`), where the divisor grows with the number of users.
 
 use std::collections::HashMap;
 
@@ -13,11 +13,39 @@ pub(crate) type Uid = u32;
 /// The broker itself, where a user is asked for: no user has this number.
 pub(crate) const BROKER: Uid = Uid::MAX;
 
+/// How much users may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShareLimits {
+    /// One user, at most.
+    each: usize,
+    /// All users together.
+    total: usize,
+    /// The part of what the others leave, in percent (1 to 100).
+    percent: u32,
+}
+
+impl ShareLimits {
+    /// A user that is alone may hold `each`, which is the given part of all.
+    pub(crate) fn of_one(each: usize, percent: u32) -> ShareLimits {
+        let total = (each as u128 * 100).div_ceil(u128::from(percent.max(1)));
+        ShareLimits { each, total: usize::try_from(total).unwrap_or(usize::MAX), percent }
+    }
+
+    /// All users may hold `total`, and one that is alone the given part of it.
+    pub(crate) fn of_all(total: usize, percent: u32) -> ShareLimits {
+        ShareLimits { each: total, total, percent }
+    }
+
+    /// What all users may hold together.
+    pub(crate) fn total(self) -> usize {
+        self.total
+    }
+}
+
 /// Who holds how much.
 #[derive(Debug)]
 pub(crate) struct Shares {
-    most: usize,
-    percent: u32,
+    limits: ShareLimits,
     held: usize,
     users: HashMap<Uid, usize>,
 }
@@ -31,14 +59,13 @@ pub(crate) struct ShareReached {
 }
 
 impl Shares {
-    /// Of `most`, of which a user may hold `percent` (1 to 100) of what the others leave.
-    pub(crate) fn new(most: usize, percent: u32) -> Shares {
-        Shares { most, percent, held: 0, users: HashMap::new() }
+    pub(crate) fn new(limits: ShareLimits) -> Shares {
+        Shares { limits, held: 0, users: HashMap::new() }
     }
 
     /// Sets other limits. What is held beyond them stays.
-    pub(crate) fn adopt(&mut self, most: usize, percent: u32) {
-        (self.most, self.percent) = (most, percent);
+    pub(crate) fn adopt(&mut self, limits: ShareLimits) {
+        self.limits = limits;
     }
 
     /// How much a user holds.
@@ -48,8 +75,9 @@ impl Shares {
 
     /// The most that a user may hold now: at least one, if the others leave any.
     pub(crate) fn most_of(&self, user: Uid) -> usize {
-        let left = self.most.saturating_sub(self.held - self.held_by(user));
-        (left as u128 * u128::from(self.percent)).div_ceil(100) as usize
+        let left = self.limits.total.saturating_sub(self.held - self.held_by(user));
+        let part = (left as u128 * u128::from(self.limits.percent)).div_ceil(100) as usize;
+        part.min(self.limits.each)
     }
 
     /// A user takes one.
@@ -99,14 +127,19 @@ impl Shares {
         self.held -= count;
     }
 
-    /// How much there is.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+    /// Whether nothing is left for any user.
+    pub(crate) fn is_full(&self) -> bool {
+        self.held >= self.limits.total
     }
 
     /// How much all users hold.
     pub(crate) fn held(&self) -> usize {
         self.held
+    }
+
+    /// The users that hold some, and how much.
+    pub(crate) fn users(&self) -> impl Iterator<Item = (Uid, usize)> {
+        self.users.iter().map(|(user, held)| (*user, *held))
     }
 }
 
@@ -121,21 +154,28 @@ mod tests {
 
     #[test]
     fn each_user_that_comes_later_finds_some() {
-        let mut shares = Shares::new(1000, 90);
+        let mut shares = Shares::new(ShareLimits::of_one(900, 90));
         let taken = [7, 8, 9, 10].map(|user| takes_all(&mut shares, user));
         assert_eq!(taken, [900, 90, 9, 1]);
+        assert!(shares.is_full());
         assert_eq!(shares.take(11), Err(ShareReached { user: 11, most: 0 }), "all are taken");
         shares.give_back(7);
         assert_eq!(shares.take(11), Ok(()));
         assert_eq!(shares.take(7), Err(ShareReached { user: 7, most: 810 }));
-        shares.adopt(10, 50);
+        shares.adopt(ShareLimits::of_all(10, 50));
         assert_eq!((shares.held(), shares.held_by(7)), (1000, 899), "nothing is taken away");
         assert_eq!(shares.take(8), Err(ShareReached { user: 8, most: 0 }));
     }
 
     #[test]
-    fn a_part_of_a_hundred_percent_is_no_share() {
-        assert_eq!(takes_all(&mut Shares::new(1000, 100), 7), 1000);
+    fn a_user_that_is_alone_has_the_limit_and_a_part_of_a_total() {
+        for (each, percent) in [(1, 90), (6, 90), (6, 1), (7, 33), (1000, 90), (900, 100), (0, 90)] {
+            assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(each, percent)), 7), each, "{percent} %");
+        }
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(50, 50)), 7), 25);
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(1000, 100)), 7), 1000);
+        let mut shares = Shares::new(ShareLimits::of_one(usize::MAX, 1));
+        assert_eq!(shares.take_many(7, usize::MAX - 1), Ok(()));
     }
 
     proptest! {
@@ -143,7 +183,7 @@ mod tests {
         fn the_books_are_balanced(
             most in 0usize..60, percent in 1u32..=100, steps in prop::collection::vec((0u32..4, any::<bool>()), 0..400)
         ) {
-            let mut shares = Shares::new(most, percent);
+            let mut shares = Shares::new(ShareLimits::of_all(most, percent));
             let mut held = [0usize; 4];
             for (user, takes) in steps {
                 let mine = held[user as usize];
@@ -161,6 +201,7 @@ mod tests {
                 prop_assert_eq!(shares.held(), held.iter().sum::<usize>());
                 prop_assert!(shares.held() <= most);
                 prop_assert_eq!(shares.held_by(user), held[user as usize]);
+                prop_assert_eq!(shares.users().map(|(_, held)| held).sum::<usize>(), shares.held());
             }
             for (user, held) in held.iter().enumerate() {
                 (0..*held).for_each(|_| shares.give_back(user as Uid));

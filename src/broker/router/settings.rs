@@ -3,6 +3,7 @@
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::logic::breaker::{RuleBook, Rules};
 use crate::logic::services::ProbeDelays;
+use crate::logic::shares::ShareLimits;
 use crate::logic::work::WorkShare;
 use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELLS, PAGE_CELLS};
 use std::sync::Arc;
@@ -106,6 +107,13 @@ impl Settings {
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })
+    }
+}
+
+impl Settings {
+    /// What users may hold of something finite, of which one that is alone may hold `each`.
+    pub(crate) fn shares_of(&self, each: usize) -> ShareLimits {
+        ShareLimits::of_one(each, self.user_share_percent)
     }
 }
 

@@ -11,7 +11,7 @@ use super::bits::BitSet;
 use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
 use super::patterns::PatternIndex;
-use crate::logic::shares::{ShareReached, Shares, Uid};
+use crate::logic::shares::{ShareLimits, ShareReached, Shares, Uid};
 use crate::logic::work::{WorkAccount, WorkShare};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
@@ -156,10 +156,10 @@ impl Topics {
         }
     }
 
-    /// At most so many topics and routes from now on, of which a user may hold `percent` of what the others leave.
-    pub(crate) fn adopt(&mut self, topics: usize, routes: usize, percent: u32, work: WorkShare) {
-        self.shares.adopt(topics, percent);
-        self.routes.adopt(routes, percent);
+    /// Sets other limits of topics and routes, and of the work.
+    pub(crate) fn adopt(&mut self, topics: ShareLimits, routes: ShareLimits, work: WorkShare) {
+        self.shares.adopt(topics);
+        self.routes.adopt(routes);
         self.work = work;
     }
 

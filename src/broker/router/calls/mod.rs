@@ -38,7 +38,7 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) fn new(settings: &Settings) -> Calls {
-        let shares = Shares::new(settings.max_services, settings.user_share_percent);
+        let shares = Shares::new(settings.shares_of(settings.max_services));
         let mut services = Services::new(shares, settings.breakers.clone());
         services.set_probe_delays(settings.probe_delays);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok());
@@ -48,7 +48,7 @@ impl Calls {
 
     /// Applies other limits from now on; existing services stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.services.adopt(settings.max_services, settings.user_share_percent);
+        self.services.adopt(settings.shares_of(settings.max_services));
         self.services.set_probe_delays(settings.probe_delays);
     }
 

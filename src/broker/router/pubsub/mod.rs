@@ -40,8 +40,8 @@ pub(super) struct PubSub {
 
 impl PubSub {
     pub(super) fn new(settings: &Settings) -> PubSub {
-        let shares = Shares::new(settings.max_topics, settings.user_share_percent);
-        let routes = Shares::new(settings.max_routes, settings.user_share_percent);
+        let shares = Shares::new(settings.shares_of(settings.max_topics));
+        let routes = Shares::new(settings.shares_of(settings.max_routes));
         let topics = Topics::new(shares, routes, settings.user_work);
         let (chosen, passed_over) = (Vec::new(), Vec::new());
         PubSub { topics, chosen, passed_over, counts: false, overflow: OverflowWork::default(), system_sent: 0 }
@@ -49,8 +49,8 @@ impl PubSub {
 
     /// Applies other limits from now on; existing topics stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        let Settings { max_topics, max_routes, user_share_percent, user_work, .. } = *settings;
-        self.topics.adopt(max_topics, max_routes, user_share_percent, user_work);
+        let limits = [settings.max_topics, settings.max_routes].map(|each| settings.shares_of(each));
+        self.topics.adopt(limits[0], limits[1], settings.user_work);
     }
 
     pub(super) fn topics(&self) -> &Topics {

@@ -11,7 +11,7 @@ fn topic(name: &str) -> Topic {
 }
 
 fn topics(most: usize, most_routes: usize, work: WorkShare) -> Topics {
-    Topics::new(Shares::new(most, 100), Shares::new(most_routes, 100), work)
+    Topics::new(Shares::new(ShareLimits::of_all(most, 100)), Shares::new(ShareLimits::of_all(most_routes, 100)), work)
 }
 
 fn subscribe_as(topics: &mut Topics, uid: Uid, pattern: &str, policy: DeliveryPolicy) -> Key {
