@@ -9,7 +9,8 @@
 //! an attacker of another user (uid) than the pair's, then of the same; the first needs root.
 //!
 //! What a row is compared with is the control row, which is run before each: a hostile process takes a part of the
-//! machine, too. With `LAPCE_IPC_TABLE_TIMES=n` both are run n times in turn, and the medians of their ratios count.
+//! machine, too. No core sleeps in any row (`support/hostile/awake.rs`), or the control row would be the fastest.
+//! With `LAPCE_IPC_TABLE_TIMES=n` both are run n times in turn, and the medians of their ratios count.
 //!
 //! | verdict | attacker of another user | of the same user |
 //! |---|---|---|
@@ -33,6 +34,7 @@ mod hostile;
 mod raw;
 mod support;
 
+use hostile::awake::Awake;
 use hostile::pair::{Figures, Pair};
 use hostile::rows::{ALONE, CONTROL, ROWS, Row};
 use hostile::stage::{Company, Seen, Stage, Users};
@@ -230,6 +232,10 @@ fn hostile_table() {
     }
     let times = std::env::var("LAPCE_IPC_TABLE_TIMES").map_or(1, |times| times.parse().expect("a number"));
     let mut report = Report::new(NAME);
+    let awake = MEASURES.then(Awake::start).transpose();
+    if let Err(error) = &awake {
+        note(&format!("the cores may sleep, so that latencies do not compare: {error}"));
+    }
     let mut faults = Vec::new();
     for users in [Users::Other, Users::Same] {
         if halves.as_ref().is_some_and(|halves| !halves.iter().any(|half| half == users.name())) {

@@ -98,8 +98,8 @@ section! {
         /// Services of one user. See `user_share_percent`.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
         /// The part of the topics, and of the services, that one user (uid) may hold of what the other users leave.
-        /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent` times
-        /// as much, so that each user that comes later still finds some. 100: one user may take all.
+        /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent`
+        /// times as much, so that each user that comes later still finds some. 100: one user may take all.
         user_share_percent: u32 = 90, integer(1, 100, "%");
         /// The part of the router's time that one user's subscriptions may take from publishes of other users.
         /// Beyond it that user's `drop_*` subscriptions lose messages, and publishes wait for its `block` ones (for

@@ -13,7 +13,7 @@ use super::message::Message;
 use crate::logic::routing::arena::Key;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
-use crate::wire::record::Header;
+use crate::wire::record::{HEADER_WORDS, Header};
 
 /// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) enum Work {
     /// There is none, or nothing is changed yet.
     #[default]
     Undecided,
+    /// The present message of the journal's run goes to the receivers of the run.
+    Run(Record),
     /// The first record of a publish goes to the chosen subscriptions.
     First(Record, u32, Message),
     /// A further record goes to the receivers of its message.
@@ -56,12 +58,54 @@ pub(super) enum Killer {
     Timer(Timer),
 }
 
+/// A run of messages that are routed with one decision (`pubsub::run`).
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    /// The source's position at its first message.
+    pub(super) begins_at: u64,
+    /// The publisher's number of the topic.
+    pub(super) id: u32,
+    /// The words of a header that are the same in all of its messages.
+    pub(super) shape: [u64; 3],
+    /// The sequence number of the last message that is done.
+    pub(super) sent: u64,
+    pub(super) receivers: Vec<Receiver>,
+}
+
+/// A subscription that gets the messages of a run.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub(super) subscription: Key,
+    /// Its connection, and the position of that at the first message.
+    pub(super) owner: u32,
+    pub(super) begins_at: u64,
+    /// Cells of credit for each message.
+    pub(super) cost: u32,
+    /// The header with which it gets them, but for the sequence number.
+    pub(super) header: [u64; HEADER_WORDS],
+}
+
+impl Run {
+    /// Whether a record is a further message of it.
+    #[inline]
+    pub(super) fn continues_with(&self, next: &Record) -> bool {
+        next.header[..3] == self.shape && next.header[3] > self.sent
+    }
+
+    /// Bytes of each message.
+    #[inline]
+    pub(super) fn len(&self) -> u32 {
+        self.shape[0] as u32
+    }
+}
+
 /// The record or timer that the router handles.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     /// The connection and the lane of the record.
     pub(super) source: Option<(u32, RingName)>,
     pub(super) work: Work,
+    pub(super) run: Run,
     /// Receivers that have the record.
     pub(super) step: usize,
     /// The next receiver's position before it got the record.
@@ -80,6 +124,12 @@ impl Journal {
     #[inline]
     pub(super) fn is_to_push(&self, now: u64) -> bool {
         self.before.is_none_or(|before| before == now)
+    }
+
+    /// Whether a router has died of the record at this position, or may have.
+    #[inline]
+    pub(super) fn suspects(&self, connection: u32, lane: RingName, position: u64) -> bool {
+        self.killer == Some(Killer::Record(connection, lane, position))
     }
 
     /// A timer was carried out: if routers have died of it before, it is another one that comes next.

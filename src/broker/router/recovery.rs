@@ -22,6 +22,7 @@ impl RouterState {
         self.timings.forget();
         // Before any other push: the ring's position shows the progress.
         self.pubsub.settle_pump(&mut self.ports);
+        self.pubsub.settle_run(&mut self.ports);
         self.count_deaths();
         let is_killer = self.ports.journal.deaths >= MAX_DEATHS;
         if let Some(timer) = self.ports.journal.timer.take()
@@ -111,7 +112,8 @@ impl RouterState {
     /// Completes the record, if it was begun.
     fn settle(&mut self, key: u32, lane: RingName) {
         match self.ports.journal.work {
-            Work::Undecided => {}
+            // `settle_run` has made another of it.
+            Work::Undecided | Work::Run(_) => {}
             Work::First(record, id, message) => self.pubsub.commit_first(&mut self.ports, key, &record, id, &message),
             Work::Further(record, header) => self.pubsub.commit_further(&mut self.ports, key, &record, &header),
             Work::Express(record, header) => {
@@ -149,7 +151,7 @@ impl RouterState {
             Work::First(record, ..) | Work::Further(record, _) | Work::Express(record, _) | Work::Done(record) => {
                 Some(record)
             }
-            Work::Undecided => self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten(),
+            Work::Undecided | Work::Run(_) => self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::timings::Timings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
 use crate::shm::doorbell::{BellBoard, MAX_EVENTS, RouterWaker};
-use crate::shm::layout::RingName;
+use crate::shm::layout::{RingName, cells_for};
 use crate::shm::ring::Record;
 use crate::sync::AtomicU64;
 use crate::wire::control::ClosingCode;
@@ -175,6 +175,18 @@ impl RouterState {
                 Ok(Some(record)) => {
                     self.ports.journal.source = Some((key, lane));
                     fault::point("router.found", u64::from(record.len));
+                    if lane == RingName::Bulk {
+                        let cells = u64::from(cells_for(record.len));
+                        let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
+                        let most = u32::try_from(most).unwrap_or(u32::MAX).min(records + 1);
+                        let routed = self.pubsub.route_run(&mut self.ports, key, &record, most);
+                        if routed > 0 {
+                            let receivers = self.ports.journal.run.receivers.len() / RECEIVERS_PER_RECORD;
+                            records = records.saturating_sub(routed - 1 + routed * receivers as u32);
+                            continue;
+                        }
+                        self.ports.journal.source = Some((key, lane));
+                    }
                     let routed = match lane {
                         RingName::Bulk => {
                             let routed = self.pubsub.route_bulk(&mut self.ports, key, &record);

@@ -7,6 +7,7 @@ mod given_up;
 mod memory;
 mod newest;
 mod resent;
+mod runs;
 mod streams;
 mod timings;
 mod users;

@@ -118,6 +118,23 @@ impl Publisher {
         publish::publish(&self.connection, &self.topic.name, payload.as_ref())
     }
 
+    /// Publishes all of `payloads` in order, and waits for space where there is none. What a call of
+    /// [`publish`](Publisher::publish) does besides the copy is done once for as many as there is space for.
+    ///
+    /// # Errors
+    ///
+    /// If a message is too large, then none is published; or if the connection has ended, which may be after some.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let tokens = client.publisher("lapce.ai.tokens")?;
+    /// tokens.publish_batch(&["fn", " main", "()"])?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn publish_batch(&self, payloads: &[impl AsRef<[u8]>]) -> Result<()> {
+        publish::publish_batch(&self.connection, &self.topic.name, payloads)
+    }
+
     /// Publishes `payload`, at most [`Limits::slot_size`](crate::client::Limits::slot_size) bytes, without waiting for
     /// space. Returns `Ok(false)` if there is none; nothing was published then.
     ///

@@ -19,6 +19,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Messages that are taken out of the ring at a time. Other threads of the client wait that long for the reader role.
+const RUN: usize = 256;
+
 /// The options of a subscription.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SubscribeOptions {
@@ -168,6 +171,79 @@ impl Subscription {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
+        let (mut read, mut result) = (Some(read), None);
+        self.take_run(1, true, |view| result = read.take().map(|read| read(view)))?;
+        match (result, read) {
+            (Some(result), _) => Ok(result),
+            (None, Some(read)) => self.read_waiting(read),
+            // It is taken only to look at the one message that is found.
+            (None, None) => Err(Kind::Timeout.into()),
+        }
+    }
+
+    /// Waits for the next message, and passes it to `read` with those that have arrived behind it, one by one, each as
+    /// [`read_next`](Subscription::read_next) does. Returns how many: at least one, at most 256.
+    ///
+    /// This is the fastest way to receive: what `read_next` does besides `read` is done once for all of them.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended or the subscription was evicted.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let mut tokens = client.subscribe("lapce.ai.tokens")?;
+    /// let mut bytes = 0;
+    /// let count = tokens.read_batch(|view| bytes += view.len())?;
+    /// println!("{count} messages, {bytes} bytes");
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn read_batch(&mut self, mut read: impl FnMut(&View<'_>)) -> Result<usize> {
+        let at_once = self.take_run(RUN, true, &mut read)?;
+        if at_once > 0 {
+            return Ok(at_once);
+        }
+        self.read_waiting(&mut read)?;
+        Ok(1 + self.take_run(RUN - 1, true, read)?)
+    }
+
+    /// Takes up to `most` messages that lie next in the ring, as long as nothing else is to be looked at before them.
+    /// The credit of those that are also `read` is owed to the broker from now on. Returns how many: none if another
+    /// thread has the reader role, or the next record is not such a message.
+    #[inline]
+    fn take_run(&mut self, most: usize, is_read: bool, mut take: impl FnMut(&View<'_>)) -> Result<usize> {
+        let (step, slot_size) = (self.step(), self.connection.limits.slot_size());
+        let is_next = self.batch.is_empty() && self.queue.is_empty() && self.owed < step;
+        if !is_next || self.queue.policy == DeliveryPolicy::DropOldest {
+            return Ok(0);
+        }
+        self.connection.check_fork()?;
+        let Subscription { connection, queue, owed, .. } = self;
+        let Some(mut lead) = wait::try_lead(connection) else { return Ok(0) };
+        let (mut taken, capacity) = (0, queue.capacity());
+        // Looked at again, because until now another thread could have the reader role.
+        while taken < most && *owed < step && queue.is_empty() {
+            let found = lead.reader.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
+                if header.dropped > 0 {
+                    queue.set_dropped(header.dropped);
+                }
+                if is_read {
+                    *owed += message_cost(record.len, slot_size, capacity);
+                }
+                let _viewing = wait::view(connection);
+                take(&View::in_ring(topic, header, ring, record));
+            });
+            if found.is_none() {
+                break;
+            }
+            taken += 1;
+        }
+        drop(lead);
+        self.took(0)?;
+        Ok(taken)
+    }
+
+    fn read_waiting<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
         self.catch_up()?;
         self.refill();
         if let Some(message) = self.batch.pop_front() {
@@ -226,6 +302,20 @@ impl Subscription {
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
+        if self.batch.is_empty() {
+            let mut batch = std::mem::take(&mut self.batch);
+            let taken = self.take_run(RUN, false, |view| batch.push_back(view.to_message()));
+            self.batch = batch;
+            taken?;
+        }
+        if let Some(message) = self.batch.pop_front() {
+            self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
+            return Ok(message);
+        }
+        self.receive_waiting(timeout)
+    }
+
+    fn receive_waiting(&mut self, timeout: Option<Duration>) -> Result<Message> {
         let (connection, deadline) = (self.connection.clone(), deadline(timeout));
         let mut is_late = false;
         loop {

@@ -314,6 +314,32 @@ impl LaneProducer {
         Ok(pushed)
     }
 
+    /// Publishes messages of one record each, in order, as far as there is space. Returns how many.
+    pub(crate) fn try_publish_run<P: AsRef<[u8]>>(&mut self, topic: &NameRef, payloads: &[P]) -> Result<usize> {
+        if !self.resends.is_empty() && !self.place_resends()? {
+            return Ok(0);
+        }
+        let TopicNumber { number: id, mut seq, .. } = *self.topic(topic)?;
+        let (mut placed, mut pushed) = (0, Ok(true));
+        self.producer.enter();
+        for payload in payloads.iter().map(AsRef::as_ref).take_while(|payload| payload.len() <= self.slot_size) {
+            // Every payload was found to be short enough.
+            let total = payload.len() as u32;
+            let header = Header { flags: Flags::WHOLE, id, total, seq: seq + 1, ..Header::new(RecordKind::Publish) };
+            pushed = self.producer.push(&header.to_words(), Payload::Bytes(payload));
+            if pushed != Ok(true) {
+                break;
+            }
+            (placed, seq) = (placed + 1, seq + 1);
+        }
+        self.producer.leave();
+        self.topics[topic.at as usize].seq = seq;
+        self.announce();
+        self.unchecked = self.unchecked.saturating_add(placed as u32);
+        pushed.map_err(broken)?;
+        Ok(placed)
+    }
+
     /// Places the flush `number`, if there is space: its reply says that everything placed before it is routed.
     pub(crate) fn try_flush(&mut self, number: u64) -> Option<Result<u64>> {
         let header = Header { seq: number, ..Header::new(RecordKind::Flush) };

@@ -141,6 +141,11 @@ impl<'a> View<'a> {
         bytes
     }
 
+    pub(crate) fn to_message(&self) -> Message {
+        let (topic, payload) = (self.topic.clone(), self.to_vec());
+        Message { topic, payload, publisher: self.publisher, sequence: self.sequence, is_paid: false }
+    }
+
     /// Reads the payload from its beginning.
     #[must_use]
     pub fn reader(&self) -> impl io::Read + '_ {

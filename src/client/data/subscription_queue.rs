@@ -42,6 +42,8 @@ pub(crate) struct SubscriptionQueue {
     pub(crate) id: AtomicU64,
     /// The subscription was dropped.
     pub(crate) is_dropped: AtomicU64,
+    /// Not 0 while `state` has something for the owner, so that the owner need not lock it for each message.
+    attention: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -59,6 +61,12 @@ struct State {
     /// Cells of messages that were left out, because they had been seen: their room is to be given back.
     unused: u32,
     end: Option<End>,
+}
+
+impl State {
+    fn has_something(&self) -> bool {
+        !self.messages.is_empty() || !self.partials.is_empty() || self.unused > 0 || self.end.is_some()
+    }
 }
 
 /// A message that is being put together.
@@ -84,8 +92,22 @@ impl SubscriptionQueue {
         limits: &Limits,
     ) -> SubscriptionQueue {
         let capacity = AtomicU64::new(u64::from(granted(wanted, limits)));
-        let (id, is_dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        SubscriptionQueue { own, pattern, policy, wanted, capacity, id, is_dropped, state: Mutex::default() }
+        let (id, is_dropped, attention) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        SubscriptionQueue { own, pattern, policy, wanted, capacity, id, is_dropped, attention, state: Mutex::default() }
+    }
+
+    /// Whether nothing is here for the owner: its next message, if any, lies in the ring. Certain for a thread that has
+    /// the reader role, because only the reader adds something.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) == 0
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        self.attention.store(u64::from(state.has_something()), Ordering::Relaxed);
+        result
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -107,7 +129,7 @@ impl SubscriptionQueue {
     pub(crate) fn refuse(&self, error: Error) {
         // Its number may be another's by now.
         self.id.store(u64::from(u32::MAX), Ordering::Relaxed);
-        lock(&self.state).end = Some(End::Refused(error));
+        self.change(|state| state.end = Some(End::Refused(error)));
     }
 
     /// Another broker has other limits.
@@ -119,21 +141,23 @@ impl SubscriptionQueue {
     pub(crate) fn renew(&self, id: u32, limits: &Limits) {
         self.adopt(limits);
         self.id.store(u64::from(id), Ordering::Relaxed);
-        let mut state = lock(&self.state);
-        state.partials.clear();
-        if self.policy == DeliveryPolicy::DropOldest {
-            state.waiting = state.messages.iter().map(|message| self.cost(message, limits.slot_size)).sum();
-        }
-        state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
+        self.change(|state| {
+            state.partials.clear();
+            if self.policy == DeliveryPolicy::DropOldest {
+                state.waiting = state.messages.iter().map(|message| self.cost(message, limits.slot_size)).sum();
+            }
+            state.dropped_before += std::mem::take(&mut state.dropped_by_broker);
+        });
     }
 
     /// A message of `len` bytes came again, and is left out.
     pub(crate) fn skip_duplicate(&self, publisher: u32, len: u32, slot_size: u32) {
-        let mut state = lock(&self.state);
-        let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
-        if !is_paid && self.policy != DeliveryPolicy::DropOldest {
-            state.unused += message_cost(len, slot_size, self.capacity());
-        }
+        self.change(|state| {
+            let is_paid = state.partials.remove(&publisher).is_some_and(|partial| partial.is_paid);
+            if !is_paid && self.policy != DeliveryPolicy::DropOldest {
+                state.unused += message_cost(len, slot_size, self.capacity());
+            }
+        });
     }
 
     pub(crate) fn cost(&self, message: &Message, slot_size: u32) -> u32 {
@@ -143,29 +167,30 @@ impl SubscriptionQueue {
     /// The first part of a message has come.
     pub(crate) fn begin(&self, publisher: u32, total: u32, slot_size: u32) {
         let cost = message_cost(total, slot_size, self.capacity());
-        lock(&self.state).partials.insert(publisher, Partial { cost, is_paid: false });
+        self.change(|state| state.partials.insert(publisher, Partial { cost, is_paid: false }));
     }
 
     /// The rest of the message under way will not come. The broker gives its room back: if we have, too, credit is at
     /// most that much too high, until everything is taken.
     pub(crate) fn abort(&self, publisher: u32) {
-        lock(&self.state).partials.remove(&publisher);
+        self.change(|state| state.partials.remove(&publisher));
     }
 
     fn push(&self, mut message: Message, slot_size: u32) {
-        let mut state = lock(&self.state);
-        if !state.partials.is_empty() {
-            message.is_paid = state.partials.remove(&message.publisher()).is_some_and(|partial| partial.is_paid);
-        }
-        if self.policy == DeliveryPolicy::DropOldest {
-            state.waiting += self.cost(&message, slot_size);
-            while state.waiting > self.capacity() {
-                let Some(oldest) = state.messages.pop_front() else { break };
-                state.waiting = state.waiting.saturating_sub(self.cost(&oldest, slot_size));
-                state.dropped_here += 1;
+        self.change(|state| {
+            if !state.partials.is_empty() {
+                message.is_paid = state.partials.remove(&message.publisher()).is_some_and(|partial| partial.is_paid);
             }
-        }
-        state.messages.push_back(message);
+            if self.policy == DeliveryPolicy::DropOldest {
+                state.waiting += self.cost(&message, slot_size);
+                while state.waiting > self.capacity() {
+                    let Some(oldest) = state.messages.pop_front() else { break };
+                    state.waiting = state.waiting.saturating_sub(self.cost(&oldest, slot_size));
+                    state.dropped_here += 1;
+                }
+            }
+            state.messages.push_back(message);
+        });
     }
 
     /// Takes in an event.
@@ -175,7 +200,7 @@ impl SubscriptionQueue {
             SubscriptionEvent::Dropped(dropped) => self.set_dropped(dropped),
             SubscriptionEvent::Evicted(dropped) => {
                 self.set_dropped(dropped);
-                lock(&self.state).end = Some(End::Evicted);
+                self.change(|state| state.end = Some(End::Evicted));
             }
         }
     }
@@ -185,17 +210,19 @@ impl SubscriptionQueue {
     }
 
     pub(crate) fn pop(&self, slot_size: u32) -> Option<Message> {
-        let mut state = lock(&self.state);
-        let message = state.messages.pop_front()?;
-        state.waiting = state.waiting.saturating_sub(self.cost(&message, slot_size));
-        Some(message)
+        self.change(|state| {
+            let message = state.messages.pop_front()?;
+            state.waiting = state.waiting.saturating_sub(self.cost(&message, slot_size));
+            Some(message)
+        })
     }
 
     /// All that wait, at once. `batch` is empty.
     pub(crate) fn take_all(&self, batch: &mut VecDeque<Message>) {
-        let mut state = lock(&self.state);
-        std::mem::swap(batch, &mut state.messages);
-        state.waiting = 0;
+        self.change(|state| {
+            std::mem::swap(batch, &mut state.messages);
+            state.waiting = 0;
+        });
     }
 
     /// Messages that were dropped.
@@ -216,14 +243,15 @@ impl SubscriptionQueue {
     /// Messages that are being put together are next to be taken: their credit is returned by `return_credit`, with
     /// what is `owed` for others; or that alone, from a `step` on. Returns whether it is returned.
     pub(crate) fn return_credit_ahead(&self, owed: u32, step: u32, return_credit: impl FnOnce(u32) -> bool) -> bool {
-        let mut state = lock(&self.state);
-        let unpaid = || state.partials.values().filter(|partial| !partial.is_paid);
-        let cells: u32 = unpaid().map(|partial| partial.cost).sum::<u32>() + state.unused;
-        if (cells == 0 && owed < step) || !return_credit(owed + cells) {
-            return false;
-        }
-        state.unused = 0;
-        state.partials.values_mut().for_each(|partial| partial.is_paid = true);
-        true
+        self.change(|state| {
+            let unpaid = state.partials.values().filter(|partial| !partial.is_paid);
+            let cells: u32 = unpaid.map(|partial| partial.cost).sum::<u32>() + state.unused;
+            if (cells == 0 && owed < step) || !return_credit(owed + cells) {
+                return false;
+            }
+            state.unused = 0;
+            state.partials.values_mut().for_each(|partial| partial.is_paid = true);
+            true
+        })
     }
 }

@@ -25,6 +25,31 @@ pub(crate) fn publish(connection: &Connection, topic: &NameRef, payload: &[u8]) 
     publish_waiting(connection, topic, total, payload)
 }
 
+/// Publishes messages in order: as many at a time as there is space for.
+pub(crate) fn publish_batch<P: AsRef<[u8]>>(connection: &Connection, topic: &NameRef, payloads: &[P]) -> Result<()> {
+    for payload in payloads {
+        connection.check_size(payload.as_ref().len())?;
+    }
+    let mut rest = payloads;
+    while let Some(next) = rest.first() {
+        let is_lost = connection.check_open()?;
+        let mut lane = connection.bulk().claim()?;
+        let placed = lane.try_publish_run(topic, rest)?;
+        let should_check_link = lane.should_check_link() || is_lost;
+        drop(lane);
+        if should_check_link {
+            wait::check_link(connection);
+        }
+        rest = &rest[placed..];
+        if placed == 0 {
+            // There is no space, or it is a message of several records.
+            publish(connection, topic, next.as_ref())?;
+            rest = &rest[1..];
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn try_publish(connection: &Connection, topic: &NameRef, payload: &[u8]) -> Result<bool> {
     let (len, max) = (payload.len(), connection.limits.slot_size());
     let total = u32::try_from(len).ok().filter(|len| *len <= max).ok_or(Kind::TooLarge { len, max })?;

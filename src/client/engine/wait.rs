@@ -71,7 +71,7 @@ impl Drop for ViewGuard<'_> {
 }
 
 /// The reader role, if it is free.
-fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
+pub(crate) fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
     Some(Leader::new(try_lock(&connection.reader)?, connection))
 }
 

@@ -8,7 +8,8 @@ fn name(name: &str) -> Name {
 fn services(most: usize) -> Services {
     let general =
         Rules { failure_threshold: 2, success_threshold: 1, half_open_max_requests: 1, timeout: 100, max_timeout: 100 };
-    Services::new(Shares::new(ShareLimits::of_all(most, 100)), Arc::new(RuleBook { general, of_services: HashMap::new() }))
+    let shares = Shares::new(ShareLimits::of_all(most, 100));
+    Services::new(shares, Arc::new(RuleBook { general, of_services: HashMap::new() }))
 }
 
 fn fail(services: &mut Services, id: ServiceId) {

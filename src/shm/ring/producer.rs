@@ -45,7 +45,7 @@ impl Producer {
     #[inline]
     pub(crate) fn enter(&mut self) {
         let control = self.ring.control.as_slice();
-        control[self.ring.ids.busy].swap(1, Ordering::AcqRel);
+        control[self.ring.ids.busy].store(1, Ordering::Relaxed);
         fence(Site::Enter);
         // Pairs with the Release in `Consumer::grow`.
         let window = control[self.ring.ids.window].load(Ordering::Acquire);
@@ -176,7 +176,7 @@ impl Producer {
     /// # Errors
     ///
     /// If the consumer's count is impossible.
-    #[cfg(test)]
+    #[inline]
     pub(crate) fn fits(&mut self, len: u32) -> Result<bool, Violation> {
         let mut plan = self.plan;
         self.plan(&mut plan, len)

@@ -4,6 +4,7 @@
 //! stage.rs    a broker with users, and what is looked at beside the pair
 //! pair.rs     the pair as the table sees it          members.rs   its processes
 //! rows.rs     the rows of the table                  attack.rs    the hostile process
+//! awake.rs    keeps the cores from sleeping in all rows
 //! traffic.rs, names.rs, calls.rs, sessions.rs        the attacks, a few lines each
 //! ```
 //!
@@ -13,6 +14,7 @@
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
 pub mod attack;
+pub mod awake;
 pub mod calls;
 pub mod members;
 pub mod names;

@@ -7,9 +7,11 @@
 //! |---|---|
 //! | `overflow` | counts of the messages in the overflow queues, and pending work for the end of a batch |
 //! | `queue` | adding records to the overflow queues, and placing them into the ring |
+//! | `run` | pushing the messages of a run, which were decided at once |
 
 mod overflow;
 mod queue;
+mod run;
 
 pub(super) use overflow::OverflowWork;
 

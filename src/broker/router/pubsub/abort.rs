@@ -91,7 +91,7 @@ impl PubSub {
                 self.skip_rest(ports, key, header.id, &Message { topic, origin, user: BROKER, seq, total, len, flags });
             }
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
-            Work::Express(..) | Work::Done(_) => return,
+            Work::Run(_) | Work::Express(..) | Work::Done(_) => return,
         }
         let notice = Header { id: header.id, ..Header::new(Kind::Quarantined) };
         ports.egresses.send(key, &notice, Payload::EMPTY);

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `publish` | routes the records of the bulk lane |
+//! | `run` | messages that are routed with one decision |
 //! | `chosen` | the decision for one subscription, and how it is carried out |
 //! | `subscriptions` | control requests about topics and subscriptions |
 //! | `drops` | subscriptions that drop: when a publish waits for them, and how their client is notified |
@@ -15,6 +16,7 @@ mod chosen;
 mod drops;
 mod overflow;
 mod publish;
+mod run;
 mod slow_consumers;
 mod subscriptions;
 

@@ -1,0 +1,196 @@
+//! Runs: messages of one publisher on one topic, of one shape, that are routed with one decision.
+//!
+//! What is the same for all of them is looked up and decided once: the topic, its subscriptions, their credit, the
+//! headers. Each message is then placed for all receivers, or for none, and its source advances; what it adds to the
+//! counters and takes off the credit is settled at the end. Everything else, and the first message that does not fit
+//! into the run, is left to `publish`.
+//!
+//! A router that dies within a run leaves its positions: the source's says how many messages are done, each receiver's
+//! whether it has the next one. `settle_run` settles the first, and hands the other to `publish` in mid-commit.
+
+use super::PubSub;
+use super::chosen::Chosen;
+use crate::broker::router::journal::{Receiver, Run, Work};
+use crate::broker::router::message::Message;
+use crate::broker::router::ports::Ports;
+use crate::broker::supervision::fault;
+use crate::logic::routing::grace::Lack;
+use crate::shm::layout::{RingName, cells_for, message_cost};
+use crate::shm::ring::{Payload, Record};
+use crate::wire::control::DeliveryPolicy;
+use crate::wire::record::{Flags, Header, Kind};
+
+/// The most subscriptions that a run serves.
+const MAX_RECEIVERS: usize = 16;
+
+impl PubSub {
+    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it, at most `most`.
+    /// Returns how many: none, if it is to be routed by itself.
+    #[inline]
+    pub(in crate::broker::router) fn route_run(
+        &mut self,
+        ports: &mut Ports,
+        key: u32,
+        record: &Record,
+        most: u32,
+    ) -> u32 {
+        let Some(most) = self.begin_run(ports, key, record, most) else { return 0 };
+        let Ports { ingresses, egresses, journal, .. } = ports;
+        let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return 0 };
+        let (mut record, mut routed) = (*record, 0);
+        // Of one receiver the push itself says whether it fits.
+        let is_shared = journal.run.receivers.len() > 1;
+        'run: while !is_shared || egresses.fit(&journal.run.receivers, record.len) {
+            let seq = record.header[3];
+            journal.work = Work::Run(record);
+            fault::point("router.decided", u64::from(record.len));
+            let payload = Payload::Words(record.len, ingress.bulk.payload(&record));
+            for (number, receiver) in journal.run.receivers.iter_mut().enumerate() {
+                fault::point("router.target", number as u64);
+                receiver.header[3] = seq;
+                if !egresses.push_in_run(receiver, payload) {
+                    break 'run;
+                }
+                fault::point("router.delivered", number as u64);
+            }
+            fault::point("router.committed", Kind::Publish as u64);
+            ingress.bulk.advance(&record);
+            journal.run.sent = seq;
+            routed += 1;
+            fault::point("router.advanced", Kind::Publish as u64);
+            if routed == most {
+                break;
+            }
+            match ingress.bulk.peek() {
+                Ok(Some(next)) if journal.run.continues_with(&next) => record = next,
+                // What is wrong with it is for others to say.
+                _ => break,
+            }
+            fault::point("router.found", u64::from(record.len));
+        }
+        self.end_run(ports, key);
+        routed
+    }
+
+    /// Decides for a run that begins with `record`. Returns how many messages it may have; `None`: there is no run.
+    #[inline]
+    fn begin_run(&mut self, ports: &mut Ports, key: u32, record: &Record, most: u32) -> Option<u32> {
+        let Ports { ingresses, egresses, journal, settings, .. } = ports;
+        let ingress = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut)?;
+        let header = Header::from_words(&record.header).ok()?;
+        let is_whole = header.kind == Kind::Publish && header.flags == Flags::WHOLE && header.total == record.len;
+        let position = ingress.bulk.consumed();
+        if !is_whole
+            || header.total > settings.max_message_size
+            || ingress.partial.is_some()
+            || ingress.waiting_on.is_some()
+            || journal.suspects(ingress.info.id, RingName::Bulk, position)
+        {
+            return None;
+        }
+        let published = ingress.topics.get(header.id).filter(|published| header.seq > published.sent)?;
+        let (topic, origin, user) = (published.topic, ingress.info.id, ingress.info.peer.uid);
+        let index = self.topics.find_targets(topic, user)?;
+        let entry = self.topics.entry(topic);
+        let subscriptions = &entry.targets[index].subscriptions;
+        if subscriptions.is_empty() || subscriptions.len() > MAX_RECEIVERS {
+            return None;
+        }
+        egresses.start_plan();
+        let message =
+            Message { topic, origin, user, seq: 0, total: header.total, len: record.len, flags: Flags::WHOLE };
+        let (slot_size, mut most) = (settings.geometry.slot_size(), most);
+        journal.run.receivers.clear();
+        for key in subscriptions {
+            let found = self.topics.subscriptions.get(*key)?;
+            let is_simple = found.policy != DeliveryPolicy::DropOldest && found.overflow.is_none();
+            if !is_simple || !entry.known.contains(found.owner) {
+                return None;
+            }
+            let cost = message_cost(header.total, slot_size, found.capacity);
+            most = most.min(found.credit / cost.max(1));
+            let begins_at = egresses.join_run(found.owner)?;
+            let header = message.deliver(*key, found.dropped).to_words();
+            journal.run.receivers.push(Receiver { subscription: *key, owner: found.owner, begins_at, cost, header });
+        }
+        let Run { begins_at, id, shape, sent, .. } = &mut journal.run;
+        (*begins_at, *id, *shape, *sent) = (position, header.id, *record.header.first_chunk()?, published.sent);
+        (most > 0).then_some(most)
+    }
+
+    /// Counts the messages of the run that are done, and takes their cost off the credit.
+    #[inline]
+    fn end_run(&mut self, ports: &mut Ports, key: u32) {
+        let Ports { ingresses, egresses, journal, counters, .. } = ports;
+        (journal.source, journal.work) = (None, Work::Undecided);
+        let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
+        let (run, len) = (&journal.run, journal.run.len());
+        let count = (ingress.bulk.consumed() - run.begins_at) / u64::from(cells_for(len));
+        let bytes = count * u64::from(len);
+        for receiver in &run.receivers {
+            if let Some(found) = self.topics.subscriptions.get_mut(receiver.subscription) {
+                let cost = u64::from(receiver.cost).saturating_mul(count);
+                found.credit = found.credit.saturating_sub(u32::try_from(cost).unwrap_or(u32::MAX));
+                if count > 0 {
+                    found.dropped_told = found.dropped;
+                    found.grace.got(egresses.now, egresses.drop_grace);
+                }
+            }
+            if count > 0 {
+                egresses.received(receiver.owner, count, bytes);
+            }
+        }
+        counters.published += count;
+        counters.delivered += count * run.receivers.len() as u64;
+        counters.records += count;
+        counters.bytes += bytes;
+        ingress.messages += count;
+        ingress.bytes += bytes;
+        if let Some(published) = ingress.topics.get_mut(run.id) {
+            published.sent = published.sent.max(run.sent);
+        }
+    }
+
+    /// The last router died within a run: settles the messages that are done. One that some receivers have is in
+    /// mid-commit then, as if it had been routed by itself.
+    pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
+        let (Some((key, _)), Work::Run(record)) = (ports.journal.source, ports.journal.work) else { return };
+        let Some(ingress) = ports.ingress_mut(key) else { return };
+        let (origin, user, consumed) = (ingress.info.id, ingress.info.peer.uid, ingress.bulk.consumed());
+        let (source, run) = (ports.journal.source, &ports.journal.run);
+        // Where a receiver is that has all that is done.
+        let done = consumed - run.begins_at;
+        let egresses = &ports.egresses;
+        let has_it = |receiver: &&Receiver| {
+            egresses.get(receiver.owner).is_some_and(|egress| egress.position() > receiver.begins_at + done)
+        };
+        let have_it = run.receivers.iter().take_while(has_it).count();
+        self.chosen.clear();
+        self.passed_over.clear();
+        let gets_it = |receiver: &Receiver| Chosen {
+            subscription: receiver.subscription,
+            gets_it: true,
+            announce: false,
+            keeps: false,
+            cost: receiver.cost,
+            lack: Lack::Space,
+        };
+        self.chosen.extend(run.receivers.iter().map(gets_it));
+        let id = run.id;
+        self.end_run(ports, key);
+        ports.journal.source = source;
+        let Some(published) = ports.ingress(key).and_then(|ingress| ingress.topics.get(id)) else { return };
+        if have_it > 0 {
+            let (topic, len, seq) = (published.topic, record.len, record.header[3]);
+            let message = Message { topic, origin, user, seq, total: len, len, flags: Flags::WHOLE };
+            for (chosen, receiver) in self.chosen.iter().zip(&ports.journal.run.receivers).take(have_it) {
+                chosen.charge(&mut self.topics, &mut ports.egresses);
+                // Its message is counted by the line above.
+                ports.egresses.received(receiver.owner, 0, u64::from(len));
+                ports.counters.delivered += 1;
+            }
+            (ports.journal.step, ports.journal.before) = (have_it, None);
+            ports.journal.work = Work::First(record, id, message);
+        }
+    }
+}
