@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -662,9 +664,9 @@ fn sigterm_ends_the_broker_in_order() {
     broker.process().signal("TERM");
     assert_eq!(broker.process().code(), 0, "{}", broker.process().stderr());
     assert!(!broker.socket().exists());
-    // The lock is gone, too. What the next broker reads is that `sub` comes back.
-    let left: Vec<_> = fs::read_dir(broker.folder()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["ipc.sock.sessions"]);
+    // The lock is gone, too. What the next broker reads is that `sub` comes back, and by what to know a publisher.
+    let left = fs::read_dir(broker.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(BTreeSet::from_iter(left), ["ipc.sock.publishers", "ipc.sock.sessions"].map(OsString::from).into());
     sub.wait_for("connection lost; reconnecting");
     wait_until("what was delivered to be printed", || sub.stdout() == "delivered\n".repeat(100).as_bytes());
     sub.signal("INT");

@@ -3,6 +3,7 @@
 use super::breaker::BreakerHandle;
 use super::health::{Access, Location};
 use super::router::{RouterHandle, Settings};
+use super::session::publishers::Publishers;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
@@ -49,6 +50,7 @@ pub(super) struct Broker {
     pub(super) permits: Arc<Semaphore>,
     pub(super) sessions: SessionTable,
     pub(super) roster: Arc<Roster>,
+    pub(super) publishers: Publishers,
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) counters: Counters,

@@ -11,6 +11,7 @@ use super::listener::socket::{self, Bound, SocketError};
 use super::processes::children as processes;
 use super::router::{Announce, CloseLanes, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::session::dialler;
+use super::session::publishers::Publishers;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
@@ -167,6 +168,7 @@ async fn serve(
     let mut state = RouterState::new(settings.clone(), events.clone(), 0)?;
     let grace = Duration::from_millis(loaded.config.restart.restart_grace_ms);
     let roster = Arc::new(Roster::open(&listening.path(), grace));
+    let publishers = Publishers::open(&listening.path())?;
     if roster.awaited() > 0 {
         state.close_lanes(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX));
     }
@@ -223,6 +225,7 @@ async fn serve(
         permits: permits.clone(),
         sessions: SessionTable::new(Duration::from_millis(loaded.config.restart.resume_window_ms)),
         roster: roster.clone(),
+        publishers,
         started,
         connections: tree.add_many("connection", ROOT),
         tree: tree.clone(),

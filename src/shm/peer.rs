@@ -69,6 +69,35 @@ pub(crate) fn watch_process(pid: u32) -> Process {
     }
 }
 
+/// The state of a process, and when it started, in clock ticks since the boot. `None`: the kernel writes another
+/// format.
+///
+/// # Errors
+///
+/// If the process has ended, or is hidden from this one.
+pub(crate) fn stat(pid: u32) -> io::Result<Option<(char, u64)>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is a name in parentheses that may have anything in it; the start is the 22nd.
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+    Ok(fields.and_then(|mut fields| Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))))
+}
+
+/// When the process `pid` started, in clock ticks since the boot; 0: unknown, because it has ended or is hidden.
+///
+/// # Errors
+///
+/// If this process lacks a resource: later the same process would have another start.
+pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
+    match stat(pid) {
+        Ok(found) => Ok(found.map_or(0, |(_, start)| start)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Ok(0),
+            _ if error.raw_os_error() == Some(libc::ESRCH) => Ok(0),
+            _ => Err(error),
+        },
+    }
+}
+
 /// Whether the other end of `socket` is closed; unread bytes may be left. Never waits.
 #[must_use]
 pub(crate) fn has_hung_up(socket: BorrowedFd<'_>) -> bool {

@@ -35,8 +35,8 @@
 //! # The next broker
 //!
 //! A client that connects again when its broker was killed sets [`RECONNECTS`] in each Hello. At the next broker, where
-//! it sends a Hello with the same nonce and without a token, it subscribes again and, after all replies, sends
-//! `Restored`. The next broker holds publishes back until each such client with subscriptions has sent `Restored` or
+//! it sends a Hello with the same nonce, from the same process, and without a token, it subscribes again and, after all
+//! replies, sends `Restored`. The next broker holds publishes back until each such client with subscriptions has sent `Restored` or
 //! `Bye` or its process has ended, but at most for `restart.restart_grace_ms`.
 //!
 //! # Layout
@@ -114,7 +114,8 @@ pub enum ClientFrame {
         version: u16,
         /// The client's name for itself.
         name: Name,
-        /// Random, one per running instance of the client: tells a restarted client from a reconnected one.
+        /// Random, one per running instance of the client: tells a restarted client from a reconnected one. Along with
+        /// what the kernel says of the process, the broker makes the key of the client's messages of it.
         nonce: u64,
         /// [`RECONNECTS`], or zero. Other bits are reserved.
         flags: u32,

@@ -11,7 +11,7 @@
 //! | 4 | `seq` (whole word) | |
 //! | 5 | `origin`: connection id | `dropped` |
 //! | 6 | `nanos` (whole word) | |
-//! | 7 | 0, reserved | |
+//! | 7 | `publisher` (whole word) | |
 //!
 //! A message larger than a record goes as several, in order: [`Flags::FIRST`] on the first, [`Flags::LAST`] on the
 //! last, `total` on all. Which fields a kind uses is written at [`Kind`]; the others are 0.
@@ -78,10 +78,13 @@ kinds! {
     TopicName = 32,
     /// `id` topic: its number is free and may be assigned to another name.
     TopicGone = 33,
-    /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` publisher, `dropped` so
-    /// far; [`Flags::RESENT`] as it was published.
+    /// `id` subscription, `id2` topic, `seq` the publisher's number in this topic, `origin` its connection, `publisher`
+    /// its key, `dropped` so far; [`Flags::RESENT`] as it was published. The key is the same at the next broker, and no
+    /// other client can have it: a message that is sent again is recognised by key, topic and number. It is 0 for
+    /// messages of the broker, which are never sent again.
     Deliver = 34,
-    /// `id` subscription, `origin` publisher, `dropped` so far: the message that had begun will not be completed.
+    /// `id` subscription, `origin` the publisher's connection, `dropped` so far: the message that had begun will not be
+    /// completed.
     Aborted = 35,
     /// `id` subscription, `dropped` so far.
     Dropped = 36,
@@ -245,6 +248,8 @@ pub struct Header {
     pub dropped: u32,
     /// Nanoseconds; see [`Kind`].
     pub nanos: u64,
+    /// See [`Kind::Deliver`].
+    pub publisher: u64,
 }
 
 impl Header {
@@ -264,6 +269,7 @@ impl Header {
             origin: 0,
             dropped: 0,
             nanos: 0,
+            publisher: 0,
         }
     }
 
@@ -278,7 +284,7 @@ impl Header {
             self.seq,
             pair(self.origin, self.dropped),
             self.nanos,
-            0,
+            self.publisher,
         ]
     }
 
@@ -303,6 +309,7 @@ impl Header {
             origin: words[4] as u32,
             dropped: (words[4] >> 32) as u32,
             nanos: words[5],
+            publisher: words[6],
         })
     }
 }
@@ -323,11 +330,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(n in 0u8..64, flags: u8, code: u16, w: [u32; 6], seq: u64, nanos: u64) {
+        fn what_is_written_is_read(n in 0u8..64, flags: u8, code: u16, w: [u32; 6], seq: u64, whole: [u64; 2]) {
             let Some(kind) = Kind::from_u8(n) else { return Ok(()) };
             let [id, id2, total, arg, origin, dropped] = w;
+            let (flags, [nanos, publisher]) = (Flags(flags), whole);
             let header =
-                Header { kind, flags: Flags(flags), code, id, id2, total, arg, seq, origin, dropped, nanos };
+                Header { kind, flags, code, id, id2, total, arg, seq, origin, dropped, nanos, publisher };
             prop_assert_eq!(kind as u8, n);
             prop_assert_eq!(Header::from_words(&header.to_words()).unwrap(), header);
         }

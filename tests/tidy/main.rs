@@ -77,6 +77,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("serde", ALL),
     ("serde_json", ALL), // also a development dependency: unit tests anywhere may read JSON
     ("signal_hook", &["cli"]),
+    ("siphasher", &["src/logic/session/publisher.rs"]),
     ("sse_stream", &["cli"]),
     ("strsim", &["config"]),
     ("subtle", &["broker"]),

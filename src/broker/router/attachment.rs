@@ -6,7 +6,7 @@ use super::ingress::Ingress;
 use super::state::RouterState;
 use crate::broker::supervision::fault;
 use crate::logic::routing::numbers::Numbers;
-use crate::logic::session::roster::instance;
+use crate::logic::session::publisher::connection_id;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
@@ -27,7 +27,7 @@ impl RouterState {
     pub(super) fn attach(
         &mut self,
         name: Name,
-        nonce: u64,
+        publisher: u64,
         peer: crate::shm::peer::Credentials,
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
@@ -47,9 +47,9 @@ impl RouterState {
         } else {
             self.free_keys.pop();
         }
-        let id = self.free_id(nonce);
+        let id = self.free_id(publisher);
         let (bulk, express, egress) = segment.broker_ends();
-        let info = Info { id, name, peer };
+        let info = Info { id, publisher, name, peer };
         let data = segment.data_signal(RingName::Bulk);
         data.arm();
         self.ports.ingresses[key as usize] = Some(Box::new(Ingress {
@@ -85,10 +85,9 @@ impl RouterState {
         Ok((key, id))
     }
 
-    /// An id by the client's nonce, so that it has the same one at the next broker: what it sends again there is known
-    /// by that. (Ids are positive as `i32`, for people and other languages.)
-    fn free_id(&self, nonce: u64) -> u32 {
-        let mut id = instance(nonce);
+    /// An id by the key of the client's publisher, so that it is mostly the same at the next broker (P4).
+    fn free_id(&self, publisher: u64) -> u32 {
+        let mut id = connection_id(publisher);
         loop {
             id &= 0x7fff_ffff;
             // Nor one that was given back a moment ago: what is still said about that connection is not about this one.

@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 pub(crate) struct Info {
     /// The connection's id. Unlike its key it is not reused.
     pub(crate) id: u32,
+    /// The key of its publisher: the same at the next broker.
+    pub(crate) publisher: u64,
     pub(crate) name: Name,
     pub(crate) peer: Credentials,
 }

@@ -45,8 +45,8 @@ impl ClientEnds {
         let (bells, descriptors) = BrokerBells::new()?;
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned()?, geometry, nonces)?;
         let peer = Credentials { pid: std::process::id(), uid };
-        let nonce = state.ports.counters.connections + 1;
-        let (key, id) = state.attach("peer".parse()?, nonce, peer, segment.into(), bells.into())?;
+        let publisher = state.ports.counters.connections + 1;
+        let (key, id) = state.attach("peer".parse()?, publisher, peer, segment.into(), bells.into())?;
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair()?;
         let bells = ClientBells::new(descriptors, socket.0.as_fd())?;

@@ -9,7 +9,10 @@ use crate::wire::record::{Flags, Header, Kind};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Message {
     pub(super) topic: TopicId,
+    /// The publisher's connection; 0: the broker.
     pub(super) origin: u32,
+    /// The publisher's key; 0: the broker.
+    pub(super) publisher: u64,
     /// The publisher's user, or `BROKER`.
     pub(super) user: Uid,
     pub(super) seq: u64,
@@ -29,6 +32,7 @@ impl Message {
             total: self.total,
             seq: self.seq,
             origin: self.origin,
+            publisher: self.publisher,
             dropped,
             ..Header::new(Kind::Deliver)
         }

@@ -92,7 +92,8 @@ use tokio::sync::watch;
 #[rtype(result = "io::Result<(u32, u32)>")]
 pub(crate) struct Attach {
     pub(crate) name: Name,
-    pub(crate) nonce: u64,
+    /// The key of its publisher, of which its id is made.
+    pub(crate) publisher: u64,
     pub(crate) peer: Credentials,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
@@ -280,8 +281,8 @@ impl Handler<Attach> for ShmRouter {
     type Result = io::Result<(u32, u32)>;
 
     fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
-        let Attach { name, nonce, peer, segment, bells, on_close } = message;
-        let attached = self.with(|state| state.attach(name, nonce, peer, segment, bells))?;
+        let Attach { name, publisher, peer, segment, bells, on_close } = message;
+        let attached = self.with(|state| state.attach(name, publisher, peer, segment, bells))?;
         self.shared.on_close.borrow_mut().insert(attached.1, on_close);
         Ok(attached)
     }

@@ -9,9 +9,10 @@ use crate::broker::session::upstream::Dialled;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
+use crate::logic::session::publisher::Publisher;
 use crate::logic::session::sessions::ResumeError;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
-use crate::shm::peer::{Credentials, Process, watch_process};
+use crate::shm::peer::{Credentials, Process, start_time, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};
 use crate::wire::control::{self, BrokerFrame, ClientFrame, Geometry, Limits, PROTOCOL_VERSION, RefusedCode, Token};
 use crate::wire::name::Name;
@@ -269,14 +270,17 @@ async fn open_session(
     let Some(permit) = admitted.permit else {
         return Err(Some((RefusedCode::TooManyConnections, at_capacity(broker))));
     };
-    let attached = attach(broker, &name, nonce, peer).await.map_err(|error| refused(&error_text(&error)))?;
+    let start = start_time(peer.pid).map_err(|error| refused(&error))?;
+    let publisher = Publisher { uid: peer.uid, pid: peer.pid, start, nonce };
+    let publisher_key = broker.publishers.key(&publisher);
+    let attached = attach(broker, &name, publisher_key, peer).await.map_err(|error| refused(&error_text(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, on_close } = attached;
     let mut session = Session::new((key, id, peer), name, nonces, process, on_close, permit);
     match broker.config().logging.short_connection_ms {
         0 => session.announce(),
         _ => session.mention(),
     }
-    session.listing = broker.roster.listing(peer, nonce, flags);
+    session.listing = broker.roster.listing(&publisher, flags);
     let token = match broker.sessions.open(id, peer.uid, nonce, stream.socket()) {
         Ok(token) => token,
         Err(error) => {
@@ -322,7 +326,7 @@ struct Attached {
     on_close: CloseReceiver,
 }
 
-async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> std::io::Result<Attached> {
+async fn attach(broker: &Broker, name: &Name, publisher: u64, peer: Credentials) -> std::io::Result<Attached> {
     let nonces = Nonces::random()?;
     let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
     let segment = segment.map_err(|error| match error {
@@ -333,7 +337,8 @@ async fn attach(broker: &Broker, name: &Name, nonce: u64, peer: Credentials) -> 
     let file = segment.as_fd().try_clone_to_owned()?;
     let (sender, on_close) = close_report();
     let name = name.clone();
-    let attach = Attach { name, nonce, peer, segment: Arc::new(segment), bells: Arc::new(bells), on_close: sender };
+    let (segment, bells) = (Arc::new(segment), Arc::new(bells));
+    let attach = Attach { name, publisher, peer, segment, bells, on_close: sender };
     let (key, id) = broker.router.send(attach).await.map_err(std::io::Error::other)??;
     Ok(Attached { key, id, nonces, segment: file, descriptors, on_close })
 }

@@ -4,19 +4,19 @@
 //! broker's shutdown. The next broker holds publishes back until the listed clients have subscribed again. The threads
 //! of the connections write the file, and the root at the start. It contains neither messages nor tokens.
 
+use super::private_file::{self, beside};
 use crate::broker::router::{OpenLanes, RouterHandle};
+use crate::logic::session::publisher::Publisher;
 use crate::logic::session::restart_grace::{Opened, RestartGrace};
 use crate::logic::session::roster::{
     ClientKey, RosterTable, SESSIONS_MAX, TEXT_MAX, TextError, begin_line, end_line, instance,
 };
-use crate::shm::peer::{Credentials, own_uid};
+use crate::shm::peer::stat;
 use crate::wire::control::RECONNECTS;
-use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
-use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,11 +57,9 @@ impl Roster {
     /// Reads the roster of the last broker beside the socket at `socket`, without the processes that have ended.
     /// Publishes wait for the others until the grace is over.
     pub(in crate::broker) fn open(socket: &Path, grace: Duration) -> Roster {
-        let mut path = OsString::from(socket);
-        path.push(".sessions");
+        let path = beside(socket, ".sessions");
         // Without a boot id, an equal start time after a reboot passes for the same process: that costs the grace.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let path = PathBuf::from(path);
         let left = read_previous(&path, &boot);
         let mut listed = RosterTable::default();
         for (client, start) in left.clients().filter(|(client, start)| lives(client, *start)) {
@@ -100,9 +98,10 @@ impl Roster {
     }
 
     /// The entry of a session that begins with a Hello; a client that does not reconnect has none.
-    pub(in crate::broker) fn listing(self: &Arc<Roster>, peer: Credentials, nonce: u64, flags: u32) -> Listing {
-        let client = ClientKey { uid: peer.uid, pid: peer.pid, instance: instance(nonce) };
-        Listing((flags & RECONNECTS != 0).then(|| Entry { roster: self.clone(), client, is_listed: false }))
+    pub(in crate::broker) fn listing(self: &Arc<Roster>, client: &Publisher, flags: u32) -> Listing {
+        let Publisher { uid, pid, start, nonce } = *client;
+        let client = ClientKey { uid, pid, instance: instance(nonce) };
+        Listing((flags & RECONNECTS != 0).then(|| Entry { roster: self.clone(), client, start, is_listed: false }))
     }
 
     /// Opens the router's lanes when all clients are back, or the grace is over.
@@ -161,6 +160,7 @@ pub(in crate::broker) struct Listing(Option<Entry>);
 struct Entry {
     roster: Arc<Roster>,
     client: ClientKey,
+    start: u64,
     is_listed: bool,
 }
 
@@ -168,8 +168,7 @@ impl Listing {
     /// The session has a subscription, which is about to be confirmed.
     pub(in crate::broker) fn subscribed(&mut self) {
         let Some(entry) = self.0.as_mut().filter(|entry| !entry.is_listed) else { return };
-        let start = stat(entry.client.pid).ok().flatten().map_or(0, |(_, start)| start);
-        entry.is_listed = entry.roster.lock().add(entry.client, start);
+        entry.is_listed = entry.roster.lock().add(entry.client, entry.start);
     }
 
     /// All subscriptions that its client had at the last broker are in force again.
@@ -241,27 +240,12 @@ impl Inner {
         }
     }
 
-    /// Writes the whole table to another file, which then takes the name: a broker that is killed meanwhile leaves the
-    /// one before.
+    /// Writes the whole table anew.
     fn write_anew(&mut self) {
         (self.file, self.appended) = (None, 0);
-        let mut new = OsString::from(&self.path);
-        new.push(".new");
-        let write = || {
-            let _ = std::fs::remove_file(&new);
-            let flags =
-                OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let mut file = File::from(rustix::fs::open(&new, flags, Mode::from_raw_mode(0o600))?);
-            file.write_all(self.listed.text(&self.boot).as_bytes())?;
-            std::fs::rename(&new, &self.path)?;
-            io::Result::Ok(file)
-        };
-        match write() {
+        match private_file::replace(&self.path, self.listed.text(&self.boot).as_bytes()) {
             Ok(file) => self.file = Some(file),
-            Err(error) => {
-                let _ = std::fs::remove_file(&new);
-                self.warn(format_args!("{error}"));
-            }
+            Err(error) => self.warn(format_args!("{error}")),
         }
     }
 
@@ -284,8 +268,8 @@ fn read_previous(path: &Path, boot: &str) -> RosterTable {
         );
         RosterTable::default()
     };
-    let text = match read(path) {
-        Ok(text) => text,
+    let text = match private_file::read(path, TEXT_MAX) {
+        Ok((_, text)) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return RosterTable::default(),
         Err(error) => return skipped(&error),
     };
@@ -300,21 +284,6 @@ fn read_previous(path: &Path, boot: &str) -> RosterTable {
     }
 }
 
-/// Reads a file that only this user can have written, up to [`TEXT_MAX`].
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
-    let found = rustix::fs::fstat(&file)?;
-    let is_ours =
-        FileType::from_raw_mode(found.st_mode).is_file() && found.st_uid == own_uid() && found.st_mode & 0o077 == 0;
-    if !is_ours {
-        return Err(io::Error::other("not a plain file that only this user can write"));
-    }
-    let mut text = Vec::new();
-    File::from(file).take(TEXT_MAX as u64).read_to_end(&mut text)?;
-    Ok(text)
-}
-
 /// Whether a listed process is alive, and not another with the same pid. An unknown process counts as alive.
 fn lives(client: &ClientKey, start: u64) -> bool {
     let Some(pid) = i32::try_from(client.pid).ok().and_then(Pid::from_raw) else { return client.pid == 0 };
@@ -327,17 +296,11 @@ fn lives(client: &ClientKey, start: u64) -> bool {
     }
 }
 
-/// The state of a process, and when it started by the system's count.
-fn stat(pid: u32) -> io::Result<Option<(char, u64)>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is a name in parentheses that may have anything in it; the start is the 22nd.
-    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
-    Ok(fields.and_then(|mut fields| Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::peer::{own_uid, start_time};
+    use rustix::fs::{FileType, Mode};
     use std::os::unix::fs::PermissionsExt;
 
     const GRACE: Duration = Duration::from_secs(60);
@@ -354,9 +317,13 @@ mod tests {
 
     /// A session of this process, or of another.
     fn session(roster: &Arc<Roster>, pid: u32, nonce: u64) -> Listing {
-        let mut listing = roster.listing(Credentials { pid, uid: own_uid() }, nonce, RECONNECTS);
+        let mut listing = roster.listing(&client(pid, nonce), RECONNECTS);
         listing.subscribed();
         listing
+    }
+
+    fn client(pid: u32, nonce: u64) -> Publisher {
+        Publisher { uid: own_uid(), pid, start: start_time(pid).unwrap(), nonce }
     }
 
     fn us() -> u32 {
@@ -372,14 +339,14 @@ mod tests {
         let mut left = session(&first, us(), 3);
         left.left();
         drop(session(&first, us(), 4));
-        drop(first.listing(Credentials { pid: us(), uid: own_uid() }, 5, RECONNECTS));
-        assert!(first.listing(Credentials { pid: us(), uid: own_uid() }, 6, 0).0.is_none());
+        drop(first.listing(&client(us(), 5), RECONNECTS));
+        assert!(first.listing(&client(us(), 6), 0).0.is_none());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // As by a kill: no destructor runs.
         std::mem::forget((one, two));
         let second = open(&socket);
         assert_eq!(second.awaited(), 2);
-        let back = second.listing(Credentials { pid: us(), uid: own_uid() }, 1, RECONNECTS);
+        let back = second.listing(&client(us(), 1), RECONNECTS);
         assert_eq!(second.awaited(), 2, "not before its subscriptions are in force");
         back.restored();
         assert_eq!(second.awaited(), 1);
@@ -421,7 +388,7 @@ mod tests {
         first.close();
         let second = open(&socket);
         assert_eq!(second.awaited(), 1);
-        second.listing(Credentials { pid: us(), uid: own_uid() }, 1, RECONNECTS).left();
+        second.listing(&client(us(), 1), RECONNECTS).left();
         assert_eq!(second.awaited(), 0, "a goodbye is as good as a return");
         second.close();
         assert!(!path.exists());

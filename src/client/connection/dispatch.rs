@@ -142,7 +142,7 @@ fn deliver(
     };
     let is_resent = header.flags.has(Flags::RESENT);
     if let Some(queue) = queue
-        && named.seen.note(queue.own, header.origin, header.seq, is_resent)
+        && named.seen.note(queue.own, header.publisher, header.seq, is_resent)
     {
         queue.skip_duplicate(header.origin, payload.len() as u32, connection.limits.slot_size());
         return Ok(());

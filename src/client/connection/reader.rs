@@ -106,7 +106,7 @@ impl Reader {
             return None;
         }
         let named = self.topics.get_mut(header.id2)?;
-        named.seen.note(own, header.origin, header.seq, false);
+        named.seen.note(own, header.publisher, header.seq, false);
         let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
         self.egress.advance(&record);
         if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {

@@ -1,5 +1,6 @@
 //! Deduplication: the topics that the broker has numbered for this client, and the last sequence number of each
-//! publisher on them, by which a message that is sent again is recognised.
+//! publisher on them, by which a message that is sent again is recognised (S11). A publisher is known by its key, which
+//! the broker makes, and not by the id of its connection: that can be another client's at the next broker.
 
 use crate::wire::name::Topic;
 use rustc_hash::FxHashMap;
@@ -16,7 +17,8 @@ const MAX_SEQUENCES: usize = 256;
 struct Last {
     /// Our own number of the subscription, which outlives a session.
     subscription: u32,
-    publisher: u32,
+    /// Its key.
+    publisher: u64,
     sequence: u64,
     at: u64,
 }
@@ -33,7 +35,7 @@ pub(crate) struct LastSequences {
 impl LastSequences {
     /// Notes that a message came. Returns whether it is a duplicate, which only a message that is sent again can be.
     #[inline]
-    pub(crate) fn note(&mut self, subscription: u32, publisher: u32, sequence: u64, is_resent: bool) -> bool {
+    pub(crate) fn note(&mut self, subscription: u32, publisher: u64, sequence: u64, is_resent: bool) -> bool {
         self.clock += 1;
         let is = |last: &Last| last.subscription == subscription && last.publisher == publisher;
         if !self.known.get(self.found).is_some_and(is) {
@@ -140,7 +142,7 @@ mod tests {
         let mut seen = LastSequences::default();
         for publisher in 1..10_000 {
             assert!(!seen.note(1, publisher, 1, true));
-            seen.note(1, 0, u64::from(publisher), false);
+            seen.note(1, 0, publisher, false);
         }
         assert_eq!(seen.known.len(), MAX_SEQUENCES);
         assert!(seen.note(1, 0, 9_999, true));

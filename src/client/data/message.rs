@@ -44,7 +44,8 @@ impl Message {
         self.payload
     }
 
-    /// The id of the publishing connection; 0 is the broker.
+    /// The id of the publishing connection; 0 is the broker. No two connections have one id at a time, and a client
+    /// cannot choose it. After a restart of the broker a client mostly has the same.
     #[must_use]
     pub fn publisher(&self) -> u32 {
         self.publisher

@@ -86,9 +86,11 @@ impl PubSub {
                 let Some(ingress) = ports.ingress_mut(key).filter(|ingress| ingress.partial.is_none()) else { return };
                 ingress.partial_targets.clear();
                 let Some(published) = ingress.topics.get(header.id) else { return };
-                let (topic, seq, origin) = (published.topic, header.seq.max(published.sent), ingress.info.id);
+                let (topic, seq) = (published.topic, header.seq.max(published.sent));
+                let (origin, publisher, user) = (ingress.info.id, ingress.info.publisher, BROKER);
                 let (total, len, flags) = (header.total, record.len, header.flags);
-                self.skip_rest(ports, key, header.id, &Message { topic, origin, user: BROKER, seq, total, len, flags });
+                let message = Message { topic, origin, publisher, user, seq, total, len, flags };
+                self.skip_rest(ports, key, header.id, &message);
             }
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
             Work::Run(_) | Work::Express(..) | Work::Done(_) => return,

@@ -99,6 +99,7 @@ impl PubSub {
         let message = Message {
             topic: published.topic,
             origin: ingress.info.id,
+            publisher: ingress.info.publisher,
             user: ingress.info.peer.uid,
             seq: header.seq,
             total,
@@ -331,6 +332,7 @@ impl PubSub {
                 let message = Message {
                     topic: partial.topic,
                     origin: ingress.info.id,
+                    publisher: ingress.info.publisher,
                     user: ingress.info.peer.uid,
                     seq: partial.seq,
                     total: partial.total,
@@ -402,7 +404,7 @@ impl PubSub {
         info: &Info,
         reason: Option<&str>,
     ) {
-        let Info { id, name, peer } = info;
+        let Info { id, name, peer, .. } = info;
         let pid = (peer.pid != 0).then_some(peer.pid);
         let event = ConnectionEvent { connection: *id, name: name.as_str(), pid, uid: peer.uid, reason };
         // Serialising strings and numbers cannot fail.
@@ -418,8 +420,8 @@ impl PubSub {
         self.system_sent += 1;
         let bytes = &text.as_bytes()[..text.len().min(ports.settings.geometry.slot_size() as usize)];
         let len = bytes.len() as u32;
-        let message =
-            Message { topic: id, origin: 0, user: BROKER, seq: self.system_sent, total: len, len, flags: Flags::WHOLE };
+        let (origin, publisher, user, seq) = (0, 0, BROKER, self.system_sent);
+        let message = Message { topic: id, origin, publisher, user, seq, total: len, len, flags: Flags::WHOLE };
         if self.decide(ports, &message, true).is_ok() {
             let Ports { egresses, counters, .. } = ports;
             let PubSub { topics, chosen, passed_over, overflow, .. } = self;

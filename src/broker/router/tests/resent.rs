@@ -106,12 +106,12 @@ fn numbers_of_publishes_only_rise() {
 
 #[test]
 fn a_client_has_the_same_id_at_every_broker_but_not_twice_at_one() {
-    let ids = |router: &mut Router, nonce: u64| {
+    let ids = |router: &mut Router, publisher: u64| {
         let geometry = router.state.ports.settings.geometry;
         let segment = Segment::create(geometry, Nonces::random().unwrap(), 0o600).unwrap();
         let (bells, _) = BrokerBells::new().unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        router.state.attach("peer".parse().unwrap(), nonce, peer, segment.into(), bells.into()).unwrap()
+        router.state.attach("peer".parse().unwrap(), publisher, peer, segment.into(), bells.into()).unwrap()
     };
     let (mut one, mut two) = (Router::new(|_| {}), Router::new(|_| {}));
     let (key, id) = ids(&mut one, 0x1234_5678_9abc_def0);
