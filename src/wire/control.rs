@@ -36,8 +36,8 @@
 //!
 //! A client that connects again when its broker was killed sets [`RECONNECTS`] in each Hello. At the next broker, where
 //! it sends a Hello with the same nonce, from the same process, and without a token, it subscribes again and, after all
-//! replies, sends `Restored`. The next broker holds publishes back until each such client with subscriptions has sent `Restored` or
-//! `Bye` or its process has ended, but at most for `restart.restart_grace_ms`.
+//! replies, sends `Restored`. The next broker holds publishes back until each such client with subscriptions has sent
+//! `Restored` or `Bye` or its process has ended, but at most for `restart.restart_grace_ms`.
 //!
 //! # Layout
 //!
