@@ -171,8 +171,6 @@ mod tests {
         }
         assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(50, 50)), 7), 25);
         assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(1000, 100)), 7), 1000);
-        let mut shares = Shares::new(ShareLimits::of_one(usize::MAX, 1));
-        assert_eq!(shares.take_many(7, usize::MAX - 1), Ok(()));
     }
 
     proptest! {

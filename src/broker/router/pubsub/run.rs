@@ -89,7 +89,8 @@ impl PubSub {
             return None;
         }
         let published = ingress.topics.get(header.id).filter(|published| header.seq > published.sent)?;
-        let (topic, origin, user) = (published.topic, ingress.info.id, ingress.info.peer.uid);
+        let (topic, origin, publisher) = (published.topic, ingress.info.id, ingress.info.publisher);
+        let user = ingress.info.peer.uid;
         let index = self.topics.find_targets(topic, user)?;
         let entry = self.topics.entry(topic);
         let subscriptions = &entry.targets[index].subscriptions;
@@ -97,18 +98,19 @@ impl PubSub {
             return None;
         }
         egresses.start_plan();
-        let message =
-            Message { topic, origin, user, seq: 0, total: header.total, len: record.len, flags: Flags::WHOLE };
+        let (total, len) = (header.total, record.len);
+        let message = Message { topic, origin, publisher, user, seq: 0, total, len, flags: Flags::WHOLE };
         let (slot_size, mut most) = (settings.geometry.slot_size(), most);
         journal.run.receivers.clear();
         for key in subscriptions {
             let found = self.topics.subscriptions.get(*key)?;
-            let is_simple = found.policy != DeliveryPolicy::DropOldest && found.overflow.is_none();
-            if !is_simple || !entry.known.contains(found.owner) {
+            let cost = message_cost(header.total, slot_size, found.capacity);
+            if found.overflow.is_some() || found.credit < cost || !entry.known.contains(found.owner) {
                 return None;
             }
-            let cost = message_cost(header.total, slot_size, found.capacity);
-            most = most.min(found.credit / cost.max(1));
+            // The client of a `drop_oldest` subscription returns no credit, so messages cost none.
+            let cost = if found.policy == DeliveryPolicy::DropOldest { 0 } else { cost };
+            most = found.credit.checked_div(cost).map_or(most, |affordable| most.min(affordable));
             let begins_at = egresses.join_run(found.owner)?;
             let header = message.deliver(*key, found.dropped).to_words();
             journal.run.receivers.push(Receiver { subscription: *key, owner: found.owner, begins_at, cost, header });
@@ -156,7 +158,8 @@ impl PubSub {
     pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
         let (Some((key, _)), Work::Run(record)) = (ports.journal.source, ports.journal.work) else { return };
         let Some(ingress) = ports.ingress_mut(key) else { return };
-        let (origin, user, consumed) = (ingress.info.id, ingress.info.peer.uid, ingress.bulk.consumed());
+        let (origin, publisher) = (ingress.info.id, ingress.info.publisher);
+        let (user, consumed) = (ingress.info.peer.uid, ingress.bulk.consumed());
         let (source, run) = (ports.journal.source, &ports.journal.run);
         // Where a receiver is that has all that is done.
         let done = consumed - run.begins_at;
@@ -182,7 +185,7 @@ impl PubSub {
         let Some(published) = ports.ingress(key).and_then(|ingress| ingress.topics.get(id)) else { return };
         if have_it > 0 {
             let (topic, len, seq) = (published.topic, record.len, record.header[3]);
-            let message = Message { topic, origin, user, seq, total: len, len, flags: Flags::WHOLE };
+            let message = Message { topic, origin, publisher, user, seq, total: len, len, flags: Flags::WHOLE };
             for (chosen, receiver) in self.chosen.iter().zip(&ports.journal.run.receivers).take(have_it) {
                 chosen.charge(&mut self.topics, &mut ports.egresses);
                 // Its message is counted by the line above.

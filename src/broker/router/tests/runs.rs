@@ -49,7 +49,8 @@ impl Stage {
     }
 }
 
-const ALL: [(DeliveryPolicy, u32); 3] = [(DeliveryPolicy::Block, 0); 3];
+const ALL: [(DeliveryPolicy, u32); 3] =
+    [(DeliveryPolicy::Block, 0), (DeliveryPolicy::DropOldest, 0), (DeliveryPolicy::DropNewest, 0)];
 
 /// Messages of several shapes and topics, all in the lane before the router looks.
 fn scenario() -> (Vec<Vec<Got>>, [u64; 5], u32) {
