@@ -79,7 +79,7 @@ impl RouterState {
             bytes: 0,
         }));
         self.ports.egresses.insert(key, Egress::new(segment, egress, bells));
-        self.ports.schedule.add(key);
+        self.ports.schedule.add(key, peer.uid);
         self.ports.counters.connections += 1;
         self.pubsub.tell_connection(&mut self.ports, "opened", &info, None);
         Ok((key, id))
@@ -138,7 +138,7 @@ impl RouterState {
         self.pubsub.abort_partial(&mut self.ports, key);
         fault::point("router.ending", 2);
         self.ports.unpark(key);
-        self.ports.schedule.remove(key);
+        self.ports.schedule.mark_cold(key);
         self.ports.retry_waiters(key);
         self.pubsub.unsubscribe_all(&mut self.ports, key);
         // What is given up is off its list first: a router that dies here gives nothing up twice.
@@ -152,6 +152,7 @@ impl RouterState {
             self.ports.egresses.memory.forget(egress.ring.window());
         }
         let Some(ingress) = self.ports.ingresses[key as usize].take() else { return };
+        self.ports.schedule.remove(key);
         self.ports.egresses.memory.forget(ingress.windows());
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
