@@ -115,10 +115,6 @@ impl Subscription {
     }
 }
 
-/// The arena of subscriptions is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooManySubscriptions;
-
 /// All topics and subscriptions.
 #[derive(Debug)]
 pub(crate) struct Topics {
@@ -128,6 +124,8 @@ pub(crate) struct Topics {
     shares: Shares,
     /// Of the pairs in the lists.
     routes: Shares,
+    /// Of the places in the arena of subscriptions.
+    places: Shares,
     work: WorkShare,
     /// Changes of all subscriptions.
     changes: u64,
@@ -139,15 +137,16 @@ pub(crate) struct Topics {
 }
 
 impl Topics {
-    /// With shares of topics and of routes (pairs of a topic and a matching subscription), and each user's share of the
-    /// work for the publishes of others.
-    pub(crate) fn new(shares: Shares, routes: Shares, work: WorkShare) -> Topics {
+    /// With shares of topics, of routes (pairs of a topic and a matching subscription), and of subscriptions, at most
+    /// [`MAX_SHORT`] in all; and each user's share of the work for the publishes of others.
+    pub(crate) fn new([topics, routes, subscriptions]: [ShareLimits; 3], work: WorkShare) -> Topics {
         Topics {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
-            shares,
-            routes,
+            shares: Shares::new(topics),
+            routes: Shares::new(routes),
+            places: Shares::new(subscriptions),
             work,
             changes: 0,
             subscribers: Vec::new(),
@@ -156,10 +155,11 @@ impl Topics {
         }
     }
 
-    /// Sets other limits of topics and routes, and of the work.
-    pub(crate) fn adopt(&mut self, topics: ShareLimits, routes: ShareLimits, work: WorkShare) {
+    /// Sets other limits.
+    pub(crate) fn adopt(&mut self, [topics, routes, subscriptions]: [ShareLimits; 3], work: WorkShare) {
         self.shares.adopt(topics);
         self.routes.adopt(routes);
+        self.places.adopt(subscriptions);
         self.work = work;
     }
 
@@ -230,7 +230,7 @@ impl Topics {
     ///
     /// # Errors
     ///
-    /// At the limit of subscriptions.
+    /// At the user's share of subscriptions.
     pub(crate) fn subscribe(
         &mut self,
         (owner, uid): (u32, Uid),
@@ -238,7 +238,8 @@ impl Topics {
         policy: DeliveryPolicy,
         capacity: u32,
         now: u64,
-    ) -> Result<Key, TooManySubscriptions> {
+    ) -> Result<Key, ShareReached> {
+        self.places.take(uid)?;
         let user = self.subscriber(uid, now);
         let subscription = Subscription {
             owner,
@@ -254,7 +255,7 @@ impl Topics {
             grace: Grace::default(),
             overflow: None,
         };
-        let key = self.subscriptions.insert(subscription).ok_or(TooManySubscriptions)?;
+        let key = self.subscriptions.insert(subscription).expect("the arena has a place for each share");
         let place = self.subscribers[user].patterns.insert(&pattern, key);
         if let Some(subscription) = self.subscriptions.get_mut(key) {
             subscription.place = place;
@@ -289,6 +290,7 @@ impl Topics {
         // What it has missed is counted while it is on the lists.
         self.count_all_missed(user);
         let subscription = self.subscriptions.remove(key)?;
+        self.places.give_back(self.subscribers[user].uid);
         let moved = self.subscribers[user].patterns.remove(&subscription.pattern, subscription.place);
         if let Some(moved) = moved.and_then(|moved| self.subscriptions.get_mut(moved)) {
             moved.place = subscription.place;
@@ -469,6 +471,11 @@ impl Topics {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn shares(&self) -> &Shares {
         &self.shares
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn places(&self) -> &Shares {
+        &self.places
     }
 
     /// The number of topics.

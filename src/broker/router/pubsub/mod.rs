@@ -22,8 +22,9 @@ mod subscriptions;
 
 use super::egress::OverflowWork;
 use super::settings::Settings;
+use crate::logic::routing::arena::MAX_SHORT;
 use crate::logic::routing::topics::Topics;
-use crate::logic::shares::Shares;
+use crate::logic::shares::ShareLimits;
 use chosen::Chosen;
 
 /// Topics, their subscriptions, and the decisions for the current message.
@@ -42,17 +43,14 @@ pub(super) struct PubSub {
 
 impl PubSub {
     pub(super) fn new(settings: &Settings) -> PubSub {
-        let shares = Shares::new(settings.shares_of(settings.max_topics));
-        let routes = Shares::new(settings.shares_of(settings.max_routes));
-        let topics = Topics::new(shares, routes, settings.user_work);
+        let topics = Topics::new(limits(settings), settings.user_work);
         let (chosen, passed_over) = (Vec::new(), Vec::new());
         PubSub { topics, chosen, passed_over, counts: false, overflow: OverflowWork::default(), system_sent: 0 }
     }
 
     /// Applies other limits from now on; existing topics stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        let limits = [settings.max_topics, settings.max_routes].map(|each| settings.shares_of(each));
-        self.topics.adopt(limits[0], limits[1], settings.user_work);
+        self.topics.adopt(limits(settings), settings.user_work);
     }
 
     pub(super) fn topics(&self) -> &Topics {
@@ -69,4 +67,10 @@ impl PubSub {
     pub(super) fn forget_graces(&mut self, now: u64) {
         self.topics.subscriptions.iter_mut().for_each(|subscription| subscription.grace.forget(now));
     }
+}
+
+/// What users may hold of topics, routes and subscriptions.
+fn limits(settings: &Settings) -> [ShareLimits; 3] {
+    let subscriptions = ShareLimits::of_all(MAX_SHORT, settings.user_share_percent);
+    [settings.shares_of(settings.max_topics), settings.shares_of(settings.max_routes), subscriptions]
 }

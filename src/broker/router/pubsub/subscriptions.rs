@@ -53,8 +53,9 @@ impl PubSub {
         };
         let owner = (key, ingress.info.peer.uid);
         let subscribed = self.topics.subscribe(owner, pattern, policy, capacity, ports.now);
-        let subscription = subscribed.map_err(|_| {
-            (FailedCode::Limit, format!("the broker has reached its limit of {MAX_SHORT} subscriptions"))
+        let subscription = subscribed.map_err(|ShareReached { user, most }| {
+            let all = format_args!("{MAX_SHORT} of all users (limits.user_share_percent)");
+            (FailedCode::Limit, format!("user {user} has reached its share of {most} subscriptions, of {all}"))
         })?;
         if let Some(egress) = ports.egresses.get_mut(key) {
             egress.subscriptions.push(subscription);

@@ -11,7 +11,7 @@ fn topic(name: &str) -> Topic {
 }
 
 fn topics(most: usize, most_routes: usize, work: WorkShare) -> Topics {
-    Topics::new(Shares::new(ShareLimits::of_all(most, 100)), Shares::new(ShareLimits::of_all(most_routes, 100)), work)
+    Topics::new([most, most_routes, MAX_SHORT].map(|most| ShareLimits::of_all(most, 100)), work)
 }
 
 fn subscribe_as(topics: &mut Topics, uid: Uid, pattern: &str, policy: DeliveryPolicy) -> Key {
@@ -46,6 +46,21 @@ fn subscriptions_find_topics_whichever_comes_first() {
     topics.unsubscribe(before);
     assert_eq!(targets(&mut topics, id), [after]);
     assert!(topics.unsubscribe(before).is_none());
+}
+
+#[test]
+fn a_user_with_its_share_of_subscriptions_leaves_some_to_others() {
+    let limits = [10, 10, 10].map(|most| ShareLimits::of_all(most, 50));
+    let mut topics = Topics::new(limits, ALL);
+    let mut try_as = |uid| topics.subscribe((0, uid), ">".parse().unwrap(), DeliveryPolicy::Block, 10, 0);
+    let taken: Vec<Key> = (0..5).map(|_| try_as(READER).unwrap()).collect();
+    assert_eq!(try_as(READER), Err(ShareReached { user: READER, most: 5 }));
+    assert!((0..3).all(|_| try_as(WRITER).is_ok()));
+    assert_eq!(try_as(WRITER), Err(ShareReached { user: WRITER, most: 3 }));
+    topics.unsubscribe(taken[0]);
+    assert_eq!((topics.places.held_by(READER), topics.subscriptions.len()), (4, 7));
+    topics.unsubscribe(taken[1]);
+    subscribe(&mut topics, "a");
 }
 
 #[test]
