@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 55] = [
+const TOGETHER: [(&str, &str); 56] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -52,6 +52,7 @@ const TOGETHER: [(&str, &str); 55] = [
     ("limits.max_requests_per_responder", "100"),
     ("limits.request_body_idle_ms", "20000"),
     ("limits.max_backlog_bytes", "2097152"),
+    ("limits.max_user_backlog_bytes", "16777216"),
     ("limits.max_rings_without_progress", "2000"),
     ("limits.probe_delay_ms", "500"),
     ("limits.max_probe_delay_ms", "30000"),

@@ -4,8 +4,9 @@
 //!
 //! A broker with the shipped configuration, and one process with all connections, each with a thread that publishes and
 //! one that reads. Connection n publishes to connection n + 1. The budget of slots is at its limit while
-//! `lapce_ipc_slots_used` is at least nine tenths of `lapce_ipc_slots_limit` at each look, every 100 ms. The test goes
-//! on until that was so for 10 s in all, and until each connection has received messages of both sizes.
+//! `lapce_ipc_slots_used` is at least nine tenths of what one user may lease (`shared_memory.num_slots`) at each look,
+//! every 100 ms. The test goes on until that was so for 10 s in all, and until each connection has received messages of
+//! both sizes.
 
 mod support;
 
@@ -22,8 +23,10 @@ use support::{Broker, DEADLINE, wait_until, work_for};
 const NAME: &str = "nuclear_memory_destruction";
 const SMALL: usize = 4 * 1024;
 const LARGE: usize = 1024 * 1024;
-/// The part of the slots that is leased when the budget is at its limit. Rings return and lease slots all the time.
+/// The part of a user's slots that is leased when its budget is at its limit. Rings return and lease slots all along.
 const FULL: f64 = 0.9;
+/// What one user may lease of all slots.
+const SHARE: f64 = 0.25;
 /// Time between two looks at the metrics.
 const LOOK: Duration = Duration::from_millis(100);
 /// Messages that each connection must receive: one of them is large.
@@ -158,7 +161,7 @@ fn at_the_limit(broker: &mut Broker, enough: Duration, limit: Duration) -> (Dura
     while at_limit < enough && started.elapsed() < limit {
         let metrics = broker.get("/metrics");
         let used = metrics.sample("lapce_ipc_slots_used");
-        of = metrics.sample("lapce_ipc_slots_limit");
+        of = SHARE * metrics.sample("lapce_ipc_slots_limit");
         let is_full = used >= FULL * of;
         if is_full && was_full {
             at_limit += last.elapsed();

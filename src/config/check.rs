@@ -18,7 +18,7 @@ const ORDERED: &[(&str, &str)] = &[
     ("circuit_breaker.success_threshold", "circuit_breaker.half_open_max_requests"),
 ];
 
-/// The largest budget of all rings together.
+/// The largest budget of the rings of one user.
 const BUDGET_MAX: u64 = 4 << 30;
 
 /// Each contradiction, at one of its keys: preferably one that was set.

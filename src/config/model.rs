@@ -40,12 +40,13 @@ section! {
 
 section! {
     /// The shared memory segments, one per connection.
-    /// Their rings share one budget of `num_slots` × `slot_size`.
+    /// The rings of a user's connections share one budget of `num_slots` × `slot_size`.
     SharedMemory {
         /// The largest payload of one record; larger messages are sent as several records.
         /// A topic name is sent as one record, so the minimum is the longest name.
         slot_size: u32 = 1024, Rule::MultipleOf8 { min: 256, max: 65_536, unit: "bytes" };
-        /// Slots of `slot_size` that all connections share; 1024 of 1 KiB are 1 MiB.
+        /// Slots of `slot_size` that all connections of one user share; 1024 of 1 KiB are 1 MiB.
+        /// All users together lease up to four times as many, and one at most a quarter of what the others leave.
         num_slots: u32 = 1024, integer(1, 1 << 20, "slots");
         /// The mode of the socket and of the segments.
         /// 384 is 0600: only the broker's own user. Execute bits are refused: neither is executed.
@@ -97,7 +98,7 @@ section! {
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
         /// Services of one user. See `user_share_percent`.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
-        /// The part of the topics, and of the services, that one user (uid) may hold of what the other users leave.
+        /// The part that one user (uid) may hold of what the other users leave: of topics, services and others.
         /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent`
         /// times as much, so that each user that comes later still finds some. 100: one user may take all.
         user_share_percent: u32 = 90, integer(1, 100, "%");
@@ -118,6 +119,10 @@ section! {
         /// Memory in the broker for one connection that does not drain its ring; more closes it.
         /// `drop_oldest` subscriptions of a connection may hold as much again; more drops their oldest messages.
         max_backlog_bytes: u32 = 4_194_304, integer(65_536, 1 << 30, "bytes");
+        /// The same for all connections of one user together; more closes the one that holds most.
+        /// Its `drop_oldest` subscriptions may hold as much again; then none holds more than it does. See
+        /// `user_share_percent`.
+        max_user_backlog_bytes: u32 = 33_554_432, integer(65_536, 1 << 30, "bytes");
         /// Longest time between two parts of a request's body, while the responder has space for the next one.
         /// The request then fails with `DeadlineExceeded`, and its place at the responder is free.
         request_body_idle_ms: u64 = 10_000, integer(10, 86_400_000, "ms");

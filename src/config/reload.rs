@@ -45,6 +45,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("limits.max_request_timeout_ms", Class::Live),
     ("limits.request_body_idle_ms", Class::Live),
     ("limits.max_backlog_bytes", Class::Live),
+    ("limits.max_user_backlog_bytes", Class::Live),
     ("limits.max_rings_without_progress", Class::Live),
     ("limits.probe_delay_ms", Class::Live),
     ("limits.max_probe_delay_ms", Class::Live),

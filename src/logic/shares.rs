@@ -75,6 +75,16 @@ impl Shares {
         part.min(self.limits.each)
     }
 
+    /// What a user may take now.
+    pub(crate) fn left_of(&self, user: Uid) -> usize {
+        self.most_of(user).saturating_sub(self.held_by(user))
+    }
+
+    /// Whether a user holds more than its share.
+    pub(crate) fn is_beyond(&self, user: Uid) -> bool {
+        self.held_by(user) > self.most_of(user)
+    }
+
     /// A user takes one.
     ///
     /// # Errors
@@ -103,8 +113,19 @@ impl Shares {
 
     /// A user takes so many, beyond its share if need be.
     pub(crate) fn exceed(&mut self, user: Uid, count: usize) {
-        *self.users.entry(user).or_default() += count;
-        self.held += count;
+        if count > 0 {
+            *self.users.entry(user).or_default() += count;
+            self.held += count;
+        }
+    }
+
+    /// What a user holds has changed by the difference of `before` and `after`, beyond its share if need be.
+    pub(crate) fn change(&mut self, user: Uid, before: usize, after: usize) {
+        if after >= before {
+            self.exceed(user, after - before);
+        } else {
+            self.give_back_many(user, before - after);
+        }
     }
 
     /// A user gives one back that it took.

@@ -104,7 +104,7 @@ families! {
     SLEEPS: Counter "lapce_ipc_router_sleeps_total" = "Times that the router went to sleep.";
 
     SLOTS_USED: Gauge "lapce_ipc_slots_used" = "Slots of the shared budget that are leased.";
-    SLOTS_LIMIT: Gauge "lapce_ipc_slots_limit" = "Slots of the shared budget (shared_memory.num_slots).";
+    SLOTS_LIMIT: Gauge "lapce_ipc_slots_limit" = "Slots that all users together may lease.";
     LEASES_REFUSED: Counter "lapce_ipc_leases_refused_total" = "Times that a ring found no slot or no memory.";
     TOPICS: Gauge "lapce_ipc_topics" = "Topics known to the broker.";
     SUBSCRIPTIONS: Gauge "lapce_ipc_subscriptions" = "Subscriptions of all connections.";

@@ -11,6 +11,7 @@
 //! | `descriptors` | descriptors over a Unix socket |
 //! | `fork` | whether this process is the one that connected, or a child of it; an `unsafe` block |
 //! | `peer` | credentials of the peer of a socket; the CPU of this thread |
+//! | `private` | large buffers whose pages are with the system again as soon as they are dropped |
 //! | `stdio` | whether stdin or stdout was closed at the start |
 //!
 //! The rules of the folder (R1 in `actors.md`): each side keeps its positions in private memory. A word that a peer can
@@ -26,6 +27,8 @@ pub(crate) mod fork;
 pub(crate) mod layout;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod peer;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod private;
 pub(crate) mod ring;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod segment;

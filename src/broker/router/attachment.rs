@@ -78,7 +78,7 @@ impl RouterState {
             messages: 0,
             bytes: 0,
         }));
-        self.ports.egresses.insert(key, Egress::new(segment, egress, bells));
+        self.ports.egresses.insert(key, Egress::new(segment, egress, bells, peer.uid));
         self.ports.schedule.add(key, peer.uid);
         self.ports.counters.connections += 1;
         self.pubsub.tell_connection(&mut self.ports, "opened", &info, None);
@@ -149,11 +149,11 @@ impl RouterState {
         self.pubsub.forget_known(&mut self.ports, key);
         if let Some(egress) = self.ports.egresses.remove(key) {
             self.board.unwatch(egress.bells());
-            self.ports.egresses.memory.forget(egress.ring.window());
+            self.ports.egresses.memory.forget(egress.leases.user, egress.ring.window());
         }
         let Some(ingress) = self.ports.ingresses[key as usize].take() else { return };
         self.ports.schedule.remove(key);
-        self.ports.egresses.memory.forget(ingress.windows());
+        self.ports.egresses.memory.forget(ingress.info.peer.uid, ingress.windows());
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
         if self.recent.len() > MAX_RECENT {

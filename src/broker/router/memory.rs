@@ -1,15 +1,16 @@
 //! Leases of the rings' extensions out of the shared budget, and their reclaim: memory follows the bytes in flight.
 //!
 //! Pages are allocated before a lease is announced; if that fails, the window stays as it was. Reclaimed pages count as
-//! leased until the system has them back.
+//! leased, by the user of their connection, until the system has them back.
 //!
-//! A window doubles each time, by at most half of what is free in the budget. The extensions of a connection that has
-//! been idle for half a second are taken back; those in use then are looked at again with the audits. An audit compares
-//! the pages of each segment with its leases.
+//! A window doubles each time, by at most half of what its user may still lease of the budget. The extensions of a
+//! connection that has been idle for half a second are taken back; those in use then are looked at again with the
+//! audits. An audit compares the pages of each segment with its leases.
 
 use super::connection::CloseReason;
-use super::reclaim::{Reclaim, Reclaimer};
+use super::reclaim::{Reclaim, Reclaimers};
 use crate::logic::routing::budget::Budget;
+use crate::logic::shares::{ShareLimits, Uid};
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Producer, Violation};
 use crate::shm::segment::Segment;
@@ -24,13 +25,15 @@ const SLACK_PAGES: u64 = 3;
 #[derive(Debug)]
 pub(super) struct Leases {
     pub(super) segment: Arc<Segment>,
+    /// The user that they are charged to.
+    pub(super) user: Uid,
     /// Pages on their way back to the system.
     reclaim: Option<Reclaim>,
 }
 
 impl Leases {
-    pub(super) fn new(segment: Arc<Segment>) -> Leases {
-        Leases { segment, reclaim: None }
+    pub(super) fn new(segment: Arc<Segment>, user: Uid) -> Leases {
+        Leases { segment, user, reclaim: None }
     }
 
     /// Whether extensions may be leased: not while pages of theirs are on their way back to the system.
@@ -51,36 +54,50 @@ impl Leases {
 #[derive(Debug)]
 pub(super) struct Memory {
     budget: Budget,
-    reclaimer: Reclaimer,
+    reclaimers: Reclaimers,
     refused: u64,
     /// Connections that have got a lease, and are to be looked at when they are idle.
     pub(super) grown: Vec<u32>,
 }
 
 impl Memory {
-    pub(super) fn new(total: u64, most: u32) -> Memory {
-        let budget = Budget::new(total, most, PAGE_CELLS);
-        Memory { budget, reclaimer: Reclaimer::default(), refused: 0, grown: Vec::new() }
+    /// With the cells that users may lease, and the most cells of one ring.
+    pub(super) fn new(limits: ShareLimits, most: u32) -> Memory {
+        let budget = Budget::new(limits, most, PAGE_CELLS);
+        Memory { budget, reclaimers: Reclaimers::default(), refused: 0, grown: Vec::new() }
     }
 
     /// Cells leased.
     pub(super) fn used(&self) -> u64 {
-        self.budget.used() - self.reclaimer.freed()
+        self.budget.used() - self.reclaimers.freed()
     }
 
-    /// Cells of the budget.
+    /// The users with leases, and the cells of each.
+    #[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]
+    pub(super) fn users(&mut self) -> impl Iterator<Item = (Uid, u64)> {
+        self.settle();
+        self.budget.users()
+    }
+
+    /// Cells that all users may lease together.
     pub(super) fn total(&self) -> u64 {
         self.budget.total()
     }
 
     /// Times that a lease was refused, because no slot was free or by the system, or a reclaim by the system.
     pub(super) fn refused(&self) -> u64 {
-        self.refused + self.reclaimer.refused()
+        self.refused + self.reclaimers.refused()
     }
 
-    /// Whether a ring with this window cannot grow for want of free slots.
-    pub(super) fn lacks_slots(&self, window: u32) -> bool {
-        self.budget.is_short(window)
+    /// Whether a user's ring with this window cannot grow for want of free slots.
+    pub(super) fn lacks_slots(&self, user: Uid, window: u32) -> bool {
+        self.budget.is_short(user, window)
+    }
+
+    /// Takes off the books what the system has back.
+    fn settle(&mut self) {
+        let Memory { budget, reclaimers, .. } = self;
+        reclaimers.take_freed(|user, cells| budget.give_back(user, cells));
     }
 
     /// Leases more for an egress ring. `false`: it stays as it is.
@@ -103,16 +120,16 @@ impl Memory {
         if !leases.may_grow() {
             return None;
         }
-        self.budget.give_back(self.reclaimer.take_freed());
-        let Some(next) = self.budget.next_window(window) else {
-            self.refused += u64::from(self.budget.is_short(window));
+        self.settle();
+        let Some(next) = self.budget.next_window(leases.user, window) else {
+            self.refused += u64::from(self.budget.is_short(leases.user, window));
             return None;
         };
         if leases.segment.lease(ring, window, next).is_err() {
             self.refused += 1;
             return None;
         }
-        self.budget.change(window, next);
+        self.budget.lease(leases.user, next - window);
         self.grown.push(key);
         Some(next)
     }
@@ -125,21 +142,21 @@ impl Memory {
         express: &mut Consumer,
         egress: &mut Producer,
     ) -> Result<(), Violation> {
-        if !leases.may_grow() || !self.reclaimer.has_room() {
+        if !leases.may_grow() || !self.reclaimers.has_room(leases.user) {
             return Ok(());
         }
         let mut closed = Vec::new();
         let trimmed = close_unused(bulk, express, egress, &mut closed);
         // Also if a ring behind them breaks the rules: their windows are gone, and count until their pages are back.
         if !closed.is_empty() {
-            leases.reclaim = Some(self.reclaimer.start(&leases.segment, closed));
+            leases.reclaim = Some(self.reclaimers.start(leases.user, &leases.segment, closed));
         }
         trimmed
     }
 
     /// A connection is gone, and its segment with it.
-    pub(super) fn forget(&mut self, windows: u32) {
-        self.budget.change(windows, 0);
+    pub(super) fn forget(&mut self, user: Uid, windows: u32) {
+        self.budget.give_back(user, windows.into());
     }
 }
 

@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::egress::Egresses;
 use super::ingress::Ingress;
 use super::journal::{Journal, Timer, Work};
-use super::memory::{self, Memory};
+use super::memory;
 use super::settings::Settings;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
@@ -57,13 +57,12 @@ pub(super) enum LaneState {
 impl Ports {
     /// No connections; the first audit is due after its interval.
     pub(super) fn new(settings: Settings, events: Events, now: u64) -> Ports {
-        let memory = Memory::new(settings.budget, settings.max_window);
         let mut wheel = Wheel::new(now);
         wheel.set(now + settings.audit_interval, Timer::Audit);
         Ports {
             now,
             ingresses: Vec::new(),
-            egresses: Egresses::new(memory, settings.max_backlog_bytes, settings.drop_grace),
+            egresses: Egresses::new(&settings),
             schedule: Schedule::default(),
             wheel,
             journal: Journal::default(),

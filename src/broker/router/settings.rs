@@ -9,6 +9,9 @@ use crate::shm::layout::{CELL_BYTES, Geometry, GeometryError, MAX_EXTENSION_CELL
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
+/// The part of the cells of shared memory that a user may lease of what the others leave. A user that comes late needs
+/// almost as many as one that is alone, or small rings make it slow (row `budget` of `tests/hostile_table.rs`).
+const LEASE_PERCENT: u32 = 25;
 
 /// The router's limits. Times in nanoseconds, credit and windows in cells.
 #[derive(Clone, Debug)]
@@ -34,8 +37,9 @@ pub(crate) struct Settings {
     pub(crate) max_requests_per_connection: u32,
     pub(crate) max_requests_per_responder: u32,
     pub(crate) max_backlog_bytes: usize,
+    pub(crate) max_user_backlog_bytes: usize,
     pub(crate) max_rings_without_progress: u32,
-    pub(crate) budget: u64,
+    pub(crate) budget: usize,
     pub(crate) max_window: u32,
     pub(crate) audit_interval: u64,
     pub(crate) wait: WaitStrategy,
@@ -86,8 +90,9 @@ impl Settings {
             max_requests_per_connection: limits.max_requests_per_connection,
             max_requests_per_responder: limits.max_requests_per_responder,
             max_backlog_bytes: limits.max_backlog_bytes as usize,
+            max_user_backlog_bytes: limits.max_user_backlog_bytes as usize,
             max_rings_without_progress: limits.max_rings_without_progress,
-            budget: u64::from(shared.num_slots) * u64::from(shared.slot_size) / CELL_BYTES as u64,
+            budget: shared.num_slots as usize * shared.slot_size as usize / CELL_BYTES,
             max_window,
             audit_interval: shared.audit_interval_ms * MS,
             wait: config.router.wait,
@@ -111,6 +116,11 @@ impl Settings {
 }
 
 impl Settings {
+    /// What users may lease of shared memory, in cells.
+    pub(crate) fn lease_shares(&self) -> ShareLimits {
+        ShareLimits::of_one(self.budget, LEASE_PERCENT)
+    }
+
     /// What users may hold of something finite, of which one that is alone may hold `each`.
     pub(crate) fn shares_of(&self, each: usize) -> ShareLimits {
         ShareLimits::of_one(each, self.user_share_percent)

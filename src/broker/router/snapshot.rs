@@ -37,7 +37,7 @@ impl RouterState {
                 bytes_in: ingress.bytes,
                 bytes_out: egress.bytes,
                 dropped: egress.dropped,
-                backlog_bytes: egress.backlog_bytes as u64,
+                backlog_bytes: egress.backlog_bytes() as u64,
                 requests_outstanding: u64::from(ingress.outstanding),
                 state: match (ingress.ended, ingress.parked.is_some()) {
                     (true, _) => SessionState::Ending,

@@ -263,7 +263,7 @@ impl RouterState {
     pub(super) fn adopt(&mut self, settings: Settings) {
         self.calls.adopt(&settings);
         self.pubsub.adopt(&settings);
-        self.ports.egresses.adopt(settings.max_backlog_bytes, settings.drop_grace);
+        self.ports.egresses.adopt(&settings);
         self.ports.patience.adopt(settings.user_wait);
         self.ports.settings = settings;
     }

@@ -10,6 +10,7 @@ mod resent;
 mod runs;
 mod streams;
 mod timings;
+mod user_memory;
 mod users;
 mod waiting;
 

@@ -9,7 +9,8 @@
 //! | `patterns` | which subscriptions match a topic |
 //! | `bits` | sets of small numbers |
 //! | `numbers` | numbers for interned names on a connection |
-//! | `budget` | the shared memory budget and its leases |
+//! | `budget` | the shared memory budget and its leases, by user |
+//! | `packed` | a queue of records in few large buffers |
 //! | `grace` | how long a publish waits for a subscription that drops |
 //! | `drop_oldest` | the queue of a `drop_oldest` subscription whose client does not read |
 
@@ -19,6 +20,7 @@ pub(crate) mod budget;
 pub(crate) mod drop_oldest;
 pub(crate) mod grace;
 pub(crate) mod numbers;
+pub(crate) mod packed;
 pub(crate) mod patterns;
 pub(crate) mod schedule;
 pub(crate) mod topics;

@@ -5,10 +5,12 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `backlog` | the records that wait for space in the ring, and what users hold of the memory for that |
 //! | `overflow` | counts of the messages in the overflow queues, and pending work for the end of a batch |
 //! | `queue` | adding records to the overflow queues, and placing them into the ring |
 //! | `run` | pushing the messages of a run, which were decided at once |
 
+mod backlog;
 mod overflow;
 mod queue;
 mod run;
@@ -17,18 +19,18 @@ pub(super) use overflow::OverflowWork;
 
 use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
+use super::settings::Settings;
 use crate::broker::supervision::fault;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::bits::BitSet;
+use crate::logic::shares::Uid;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
-use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, Violation, publication_fence};
+use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, publication_fence};
 use crate::shm::segment::{CpuWords, Segment};
-use crate::shm::words::read_bytes;
-use crate::wire::control::ClosingCode;
-use crate::wire::record::{HEADER_WORDS, Header};
+use crate::wire::record::Header;
+use backlog::{Backlog, HeldBytes};
 use overflow::OverflowState;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The most woken clients that are remembered: with as many, spinning does not pay.
@@ -46,12 +48,6 @@ pub(super) enum DropNotice {
 }
 
 #[derive(Debug)]
-struct BacklogRecord {
-    header: [u64; HEADER_WORDS],
-    payload: Box<[u8]>,
-}
-
-#[derive(Debug)]
 pub(super) struct Egress {
     pub(super) leases: Leases,
     pub(super) ring: Producer,
@@ -59,8 +55,7 @@ pub(super) struct Egress {
     plan_epoch: u64,
     /// The message for which it had no space.
     full_epoch: u64,
-    backlog: VecDeque<BacklogRecord>,
-    pub(super) backlog_bytes: usize,
+    backlog: Backlog,
     /// Records ever held in the backlog.
     backlogged: u64,
     /// Ours: we wait for space in the egress ring.
@@ -92,13 +87,12 @@ pub(super) struct Egress {
 }
 
 impl Egress {
-    pub(super) fn new(segment: Arc<Segment>, ring: Producer, bells: Arc<BrokerBells>) -> Egress {
+    pub(super) fn new(segment: Arc<Segment>, ring: Producer, bells: Arc<BrokerBells>, user: Uid) -> Egress {
         Egress {
             plan: ring.start_plan(),
             plan_epoch: 0,
             full_epoch: 0,
-            backlog: VecDeque::new(),
-            backlog_bytes: 0,
+            backlog: Backlog::default(),
             backlogged: 0,
             space: segment.space_signal(RingName::Egress),
             waits_for_space: false,
@@ -118,7 +112,7 @@ impl Egress {
             dropped: 0,
             drops: DropNotice::None,
             overflow: OverflowState::new(segment.newer()),
-            leases: Leases::new(segment),
+            leases: Leases::new(segment, user),
             ring,
         }
     }
@@ -157,35 +151,6 @@ impl Egress {
             dirty.push(key);
         }
     }
-
-    fn push_backlog(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) {
-        let payload = match payload {
-            Payload::Bytes(bytes) => bytes.into(),
-            Payload::Words(len, words) => {
-                let mut bytes = vec![0; len as usize].into_boxed_slice();
-                read_bytes(words, &mut bytes);
-                bytes
-            }
-        };
-        self.backlog_bytes += crate::shm::layout::HEADER_BYTES + payload.len();
-        self.backlogged += 1;
-        self.backlog.push_back(BacklogRecord { header: *header, payload });
-    }
-
-    /// Moves the backlog into the ring, as far as it fits.
-    fn pump(&mut self) -> Result<(), Violation> {
-        while let Some(held) = self.backlog.front() {
-            if !self.ring.push(&held.header, Payload::Bytes(&held.payload))? {
-                return Ok(());
-            }
-            self.backlog_bytes -= crate::shm::layout::HEADER_BYTES + held.payload.len();
-            self.backlog.pop_front();
-        }
-        if self.backlog.capacity() > 64 {
-            self.backlog = VecDeque::new();
-        }
-        Ok(())
-    }
 }
 
 /// The egresses of all connections, by key, and what is to be done for them at the end of a batch.
@@ -199,6 +164,8 @@ pub(super) struct Egresses {
     pub(super) memory: Memory,
     epoch: u64,
     pub(super) max_backlog: usize,
+    /// What users hold of the memory for what waits.
+    held: HeldBytes,
     pub(super) rung: u64,
     /// Clients that were woken since the router slept last.
     pub(super) woken: Vec<u32>,
@@ -209,23 +176,25 @@ pub(super) struct Egresses {
 
 impl Egresses {
     /// These limits hold from now on.
-    pub(super) fn adopt(&mut self, max_backlog: usize, drop_grace: u64) {
-        (self.max_backlog, self.drop_grace) = (max_backlog, drop_grace);
+    pub(super) fn adopt(&mut self, settings: &Settings) {
+        (self.max_backlog, self.drop_grace) = (settings.max_backlog_bytes, settings.drop_grace);
+        self.held.adopt(settings.shares_of(settings.max_user_backlog_bytes));
     }
 
-    pub(super) fn new(memory: Memory, max_backlog: usize, drop_grace: u64) -> Egresses {
+    pub(super) fn new(settings: &Settings) -> Egresses {
         Egresses {
             table: Vec::new(),
             dirty: Vec::new(),
             pending_close: Vec::new(),
             missed: Vec::new(),
-            memory,
+            memory: Memory::new(settings.lease_shares(), settings.max_window),
             epoch: 0,
-            max_backlog,
+            max_backlog: settings.max_backlog_bytes,
+            held: HeldBytes::new(settings.shares_of(settings.max_user_backlog_bytes)),
             rung: 0,
             woken: Vec::new(),
             now: 0,
-            drop_grace,
+            drop_grace: settings.drop_grace,
         }
     }
 
@@ -238,7 +207,9 @@ impl Egresses {
 
     pub(super) fn remove(&mut self, key: u32) -> Option<Box<Egress>> {
         self.dirty.retain(|k| *k != key);
-        self.table.get_mut(key as usize)?.take()
+        let egress = self.table.get_mut(key as usize)?.take()?;
+        self.held.records.give_back_many(egress.leases.user, egress.backlog.bytes());
+        Some(egress)
     }
 
     /// The connection of this segment.
@@ -260,7 +231,7 @@ impl Egresses {
 
     /// Whether the ring of `key` cannot grow for want of free slots.
     pub(super) fn lacks_slots(&self, key: u32) -> bool {
-        self.get(key).is_some_and(|egress| self.memory.lacks_slots(egress.ring.window()))
+        self.get(key).is_some_and(|egress| self.memory.lacks_slots(egress.leases.user, egress.ring.window()))
     }
 
     /// Starts to plan for one message to several subscriptions, some perhaps of one connection.
@@ -327,7 +298,7 @@ impl Egresses {
         if egress.backlog.is_empty() && egress.ring.push(&words, payload) == Ok(true) {
             egress.placed(key, &mut self.dirty);
         } else {
-            egress.push_backlog(&words, payload);
+            egress.hold(&words, payload, &mut self.held);
             self.wait_for_space(key);
             self.pump(key);
         }
@@ -349,15 +320,8 @@ impl Egresses {
         match placed {
             Ok(true) => egress.placed(key, &mut self.dirty),
             Ok(false) => {
-                egress.push_backlog(&words, payload);
-                if egress.backlog_bytes > self.max_backlog {
-                    let reason =
-                        format!("{} bytes in the backlog of a client that does not read", egress.backlog_bytes);
-                    self.pending_close.push((key, CloseReason { code: ClosingCode::SlowConsumer, reason }));
-                } else if !egress.waits_for_space {
-                    self.wait_for_space(key);
-                    self.pump(key);
-                }
+                egress.hold(&words, payload, &mut self.held);
+                self.wait_or_close(key);
             }
             Err(violation) => self.pending_close.push((key, violation.into())),
         }
@@ -370,11 +334,6 @@ impl Egresses {
             self.pending_close.push((key, violation.into()));
             0
         })
-    }
-
-    /// Whether a connection may be given more work: it reads what it has got.
-    pub(super) fn takes_calls(&self, key: u32) -> bool {
-        self.get(key).is_some_and(|egress| egress.backlog_bytes <= self.max_backlog / 2)
     }
 
     /// Asks the client of `key` to ring when there is space. Look once more after this, before waiting (R8).
@@ -394,36 +353,6 @@ impl Egresses {
                 false
             }
         }
-    }
-
-    /// The client of `key` has rung: there may be space. The backlog goes first; returns whether
-    /// publishers that wait should try again.
-    #[inline]
-    pub(super) fn pump(&mut self, key: u32) -> bool {
-        let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return false };
-        if !egress.waits_for_space {
-            return false;
-        }
-        let before = egress.backlog.len();
-        let mut pumped = egress.pump();
-        if pumped.is_ok() && !egress.backlog.is_empty() {
-            egress.space.arm();
-            pumped = egress.pump();
-        }
-        if let Err(violation) = pumped {
-            self.pending_close.push((key, violation.into()));
-            return false;
-        }
-        if egress.backlog.len() < before {
-            egress.placed(key, &mut self.dirty);
-        }
-        if !egress.backlog.is_empty() {
-            return false;
-        }
-        if !egress.overflow.has_messages() {
-            egress.end_wait();
-        }
-        !egress.waiters.is_empty()
     }
 
     /// A lane whose producer waits for space gets more memory, if there is any.

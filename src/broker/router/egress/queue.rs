@@ -23,13 +23,15 @@ impl Egresses {
     ) {
         let most = self.max_backlog;
         let Some(found) = topics.subscriptions.get_mut(subscription) else { return };
+        let Some(egress) = self.get(found.owner) else { return };
+        let left = self.held.overflow.left_of(egress.leases.user);
         let Some(egress) = self.get_mut(found.owner) else { return };
         let (owner, policy, overflow) = (found.owner, found.policy, found.overflow.get_or_insert_default());
         let (had_whole, bytes) = (overflow.has_whole(), overflow.bytes());
-        // Each queue has its share, and the unused shares of others.
+        // Each queue has its share, and the unused shares of others; at its user's bound none grows.
         let share = most / egress.subscriptions.len().max(1);
-        let bounds =
-            Bounds { cells: found.capacity, bytes: share.max(most.saturating_sub(egress.overflow.bytes - bytes)) };
+        let of_connection = share.max(most.saturating_sub(egress.overflow.bytes - bytes));
+        let bounds = Bounds { cells: found.capacity, bytes: of_connection.min(bytes + left) };
         let mut dropped = 0;
         let fill = |to: &mut [u8]| match payload {
             Payload::Bytes(from) => to.copy_from_slice(from),
@@ -41,13 +43,15 @@ impl Egresses {
         });
         let (has_whole, is_empty, now) = (overflow.has_whole(), overflow.is_empty(), overflow.bytes());
         egress.overflow.ever += 1;
-        egress.overflow.bytes = egress.overflow.bytes - bytes + now;
         found.dropped = found.dropped.saturating_add(dropped);
         if is_empty {
             found.overflow = None;
         }
+        self.overflow_changed(owner, bytes, now);
         if has_whole != had_whole {
-            egress.overflow.settle(has_whole);
+            if let Some(egress) = self.get_mut(owner) {
+                egress.overflow.settle(has_whole);
+            }
             if has_whole {
                 work.begun.push(owner);
             } else {

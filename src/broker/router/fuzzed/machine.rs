@@ -32,6 +32,7 @@ impl Machine {
         (config.limits.max_topics, config.limits.max_routes) = (12, 24);
         (config.limits.max_services, config.limits.max_requests_per_connection) = (5, 16);
         (config.limits.max_subscriptions_per_connection, config.limits.max_backlog_bytes) = (6, 65_536);
+        config.limits.max_user_backlog_bytes = 131_072;
         config.limits.max_rings_without_progress = 1_000_000;
         config.delivery.stream_credit_bytes = 4096;
         change(&mut config);
@@ -128,6 +129,7 @@ impl Machine {
             assert!(Instant::now() < until, "{} cells are leased", self.router.state.ports.egresses.memory.used());
             std::thread::yield_now();
         }
+        assert_eq!(self.router.state.ports.egresses.user_memory().len(), 0, "users hold memory");
         assert!(self.router.state.is_quiescent());
         // Deadlines, waits and looks at idle connections of those that were here: none may be surprised.
         self.pass(3_600_000 * MS);

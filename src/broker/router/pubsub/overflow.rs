@@ -133,15 +133,15 @@ impl PubSub {
         let Some(complete) = overflow.sent(slot_size) else { return };
         ports.counters.delivered += 1;
         egress.messages += 1;
-        egress.overflow.bytes = egress.overflow.bytes - bytes + overflow.bytes();
         self.overflow.unused.push(complete.id2);
-        if overflow.has_whole() {
-            return;
+        let (has_whole, now) = (overflow.has_whole(), overflow.bytes());
+        if !has_whole {
+            egress.overflow.settle(false);
         }
         if overflow.is_empty() {
             found.overflow = None;
         }
-        egress.overflow.settle(false);
+        ports.egresses.overflow_changed(key, bytes, now);
     }
 
     /// Recovery: completes a step of `pump` that the last incarnation had begun.
@@ -171,15 +171,10 @@ impl PubSub {
     /// Discards the queued part of an aborted message of `origin`. `false`: no part was queued.
     pub(super) fn abort_overflow(&mut self, ports: &mut Ports, subscription: Key, origin: u32) -> bool {
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return false };
-        let (Some(egress), Some(overflow)) = (ports.egresses.get_mut(found.owner), found.overflow.as_mut()) else {
-            return false;
-        };
+        let Some(overflow) = found.overflow.as_mut().filter(|overflow| overflow.is_begun(origin)) else { return false };
         let bytes = overflow.bytes();
-        if !overflow.is_begun(origin) {
-            return false;
-        }
         let aborted = overflow.abort(origin);
-        egress.overflow.bytes = egress.overflow.bytes - bytes + overflow.bytes();
+        ports.egresses.overflow_changed(found.owner, bytes, overflow.bytes());
         if overflow.is_empty() {
             found.overflow = None;
         }
@@ -196,11 +191,11 @@ impl PubSub {
         let Some(found) = self.topics.subscriptions.get_mut(subscription) else { return };
         let (Some(egress), Some(overflow)) = (ports.egresses.get_mut(key), found.overflow.take()) else { return };
         self.overflow.unused.extend(overflow.headers().map(|header| header.id2));
-        egress.overflow.bytes -= overflow.bytes();
         if overflow.has_whole() {
             egress.overflow.settle(false);
             // Its client checks for queued messages.
             ports.egresses.placed(key);
         }
+        ports.egresses.overflow_changed(key, overflow.bytes(), 0);
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 const OTHER: u32 = 4_000_000;
 
 impl Router {
-    fn connect_as(&mut self, uid: u32) -> Peer {
+    pub(super) fn connect_as(&mut self, uid: u32) -> Peer {
         let ends = ClientEnds::attach_as(&mut self.state, uid).unwrap();
         let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
         Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
