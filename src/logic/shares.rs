@@ -35,6 +35,11 @@ impl ShareLimits {
     pub(crate) fn of_all(total: usize, percent: u32) -> ShareLimits {
         ShareLimits { each: total, total, percent }
     }
+
+    /// What all users may hold together.
+    pub(crate) fn total(self) -> usize {
+        self.total
+    }
 }
 
 /// Who holds how much.
@@ -149,13 +154,11 @@ impl Shares {
     }
 
     /// How much all users hold.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
     /// The users that hold some, and how much.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn users(&self) -> impl Iterator<Item = (Uid, usize)> {
         self.users.iter().map(|(user, held)| (*user, *held))
     }
