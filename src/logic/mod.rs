@@ -17,12 +17,15 @@
 //! | `shares` | shares of something finite among users |
 //! | `work` | shares of the router's time among users |
 //! | `patience` | how long publishers wait for the subscriptions of a user, and of a process |
+//! | `halvings` | a time that events halve and quiet periods restore |
 //! | `pace` | the usual reply time of a service, against which deadlines are judged |
 
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod backoff;
 #[cfg(any(feature = "broker", lapce_ipc_loom))]
 pub(crate) mod breaker;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod halvings;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -9,11 +9,10 @@
 //!    that was evicted, and a [`PERIOD`] without one doubles it again. So a process that subscribes anew after each
 //!    eviction soon delays nothing.
 
+use super::halvings::{Halvings, PERIOD};
 use super::shares::Uid;
 use std::collections::HashMap;
 
-/// What the limited time is a part of, in nanoseconds.
-pub(crate) const PERIOD: u64 = 10_000_000_000;
 /// How long publishes wait for the `drop_*` subscriptions of one process in a period.
 const GRACES: u64 = PERIOD / 10;
 /// The shortest wait that is begun.
@@ -45,7 +44,7 @@ pub(crate) struct Patience {
     /// How long publishers of other users wait in a period.
     most: u64,
     accounts: HashMap<Account, Waits>,
-    processes: HashMap<Process, Timeouts>,
+    processes: HashMap<Process, Halvings>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +54,6 @@ struct Waits {
     counted_at: u64,
     /// Publishers that wait now.
     waiting: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Timeouts {
-    halvings: u32,
-    /// When the last one was, or a halving was forgotten.
-    at: u64,
 }
 
 impl Patience {
@@ -116,13 +108,11 @@ impl Patience {
     pub(crate) fn evicted(&mut self, process: Process, now: u64) {
         if self.processes.len() >= MAX_PROCESSES
             && !self.processes.contains_key(&process)
-            && let Some(oldest) = self.processes.iter().min_by_key(|(_, timeouts)| timeouts.at).map(|(key, _)| *key)
+            && let Some(oldest) = self.processes.iter().min_by_key(|(_, halvings)| halvings.at()).map(|(key, _)| *key)
         {
             self.processes.remove(&oldest);
         }
-        let timeouts = self.processes.entry(process).or_insert(Timeouts { halvings: 0, at: now });
-        timeouts.forget(now);
-        *timeouts = Timeouts { halvings: (timeouts.halvings + 1).min(MAX_HALVINGS), at: now };
+        self.processes.entry(process).or_default().halve(MAX_HALVINGS, now);
     }
 
     /// What is left of the slow consumer timeout for `process`.
@@ -130,13 +120,12 @@ impl Patience {
         if self.processes.is_empty() {
             return timeout;
         }
-        let Some(timeouts) = self.processes.get_mut(&process) else { return timeout };
-        timeouts.forget(now);
-        if timeouts.halvings == 0 {
+        let Some(halvings) = self.processes.get_mut(&process) else { return timeout };
+        let count = halvings.count(now);
+        if count == 0 {
             self.processes.remove(&process);
-            return timeout;
         }
-        timeout >> timeouts.halvings
+        timeout >> count
     }
 }
 
@@ -151,14 +140,6 @@ impl Waits {
             let left = self.left.saturating_add_unsigned(filled as u64).saturating_sub_unsigned(used);
             self.left = left.clamp(-most.cast_signed(), most.cast_signed());
         }
-    }
-}
-
-impl Timeouts {
-    fn forget(&mut self, now: u64) {
-        let periods = u32::try_from(now.saturating_sub(self.at) / PERIOD).unwrap_or(u32::MAX);
-        self.halvings = self.halvings.saturating_sub(periods);
-        self.at += u64::from(periods) * PERIOD;
     }
 }
 
