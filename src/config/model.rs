@@ -98,7 +98,7 @@ section! {
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
         /// Services of one user. See `user_share_percent`.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
-        /// The part that one user (uid) may hold of what the other users leave: of topics, services and others.
+        /// The part that one user (uid) may hold of what the other users leave: of topics, services, calls and others.
         /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent`
         /// times as much, so that each user that comes later still finds some. 100: one user may take all.
         user_share_percent: u32 = 90, integer(1, 100, "%");
@@ -108,8 +108,8 @@ section! {
         user_work_percent: u32 = 5, integer(1, 100, "%");
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
-        /// Outstanding requests per responder.
-        /// When all responders of a service are at this limit, further requests fail with `Overloaded`.
+        /// Outstanding requests per responder. When all responders of a service are at this limit, further requests
+        /// fail with `Overloaded`. While clients of other users are connected, a user may hold its share of them.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Default deadline of a request.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");

@@ -99,6 +99,15 @@ impl GateState {
 #[must_use = "the outcome of an admitted request must be recorded"]
 pub(crate) struct Permit {
     generation: u32,
+    is_probe: bool,
+}
+
+impl Permit {
+    /// Whether the request is a probe of a half-open breaker.
+    #[inline]
+    pub(crate) fn is_probe(self) -> bool {
+        self.is_probe
+    }
 }
 
 /// A request was rejected.
@@ -107,6 +116,9 @@ pub(crate) struct Rejected {
     /// The time until a retry makes sense, in nanoseconds, if known.
     pub(crate) retry_after: Option<u64>,
 }
+
+/// What becomes of a request, and the change of state that it has caused.
+pub(crate) type Admission = (Result<Permit, Rejected>, Option<Transition>);
 
 /// The outcome of an admitted request as its breaker counts it. `wire::record::Outcome` is what the requester gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

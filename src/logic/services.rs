@@ -6,64 +6,61 @@
 //!
 //! There is no queue of requests: a responder states how many calls it takes at a time, and beyond that a request is
 //! rejected as overloaded. A second queue here would only hide that.
+//!
+//! # What users take from each other
+//!
+//! A call takes a *place* of its responder, of the user (uid) of its requester. While the clients of one user alone are
+//! connected, or with `user_share_percent` = 100, that user may take all places and all probes. Otherwise:
+//!
+//! 1. **Share.** A user begins a call at a responder only while it holds less than its part of the places that the
+//!    other users leave: the percentage, rounded up. No call is begun beyond the maximum that the responder states.
+//! 2. **Claim.** Few places cannot be shared by percentage: of nine or fewer, the part is all. A user that is refused
+//!    while it holds no place claims one of the responder's for a second, and the others leave one until it has it. The
+//!    only place of a responder cannot be claimed: there the first whole request has it.
+//! 3. **Incomplete requests yield.** If a request of a user within its share finds no place, an incomplete request of
+//!    another user that is *late* yields its place, and ends as `Overloaded`.
+//! 4. **Late.** The body of a request is late when its next [`PART`] is not there after 100 ms although its requester
+//!    may send it. A user whose requests end by their bodies (cancelled, timed out, yielded, its client gone) has half
+//!    that time after each, and none after seven; ten seconds without one double it again. So a client that begins
+//!    incomplete requests anew before they are late holds no place, either.
+//! 5. **Probes.** Of the probes that a half-open breaker has left, a user leaves one for others, unless it is the last
+//!    one; and that one, too, while another user claims it (as in rule 2). If a request finds no probe, a late request
+//!    of any user gives its probe back without an outcome for the breaker, and goes on; so does one that holds its
+//!    reply up by missing credit for as long, and one of another user that is older than the default deadline.
+//! 6. **All calls.** A user's outstanding calls are limited by [`Users`] as everything else is by `logic::shares`.
 
+mod claim;
+mod places;
+mod probes;
+mod responder;
 #[cfg(test)]
 mod tests;
+mod users;
+
+pub(crate) use places::Body;
+pub(crate) use probes::Probe;
+pub(crate) use responder::{ProbeDelays, Responder};
+pub(crate) use users::{UserIndex, Users};
 
 use super::breaker::{Gate, GateState, RuleBook};
 use super::histogram::Durations;
 use super::pace::Pace;
+use super::routing::arena::{Arena, Key};
 use super::shares::{ShareLimits, ShareReached, Shares, Uid};
 use crate::wire::name::Name;
+use probes::Probes;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A service's index in the table.
 pub(crate) type ServiceId = u32;
+/// The key of a responder of a service.
+pub(crate) type OfferId = Key;
 
-/// The backoff before a suspect responder is probed, in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ProbeDelays {
-    /// After the first deadline; each further one doubles it.
-    pub(crate) first: u64,
-    /// The longest.
-    pub(crate) max: u64,
-}
-
-impl Default for ProbeDelays {
-    fn default() -> ProbeDelays {
-        ProbeDelays { first: 1_000_000_000, max: 60_000_000_000 }
-    }
-}
-
-/// A connection that serves a service.
-#[derive(Debug)]
-pub(crate) struct Responder {
-    /// The connection.
-    pub(crate) connection: u32,
-    /// Its outstanding calls.
-    pub(crate) outstanding: u32,
-    /// The most that it takes at a time.
-    pub(crate) max_in_flight: u32,
-    /// Whether it takes new calls; otherwise it only finishes outstanding ones.
-    pub(crate) accepts: bool,
-    /// Deadlines that passed since its last reply.
-    missed: u32,
-    /// The time of the next probe, if it is suspect.
-    probe_at: u64,
-}
-
-impl Responder {
-    fn is_suspect(&self, now: u64) -> bool {
-        self.missed > 0 && now < self.probe_at
-    }
-
-    /// The next probe is a backoff away.
-    fn back_off(&mut self, now: u64, delays: ProbeDelays) {
-        let doubled = delays.first.saturating_mul(1 << self.missed.saturating_sub(1).min(16));
-        self.probe_at = now.saturating_add(doubled.min(delays.max));
-    }
-}
+/// Bytes of a body that are to come within the time for a part.
+pub(crate) const PART: u32 = 16_384;
+/// Incomplete requests that a request without a place looks at.
+const MAX_LOOKS: u32 = 16;
 
 /// A service. It exists while it has responders or a client has its number; and after that while its breaker is not at
 /// rest, or a responder that dies of each request would start with a closed breaker each time. At the limit of services
@@ -71,7 +68,7 @@ impl Responder {
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) name: Name,
-    pub(crate) responders: Vec<Responder>,
+    responders: Vec<OfferId>,
     /// The router's handle of its breaker.
     pub(crate) gate: Arc<Gate>,
     /// Requests to it.
@@ -82,6 +79,8 @@ pub(crate) struct Service {
     pub(crate) times: Option<Box<CallTimes>>,
     /// Its usual reply time.
     pub(crate) pace: Pace,
+    /// The outstanding probes of its breaker, while that is half-open.
+    probes: Probes,
     users: u32,
     /// The user that it is charged to, which asked for it first; `None`: the broker.
     owner: Option<Uid>,
@@ -89,6 +88,11 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// The number of its responders.
+    pub(crate) fn responders(&self) -> usize {
+        self.responders.len()
+    }
+
     /// Whether no connection has a number for it or an outstanding call to it.
     pub(crate) fn is_unused(&self) -> bool {
         self.users == 0 && self.responders.is_empty()
@@ -127,7 +131,9 @@ pub(crate) struct Services {
     by_name: HashMap<Name, ServiceId>,
     table: Vec<Option<Service>>,
     free: Vec<ServiceId>,
+    offers: Arena<Responder>,
     shares: Shares,
+    pub(crate) users: Users,
     /// The rules of new gates.
     rules: Arc<RuleBook>,
     /// New gates, for `BreakerActor`.
@@ -138,12 +144,15 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    pub(crate) fn new(shares: Shares, rules: Arc<RuleBook>) -> Services {
+    pub(crate) fn new(shares: Shares, users: Users, rules: Arc<RuleBook>) -> Services {
         Services {
             by_name: HashMap::new(),
             table: Vec::new(),
             free: Vec::new(),
+            // Connections, and what each may offer, are limited.
+            offers: Arena::new(u32::MAX as usize),
             shares,
+            users,
             rules,
             new_gates: Vec::new(),
             probe_delays: ProbeDelays::default(),
@@ -151,9 +160,10 @@ impl Services {
         }
     }
 
-    /// Sets other limits.
-    pub(crate) fn adopt(&mut self, limits: ShareLimits) {
-        self.shares.adopt(limits);
+    /// Sets other limits, of services and of calls.
+    pub(crate) fn adopt(&mut self, services: ShareLimits, calls: ShareLimits) {
+        self.shares.adopt(services);
+        self.users.adopt(calls);
     }
 
     /// Sets other probe delays, from the next missed deadline on.
@@ -205,6 +215,7 @@ impl Services {
                     failures: 0,
                     times: None,
                     pace: Pace::default(),
+                    probes: Probes::default(),
                     users: 0,
                     owner,
                     next: 0,
@@ -302,58 +313,83 @@ impl Services {
         self.table.iter().flatten()
     }
 
-    /// `connection` serves from now on. `false` if it does already.
-    pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, max_in_flight: u32) -> bool {
-        let Some(service) = self.get_mut(id) else { return false };
+    pub(crate) fn offer(&self, offer: OfferId) -> Option<&Responder> {
+        self.offers.get(offer)
+    }
+
+    fn offer_of(&self, service: &Service, connection: u32) -> Option<OfferId> {
+        let is_it = |offer: &OfferId| self.offers.get(*offer).is_some_and(|found| found.connection == connection);
+        service.responders.iter().copied().find(is_it)
+    }
+
+    /// Outstanding calls of a service.
+    pub(crate) fn outstanding(&self, service: &Service) -> u32 {
+        service.responders.iter().filter_map(|offer| self.offers.get(*offer)).map(|found| found.places.taken()).sum()
+    }
+
+    /// `connection` serves from now on, under its own `number`. `false` if it does already.
+    pub(crate) fn serve(&mut self, id: ServiceId, connection: u32, number: u32, max_in_flight: u32) -> bool {
+        let Some(service) = self.get(id) else { return false };
+        let known = self.offer_of(service, connection);
+        let Some(service) = self.table.get_mut(id as usize).and_then(Option::as_mut) else { return false };
         service.gate.serve();
         service.times.get_or_insert_default();
-        match service.responders.iter_mut().find(|r| r.connection == connection) {
+        match known.and_then(|known| self.offers.get_mut(known)) {
             Some(responder) if responder.accepts => false,
             Some(responder) => {
-                (responder.accepts, responder.max_in_flight, responder.missed) = (true, max_in_flight, 0);
+                responder.resume(number, max_in_flight);
                 true
             }
             None => {
-                let new =
-                    Responder { connection, outstanding: 0, max_in_flight, accepts: true, missed: 0, probe_at: 0 };
-                service.responders.push(new);
-                true
+                let at = service.responders.len();
+                let new = self.offers.insert(Responder::new(id, at, connection, number, max_in_flight));
+                service.responders.extend(new);
+                new.is_some()
             }
         }
     }
 
     /// `connection` takes no more calls; it is forgotten once it has none outstanding.
     pub(crate) fn unserve(&mut self, id: ServiceId, connection: u32) -> bool {
-        let Some(service) = self.get_mut(id) else { return false };
-        let Some(at) = service.responders.iter().position(|r| r.connection == connection && r.accepts) else {
-            return false;
-        };
-        service.responders[at].accepts = false;
-        if service.responders[at].outstanding == 0 {
-            service.responders.swap_remove(at);
-        }
+        let Some(offer) = self.get(id).and_then(|service| self.offer_of(service, connection)) else { return false };
+        let Some(responder) = self.offers.get_mut(offer).filter(|responder| responder.accepts) else { return false };
+        responder.accepts = false;
+        self.remove_if_done(offer);
         true
     }
 
-    /// Chooses the responder of the next call among those below their limit that are `able`: one that is not suspect,
-    /// if any, with the fewest outstanding calls; equals take turns. The call is not counted yet.
+    fn remove_if_done(&mut self, offer: OfferId) {
+        let is_done = |responder: &&Responder| !responder.accepts && responder.places.taken() == 0;
+        let Some(&Responder { service, at, .. }) = self.offers.get(offer).filter(is_done) else { return };
+        self.offers.remove(offer);
+        let Some(service) = self.table.get_mut(service as usize).and_then(Option::as_mut) else { return };
+        service.responders.swap_remove(at);
+        if let Some(moved) = service.responders.get(at).and_then(|moved| self.offers.get_mut(*moved)) {
+            moved.at = at;
+        }
+    }
+
+    /// Chooses the responder of the next call among those with a place for `user` that are `able`: one that is not
+    /// suspect, if any, with the fewest outstanding calls; equals take turns. The call is not counted yet.
     pub(crate) fn choose(
         &mut self,
         id: ServiceId,
+        user: Uid,
         now: u64,
         mut able: impl FnMut(u32) -> bool,
-    ) -> Result<u32, NoResponder> {
-        let delays = self.probe_delays;
-        let service = self.get_mut(id).ok_or(NoResponder::None)?;
+    ) -> Result<OfferId, NoResponder> {
+        let (delays, sharing) = (self.probe_delays, self.users.sharing());
+        let Services { table, offers, .. } = self;
+        let service = table.get_mut(id as usize).and_then(Option::as_mut).ok_or(NoResponder::None)?;
         let (len, mut best, mut any) = (service.responders.len(), None::<((bool, u32), usize)>, false);
         for step in 0..len {
             let at = (service.next + step) % len;
-            let responder = &service.responders[at];
+            let Some(responder) = offers.get(service.responders[at]) else { continue };
             any |= responder.accepts;
-            let rank = (responder.is_suspect(now), responder.outstanding);
+            let rank = (responder.is_suspect(now), responder.places.taken());
             if responder.accepts
-                && responder.outstanding < responder.max_in_flight
                 && best.is_none_or(|(least, _)| rank < least)
+                && responder.places.has_place(user, sharing, now)
                 && able(responder.connection)
             {
                 best = Some((rank, at));
@@ -362,53 +398,92 @@ impl Services {
         match best {
             Some((_, at)) => {
                 service.next = at + 1;
-                let responder = &mut service.responders[at];
-                if responder.missed > 0 && !responder.is_suspect(now) {
-                    // This call is the probe; the others do not wait for its end.
-                    responder.back_off(now, delays);
+                let offer = service.responders[at];
+                if let Some(responder) = offers.get_mut(offer) {
+                    responder.chosen(now, delays);
                 }
-                Ok(responder.connection)
+                Ok(offer)
             }
             None if any => Err(NoResponder::AllBusy),
             None => Err(NoResponder::None),
         }
     }
 
-    /// `connection` has one call more.
-    pub(crate) fn begin(&mut self, id: ServiceId, connection: u32) {
-        if let Some(responder) = self.responder(id, connection) {
-            responder.outstanding += 1;
+    /// The incomplete request that yields its place to a request of `user`, and its responder. `look` tells of a call
+    /// whether the next part of its body is late after the given time.
+    pub(crate) fn yields(
+        &mut self,
+        id: ServiceId,
+        user: Uid,
+        now: u64,
+        able: impl Fn(u32) -> bool,
+        look: impl Fn(Key, u64) -> Body,
+    ) -> Option<(OfferId, Key)> {
+        let (sharing, mut looks) = (self.users.sharing(), MAX_LOOKS);
+        let Services { table, offers, users, .. } = self;
+        let service = table.get(id as usize)?.as_ref()?;
+        service.responders.iter().find_map(|offer| {
+            let responder = offers.get_mut(*offer).filter(|found| found.accepts && able(found.connection))?;
+            let look = |of, call| look(call, users.body_time(of, now));
+            Some((*offer, responder.places.yields(user, sharing, &mut looks, look)?))
+        })
+    }
+
+    /// A request of `user` was refused: all responders are at capacity.
+    pub(crate) fn refuse(&mut self, id: ServiceId, user: Uid, now: u64) {
+        let sharing = self.users.sharing();
+        let Some(service) = self.table.get(id as usize).and_then(Option::as_ref) else { return };
+        for offer in &service.responders {
+            if let Some(responder) = self.offers.get_mut(*offer) {
+                responder.places.refuse(user, sharing, now);
+            }
         }
     }
 
-    /// `connection` has one call less.
-    pub(crate) fn end(&mut self, id: ServiceId, connection: u32) {
-        let Some(responder) = self.responder(id, connection) else { return };
-        responder.outstanding -= 1;
-        if responder.outstanding == 0 && !responder.accepts {
-            let service = self.get_mut(id).expect("its responder was just found");
-            service.responders.retain(|r| r.connection != connection);
-        }
-    }
-
-    /// `connection` missed a deadline although it could have replied.
-    pub(crate) fn missed(&mut self, id: ServiceId, connection: u32, now: u64) {
-        let delays = self.probe_delays;
-        if let Some(responder) = self.responder(id, connection) {
-            responder.missed = responder.missed.saturating_add(1);
-            responder.back_off(now, delays);
-        }
-    }
-
-    /// `connection` has replied, or has begun to.
+    /// A responder has one call more, of `user`.
     #[inline]
-    pub(crate) fn replied(&mut self, id: ServiceId, connection: u32) {
-        if let Some(responder) = self.responder(id, connection) {
-            responder.missed = 0;
+    pub(crate) fn begin(&mut self, offer: OfferId, user: Uid) {
+        if let Some(responder) = self.offers.get_mut(offer) {
+            responder.places.take(user);
         }
     }
 
-    fn responder(&mut self, id: ServiceId, connection: u32) -> Option<&mut Responder> {
-        self.get_mut(id)?.responders.iter_mut().find(|r| r.connection == connection)
+    /// The request of a call that has begun is incomplete.
+    pub(crate) fn note_incomplete(
+        &mut self,
+        offer: OfferId,
+        user: Uid,
+        call: Key,
+        is_incomplete: impl FnMut(Key) -> bool,
+    ) {
+        if let Some(responder) = self.offers.get_mut(offer) {
+            responder.places.note_incomplete(user, call, is_incomplete);
+        }
+    }
+
+    /// A responder has one call less, of `user`.
+    #[inline]
+    pub(crate) fn end(&mut self, offer: OfferId, user: Uid) {
+        let Some(responder) = self.offers.get_mut(offer) else { return };
+        responder.places.give_back(user);
+        if !responder.accepts {
+            self.remove_if_done(offer);
+        }
+    }
+
+    /// A responder missed a deadline although it could have replied.
+    pub(crate) fn missed(&mut self, offer: OfferId, now: u64) {
+        let delays = self.probe_delays;
+        if let Some(responder) = self.offers.get_mut(offer) {
+            responder.missed(now, delays);
+        }
+    }
+
+    /// A responder has replied, or has begun to.
+    #[inline]
+    pub(crate) fn replied(&mut self, offer: OfferId) {
+        if let Some(responder) = self.offers.get_mut(offer) {
+            responder.replied();
+        }
     }
 }

@@ -40,6 +40,26 @@ impl ShareLimits {
     pub(crate) fn total(self) -> usize {
         self.total
     }
+
+    /// The part of what the others leave, in percent.
+    #[inline]
+    pub(crate) fn percent(self) -> u32 {
+        self.percent
+    }
+
+    /// The most that a user may hold while the others hold so much: at least one, if they leave any.
+    pub(crate) fn most_of(self, others: usize) -> usize {
+        let left = self.total.saturating_sub(others);
+        let part = (left as u128 * u128::from(self.percent)).div_ceil(100) as usize;
+        part.min(self.each)
+    }
+
+    /// Whether no user has reached its share while all hold `held`, whichever holds how much. Cheaper than
+    /// [`ShareLimits::most_of`], and enough for most.
+    #[inline]
+    pub(crate) fn leaves_plenty(self, held: usize) -> bool {
+        held < self.each && held.saturating_mul(100) < self.total.saturating_mul(self.percent as usize)
+    }
 }
 
 /// Who holds how much.
@@ -75,9 +95,7 @@ impl Shares {
 
     /// The most that a user may hold now: at least one, if the others leave any.
     pub(crate) fn most_of(&self, user: Uid) -> usize {
-        let left = self.limits.total.saturating_sub(self.held - self.held_by(user));
-        let part = (left as u128 * u128::from(self.limits.percent)).div_ceil(100) as usize;
-        part.min(self.limits.each)
+        self.limits.most_of(self.held - self.held_by(user))
     }
 
     /// What a user may take now.

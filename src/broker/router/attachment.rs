@@ -52,8 +52,10 @@ impl RouterState {
         let info = Info { id, publisher, name, peer };
         let data = segment.data_signal(RingName::Bulk);
         data.arm();
+        let user = self.calls.connect(peer.uid, self.ports.now);
         self.ports.ingresses[key as usize] = Some(Box::new(Ingress {
             info: info.clone(),
+            user,
             opened: self.ports.now,
             bulk,
             express,
@@ -154,6 +156,7 @@ impl RouterState {
         let Some(ingress) = self.ports.ingresses[key as usize].take() else { return };
         self.ports.schedule.remove(key);
         self.ports.egresses.memory.forget(ingress.info.peer.uid, ingress.windows());
+        self.calls.disconnect(ingress.user);
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);
         if self.recent.len() > MAX_RECENT {

@@ -7,7 +7,7 @@ use crate::logic::routing::arena::Key;
 use crate::logic::routing::numbers::Numbers;
 use crate::logic::routing::topics::TopicId;
 use crate::logic::routing::wheel::TimerId;
-use crate::logic::services::ServiceId;
+use crate::logic::services::{ServiceId, UserIndex};
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
 use crate::wire::control::BrokerFrame;
@@ -60,6 +60,8 @@ pub(super) struct Parked {
 #[derive(Debug)]
 pub(super) struct Ingress {
     pub(super) info: Info,
+    /// Its user, as the calls know it.
+    pub(super) user: UserIndex,
     pub(super) opened: u64,
     pub(super) bulk: Consumer,
     pub(super) express: Consumer,

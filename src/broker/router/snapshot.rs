@@ -49,7 +49,7 @@ impl RouterState {
                 credit_bytes: credit * CELL_BYTES as u64,
             });
         }
-        let services = self.calls.services().iter().filter(|s| !s.responders.is_empty() || s.requests > 0);
+        let services = self.calls.services().iter().filter(|s| s.responders() > 0 || s.requests > 0);
         let slot_cells = u64::from(self.ports.settings.geometry.slot_size()) / CELL_BYTES as u64;
         let slots = |cells: u64| u32::try_from(cells / slot_cells.max(1)).unwrap_or(u32::MAX);
         let mut counters = self.ports.counters.by_name();
@@ -60,8 +60,8 @@ impl RouterState {
             services: services
                 .map(|service| ServiceStatus {
                     name: service.name.clone(),
-                    responders: service.responders.len() as u32,
-                    outstanding: service.responders.iter().map(|r| r.outstanding).sum(),
+                    responders: service.responders() as u32,
+                    outstanding: self.calls.services().outstanding(service),
                     pending: 0,
                     requests: service.requests,
                     failures: service.failures,

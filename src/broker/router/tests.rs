@@ -6,6 +6,7 @@ mod crashes;
 mod given_up;
 mod memory;
 mod newest;
+mod requests;
 mod resent;
 mod runs;
 mod streams;
@@ -29,6 +30,9 @@ use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, DeliveryPolicy
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// Another user than that of the test.
+const OTHER: u32 = 4_000_000;
 
 struct Router {
     state: RouterState,
@@ -62,7 +66,11 @@ impl Router {
     }
 
     fn connect(&mut self) -> Peer {
-        let ends = ClientEnds::attach(&mut self.state).unwrap();
+        self.connect_as(own_uid())
+    }
+
+    fn connect_as(&mut self, uid: u32) -> Peer {
+        let ends = ClientEnds::attach_as(&mut self.state, uid).unwrap();
         let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
         Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
     }

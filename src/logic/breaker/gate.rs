@@ -21,7 +21,7 @@
 //!
 //! Admitting a request at a closed gate costs one load; recording a success costs two. Neither is a locked operation.
 
-use super::{BreakerOutcome, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
+use super::{Admission, BreakerOutcome, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
 use crate::sync::{AtomicU64, Ordering, Site, acquire, release};
 
 /// The time of a state that does not end by itself.
@@ -234,19 +234,17 @@ impl Gate {
 
 /// The router's side: one thread.
 impl Gate {
-    /// Admits or rejects a request. Ends an expired state first, so that no request waits for a timer.
+    /// Admits a request if the gate is closed, as it usually is: then this is all.
     #[inline]
-    pub(crate) fn admit(&self, now: u64) -> (Result<Permit, Rejected>, Option<Transition>) {
+    pub(crate) fn admit_if_closed(&self) -> Option<Permit> {
         let current = self.load();
-        if current.state == GateState::Closed {
-            return (Ok(Permit { generation: current.generation }), None);
-        }
-        self.admit_unless_closed(current, now)
+        (current.state == GateState::Closed).then_some(Permit { generation: current.generation, is_probe: false })
     }
 
+    /// Admits or rejects a request. Ends an expired state first, so that no request waits for a timer.
     #[cold]
-    fn admit_unless_closed(&self, current: StateWord, now: u64) -> (Result<Permit, Rejected>, Option<Transition>) {
-        let (current, transition) = self.lapse(current, now);
+    pub(crate) fn admit(&self, now: u64) -> Admission {
+        let (current, transition) = self.lapse(self.load(), now);
         let passes = match current.state {
             GateState::Closed | GateState::ForcedClosed => Ok(()),
             GateState::HalfOpen => {
@@ -255,18 +253,25 @@ impl Gate {
                     set_count(&self.probes, current, probes + 1);
                     Ok(())
                 } else {
-                    Err(Some(TRIAL_RETRY_AFTER.min(rules.timeout)))
+                    Err(trial_retry_after(&rules))
                 }
             }
             GateState::Open | GateState::ForcedOpen => {
                 Err(self.until(current).map(|until| until.saturating_sub(now).max(1)))
             }
         };
-        if passes.is_err() {
-            self.rejected.store(self.rejected() + 1, Ordering::Relaxed);
-        }
-        let generation = current.generation;
-        (passes.map(|()| Permit { generation }).map_err(|retry_after| Rejected { retry_after }), transition)
+        let permit = Permit { generation: current.generation, is_probe: current.state == GateState::HalfOpen };
+        (passes.map(|()| permit).map_err(|retry_after| self.reject(retry_after)), transition)
+    }
+
+    fn reject(&self, retry_after: Option<u64>) -> Rejected {
+        self.rejected.store(self.rejected() + 1, Ordering::Relaxed);
+        Rejected { retry_after }
+    }
+
+    /// Rejects a request for which a half-open breaker has no probe.
+    pub(crate) fn reject_probe(&self) -> Rejected {
+        self.reject(trial_retry_after(&self.rules()))
     }
 
     /// Whether an outcome with this permit would count.
@@ -382,6 +387,10 @@ impl Gate {
             }
         }
     }
+}
+
+fn trial_retry_after(rules: &Rules) -> Option<u64> {
+    Some(TRIAL_RETRY_AFTER.min(rules.timeout))
 }
 
 fn is_at_rest(current: StateWord, failures: &AtomicU64) -> bool {

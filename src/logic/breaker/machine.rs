@@ -1,6 +1,8 @@
 //! The breaker as a plain state machine for one owner: what the gate, which two sides share, is compared with.
 
-use super::{BreakerOutcome, Failure, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition};
+use super::{
+    Admission, BreakerOutcome, Failure, GateState, Permit, Reason, Rejected, Rules, TRIAL_RETRY_AFTER, Transition,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -39,9 +41,9 @@ impl Breaker {
 
     /// Admits or rejects a request. Ends an expired state first, so that no timer has to be exact.
     #[inline]
-    pub(crate) fn admit(&mut self, now: u64) -> (Result<Permit, Rejected>, Option<Transition>) {
+    pub(crate) fn admit(&mut self, now: u64) -> Admission {
         if let State::Closed { .. } = self.state {
-            return (Ok(Permit { generation: self.generation }), None);
+            return (Ok(Permit { generation: self.generation, is_probe: false }), None);
         }
         let transition = self.tick(now);
         let passes = match &mut self.state {
@@ -55,8 +57,8 @@ impl Breaker {
             State::Forced { open: true, until } => Err(until.map(|until| until - now)),
         };
         self.rejected += u64::from(passes.is_err());
-        let generation = self.generation;
-        (passes.map(|()| Permit { generation }).map_err(|retry_after| Rejected { retry_after }), transition)
+        let permit = Permit { generation: self.generation, is_probe: self.state() == GateState::HalfOpen };
+        (passes.map(|()| permit).map_err(|retry_after| Rejected { retry_after }), transition)
     }
 
     /// Records the outcome of an admitted request.

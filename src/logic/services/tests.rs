@@ -1,3 +1,5 @@
+mod sharing;
+
 use super::*;
 use crate::logic::breaker::{BreakerOutcome, Failure, Rules};
 
@@ -8,8 +10,18 @@ fn name(name: &str) -> Name {
 fn services(most: usize) -> Services {
     let general =
         Rules { failure_threshold: 2, success_threshold: 1, half_open_max_requests: 1, timeout: 100, max_timeout: 100 };
-    let shares = Shares::new(ShareLimits::of_all(most, 100));
-    Services::new(shares, Arc::new(RuleBook { general, of_services: HashMap::new() }))
+    let rules = Arc::new(RuleBook { general, of_services: HashMap::new() });
+    let (shares, users) = (Shares::new(ShareLimits::of_all(most, 100)), Users::new(ShareLimits::of_one(1000, 90)));
+    Services::new(shares, users, rules)
+}
+
+/// The user of requesters where it does not matter which.
+const USER: Uid = 7;
+
+/// The connection that is chosen for a call of a user.
+fn choose(services: &mut Services, id: ServiceId, now: u64, able: impl FnMut(u32) -> bool) -> Result<u32, NoResponder> {
+    let offer = services.choose(id, USER, now, able)?;
+    Ok(services.offer(offer).unwrap().connection)
 }
 
 fn fail(services: &mut Services, id: ServiceId) {
@@ -22,22 +34,24 @@ fn fail(services: &mut Services, id: ServiceId) {
 fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
     let mut services = services(10);
     let id = services.intern(&name("chat"), Some(7)).unwrap();
-    assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::None));
+    assert_eq!(choose(&mut services, id, 0, |_| true), Err(NoResponder::None));
     for connection in 0..3 {
-        assert!(services.serve(id, connection, 2));
-        assert!(!services.serve(id, connection, 2), "twice");
+        assert!(services.serve(id, connection, 0, 2));
+        assert!(!services.serve(id, connection, 0, 2), "twice");
     }
-    let mut seen = [0; 3];
+    let (mut seen, mut offers) = ([0; 3], Vec::new());
     for _ in 0..6 {
-        let connection = services.choose(id, 0, |_| true).unwrap();
-        services.begin(id, connection);
-        seen[connection as usize] += 1;
+        let offer = services.choose(id, USER, 0, |_| true).unwrap();
+        services.begin(offer, USER);
+        seen[services.offer(offer).unwrap().connection as usize] += 1;
+        offers.push(offer);
     }
     assert_eq!(seen, [2, 2, 2]);
-    assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::AllBusy));
-    services.end(id, 1);
-    assert_eq!(services.choose(id, 0, |_| true), Ok(1));
-    assert_eq!(services.choose(id, 0, |c| c != 1), Err(NoResponder::AllBusy));
+    assert_eq!(choose(&mut services, id, 0, |_| true), Err(NoResponder::AllBusy));
+    let of_1 = offers.into_iter().find(|offer| services.offer(*offer).unwrap().connection == 1).unwrap();
+    services.end(of_1, USER);
+    assert_eq!(choose(&mut services, id, 0, |_| true), Ok(1));
+    assert_eq!(choose(&mut services, id, 0, |c| c != 1), Err(NoResponder::AllBusy));
 }
 
 #[test]
@@ -48,23 +62,24 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
     services.set_probe_delays(ProbeDelays { first: SUSPECT_MIN, max: SUSPECT_MAX });
     let id = services.intern(&name("chat"), Some(7)).unwrap();
     for connection in [7, 8] {
-        services.serve(id, connection, 2);
+        services.serve(id, connection, 0, 2);
     }
+    let offer = services.choose(id, USER, 0, |connection| connection == 7).unwrap();
     let chosen = |services: &mut Services, now: u64| -> Vec<u32> {
-        (0..6).map(|_| services.choose(id, now, |_| true).unwrap()).collect()
+        (0..6).map(|_| choose(services, id, now, |_| true).unwrap()).collect()
     };
-    services.missed(id, 7, 0);
+    services.missed(offer, 0);
     assert_eq!(chosen(&mut services, SUSPECT_MIN - 1), [8; 6]);
     let probed = chosen(&mut services, SUSPECT_MIN);
     assert_eq!(probed.iter().filter(|connection| **connection == 7).count(), 1, "{probed:?}");
-    services.missed(id, 7, SUSPECT_MIN);
+    services.missed(offer, SUSPECT_MIN);
     assert_eq!(chosen(&mut services, 3 * SUSPECT_MIN - 1), [8; 6], "twice the backoff");
     // Without another responder that can take the call, it is chosen all the same.
-    assert_eq!(services.choose(id, SUSPECT_MIN, |connection| connection != 8), Ok(7));
-    services.replied(id, 7);
+    assert_eq!(choose(&mut services, id, SUSPECT_MIN, |connection| connection != 8), Ok(7));
+    services.replied(offer);
     assert_eq!(chosen(&mut services, SUSPECT_MIN).iter().filter(|connection| **connection == 7).count(), 3);
     for _ in 0..100 {
-        services.missed(id, 7, 0);
+        services.missed(offer, 0);
     }
     assert!(chosen(&mut services, SUSPECT_MAX).contains(&7), "the backoff has a limit");
 }
@@ -73,13 +88,15 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
 fn who_stops_serving_finishes_what_it_has() {
     let mut services = services(10);
     let id = services.intern(&name("chat"), Some(7)).unwrap();
-    services.serve(id, 7, 2);
-    services.begin(id, 7);
+    services.serve(id, 7, 0, 2);
+    let offer = services.choose(id, USER, 0, |_| true).unwrap();
+    services.begin(offer, USER);
     assert!(services.unserve(id, 7));
-    assert_eq!(services.choose(id, 0, |_| true), Err(NoResponder::None));
-    assert_eq!(services.get(id).unwrap().responders.len(), 1);
-    services.end(id, 7);
-    assert_eq!(services.get(id).unwrap().responders.len(), 0);
+    assert_eq!(choose(&mut services, id, 0, |_| true), Err(NoResponder::None));
+    assert_eq!(services.get(id).unwrap().responders(), 1);
+    services.end(offer, USER);
+    assert_eq!(services.get(id).unwrap().responders(), 0);
+    assert!(services.offer(offer).is_none());
 }
 
 #[test]

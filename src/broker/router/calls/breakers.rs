@@ -4,9 +4,10 @@
 use super::Calls;
 use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::{BreakerChange, BreakerEvent};
-use crate::logic::breaker::{BreakerOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
+use crate::logic::breaker::{Admission, BreakerOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
 use crate::logic::routing::arena::Key;
-use crate::logic::services::ServiceId;
+use crate::logic::services::{Probe, ServiceId};
+use crate::logic::shares::Uid;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
 use std::sync::Arc;
@@ -14,13 +15,43 @@ use std::sync::Arc;
 impl Calls {
     /// Admits or rejects a request to the service.
     #[inline]
-    pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId) -> Result<Permit, Rejected> {
+    pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId, user: Uid) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
-        let (permit, transition) = service.gate.admit(ports.now);
+        match service.gate.admit_if_closed() {
+            Some(permit) => Ok(permit),
+            None => self.admit_unless_closed(ports, id, user),
+        }
+    }
+
+    #[cold]
+    fn admit_unless_closed(&mut self, ports: &mut Ports, id: ServiceId, user: Uid) -> Result<Permit, Rejected> {
+        let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
+        let (permit, transition) = match service.gate.state() {
+            GateState::HalfOpen => self.admit_probe(ports, id, user),
+            _ => service.gate.admit(ports.now),
+        };
         if let Some(transition) = transition {
             self.tell_breaker(ports, id, transition);
         }
         permit
+    }
+
+    /// Admits a request as a probe, or rejects it.
+    fn admit_probe(&mut self, ports: &Ports, id: ServiceId, user: Uid) -> Admission {
+        let Calls { services, table, .. } = self;
+        let (now, cells) = (ports.now, ports.settings.geometry.base_cells());
+        let is_out =
+            |probe: &Probe| table.get(probe.call).is_some_and(|call| call.permit.is_some_and(|p| p == probe.permit));
+        let longest = ports.settings.default_request_timeout;
+        let is_late = |probe: &Probe, time| {
+            let is_old = |began: u64| probe.user != user && now.saturating_sub(began) >= longest;
+            table.get(probe.call).is_some_and(|call| call.is_held_up(now, time, cells) || is_old(call.began))
+        };
+        let (admission, given_back) = services.admit_probe(id, user, now, is_out, is_late);
+        if let Some(call) = given_back.and_then(|call| table.get_mut(call)) {
+            call.permit = None;
+        }
+        admission
     }
 
     /// Records the outcome of an admitted call. `None`: it needed no permit.

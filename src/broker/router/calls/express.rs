@@ -14,7 +14,7 @@ use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::breaker::{BreakerOutcome, Failure, Permit};
 use crate::logic::routing::arena::Key;
-use crate::logic::services::{NoResponder, ServiceId};
+use crate::logic::services::{OfferId, ServiceId};
 use crate::shm::layout::cells_for;
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, Header, Kind, Outcome};
@@ -62,6 +62,7 @@ impl Calls {
         let (len, is_whole) = (record.len, header.flags.has(Flags::LAST));
         let max_requests = ports.settings.max_requests_per_connection;
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
+        let uid = ingress.info.peer.uid;
         if len > header.total || is_whole != (len == header.total) {
             return Err(CloseReason::violation(format_args!(
                 "first record of a request of {} bytes has {len} bytes",
@@ -101,7 +102,7 @@ impl Calls {
             }
             return Ok(());
         }
-        let permit = match self.admit(ports, service) {
+        let permit = match self.admit(ports, service, uid) {
             Ok(permit) => permit,
             Err(rejected) => {
                 let nanos = rejected.retry_after.unwrap_or(0);
@@ -109,17 +110,13 @@ impl Calls {
                 return Ok(());
             }
         };
-        let egresses = &ports.egresses;
-        let outcome = match self.services.choose(service, ports.now, |responder| egresses.takes_calls(responder)) {
-            Ok(responder) => {
-                self.begin(ports, key, record, header, service, Some((responder, permit)));
-                return Ok(());
+        match self.place_for(ports, service, uid) {
+            Ok(offer) => self.begin(ports, key, record, header, service, Some((offer, permit))),
+            Err(outcome) => {
+                self.record_outcome(ports, service, Some(permit), BreakerOutcome::Ignored);
+                self.fail(ports, key, header.id, header.id2, service, outcome);
             }
-            Err(NoResponder::None) => Outcome::NoResponders,
-            Err(NoResponder::AllBusy) => Outcome::Overloaded,
-        };
-        self.record_outcome(ports, service, Some(permit), BreakerOutcome::Ignored);
-        self.fail(ports, key, header.id, header.id2, service, outcome);
+        }
         Ok(())
     }
 
@@ -148,9 +145,9 @@ impl Calls {
         record: &Record,
         header: &Header,
         service: ServiceId,
-        responder: Option<(u32, Permit)>,
+        offer: Option<(OfferId, Permit)>,
     ) {
-        let (responder, permit) = responder.unzip();
+        let (offer, permit) = offer.unzip();
         let (settings, is_stream) = (&ports.settings, header.flags.has(Flags::STREAM));
         let total = match header.nanos {
             0 if is_stream => None,
@@ -164,19 +161,23 @@ impl Calls {
         let idle_limit = is_stream.then(|| step(header.origin, settings.stream_first_chunk));
         let chunk_limit = step(header.dropped, settings.stream_idle);
         let ends_at = total.map(|total| ports.now + total);
-        let number = responder
-            .and_then(|r| ports.ingress(r))
-            .and_then(|ingress| ingress.serving.iter().find(|(_, served)| *served == service))
-            .map_or(0, |(number, _)| *number);
+        let responder = offer.and_then(|offer| self.services.offer(offer));
+        let (responder, number) = responder.map(|found| (found.connection, found.number)).unzip();
         let credit = ports.settings.stream_credit;
+        let Some(ingress) = ports.ingress_mut(key) else { return };
+        let (user, uid) = (ingress.user, ingress.info.peer.uid);
+        let body_left = header.total - record.len;
         let call = Call {
             requester: key,
+            user,
+            uid,
             slot: header.id,
             generation: header.id2,
             responder,
+            offer,
             service,
             permit,
-            number,
+            number: number.unwrap_or(0),
             timer: None,
             idle_limit,
             chunk_limit,
@@ -187,13 +188,15 @@ impl Calls {
             has_chunk: false,
             began: ports.now,
             total: header.total,
-            body_left: header.total - record.len,
+            body_left,
             body_at: ports.now,
+            part_at: ports.now,
+            part_left: body_left,
             body_credit: credit.saturating_sub(cells_for(record.len)),
             answer_left: 0,
             answer_credit: credit,
         };
-        let Some(call) = self.table.insert(call) else {
+        let Some(call) = self.insert(call) else {
             self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
@@ -201,9 +204,6 @@ impl Calls {
         if let Some(found) = self.table.get_mut(call) {
             let at = found.look_at(ports.settings.request_body_idle);
             found.timer = Some(ports.wheel.set(at, Timer::Call(call)));
-        }
-        if let Some(responder) = responder {
-            self.services.begin(service, responder);
         }
         if let Some(ingress) = ports.ingress_mut(key) {
             ingress.requests[header.id as usize].call = Some(call);
@@ -273,8 +273,7 @@ impl Calls {
         ports.decided(record, header);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
-        found.body_left -= len;
-        (found.body_at, found.ready_at) = (ports.now, ports.now);
+        found.add_to_body(len, ports.now);
         ports.counters.fragments += 1;
         if let Some(responder) = found.responder
             && !self.takes_more(ports, responder, call)
@@ -326,7 +325,7 @@ impl Calls {
             total: header.total,
             ..Header::new(Kind::RoutedResponse)
         };
-        let (requester, service) = (found.requester, found.service);
+        let (requester, service, offer) = (found.requester, found.service, found.offer);
         let is_first_chunk = found.stream && !found.has_chunk && !header.flags.has(Flags::END);
         let begins = first && !found.has_chunk && !header.flags.has(Flags::ERROR);
         let reply_took = begins.then(|| ports.now.saturating_sub(found.ready_at));
@@ -354,8 +353,10 @@ impl Calls {
                 egress.messages += 1;
             }
         }
-        if is_first_chunk || (ends && first) {
-            self.services.replied(service, key);
+        if (is_first_chunk || (ends && first))
+            && let Some(offer) = offer
+        {
+            self.services.replied(offer);
         }
         if let (Some(took), Some(service)) = (reply_took, self.services.get_mut(service)) {
             service.pace.replied(took);
@@ -448,6 +449,9 @@ impl Calls {
         let body_credit = given_back(found.body_credit, header.arg, most)?;
         ports.decided(record, header);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
+        if !found.owes_body(ports.settings.geometry.base_cells()) {
+            (found.part_at, found.part_left) = (ports.now, found.body_left);
+        }
         (found.body_credit, found.body_at) = (body_credit, ports.now);
         let requester = found.requester;
         let credit =
@@ -466,17 +470,6 @@ impl Calls {
             self.end_call(ports, call, Outcome::Overloaded);
         }
         takes
-    }
-
-    /// The call that `header` names, if `key` is its responder.
-    pub(super) fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
-        let call = Key::from_u64(header.seq);
-        self.table.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
-    }
-
-    /// The call of the request that `header` names, if it is outstanding.
-    pub(super) fn call_in(&self, ports: &Ports, key: u32, header: &Header) -> Option<Key> {
-        ports.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
     }
 
     /// Frees the connection's number of a service. Outstanding calls continue.

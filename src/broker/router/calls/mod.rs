@@ -5,28 +5,32 @@
 //! | `express` | routes the records of the express lane |
 //! | `outcomes` | calls that end otherwise than by their reply |
 //! | `breakers` | the gates of the services |
+//! | `places` | the place that a call takes of its responder |
 //! | `offers` | control requests about services |
 
 mod breakers;
 mod express;
 mod offers;
 mod outcomes;
+mod places;
 
 pub(in crate::broker) use breakers::{state, status};
 
+use super::ports::Ports;
 use super::settings::Settings;
 use crate::logic::breaker::Permit;
-use crate::logic::routing::arena::Arena;
+use crate::logic::routing::arena::{Arena, Key};
 use crate::logic::routing::wheel::TimerId;
-use crate::logic::services::{ServiceId, Services};
-use crate::logic::shares::Shares;
+use crate::logic::services::{Body, OfferId, PART, ServiceId, Services, UserIndex, Users};
+use crate::logic::shares::{Shares, Uid};
 use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
+use crate::wire::record::Header;
 
 /// The service that the broker itself offers: it returns each request.
 pub(crate) const ECHO: &str = "echo";
 
-/// The most calls at a time.
+/// The most calls of one user at a time.
 const MAX_CALLS: usize = 1 << 24;
 
 /// Services, and the calls to them that are outstanding.
@@ -39,16 +43,18 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn new(settings: &Settings) -> Calls {
         let shares = Shares::new(settings.shares_of(settings.max_services));
-        let mut services = Services::new(shares, settings.breakers.clone());
+        let users = Users::new(settings.shares_of(MAX_CALLS));
+        let mut services = Services::new(shares, users, settings.breakers.clone());
         services.set_probe_delays(settings.probe_delays);
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok());
         let echo = echo.expect("it is a name, and the broker's own service has no limit");
-        Calls { services, echo, table: Arena::new(MAX_CALLS) }
+        // The shares of users limit it.
+        Calls { services, echo, table: Arena::new(u32::MAX as usize) }
     }
 
     /// Applies other limits from now on; existing services stay.
     pub(super) fn adopt(&mut self, settings: &Settings) {
-        self.services.adopt(settings.shares_of(settings.max_services));
+        self.services.adopt(settings.shares_of(settings.max_services), settings.shares_of(MAX_CALLS));
         self.services.set_probe_delays(settings.probe_delays);
     }
 
@@ -56,8 +62,18 @@ impl Calls {
         &self.services
     }
 
+    /// A client of this user connects.
+    pub(super) fn connect(&mut self, uid: Uid, now: u64) -> UserIndex {
+        self.services.users.connect(uid, now)
+    }
+
+    /// A connection of a user has ended, and all its calls.
+    pub(super) fn disconnect(&mut self, user: UserIndex) {
+        self.services.users.disconnect(user);
+    }
+
     #[cfg(test)]
-    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (crate::logic::routing::arena::Key, &Call)> {
+    pub(super) fn outstanding_calls(&self) -> impl Iterator<Item = (Key, &Call)> {
         self.table.iter()
     }
 
@@ -65,16 +81,32 @@ impl Calls {
     pub(super) fn outstanding(&self) -> usize {
         self.table.len()
     }
+
+    /// The call that `header` names, if `key` is its responder.
+    fn call_of(&self, key: u32, header: &Header) -> Option<Key> {
+        let call = Key::from_u64(header.seq);
+        self.table.get(call).filter(|found| found.responder == Some(key)).map(|_| call)
+    }
+
+    /// The call of the request that `header` names, if it is outstanding.
+    fn call_in(&self, ports: &Ports, key: u32, header: &Header) -> Option<Key> {
+        ports.ingress(key)?.requests.get(header.id as usize).filter(|slot| slot.generation == header.id2)?.call
+    }
 }
 
 /// An outstanding request.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) requester: u32,
+    /// The requester's user.
+    pub(super) user: UserIndex,
+    pub(super) uid: Uid,
     pub(super) slot: u32,
     pub(super) generation: u32,
     /// `None`: the broker itself, which echoes.
     pub(super) responder: Option<u32>,
+    /// The place that it has of the responder.
+    pub(super) offer: Option<OfferId>,
     pub(super) service: ServiceId,
     /// The breaker's permit; `None`: the echo has no breaker, or the outcome is recorded already.
     pub(super) permit: Option<Permit>,
@@ -102,6 +134,9 @@ pub(super) struct Call {
     pub(super) body_left: u32,
     /// When a part of the body came last, or the requester could not send one.
     pub(super) body_at: u64,
+    /// When the current [`PART`] of the body began, or the requester could not send it, and what was missing then.
+    pub(super) part_at: u64,
+    pub(super) part_left: u32,
     /// Cells of the body that the requester may send.
     pub(super) body_credit: u32,
     /// Bytes left of the reply's current message.
@@ -126,6 +161,33 @@ impl Call {
     /// Whether the requester owes a part of the body that it may send: of at most `cells`.
     pub(super) fn owes_body(&self, cells: u32) -> bool {
         self.body_left > 0 && self.body_credit >= cells_for(self.body_left).min(cells)
+    }
+
+    /// Bytes of the body have come.
+    pub(super) fn add_to_body(&mut self, len: u32, now: u64) {
+        self.body_left -= len;
+        (self.body_at, self.ready_at) = (now, now);
+        if self.part_left - self.body_left >= PART {
+            (self.part_at, self.part_left) = (now, self.body_left);
+        }
+    }
+
+    /// Its body, of which the next part may take `time` while the requester may send `cells`.
+    pub(super) fn body(&self, now: u64, time: u64, cells: u32) -> Body {
+        match self.body_left {
+            0 => Body::Whole,
+            _ if self.owes_body(cells) && now.saturating_sub(self.part_at) >= time => Body::Late,
+            _ => Body::Coming,
+        }
+    }
+
+    /// Whether its requester has held it up for `time`: by the body, or by the credit for the reply.
+    pub(super) fn is_held_up(&self, now: u64, time: u64, cells: u32) -> bool {
+        match self.body(now, time, cells) {
+            Body::Late => true,
+            Body::Coming => false,
+            Body::Whole => !self.may_be_answered(cells) && now.saturating_sub(self.began) >= time,
+        }
     }
 
     /// How long its responder had, at its deadline, for what did not come: of a stream, for its next part.

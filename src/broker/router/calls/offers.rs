@@ -52,12 +52,12 @@ impl Calls {
         self.tell_new_gates(ports);
         let most = ports.settings.max_requests_per_responder;
         let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
-        if !self.services.serve(service, key, max_in_flight) {
+        let Some(number) = ports.ingress(key).map(|ingress| ingress.next_offer) else { return Err(gone()) };
+        if !self.services.serve(service, key, number, max_in_flight) {
             self.services.release(service);
             return Err((FailedCode::Invalid, format!("this connection serves {name} already")));
         }
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
-        let number = ingress.next_offer;
         ingress.next_offer = number.wrapping_add(1);
         ingress.serving.push((number, service));
         Ok(BrokerFrame::Serving { serial, service: number })

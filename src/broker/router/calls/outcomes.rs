@@ -56,8 +56,12 @@ impl Calls {
     pub(super) fn end_call(&mut self, ports: &mut Ports, call: Key, outcome: Outcome) {
         let Some(found) = self.finish(ports, call) else { return };
         let breaker_outcome = self.breaker_outcome(ports, &found, outcome);
-        if let (BreakerOutcome::Failure(Failure::Deadline), Some(responder)) = (breaker_outcome, found.responder) {
-            self.services.missed(found.service, responder, ports.now);
+        if let (BreakerOutcome::Failure(Failure::Deadline), Some(offer)) = (breaker_outcome, found.offer) {
+            self.services.missed(offer, ports.now);
+        }
+        let is_by_requester = matches!(outcome, Outcome::Cancelled | Outcome::DeadlineExceeded | Outcome::Disconnected);
+        if is_by_requester && found.owes_body(ports.settings.geometry.base_cells()) {
+            self.services.users.abandoned(found.user, ports.now);
         }
         self.record_outcome(ports, found.service, found.permit, breaker_outcome);
         if outcome != Outcome::ResponderLost
@@ -108,9 +112,10 @@ impl Calls {
         if let Some(timer) = found.timer {
             ports.wheel.cancel(timer);
         }
-        if let Some(responder) = found.responder {
-            self.services.end(found.service, responder);
+        if let Some(offer) = found.offer {
+            self.services.end(offer, found.uid);
         }
+        self.services.users.end_call(found.user);
         if let Some(ingress) = ports.ingress_mut(found.requester) {
             ingress.outstanding -= 1;
             ingress.requests[found.slot as usize].call = None;

@@ -114,6 +114,7 @@ impl Machine {
         assert!(ports.journal.source.is_none() && ports.journal.timer.is_none() && ports.journal.pump.is_none());
         assert!(matches!(ports.journal.work, Work::Undecided), "{:?}", ports.journal.work);
         assert_eq!(calls.outstanding(), 0, "calls are left");
+        assert_eq!(calls.services().users.calls().count(), 0, "calls of users are left");
         assert_eq!((pubsub.topics().len(), pubsub.topics().subscriptions.len()), (0, 0), "topics, subscriptions");
         assert_eq!((pubsub.topics().routes(), pubsub.topics().shares().held()), (0, 0), "routes, shares of topics");
         assert_eq!(pubsub.topics().places().held(), 0, "shares of subscriptions");

@@ -2,15 +2,7 @@
 
 use super::*;
 
-const OTHER: u32 = 4_000_000;
-
 impl Router {
-    pub(super) fn connect_as(&mut self, uid: u32) -> Peer {
-        let ends = ClientEnds::attach_as(&mut self.state, uid).unwrap();
-        let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
-        Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
-    }
-
     fn evicted(&self) -> u64 {
         self.state.ports.counters.evicted
     }
