@@ -168,7 +168,7 @@ fn what_the_broker_keeps_for_itself_is_no_question_of_users() {
 fn when_all_connections_are_taken_another_time_may_do() {
     let broker = Broker::start_with(&[("ipc.max_connections", "1")]);
     let _only = broker.client();
-    fails_with(&broker.run(&["status"]), 75, &["connection limit of 1 reached"]);
+    fails_with(&broker.run(&["status"]), 75, &["has reached its share of 1 connections"]);
 }
 
 #[test]

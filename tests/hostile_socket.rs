@@ -475,7 +475,8 @@ fn the_connection_after_the_last_is_refused_with_a_reason() {
     // The good neighbour has two.
     let held = [scene.raw("third"), scene.raw("fourth")];
     let mut next = scene.control();
-    scene.refused(&mut next, RefusedCode::TooManyConnections, "connection limit of 4 reached (ipc.max_connections)");
+    let text = "has reached its share of 4 connections (ipc.max_connections, limits.user_share_percent)";
+    scene.refused(&mut next, RefusedCode::TooManyConnections, text);
     drop(held);
     let socket = scene.broker.socket();
     wait_until("room for another", || Client::builder().socket(&socket).connect().is_ok());

@@ -115,7 +115,8 @@ fn a_user_that_floods_the_log_hides_no_line_of_another() {
     // Each of ours is there, at whatever moment of the flood's second.
     for number in 1..=5 {
         broker.builder().no_reconnect().connect().unwrap_err();
-        wait_until("the line", || broker.process().stderr().matches("connection limit of 1 reached").count() == number);
+        let line = "user 0 has reached its share of 1 connections";
+        wait_until("the line", || broker.process().stderr().matches(line).count() == number);
     }
     flood.kill();
     let log = broker.process().stderr();

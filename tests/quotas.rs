@@ -1,12 +1,26 @@
 //! Shares: what one user has taken is not what another one finds.
 
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 
 use lapce_ipc::client::{Client, Error, Publisher, Service};
+use raw::{Control, hello};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+use support::cut::cut;
 use support::role::{Child, heard, role, tell};
 use support::users::{OTHER_USER, are_root, open_folder};
 use support::{Broker, wait_until};
+
+/// A broker that takes the other user, too.
+fn open_broker(keys: &[(&str, &str)]) -> Broker {
+    let open = [("shared_memory.permissions", "0o666"), ("ipc.allowed_uids", "65534")];
+    let broker = Broker::start_with(&[&open, keys].concat());
+    std::fs::set_permissions(broker.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    broker
+}
 
 /// As many as there are, by their numbers, and the error at the end.
 fn all<T>(mut take: impl FnMut(usize) -> Result<T, Error>) -> (Vec<T>, Error) {
@@ -32,16 +46,12 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     if !are_root() {
         return;
     }
-    let keys = [
-        ("shared_memory.permissions", "0o666"),
-        ("ipc.allowed_uids", "65534"),
+    let broker = open_broker(&[
         ("limits.max_services", "50"),
         ("limits.max_topics", "200"),
         ("limits.max_topics_per_connection", "200"),
         ("limits.user_share_percent", "80"),
-    ];
-    let broker = Broker::start_with(&keys);
-    std::fs::set_permissions(broker.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    ]);
     let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());
     let mut guest = Child::ready_as_other_user(&broker, &copy, "takes-all");
     assert_eq!(guest.hears("services"), "50");
@@ -68,9 +78,93 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     wait_until("all that one user may hold", || all_services(&client, "all").0.len() == 50);
 }
 
+fn all_connections(connect: impl Fn() -> Result<Client, Error>) -> (Vec<Client>, Error) {
+    all(|_| connect())
+}
+
+#[test]
+fn what_a_user_takes_leaves_connections_to_others_and_its_sessions_resume() {
+    if !are_root() {
+        return;
+    }
+    let mut broker = open_broker(&[("ipc.max_connections", "20"), ("limits.user_share_percent", "80")]);
+    let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut guest = Child::ready_as_other_user(&broker, &copy, "takes-connections");
+    assert_eq!(guest.hears("connections"), "20");
+    let keys = "(ipc.max_connections, limits.user_share_percent)";
+    let said = guest.hears("error");
+    assert!(said.contains(&format!("user {OTHER_USER} has reached its share of 20 connections {keys}")), "{said}");
+    let connect = || broker.builder().no_reconnect().connect();
+    let (clients, error) = all_connections(connect);
+    assert_eq!(clients.len(), 4, "four fifths of the 5 that are left: {error}");
+    assert!(error.to_string().contains(&format!("user 0 has reached its share of 4 connections {keys}")), "{error}");
+    assert!(error.is_refused(), "{error}");
+    // Each session of the guest is resumed, although no connection is left to it.
+    assert_eq!(cut(guest.pid(), &broker.socket()), 20);
+    guest.say("goes on?");
+    guest.hears("goes on");
+    let metrics = broker.get("/metrics");
+    assert_eq!(metrics.sample("lapce_ipc_sessions_resumed_total"), 20.0);
+    let held = ["lapce_ipc_connections", "lapce_ipc_connections_limit"].map(|name| metrics.sample(name));
+    assert_eq!(held, [24.0, 20.0]);
+    guest.kill();
+    drop(clients);
+    let connect = || broker.builder().no_reconnect().connect();
+    wait_until("all that one user may hold", || all_connections(connect).0.len() == 20);
+}
+
+#[test]
+fn a_user_that_connects_too_often_waits_and_others_do_not() {
+    if !are_root() {
+        return;
+    }
+    // After 250 connections at once, 50 in a second.
+    let broker = open_broker(&[("limits.user_work_percent", "1")]);
+    let client = broker.client();
+    let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut guest = Child::ready_as_other_user(&broker, &copy, "connects-often");
+    for _ in 0..5 {
+        assert_eq!(broker.client().request("echo", "hi").unwrap(), b"hi");
+    }
+    assert_eq!(guest.may_hear("welcome", Duration::ZERO), None, "the last of 650 waits for eight seconds");
+    let connections = client.status().unwrap().connections;
+    assert!((250..600).contains(&connections.len()), "{}", connections.len());
+    // Its turn comes.
+    guest.hears_within("welcome", Duration::from_secs(60));
+    guest.kill();
+    wait_until("the guest's connections to end", || client.status().unwrap().connections.len() == 1);
+}
+
 #[test]
 fn child() {
-    if role().as_deref() == Some("takes-all") {
+    let role = role();
+    if role.as_deref() == Some("takes-connections") {
+        let (clients, error) = all_connections(Client::connect);
+        tell("ready");
+        tell(&format!("connections {}", clients.len()));
+        tell(&format!("error {error}"));
+        heard();
+        clients.iter().for_each(|client| assert_eq!(client.request("echo", "hi").unwrap(), b"hi"));
+        tell("goes on");
+        heard();
+    }
+    if role.as_deref() == Some("connects-often") {
+        let socket = std::env::var_os("LAPCE_IPC_SOCKET").unwrap();
+        let connect = |_| {
+            let mut control = Control::connect(socket.as_ref());
+            control.say(&hello("often"));
+            control
+        };
+        let mut controls: Vec<Control> = (0..650).map(connect).collect();
+        tell("ready");
+        let mut last = controls.pop().unwrap().socket;
+        last.set_read_timeout(None).unwrap();
+        // Whatever comes first is the Welcome.
+        last.read_exact(&mut [0]).unwrap();
+        tell("welcome");
+        heard();
+    }
+    if role.as_deref() == Some("takes-all") {
         let client = Client::connect().unwrap();
         let (services, no_service) = all_services(&client, "guest");
         let (topics, no_topic) = all_topics(&client, "guest.");

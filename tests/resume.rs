@@ -235,7 +235,7 @@ fn a_session_that_waits_counts_and_can_be_resumed_when_all_are_taken() {
     raw.cut();
     wait_until("the socket's end to be noticed", || {
         let error = broker.builder().connect().unwrap_err();
-        error.to_string().contains("connection limit of 2 reached (ipc.max_connections)")
+        error.to_string().contains("has reached its share of 2 connections (ipc.max_connections")
     });
     raw.resume(&broker.socket());
     raw.flush(1);

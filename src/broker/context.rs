@@ -4,6 +4,7 @@ use super::breaker::BreakerHandle;
 use super::health::{Access, Location};
 use super::router::{RouterHandle, Settings};
 use super::session::publishers::Publishers;
+use super::session::permits::ConnectionPermits;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
@@ -15,7 +16,7 @@ use crate::sync::AtomicU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// The phase of the broker's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub(super) struct Broker {
     pub(super) router: RouterHandle,
     pub(super) breaker: BreakerHandle,
     pub(super) phase: watch::Receiver<Phase>,
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) permits: Arc<ConnectionPermits>,
     pub(super) sessions: SessionTable,
     pub(super) roster: Arc<Roster>,
     pub(super) publishers: Publishers,

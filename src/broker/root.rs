@@ -12,6 +12,7 @@ use super::processes::children as processes;
 use super::router::{Announce, CloseLanes, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
 use super::session::dialler;
 use super::session::publishers::Publishers;
+use super::session::permits::ConnectionPermits;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
@@ -41,7 +42,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// Why the broker failed.
 #[derive(Debug, thiserror::Error)]
@@ -178,15 +179,16 @@ async fn serve(
     let wake = router.clone();
     actix::spawn(publish(actor_events, router.clone()));
     actix::spawn(roster.clone().follow(router.clone()));
+    let connections = settings.shares_of(settings.max_connections).total();
     // Outstanding messages: at most one per connection, two of the root, three of `BreakerActor`. So the mailbox is
     // never full.
-    let seat = children.add(permanent("router", settings.max_connections + 16), move || wake.wake());
+    let seat = children.add(permanent("router", connections + 16), move || wake.wake());
     router_arbiter.spawn_fn(move || {
         let shared = Shared::new(state, started);
         actix::spawn(seat.host(published, move |_| ShmRouter::new(shared.clone())));
     });
     // Each connection has at most one outstanding order: so the mailbox is never full.
-    let seat = children.add(permanent("breaker", settings.max_connections + 16), || {});
+    let seat = children.add(permanent("breaker", connections + 16), || {});
     let (published, address) = watch::channel(None);
     let (rules, rules_seen) = watch::channel(settings.breakers.clone());
     let shared = breaker::Shared::new(router.clone(), events, rules_seen, started);
@@ -196,8 +198,9 @@ async fn serve(
     let workers = (0..loaded.config.ipc.worker_threads).map(|_| arbiter("a worker's thread"));
     let workers = workers.collect::<Result<Vec<Arbiter>, Refused>>()?;
     let (phase, phase_seen) = watch::channel(Phase::Running);
-    let (config, most) = (loaded.config.clone(), loaded.config.ipc.max_connections);
-    let permits = Arc::new(Semaphore::new(most as usize));
+    let config = loaded.config.clone();
+    // The percentage stays that of the start, because so do the bounds of the mailboxes.
+    let permits = ConnectionPermits::new(settings.max_connections, settings.user_share_percent);
     let acceptor = children.add(permanent("acceptor", 16), || {});
     let acceptor_number = acceptor.number();
     let mut watched = watched(&router, turns, &workers);
@@ -284,7 +287,7 @@ async fn serve(
             let _ = beside(&mut children, tokio::time::timeout(CLOSE, router.send(CloseLanes))).await;
         }
         let _ = phase.send(Phase::Closing);
-        let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.acquire_many(most))).await;
+        let _ = beside(&mut children, tokio::time::timeout(CLOSE, permits.all_given_back())).await;
         let _ = tokio::time::timeout(CLOSE, children.retire(0)).await;
         let _ = engines.await;
     };

@@ -17,8 +17,8 @@ section! {
         /// `--socket` and `LAPCE_IPC_SOCKET` come before it. Clients do not read it: if it is not the default, set
         /// `LAPCE_IPC_SOCKET` for them.
         socket_path: PathBuf = PathBuf::from("/tmp/lapce_ipc.sock"), Rule::SocketPath;
-        /// Limit of connections; further ones are refused with a reason.
-        /// Sessions that wait for their client to reconnect count too.
+        /// Limit of connections of one user; further ones are refused with a reason.
+        /// See `limits.user_share_percent`. Sessions that wait for their client to reconnect count too.
         max_connections: u32 = 1000, integer(1, 100_000, "connections");
         /// The largest message, of any kind; a larger one is an error at its sender.
         max_message_size: u32 = 10_485_760, integer(1, 1 << 30, "bytes");
@@ -101,10 +101,12 @@ section! {
         /// The part that one user (uid) may hold of what the other users leave: of topics, services, calls and others.
         /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent`
         /// times as much, so that each user that comes later still finds some. 100: one user may take all.
+        /// For connections it stays what it was when the broker started.
         user_share_percent: u32 = 90, integer(1, 100, "%");
         /// The part of the router's time that one user's subscriptions may take from publishes of other users.
         /// Beyond it that user's `drop_*` subscriptions lose messages, and publishes wait for its `block` ones (for
-        /// `user_wait_ms`). 100: no limit.
+        /// `user_wait_ms`). While other users are connected, it is also the part of a processor's time that one user's
+        /// new connections may take; beyond it they wait before their handshake. 100: no limit.
         user_work_percent: u32 = 5, integer(1, 100, "%");
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");

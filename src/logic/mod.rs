@@ -5,7 +5,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `routing/` | data structures of the router: order of service, timers, topics, memory budget, dropping |
-//! | `session/` | states of a connection, session tokens, the roster for the next broker |
+//! | `session/` | permits and states of connections, session tokens, the roster for the next broker |
 //! | `supervision/` | restart policies, the order of siblings, stuck threads |
 //! | `services` | services, their responders, and the choice of a responder for a call |
 //! | `breaker` | circuit breakers: requests to failing services are rejected |

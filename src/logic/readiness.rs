@@ -6,6 +6,7 @@
 //! | readiness | not live; the router does not respond; a root actor is down or near its restart limit; draining |
 //! | health | `unhealthy`: not ready, except while draining; `degraded`: working, but needs attention |
 
+use super::shares::Holding;
 use super::supervision::group::ROOT;
 use super::supervision::restart::RecentRestarts;
 use crate::wire::control::{ActorState, ActorStatus, BreakerState, BreakerStatus, UpstreamStatus};
@@ -32,9 +33,12 @@ pub(crate) struct Snapshot {
     pub(crate) restarted: Vec<RecentRestarts>,
     pub(crate) period_secs: u64,
     pub(crate) max_restarts: u32,
-    /// Permits taken, by connections and by handshakes.
+    /// Permits taken, by connections and by handshakes, of all users.
     pub(crate) connections: u64,
+    /// What one user alone may take; all together may take more.
     pub(crate) max_connections: u64,
+    /// The same by user.
+    pub(crate) users: Vec<Holding>,
     /// Whether the router has just responded.
     pub(crate) router_responds: bool,
     /// The age of its last reply.
@@ -159,7 +163,7 @@ impl Snapshot {
         );
         components.insert("acceptor", accepting);
         let (used, limit) = (self.connections, self.max_connections);
-        let connections = if_not(used.saturating_mul(10) < limit.saturating_mul(9), Degraded);
+        let connections = if_not(!self.users.iter().any(|user| user.is_near_limit()), Degraded);
         components.insert("connections", component(connections, json!({ "now": used, "limit": limit })));
         if let Some((used, total)) = self.slots {
             // A full budget is normal: rings stay smaller, and nothing fails.
@@ -240,6 +244,7 @@ mod tests {
             max_restarts: 10,
             connections: 1,
             max_connections: 10,
+            users: vec![Holding { user: 7, held: 1, most: 10 }],
             router_responds: true,
             heartbeat_age_ms: Some(3),
             slots: Some((5, 100)),
@@ -292,7 +297,9 @@ mod tests {
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 7, Some(10))), (true, true, Healthy));
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 8, Some(10))), (true, true, Degraded));
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("health", 8, None)), (true, true, Healthy));
-        assert_eq!(judged(|snapshot| snapshot.connections = 9), (true, true, Degraded));
+        let two = |held| vec![Holding { user: 7, held: 8, most: 9 }, Holding { user: 8, held, most: 10 }];
+        assert_eq!(judged(|snapshot| snapshot.users = two(8)), (true, true, Healthy));
+        assert_eq!(judged(|snapshot| snapshot.users = two(9)), (true, true, Degraded));
         assert_eq!(judged(|snapshot| snapshot.slots = Some((100, 100))), (true, true, Healthy));
         assert_eq!(
             judged(|snapshot| snapshot.actors.push(actor("x", "y", ActorState::GaveUp))),

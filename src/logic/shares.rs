@@ -78,6 +78,22 @@ pub(crate) struct ShareReached {
     pub(crate) most: usize,
 }
 
+/// What a user holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub(crate) user: Uid,
+    pub(crate) held: usize,
+    /// The most that it may hold now.
+    pub(crate) most: usize,
+}
+
+impl Holding {
+    /// Whether it holds nine tenths of what it may.
+    pub(crate) fn is_near_limit(self) -> bool {
+        self.held.saturating_mul(10) >= self.most.saturating_mul(9)
+    }
+}
+
 impl Shares {
     pub(crate) fn new(limits: ShareLimits) -> Shares {
         Shares { limits, held: 0, users: HashMap::new() }

@@ -11,7 +11,7 @@ pub(crate) struct WorkShare {
     pub(crate) percent: u32,
 }
 
-/// What can be saved up: the work of this many nanoseconds.
+/// What is saved up, unless told otherwise: the share of this many nanoseconds.
 const BURST: u64 = 100_000_000;
 
 /// The account of one user. Times are nanoseconds.
@@ -20,12 +20,19 @@ pub(crate) struct WorkAccount {
     /// Work that may be done; below zero: work that is not paid for yet.
     left: i64,
     filled_at: u64,
+    /// What is saved up is the share of this time.
+    saves: u64,
 }
 
 impl WorkAccount {
     /// A full account.
     pub(crate) fn new(share: WorkShare, now: u64) -> WorkAccount {
-        WorkAccount { left: share.burst(), filled_at: now }
+        WorkAccount::saving(BURST, share, now)
+    }
+
+    /// A full account that saves up the share of `saves` nanoseconds.
+    pub(crate) fn saving(saves: u64, share: WorkShare, now: u64) -> WorkAccount {
+        WorkAccount { left: share.of(saves), filled_at: now, saves }
     }
 
     /// Whether more may be done.
@@ -33,6 +40,12 @@ impl WorkAccount {
     pub(crate) fn has_time(&mut self, share: WorkShare, now: u64) -> bool {
         self.fill(share, now);
         self.left > 0
+    }
+
+    /// Whether it has saved up all that it can.
+    pub(crate) fn is_full(&mut self, share: WorkShare, now: u64) -> bool {
+        self.fill(share, now);
+        self.left >= share.of(self.saves)
     }
 
     /// Pays for work that took this many nanoseconds.
@@ -56,17 +69,18 @@ impl WorkAccount {
         // Otherwise small pieces of time would be rounded away.
         if more > 0 {
             self.filled_at = now;
-            self.left = self.left.saturating_add_unsigned(more).min(share.burst());
+            self.left = self.left.saturating_add_unsigned(more).min(share.of(self.saves));
         }
         if share.is_unlimited() {
-            self.left = share.burst();
+            self.left = share.of(self.saves);
         }
     }
 }
 
 impl WorkShare {
-    fn burst(self) -> i64 {
-        (BURST * u64::from(self.percent.min(100)) / 100) as i64
+    /// The share of a time.
+    fn of(self, nanos: u64) -> i64 {
+        (nanos * u64::from(self.percent.min(100)) / 100) as i64
     }
 
     fn is_unlimited(self) -> bool {

@@ -45,7 +45,7 @@ families! {
         = "Time since the last reply of the router, which is the age of the router's metrics.";
 
     CONNECTIONS: Gauge "lapce_ipc_connections" = "Connections now, including those in the handshake.";
-    CONNECTIONS_LIMIT: Gauge "lapce_ipc_connections_limit" = "Limit of connections (ipc.max_connections).";
+    CONNECTIONS_LIMIT: Gauge "lapce_ipc_connections_limit" = "Limit of connections of one user (ipc.max_connections).";
     CONNECTIONS_OPENED: Counter "lapce_ipc_connections_total" = "Connections accepted.";
     REFUSED: Counter "lapce_ipc_connections_refused_total" ["reason"]
         = "Connections refused before or during the handshake, by reason.";

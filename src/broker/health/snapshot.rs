@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The state now, with the last reply of the router, and whether that is fresh.
 pub(in crate::broker) fn snapshot(broker: &Broker, seen: Option<&LastReply>, router_responds: bool) -> Snapshot {
     let restart = &broker.config().restart;
-    let max_connections = u64::from(broker.config().ipc.max_connections);
+    let users = broker.permits.users();
     let router_snapshot = seen.map(|seen| &seen.router_snapshot);
     Snapshot {
         version: env!("CARGO_PKG_VERSION"),
@@ -25,8 +25,9 @@ pub(in crate::broker) fn snapshot(broker: &Broker, seen: Option<&LastReply>, rou
         restarted: broker.tree.restarted_within(Duration::from_secs(restart.period_secs)),
         period_secs: restart.period_secs,
         max_restarts: restart.max_restarts,
-        connections: max_connections.saturating_sub(broker.permits.available_permits() as u64),
-        max_connections,
+        connections: users.iter().map(|user| user.held as u64).sum(),
+        max_connections: broker.config().ipc.max_connections.into(),
+        users,
         router_responds,
         heartbeat_age_ms: seen.map(|seen| ms_since(seen.at)),
         slots: router_snapshot

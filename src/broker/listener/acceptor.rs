@@ -1,15 +1,19 @@
-//! `Acceptor`: accepts connections. Each holds a permit of `max_connections` until its actor has ended.
+//! `Acceptor`: accepts connections. Each holds a permit of its user until its actor has ended, and waits for its turn
+//! if the user connects too often (`logic::session::permits`). Nothing that a user does keeps `accept` from the next
+//! socket.
 
 use super::listening::Listening;
 use crate::broker::context::{Broker, Phase};
 use crate::broker::session::connection::ConnectionActor;
-use crate::broker::session::handshake::at_capacity;
-use crate::broker::session::state::{Accepted, Admitted, ConnectionContext};
+use crate::broker::session::permits::{Permit, PermitKind, at_capacity};
+use crate::broker::session::state::{Accepted, ConnectionContext};
 use crate::broker::session::stream::FrameStream;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
 use crate::broker::telemetry::log_limit::{Kind, OTHERS, may_log};
+use crate::logic::shares::Uid;
 use crate::logic::supervision::restart::Restart;
+use crate::logic::work::WorkShare;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;
@@ -25,10 +29,6 @@ use tokio::net::{UnixListener, UnixStream};
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// The timeout for sending a refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// Refusals that are sent at a time; further connections are closed without one.
-const MAX_REFUSALS: usize = 16;
-/// Handshakes beyond the connection limit while a detached session exists (S8).
-const MAX_RESUMING: usize = 16;
 
 /// The mailbox of a connection's actor: one `Stop`, and one socket at a time.
 const CONNECTION_MAILBOX: usize = 4;
@@ -81,8 +81,6 @@ impl Handler<Stop> for Acceptor {
 async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<ArbiterHandle>) -> io::Result<()> {
     let mut listener = UnixListener::from_std(listening.listener()?)?;
     let mut made_anew = Box::pin(listening.clone().made_anew());
-    let refusals = Arc::new(tokio::sync::Semaphore::new(MAX_REFUSALS));
-    let resuming = Arc::new(tokio::sync::Semaphore::new(MAX_RESUMING));
     let mut next = workers.iter().cycle();
     loop {
         let accepted = tokio::select! {
@@ -104,29 +102,103 @@ async fn accept(listening: Rc<Listening>, broker: Arc<Broker>, workers: Vec<Arbi
             }
         };
         fault::point("acceptor.accepted", 0);
-        let refused = match admit(&stream, &broker, &resuming) {
-            Ok((peer, admitted)) => {
-                let Some(worker) = next.next() else { return Ok(()) };
-                let (stream, broker) = (stream.into_std()?, broker.clone());
-                worker.spawn_fn(move || {
-                    let context = ConnectionContext::new(Accepted { stream, peer, admitted }, broker.sessions.window());
-                    actix::spawn(serve(Rc::new(context), broker));
-                });
-                continue;
+        let Some(worker) = next.next() else { return Ok(()) };
+        match peer::credentials(stream.as_fd()) {
+            Ok(peer) => admit(Candidate { stream, peer, worker: worker.clone(), broker: broker.clone() }),
+            Err(error) => report(&broker, OTHERS, &(RefusedCode::NotAllowed, error.to_string())),
+        }
+    }
+}
+
+/// An accepted socket.
+struct Candidate {
+    stream: UnixStream,
+    peer: Credentials,
+    /// Will serve it.
+    worker: ArbiterHandle,
+    broker: Arc<Broker>,
+}
+
+/// Why a socket is refused.
+type Refusal = (RefusedCode, String);
+
+/// Admits a socket with a permit, or refuses it; both when its turn comes.
+fn admit(candidate: Candidate) {
+    let Candidate { peer: Credentials { uid, .. }, broker, .. } = &candidate;
+    let share = WorkShare { percent: broker.config().limits.user_work_percent };
+    let refused = if broker.may_connect(*uid) {
+        match broker.permits.take(PermitKind::Connection, *uid) {
+            Ok(permit) => {
+                let wait = broker.permits.pay(*uid, share);
+                return candidate.begin(permit, wait);
             }
-            Err(refused) => refused,
-        };
-        broker.counters.refused(refused.0);
-        let user = peer::credentials(stream.as_fd()).map_or(OTHERS, |peer| peer.uid);
-        if may_log(Kind::Refused, user) {
-            log::warn!("connection refused reason={:?}", refused.1);
+            Err(reached) => (RefusedCode::TooManyConnections, at_capacity(reached)),
         }
-        if let Ok(permit) = refusals.clone().try_acquire_owned() {
+    } else {
+        (RefusedCode::NotAllowed, format!("user {uid} may not connect"))
+    };
+    match broker.permits.take(PermitKind::Refusal, *uid) {
+        Ok(permit) => {
+            let wait = broker.permits.pay(*uid, share);
+            actix::spawn(candidate.resume_or_refuse(permit, wait, refused));
+        }
+        // Too many wait for theirs: it is closed without one.
+        Err(_) => report(broker, *uid, &refused),
+    }
+}
+
+impl Candidate {
+    /// Begins its handshake when its turn comes.
+    fn begin(self, permit: Permit, wait: Duration) {
+        let Candidate { stream, peer, worker, broker } = self;
+        let Ok(stream) = stream.into_std() else { return };
+        let accepted = Accepted { stream, peer, permit };
+        worker.spawn_fn(move || {
             actix::spawn(async move {
-                let _permit = permit;
-                refuse(stream, refused).await;
+                if Box::pin(turn(&broker, &accepted.stream, wait)).await {
+                    serve(Rc::new(ConnectionContext::new(accepted, broker.sessions.window())), broker).await;
+                }
             });
+        });
+    }
+
+    /// When its turn comes, it may resume, if its user is at its share and has a detached session (S8), or is refused.
+    async fn resume_or_refuse(self, permit: Permit, wait: Duration, refused: Refusal) {
+        let Candidate { stream, peer: Credentials { uid, .. }, broker, .. } = &self;
+        if !turn(broker, stream, wait).await {
+            return report(broker, *uid, &refused);
         }
+        if refused.0 == RefusedCode::TooManyConnections
+            && broker.sessions.has_waiting(*uid)
+            && let Ok(resume) = broker.permits.take(PermitKind::Resume, *uid)
+        {
+            return self.begin(resume, Duration::ZERO);
+        }
+        report(broker, *uid, &refused);
+        refuse(self.stream, refused).await;
+        drop(permit);
+    }
+}
+
+/// Waits for the turn of a socket. Returns whether its peer is still there.
+async fn turn(broker: &Broker, stream: &impl AsFd, wait: Duration) -> bool {
+    if wait.is_zero() {
+        return true;
+    }
+    let mut phase = broker.phase.clone();
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        // It is told so in its handshake.
+        _ = phase.wait_for(Phase::is_ending) => {}
+    }
+    !peer::has_hung_up(stream.as_fd())
+}
+
+/// Counts and logs a refusal.
+fn report(broker: &Broker, user: Uid, refused: &Refusal) {
+    broker.counters.refused(refused.0);
+    if may_log(Kind::Refused, user) {
+        log::warn!("connection refused reason={:?}", refused.1);
     }
 }
 
@@ -155,28 +227,7 @@ async fn serve(context: Rc<ConnectionContext>, broker: Arc<Broker>) {
     }
 }
 
-/// Checks whether a connection may be accepted.
-fn admit(
-    stream: &UnixStream,
-    broker: &Broker,
-    resuming: &Arc<tokio::sync::Semaphore>,
-) -> Result<(Credentials, Admitted), (RefusedCode, String)> {
-    let peer = peer::credentials(stream.as_fd()).map_err(|error| (RefusedCode::NotAllowed, error.to_string()))?;
-    if !broker.may_connect(peer.uid) {
-        return Err((RefusedCode::NotAllowed, format!("user {} may not connect", peer.uid)));
-    }
-    if let Ok(permit) = broker.permits.clone().try_acquire_owned() {
-        return Ok((peer, Admitted { permit: Some(permit), _resuming: None }));
-    }
-    if broker.sessions.has_waiting()
-        && let Ok(resuming) = resuming.clone().try_acquire_owned()
-    {
-        return Ok((peer, Admitted { permit: None, _resuming: Some(resuming) }));
-    }
-    Err((RefusedCode::TooManyConnections, at_capacity(broker)))
-}
-
-async fn refuse(stream: UnixStream, (code, message): (RefusedCode, String)) {
+async fn refuse(stream: UnixStream, (code, message): Refusal) {
     let refused = BrokerFrame::Refused { code, message, version: PROTOCOL_VERSION };
     let Ok(bytes) = refused.encode() else { return };
     let mut stream = FrameStream::new(stream);

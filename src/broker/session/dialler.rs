@@ -5,17 +5,20 @@
 //! reason, and its supervisor dials again by the restart policy. Bad peers cost their own log lines and one dial at a
 //! time. The other side may offer only the services that its table names; the log has those that are late.
 //!
+//! Its permit is the broker's own, not that of a user: what is dialled is what the configuration names.
+//!
 //! An upstream is never given up unless its own table sets `max_restarts`. Two events end the delay before a dial: the
 //! socket appears at its path (`path_watch`), and the command `lapce-ipc upstream dial`.
 
 use super::connection::serve_dialled;
-use super::handshake::at_capacity;
-use super::state::{Accepted, Admitted, ConnectionContext};
+use super::permits::{PermitKind, at_capacity};
+use super::state::{Accepted, ConnectionContext};
 use super::upstream::{Dialled, Upstream};
 use crate::broker::context::{Broker, Phase};
 use crate::broker::listener::path_watch::appearances;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Child, Exit, Outcome, Stop, supervise};
+use crate::logic::shares::BROKER;
 use crate::logic::supervision::restart::Restart;
 use crate::shm::{descriptors, peer};
 use actix::prelude::*;
@@ -115,7 +118,10 @@ impl Handler<Stop> for UpstreamActor {
 /// Dials, and serves the connection to its end. Returns why it ended.
 async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String {
     end_last(&last, &broker).await;
-    let Ok(permit) = broker.permits.clone().try_acquire_owned() else { return at_capacity(&broker) };
+    let permit = match broker.permits.take(PermitKind::Connection, BROKER) {
+        Ok(permit) => permit,
+        Err(reached) => return at_capacity(reached),
+    };
     let path = upstream.path.display();
     let stream = match UnixStream::connect(&upstream.path).await {
         Ok(stream) => stream,
@@ -140,9 +146,8 @@ async fn run(upstream: Arc<Upstream>, broker: Arc<Broker>, last: Last) -> String
         Ok(stream) => stream,
         Err(error) => return error.to_string(),
     };
-    let admitted = Admitted { permit: Some(permit), _resuming: None };
     // Its session does not outlive its socket.
-    let context = Rc::new(ConnectionContext::new(Accepted { stream, peer, admitted }, Duration::ZERO));
+    let context = Rc::new(ConnectionContext::new(Accepted { stream, peer, permit }, Duration::ZERO));
     last.replace(Some(context.clone()));
     match serve_dialled(&context, &dialled, &broker).await {
         Ok(()) => "closed by peer".to_owned(),

@@ -1,6 +1,7 @@
 //! The handshake: reads a Hello, and replies with a new session, with a resumed one, or with a refusal.
 
-use super::state::{Accepted, Admitted, ConnectionContext, Session};
+use super::permits::{Permit, PermitKind, at_capacity};
+use super::state::{Accepted, ConnectionContext, Session};
 use super::stream::{FrameStream, ReadError, send, send_final_frame};
 use super::table::ResumeSocket;
 use crate::broker::context::{Broker, Phase};
@@ -11,6 +12,7 @@ use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::logic::session::publisher::Publisher;
 use crate::logic::session::sessions::ResumeError;
+use crate::logic::shares::ShareReached;
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, Process, start_time, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};
@@ -35,7 +37,7 @@ pub(super) async fn handshake(
     dialled: Option<&Dialled>,
     broker: &Arc<Broker>,
 ) -> Result<Option<FrameStream>, String> {
-    let Some(Accepted { stream, peer, admitted }) = context.take_start() else { return Ok(None) };
+    let Some(Accepted { stream, peer, permit }) = context.take_start() else { return Ok(None) };
     let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream),
@@ -55,7 +57,7 @@ pub(super) async fn handshake(
     let opened = match hello {
         Ok(Hello { nonce, resume: Some(token), .. }) => {
             // Held until the session has the socket or the client is refused.
-            let _admitted = admitted;
+            let _permit = permit;
             match resume(stream, broker, peer, nonce, token, timeout).await {
                 Ok(()) => return Ok(None),
                 Err((returned, refused)) => {
@@ -64,7 +66,7 @@ pub(super) async fn handshake(
                 }
             }
         }
-        Ok(hello) => open_session(&mut stream, broker, peer, admitted, hello, context).await,
+        Ok(hello) => open_session(&mut stream, broker, peer, permit, hello, context).await,
         Err(refused) => Err(Some(refused)),
     };
     let (code, message) = match opened {
@@ -256,7 +258,7 @@ async fn open_session(
     stream: &mut FrameStream,
     broker: &Arc<Broker>,
     peer: Credentials,
-    admitted: Admitted,
+    permit: Permit,
     Hello { name, nonce, flags, .. }: Hello,
     context: &ConnectionContext,
 ) -> Result<(), Option<(RefusedCode, String)>> {
@@ -267,9 +269,10 @@ async fn open_session(
         return Err(Some((RefusedCode::Draining, "the broker is shutting down".to_owned())));
     }
     let process = watch_process(peer.pid);
-    let Some(permit) = admitted.permit else {
-        return Err(Some((RefusedCode::TooManyConnections, at_capacity(broker))));
-    };
+    if permit.kind() != PermitKind::Connection {
+        let reached = ShareReached { user: peer.uid, most: broker.permits.most_of(peer.uid) };
+        return Err(Some((RefusedCode::TooManyConnections, at_capacity(reached))));
+    }
     let start = start_time(peer.pid).map_err(|error| refused(&error))?;
     let publisher = Publisher { uid: peer.uid, pid: peer.pid, start, nonce };
     let publisher_key = broker.publishers.key(&publisher);
@@ -309,11 +312,6 @@ fn error_text(error: &std::io::Error) -> String {
         ErrorKind::FileTooLarge => format!("{error}: the limit of file sizes (RLIMIT_FSIZE, ulimit -f) is too low"),
         _ => error.to_string(),
     }
-}
-
-/// The refusal at the connection limit.
-pub(in crate::broker) fn at_capacity(broker: &Broker) -> String {
-    format!("connection limit of {} reached (ipc.max_connections)", broker.config().ipc.max_connections)
 }
 
 /// A connection that the router has added, and the descriptors for its client.

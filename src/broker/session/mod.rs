@@ -6,6 +6,7 @@
 //! | `roster` | the file beside the socket that lists sessions for the next broker |
 //! | `publishers` | the file beside the socket with the secret of the publishers' keys |
 //! | `private_file` | files beside the socket that only the broker's user can read and write |
+//! | `permits` | how many connections each user has, and how long a socket waits for its turn |
 //! | `upstream` | configured upstreams, and the services that they may offer |
 //! | `table` | session tokens, and the address of each session's actor |
 //! | `state` | the session, and what outlives an incarnation of its actor |
@@ -18,6 +19,7 @@ pub(in crate::broker) mod dialler;
 pub(in crate::broker) mod handshake;
 mod private_file;
 pub(in crate::broker) mod publishers;
+pub(in crate::broker) mod permits;
 pub(in crate::broker) mod roster;
 pub(in crate::broker) mod state;
 pub(in crate::broker) mod stream;

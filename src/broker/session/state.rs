@@ -1,5 +1,6 @@
 //! The session, and the context of a connection that outlives an incarnation of its actor.
 
+use super::permits::Permit;
 use crate::broker::context::Broker;
 use crate::broker::router::{CloseReason, CloseReceiver, EndConnection};
 use crate::broker::session::roster::Listing;
@@ -13,22 +14,13 @@ use crate::wire::name::Name;
 use std::cell::{Cell, RefCell};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
-
-/// The permits of a connection.
-pub(in crate::broker) struct Admitted {
-    /// One of `max_connections`. `None`: the limit is reached, but a detached session exists: the connection may only
-    /// resume it (S8).
-    pub(in crate::broker) permit: Option<OwnedSemaphorePermit>,
-    /// Limits the number of such attempts.
-    pub(in crate::broker) _resuming: Option<OwnedSemaphorePermit>,
-}
 
 /// A socket that was accepted or dialled.
 pub(in crate::broker) struct Accepted {
     pub(in crate::broker) stream: UnixStream,
     pub(in crate::broker) peer: Credentials,
-    pub(in crate::broker) admitted: Admitted,
+    /// For a connection, or for a resume only (S8).
+    pub(in crate::broker) permit: Permit,
 }
 
 /// The log target of lines about connections.
@@ -56,8 +48,8 @@ pub(in crate::broker) struct Session {
     is_announced: bool,
     /// Its entry in the roster for the next broker.
     pub(super) listing: Listing,
-    /// Counts it against `max_connections` (S8).
-    _permit: OwnedSemaphorePermit,
+    /// Of its user, for a connection (S8).
+    _permit: Permit,
 }
 
 impl Session {
@@ -67,7 +59,7 @@ impl Session {
         nonces: Nonces,
         process: Process,
         on_close: CloseReceiver,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) -> Session {
         let Credentials { pid, uid } = peer;
         Session {

@@ -58,12 +58,14 @@ impl SessionTable {
         self.window
     }
 
-    /// Whether a session is detached, or about to be: its actor has not yet read the end of its socket, or has dropped
-    /// the socket and is being built anew.
-    pub(in crate::broker) fn has_waiting(&self) -> bool {
+    /// Whether a session of a user is detached, or about to be: its actor has not yet read the end of its socket, or
+    /// has dropped the socket and is being built anew.
+    pub(in crate::broker) fn has_waiting(&self, uid: u32) -> bool {
         let inner = self.lock();
         let is_lost = |socket: &Weak<UnixStream>| socket.upgrade().is_none_or(|it| peer::has_hung_up(it.as_fd()));
-        inner.sessions.waiting() > 0 || inner.sockets.values().any(is_lost)
+        let has_lost = |id: u32| inner.sockets.get(&id).is_some_and(is_lost);
+        inner.sessions.of_user(uid).any(|(_, is_detached)| is_detached)
+            || inner.sessions.of_user(uid).any(|(id, _)| has_lost(id))
     }
 
     /// The ids of detached sessions.

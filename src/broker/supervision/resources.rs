@@ -6,6 +6,7 @@
 //! that names what was refused. Libraries that panic instead are called only after a trial.
 
 use crate::config::Config;
+use crate::logic::shares::ShareLimits;
 use actix::Arbiter;
 pub(crate) use nix::sys::resource::Resource;
 use nix::sys::resource::{RLIM_INFINITY, getrlimit, setrlimit};
@@ -44,7 +45,9 @@ pub(crate) fn raise(resource: Resource) -> io::Result<u64> {
 
 /// The descriptors of a broker: each connection takes six, one of the endpoints one.
 pub(crate) fn descriptors_needed(config: &Config) -> u64 {
-    u64::from(config.ipc.max_connections) * 6 + u64::from(config.health_server.max_connections) + 64
+    let connections =
+        ShareLimits::of_one(config.ipc.max_connections as usize, config.limits.user_share_percent).total();
+    connections as u64 * 6 + u64::from(config.health_server.max_connections) + 64
 }
 
 /// From now on no process of the same user can trace this one, take its descriptors or read its memory, and it leaves

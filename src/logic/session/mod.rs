@@ -1,7 +1,8 @@
-//! Sessions: the states of a connection, its token, and the roster for the next broker.
+//! Sessions: permits of connections, their states and tokens, and the roster for the next broker.
 //!
 //! | file | idea |
 //! |---|---|
+//! | `permits` | how many connections each user holds, and how fast it opens them |
 //! | `sessions` | session tokens, and the claims that are refused |
 //! | `lifecycle` | the states of a connection |
 //! | `roster` | the session roster for the next broker, as a table and as text |
@@ -10,6 +11,7 @@
 
 pub(crate) mod lifecycle;
 pub(crate) mod publisher;
+pub(crate) mod permits;
 pub(crate) mod restart_grace;
 pub(crate) mod roster;
 pub(crate) mod sessions;

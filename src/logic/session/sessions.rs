@@ -20,7 +20,6 @@ pub(crate) struct Sessions<S> {
     sessions: HashMap<u32, Session<S>>,
     /// Hashed with a secret key, then compared in constant time (S3).
     tokens: HashMap<Token, u32>,
-    waiting: usize,
     given_up: VecDeque<Token>,
 }
 
@@ -71,7 +70,7 @@ impl<S> Sessions<S> {
     /// No sessions yet.
     pub(crate) fn new() -> Sessions<S> {
         let (sessions, tokens, given_up) = (HashMap::new(), HashMap::new(), VecDeque::new());
-        Sessions { sessions, tokens, waiting: 0, given_up }
+        Sessions { sessions, tokens, given_up }
     }
 
     /// Adds an attached session.
@@ -84,7 +83,6 @@ impl<S> Sessions<S> {
     /// Detaches a session until its client resumes it; `reached` is the address of its actor. `false`: it has ended.
     pub(crate) fn detach(&mut self, id: u32, reached: S, until: Instant) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
-        self.waiting += usize::from(session.detached.is_none());
         session.detached = Some(Box::new(Detached { until, reached }));
         true
     }
@@ -118,7 +116,6 @@ impl<S> Sessions<S> {
             session.detached = Some(detached);
             return Err(ResumeError::Over);
         }
-        self.waiting -= 1;
         for void in [Some(session.token), session.before].into_iter().flatten().filter(|known| *known != token) {
             self.tokens.remove(&void);
         }
@@ -149,7 +146,6 @@ impl<S> Sessions<S> {
         for token in [Some(session.token), session.before].into_iter().flatten() {
             self.tokens.remove(&token);
         }
-        self.waiting -= usize::from(session.detached.is_some());
     }
 
     /// Ends a session whose connection reached its restart limit. Its client learns that when it reconnects.
@@ -169,9 +165,10 @@ impl<S> Sessions<S> {
         waiting.map(|(id, _)| *id)
     }
 
-    /// The number of detached sessions.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+    /// The ids of a user's sessions, and whether they are detached.
+    pub(crate) fn of_user(&self, uid: u32) -> impl Iterator<Item = (u32, bool)> + '_ {
+        let own = self.sessions.iter().filter(move |(_, session)| session.uid == uid);
+        own.map(|(id, session)| (*id, session.detached.is_some()))
     }
 }
 
@@ -242,7 +239,8 @@ mod tests {
         let until = now + WINDOW;
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, now), Err(ResumeError::Held(7)));
         assert!(sessions.detach(7, "first", until));
-        assert_eq!(sessions.waiting(), 1);
+        assert_eq!(sessions.of_user(1000).collect::<Vec<_>>(), [(7, true)]);
+        assert_eq!((sessions.of_user(1001).count(), sessions.waiting_ids().count()), (0, 1));
         assert_eq!(sessions.resume(token(9), token(2), 1000, 42, now), Err(ResumeError::Unknown));
         assert_eq!(sessions.resume(token(1), token(2), 1001, 42, now), Err(ResumeError::OtherUser));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 43, now), Err(ResumeError::OtherInstance));
@@ -252,7 +250,7 @@ mod tests {
         assert!(sessions.detach(7, "again", until));
         assert_eq!(sessions.resume(token(1), token(3), 1000, 42, now), Err(ResumeError::Unknown), "replayed");
         assert_eq!(sessions.resume(token(2), token(3), 1000, 42, now), Ok((7, "again")));
-        assert_eq!((sessions.waiting(), sessions.tokens.len()), (0, 2));
+        assert_eq!((sessions.waiting_ids().count(), sessions.tokens.len()), (0, 2));
     }
 
     #[test]
@@ -275,7 +273,7 @@ mod tests {
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Over));
         assert!(sessions.end_waiting(7) && !sessions.end_waiting(7));
         assert_eq!(sessions.resume(token(1), token(2), 1000, 42, until), Err(ResumeError::Unknown));
-        assert_eq!((sessions.waiting(), sessions.tokens.len(), sessions.sessions.len()), (0, 0, 0));
+        assert_eq!((sessions.waiting_ids().count(), sessions.tokens.len(), sessions.sessions.len()), (0, 0, 0));
         assert!(!sessions.detach(7, "it", until), "there is no such session");
     }
 
