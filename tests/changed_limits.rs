@@ -49,6 +49,7 @@ const TOGETHER: [(&str, &str); 56] = [
     ("limits.max_routes", "100000"),
     ("limits.user_share_percent", "50"),
     ("limits.user_work_percent", "10"),
+    ("limits.user_control_percent", "10"),
     ("limits.max_requests_per_responder", "100"),
     ("limits.request_body_idle_ms", "20000"),
     ("limits.max_backlog_bytes", "2097152"),

@@ -5,11 +5,13 @@ use super::health::{Access, Location};
 use super::router::{RouterHandle, Settings};
 use super::session::publishers::Publishers;
 use super::session::permits::ConnectionPermits;
+use super::session::control_time::ControlAccounts;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;
 use super::supervision::supervisor::{NodeId, Tree};
 use super::telemetry::counters::Counters;
+use super::telemetry::snapshots::SharedSnapshots;
 use crate::config::{Config, ConfigError, Loaded};
 use crate::shm::peer;
 use crate::sync::AtomicU64;
@@ -55,6 +57,10 @@ pub(super) struct Broker {
     pub(super) started: Instant,
     pub(super) tree: Arc<Tree>,
     pub(super) counters: Counters,
+    /// The snapshots of the status that clients ask for.
+    pub(super) snapshots: Arc<SharedSnapshots>,
+    /// What the control requests of each user may take of the router's time.
+    pub(super) control_accounts: ControlAccounts,
     pub(super) upstreams: Vec<Arc<Upstream>>,
     /// The node of all connections in the supervision tree.
     pub(super) connections: NodeId,

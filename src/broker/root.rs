@@ -10,6 +10,7 @@ use super::listener::listening::Listening;
 use super::listener::socket::{self, Bound, SocketError};
 use super::processes::children as processes;
 use super::router::{Announce, CloseLanes, IsQuiescent, RouterHandle, RouterState, Settings, Shared, ShmRouter};
+use super::session::control_time::ControlAccounts;
 use super::session::dialler;
 use super::session::publishers::Publishers;
 use super::session::permits::ConnectionPermits;
@@ -27,6 +28,7 @@ use super::telemetry::counters::Counters;
 use super::telemetry::events::{Events, Queue, SystemEvent};
 use super::telemetry::log_limit;
 use super::telemetry::notify::Notify;
+use super::telemetry::snapshots::SharedSnapshots;
 use super::telemetry::stderr;
 use crate::config::{Config, ConfigError, Loaded, WaitStrategy};
 use crate::logic::supervision::group::ROOT;
@@ -233,6 +235,8 @@ async fn serve(
         connections: tree.add_many("connection", ROOT),
         tree: tree.clone(),
         counters: Counters::default(),
+        snapshots: SharedSnapshots::new()?,
+        control_accounts: ControlAccounts::new(),
         ready: is_whole,
         socket_lost: listening.lost(),
         late: watchdog.late(),

@@ -121,7 +121,9 @@ const CONNECTION: [&str; 11] =
     ["id", "name", "pid", "age", "state", "subs", "services", "in", "out", "dropped", "backlog"];
 
 fn connection(c: &ConnectionStatus) -> Vec<String> {
-    let services: Vec<&str> = c.services.iter().map(|name| name.as_str()).collect();
+    let mut services: Vec<String> = c.services.iter().map(|name| name.as_str().to_owned()).collect();
+    let more = (c.services_offered as usize).saturating_sub(services.len());
+    services.extend((more > 0).then(|| format!("and {more} more")));
     vec![
         c.id.to_string(),
         c.name.as_str().to_owned(),

@@ -34,6 +34,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("limits.max_topics", Class::Live),
     ("limits.max_routes", Class::Live),
     ("limits.user_work_percent", Class::Live),
+    ("limits.user_control_percent", Class::Live),
     ("delivery.user_wait_ms", Class::Live),
     ("limits.max_topics_per_connection", Class::Live),
     ("limits.max_subscriptions_per_connection", Class::Live),

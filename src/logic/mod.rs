@@ -16,6 +16,8 @@
 //! | `readiness` | liveness, readiness and health, from a snapshot |
 //! | `shares` | shares of something finite among users |
 //! | `work` | shares of the router's time among users |
+//! | `control_time` | the router's time that control requests of a user take |
+//! | `snapshots` | snapshots of the broker that readers share, and read page by page |
 //! | `patience` | how long publishers wait for the subscriptions of a user, and of a process |
 //! | `halvings` | a time that events halve and quiet periods restore |
 //! | `pace` | the usual reply time of a service, against which deadlines are judged |
@@ -26,6 +28,7 @@ pub(crate) mod backoff;
 pub(crate) mod breaker;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod halvings;
+pub(crate) mod control_time;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
@@ -46,6 +49,8 @@ pub(crate) mod services;
 pub(crate) mod session;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod shares;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod snapshots;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod supervision;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -9,10 +9,9 @@
 pub(crate) struct WorkShare {
     /// Of the time, in percent; 100 and more: no limit.
     pub(crate) percent: u32,
+    /// What can be saved up: the part of so many nanoseconds.
+    pub(crate) window: u64,
 }
-
-/// What is saved up, unless told otherwise: the share of this many nanoseconds.
-const BURST: u64 = 100_000_000;
 
 /// The account of one user. Times are nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -20,19 +19,12 @@ pub(crate) struct WorkAccount {
     /// Work that may be done; below zero: work that is not paid for yet.
     left: i64,
     filled_at: u64,
-    /// What is saved up is the share of this time.
-    saves: u64,
 }
 
 impl WorkAccount {
     /// A full account.
     pub(crate) fn new(share: WorkShare, now: u64) -> WorkAccount {
-        WorkAccount::saving(BURST, share, now)
-    }
-
-    /// A full account that saves up the share of `saves` nanoseconds.
-    pub(crate) fn saving(saves: u64, share: WorkShare, now: u64) -> WorkAccount {
-        WorkAccount { left: share.of(saves), filled_at: now, saves }
+        WorkAccount { left: share.burst(), filled_at: now }
     }
 
     /// Whether more may be done.
@@ -42,10 +34,10 @@ impl WorkAccount {
         self.left > 0
     }
 
-    /// Whether it has saved up all that it can.
+    /// Whether as much is saved up as can be.
     pub(crate) fn is_full(&mut self, share: WorkShare, now: u64) -> bool {
         self.fill(share, now);
-        self.left >= share.of(self.saves)
+        self.left >= share.burst()
     }
 
     /// Pays for work that took this many nanoseconds.
@@ -69,18 +61,17 @@ impl WorkAccount {
         // Otherwise small pieces of time would be rounded away.
         if more > 0 {
             self.filled_at = now;
-            self.left = self.left.saturating_add_unsigned(more).min(share.of(self.saves));
+            self.left = self.left.saturating_add_unsigned(more).min(share.burst());
         }
         if share.is_unlimited() {
-            self.left = share.of(self.saves);
+            self.left = share.burst();
         }
     }
 }
 
 impl WorkShare {
-    /// The share of a time.
-    fn of(self, nanos: u64) -> i64 {
-        (nanos * u64::from(self.percent.min(100)) / 100) as i64
+    fn burst(self) -> i64 {
+        i64::try_from(self.window.saturating_mul(u64::from(self.percent.min(100))) / 100).unwrap_or(i64::MAX)
     }
 
     fn is_unlimited(self) -> bool {
@@ -93,7 +84,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHARE: WorkShare = WorkShare { percent: 5 };
+    const WINDOW: u64 = 100_000_000;
+    const SHARE: WorkShare = WorkShare { percent: 5, window: WINDOW };
 
     #[test]
     fn an_overdrawn_account_is_filled_again() {
@@ -108,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_share_of_all_is_no_limit() {
-        let all = WorkShare { percent: 100 };
+        let all = WorkShare { percent: 100, window: WINDOW };
         let mut account = WorkAccount::new(all, 0);
         account.pay(u64::MAX);
         assert!(account.has_time(all, 0));
@@ -122,7 +114,7 @@ mod tests {
             percent in 1u32..100,
             steps in prop::collection::vec((0u64..20_000_000, 1u64..50_000_000), 1..300),
         ) {
-            let share = WorkShare { percent };
+            let share = WorkShare { percent, window: WINDOW };
             let (mut account, mut now, mut done, mut largest) = (WorkAccount::new(share, 0), 0, 0, 0);
             for (pause, piece) in steps {
                 now += pause;
@@ -133,7 +125,7 @@ mod tests {
                     prop_assert!(account.next(share) > now);
                 }
             }
-            prop_assert!(done <= (BURST + now) * u64::from(percent) / 100 + largest);
+            prop_assert!(done <= (WINDOW + now) * u64::from(percent) / 100 + largest);
         }
     }
 }

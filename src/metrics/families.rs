@@ -98,7 +98,7 @@ families! {
     RUNG: Counter "lapce_ipc_doorbells_rung_total" = "Wakes of sleeping clients.";
     LOOKS: Counter "lapce_ipc_doorbell_looks_total" = "Polls of the router's own doorbells.";
     PROBES: Counter "lapce_ipc_router_probes_total"
-        = "Probes of the router for its metrics; all readers within a tenth of a second share one probe.";
+        = "Snapshots of the router, for metrics and the status; all readers at the same time share one.";
     PROBE_CPU: Counter "lapce_ipc_router_probe_cpu_seconds_total"
         = "CPU time of the router's thread spent on probes.";
     SLEEPS: Counter "lapce_ipc_router_sleeps_total" = "Times that the router went to sleep.";

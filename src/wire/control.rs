@@ -15,11 +15,20 @@
 //! | `Unsubscribe`, `Unserve` | `Done` or `Failed` |
 //! | `Status` | `Status` or `Failed` |
 //! | `Breakers`, `SetBreaker` | `Breakers` or `Failed` |
+//! | `NextPage` | `Status`, `Breakers` or `Failed` |
 //! | `Upstreams`, `DialUpstream` | `Upstreams` or `Failed` |
 //! | `Reload` | `Reloaded` or `Failed` |
 //! | `Bye` | none; the broker closes once it has drained the client's rings |
 //! | `Resumed` | none |
 //! | `Restored` | none |
+//!
+//! # Pages
+//!
+//! A status, and a list of breakers, is a snapshot that is as long as the broker has connections and services. So each
+//! `Status` and `Breakers` has one page of it, of at most [`PAGE_BYTES_MAX`], and the token of the `next` one, if there
+//! are more; `NextPage` requests that, and the lists of all pages are joined. All pages are of the same moment, after
+//! the request for the first one came. The broker keeps the snapshot for two seconds; after that `NextPage` is
+//! [`FailedCode::Unknown`], and the client begins again with the first page.
 //!
 //! # Resuming
 //!
@@ -87,7 +96,7 @@ pub use codes::{ClosingCode, FailedCode, RefusedCode};
 pub use hello::{HelloError, RECONNECTS, peek_hello};
 pub use operations::{ReloadReport, UpstreamStatus};
 pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
-pub use status::{HealthStatus, ServiceStatus, SessionState, StatusReport};
+pub use status::{HealthStatus, PAGE_BYTES_MAX, PageToken, ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
 
 /// The version of the protocol that this library speaks.
@@ -99,7 +108,7 @@ pub const MAGIC: [u8; 8] = *b"LAPCEIPC";
 /// The longest body of a frame that a client may send, in bytes.
 pub const CLIENT_FRAME_BYTES_MAX: usize = 4 * 1024;
 
-/// The longest body of a frame that the broker may send, in bytes: a status report grows with the connections.
+/// The longest body of a frame that the broker may send, in bytes: the list of upstreams grows with the configuration.
 pub const BROKER_FRAME_BYTES_MAX: usize = codec::HARD_LIMIT;
 
 /// A frame from a client. The order of variants and fields is the wire format.
@@ -165,14 +174,14 @@ pub enum ClientFrame {
         /// The number from [`BrokerFrame::Serving`].
         service: u32,
     },
-    /// Requests a [`StatusReport`].
+    /// Requests a [`StatusReport`]: its first page.
     Status {
         /// Repeated in the reply.
         serial: u32,
     },
     /// Announces an orderly end; nothing follows.
     Bye,
-    /// Requests the status of all breakers.
+    /// Requests the status of all breakers: the first page.
     Breakers {
         /// Repeated in the reply.
         serial: u32,
@@ -210,6 +219,13 @@ pub enum ClientFrame {
     /// After a Hello without a token: the subscriptions that the client had at the last broker are in force again, also
     /// if it had none. No reply.
     Restored,
+    /// Requests a further page of a status, or of the breakers.
+    NextPage {
+        /// Repeated in the reply.
+        serial: u32,
+        /// From the page before.
+        token: PageToken,
+    },
 }
 
 impl ClientFrame {
@@ -245,7 +261,8 @@ impl ClientFrame {
             | Self::SetBreaker { serial, .. }
             | Self::Upstreams { serial }
             | Self::DialUpstream { serial, .. }
-            | Self::Reload { serial } => Some(*serial),
+            | Self::Reload { serial }
+            | Self::NextPage { serial, .. } => Some(*serial),
             Self::Hello { .. } | Self::Bye | Self::Resumed | Self::Restored => None,
         }
     }
@@ -356,12 +373,14 @@ pub enum BrokerFrame {
         /// Why, for people.
         message: String,
     },
-    /// The reply to [`ClientFrame::Status`].
+    /// The reply to [`ClientFrame::Status`], and to [`ClientFrame::NextPage`].
     Status {
         /// From the request.
         serial: u32,
-        /// The state of the broker.
+        /// A page of the state of the broker.
         report: StatusReport,
+        /// The next page; none behind the last one.
+        next: Option<PageToken>,
     },
     /// The broker is shutting down: finish outstanding work, start nothing new.
     Draining {
@@ -375,12 +394,15 @@ pub enum BrokerFrame {
         /// Why, for people.
         message: String,
     },
-    /// The reply to [`ClientFrame::Breakers`]; and [`ClientFrame::SetBreaker`], with the one that was set.
+    /// The reply to [`ClientFrame::Breakers`] and [`ClientFrame::NextPage`]; and to [`ClientFrame::SetBreaker`], with
+    /// the one that was set.
     Breakers {
         /// From the request.
         serial: u32,
-        /// One for each service that has or had a responder.
+        /// One for each service that has or had a responder: a page of them.
         breakers: Vec<BreakerStatus>,
+        /// The next page; none behind the last one.
+        next: Option<PageToken>,
     },
     /// The reply to [`ClientFrame::Upstreams`]; and [`ClientFrame::DialUpstream`], with the one that is dialled.
     Upstreams {

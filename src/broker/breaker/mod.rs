@@ -327,7 +327,7 @@ impl BreakerHandle {
             None => Err(MailboxError::Closed),
         };
         match set {
-            Ok(Ok(status)) => BrokerFrame::Breakers { serial, breakers: vec![status] },
+            Ok(Ok(status)) => BrokerFrame::Breakers { serial, breakers: vec![status], next: None },
             Ok(Err((code, message))) => BrokerFrame::Failed { serial, code, message },
             Err(error) => {
                 let message = format!("cannot set breakers: {error}");

@@ -110,6 +110,7 @@ pub(super) mod tests {
             breakers: Vec::new(),
             metrics: crate::broker::router::RouterMetrics::default(),
             has_connections: true,
+            cost: 0,
         }
     }
 

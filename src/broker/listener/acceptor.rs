@@ -13,7 +13,6 @@ use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, s
 use crate::broker::telemetry::log_limit::{Kind, OTHERS, may_log};
 use crate::logic::shares::Uid;
 use crate::logic::supervision::restart::Restart;
-use crate::logic::work::WorkShare;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
 use actix::prelude::*;
@@ -125,11 +124,11 @@ type Refusal = (RefusedCode, String);
 /// Admits a socket with a permit, or refuses it; both when its turn comes.
 fn admit(candidate: Candidate) {
     let Candidate { peer: Credentials { uid, .. }, broker, .. } = &candidate;
-    let share = WorkShare { percent: broker.config().limits.user_work_percent };
+    let percent = broker.config().limits.user_work_percent;
     let refused = if broker.may_connect(*uid) {
         match broker.permits.take(PermitKind::Connection, *uid) {
             Ok(permit) => {
-                let wait = broker.permits.pay(*uid, share);
+                let wait = broker.permits.pay(*uid, percent);
                 return candidate.begin(permit, wait);
             }
             Err(reached) => (RefusedCode::TooManyConnections, at_capacity(reached)),
@@ -139,7 +138,7 @@ fn admit(candidate: Candidate) {
     };
     match broker.permits.take(PermitKind::Refusal, *uid) {
         Ok(permit) => {
-            let wait = broker.permits.pay(*uid, share);
+            let wait = broker.permits.pay(*uid, percent);
             actix::spawn(candidate.resume_or_refuse(permit, wait, refused));
         }
         // Too many wait for theirs: it is closed without one.

@@ -32,20 +32,18 @@ impl RouterState {
                 self.calls.serve_service(&mut self.ports, key, serial, &service, max_in_flight)
             }
             ClientFrame::Unserve { service, .. } => self.calls.unserve(&mut self.ports, key, serial, service),
-            // Read-only, so they may be executed twice.
-            ClientFrame::Status { serial } => return Some(BrokerFrame::Status { serial, report: self.report(true) }),
-            ClientFrame::Breakers { serial } => {
-                return Some(BrokerFrame::Breakers { serial, breakers: self.breakers() });
-            }
-            // All but the first three are for other actors.
+            // The first four are no requests. The others are for other actors, or for a snapshot.
             ClientFrame::Hello { .. }
             | ClientFrame::Bye
             | ClientFrame::Resumed
+            | ClientFrame::Restored
+            | ClientFrame::Status { .. }
+            | ClientFrame::Breakers { .. }
+            | ClientFrame::NextPage { .. }
             | ClientFrame::SetBreaker { .. }
             | ClientFrame::Upstreams { .. }
             | ClientFrame::DialUpstream { .. }
-            | ClientFrame::Reload { .. }
-            | ClientFrame::Restored => return None,
+            | ClientFrame::Reload { .. } => return None,
         };
         let reply = reply.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
         self.ports.ingress_mut(key)?.replied = Some(Box::new((number, reply.clone())));

@@ -113,13 +113,21 @@ pub(crate) struct EndConnection {
 
 /// A control request. Returns the frame to send, if the connection still exists.
 #[derive(Message, Clone)]
-#[rtype(result = "Option<BrokerFrame>")]
+#[rtype(result = "Option<Handled>")]
 pub(crate) struct ControlRequest {
     pub(crate) key: u32,
     pub(crate) id: u32,
     /// The connection's count of its control requests.
     pub(crate) number: u64,
     pub(crate) frame: ClientFrame,
+}
+
+/// A control request that was carried out.
+#[derive(Clone, Debug)]
+pub(crate) struct Handled {
+    pub(crate) reply: BrokerFrame,
+    /// How long the router's thread was at it, in nanoseconds.
+    pub(crate) took: u64,
 }
 
 /// Requests the gates of all services, after those at rest without users were removed. New gates begin with these
@@ -153,7 +161,7 @@ pub(crate) struct CloseLanes;
 #[rtype(result = "bool")]
 pub(crate) struct IsQuiescent;
 
-/// Requests a snapshot of the router, for the health endpoints.
+/// Requests a snapshot of the router, for the health endpoints and for the status.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "RouterSnapshot")]
 pub(crate) struct ProbeRouter {
@@ -170,6 +178,8 @@ pub(crate) struct RouterSnapshot {
     pub(crate) metrics: RouterMetrics,
     /// Whether the list of connections is there.
     pub(crate) has_connections: bool,
+    /// CPU time of the router's thread that the snapshot took, in nanoseconds.
+    pub(crate) cost: u64,
 }
 
 /// A handle to the router. Its thread sleeps on its doorbells, so each message is followed by a ring.
@@ -304,7 +314,10 @@ impl Handler<ControlRequest> for ShmRouter {
     type Result = MessageResult<ControlRequest>;
 
     fn handle(&mut self, message: ControlRequest, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.with(|state| state.handle_request(message.key, message.id, message.number, message.frame)))
+        let began = self.shared.now();
+        let reply = self.with(|state| state.handle_request(message.key, message.id, message.number, message.frame));
+        let took = self.shared.now() - began;
+        MessageResult(reply.map(|reply| Handled { reply, took }))
     }
 }
 
@@ -345,9 +358,11 @@ impl Handler<ProbeRouter> for ShmRouter {
             breakers: state.breakers(),
             metrics: state.metrics(),
             has_connections,
+            cost: 0,
         });
+        router_snapshot.cost = cpu_time().saturating_sub(began);
         let probes = &mut self.shared.state.borrow_mut().timings.probes;
-        *probes = (probes.0 + 1, probes.1 + cpu_time().saturating_sub(began));
+        *probes = (probes.0 + 1, probes.1 + router_snapshot.cost);
         // This probe included.
         router_snapshot.metrics.probes = *probes;
         MessageResult(router_snapshot)

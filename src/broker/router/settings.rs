@@ -12,6 +12,8 @@ const MS: u64 = 1_000_000;
 /// The part of the cells of shared memory that a user may lease of what the others leave. A user that comes late needs
 /// almost as many as one that is alone, or small rings make it slow (row `budget` of `tests/hostile_table.rs`).
 const LEASE_PERCENT: u32 = 25;
+/// Work for a user's subscriptions that can be saved up: the share of so much time.
+const WORK_WINDOW: u64 = 100 * MS;
 
 /// The router's limits. Times in nanoseconds, credit and windows in cells.
 #[derive(Clone, Debug)]
@@ -108,7 +110,7 @@ impl Settings {
                     .collect(),
             }),
             user_wait: config.delivery.user_wait_ms * MS,
-            user_work: WorkShare { percent: limits.user_work_percent },
+            user_work: WorkShare { percent: limits.user_work_percent, window: WORK_WINDOW },
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
         })

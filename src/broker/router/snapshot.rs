@@ -4,10 +4,27 @@ use super::calls::status;
 use super::state::RouterState;
 use super::timings::{RouterMetrics, ServiceMetrics};
 use crate::logic::histogram::Durations;
+use crate::logic::services::Service;
 use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::{
     BreakerStatus, ConnectionStatus, LatencyStatus, QuantileStatus, ServiceStatus, SessionState, StatusReport,
 };
+use crate::wire::name::Name;
+
+/// Bytes of the names of services in the entry of a connection: each connection may offer all services, with names of
+/// any length, and an entry is to fit a page.
+const LISTED_BYTES: usize = 2048;
+
+/// The first services of a connection.
+fn first_names<'a>(services: impl Iterator<Item = &'a Service>) -> Vec<Name> {
+    let mut left = LISTED_BYTES;
+    let fits = |name: &&Name| {
+        let rest = left.checked_sub(name.as_str().len());
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    services.map(|service| &service.name).take_while(fits).cloned().collect()
+}
 
 impl RouterState {
     /// The router's part of the status. The list of connections, the only part that grows with them, is optional. The
@@ -31,7 +48,8 @@ impl RouterState {
                 uid: ingress.info.peer.uid,
                 age_ms: (self.ports.now - ingress.opened) / 1_000_000,
                 subscriptions: egress.subscriptions.len() as u32,
-                services: services.map(|service| service.name.clone()).collect(),
+                services: first_names(services),
+                services_offered: ingress.serving.len() as u32,
                 messages_in: ingress.messages,
                 messages_out: egress.messages,
                 bytes_in: ingress.bytes,

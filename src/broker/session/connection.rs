@@ -1,22 +1,25 @@
 //! `ConnectionActor`: one per session. It serves the session's socket, and after a lost socket the resumed one. The
 //! rings belong to the router.
 
+use super::control_time::Customer;
 use super::handshake::{self, handshake};
 use super::state::{ConnectionContext, Session};
+use super::status::PageRequest;
 use super::stream::{FINAL_FRAME_TIMEOUT, FrameStream, ReadError, send, send_final_frame};
 use super::table::ResumeSocket;
 use super::upstream::{self, Dialled};
 use crate::broker::context::{Broker, Phase};
 use crate::broker::reload;
-use crate::broker::router::{CloseReason, ControlRequest};
+use crate::broker::router::{CloseReason, ControlRequest, Handled};
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{Exit, Stop};
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::broker::telemetry::report;
+use crate::logic::control_time::cost_of_page;
 use crate::logic::session::lifecycle::{Begin, Lost};
 use crate::shm::peer::Process;
 use crate::wire::control::{BrokerFrame, ClientFrame, ClosingCode, FailedCode};
 use actix::prelude::*;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -215,6 +218,7 @@ enum End {
 
 /// Serves a session until it ends or its socket is lost.
 async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, session: &mut Session) -> End {
+    let customer = broker.control_accounts.enters(session.uid, broker.config().limits.user_control_percent);
     let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(session.id)));
     let mut phase = broker.phase.clone();
     // Short connections, as of a shell command, are logged at debug.
@@ -266,7 +270,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
         if !std::mem::replace(&mut session.confirmed, true) {
             broker.sessions.confirm(session.id);
         }
-        if let Some(end) = Box::pin(handle_frame(stream, broker, dialled, session, body)).await {
+        if let Some(end) = Box::pin(handle_frame(stream, broker, dialled, (session, &customer), body)).await {
             return end;
         }
     }
@@ -277,7 +281,7 @@ async fn handle_frame(
     stream: &mut FrameStream,
     broker: &Broker,
     dialled: Option<&Dialled>,
-    session: &mut Session,
+    (session, customer): (&mut Session, &Customer<'_>),
     body: Vec<u8>,
 ) -> Option<End> {
     let frame = match ClientFrame::decode(&body) {
@@ -291,26 +295,61 @@ async fn handle_frame(
         Err(error) => return Some(End::Closed(violation(error))),
         Ok(frame) => frame,
     };
-    let Some(reply) = reply_to(broker, dialled, session, frame).await else {
+    if let Err(end) = unless_over(broker, session, may_ask(broker, customer)).await {
+        return Some(end);
+    }
+    let reply = match PageRequest::of(&frame) {
+        Some(request) => match unless_over(broker, session, request.reply(broker)).await {
+            Ok(reply) => {
+                let bytes = reply.as_ref().and_then(|reply| reply.as_ref().ok()).map_or(0, Vec::len);
+                customer.pays(cost_of_page(bytes));
+                reply
+            }
+            Err(end) => return Some(end),
+        },
+        None => reply_to(broker, dialled, (session, customer), frame).await.map(|reply| encoded(&reply)),
+    };
+    let Some(reply) = reply else {
         // The router has closed the connection, and reports the reason.
         return Some(End::Closed(session.on_close.closed().await));
     };
     // A client that does not read must not hide its own end, or the broker's.
-    let mut phase = broker.phase.clone();
-    let sent = tokio::select! {
-        biased;
-        close = session.on_close.closed() => return Some(End::Closed(close)),
-        Ok(_) = phase.wait_for(|phase| *phase == Phase::Closing) => return Some(End::Shutdown),
-        sent = send(stream, &reply, &[]) => sent,
-    };
+    let sent = unless_over(broker, session, async { stream.write(&reply?, &[]).await }).await;
     match sent {
-        Ok(()) => None,
-        Err(error) => Some(drain_for_bye(stream, error).await),
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(drain_for_bye(stream, error).await),
+        Err(end) => Some(end),
     }
 }
 
+/// Waits until the client's user may take more of the router's time. When the broker ends, it need not wait. Frames
+/// behind the one that waits are not read, so they stay in their order, and the socket's buffer bounds them.
+async fn may_ask(broker: &Broker, customer: &Customer<'_>) {
+    let mut phase = broker.phase.clone();
+    tokio::select! {
+        biased;
+        () = customer.may_ask(broker.config().limits.user_control_percent) => {}
+        _ = phase.wait_for(Phase::is_ending) => {}
+    }
+}
+
+/// The result of `work`, unless the connection or the broker ends before.
+async fn unless_over<T>(broker: &Broker, session: &mut Session, work: impl Future<Output = T>) -> Result<T, End> {
+    let mut phase = broker.phase.clone();
+    tokio::select! {
+        biased;
+        close = session.on_close.closed() => Err(End::Closed(close)),
+        Ok(_) = phase.wait_for(|phase| *phase == Phase::Closing) => Err(End::Shutdown),
+        result = work => Ok(result),
+    }
+}
+
+fn encoded(reply: &BrokerFrame) -> io::Result<Vec<u8>> {
+    reply.encode().map_err(io::Error::other)
+}
+
 /// Writing failed: reads the frames that the client sent before, because a `Bye` may be among them.
-async fn drain_for_bye(stream: &mut FrameStream, error: std::io::Error) -> End {
+async fn drain_for_bye(stream: &mut FrameStream, error: io::Error) -> End {
     let goodbye = async {
         while let Ok(Some(body)) = stream.read().await {
             if let Ok(ClientFrame::Bye) = ClientFrame::decode(&body) {
@@ -327,7 +366,7 @@ async fn drain_for_bye(stream: &mut FrameStream, error: std::io::Error) -> End {
 async fn reply_to(
     broker: &Broker,
     dialled: Option<&Dialled>,
-    session: &mut Session,
+    (session, customer): (&mut Session, &Customer<'_>),
     frame: ClientFrame,
 ) -> Option<BrokerFrame> {
     let serial = frame.serial()?;
@@ -344,8 +383,9 @@ async fn reply_to(
     if let Some(refusal) = refusal(broker, session, &frame) {
         return Some(refusal);
     }
-    let reply =
-        dispatch(broker, ControlRequest { key: session.key, id: session.id, number: session.requests, frame }).await?;
+    let request = ControlRequest { key: session.key, id: session.id, number: session.requests, frame };
+    let Handled { reply, took } = dispatch(broker, request).await?;
+    customer.pays(took);
     session.requests += 1;
     if matches!(reply, BrokerFrame::Subscribed { .. }) {
         session.listing.subscribed();
@@ -379,27 +419,27 @@ fn violation(reason: impl ToString) -> CloseReason {
     CloseReason { code: ClosingCode::ProtocolViolation, reason: reason.to_string() }
 }
 
-async fn dispatch(broker: &Broker, request: ControlRequest) -> Option<BrokerFrame> {
+/// Carries out a request. Only the router's time is counted: requests to other actors are those of operators, or quick.
+async fn dispatch(broker: &Broker, request: ControlRequest) -> Option<Handled> {
     fault::point("connection.received", 0);
-    let request = match request {
+    let reply = match request {
         ControlRequest { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
-            return Some(broker.breaker.set(id, serial, service, order, for_ms).await);
+            broker.breaker.set(id, serial, service, order, for_ms).await
         }
         ControlRequest { frame: ClientFrame::Upstreams { serial }, .. } => {
-            return Some(upstream::list(&broker.upstreams, &broker.tree, serial));
+            upstream::list(&broker.upstreams, &broker.tree, serial)
         }
         ControlRequest { id, frame: ClientFrame::DialUpstream { serial, name }, .. } => {
-            return Some(upstream::dial((&broker.upstreams, &broker.tree), id, serial, &name));
+            upstream::dial((&broker.upstreams, &broker.tree), id, serial, &name)
         }
         ControlRequest { id, frame: ClientFrame::Reload { serial }, .. } => {
-            return Some(reload::handle_request(broker, id, serial).await);
+            reload::handle_request(broker, id, serial).await
         }
-        request => request,
+        request => {
+            let handled = broker.router.send(request).await.ok()??;
+            fault::point("connection.answered", 0);
+            return Some(handled);
+        }
     };
-    let mut reply = broker.router.send(request).await.ok()??;
-    fault::point("connection.answered", 0);
-    if let BrokerFrame::Status { report, .. } = &mut reply {
-        report::complete(report, broker);
-    }
-    Some(reply)
+    Some(Handled { reply, took: 0 })
 }

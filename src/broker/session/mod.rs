@@ -10,11 +10,14 @@
 //! | `upstream` | configured upstreams, and the services that they may offer |
 //! | `table` | session tokens, and the address of each session's actor |
 //! | `state` | the session, and what outlives an incarnation of its actor |
+//! | `status` | requests for pages of the status |
+//! | `control_time` | requests wait for the account of their user |
 //! | `handshake` | a Hello is answered: a new session, or a socket for one that awaits it |
 //! | `connection` | `ConnectionActor`: serves a session while its socket lasts |
 //! | `dialler` | `UpstreamActor`: dials a process of `upstream`, and serves its session |
 
 pub(in crate::broker) mod connection;
+pub(in crate::broker) mod control_time;
 pub(in crate::broker) mod dialler;
 pub(in crate::broker) mod handshake;
 mod private_file;
@@ -22,6 +25,7 @@ pub(in crate::broker) mod publishers;
 pub(in crate::broker) mod permits;
 pub(in crate::broker) mod roster;
 pub(in crate::broker) mod state;
+mod status;
 pub(in crate::broker) mod stream;
 pub(in crate::broker) mod table;
 pub(in crate::broker) mod upstream;

@@ -4,7 +4,6 @@
 pub(in crate::broker) use crate::logic::session::permits::PermitKind;
 use crate::logic::session::permits::Permits;
 use crate::logic::shares::{BROKER, Holding, ShareReached, Uid};
-use crate::logic::work::WorkShare;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -64,9 +63,9 @@ impl ConnectionPermits {
     }
 
     /// A socket of `user` pays for what it costs. Returns how long it waits for its turn.
-    pub(in crate::broker) fn pay(&self, user: Uid, share: WorkShare) -> Duration {
+    pub(in crate::broker) fn pay(&self, user: Uid, percent: u32) -> Duration {
         let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(self.lock().pay(user, share, now) - now)
+        Duration::from_nanos(self.lock().pay(user, percent, now) - now)
     }
 
     /// The connections of all users.

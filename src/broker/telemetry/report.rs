@@ -9,6 +9,9 @@ pub(in crate::broker) fn ms_since(then: Instant) -> u64 {
     u64::try_from(then.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The longest text of unknown origin in a report, in bytes: why an actor has ended, and the like.
+const TEXT_BYTES_MAX: usize = 1024;
+
 /// Fills in what the router does not know.
 pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
     report.uptime_ms = ms_since(broker.started);
@@ -24,6 +27,17 @@ pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
     let waiting = broker.sessions.waiting();
     for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
         connection.state = SessionState::AwaitingPeer;
+    }
+    let reasons = report.actors.iter_mut().map(|actor| &mut actor.last_reason);
+    reasons.chain([&mut report.health.reason, &mut report.socket_lost]).flatten().for_each(shorten);
+}
+
+/// Cuts a text, so that it fits a page of the report.
+fn shorten(text: &mut String) {
+    if text.len() > TEXT_BYTES_MAX {
+        let end = (0..TEXT_BYTES_MAX - 3).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+        text.push_str("...");
     }
 }
 

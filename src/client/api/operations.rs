@@ -2,6 +2,7 @@
 
 use super::client::Client;
 use crate::client::connection::control_request::unexpected_reply;
+use crate::client::connection::pages::{Paged, Reading};
 use crate::client::engine::names::ask;
 use crate::client::error::Result;
 use crate::wire::control::UpstreamStatus;
@@ -16,7 +17,7 @@ impl Client {
     ///
     /// If the connection has ended.
     pub fn status(&self) -> Result<StatusReport> {
-        status(ask(&self.connection, |serial| ClientFrame::Status { serial })?)
+        self.read_pages()
     }
 
     /// The breakers of all services that have or had a responder.
@@ -25,7 +26,16 @@ impl Client {
     ///
     /// If the connection has ended.
     pub fn breakers(&self) -> Result<Vec<BreakerStatus>> {
-        breakers(ask(&self.connection, |serial| ClientFrame::Breakers { serial })?)
+        self.read_pages()
+    }
+
+    fn read_pages<T: Paged>(&self) -> Result<T> {
+        let mut reading = Reading::new();
+        loop {
+            if let Some(whole) = reading.take(ask(&self.connection, reading.request())?)? {
+                return Ok(whole);
+            }
+        }
     }
 
     /// Sets the breaker of a service manually, for a time or until the next order. Returns its new state.
@@ -44,20 +54,6 @@ impl Client {
     /// ```
     pub fn set_breaker(&self, service: &str, order: BreakerOrder, time: Option<Duration>) -> Result<BreakerStatus> {
         one_breaker(ask(&self.connection, set_breaker(service, order, time)?)?)
-    }
-}
-
-pub(crate) fn status(answer: BrokerFrame) -> Result<StatusReport> {
-    match answer {
-        BrokerFrame::Status { report, .. } => Ok(report),
-        other => Err(unexpected_reply(&other)),
-    }
-}
-
-pub(crate) fn breakers(answer: BrokerFrame) -> Result<Vec<BreakerStatus>> {
-    match answer {
-        BrokerFrame::Breakers { breakers, .. } => Ok(breakers),
-        other => Err(unexpected_reply(&other)),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::client::AsyncClient;
 use super::wait::until;
 use crate::client::api::operations;
+use crate::client::connection::pages::{Paged, Reading};
 use crate::client::error::Result;
 use crate::wire::control::{BreakerOrder, BreakerStatus, ClientFrame, ReloadReport, StatusReport, UpstreamStatus};
 use std::convert::Infallible;
@@ -15,7 +16,7 @@ impl AsyncClient {
     ///
     /// As [`Client::status`](crate::client::Client::status).
     pub async fn status(&self) -> Result<StatusReport> {
-        operations::status(self.ask(None, |serial| ClientFrame::Status { serial }).await?)
+        self.read_pages().await
     }
 
     /// As [`Client::breakers`](crate::client::Client::breakers).
@@ -24,7 +25,16 @@ impl AsyncClient {
     ///
     /// As [`Client::breakers`](crate::client::Client::breakers).
     pub async fn breakers(&self) -> Result<Vec<BreakerStatus>> {
-        operations::breakers(self.ask(None, |serial| ClientFrame::Breakers { serial }).await?)
+        self.read_pages().await
+    }
+
+    async fn read_pages<T: Paged>(&self) -> Result<T> {
+        let mut reading = Reading::new();
+        loop {
+            if let Some(whole) = reading.take(self.ask(None, reading.request()).await?)? {
+                return Ok(whole);
+            }
+        }
     }
 
     /// As [`Client::set_breaker`](crate::client::Client::set_breaker).

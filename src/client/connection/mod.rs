@@ -9,6 +9,7 @@
 //! | `calls` | records of calls |
 //! | `interning` | topics and services in use |
 //! | `control_request` | control requests, and their end when a handle is dropped |
+//! | `pages` | reading the status page by page |
 
 pub(crate) mod calls;
 pub(crate) mod control_request;
@@ -16,6 +17,7 @@ pub(crate) mod dispatch;
 pub(crate) mod frames;
 pub(crate) mod interning;
 pub(crate) mod link;
+pub(crate) mod pages;
 pub(crate) mod reader;
 pub(crate) mod shared;
 pub(crate) mod table;

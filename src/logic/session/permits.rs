@@ -80,8 +80,9 @@ impl Permits {
         }
     }
 
-    /// A socket of `user` pays for what it costs. Returns when its turn is.
-    pub(crate) fn pay(&mut self, user: Uid, share: WorkShare, now: u64) -> u64 {
+    /// A socket of `user` pays for what it costs, out of `percent` of the time. Returns when its turn is.
+    pub(crate) fn pay(&mut self, user: Uid, percent: u32, now: u64) -> u64 {
+        let share = WorkShare { percent, window: SAVED };
         if user == BROKER || !self.has_others(user) {
             return now;
         }
@@ -90,7 +91,7 @@ impl Permits {
         }
         let has_own = self.accounts.len() < MAX_ACCOUNTS || self.accounts.contains_key(&user);
         let account = self.accounts.entry(if has_own { user } else { BROKER });
-        let account = account.or_insert_with(|| WorkAccount::saving(SAVED, share, now));
+        let account = account.or_insert_with(|| WorkAccount::new(share, now));
         let turn = if account.has_time(share, now) { now } else { account.next(share) };
         account.pay(COST);
         turn
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHARE: WorkShare = WorkShare { percent: 5 };
+    const PERCENT: u32 = 5;
     const SECOND: u64 = 1_000_000_000;
 
     fn takes_all(permits: &mut Permits, kind: PermitKind, user: Uid) -> usize {
@@ -138,29 +139,29 @@ mod tests {
         let mut permits = Permits::new(1_000, 90);
         permits.take(Connection, 7).unwrap();
         permits.take(Connection, BROKER).unwrap();
-        assert!((0..100_000).all(|_| permits.pay(7, SHARE, 5) == 5), "it is alone");
+        assert!((0..100_000).all(|_| permits.pay(7, PERCENT, 5) == 5), "it is alone");
         permits.take(Connection, 8).unwrap();
-        let turns: Vec<u64> = (0..1_500).map(|_| permits.pay(7, SHARE, SECOND)).collect();
+        let turns: Vec<u64> = (0..1_500).map(|_| permits.pay(7, PERCENT, SECOND)).collect();
         let at_once = turns.iter().filter(|turn| **turn == SECOND).count();
         assert_eq!(at_once, 1_250);
         assert!(turns.is_sorted());
         let each = COST * 100 / 5;
         assert_eq!(turns[1_499] / 1000, (SECOND + (1_500 - 1 - 1_250) * each + 1) / 1000);
-        assert_eq!(permits.pay(8, SHARE, SECOND), SECOND, "another user has an account of its own");
-        assert_eq!(permits.pay(BROKER, SHARE, SECOND), SECOND);
-        assert_eq!(permits.pay(7, WorkShare { percent: 100 }, SECOND), SECOND, "without a limit");
+        assert_eq!(permits.pay(8, PERCENT, SECOND), SECOND, "another user has an account of its own");
+        assert_eq!(permits.pay(BROKER, PERCENT, SECOND), SECOND);
+        assert_eq!(permits.pay(7, 100, SECOND), SECOND, "without a limit");
         permits.give_back(Connection, 8);
-        assert_eq!(permits.pay(7, SHARE, SECOND), SECOND, "alone again");
+        assert_eq!(permits.pay(7, PERCENT, SECOND), SECOND, "alone again");
     }
 
     #[test]
     fn few_accounts_are_kept() {
         let mut permits = Permits::new(10, 90);
         permits.take(Connection, 7).unwrap();
-        assert!((1_000..1_256).all(|user| permits.pay(user, SHARE, 0) == 0));
-        assert!((1_256..3_000).any(|user| permits.pay(user, SHARE, 0) > 0), "these share an account");
+        assert!((1_000..1_256).all(|user| permits.pay(user, PERCENT, 0) == 0));
+        assert!((1_256..3_000).any(|user| permits.pay(user, PERCENT, 0) > 0), "these share an account");
         assert_eq!(permits.accounts.len(), MAX_ACCOUNTS + 1);
-        assert_eq!(permits.pay(5_000, SHARE, 3_600 * SECOND), 3_600 * SECOND);
+        assert_eq!(permits.pay(5_000, PERCENT, 3_600 * SECOND), 3_600 * SECOND);
         assert_eq!(permits.accounts.len(), 1, "full ones are forgotten");
     }
 
@@ -267,13 +268,12 @@ mod tests {
         /// However sockets come, those whose turn is before a time cost no more than what was saved and the share.
         #[test]
         fn the_share_of_time_is_kept(percent in 1u32..100, pauses in prop::collection::vec(0..SECOND / 10, 1..3000)) {
-            let share = WorkShare { percent };
             let mut permits = Permits::new(10, 90);
             permits.take(Connection, 8).unwrap();
             let (mut now, mut last) = (0, 0);
             for (before, pause) in (0..).zip(pauses) {
                 now += pause * u64::from(pause % 7 == 0);
-                let turn = permits.pay(7, share, now);
+                let turn = permits.pay(7, percent, now);
                 prop_assert!(turn >= now && turn >= last);
                 last = turn;
                 let most = u128::from(SAVED + turn) * u128::from(percent) / 100 + u128::from(COST);

@@ -6,7 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::name::Name;
 
+/// The next page of a status, or of the breakers: [`ClientFrame::NextPage`](super::ClientFrame::NextPage) requests it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageToken {
+    /// The snapshot that is read. The broker keeps it for two seconds.
+    pub snapshot: u64,
+    /// The page of it.
+    pub page: u32,
+}
+
+/// The longest body of a frame with a page, in bytes. Each entry of a list is much shorter.
+pub const PAGE_BYTES_MAX: usize = 256 * 1024;
+
 /// The state of the broker, for `status`.
+///
+/// It travels in pages: the first has everything but the lists, and each has a part of the lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
     /// The broker's uptime, in milliseconds.
@@ -45,6 +59,37 @@ pub struct StatusReport {
     pub socket_lost: Option<String>,
     /// Sessions of the last broker for which publishes wait.
     pub awaited_sessions: u32,
+}
+
+impl StatusReport {
+    /// Adds the lists of the next page.
+    pub(crate) fn append(&mut self, page: StatusReport) {
+        // Each field is named, so that a new list is not forgotten.
+        let StatusReport {
+            connections,
+            services,
+            counters,
+            actors,
+            uptime_ms: _,
+            version: _,
+            pid: _,
+            socket: _,
+            config_file: _,
+            draining: _,
+            slots_used: _,
+            slots_total: _,
+            topics: _,
+            subscriptions: _,
+            latency: _,
+            health: _,
+            socket_lost: _,
+            awaited_sessions: _,
+        } = page;
+        self.connections.extend(connections);
+        self.services.extend(services);
+        self.counters.extend(counters);
+        self.actors.extend(actors);
+    }
 }
 
 /// The address of the health endpoints: a TCP address or a Unix socket, or none, with the reason.
@@ -100,8 +145,10 @@ pub struct ConnectionStatus {
     pub age_ms: u64,
     /// The number of its subscriptions.
     pub subscriptions: u32,
-    /// Which services it offers.
+    /// Services that it offers: the first ones, whose names fit 2 KiB.
     pub services: Vec<Name>,
+    /// The number of services that it offers.
+    pub services_offered: u32,
     /// Messages from the client.
     pub messages_in: u64,
     /// Messages to the client.

@@ -47,7 +47,12 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         any::<u32>().prop_map(|serial| ClientFrame::Upstreams { serial }),
         (any::<u32>(), name()).prop_map(|(serial, name)| ClientFrame::DialUpstream { serial, name }),
         any::<u32>().prop_map(|serial| ClientFrame::Reload { serial }),
+        (any::<u32>(), page_token()).prop_map(|(serial, token)| ClientFrame::NextPage { serial, token }),
     ]
+}
+
+fn page_token() -> impl Strategy<Value = PageToken> {
+    any::<(u64, u32)>().prop_map(|(snapshot, page)| PageToken { snapshot, page })
 }
 
 fn session_state() -> impl Strategy<Value = SessionState> {
@@ -56,8 +61,8 @@ fn session_state() -> impl Strategy<Value = SessionState> {
 }
 
 fn connection() -> impl Strategy<Value = ConnectionStatus> {
-    (name(), prop::collection::vec(name(), 0..3), any::<[u32; 4]>(), any::<[u64; 10]>(), session_state()).prop_map(
-        |(name, services, [id, pid, uid, subscriptions], n, state)| ConnectionStatus {
+    (name(), prop::collection::vec(name(), 0..3), any::<[u32; 5]>(), any::<[u64; 10]>(), session_state()).prop_map(
+        |(name, services, [id, pid, uid, subscriptions, services_offered], n, state)| ConnectionStatus {
             id,
             name,
             pid,
@@ -65,6 +70,7 @@ fn connection() -> impl Strategy<Value = ConnectionStatus> {
             age_ms: n[0],
             subscriptions,
             services,
+            services_offered,
             messages_in: n[1],
             messages_out: n[2],
             bytes_in: n[3],
@@ -236,11 +242,15 @@ fn broker_frame() -> impl Strategy<Value = BrokerFrame> {
         any::<u32>().prop_map(|serial| BrokerFrame::Done { serial }),
         (any::<u32>(), prop::sample::select(failed), ".{0,20}")
             .prop_map(|(serial, code, message)| BrokerFrame::Failed { serial, code, message }),
-        (any::<u32>(), report()).prop_map(|(serial, report)| BrokerFrame::Status { serial, report }),
+        (any::<u32>(), report(), option::of(page_token())).prop_map(|(serial, report, next)| BrokerFrame::Status {
+            serial,
+            report,
+            next
+        }),
         any::<u32>().prop_map(|deadline_ms| BrokerFrame::Draining { deadline_ms }),
         (prop::sample::select(closing), ".{0,20}").prop_map(|(code, message)| BrokerFrame::Closing { code, message }),
-        (any::<u32>(), prop::collection::vec(breaker(), 0..3))
-            .prop_map(|(serial, breakers)| BrokerFrame::Breakers { serial, breakers }),
+        (any::<u32>(), prop::collection::vec(breaker(), 0..3), option::of(page_token()))
+            .prop_map(|(serial, breakers, next)| BrokerFrame::Breakers { serial, breakers, next }),
         (any::<u32>(), prop::collection::vec(upstream(), 0..3))
             .prop_map(|(serial, upstreams)| BrokerFrame::Upstreams { serial, upstreams }),
     ]

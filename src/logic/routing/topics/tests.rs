@@ -1,7 +1,9 @@
 use super::*;
 use proptest::prelude::*;
 
-const ALL: WorkShare = WorkShare { percent: 100 };
+/// What an account holds is the share of it.
+const WINDOW: u64 = 100_000_000;
+const ALL: WorkShare = WorkShare { percent: 100, window: WINDOW };
 // The user of the subscriptions, and one that publishes.
 const READER: Uid = 7;
 const WRITER: Uid = 8;
@@ -106,7 +108,7 @@ fn lists_beyond_the_share_of_routes_are_forgotten_and_found_again() {
 
 #[test]
 fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
-    let work = WorkShare { percent: 5 };
+    let work = WorkShare { percent: 5, window: WINDOW };
     let mut topics = topics(10, 100, work);
     let keys = ["a", ">"].map(|pattern| subscribe(&mut topics, pattern));
     let own = subscribe_as(&mut topics, WRITER, "a", DeliveryPolicy::Block);
@@ -139,7 +141,7 @@ fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
 
 #[test]
 fn what_a_subscription_missed_is_counted_before_it_ends_or_its_list_changes() {
-    let mut topics = topics(10, 100, WorkShare { percent: 1 });
+    let mut topics = topics(10, 100, WorkShare { percent: 1, window: WINDOW });
     let [first, second] = ["a", "a"].map(|pattern| subscribe(&mut topics, pattern));
     let id = topics.intern(&topic("a"), Some(WRITER)).unwrap();
     topics.find_targets(id, WRITER);
