@@ -3,9 +3,9 @@
 use super::breaker::BreakerHandle;
 use super::health::{Access, Location};
 use super::router::{RouterHandle, Settings};
-use super::session::publishers::Publishers;
-use super::session::permits::ConnectionPermits;
 use super::session::control_time::ControlAccounts;
+use super::session::permits::ConnectionPermits;
+use super::session::publishers::Publishers;
 use super::session::roster::Roster;
 use super::session::table::SessionTable;
 use super::session::upstream::Upstream;

@@ -26,9 +26,9 @@
 pub(crate) mod backoff;
 #[cfg(any(feature = "broker", lapce_ipc_loom))]
 pub(crate) mod breaker;
+pub(crate) mod control_time;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod halvings;
-pub(crate) mod control_time;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod histogram;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -10,8 +10,8 @@
 //! | `restart_grace` | how long a restarted broker holds publishes back for subscribers of the last one |
 
 pub(crate) mod lifecycle;
-pub(crate) mod publisher;
 pub(crate) mod permits;
+pub(crate) mod publisher;
 pub(crate) mod restart_grace;
 pub(crate) mod roster;
 pub(crate) mod sessions;
