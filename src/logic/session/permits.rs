@@ -29,8 +29,8 @@ pub(crate) enum PermitKind {
 
 /// Sockets of one user beyond its share that may resume at a time, and as many that are refused at a time.
 const BEYOND: usize = 16;
-/// The time of the broker's threads that a connection takes, from accept to end: about 150 microseconds were measured
-/// (the row `come-and-go` of `tests/hostile_table.rs`).
+/// The time of the broker's threads that a connection takes, from accept to end: 205 microseconds were measured, of a
+/// client that connects, says Hello and leaves, 3,600 times in a second. A refused socket takes less.
 const COST: u64 = 200_000;
 /// What a user saves up is its share of this time: with 5 % it is the time of 1,250 connections.
 const SAVED: u64 = 5_000_000_000;
