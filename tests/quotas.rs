@@ -49,7 +49,7 @@ fn what_a_user_takes_leaves_topics_and_services_to_others() {
     let broker = open_broker(&[
         ("limits.max_services", "50"),
         ("limits.max_topics", "200"),
-        ("limits.max_topics_per_connection", "200"),
+        ("limits.max_topics_per_connection", "1000"),
         ("limits.user_share_percent", "80"),
     ]);
     let (_folder, copy) = open_folder(std::env::current_exe().unwrap().to_str().unwrap());

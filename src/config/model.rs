@@ -108,9 +108,9 @@ section! {
         /// `user_wait_ms`). While other users are connected, it is also the part of a processor's time that one user's
         /// new connections may take; beyond it they wait before their handshake. 100: no limit.
         user_work_percent: u32 = 5, integer(1, 100, "%");
-        /// The part of the router's time that one user's control requests (subscribe, serve, the first use of a name)
-        /// may take while clients of several users are connected.
-        /// Beyond it that user's further requests wait; the share of two seconds can be saved up. 100: no limit.
+        /// The part of the router's time that one user's control requests may take while other users are connected.
+        /// These are, for example, subscribing, serving and the first use of a name. Further requests of the user
+        /// wait. The share of two seconds can be saved up. 100: no limit.
         user_control_percent: u32 = 5, integer(1, 100, "%");
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");

@@ -1,6 +1,8 @@
 //! Memory of this process alone. Large buffers are mappings of their own, so their pages are with the system again as
 //! soon as a buffer is dropped, whatever else is allocated.
 
+#![allow(clippy::disallowed_types, reason = "an anonymous mapping, which no peer can write")]
+
 use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 

@@ -337,9 +337,9 @@ mod tests {
                             prop_assert_eq!(next, first);
                         }
                         prop_assert!(std::mem::replace(&mut waiting[key as usize], false));
-                        for other in 0..users {
+                        for (other, turns) in turns.iter_mut().enumerate().take(users) {
                             let waits = (0..12).any(|key| waiting[key as usize] && user(key) == other);
-                            let count = &mut turns[other][user(key)];
+                            let count = &mut turns[user(key)];
                             *count = if waits && other != user(key) { *count + 1 } else { 0 };
                             prop_assert!(*count <= 1, "user {} had two turns while {} waited", user(key), other);
                         }
