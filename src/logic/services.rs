@@ -29,6 +29,7 @@
 //!    reply up by missing credit for as long, and one of another user that is older than the default deadline.
 //! 6. **All calls.** A user's outstanding calls are limited by [`Users`] as everything else is by `logic::shares`.
 
+mod admission;
 mod claim;
 mod places;
 mod probes;

@@ -8,46 +8,15 @@
 //!
 //! A connection without a backlog reads, and gets more records of calls whatever its user holds.
 
+use super::held::HeldBytes;
 use super::{Egress, Egresses};
 use crate::broker::router::connection::CloseReason;
-use crate::logic::routing::packed::{Buffer, PackedQueue};
-use crate::logic::shares::{ShareLimits, Shares, Uid};
-use crate::shm::private::PrivateBuffer;
+use crate::logic::shares::Uid;
 use crate::shm::ring::{Payload, Violation};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
 use crate::wire::record::HEADER_WORDS;
 use std::collections::BTreeMap;
-
-/// The records of one connection that wait.
-pub(super) type Backlog = PackedQueue<PrivateBuffer>;
-
-impl Buffer for PrivateBuffer {
-    fn zeroed(bytes: usize) -> PrivateBuffer {
-        PrivateBuffer::zeroed(bytes)
-    }
-}
-
-/// Bytes that users hold.
-#[derive(Debug)]
-pub(super) struct HeldBytes {
-    /// In the backlogs of their connections.
-    pub(super) records: Shares,
-    /// In the overflow queues of their subscriptions.
-    pub(super) overflow: Shares,
-}
-
-impl HeldBytes {
-    /// Each kind has these limits.
-    pub(super) fn new(limits: ShareLimits) -> HeldBytes {
-        HeldBytes { records: Shares::new(limits), overflow: Shares::new(limits) }
-    }
-
-    pub(super) fn adopt(&mut self, limits: ShareLimits) {
-        self.records.adopt(limits);
-        self.overflow.adopt(limits);
-    }
-}
 
 /// What a user holds of the memory for what its clients do not read.
 #[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]

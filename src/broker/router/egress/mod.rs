@@ -5,12 +5,14 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `backlog` | the records that wait for space in the ring, and what users hold of the memory for that |
+//! | `held` | where records wait, and how many bytes users hold of such memory |
+//! | `backlog` | the records that wait for space in the ring, and the bounds of what waits |
 //! | `overflow` | counts of the messages in the overflow queues, and pending work for the end of a batch |
 //! | `queue` | adding records to the overflow queues, and placing them into the ring |
 //! | `run` | pushing the messages of a run, which were decided at once |
 
 mod backlog;
+mod held;
 mod overflow;
 mod queue;
 mod run;
@@ -29,7 +31,7 @@ use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, publication_fence};
 use crate::shm::segment::{CpuWords, Segment};
 use crate::wire::record::Header;
-use backlog::{Backlog, HeldBytes};
+use held::{Backlog, HeldBytes};
 use overflow::OverflowState;
 use std::sync::Arc;
 
