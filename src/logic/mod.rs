@@ -26,6 +26,7 @@
 pub(crate) mod backoff;
 #[cfg(any(feature = "broker", lapce_ipc_loom))]
 pub(crate) mod breaker;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod control_time;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod halvings;
