@@ -115,8 +115,8 @@ section! {
         /// Outstanding requests per connection; further ones fail with `Overloaded`.
         max_requests_per_connection: u32 = 4096, integer(1, 1 << 20, "requests");
         /// Outstanding requests per responder.
-        /// When all responders of a service are at this limit, further requests fail with `Overloaded`. While clients of
-        /// other users are connected, a user may hold its share of them.
+        /// When all responders of a service are at this limit, further requests fail with `Overloaded`.
+        /// While clients of other users are connected, a user may hold its share of them.
         max_requests_per_responder: u32 = 1024, integer(1, 1 << 20, "requests");
         /// Default deadline of a request.
         default_request_timeout_ms: u64 = 30_000, integer(1, 86_400_000, "ms");
