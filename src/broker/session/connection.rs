@@ -298,6 +298,7 @@ async fn handle_frame(
     if let Err(end) = unless_over(broker, session, may_ask(broker, customer)).await {
         return Some(end);
     }
+    fault::point("connection.received", 0);
     let reply = match PageRequest::of(&frame) {
         Some(request) => match unless_over(broker, session, request.reply(broker)).await {
             Ok(reply) => {
@@ -421,7 +422,6 @@ fn violation(reason: impl ToString) -> CloseReason {
 
 /// Carries out a request. Only the router's time is counted: requests to other actors are those of operators, or quick.
 async fn dispatch(broker: &Broker, request: ControlRequest) -> Option<Handled> {
-    fault::point("connection.received", 0);
     let reply = match request {
         ControlRequest { id, frame: ClientFrame::SetBreaker { serial, service, order, for_ms }, .. } => {
             broker.breaker.set(id, serial, service, order, for_ms).await
