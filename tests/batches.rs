@@ -2,7 +2,7 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, Subscription};
+use lapce_ipc::client::{Client, Publisher, Subscription};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::Broker;
 
@@ -31,6 +31,14 @@ fn read(subscription: &mut Subscription, expected: &[Vec<u8>]) -> Vec<usize> {
         sizes.push(count);
     }
     sizes
+}
+
+/// A broker, and a client that publishes what it subscribes to.
+fn with_one_client() -> (Broker, Client, Subscription, Publisher) {
+    let broker = Broker::start();
+    let client = broker.client();
+    let (subscription, publisher) = (client.subscribe("numbers").unwrap(), client.publisher("numbers").unwrap());
+    (broker, client, subscription, publisher)
 }
 
 #[test]
@@ -62,10 +70,7 @@ fn batches_bring_every_message_once_and_in_order() {
 
 #[test]
 fn batches_and_single_calls_mix() {
-    let broker = Broker::start();
-    let client = broker.client();
-    let mut subscription = client.subscribe("numbers").unwrap();
-    let publisher = client.publisher("numbers").unwrap();
+    let (_broker, _client, mut subscription, publisher) = with_one_client();
     let sent = payloads(3_000, |number| (number % 40) as usize);
     for round in sent.chunks(30) {
         publisher.publish_batch(&round[..10]).unwrap();
@@ -80,10 +85,7 @@ fn batches_and_single_calls_mix() {
 
 #[test]
 fn a_batch_with_a_message_that_is_too_large_is_not_published() {
-    let broker = Broker::start();
-    let client = broker.client();
-    let mut subscription = client.subscribe("numbers").unwrap();
-    let publisher = client.publisher("numbers").unwrap();
+    let (_broker, client, mut subscription, publisher) = with_one_client();
     let too_large = vec![0; client.limits().max_message_size as usize + 1];
     let error = publisher.publish_batch(&[&b"one"[..], &too_large]).unwrap_err();
     assert!(error.to_string().contains("larger than max_message_size"), "{error}");
@@ -93,10 +95,7 @@ fn a_batch_with_a_message_that_is_too_large_is_not_published() {
 
 #[test]
 fn a_panic_in_the_middle_of_a_batch_consumes_one_message() {
-    let broker = Broker::start();
-    let client = broker.client();
-    let mut subscription = client.subscribe("numbers").unwrap();
-    let publisher = client.publisher("numbers").unwrap();
+    let (_broker, client, mut subscription, publisher) = with_one_client();
     let sent = payloads(20, |_| 8);
     publisher.publish_batch(&sent).unwrap();
     client.flush().unwrap();

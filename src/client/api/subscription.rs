@@ -3,6 +3,7 @@
 use super::client::Client;
 use crate::client::connection::calls;
 use crate::client::connection::control_request::{self, ControlRequest, unexpected_reply};
+use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lag::CatchUp;
 use crate::client::data::lock::{deadline, lock};
@@ -212,7 +213,7 @@ impl Subscription {
     /// thread has the reader role, or the next record is not such a message.
     #[inline]
     fn take_run(&mut self, most: usize, is_read: bool, mut take: impl FnMut(&View<'_>)) -> Result<usize> {
-        let (step, slot_size) = (self.step(), self.connection.limits.slot_size());
+        let step = self.step();
         let is_next = self.batch.is_empty() && self.queue.is_empty() && self.owed < step;
         if !is_next || self.queue.policy == DeliveryPolicy::DropOldest {
             return Ok(0);
@@ -220,20 +221,11 @@ impl Subscription {
         self.connection.check_fork()?;
         let Subscription { connection, queue, owed, .. } = self;
         let Some(mut lead) = wait::try_lead(connection) else { return Ok(0) };
-        let (mut taken, capacity) = (0, queue.capacity());
+        let (mut taken, mut unpaid) = (0, 0);
         // Looked at again, because until now another thread could have the reader role.
         while taken < most && *owed < step && queue.is_empty() {
-            let found = lead.reader.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
-                if header.dropped > 0 {
-                    queue.set_dropped(header.dropped);
-                }
-                if is_read {
-                    *owed += message_cost(record.len, slot_size, capacity);
-                }
-                let _viewing = wait::view(connection);
-                take(&View::in_ring(topic, header, ring, record));
-            });
-            if found.is_none() {
+            let owed = if is_read { &mut *owed } else { &mut unpaid };
+            if take_next(&mut lead.reader, connection, queue, owed, &mut take).is_none() {
                 break;
             }
             taken += 1;
@@ -265,15 +257,8 @@ impl Subscription {
                 if let Some(end) = self.queue.end() {
                     return Some(Err(end));
                 }
-                reader?.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
-                    if header.dropped > 0 {
-                        self.queue.set_dropped(header.dropped);
-                    }
-                    self.add_owed(message_cost(record.len, slot_size, queue.capacity()));
-                    let view = View::in_ring(topic, header, ring, record);
-                    let _viewing = wait::view(&connection);
-                    read.take().map(|read| Ok(Next::Read(read(&view))))
-                })?
+                let take = |view: &View<'_>| read.take().map(|read| Ok(Next::Read(read(view))));
+                take_next(reader?, &connection, &queue, &mut self.owed, take)?
             })??;
             match (next, read.take()) {
                 (Next::Read(result), _) => {
@@ -308,21 +293,23 @@ impl Subscription {
             self.batch = batch;
             taken?;
         }
-        if let Some(message) = self.batch.pop_front() {
-            self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
-            return Ok(message);
+        if self.batch.is_empty() {
+            self.await_batch(timeout)?;
         }
-        self.receive_waiting(timeout)
+        let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
+        self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
+        Ok(message)
     }
 
-    fn receive_waiting(&mut self, timeout: Option<Duration>) -> Result<Message> {
+    /// Waits until the next message is in `batch`.
+    fn await_batch(&mut self, timeout: Option<Duration>) -> Result<()> {
         let (connection, deadline) = (self.connection.clone(), deadline(timeout));
         let mut is_late = false;
         loop {
             self.catch_up()?;
             self.refill();
             if !self.batch.is_empty() {
-                break;
+                return Ok(());
             }
             if is_late {
                 return Err(Kind::Timeout.into());
@@ -340,9 +327,6 @@ impl Subscription {
             })??;
             is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         }
-        let message = self.batch.pop_front().ok_or(Kind::Timeout)?;
-        self.took(self.queue.cost(&message, self.connection.limits.slot_size()))?;
-        Ok(message)
     }
 
     /// Whether to read on before a message is returned, because the broker holds newer messages and the oldest are to
@@ -454,6 +438,29 @@ impl Subscription {
         }
         Ok(())
     }
+}
+
+/// Passes the next record of the ring to `take`, if it is a whole message of the subscription, and adds the credit for
+/// it to `owed`: first, so that it is owed also if `take` panics.
+#[inline]
+fn take_next<T>(
+    reader: &mut Reader,
+    connection: &Connection,
+    queue: &SubscriptionQueue,
+    owed: &mut u32,
+    take: impl FnOnce(&View<'_>) -> T,
+) -> Option<T> {
+    reader.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
+        if header.dropped > 0 {
+            queue.set_dropped(header.dropped);
+        }
+        // The broker gives none for a queue that is emptied at once.
+        if queue.policy != DeliveryPolicy::DropOldest {
+            *owed += message_cost(record.len, connection.limits.slot_size(), queue.capacity());
+        }
+        let _viewing = wait::view(connection);
+        take(&View::in_ring(topic, header, ring, record))
+    })
 }
 
 impl Iterator for Subscription {
