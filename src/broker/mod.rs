@@ -6,6 +6,7 @@
 //! | `signals` | signals that stop the broker or reload its configuration |
 //! | `reload` | applies a changed configuration |
 //! | `context` | the context of all actors, and the phase of the broker's life |
+//! | `clock` | the time, in nanoseconds since an instant |
 //! | `listener/` | the listening socket, and accepting connections |
 //! | `session/` | one actor per connection and per upstream |
 //! | `router/` | the actor that owns every ring |
@@ -31,6 +32,7 @@
 //! ```
 
 mod breaker;
+mod clock;
 mod context;
 mod engines;
 #[cfg(any(test, fuzzing))]

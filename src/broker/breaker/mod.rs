@@ -27,6 +27,7 @@ mod table;
 pub(super) use table::{Breakers, Order};
 
 use super::router::{Gates, RouterHandle};
+use crate::broker::clock::elapsed;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
 use crate::broker::telemetry::events::{BreakerChange, BreakerEvent, Events, SystemEvent};
@@ -226,7 +227,7 @@ impl BreakerActor {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.shared.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        elapsed(self.shared.epoch)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::output;
 use super::start::{self, Started};
+use crate::broker::clock::elapsed;
 use crate::broker::processes::children::Running;
 use crate::broker::supervision::supervisor::{Exit, Stop};
 use crate::config;
@@ -67,7 +68,7 @@ impl Handler<Stop> for EngineActor {
 /// Runs the process to its end. Returns why it ended, unless it was stopped.
 async fn run(engine: Arc<config::Engine>, socket: PathBuf, stop: Rc<Notify>) -> Option<String> {
     let clock = Instant::now();
-    let now = || u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let now = || elapsed(clock);
     let patience = Duration::from_millis(engine.stop_timeout_ms);
     let mut program = Program::new(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     // A start may wait for a file system.

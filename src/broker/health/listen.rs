@@ -5,8 +5,9 @@
 use super::access::Access;
 use super::error::HealthError;
 use super::location::{self, Location};
+use crate::broker::clock::elapsed;
 use crate::broker::listener::socket;
-use crate::broker::supervision::supervisor::{NodeId, Tree, elapsed, random};
+use crate::broker::supervision::supervisor::{NodeId, Tree, random};
 use crate::config::{HealthServer, Loaded};
 use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use std::cell::RefCell;

@@ -18,6 +18,7 @@
 use super::connection::{CloseReason, CloseSender};
 use super::polling::Spinning;
 use super::state::RouterState;
+use crate::broker::clock::elapsed;
 use crate::broker::supervision::fault;
 use crate::config::WaitStrategy;
 use crate::shm::peer::{current_cpu, yield_cpu};
@@ -52,7 +53,7 @@ impl Shared {
     }
 
     pub(super) fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        elapsed(self.epoch)
     }
 
     /// Notifies the sessions whose connections the router has closed.

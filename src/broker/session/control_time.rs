@@ -1,5 +1,6 @@
 //! The shell around `logic::control_time`: connections wait here for the account of their user.
 
+use crate::broker::clock::elapsed;
 use crate::logic::control_time::{self, ControlTime};
 use crate::logic::shares::Uid;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,7 @@ impl ControlAccounts {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        elapsed(self.epoch)
     }
 
     fn lock(&self) -> MutexGuard<'_, ControlTime> {

@@ -1,6 +1,7 @@
 //! The permits of connections, and the time that sockets wait for their turn. The rules are in
 //! `logic::session::permits`.
 
+use crate::broker::clock::elapsed;
 pub(in crate::broker) use crate::logic::session::permits::PermitKind;
 use crate::logic::session::permits::Permits;
 use crate::logic::shares::{BROKER, Holding, ShareReached, Uid};
@@ -64,7 +65,7 @@ impl ConnectionPermits {
 
     /// A socket of `user` pays for what it costs. Returns how long it waits for its turn.
     pub(in crate::broker) fn pay(&self, user: Uid, percent: u32) -> Duration {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = elapsed(self.began);
         Duration::from_nanos(self.lock().pay(user, percent, now) - now)
     }
 

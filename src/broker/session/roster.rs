@@ -5,6 +5,7 @@
 //! of the connections write the file, and the root at the start. It contains neither messages nor tokens.
 
 use super::private_file::{self, beside};
+use crate::broker::clock::elapsed;
 use crate::broker::router::{OpenLanes, RouterHandle};
 use crate::logic::session::publisher::Publisher;
 use crate::logic::session::restart_grace::{Opened, RestartGrace};
@@ -89,7 +90,7 @@ impl Roster {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        elapsed(self.opened)
     }
 
     /// The number of sessions for which publishes wait.

@@ -1,6 +1,7 @@
 //! Rate limits for log lines that peers can cause at will: a few of each kind and user per second, then one line for
 //! each user with the number of suppressed ones.
 
+use crate::broker::clock::elapsed;
 pub(in crate::broker) use crate::logic::line_shares::OTHERS;
 use crate::logic::line_shares::{LineShares, Verdict};
 use crate::logic::shares::Uid;
@@ -47,7 +48,7 @@ static CLOCK: OnceLock<Instant> = OnceLock::new();
 /// where tasks can be spawned: a task logs the numbers of suppressed lines a second later.
 pub(in crate::broker) fn may_log(kind: Kind, user: Uid) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
-    let now = u64::try_from(CLOCK.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let now = elapsed(*CLOCK.get_or_init(Instant::now));
     let verdict = lock().add(now, user, usize::try_from(limit()).unwrap_or(usize::MAX));
     if verdict == Verdict::SuppressFirst {
         actix::spawn(async move {

@@ -6,6 +6,7 @@
 //! is probed apart (`health::probe`), so that a stuck thread of a connection cannot stop that.
 
 use super::pages::Pages;
+use crate::broker::clock::elapsed;
 use crate::logic::snapshots::{KEPT_FOR, Made, Snapshots};
 use crate::shm::segment::fill_random;
 use crate::wire::control::{BreakerStatus, PageToken, StatusReport};
@@ -77,7 +78,7 @@ impl SharedSnapshots {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        elapsed(self.epoch)
     }
 
     fn kept(&self) -> MutexGuard<'_, Snapshots<Arc<Pages>>> {

@@ -27,6 +27,7 @@ pub(in crate::broker) use incarnation::{End, Exit, Stop, install_panic_hook};
 pub(in crate::broker) use single::{Child, Outcome, supervise};
 pub(in crate::broker) use tree::{NodeId, Tree};
 
+use crate::broker::clock::elapsed;
 use crate::config;
 use crate::logic::supervision::group::{Action, Group};
 use crate::logic::supervision::restart::{Decision, Limits, NEVER, Restart, UNTIL_TOLD};
@@ -373,10 +374,6 @@ fn report(name: &str, id: &str, end: &End, decision: Decision, period: u64, tree
 /// A reason, cut to the length that an event may have.
 fn short(reason: &str) -> String {
     reason.chars().take(REASON_MAX).collect()
-}
-
-pub(in crate::broker) fn elapsed(clock: Instant) -> u64 {
-    u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Sleeps until a time of the clock; without one, for ever.

@@ -2,7 +2,8 @@
 
 use super::incarnation::{End, Exit, Incarnation, Stop};
 use super::tree::{NodeId, Tree};
-use super::{elapsed, random, report, sleep_until};
+use super::{random, report, sleep_until};
+use crate::broker::clock::elapsed;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::logic::shares::Uid;
 use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
