@@ -131,8 +131,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn name(number: usize, len: usize) -> Name {
-        // Tokens have 64 bytes at most.
-        let text: Vec<String> = (0..len.min(240)).map(|at| if at % 60 == 59 { "." } else { "x" }.to_owned()).collect();
+        // Tokens have 64 bytes at most, the first one with the number.
+        let text: Vec<String> = (0..len.min(240)).map(|at| if at % 50 == 49 { "." } else { "x" }.to_owned()).collect();
         Name::parse(&format!("n{number}{}y", text.concat())).unwrap()
     }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Messages that are taken out of the ring at a time. Other threads of the client wait that long for the reader role.
-const RUN: usize = 256;
+const BATCH: usize = 256;
 
 /// The options of a subscription.
 #[derive(Clone, Copy, Debug, Default)]
@@ -173,7 +173,7 @@ impl Subscription {
     /// ```
     pub fn read_next<T>(&mut self, read: impl FnOnce(&View<'_>) -> T) -> Result<T> {
         let (mut read, mut result) = (Some(read), None);
-        self.take_run(1, true, |view| result = read.take().map(|read| read(view)))?;
+        self.take_batch(1, true, |view| result = read.take().map(|read| read(view)))?;
         match (result, read) {
             (Some(result), _) => Ok(result),
             (None, Some(read)) => self.read_waiting(read),
@@ -200,19 +200,19 @@ impl Subscription {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn read_batch(&mut self, mut read: impl FnMut(&View<'_>)) -> Result<usize> {
-        let at_once = self.take_run(RUN, true, &mut read)?;
+        let at_once = self.take_batch(BATCH, true, &mut read)?;
         if at_once > 0 {
             return Ok(at_once);
         }
         self.read_waiting(&mut read)?;
-        Ok(1 + self.take_run(RUN - 1, true, read)?)
+        Ok(1 + self.take_batch(BATCH - 1, true, read)?)
     }
 
     /// Takes up to `most` messages that lie next in the ring, as long as nothing else is to be looked at before them.
     /// The credit of those that are also `read` is owed to the broker from now on. Returns how many: none if another
     /// thread has the reader role, or the next record is not such a message.
     #[inline]
-    fn take_run(&mut self, most: usize, is_read: bool, mut take: impl FnMut(&View<'_>)) -> Result<usize> {
+    fn take_batch(&mut self, most: usize, is_read: bool, mut take: impl FnMut(&View<'_>)) -> Result<usize> {
         let step = self.step();
         let is_next = self.batch.is_empty() && self.queue.is_empty() && self.owed < step;
         if !is_next || self.queue.policy == DeliveryPolicy::DropOldest {
@@ -289,7 +289,7 @@ impl Subscription {
     fn receive(&mut self, timeout: Option<Duration>) -> Result<Message> {
         if self.batch.is_empty() {
             let mut batch = std::mem::take(&mut self.batch);
-            let taken = self.take_run(RUN, false, |view| batch.push_back(view.to_message()));
+            let taken = self.take_batch(BATCH, false, |view| batch.push_back(view.to_message()));
             self.batch = batch;
             taken?;
         }

@@ -315,7 +315,7 @@ impl LaneProducer {
     }
 
     /// Publishes messages of one record each, in order, as far as there is space. Returns how many.
-    pub(crate) fn try_publish_run<P: AsRef<[u8]>>(&mut self, topic: &NameRef, payloads: &[P]) -> Result<usize> {
+    pub(crate) fn try_publish_batch<P: AsRef<[u8]>>(&mut self, topic: &NameRef, payloads: &[P]) -> Result<usize> {
         if !self.resends.is_empty() && !self.place_resends()? {
             return Ok(0);
         }

@@ -34,7 +34,7 @@ pub(crate) fn publish_batch<P: AsRef<[u8]>>(connection: &Connection, topic: &Nam
     while let Some(next) = rest.first() {
         let is_lost = connection.check_open()?;
         let mut lane = connection.bulk().claim()?;
-        let placed = lane.try_publish_run(topic, rest)?;
+        let placed = lane.try_publish_batch(topic, rest)?;
         let should_check_link = lane.should_check_link() || is_lost;
         drop(lane);
         if should_check_link {
