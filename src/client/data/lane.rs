@@ -11,7 +11,6 @@ use super::names::{NONE, NameRef, Names, TopicNumber};
 use super::resend_queue::{Resend, ResendQueue};
 use crate::client::error::{Error, Kind, Result};
 use crate::shm::doorbell::ClientBells;
-use crate::shm::layout::HEADER_WORDS;
 use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::Limits;
@@ -206,18 +205,6 @@ impl LaneProducer {
         (unknown + self.resends.discard_above(max_message_size), taken)
     }
 
-    /// Places a record if there is space.
-    #[inline]
-    fn place(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool> {
-        if payload.len() as usize > self.slot_size {
-            return Err(too_large_for_session());
-        }
-        self.producer.enter();
-        let pushed = self.producer.push(header, payload);
-        self.producer.leave();
-        Ok(pushed.map_err(broken)?)
-    }
-
     /// Wakes the router, if it does not poll us.
     #[inline]
     pub(crate) fn announce(&mut self) {
@@ -261,17 +248,15 @@ impl LaneProducer {
 
     #[inline]
     fn try_push_now(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
-        let (words, payload) = (header.to_words(), Payload::Bytes(payload));
-        if !self.place(&words, payload)? {
-            self.space.arm();
-            // The flag first, then once more: space that came in between is not missed.
-            if !self.place(&words, payload)? {
-                return Ok(false);
-            }
-            self.space.disarm();
+        if payload.len() > self.slot_size {
+            return Err(too_large_for_session());
         }
-        self.announce();
-        Ok(true)
+        let pushed = self.producer.push_or_arm(&header.to_words(), Payload::Bytes(payload), &self.space);
+        let pushed = pushed.map_err(broken)?;
+        if pushed {
+            self.announce();
+        }
+        Ok(pushed)
     }
 
     /// Places what is to be sent again, as far as there is space. Returns whether that is all.

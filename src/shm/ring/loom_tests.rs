@@ -20,7 +20,7 @@ mod mutants;
 use super::{Consumer, Producer, Signal, publication_fence};
 use crate::shm::layout::cells_for;
 use crate::shm::words::Words;
-use fixture::{Bell, ONE, Ring, TWO, explore, push, push_inside, take, take_all, take_or_sleep};
+use fixture::{Bell, ONE, Ring, TWO, Turns, explore, push, push_inside, push_or_arm, take, take_all, take_or_sleep};
 use loom::sync::Mutex;
 use loom::thread;
 use std::sync::Arc;
@@ -314,6 +314,52 @@ fn growth_wakes() {
         bell.ring();
     }
     producing.join().unwrap();
+}
+
+/// Two threads of a client wait for space in its lane. One that finds some does not keep the ring from the other.
+fn space_wakes_each_thread() {
+    let ring = Ring::new(1, 0);
+    let flags = Words::on_heap(2);
+    let (data, space) = (Signal::new(flags.clone(), 0), Signal::new(flags, 1));
+    let (data_bell, space_bell) = (Arc::new(Bell::default()), Arc::new(Turns::default()));
+    let (mut producer, mut consumer) = (Producer::new(ring.channel.clone()), Consumer::new(ring.channel.clone()));
+    assert!(push(&ring, &mut producer, 1, ONE));
+    let producer = Arc::new(Mutex::new(producer));
+    let threads: Vec<_> = [2, 3]
+        .map(|id| {
+            let (producer, data, space) = (producer.clone(), data.clone(), space.clone());
+            let (data_bell, space_bell) = (data_bell.clone(), space_bell.clone());
+            thread::spawn(move || {
+                loop {
+                    let seen = space_bell.seen();
+                    if push_or_arm(&mut producer.lock().unwrap(), id, ONE, &space) {
+                        break;
+                    }
+                    space_bell.sleep(seen);
+                }
+                publication_fence();
+                if data.take() {
+                    data_bell.ring();
+                }
+            })
+        })
+        .into();
+    let mut got = Vec::new();
+    while got.len() < 3 {
+        got.push(take_or_sleep(&ring, &mut consumer, &data, &data_bell));
+        publication_fence();
+        if space.take() {
+            space_bell.ring();
+        }
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    got.sort_unstable();
+    assert_eq!(got, [1, 2, 3]);
+}
+
+#[test]
+fn loom_space_wakes_each_thread() {
+    explore("space wakes each thread", 3, space_wakes_each_thread);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The producer's half of a ring.
 
 use super::position::{Bank, Plan};
-use super::{Channel, Violation};
+use super::{Channel, Signal, Violation};
 use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
 use crate::shm::words::{copy_words, read_bytes, write_bytes};
 use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
@@ -210,6 +210,37 @@ impl Producer {
         }
         slot.publish(header, len);
         Ok(true)
+    }
+
+    /// A client's thread places one record and publishes it. If there is no space, it asks by `space` to be woken, and
+    /// looks once more (R8). `false`: there was none then, either, and nothing has changed.
+    ///
+    /// The request stays after a record that the second look placed: the threads of a client share the flag, and another
+    /// one may wait for it. At worst the router rings once too often.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's count is impossible.
+    #[inline]
+    pub(crate) fn push_or_arm(
+        &mut self,
+        header: &[u64; HEADER_WORDS],
+        payload: Payload<'_>,
+        space: &Signal,
+    ) -> Result<bool, Violation> {
+        if self.push_inside(header, payload)? {
+            return Ok(true);
+        }
+        space.arm();
+        self.push_inside(header, payload)
+    }
+
+    #[inline]
+    fn push_inside(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool, Violation> {
+        self.enter();
+        let pushed = self.push(header, payload);
+        self.leave();
+        pushed
     }
 
     /// Reserves the slot of the next record. A dropped slot leaves no trace (R6).

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stderr)]
 
 use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
-use crate::shm::ring::{Channel, Consumer, Producer, Record, Signal};
+use crate::shm::ring::{Channel, Consumer, Payload, Producer, Record, Signal};
 use crate::shm::words::{Words, read_bytes, write_bytes};
 use crate::sync::{AtomicU64, Ordering};
 use loom::cell::UnsafeCell;
@@ -79,6 +79,12 @@ pub(super) fn push_inside(ring: &Ring, producer: &mut Producer, id: u64, len: u3
     pushed
 }
 
+/// As [`push_inside`], and asks to be woken if there is no space.
+pub(super) fn push_or_arm(producer: &mut Producer, id: u64, len: u32, space: &Signal) -> bool {
+    let payload = id.to_le_bytes().repeat(len as usize / 8);
+    producer.push_or_arm(&header(id), Payload::Bytes(&payload), space).unwrap()
+}
+
 /// Takes the next record, if it is there, and gives its cells back.
 pub(super) fn take(ring: &Ring, consumer: &mut Consumer) -> Option<u64> {
     let record = consumer.peek().unwrap()?;
@@ -126,6 +132,31 @@ impl Bell {
             rang = self.wake.wait(rang).unwrap();
         }
         *rang = false;
+    }
+}
+
+/// A doorbell that wakes all sleepers, each to look for itself.
+#[derive(Default)]
+pub(super) struct Turns {
+    turns: Mutex<u64>,
+    turn: Condvar,
+}
+
+impl Turns {
+    pub(super) fn ring(&self) {
+        *self.turns.lock().unwrap() += 1;
+        self.turn.notify_all();
+    }
+
+    pub(super) fn seen(&self) -> u64 {
+        *self.turns.lock().unwrap()
+    }
+
+    pub(super) fn sleep(&self, seen: u64) {
+        let mut turns = self.turns.lock().unwrap();
+        while *turns == seen {
+            turns = self.turn.wait(turns).unwrap();
+        }
     }
 }
 
