@@ -4,7 +4,9 @@ use super::failure::Failure;
 use super::output::{Out, plain};
 use super::target::BrokerTarget;
 use crate::broker;
-use crate::client::{ActorState, ActorStatus, BreakerStatus, ConnectionStatus, HealthStatus, ServiceStatus};
+use crate::client::{
+    ActorState, ActorStatus, BreakerStatus, ConnectionStatus, HealthStatus, HoldingStatus, ServiceStatus,
+};
 use crate::client::{StatusReport, WaitStrategy, age};
 use clap::Args;
 use std::fmt::Write;
@@ -72,6 +74,7 @@ fn text(report: &StatusReport, breakers: &[BreakerStatus]) -> String {
         );
     }
     table(&mut text, "actors", &ACTOR, report.actors.iter().map(actor).collect());
+    table(&mut text, "users", &HOLDING, report.holdings.iter().map(holding).collect());
     let connections = report.connections.iter().map(connection).collect();
     table(&mut text, "connections", &CONNECTION, connections);
     let services = report.services.iter().map(|s| service(s, breaker_of(s, breakers))).collect();
@@ -114,6 +117,18 @@ fn actor(a: &ActorStatus) -> Vec<String> {
         a.restarts.to_string(),
         a.failures.to_string(),
         a.last_reason.as_deref().map_or_else(|| "-".to_owned(), plain),
+    ]
+}
+
+const HOLDING: [&str; 5] = ["uid", "holds", "amount", "limit", "key"];
+
+fn holding(holding: &HoldingStatus) -> Vec<String> {
+    vec![
+        holding.uid.to_string(),
+        plain(&holding.resource),
+        holding.held.to_string(),
+        holding.limit.to_string(),
+        holding.key.as_deref().map_or_else(|| "-".to_owned(), plain),
     ]
 }
 

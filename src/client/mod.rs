@@ -51,7 +51,7 @@ mod reconnect;
 pub use crate::wire::control::{ActorState, ActorStatus, BreakerOrder, BreakerState, BreakerStatus};
 pub use crate::wire::control::{ClosingCode, ConnectionStatus, DeliveryPolicy, LatencyStatus, Limits};
 pub use crate::wire::control::{FailedCode, QuantileStatus, RefusedCode, ServiceStatus, SessionState, StatusReport};
-pub use crate::wire::control::{HealthStatus, ReloadReport, UpstreamStatus};
+pub use crate::wire::control::{HealthStatus, HoldingStatus, ReloadReport, UpstreamStatus};
 pub use crate::wire::name::{Name, NameError, Topic};
 pub use crate::wire::pattern::Pattern;
 pub use api::builder::Builder;

@@ -177,7 +177,7 @@ impl Services {
         self.rules = rules;
     }
 
-    #[cfg(any(test, fuzzing))]
+    /// What users hold of the services.
     pub(crate) fn shares(&self) -> &Shares {
         &self.shares
     }

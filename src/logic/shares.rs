@@ -192,6 +192,11 @@ impl Shares {
         self.held
     }
 
+    /// The users that hold some, how much, and what they may hold now.
+    pub(crate) fn holdings(&self) -> impl Iterator<Item = Holding> {
+        self.users().map(|(user, held)| Holding { user, held, most: self.limits.most_of(self.held - held) })
+    }
+
     /// The users that hold some, and how much.
     pub(crate) fn users(&self) -> impl Iterator<Item = (Uid, usize)> {
         self.users.iter().map(|(user, held)| (*user, *held))

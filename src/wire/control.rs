@@ -95,7 +95,7 @@ pub use breaker::{BreakerOrder, BreakerState, BreakerStatus};
 pub use codes::{ClosingCode, FailedCode, RefusedCode};
 pub use hello::{HelloError, RECONNECTS, peek_hello};
 pub use operations::{ReloadReport, UpstreamStatus};
-pub use status::{ActorState, ActorStatus, ConnectionStatus, LatencyStatus, QuantileStatus};
+pub use status::{ActorState, ActorStatus, ConnectionStatus, HoldingStatus, LatencyStatus, QuantileStatus};
 pub use status::{HealthStatus, PAGE_BYTES_MAX, PageToken, ServiceStatus, SessionState, StatusReport};
 pub use token::Token;
 

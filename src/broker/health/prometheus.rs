@@ -8,6 +8,7 @@ use crate::logic::breaker::GateState;
 use crate::logic::histogram::Histogram;
 use crate::logic::readiness::Snapshot;
 use crate::logic::services::CallTimes;
+use crate::logic::shares::BROKER;
 use crate::metrics::families::*;
 use crate::metrics::memory::Memory;
 use crate::metrics::{Distribution, Family, Samples};
@@ -76,6 +77,11 @@ pub(super) fn samples(
     samples.add(&THREADS_LATE, &[], snapshot.late as f64);
     samples.add(&CONNECTIONS, &[], snapshot.connections as f64);
     samples.add(&CONNECTIONS_LIMIT, &[], snapshot.max_connections as f64);
+    for holding in snapshot.users.iter().filter(|holding| holding.user != BROKER) {
+        let labels = [&*holding.user.to_string(), "connections"];
+        samples.add(&USER_HELD, &labels, holding.held as f64);
+        samples.add(&USER_LIMIT, &labels, holding.most as f64);
+    }
     for actor in &snapshot.actors {
         let labels = [actor.name.as_str()];
         samples.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
@@ -124,6 +130,11 @@ fn routed(samples: &mut Samples, report: &StatusReport) {
     }
     samples.add(&SLOTS_USED, &[], report.slots_used.into());
     samples.add(&SLOTS_LIMIT, &[], report.slots_total.into());
+    for holding in &report.holdings {
+        let labels = [&*holding.uid.to_string(), &holding.resource];
+        samples.add(&USER_HELD, &labels, holding.held as f64);
+        samples.add(&USER_LIMIT, &labels, holding.limit as f64);
+    }
     samples.add(&TOPICS, &[], report.topics.into());
     samples.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
 }

@@ -10,7 +10,7 @@
 use super::connection::CloseReason;
 use super::reclaim::{Reclaim, Reclaimers};
 use crate::logic::routing::budget::Budget;
-use crate::logic::shares::{ShareLimits, Uid};
+use crate::logic::shares::{ShareLimits, Shares, Uid};
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Producer, Violation};
 use crate::shm::segment::Segment;
@@ -72,11 +72,16 @@ impl Memory {
         self.budget.used() - self.reclaimers.freed()
     }
 
-    /// The users with leases, and the cells of each.
-    #[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]
-    pub(super) fn users(&mut self) -> impl Iterator<Item = (Uid, u64)> {
+    /// The cells that users have leased. Some may be given back already, and not be off the books.
+    pub(super) fn shares(&self) -> &Shares {
+        self.budget.shares()
+    }
+
+    /// The same, when what is given back is off the books.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn settled_shares(&mut self) -> &Shares {
         self.settle();
-        self.budget.users()
+        self.budget.shares()
     }
 
     /// Cells that all users may lease together.

@@ -25,7 +25,8 @@
 //! | `pubsub` | publish and subscribe: the bulk lane |
 //! | `calls` | requests, replies, streams, cancels, credit: the express lane |
 //! | `state` | the parts and their owner; serving one connection |
-//! | `control_request`, `snapshot`, `attachment` | control requests; the status; opening and closing connections |
+//! | `control_request`, `attachment` | control requests; opening and closing connections |
+//! | `snapshot`, `holdings` | the status; what users hold |
 //! | `recovery` | a new incarnation completes the step that the last one had begun |
 //! | `event_loop` | the loop: work, spin, sleep; reading doorbells |
 //! | `in_process` | clients on the router's thread, for `stepped`, `fuzzed` and the tests |
@@ -43,6 +44,7 @@ mod egress;
 mod event_loop;
 #[cfg(any(test, fuzzing))]
 pub(in crate::broker) mod fuzzed;
+mod holdings;
 #[cfg(any(test, fuzzing, feature = "cli"))]
 mod in_process;
 mod ingress;

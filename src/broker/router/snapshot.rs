@@ -91,6 +91,7 @@ impl RouterState {
             topics: self.pubsub.topics().len() as u32,
             subscriptions: self.pubsub.topics().subscriptions.len() as u32,
             latency: Box::new(self.latency()),
+            holdings: self.holdings(),
             ..StatusReport::default()
         }
     }

@@ -81,10 +81,7 @@ impl ConnectionPermits {
 
     /// The users that have connections.
     pub(in crate::broker) fn users(&self) -> Vec<Holding> {
-        let books = self.lock();
-        let connections = books.connections();
-        let holding = |(user, held)| Holding { user, held, most: connections.most_of(user) };
-        connections.users().map(holding).collect()
+        self.lock().connections().holdings().collect()
     }
 
     /// Waits until there is no connection.

@@ -9,10 +9,12 @@
 //! | `report` | the status, for the control socket and the endpoints |
 //! | `pages` | a snapshot of the status, cut into the frames that clients read it by |
 //! | `snapshots` | the snapshots that clients share, one at a time |
+//! | `holdings` | what users hold of what they share, as entries of the status |
 //! | `notify` | reports to the service manager |
 
 pub(in crate::broker) mod counters;
 pub(in crate::broker) mod events;
+pub(in crate::broker) mod holdings;
 pub(in crate::broker) mod log_limit;
 pub(in crate::broker) mod notify;
 pub(in crate::broker) mod pages;

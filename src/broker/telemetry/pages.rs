@@ -1,8 +1,8 @@
 //! A snapshot of the status and of the breakers, cut into pages (`wire::control`): frames that are encoded once,
 //! however many clients read them.
 //!
-//! The pages of the status come first, then those of the breakers. A list that is new in the status, as one of users
-//! with what each holds, needs a line in `status_pages` and one in `StatusReport::append`; its entries must be short.
+//! The pages of the status come first, then those of the breakers. A list that is new in the status needs a line in
+//! `status_pages` and one in `StatusReport::append`; its entries must be short.
 
 use crate::wire::codec::{self, CodecError};
 use crate::wire::control::{BreakerStatus, BrokerFrame, PAGE_BYTES_MAX, PageToken, StatusReport};
@@ -108,10 +108,12 @@ fn encoded_len(value: &impl Serialize) -> usize {
 
 fn status_pages(mut report: StatusReport) -> Vec<StatusReport> {
     let (connections, services) = (std::mem::take(&mut report.connections), std::mem::take(&mut report.services));
+    let holdings = std::mem::take(&mut report.holdings);
     let (counters, actors) = (std::mem::take(&mut report.counters), std::mem::take(&mut report.actors));
     let mut filling = Filling::new(report);
     filling.fill(actors, |page| &mut page.actors);
     filling.fill(counters, |page| &mut page.counters);
+    filling.fill(holdings, |page| &mut page.holdings);
     filling.fill(services, |page| &mut page.services);
     filling.fill(connections, |page| &mut page.connections);
     filling.pages
@@ -126,7 +128,9 @@ fn breaker_pages(breakers: Vec<BreakerStatus>) -> Vec<Vec<BreakerStatus>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::control::{ActorState, ActorStatus, BreakerState, ConnectionStatus, ServiceStatus, SessionState};
+    use crate::wire::control::{
+        ActorState, ActorStatus, BreakerState, ConnectionStatus, HoldingStatus, ServiceStatus, SessionState,
+    };
     use crate::wire::name::Name;
     use proptest::prelude::*;
 
@@ -173,6 +177,15 @@ mod tests {
                 })
                 .collect(),
             counters: vec![("records".to_owned(), 7)],
+            holdings: (0..connections)
+                .map(|number| HoldingStatus {
+                    uid: number as u32,
+                    resource: "connections".to_owned(),
+                    held: 1,
+                    limit: 2,
+                    key: Some("ipc.max_connections".to_owned()),
+                })
+                .collect(),
             actors: vec![ActorStatus {
                 name: "router".to_owned(),
                 supervisor: "root".to_owned(),

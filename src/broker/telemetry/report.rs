@@ -1,5 +1,6 @@
 //! The status of the broker, as the control socket and the health endpoints tell it: one struct, one JSON.
 
+use super::holdings::listed;
 use crate::broker::context::Broker;
 use crate::wire::control::{BreakerStatus, QuantileStatus, SessionState, StatusReport};
 use std::time::Instant;
@@ -24,6 +25,11 @@ pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
     *report.health = broker.location.status();
     report.socket_lost.clone_from(&broker.socket_lost.borrow());
     report.awaited_sessions = broker.roster.awaited();
+    let mut holdings: Vec<_> =
+        listed("connections", Some("ipc.max_connections"), broker.permits.users().into_iter()).collect();
+    holdings.append(&mut report.holdings);
+    holdings.sort_by_key(|holding| holding.uid);
+    report.holdings = holdings;
     let waiting = broker.sessions.waiting();
     for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {
         connection.state = SessionState::AwaitingPeer;

@@ -60,10 +60,9 @@ impl Budget {
         self.limits.total() as u64
     }
 
-    /// The users with leases, and the cells of each.
-    #[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]
-    pub(crate) fn users(&self) -> impl Iterator<Item = (Uid, u64)> {
-        self.shares.users().map(|(user, cells)| (user, cells as u64))
+    /// The cells that users have leased.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
     }
 }
 
@@ -155,12 +154,13 @@ mod tests {
                 let held = |user| (user..12).step_by(3).map(cells).sum::<u64>();
                 prop_assert_eq!(budget.used(), held(0) + held(1) + held(2));
                 prop_assert!(budget.used() <= budget.total());
-                prop_assert!(budget.users().all(|(user, cells)| cells == held(user as usize) && cells <= slots as u64));
+                let is_held = |(user, cells)| cells as u64 == held(user as usize) && cells <= slots as usize;
+                prop_assert!(budget.shares().users().all(is_held));
             }
             for ring in 0..12 {
                 budget.give_back(ring as Uid % 3, (windows[ring] + pending[ring]).into());
             }
-            prop_assert_eq!((budget.used(), budget.users().count()), (0, 0));
+            prop_assert_eq!((budget.used(), budget.shares().users().count()), (0, 0));
         }
     }
 }

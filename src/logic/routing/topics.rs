@@ -462,18 +462,17 @@ impl Topics {
         }
     }
 
-    /// Pairs of a topic and a matching subscription.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn routes(&self) -> usize {
-        self.routes.held()
+    /// What users hold of the pairs of a topic and a matching subscription.
+    pub(crate) fn routes(&self) -> &Shares {
+        &self.routes
     }
 
-    #[cfg(any(test, fuzzing))]
+    /// What users hold of the topics.
     pub(crate) fn shares(&self) -> &Shares {
         &self.shares
     }
 
-    #[cfg(any(test, fuzzing))]
+    /// What users hold of the subscriptions.
     pub(crate) fn places(&self) -> &Shares {
         &self.places
     }

@@ -2,7 +2,7 @@
 //! incomplete requests are waited for (rule 4 of `services`).
 
 use crate::logic::halvings::Halvings;
-use crate::logic::shares::{ShareLimits, ShareReached, Uid};
+use crate::logic::shares::{Holding, ShareLimits, ShareReached, Uid};
 
 /// How long the next [`PART`] of a request's body may take while another user needs its place or its probe.
 ///
@@ -130,10 +130,11 @@ impl Users {
         }
     }
 
-    /// The users with calls, and how many each has.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn calls(&self) -> impl Iterator<Item = (Uid, usize)> {
-        self.table.iter().filter(|user| user.calls > 0).map(|user| (user.uid, user.calls))
+    /// The users with calls, how many each has, and may have now.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = Holding> {
+        let most = |calls| self.limits.most_of(self.calls - calls);
+        let holding = move |user: &User| Holding { user: user.uid, held: user.calls, most: most(user.calls) };
+        self.table.iter().filter(|user| user.calls > 0).map(holding)
     }
 }
 
@@ -150,10 +151,11 @@ mod tests {
         let begins_all = |users: &mut Users, user| (0..).take_while(|_| users.begin_call(user).is_ok()).count();
         assert_eq!((begins_all(&mut users, first), begins_all(&mut users, second)), (900, 90));
         assert_eq!(users.begin_call(second), Err(ShareReached { user: 8, most: 90 }));
-        assert_eq!(users.calls().collect::<Vec<_>>(), [(7, 900), (8, 90)]);
+        let calls = |users: &Users| users.calls().map(|user| (user.user, user.held, user.most)).collect::<Vec<_>>();
+        assert_eq!(calls(&users), [(7, 900, 819), (8, 90, 90)]);
         (0..900).for_each(|_| users.end_call(first));
         users.disconnect(first);
-        assert_eq!((users.calls().collect::<Vec<_>>(), users.sharing().users), (vec![(8, 90)], 1));
+        assert_eq!((calls(&users), users.sharing().users), (vec![(8, 90, 900)], 1));
         assert_eq!(users.connect(9, 0), first, "the entry is used again");
         assert_eq!(begins_all(&mut users, first), 819);
     }

@@ -215,8 +215,8 @@ impl Producer {
     /// A client's thread places one record and publishes it. If there is no space, it asks by `space` to be woken, and
     /// looks once more (R8). `false`: there was none then, either, and nothing has changed.
     ///
-    /// The request stays after a record that the second look placed: the threads of a client share the flag, and another
-    /// one may wait for it. At worst the router rings once too often.
+    /// The request stays after a record that the second look placed: the threads of a client share the flag, and
+    /// another one may wait for it. At worst the router rings once too often.
     ///
     /// # Errors
     ///

@@ -59,6 +59,8 @@ pub struct StatusReport {
     pub socket_lost: Option<String>,
     /// Sessions of the last broker for which publishes wait.
     pub awaited_sessions: u32,
+    /// What each user holds of what users share, by user.
+    pub holdings: Vec<HoldingStatus>,
 }
 
 impl StatusReport {
@@ -70,6 +72,7 @@ impl StatusReport {
             services,
             counters,
             actors,
+            holdings,
             uptime_ms: _,
             version: _,
             pid: _,
@@ -89,6 +92,7 @@ impl StatusReport {
         self.services.extend(services);
         self.counters.extend(counters);
         self.actors.extend(actors);
+        self.holdings.extend(holdings);
     }
 }
 
@@ -127,6 +131,21 @@ pub struct QuantileStatus {
     pub p95_ns: u64,
     /// The 99th percentile, in nanoseconds.
     pub p99_ns: u64,
+}
+
+/// What one user holds of something that users share, in a [`StatusReport`]. There is an entry while it holds some.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingStatus {
+    /// The user.
+    pub uid: u32,
+    /// What is held: `connections`, `subscriptions`, `slots`, ...
+    pub resource: String,
+    /// How much of it.
+    pub held: u64,
+    /// The most that the user may hold now, while the others hold what they hold.
+    pub limit: u64,
+    /// The key of the limit in the configuration, if it has one.
+    pub key: Option<String>,
 }
 
 /// One connection in a [`StatusReport`].

@@ -170,6 +170,10 @@ fn report() -> impl Strategy<Value = StatusReport> {
                 health: Box::new(health),
                 socket_lost,
                 awaited_sessions: subscriptions.rotate_left(7),
+                holdings: vec![
+                    HoldingStatus { uid: topics, resource: "r".into(), held: 1, limit: uptime_ms, key: None };
+                    slots_used as usize % 3
+                ],
             },
         )
 }

@@ -57,6 +57,7 @@ function render(snapshot, now = performance.now()) {
   if (!status) return;
   showServices(status.services);
   showTree(status.actors, now);
+  showHoldings(status.holdings);
   showConnections(status.connections, element('filter').value);
 }
 

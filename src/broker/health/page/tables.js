@@ -105,6 +105,25 @@ function showConnections(connections, demand) {
   say(element('connections-rest'), shown.length === 0 ? none : more);
 }
 
+const HOLDING = [
+  ['n', (h) => String(h.uid)],
+  ['name', (h) => words(h.resource)],
+  ['n', (h) => amount(h, h.held)],
+  ['n', (h) => amount(h, h.limit)],
+  ['', (h) => h.key ?? '–'],
+];
+
+/** An amount of what users share, in its unit. */
+function amount(holding, number) {
+  return holding.resource.endsWith('_bytes') ? bytes(number) : count(number);
+}
+
+function showHoldings(holdings) {
+  // One that holds nine tenths of what it may is marked.
+  const tone = (h) => h.held * 10 >= h.limit * 9 ? 'warn' : null;
+  fill(element('holdings'), holdings, (h) => `${h.uid}/${h.resource}`, HOLDING, tone);
+}
+
 const ACTORS = { running: 'good', restarting: 'warn', gave_up: 'bad', stopped: 'quiet' };
 /** How long a restart is marked, in milliseconds. */
 const FRESH = 15000;

@@ -11,15 +11,16 @@
 use super::held::HeldBytes;
 use super::{Egress, Egresses};
 use crate::broker::router::connection::CloseReason;
-use crate::logic::shares::Uid;
+use crate::logic::shares::{Shares, Uid};
 use crate::shm::ring::{Payload, Violation};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
 use crate::wire::record::HEADER_WORDS;
+#[cfg(any(test, fuzzing))]
 use std::collections::BTreeMap;
 
 /// What a user holds of the memory for what its clients do not read.
-#[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]
+#[cfg(any(test, fuzzing))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::broker::router) struct UserMemory {
     /// Cells of shared memory.
@@ -140,12 +141,17 @@ impl Egresses {
         self.held.overflow.change(egress.leases.user, before, after);
     }
 
+    /// What users hold of the memory for what waits: records, and messages of overflow queues.
+    pub(in crate::broker::router) fn waiting(&self) -> [&Shares; 2] {
+        [&self.held.records, &self.held.overflow]
+    }
+
     /// What each user holds of shared memory, and of the memory for what its clients do not read.
-    #[cfg_attr(not(any(test, fuzzing)), allow(dead_code, reason = "for a report of what users hold"))]
+    #[cfg(any(test, fuzzing))]
     pub(in crate::broker::router) fn user_memory(&mut self) -> BTreeMap<Uid, UserMemory> {
         let mut users = BTreeMap::<Uid, UserMemory>::new();
-        for (user, cells) in self.memory.users() {
-            users.entry(user).or_default().leased_cells = cells;
+        for (user, cells) in self.memory.settled_shares().users() {
+            users.entry(user).or_default().leased_cells = cells as u64;
         }
         for (user, bytes) in self.held.records.users() {
             users.entry(user).or_default().backlog_bytes = bytes as u64;

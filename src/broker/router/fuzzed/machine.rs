@@ -116,7 +116,11 @@ impl Machine {
         assert_eq!(calls.outstanding(), 0, "calls are left");
         assert_eq!(calls.services().users.calls().count(), 0, "calls of users are left");
         assert_eq!((pubsub.topics().len(), pubsub.topics().subscriptions.len()), (0, 0), "topics, subscriptions");
-        assert_eq!((pubsub.topics().routes(), pubsub.topics().shares().held()), (0, 0), "routes, shares of topics");
+        assert_eq!(
+            (pubsub.topics().routes().held(), pubsub.topics().shares().held()),
+            (0, 0),
+            "routes, shares of topics"
+        );
         assert_eq!(pubsub.topics().places().held(), 0, "shares of subscriptions");
         // A service outlives its users until its breaker is at rest.
         let left = calls.services().iter().filter(|service| service.name.as_str() != ECHO);

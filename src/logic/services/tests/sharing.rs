@@ -366,7 +366,7 @@ proptest! {
                 Step::Pass(time) => model.now += time,
                 _ => {}
             }
-            let users: usize = services.users.calls().map(|(_, calls)| calls).sum();
+            let users: usize = services.users.calls().map(|user| user.held).sum();
             prop_assert_eq!(users, model.calls.len());
             prop_assert_eq!(services.outstanding(services.get(id).unwrap()) as usize, model.calls.len());
             prop_assert_eq!(services.users.sharing().users, model.connected());

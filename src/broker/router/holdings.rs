@@ -1,0 +1,34 @@
+//! What each user holds of what users share, and the most that it may hold now.
+
+use super::state::RouterState;
+use crate::broker::telemetry::holdings::listed;
+use crate::logic::shares::Holding;
+use crate::shm::layout::CELL_BYTES;
+use crate::wire::control::HoldingStatus;
+
+impl RouterState {
+    /// The entries of all resources that the router keeps the books of.
+    pub(super) fn holdings(&self) -> Vec<HoldingStatus> {
+        let (topics, services) = (self.pubsub.topics(), self.calls.services());
+        let [records, overflow] = self.ports.egresses.waiting();
+        let slot_cells = (self.ports.settings.geometry.slot_size() as usize / CELL_BYTES).max(1);
+        let slots = self.ports.egresses.memory.shares().holdings().map(|cells| Holding {
+            held: cells.held.div_ceil(slot_cells),
+            most: cells.most / slot_cells,
+            ..cells
+        });
+        let waiting = Some("limits.max_user_backlog_bytes");
+        let mut all: Vec<_> = listed("topics", Some("limits.max_topics"), topics.shares().holdings())
+            .chain(listed("subscriptions", None, topics.places().holdings()))
+            .chain(listed("routes", Some("limits.max_routes"), topics.routes().holdings()))
+            .chain(listed("services", Some("limits.max_services"), services.shares().holdings()))
+            .chain(listed("calls", None, services.users.calls()))
+            .chain(listed("slots", Some("shared_memory.num_slots"), slots))
+            .chain(listed("backlog_bytes", waiting, records.holdings()))
+            .chain(listed("overflow_bytes", waiting, overflow.holdings()))
+            .collect();
+        // The order of the resources stays.
+        all.sort_by_key(|holding| holding.uid);
+        all
+    }
+}
