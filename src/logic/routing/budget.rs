@@ -154,7 +154,7 @@ mod tests {
                 let held = |user| (user..12).step_by(3).map(cells).sum::<u64>();
                 prop_assert_eq!(budget.used(), held(0) + held(1) + held(2));
                 prop_assert!(budget.used() <= budget.total());
-                let is_held = |(user, cells)| cells as u64 == held(user as usize) && cells <= slots as usize;
+                let is_held = |(user, cells)| cells as u64 == held(user as usize) && cells <= slots;
                 prop_assert!(budget.shares().users().all(is_held));
             }
             for ring in 0..12 {
