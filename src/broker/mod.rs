@@ -40,6 +40,7 @@ mod engines;
 pub mod fuzzing;
 mod health;
 mod listener;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the commands use the guard and folders"))]
 pub(crate) mod processes;
 mod reload;
 mod root;

@@ -71,7 +71,25 @@ impl Client {
 }
 
 /// The descriptor of this connection for an event loop: when it is readable, records may have arrived, and the calls
-/// that do not block return them.
+/// that do not block return them. The loop calls them until they return nothing, and only then sleeps on the
+/// descriptor; after a call of this client that has waited, as a publish does for space, it does so again. Watch the
+/// descriptor level-triggered.
+///
+/// ```no_run
+/// # use lapce_ipc::client::Client;
+/// # fn poll(_: &Client) {}
+/// let client = Client::connect()?;
+/// let mut ticks = client.subscribe("lapce.tick")?;
+/// loop {
+///     while let Some(tick) = ticks.try_next()? {
+///         println!("{} bytes", tick.payload().len());
+///     }
+///     // poll(2) on the descriptor, among others.
+///     poll(&client);
+/// }
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), lapce_ipc::client::Error>(())
+/// ```
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.epoll.as_fd()

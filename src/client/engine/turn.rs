@@ -101,7 +101,7 @@ pub(crate) fn poll_bells(reader: &mut Reader, connection: &Connection, timeout: 
 }
 
 /// Reads what the control socket has.
-fn read_socket(reader: &mut Reader, connection: &Connection) {
+pub(super) fn read_socket(reader: &mut Reader, connection: &Connection) {
     if !reader.link.is_greeted() {
         attempts::read_greeting(&mut reader.link, connection);
     }

@@ -13,6 +13,7 @@ use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lock::{lock, thread, try_lock};
 use crate::client::error::{Kind, Result};
+use crate::client::reconnect::attempts;
 use crate::sync::{AtomicU64, Ordering, Site, fence};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -165,9 +166,14 @@ fn read<T>(
             return Err(closed);
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            if std::mem::replace(&mut last_look, true) {
-                return Err(Kind::Timeout.into());
+            if last_look {
+                // The next record rings: the caller may sleep on the descriptor.
+                if reader.arm(&connection.backlog) {
+                    return Err(Kind::Timeout.into());
+                }
+                continue;
             }
+            last_look = true;
             // A thread that never sleeps must notice the socket, too.
             turn::poll_bells(reader, connection, Some(Duration::ZERO));
             turn::step(reader, connection);
@@ -245,7 +251,9 @@ pub(crate) fn drive(connection: &Connection) -> NextAction {
 pub(crate) fn check_link(connection: &Connection) {
     let Some(mut lead) = try_lead(connection) else { return };
     let reader = &mut lead.reader;
-    turn::poll_bells(reader, connection, Some(Duration::ZERO));
+    // The bell is left as it is: an event loop may wait for it.
+    turn::read_socket(reader, connection);
+    attempts::path_changed(&mut reader.link, connection);
     let _ = turn::step(reader, connection);
     let table = lock(&connection.table);
     if table.closed.is_none() {
