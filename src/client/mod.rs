@@ -19,6 +19,7 @@
 //! | connect | [`Client::connect`], or [`Client::builder`] with options; [`Listener`] for brokers that dial |
 //! | publish and subscribe | [`Client::publish`], [`Client::publisher`], [`Client::subscribe`] |
 //! | request and stream | [`Client::request`], [`Client::request_stream`]; dropping a [`ReplyStream`] cancels |
+//! | request often | [`Client::requester`] |
 //! | serve | [`Client::serve`] |
 //! | copy less | [`Publisher::loan`] to write in place, [`Subscription::read_next`] to read in place |
 //! | watch | [`Client::events`], [`Client::state`], [`Client::status`] |
@@ -62,6 +63,7 @@ pub use api::loan::Loan;
 pub use api::publish::Publisher;
 pub use api::reply::{Reply, Request};
 pub use api::request::ReplyStream;
+pub use api::requester::Requester;
 pub use api::serve::{ReplyError, Service};
 pub use api::subscription::{SubscribeOptions, Subscription};
 pub use connect::locate::DEFAULT_SOCKET;

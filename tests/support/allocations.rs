@@ -100,6 +100,20 @@ pub(crate) fn count(connect: impl Fn() -> Client, messages: u64, extra: impl Fn(
     }
     found.push(("request", request, 1.0, REQUEST));
 
+    // The same by a handle, into memory of the caller.
+    let (requester, mut reply) = (client.requester("echo").expect("a service"), Vec::new());
+    let mut call = AllocationInfo::default();
+    for round in 0..messages + messages / 10 {
+        if round == messages / 10 {
+            call = AllocationInfo::default();
+        }
+        call += measure(|| {
+            requester.call_into(payload, &mut reply).expect("a reply");
+            assert_eq!(reply, payload);
+        });
+    }
+    found.push(("request (call_into)", call, 0.0, CALL_INTO));
+
     // The responder's side of it.
     let mut serve = AllocationInfo::default();
     for round in 0..(messages + messages / 10) / 10 {
@@ -121,7 +135,7 @@ pub(crate) fn count(connect: impl Fn() -> Client, messages: u64, extra: impl Fn(
         let messages = match pattern {
             "serve (take_payload)" => messages / 10,
             "publish" => 2 * (messages / BURST * BURST),
-            "request" => messages,
+            "request" | "request (call_into)" => messages,
             _ => messages / BURST * BURST,
         };
         let (allocations, bytes) = (info.count_total, info.bytes_total);
@@ -136,4 +150,5 @@ const READ_NEXT: f64 = 0.0;
 const READ_NEXT_AWAITED: f64 = 1.0;
 const NEXT: f64 = 1.0;
 const REQUEST: f64 = 1.0;
+const CALL_INTO: f64 = 0.0;
 const SERVE: f64 = 1.0;

@@ -16,7 +16,8 @@ const LONGEST_NS: u64 = 60_000_000_000;
 /// If a request fails.
 pub(super) fn run(processes: &Processes, service: &str, work: Work) -> Result<Histogram<u64>, Failure> {
     let client = processes.connect()?;
-    let payload = vec![b'x'; work.size];
+    let requester = client.requester(service)?;
+    let (payload, mut reply) = (vec![b'x'; work.size], Vec::new());
     let no_memory = |error| Failure::new(Code::Unavailable, format!("no histogram: {error}"));
     let mut round_trips = Histogram::new_with_bounds(1, LONGEST_NS, 3).map_err(no_memory)?;
     let started = Instant::now();
@@ -24,7 +25,7 @@ pub(super) fn run(processes: &Processes, service: &str, work: Work) -> Result<Hi
     // One clock read for each: where one round trip ends the next begins.
     let mut last = started;
     while last < until {
-        let reply = client.request(service, &payload)?;
+        requester.call_into(&payload, &mut reply)?;
         let now = Instant::now();
         if reply.len() != payload.len() {
             return Err(Failure::new(Code::ErrorReply, format!("sent {} bytes, received {}", work.size, reply.len())));

@@ -5,7 +5,7 @@
 //! | `builder`, `client` | connecting; the handle of a connection |
 //! | `publish`, `loan` | publishing, also from messages that are written in place |
 //! | `subscription` | subscriptions |
-//! | `request` | requests and streams |
+//! | `request`, `requester` | requests and streams; a handle for many requests to one service |
 //! | `serve`, `reply` | serving; a request as its responder sees it |
 //! | `events` | the state of the connection |
 //! | `operations` | operating the broker |
@@ -20,5 +20,6 @@ pub(crate) mod operations;
 pub(crate) mod publish;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod requester;
 pub(crate) mod serve;
 pub(crate) mod subscription;

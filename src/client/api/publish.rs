@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::loan::Loan;
-use crate::client::connection::interning::InternedTopic;
+use crate::client::connection::interning::Interned;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lock::{deadline, lock};
 use crate::client::engine::{names, publish};
@@ -104,7 +104,7 @@ impl Client {
 /// towards the limits of topics.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    topic: Arc<InternedTopic>,
+    topic: Arc<Interned>,
     connection: Arc<Connection>,
 }
 

@@ -2,9 +2,11 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
+use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
+use crate::client::data::names::Callee;
 use crate::client::data::pending_call::{CallProgress, PendingCall};
 use crate::client::data::request_slots::ClaimedSlot;
 use crate::client::engine::{names, wait};
@@ -76,12 +78,8 @@ impl Client {
     }
 
     fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
-        let mut stream = self.start(service, payload, options, false)?;
-        let mut reply = stream.receive()?.unwrap_or_default();
-        // A responder may reply to a plain request in several chunks: they are one reply.
-        while let Some(more) = stream.receive()? {
-            reply.extend_from_slice(&more);
-        }
+        let mut reply = Vec::new();
+        self.start(service, payload, options, false)?.receive_all(&mut reply)?;
         Ok(reply)
     }
 
@@ -118,25 +116,29 @@ impl Client {
     }
 
     fn start(&self, service: &str, payload: &[u8], options: RequestOptions, stream: bool) -> Result<ReplyStream> {
-        let connection = &self.connection;
-        connection.check_size(payload.len())?;
-        let mut time = CallDeadline::new(&connection.limits, options, stream);
-        let (mut stream, mut body) = loop {
-            if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
-                break begun;
-            }
-            names::request_number(connection, InternKind::Service, service, time.until())
-                .map_err(timeout_as_deadline)?;
-        };
-        while let Some((at, end)) = body.next_part() {
-            let part = &payload[at..end];
-            // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
-            if !body.try_send(&mut stream, part)? {
-                wait::for_record(connection, stream.until(), || body.step(&mut stream, part))
-                    .map_err(timeout_as_deadline)??;
-            }
-        }
+        let callee = Callee { name: service, held: None };
+        let (mut stream, mut body) = begin(&self.connection, callee, payload.len(), options, stream)?;
+        body.send(&mut stream, payload)?;
         Ok(stream)
+    }
+}
+
+/// A request whose body, of `total` bytes, is to be sent. Waits only for the number of the service.
+pub(crate) fn begin(
+    connection: &Arc<Connection>,
+    callee: Callee<'_>,
+    total: usize,
+    options: RequestOptions,
+    stream: bool,
+) -> Result<(ReplyStream, RequestBody)> {
+    connection.check_size(total)?;
+    let mut time = CallDeadline::new(&connection.limits, options, stream);
+    loop {
+        if let Some(begun) = RequestBody::new(connection, callee, total, options, stream, time)? {
+            return Ok(begun);
+        }
+        names::request_number(connection, InternKind::Service, callee.name, time.until())
+            .map_err(timeout_as_deadline)?;
     }
 }
 
@@ -159,13 +161,13 @@ impl RequestBody {
     /// `None`: the number of the service is to be requested first.
     pub(crate) fn new(
         connection: &Arc<Connection>,
-        service: &str,
+        callee: Callee<'_>,
         total: usize,
         options: RequestOptions,
         stream: bool,
         time: CallDeadline,
     ) -> Result<Option<(ReplyStream, RequestBody)>> {
-        let Some((service, claimed)) = calls::claim_slot(connection, service)? else { return Ok(None) };
+        let Some((service, claimed)) = calls::claim_slot(connection, callee)? else { return Ok(None) };
         let ClaimedSlot { slot, generation, pending } = claimed;
         let session = service.session;
         let header = Header {
@@ -183,6 +185,25 @@ impl RequestBody {
         let (connection, is_sent) = (connection.clone(), false);
         let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent };
         Ok(Some((stream, RequestBody { header, total, at: 0, part, done: false })))
+    }
+
+    /// Whether it is sent as one record.
+    pub(crate) fn is_one_record(&self) -> bool {
+        self.total <= self.part
+    }
+
+    /// Sends what is left of the body, and waits where there is neither credit nor space.
+    pub(crate) fn send(&mut self, stream: &mut ReplyStream, payload: &[u8]) -> Result<()> {
+        let connection = stream.connection.clone();
+        while let Some((at, end)) = self.next_part() {
+            let part = &payload[at..end];
+            // A body within its credit goes straight into the lane; the rest waits, and reads meanwhile.
+            if !self.try_send(stream, part)? {
+                wait::for_record(&connection, stream.until(), || self.step(stream, part))
+                    .map_err(timeout_as_deadline)??;
+            }
+        }
+        Ok(())
     }
 
     /// The next part to send, as a range of the body.
@@ -249,6 +270,25 @@ impl ReplyStream {
         self.took(found)
     }
 
+    /// Waits for the rest of the reply, and appends it to `reply`. A responder may reply to a plain request in several
+    /// chunks: they are one reply.
+    pub(crate) fn receive_all(&mut self, reply: &mut Vec<u8>) -> Result<()> {
+        while let Some(chunk) = self.receive()? {
+            append(chunk, reply);
+        }
+        Ok(())
+    }
+
+    /// Takes the whole reply out of the ring, if it is the next record. Nothing of it may have been taken before.
+    pub(crate) fn take_in_place(&mut self, reader: &mut Reader, reply: &mut Vec<u8>) -> bool {
+        let is_taken = reader.take_reply(self.slot, self.generation, reply);
+        if is_taken {
+            self.done = true;
+            lock(&self.connection.table).requests.release(self.slot, self.generation);
+        }
+        is_taken
+    }
+
     /// When it ends here, if the broker says nothing.
     pub(crate) fn until(&mut self) -> Option<Instant> {
         self.time.until()
@@ -303,6 +343,14 @@ impl ReplyStream {
     #[cfg(feature = "tokio")]
     pub(crate) fn is_done(&self) -> bool {
         self.done
+    }
+}
+
+/// Appends a chunk to a reply, or makes it the reply if `reply` has less memory than the chunk.
+pub(crate) fn append(chunk: Vec<u8>, reply: &mut Vec<u8>) {
+    match reply.is_empty() && reply.capacity() < chunk.len() {
+        true => *reply = chunk,
+        false => reply.extend_from_slice(&chunk),
     }
 }
 

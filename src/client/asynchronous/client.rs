@@ -4,7 +4,7 @@ use super::wait::within;
 use crate::client::api::builder::Builder;
 use crate::client::api::client::Client;
 use crate::client::connection::control_request;
-use crate::client::connection::interning::{self, InternedTopic};
+use crate::client::connection::interning::{self, Interned};
 use crate::client::connection::link::NextAction;
 use crate::client::connection::shared::Connection;
 use crate::client::engine::wait;
@@ -130,9 +130,9 @@ impl AsyncClient {
     }
 
     /// A use of a topic. `keep`: its number stays for a while when it has no users.
-    pub(crate) async fn topic(&self, name: &str, keep: bool) -> Result<InternedTopic> {
+    pub(crate) async fn topic(&self, name: &str, keep: bool) -> Result<Interned> {
         loop {
-            if let Some(interned) = interning::existing(&self.connection, name, keep)? {
+            if let Some(interned) = interning::existing(&self.connection, InternKind::Topic, name, keep)? {
                 return Ok(interned);
             }
             self.request_number(InternKind::Topic, name, None).await?;

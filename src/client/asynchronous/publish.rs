@@ -2,7 +2,7 @@
 
 use super::client::AsyncClient;
 use super::wait::until;
-use crate::client::connection::interning::InternedTopic;
+use crate::client::connection::interning::Interned;
 use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
 use crate::client::engine::publish::{is_flushed, try_parts};
@@ -31,7 +31,7 @@ impl AsyncClient {
         Ok(AsyncPublisher { topic: topic.into(), client: self.clone() })
     }
 
-    async fn publish_to(&self, topic: Arc<InternedTopic>, payload: &[u8]) -> Result<()> {
+    async fn publish_to(&self, topic: Arc<Interned>, payload: &[u8]) -> Result<()> {
         let connection = &self.connection;
         let total = connection.check_size(payload.len())?;
         let step = connection.limits.slot_size() as usize;
@@ -44,7 +44,7 @@ impl AsyncClient {
         self.publish_parts(&topic, total, payload).await
     }
 
-    async fn publish_parts(&self, topic: &InternedTopic, total: u32, payload: &[u8]) -> Result<()> {
+    async fn publish_parts(&self, topic: &Interned, total: u32, payload: &[u8]) -> Result<()> {
         let (connection, mut message) = (&self.connection, MessageParts::new(topic.name, total));
         let _turn = self.bulk.lock().await;
         until(connection, || try_parts(connection, &mut message, payload)).await?
@@ -78,7 +78,7 @@ impl AsyncClient {
 /// As [`Publisher`](crate::client::Publisher).
 #[derive(Clone, Debug)]
 pub struct AsyncPublisher {
-    topic: Arc<InternedTopic>,
+    topic: Arc<Interned>,
     client: AsyncClient,
 }
 

@@ -7,6 +7,7 @@ use super::wait::within;
 use crate::client::Client;
 use crate::client::api::request::{ReplyStream, RequestBody};
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
+use crate::client::data::names::Callee;
 use crate::client::error::Result;
 use crate::wire::control::InternKind;
 use futures_core::Stream;
@@ -85,9 +86,10 @@ impl AsyncClient {
     ) -> Result<AsyncReplyStream> {
         let connection = &self.connection;
         connection.check_size(payload.len())?;
+        let callee = Callee { name: service, held: None };
         let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
-            if let Some(begun) = RequestBody::new(connection, service, payload.len(), options, stream, time)? {
+            if let Some(begun) = RequestBody::new(connection, callee, payload.len(), options, stream, time)? {
                 break begun;
             }
             let number = self.request_number(InternKind::Service, service, time.until());

@@ -4,7 +4,7 @@ use super::shared::Connection;
 use super::table::Table;
 use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
-use crate::client::data::names::NameRef;
+use crate::client::data::names::{Callee, NameRef};
 use crate::client::data::request_slots::ClaimedSlot;
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
@@ -42,14 +42,14 @@ pub(crate) fn place_in_any_session(connection: &Connection, header: &Header, pay
 
 /// A slot for a request, with the service in the session in which the slot holds. `None`: the number of the service is
 /// to be requested first.
-pub(crate) fn claim_slot(connection: &Connection, service: &str) -> Result<Option<(NameRef, ClaimedSlot)>> {
+pub(crate) fn claim_slot(connection: &Connection, callee: Callee<'_>) -> Result<Option<(NameRef, ClaimedSlot)>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     if let Some(closed) = &table.closed {
         return Err(closed.clone());
     }
     let session = table.session;
-    let Some(service) = table.services.touch(service, session) else { return Ok(None) };
+    let Some(service) = table.services.find(callee, session) else { return Ok(None) };
     let limits = &connection.limits;
     let claimed = table.requests.claim(limits.stream_credit_cells(), service.at, limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };

@@ -23,23 +23,24 @@ const KEPT_SERVICES: usize = 64;
 pub(crate) const RELEASE_POLLS: usize = 400;
 pub(crate) const RELEASE_POLL: Duration = Duration::from_millis(5);
 
-/// A user of a topic: it keeps its number until the last user is dropped.
+/// A user of a name: the name keeps its number until the last user is dropped.
 #[derive(Debug)]
-pub(crate) struct InternedTopic {
+pub(crate) struct Interned {
     connection: Arc<Connection>,
+    kind: InternKind,
     pub(crate) name: NameRef,
     /// Whether the name keeps its number for a while without users.
     keep: bool,
 }
 
-impl Drop for InternedTopic {
+impl Drop for Interned {
     fn drop(&mut self) {
         if !self.connection.is_ours() {
             return;
         }
-        lock(&self.connection.table).topics.remove_user(self.name, self.keep);
+        names(&mut lock(&self.connection.table), self.kind).remove_user(self.name, self.keep);
         if !self.keep {
-            release(&self.connection, InternKind::Topic, usize::MAX);
+            release(&self.connection, self.kind, usize::MAX);
         }
     }
 }
@@ -58,13 +59,18 @@ fn lane_of(connection: &Connection, kind: InternKind) -> &Lane {
     }
 }
 
-/// Adds a user of a topic that already has a number.
-pub(crate) fn existing(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<Option<InternedTopic>> {
+/// Adds a user of a name that already has a number.
+pub(crate) fn existing(
+    connection: &Arc<Connection>,
+    kind: InternKind,
+    name: &str,
+    keep: bool,
+) -> Result<Option<Interned>> {
     connection.check_fork()?;
     let mut table = lock(&connection.table);
     let session = table.session;
-    let found = table.topics.add_user(name, session);
-    Ok(found.map(|name| InternedTopic { connection: connection.clone(), name, keep }))
+    let found = names(&mut table, kind).add_user(name, session);
+    Ok(found.map(|name| Interned { connection: connection.clone(), kind, name, keep }))
 }
 
 /// The control request for the number of a name. Room for it is made first.
@@ -129,7 +135,7 @@ fn release(connection: &Connection, kind: InternKind, kept: usize) -> bool {
     let session = table.session;
     let (names, requests) = match kind {
         InternKind::Topic => (&mut table.topics, None),
-        // A service has no users: requests to it are known.
+        // A request is no user of its service: requests are known.
         InternKind::Service => (&mut table.services, Some(&table.requests)),
     };
     let in_use = |at| requests.is_some_and(|requests| requests.sends_to(at));

@@ -43,6 +43,8 @@ pub(crate) struct Reader {
     /// Messages of several records that are being received, by subscription and publisher.
     pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
     pub(crate) spin: Duration,
+    /// How often a thread has polled without a look at anything else.
+    pub(crate) brief_polls: u32,
     /// Messages of the last session may have to be sent again.
     pub(crate) has_resends: bool,
 }
@@ -62,6 +64,7 @@ impl Reader {
             topics: ReceivedTopics::default(),
             partials: HashMap::new(),
             spin: SPIN_MAX,
+            brief_polls: 0,
             has_resends: false,
         }
     }
@@ -113,6 +116,22 @@ impl Reader {
             self.publish_consumed();
         }
         Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    /// The next record, if it is the whole reply to this request, and no error: appended to `reply`, and consumed. No
+    /// part of the reply may have been sorted before.
+    pub(crate) fn take_reply(&mut self, slot: u32, generation: u32, reply: &mut Vec<u8>) -> bool {
+        let Ok(Some(record)) = self.egress.peek() else { return false };
+        let Ok(header) = Header::from_words(&record.header) else { return false };
+        let is_reply = header.kind == RecordKind::RoutedResponse && (header.id, header.id2) == (slot, generation);
+        if !is_reply || !header.flags.has(Flags::WHOLE.with(Flags::END)) || header.flags.has(Flags::ERROR) {
+            return false;
+        }
+        self.egress.append_payload(&record, reply);
+        self.egress.advance(&record);
+        // At once: perhaps no thread waits after this one, and the router may wait for the cells.
+        self.publish_consumed();
+        true
     }
 
     pub(crate) fn bytes(&self, record: &Record) -> Vec<u8> {

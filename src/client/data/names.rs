@@ -31,6 +31,14 @@ pub(crate) struct NameRef {
     pub(crate) past: u64,
 }
 
+/// The service of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Callee<'a> {
+    pub(crate) name: &'a str,
+    /// The entry of the name, if the caller is a user of it: then the name is not looked up.
+    pub(crate) held: Option<NameRef>,
+}
+
 /// A topic as a lane knows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TopicNumber {
@@ -123,7 +131,15 @@ impl Names {
         Some(NameRef { at, id: entry.id, number: entry.number, session, past: entry.past })
     }
 
-    /// The same for a use that lasts until [`remove_user`](Self::remove_user).
+    /// The service of a request, if the current broker has given it a number.
+    pub(crate) fn find(&mut self, callee: Callee<'_>, session: u64) -> Option<NameRef> {
+        let Some(held) = callee.held else { return self.touch(callee.name, session) };
+        let entry = self.entries.get(held.at as usize)?.as_ref();
+        let entry = entry.filter(|entry| entry.id == held.id && entry.number != NONE)?;
+        Some(NameRef { number: entry.number, session, ..held })
+    }
+
+    /// As [`touch`](Self::touch), for a use that lasts until [`remove_user`](Self::remove_user).
     pub(crate) fn add_user(&mut self, name: &str, session: u64) -> Option<NameRef> {
         let name = self.touch(name, session)?;
         let entry = self.entries[name.at as usize].as_mut()?;
@@ -296,9 +312,23 @@ impl Names {
         renumbering
     }
 
-    /// Removes all entries; users of a removed name find no entry.
-    pub(crate) fn clear(&mut self) {
-        *self = Names { clock: self.clock, last_id: self.last_id, ..Names::default() };
+    /// Another broker knows none of the names. Those that have users stay, and get a number when it is requested; the
+    /// others are removed.
+    pub(crate) fn forget_numbers(&mut self) {
+        let last = std::mem::take(self);
+        *self = Names { clock: last.clock, last_id: last.last_id, ..Names::default() };
+        for (at, entry) in (0..).zip(last.entries) {
+            match entry.filter(|entry| entry.users > 0) {
+                Some(entry) => {
+                    self.by_name.insert(entry.name.clone(), at);
+                    self.entries.push(Some(Entry { number: NONE, ..entry }));
+                }
+                None => {
+                    self.free.push(at);
+                    self.entries.push(None);
+                }
+            }
+        }
     }
 
     /// How many names there are.
@@ -361,6 +391,28 @@ mod tests {
             (c.id, None),
             "found before it was released"
         );
+    }
+
+    #[test]
+    fn at_another_broker_a_service_in_use_keeps_its_entry_and_gets_another_number() {
+        let mut names = Names::default();
+        ["idle", "held"].into_iter().zip([3, 4]).for_each(|(name, number)| names.granted(topic(name), number));
+        let held = names.add_user("held", 0).unwrap();
+        let callee = Callee { name: "held", held: Some(held) };
+        assert_eq!(names.find(callee, 0).map(|found| (found.number, found.session)), Some((4, 0)));
+        names.forget_numbers();
+        assert!(names.find(callee, 1).is_none() && names.touch("idle", 1).is_none() && names.len() == 1);
+        names.granted(topic("other"), 4);
+        names.granted(topic("held"), 7);
+        assert_eq!(names.find(callee, 1).map(|found| (found.at, found.number, found.session)), Some((held.at, 7, 1)));
+        names.remove_user(held, true);
+        names.forget_numbers();
+        assert!(names.find(callee, 2).is_none() && names.len() == 0);
+        // Its last user is gone, and the entry is another name's.
+        names.granted(topic("later"), 1);
+        names.granted(topic("last"), 2);
+        names.remove_user(held, true);
+        assert!(names.find(callee, 2).is_none() && names.touch("last", 2).is_some());
     }
 
     #[test]

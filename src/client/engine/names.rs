@@ -2,7 +2,7 @@
 
 use super::wait;
 use crate::client::connection::control_request::start;
-use crate::client::connection::interning::{self, InternedTopic};
+use crate::client::connection::interning::{self, Interned};
 use crate::client::connection::shared::Connection;
 use crate::client::error::Result;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
@@ -25,12 +25,22 @@ fn ask_until(
 
 /// A use of a topic. `keep`: its number stays for a while when it has no users.
 #[inline]
-pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<InternedTopic> {
+pub(crate) fn topic(connection: &Arc<Connection>, name: &str, keep: bool) -> Result<Interned> {
+    intern(connection, InternKind::Topic, name, keep)
+}
+
+/// A use of a service. Its number stays for a while when it has no users, because requests may still name it.
+pub(crate) fn service(connection: &Arc<Connection>, name: &str) -> Result<Interned> {
+    intern(connection, InternKind::Service, name, true)
+}
+
+#[inline]
+fn intern(connection: &Arc<Connection>, kind: InternKind, name: &str, keep: bool) -> Result<Interned> {
     loop {
-        if let Some(interned) = interning::existing(connection, name, keep)? {
+        if let Some(interned) = interning::existing(connection, kind, name, keep)? {
             return Ok(interned);
         }
-        request_number(connection, InternKind::Topic, name, None)?;
+        request_number(connection, kind, name, None)?;
     }
 }
 

@@ -38,6 +38,41 @@ pub(crate) fn step(reader: &mut Reader, connection: &Connection) -> NextAction {
     attempts::step(&mut reader.link, connection)
 }
 
+/// Rounds of polls before the first look at the clock.
+const BRIEF: u32 = 4;
+
+/// Whether spinning can pay: the router is awake, on another CPU.
+fn can_pay(reader: &Reader) -> bool {
+    let cpu = current_cpu();
+    reader.cpu.set_client(cpu);
+    !reader.router_sleeps.is_armed() && reader.cpu.broker() != Some(cpu)
+}
+
+/// Brief polls between two looks at the control socket, which are system calls.
+const LOOK_EVERY: u32 = 256;
+
+/// Polls for a moment without a look at the clock, while that can pay and nothing is due. Returns whether a record is
+/// there.
+pub(crate) fn poll_briefly(reader: &mut Reader, connection: &Connection) -> bool {
+    // A thread whose polls always succeed may be the only one: it notices a lost socket, too.
+    reader.brief_polls = reader.brief_polls.wrapping_add(1);
+    if reader.brief_polls.is_multiple_of(LOOK_EVERY) {
+        poll_bells(reader, connection, Some(Duration::ZERO));
+        // The bell may be a task's: a lane may have space. Threads are woken when the role is given back.
+        let wakers = std::mem::take(&mut lock(&connection.table).wakers);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+    if step(reader, connection) != NextAction::Rest {
+        return false;
+    }
+    let spins = match connection.wait {
+        WaitStrategy::Busy => true,
+        WaitStrategy::Adaptive => reader.spin > SPIN_MIN && can_pay(reader),
+        WaitStrategy::Block => false,
+    };
+    spins && (0..BRIEF).any(|_| reader.poll())
+}
+
 /// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Returns whether
 /// it slept or may have missed a bell, so that the others should look too.
 pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitFor, deadline: Option<Instant>) -> bool {
@@ -57,11 +92,9 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
             return true;
         }
         WaitStrategy::Adaptive if wait_for == WaitFor::Record => {
-            let cpu = current_cpu();
-            reader.cpu.set_client(cpu);
             let started = Instant::now();
             // Decided once: a router that goes to sleep meanwhile does so to let the threads run that it has woken.
-            let can_pay = !reader.router_sleeps.is_armed() && reader.cpu.broker() != Some(cpu);
+            let can_pay = can_pay(reader);
             while can_pay && started.elapsed() < reader.spin {
                 if reader.poll() {
                     return false;

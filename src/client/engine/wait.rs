@@ -108,6 +108,16 @@ pub(crate) fn reading<T>(connection: &Connection, ready: impl FnMut(Option<&mut 
     wait_for(connection, WaitFor::Record, None, ready)
 }
 
+/// As [`reading`], with a deadline, for a thread that has the reader role.
+pub(crate) fn leading<T>(
+    connection: &Connection,
+    mut lead: Leader<'_>,
+    deadline: Option<Instant>,
+    mut ready: impl FnMut(&mut Reader) -> Option<T>,
+) -> Result<T> {
+    read(connection, &mut lead.reader, WaitFor::Record, deadline, &mut |reader| ready(reader?))
+}
+
 fn wait_for<T>(
     connection: &Connection,
     target: WaitFor,

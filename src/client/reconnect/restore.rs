@@ -107,7 +107,7 @@ pub(crate) fn complete(reader: &mut Reader, connection: &Connection) -> NextActi
     }
     let (new_bulk, new_express, egress) = Connection::ends(&segment, &reader.bells, &limits);
     let (left_out, taken) = bulk.renew(new_bulk, table.session, &mut table.topics);
-    table.services.clear();
+    table.services.forget_numbers();
     connection.has_unused_names.store(1, Ordering::Relaxed);
     // They count as quarantined.
     table.quarantined += left_out as u64;

@@ -1,0 +1,173 @@
+//! A handle for many requests to one service.
+//!
+//! A call whose request and reply are one record each does not go through the table's queues, if the reader role is
+//! free: the thread takes the role before it places the request, and keeps it until it has taken the reply out of the
+//! ring. So no part of the reply is sorted before the thread looks, and no other thread ends the call meanwhile. What
+//! lies before the reply in the ring is sorted as by any leader. Every other call is made as [`Client::request`] makes
+//! it.
+
+use super::client::Client;
+use super::request::{ReplyStream, append, begin};
+use crate::client::connection::interning::Interned;
+use crate::client::data::call_options::{IdempotentRetry, RequestOptions};
+use crate::client::data::names::Callee;
+use crate::client::data::pending_call::CallProgress;
+use crate::client::engine::wait::{self, Leader};
+use crate::client::engine::{names, turn};
+use crate::client::error::Result;
+use std::sync::Arc;
+
+impl Client {
+    /// A handle for many requests to one service: the name is looked up once.
+    ///
+    /// The service need not have a responder yet. Each call is sent to a responder that the service has by then.
+    ///
+    /// # Errors
+    ///
+    /// If the name is invalid, a limit of services is reached, or the connection has ended.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let complete = client.requester("complete")?;
+    /// for prefix in ["f", "fn", "fn m"] {
+    ///     println!("{:?}", complete.call(prefix)?);
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn requester(&self, service: &str) -> Result<Requester> {
+        let interned = names::service(&self.connection, service)?;
+        Ok(Requester { service: interned.into(), name: service.into(), client: self.clone() })
+    }
+}
+
+/// Calls one service. A handle, like [`Client`]; threads that share it call side by side. It stays valid when the
+/// client reconnects, and then requests the number of the service again by itself.
+///
+/// A call waits for its reply and returns exactly one outcome, as [`Client::request`] does. It costs less: a request
+/// and a reply of at most [`Limits::slot_size`](crate::client::Limits::slot_size) bytes each are copied once by this
+/// side, and [`call_into`](Requester::call_into) allocates no memory once `reply` is large enough.
+#[derive(Clone, Debug)]
+pub struct Requester {
+    service: Arc<Interned>,
+    name: Arc<str>,
+    client: Client,
+}
+
+impl Requester {
+    /// Calls the service with `payload`, waits, and returns the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`]: the outcome of the request, if it is not a reply; the request is not sent if `payload`
+    /// is larger than [`Limits::max_message_size`](crate::client::Limits::max_message_size) bytes.
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let echo = client.requester("echo")?;
+    /// assert_eq!(echo.call("hi")?, b"hi");
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn call(&self, payload: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+        self.call_with(payload, RequestOptions::default())
+    }
+
+    /// As [`call`](Requester::call), with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Requester::call).
+    pub fn call_with(&self, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
+        let mut reply = Vec::new();
+        self.call_into_with(payload, &mut reply, options)?;
+        Ok(reply)
+    }
+
+    /// Calls the service with `payload`, waits, and replaces the contents of `reply` by the reply, in the memory that
+    /// `reply` has if that is enough. After an error `reply` is empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Requester::call).
+    ///
+    /// ```no_run
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let (echo, mut reply) = (client.requester("echo")?, Vec::new());
+    /// for number in 0..1000_u32 {
+    ///     echo.call_into(number.to_le_bytes(), &mut reply)?;
+    ///     assert_eq!(reply, number.to_le_bytes());
+    /// }
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn call_into(&self, payload: impl AsRef<[u8]>, reply: &mut Vec<u8>) -> Result<()> {
+        self.call_into_with(payload, reply, RequestOptions::default())
+    }
+
+    /// As [`call_into`](Requester::call_into), with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Requester::call).
+    ///
+    /// ```no_run
+    /// use lapce_ipc::client::RequestOptions;
+    /// use std::time::Duration;
+    ///
+    /// # let client = lapce_ipc::client::Client::connect()?;
+    /// let (complete, mut reply) = (client.requester("complete")?, Vec::new());
+    /// let options = RequestOptions { timeout: Some(Duration::from_millis(50)), ..RequestOptions::default() };
+    /// complete.call_into_with("fn ma", &mut reply, options)?;
+    /// # Ok::<(), lapce_ipc::client::Error>(())
+    /// ```
+    pub fn call_into_with(
+        &self,
+        payload: impl AsRef<[u8]>,
+        reply: &mut Vec<u8>,
+        options: RequestOptions,
+    ) -> Result<()> {
+        let mut again = IdempotentRetry::new(options);
+        loop {
+            reply.clear();
+            let outcome = self.call_once(payload.as_ref(), reply, again.options());
+            match again.pause(&outcome, || self.client.connection.closed().is_some()) {
+                None => return outcome.inspect_err(|_| reply.clear()),
+                // What arrives is sorted meanwhile, and the next attempt returns the end of the connection.
+                Some(pause) => _ = self.client.closed(Some(pause)),
+            }
+        }
+    }
+
+    fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {
+        let connection = &self.client.connection;
+        let callee = Callee { name: &self.name, held: Some(self.service.name) };
+        let (mut stream, mut body) = begin(connection, callee, payload.len(), options, false)?;
+        if body.is_one_record()
+            && let Some(lead) = wait::try_lead(connection)
+        {
+            let is_sent = body.try_send(&mut stream, payload)?;
+            if is_sent {
+                self.receive_leading(lead, &mut stream, reply)?;
+            }
+        }
+        // Nothing of both is left if the reply was taken. The role is given back before space is waited for.
+        body.send(&mut stream, payload)?;
+        stream.receive_all(reply)
+    }
+
+    /// Waits with the reader role for the reply, or for a part of it.
+    fn receive_leading(&self, mut lead: Leader<'_>, stream: &mut ReplyStream, reply: &mut Vec<u8>) -> Result<()> {
+        let connection = &self.client.connection;
+        if turn::poll_briefly(&mut lead.reader, connection) && stream.take_in_place(&mut lead.reader, reply) {
+            return Ok(());
+        }
+        let until = stream.until();
+        let found = wait::leading(connection, lead, until, |reader| match stream.poll() {
+            None => stream.take_in_place(reader, reply).then_some(Ok(CallProgress::End)),
+            // It comes before what lies in the ring.
+            sorted => sorted,
+        });
+        if let Some(chunk) = stream.took(found.and_then(|found| found))? {
+            append(chunk, reply);
+        }
+        Ok(())
+    }
+}
