@@ -2,33 +2,15 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, Request, RequestOptions, Requester, WaitStrategy};
+use lapce_ipc::client::{RequestOptions, Requester, WaitStrategy};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use support::calls::{serve, text, within};
 use support::cut::cut;
 use support::probe::{counter, pattern, served};
 use support::{Broker, DEADLINE, wait_for_stop, wait_until};
 
 const STRATEGIES: [WaitStrategy; 3] = [WaitStrategy::Adaptive, WaitStrategy::Block, WaitStrategy::Busy];
-
-/// Serves from a thread of its own until the broker ends.
-fn serve<R: AsRef<[u8]>>(
-    client: &Client,
-    service: &str,
-    handler: impl FnMut(&mut Request) -> Result<R, String> + Send + 'static,
-) {
-    let mut service = client.serve(service).unwrap();
-    std::thread::spawn(move || service.run(handler));
-}
-
-fn within(ms: u64) -> RequestOptions {
-    RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() }
-}
-
-fn text(request: &Request) -> String {
-    String::from_utf8_lossy(request.payload()).into_owned()
-}
 
 /// Calls with bodies that differ in content and length.
 fn calls(requester: &Requester, thread: u64, count: u64) {

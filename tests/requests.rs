@@ -2,31 +2,14 @@
 
 mod support;
 
-use lapce_ipc::client::{Client, Error, Request, RequestOptions};
+use lapce_ipc::client::{Client, Error, RequestOptions};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
+use support::calls::{serve, text, within};
 use support::probe::{counter, pattern, served};
 use support::role::{Child, role, tell};
 use support::{Broker, DEADLINE, wait_until};
-
-/// Serves from a thread of its own until the broker ends.
-fn serve<R: AsRef<[u8]>>(
-    client: &Client,
-    service: &str,
-    handler: impl FnMut(&mut Request) -> Result<R, String> + Send + 'static,
-) {
-    let mut service = client.serve(service).unwrap();
-    std::thread::spawn(move || service.run(handler));
-}
-
-fn within(ms: u64) -> RequestOptions {
-    RequestOptions { timeout: Some(Duration::from_millis(ms)), ..RequestOptions::default() }
-}
-
-fn text(request: &Request) -> String {
-    String::from_utf8_lossy(request.payload()).into_owned()
-}
 
 #[test]
 fn a_handlers_reply_error_panic_and_silence_are_all_answers() {

@@ -17,6 +17,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unreachable_pub, reason = "pub is what a test may use")]
 
+pub mod calls;
 pub mod criteria;
 pub mod cut;
 #[cfg(feature = "editor")]

@@ -4,15 +4,15 @@ use super::probe::LastReply;
 use super::process::Usage;
 use crate::broker::router::{ECHO, RouterMetrics, ServiceMetrics, breaker_state};
 use crate::broker::telemetry::counters::CounterValues;
+use crate::broker::telemetry::holdings::listed;
 use crate::logic::breaker::GateState;
 use crate::logic::histogram::Histogram;
 use crate::logic::readiness::Snapshot;
 use crate::logic::services::CallTimes;
-use crate::logic::shares::BROKER;
 use crate::metrics::families::*;
 use crate::metrics::memory::Memory;
 use crate::metrics::{Distribution, Family, Samples};
-use crate::wire::control::{ActorState, BreakerState, StatusReport};
+use crate::wire::control::{ActorState, BreakerState, HoldingStatus, StatusReport};
 use crate::wire::record::Outcome;
 use std::collections::BTreeSet;
 
@@ -77,11 +77,7 @@ pub(super) fn samples(
     samples.add(&THREADS_LATE, &[], snapshot.late as f64);
     samples.add(&CONNECTIONS, &[], snapshot.connections as f64);
     samples.add(&CONNECTIONS_LIMIT, &[], snapshot.max_connections as f64);
-    for holding in snapshot.users.iter().filter(|holding| holding.user != BROKER) {
-        let labels = [&*holding.user.to_string(), "connections"];
-        samples.add(&USER_HELD, &labels, holding.held as f64);
-        samples.add(&USER_LIMIT, &labels, holding.most as f64);
-    }
+    listed("connections", None, snapshot.users.iter().copied()).for_each(|holding| held(&mut samples, &holding));
     for actor in &snapshot.actors {
         let labels = [actor.name.as_str()];
         samples.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
@@ -119,6 +115,12 @@ pub(super) fn samples(
     samples
 }
 
+fn held(samples: &mut Samples, holding: &HoldingStatus) {
+    let labels = [&*holding.uid.to_string(), &holding.resource];
+    samples.add(&USER_HELD, &labels, holding.held as f64);
+    samples.add(&USER_LIMIT, &labels, holding.limit as f64);
+}
+
 fn routed(samples: &mut Samples, report: &StatusReport) {
     for (name, value) in &report.counters {
         let outcome = name.strip_prefix("failed_");
@@ -130,11 +132,7 @@ fn routed(samples: &mut Samples, report: &StatusReport) {
     }
     samples.add(&SLOTS_USED, &[], report.slots_used.into());
     samples.add(&SLOTS_LIMIT, &[], report.slots_total.into());
-    for holding in &report.holdings {
-        let labels = [&*holding.uid.to_string(), &holding.resource];
-        samples.add(&USER_HELD, &labels, holding.held as f64);
-        samples.add(&USER_LIMIT, &labels, holding.limit as f64);
-    }
+    report.holdings.iter().for_each(|holding| held(samples, holding));
     samples.add(&TOPICS, &[], report.topics.into());
     samples.add(&SUBSCRIPTIONS, &[], report.subscriptions.into());
 }

@@ -7,7 +7,7 @@ use crate::shm::layout::CELL_BYTES;
 use crate::wire::control::HoldingStatus;
 
 impl RouterState {
-    /// The entries of all resources that the router keeps the books of.
+    /// The entries of all resources that the router keeps the books of, by resource.
     pub(super) fn holdings(&self) -> Vec<HoldingStatus> {
         let (topics, services) = (self.pubsub.topics(), self.calls.services());
         let [records, overflow] = self.ports.egresses.waiting();
@@ -18,7 +18,7 @@ impl RouterState {
             ..cells
         });
         let waiting = Some("limits.max_user_backlog_bytes");
-        let mut all: Vec<_> = listed("topics", Some("limits.max_topics"), topics.shares().holdings())
+        listed("topics", Some("limits.max_topics"), topics.shares().holdings())
             .chain(listed("subscriptions", None, topics.places().holdings()))
             .chain(listed("routes", Some("limits.max_routes"), topics.routes().holdings()))
             .chain(listed("services", Some("limits.max_services"), services.shares().holdings()))
@@ -26,9 +26,6 @@ impl RouterState {
             .chain(listed("slots", Some("shared_memory.num_slots"), slots))
             .chain(listed("backlog_bytes", waiting, records.holdings()))
             .chain(listed("overflow_bytes", waiting, overflow.holdings()))
-            .collect();
-        // The order of the resources stays.
-        all.sort_by_key(|holding| holding.uid);
-        all
+            .collect()
     }
 }

@@ -28,6 +28,7 @@ pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
     let mut holdings: Vec<_> =
         listed("connections", Some("ipc.max_connections"), broker.permits.users().into_iter()).collect();
     holdings.append(&mut report.holdings);
+    // The order of a user's resources stays.
     holdings.sort_by_key(|holding| holding.uid);
     report.holdings = holdings;
     let waiting = broker.sessions.waiting();

@@ -66,21 +66,28 @@ impl Client {
     /// # Ok::<(), lapce_ipc::client::Error>(())
     /// ```
     pub fn request_with(&self, service: &str, payload: impl AsRef<[u8]>, options: RequestOptions) -> Result<Vec<u8>> {
+        self.retry(options, |options| {
+            let mut reply = Vec::new();
+            self.start(service, payload.as_ref(), options, false)?.receive_all(&mut reply)?;
+            Ok(reply)
+        })
+    }
+
+    /// Makes attempts until one has an outcome that is not to be retried.
+    pub(super) fn retry<T>(
+        &self,
+        options: RequestOptions,
+        mut attempt: impl FnMut(RequestOptions) -> Result<T>,
+    ) -> Result<T> {
         let mut again = IdempotentRetry::new(options);
         loop {
-            let outcome = self.ask_once(service, payload.as_ref(), again.options());
+            let outcome = attempt(again.options());
             match again.pause(&outcome, || self.connection.closed().is_some()) {
                 None => return outcome,
                 // What arrives is sorted meanwhile, and the next attempt returns the end of the connection.
                 Some(pause) => _ = self.closed(Some(pause)),
             }
         }
-    }
-
-    fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
-        let mut reply = Vec::new();
-        self.start(service, payload, options, false)?.receive_all(&mut reply)?;
-        Ok(reply)
     }
 
     /// Calls `service` for a stream of chunks.

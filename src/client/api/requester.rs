@@ -2,14 +2,14 @@
 //!
 //! A call whose request and reply are one record each does not go through the table's queues, if the reader role is
 //! free: the thread takes the role before it places the request, and keeps it until it has taken the reply out of the
-//! ring. So no part of the reply is sorted before the thread looks, and no other thread ends the call meanwhile. What
-//! lies before the reply in the ring is sorted as by any leader. Every other call is made as [`Client::request`] makes
-//! it.
+//! ring. So no part of the reply is sorted before the thread looks, and no other thread ends the call meanwhile. The
+//! thread sorts the records that lie before the reply, as each leader does. Every other call takes the path of
+//! [`Client::request`].
 
 use super::client::Client;
 use super::request::{ReplyStream, append, begin};
 use crate::client::connection::interning::Interned;
-use crate::client::data::call_options::{IdempotentRetry, RequestOptions};
+use crate::client::data::call_options::RequestOptions;
 use crate::client::data::names::Callee;
 use crate::client::data::pending_call::CallProgress;
 use crate::client::engine::wait::{self, Leader};
@@ -124,16 +124,11 @@ impl Requester {
         reply: &mut Vec<u8>,
         options: RequestOptions,
     ) -> Result<()> {
-        let mut again = IdempotentRetry::new(options);
-        loop {
+        let outcome = self.client.retry(options, |options| {
             reply.clear();
-            let outcome = self.call_once(payload.as_ref(), reply, again.options());
-            match again.pause(&outcome, || self.client.connection.closed().is_some()) {
-                None => return outcome.inspect_err(|_| reply.clear()),
-                // What arrives is sorted meanwhile, and the next attempt returns the end of the connection.
-                Some(pause) => _ = self.client.closed(Some(pause)),
-            }
-        }
+            self.call_once(payload.as_ref(), reply, options)
+        });
+        outcome.inspect_err(|_| reply.clear())
     }
 
     fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {

@@ -57,10 +57,7 @@ pub(crate) fn poll_briefly(reader: &mut Reader, connection: &Connection) -> bool
     // A thread whose polls always succeed may be the only one: it notices a lost socket, too.
     reader.brief_polls = reader.brief_polls.wrapping_add(1);
     if reader.brief_polls.is_multiple_of(LOOK_EVERY) {
-        poll_bells(reader, connection, Some(Duration::ZERO));
-        // The bell may be a task's: a lane may have space. Threads are woken when the role is given back.
-        let wakers = std::mem::take(&mut lock(&connection.table).wakers);
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        look_at_link(reader, connection);
     }
     if step(reader, connection) != NextAction::Rest {
         return false;
@@ -133,8 +130,14 @@ pub(crate) fn poll_bells(reader: &mut Reader, connection: &Connection, timeout: 
     }
 }
 
+/// Notices a lost socket or a new broker. The bell is left as it is: an event loop may wait for it.
+pub(super) fn look_at_link(reader: &mut Reader, connection: &Connection) {
+    read_socket(reader, connection);
+    attempts::path_changed(&mut reader.link, connection);
+}
+
 /// Reads what the control socket has.
-pub(super) fn read_socket(reader: &mut Reader, connection: &Connection) {
+fn read_socket(reader: &mut Reader, connection: &Connection) {
     if !reader.link.is_greeted() {
         attempts::read_greeting(&mut reader.link, connection);
     }

@@ -13,7 +13,6 @@ use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::lock::{lock, thread, try_lock};
 use crate::client::error::{Kind, Result};
-use crate::client::reconnect::attempts;
 use crate::sync::{AtomicU64, Ordering, Site, fence};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -261,9 +260,7 @@ pub(crate) fn drive(connection: &Connection) -> NextAction {
 pub(crate) fn check_link(connection: &Connection) {
     let Some(mut lead) = try_lead(connection) else { return };
     let reader = &mut lead.reader;
-    // The bell is left as it is: an event loop may wait for it.
-    turn::read_socket(reader, connection);
-    attempts::path_changed(&mut reader.link, connection);
+    turn::look_at_link(reader, connection);
     let _ = turn::step(reader, connection);
     let table = lock(&connection.table);
     if table.closed.is_none() {
