@@ -80,7 +80,7 @@ section! {
         /// How long publishes of other users wait for one user's subscriptions in ten seconds, all waits together.
         /// When it is used up, a `block` subscription of that user that makes one wait is evicted at once. 10000: no
         /// limit of its own.
-        user_wait_ms: u64 = 250, integer(0, 10_000, "ms");
+        user_wait_ms: u64 = 100, integer(0, 10_000, "ms");
     }
 }
 

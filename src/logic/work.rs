@@ -55,6 +55,12 @@ impl WorkAccount {
         self.filled_at.saturating_add(missing.saturating_mul(100) / u64::from(share.percent.max(1)) + 1)
     }
 
+    /// What is left.
+    #[cfg(test)]
+    pub(crate) fn left(&self) -> i64 {
+        self.left
+    }
+
     #[inline]
     fn fill(&mut self, share: WorkShare, now: u64) {
         let more = now.saturating_sub(self.filled_at).saturating_mul(u64::from(share.percent)) / 100;

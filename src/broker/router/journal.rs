@@ -11,6 +11,7 @@
 
 use super::message::Message;
 use crate::logic::routing::arena::Key;
+use crate::logic::routing::topics::TopicId;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
 use crate::wire::record::{HEADER_WORDS, Header};
@@ -63,8 +64,13 @@ pub(super) enum Killer {
 pub(super) struct Run {
     /// The source's position at its first message.
     pub(super) begins_at: u64,
-    /// The publisher's number of the topic.
+    /// The publisher's number of the topic, and the router's.
     pub(super) id: u32,
+    pub(super) topic: TopicId,
+    /// Subscriptions of other users than the publisher's match.
+    pub(super) has_others: bool,
+    /// Users whose subscriptions do not get the messages (`Turn::PassOver`).
+    pub(super) passed_over: Vec<usize>,
     /// The words of a header that are the same in all of its messages.
     pub(super) shape: [u64; 3],
     /// The sequence number of the last message that is done.

@@ -4,7 +4,7 @@
 //! The lists are caches, one for each user whose subscriptions match. A change of a user's subscriptions costs its
 //! tokens (see `patterns`) and makes that user's lists stale; the next publish on a topic finds them anew. So a change
 //! costs neither a look at all topics nor one at all subscriptions, and what one user changes costs the lists of
-//! no other. Work for another user's subscriptions is paid out of that user's account (see `work`).
+//! no other. Work for another user's subscriptions is paid out of that user's account (`turns`).
 
 use super::arena::{Arena, Key, MAX_SHORT};
 use super::bits::BitSet;
@@ -17,15 +17,14 @@ use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
 use std::collections::HashMap;
-use std::time::Duration;
+
+pub(crate) mod turns;
 
 /// A topic's index in the table, and its number in records to subscribers.
 pub(crate) type TopicId = u32;
 
 /// What it costs to find one subscription, or to decide for it, in nanoseconds.
 const TARGET_NS: u64 = 60;
-/// The most that a measured decision for one subscription counts: the thread may have been off its CPU meanwhile.
-const MAX_TARGET_NS: u64 = 1000;
 
 /// A topic. It exists while a client has its number.
 #[derive(Debug)]
@@ -54,17 +53,6 @@ pub(crate) struct Targets {
     blocks: Option<Key>,
     /// Messages that were dropped for all of them, and are not counted at each yet.
     missed: u32,
-}
-
-/// The turn of one user's subscriptions with a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// Each is decided for.
-    Decide,
-    /// The user's account is overdrawn: none gets the message. See [`Topics::miss`].
-    PassOver,
-    /// The same, but this one makes publishers wait: until then, or until it is evicted.
-    Wait(Key, u64),
 }
 
 /// A user with subscriptions.
@@ -372,93 +360,10 @@ impl Topics {
         self.routes.give_back_many(uid, forgotten);
     }
 
-    /// The turn of one user's subscriptions with a message of `publisher`. A user pays for decisions about the messages
-    /// of others.
-    #[inline]
-    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Uid, now: u64) -> Turn {
-        let targets = &self.entry(id).targets[user];
-        let (count, blocks, has_missed) = (targets.subscriptions.len(), targets.blocks, targets.missed > 0);
-        if count == 0 {
-            return Turn::Decide;
-        }
-        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
-        if *uid != publisher {
-            if !account.has_time(self.work, now) {
-                return blocks.map_or(Turn::PassOver, |block| Turn::Wait(block, account.next(self.work)));
-            }
-            account.pay(TARGET_NS * count as u64);
-        }
-        if has_missed {
-            self.count_missed(id, user);
-        }
-        Turn::Decide
-    }
-
-    /// The user pays for decisions about a message of another one, as long as they took.
-    pub(crate) fn pay(&mut self, id: TopicId, user: usize, publisher: Uid, took: Duration) {
-        let most = MAX_TARGET_NS * self.entry(id).targets[user].subscriptions.len() as u64;
-        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
-        if *uid != publisher {
-            account.pay(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(most));
-        }
-    }
-
-    /// A message is dropped for all subscriptions of the user that match; counted at each of them later.
-    pub(crate) fn miss(&mut self, id: TopicId, user: usize) {
-        let Some(targets) = self.entry_mut(id).targets.get_mut(user) else { return };
-        targets.missed = targets.missed.saturating_add(1);
-        if targets.missed == 1 {
-            self.subscribers[user].missed_on.push(id);
-        }
-    }
-
-    /// Whether a message was dropped for all subscriptions of a user, and that is not settled.
-    #[inline]
-    pub(crate) fn has_missed(&self) -> bool {
-        !self.counted.is_empty() || self.subscribers.iter().any(|subscriber| !subscriber.missed_on.is_empty())
-    }
-
     /// A connection that has ended does not know the topic any more.
     pub(crate) fn forget_known(&mut self, id: TopicId, connection: u32) {
         if let Some(entry) = self.table.get_mut(id as usize).and_then(Option::as_mut) {
             entry.known.remove(connection);
-        }
-    }
-
-    /// Counts what was dropped for all subscriptions of a user at each of them, if the user's account has time.
-    pub(crate) fn count_missed_of_all(&mut self, now: u64) {
-        for user in 0..self.subscribers.len() {
-            if self.subscribers[user].account.has_time(self.work, now) {
-                self.count_all_missed(user);
-            }
-        }
-    }
-
-    /// When the next can be counted; `None`: all are.
-    pub(crate) fn next_count(&self) -> Option<u64> {
-        let waits = self.subscribers.iter().filter(|subscriber| !subscriber.missed_on.is_empty());
-        waits.map(|subscriber| subscriber.account.next(self.work)).min()
-    }
-
-    fn count_all_missed(&mut self, user: usize) {
-        while let Some(id) = self.subscribers[user].missed_on.pop() {
-            self.count_missed(id, user);
-        }
-    }
-
-    /// Counts what was dropped for all of the user's subscriptions on a topic at each of them.
-    fn count_missed(&mut self, id: TopicId, user: usize) {
-        let Topics { table, subscribers, subscriptions, counted, .. } = self;
-        // The topic may be gone.
-        let targets = table[id as usize].as_mut().and_then(|entry| entry.targets.get_mut(user));
-        let Some(targets) = targets.filter(|targets| targets.missed > 0) else { return };
-        let missed = std::mem::take(&mut targets.missed);
-        subscribers[user].account.pay(TARGET_NS * targets.subscriptions.len() as u64);
-        for key in &targets.subscriptions {
-            if let Some(subscription) = subscriptions.get_mut(*key) {
-                subscription.dropped = subscription.dropped.saturating_add(missed);
-                counted.push((subscription.owner, subscription.policy, missed));
-            }
         }
     }
 

@@ -14,7 +14,8 @@ use crate::broker::router::ports::{LaneState, Ports};
 use crate::broker::supervision::fault;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::grace::Lack;
-use crate::logic::routing::topics::{TopicId, Topics, Turn};
+use crate::logic::routing::topics::turns::Turn;
+use crate::logic::routing::topics::{TopicId, Topics};
 use crate::logic::shares::BROKER;
 use crate::shm::layout::{RingName, message_cost};
 use crate::shm::ring::{Payload, Record};
@@ -151,9 +152,7 @@ impl PubSub {
                     let began =
                         (self.topics.entry(message.topic).targets[user].subscriptions.len() > FEW).then(Instant::now);
                     any_lacks |= self.decide_for(ports, message, user, at_last)?;
-                    if let Some(began) = began {
-                        self.topics.pay(message.topic, user, message.user, began.elapsed());
-                    }
+                    self.topics.pay(message.topic, user, message.user, began.map(|began| began.elapsed()));
                 }
                 Turn::PassOver => self.passed_over.push(user),
                 Turn::Wait(subscription, next) => {

@@ -3,18 +3,20 @@
 //! What is the same for all of them is looked up and decided once: the topic, its subscriptions, their credit, the
 //! headers. Each message is then placed for all receivers, or for none, and its source advances; what it adds to the
 //! counters and takes off the credit is settled at the end. Everything else, and the first message that does not fit
-//! into the run, is left to `publish`.
+//! into the run, is left to `publish`. Subscriptions of other users than the publisher's are in the run as long as these
+//! can pay for it; it passes over the others.
 //!
 //! A router that dies within a run leaves its positions: the source's says how many messages are done, each receiver's
 //! whether it has the next one. `settle_run` settles the first, and hands the other to `publish` in mid-commit.
 
 use super::PubSub;
 use super::chosen::Chosen;
-use crate::broker::router::journal::{Receiver, Run, Work};
+use crate::broker::router::journal::{Receiver, Work};
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::routing::grace::Lack;
+use crate::logic::routing::topics::turns::Turn;
 use crate::shm::layout::{RingName, cells_for, message_cost};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
@@ -75,36 +77,59 @@ impl PubSub {
     /// Decides for a run that begins with `record`. Returns how many messages it may have; `None`: there is no run.
     #[inline]
     fn begin_run(&mut self, ports: &mut Ports, key: u32, record: &Record, most: u32) -> Option<u32> {
-        let Ports { ingresses, egresses, journal, settings, .. } = ports;
-        let ingress = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut)?;
+        let ingress = ports.ingresses.get_mut(key as usize).and_then(Option::as_deref_mut)?;
         let header = Header::from_words(&record.header).ok()?;
         let is_whole = header.kind == Kind::Publish && header.flags == Flags::WHOLE && header.total == record.len;
         let position = ingress.bulk.consumed();
         if !is_whole
-            || header.total > settings.max_message_size
+            || header.total > ports.settings.max_message_size
             || ingress.partial.is_some()
             || ingress.waiting_on.is_some()
-            || journal.suspects(ingress.info.id, RingName::Bulk, position)
+            || ports.journal.suspects(ingress.info.id, RingName::Bulk, position)
         {
             return None;
         }
         let published = ingress.topics.get(header.id).filter(|published| header.seq > published.sent)?;
-        let (topic, origin, publisher) = (published.topic, ingress.info.id, ingress.info.publisher);
-        let user = ingress.info.peer.uid;
-        let index = self.topics.find_targets(topic, user)?;
-        let entry = self.topics.entry(topic);
-        let subscriptions = &entry.targets[index].subscriptions;
-        if subscriptions.is_empty() || subscriptions.len() > MAX_RECEIVERS {
-            return None;
-        }
-        egresses.start_plan();
+        let (topic, sent) = (published.topic, published.sent);
+        let (origin, publisher, user) = (ingress.info.id, ingress.info.publisher, ingress.info.peer.uid);
+        let sole = self.topics.find_targets(topic, user);
+        ports.egresses.start_plan();
+        let run = &mut ports.journal.run;
+        run.receivers.clear();
+        run.passed_over.clear();
+        (run.begins_at, run.id, run.shape, run.sent) = (position, header.id, *record.header.first_chunk()?, sent);
+        (run.topic, run.has_others) = (topic, sole.is_none());
         let (total, len) = (header.total, record.len);
         let message = Message { topic, origin, publisher, user, seq: 0, total, len, flags: Flags::WHOLE };
-        let (slot_size, mut most) = (settings.geometry.slot_size(), most);
-        journal.run.receivers.clear();
+        if let Some(user) = sole {
+            return self.join_run(ports, &message, user, most);
+        }
+        (0..self.topics.entry(topic).targets.len()).try_fold(most, |most, user| {
+            match self.topics.turn(topic, user, message.user, ports.now) {
+                Turn::Decide => self.join_run(ports, &message, user, most),
+                Turn::PassOver => {
+                    ports.journal.run.passed_over.push(user);
+                    Some(most)
+                }
+                Turn::Wait(..) => None,
+            }
+        })
+    }
+
+    /// The subscriptions of one user join the run. Returns how many messages it may have then; `None`: there is no run,
+    /// because one of them cannot get all.
+    #[inline(always)]
+    fn join_run(&self, ports: &mut Ports, message: &Message, user: usize, mut most: u32) -> Option<u32> {
+        let Ports { egresses, journal, settings, .. } = ports;
+        let entry = self.topics.entry(message.topic);
+        let subscriptions = &entry.targets[user].subscriptions;
+        if journal.run.receivers.len() + subscriptions.len() > MAX_RECEIVERS {
+            return None;
+        }
+        let slot_size = settings.geometry.slot_size();
         for key in subscriptions {
             let found = self.topics.subscriptions.get(*key)?;
-            let cost = message_cost(header.total, slot_size, found.capacity);
+            let cost = message_cost(message.total, slot_size, found.capacity);
             if found.overflow.is_some() || found.credit < cost || !entry.known.contains(found.owner) {
                 return None;
             }
@@ -115,8 +140,6 @@ impl PubSub {
             let header = message.deliver(*key, found.dropped).to_words();
             journal.run.receivers.push(Receiver { subscription: *key, owner: found.owner, begins_at, cost, header });
         }
-        let Run { begins_at, id, shape, sent, .. } = &mut journal.run;
-        (*begins_at, *id, *shape, *sent) = (position, header.id, *record.header.first_chunk()?, published.sent);
         (most > 0).then_some(most)
     }
 
@@ -142,7 +165,12 @@ impl PubSub {
                 egresses.received(receiver.owner, count, bytes);
             }
         }
+        if run.has_others {
+            let user = ingress.info.peer.uid;
+            self.topics.end_run(run.topic, user, (count, len), &run.passed_over);
+        }
         counters.published += count;
+        counters.unmatched += if run.receivers.is_empty() { count } else { 0 };
         counters.delivered += count * run.receivers.len() as u64;
         counters.records += count;
         counters.bytes += bytes;
@@ -179,12 +207,12 @@ impl PubSub {
             lack: Lack::Space,
         };
         self.chosen.extend(run.receivers.iter().map(gets_it));
-        let id = run.id;
+        self.passed_over.extend(&run.passed_over);
+        let (id, topic) = (run.id, run.topic);
         self.end_run(ports, key);
         ports.journal.source = source;
-        let Some(published) = ports.ingress(key).and_then(|ingress| ingress.topics.get(id)) else { return };
         if have_it > 0 {
-            let (topic, len, seq) = (published.topic, record.len, record.header[3]);
+            let (len, seq) = (record.len, record.header[3]);
             let message = Message { topic, origin, publisher, user, seq, total: len, len, flags: Flags::WHOLE };
             for (chosen, receiver) in self.chosen.iter().zip(&ports.journal.run.receivers).take(have_it) {
                 chosen.charge(&mut self.topics, &mut ports.egresses);

@@ -15,9 +15,17 @@ struct Stage {
 impl Stage {
     /// Subscriptions of three connections, each with a policy and credit.
     fn new(subscriptions: [(DeliveryPolicy, u32); 3]) -> Stage {
+        Stage::of_users(subscriptions, [own_uid(); 3])
+    }
+
+    /// The same, of connections of these users.
+    fn of_users(subscriptions: [(DeliveryPolicy, u32); 3], users: [u32; 3]) -> Stage {
         // Lanes that hold all messages of a test before the router looks.
-        let mut router = Router::new(|config| config.shared_memory.slot_size = 8192);
-        let subscribers: Vec<_> = subscriptions.iter().map(|_| router.connect()).collect();
+        let mut router = Router::new(|config| {
+            config.shared_memory.slot_size = 8192;
+            config.limits.user_work_percent = 1;
+        });
+        let subscribers: Vec<_> = users.into_iter().map(|user| router.connect_as(user)).collect();
         for (subscriber, (policy, credit)) in subscribers.iter().zip(subscriptions) {
             router.subscribe(subscriber, "a.*", policy, credit);
         }
@@ -36,6 +44,24 @@ impl Stage {
     /// Places a message; the router does not look yet.
     fn publish(&mut self, topic: usize, first: u8, len: usize) {
         assert!(self.publisher.publish(self.topics[topic], &vec![first; len]));
+    }
+
+    /// So many further subscriptions of the last subscriber use up what its user may cost, so that it is passed over.
+    /// Returns what the broker has dropped for it when all is counted.
+    fn overdraw(&mut self, subscriptions: u64) -> u64 {
+        for _ in 0..subscriptions {
+            self.router.subscribe(&self.subscribers[2], "a.*", DeliveryPolicy::DropNewest, 0);
+        }
+        while self.router.state.pubsub.topics().next_count().is_none() {
+            self.publish(0, 0, 64);
+            self.router.run();
+            while self.router.state.ports.ingress(self.publisher.key).unwrap().parked.is_some() {
+                self.router.pass(1);
+            }
+            self.got();
+        }
+        let (topics, counters) = (self.router.state.pubsub.topics(), &self.router.state.ports.counters);
+        counters.dropped.iter().sum::<u64>() + topics.missed() * (subscriptions + 1)
     }
 
     fn got(&mut self) -> Vec<Vec<Got>> {
@@ -98,6 +124,57 @@ fn messages_of_one_shape_are_one_run() {
     assert_eq!(decided(&stage), before, "decided once, at the first");
     assert_eq!(stage.router.state.ports.journal.run.sent, stage.publisher.sequence);
     assert_eq!(stage.got().iter().map(Vec::len).collect::<Vec<_>>(), [20; 3]);
+}
+
+#[test]
+fn a_run_has_the_subscriptions_of_other_users_which_pay_for_it() {
+    let mut stage = Stage::of_users(ALL, [own_uid(), OTHER, OTHER + 1]);
+    for _ in 0..3 {
+        (0..20).for_each(|n| stage.publish(0, n, 64));
+        let before = stage.router.state.ports.ingress_mut(stage.publisher.key).unwrap().bulk.consumed();
+        stage.router.run();
+        let run = &stage.router.state.ports.journal.run;
+        assert_eq!((run.begins_at, run.sent, run.receivers.len()), (before, stage.publisher.sequence, 3));
+        assert_eq!(stage.got().iter().map(Vec::len).collect::<Vec<_>>(), [20; 3]);
+    }
+    // What a user may cost is used up by messages in runs, too: 20 ms, at 24 ns for each.
+    let of_other = |stage: &Stage| stage.router.state.pubsub.topics().work_left(OTHER);
+    let before = of_other(&stage);
+    (0..20).for_each(|n| stage.publish(0, n, 64));
+    stage.router.run();
+    assert_eq!((before - of_other(&stage), of_other(&stage) < 20_000_000), (20 * 24, true));
+}
+
+#[test]
+fn a_run_passes_over_a_user_that_cannot_pay_and_counts_what_it_misses() {
+    for point in ["router.decided", "router.target", "router.delivered", "router.committed", "router.advanced"] {
+        for n in [1, 2, 7, 17] {
+            let mut stage = Stage::of_users(ALL, [own_uid(), own_uid(), OTHER]);
+            let before = stage.overdraw(499);
+            (0..8).for_each(|number| stage.publish(0, number, 64));
+            fault::armed::arm(point, n);
+            stage.router.run();
+            let died = !fault::armed::disarm();
+            assert_eq!(stage.got().iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 0], "{point} {n}");
+            let run = &stage.router.state.ports.journal.run;
+            assert_eq!((run.passed_over.len(), run.receivers.len(), stage.router.deaths), (1, 2, u32::from(died)));
+            stage.router.pass(60_000);
+            assert!(stage.router.state.pubsub.topics().next_count().is_none());
+            let dropped = stage.router.state.ports.counters.dropped.iter().sum::<u64>();
+            assert_eq!(dropped - before, 8 * 500, "{point} {n}");
+        }
+    }
+}
+
+#[test]
+fn messages_without_subscriptions_are_a_run() {
+    let mut router = Router::new(|config| config.shared_memory.slot_size = 8192);
+    let mut publisher = router.connect();
+    let topic = router.topic(&publisher, "t");
+    (0..20).for_each(|n| assert!(publisher.publish(topic, &[n; 64])));
+    router.run();
+    let RouterState { ports, .. } = &router.state;
+    assert_eq!((ports.counters.published, ports.counters.unmatched, ports.journal.run.sent), (20, 20, 20));
 }
 
 #[test]

@@ -1,3 +1,4 @@
+use super::turns::Turn;
 use super::*;
 use proptest::prelude::*;
 
@@ -114,7 +115,13 @@ fn an_overdrawn_user_is_passed_over_and_its_drops_are_counted_later() {
     let own = subscribe_as(&mut topics, WRITER, "a", DeliveryPolicy::Block);
     let id = topics.intern(&topic("a"), Some(WRITER)).unwrap();
     topics.find_targets(id, WRITER);
-    let turn = |topics: &mut Topics, user, now| topics.turn(id, user, WRITER, now);
+    let turn = |topics: &mut Topics, user, now| {
+        let turn = topics.turn(id, user, WRITER, now);
+        if turn == Turn::Decide {
+            topics.pay(id, user, WRITER, None);
+        }
+        turn
+    };
     let decided = (0..1_000_000).take_while(|_| turn(&mut topics, 0, 0) == Turn::Decide).count();
     assert!((10_000..100_000).contains(&decided), "{decided} messages take the burst of 5 ms");
     for _ in 0..3 {
