@@ -710,6 +710,44 @@ fn bench_measures_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn bench_has_many_publishers_subscribers_topics_and_idle_connections() {
+    let bench = |args: &[&str]| {
+        let mut command = command(LAPCE_IPC);
+        command.arg("bench").args(args).args(["--seconds", "1", "--json"]);
+        let output = output(command, b"");
+        assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let figures = bench(&["fanout", "--subscribers", "20"]);
+    assert_eq!((&figures["subscribers"], &figures["processes"]), (&20.into(), &10.into()));
+    assert!(figures["samples"].as_u64().is_some_and(|samples| samples > 0 && samples % 20 == 0), "{figures}");
+    let figures = bench(&["pubsub", "--publishers", "3", "--topics", "9000", "--idle", "100"]);
+    assert!(figures["msgs_per_s"].as_u64().unwrap() > 0, "{figures}");
+}
+
+#[test]
+fn bench_measures_several_times_in_turn_with_another_build() {
+    let bench = |args: &[&str]| {
+        let mut command = command(LAPCE_IPC);
+        command.args(["bench", "latency", "--seconds", "1", "--runs", "2"]).args(args);
+        output(command, b"")
+    };
+    let output = bench(&["--json", "--against", LAPCE_IPC]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&figures["runs"], &figures["mode"]), (&2.into(), &"latency".into()));
+    for build in ["this", "against"] {
+        assert!(figures[build]["p50_ns"]["median"].as_f64().unwrap() > 0.0, "{figures}");
+    }
+    assert!(figures["ratio"]["p50_ns"]["median"].as_f64().unwrap() > 0.0, "{figures}");
+    let output = bench(&[]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\np50_ns "), "{}", stderr(&output));
+    let output = bench(&["--against", "/nowhere"]);
+    assert_eq!((code(&output), output.stdout.len()), (69, 0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("bench --runs: /nowhere: "), "{}", stderr(&output));
+}
+
+#[test]
 fn bench_opens_more_connections_than_a_broker_takes_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(LAPCE_IPC);

@@ -54,7 +54,7 @@ pub(super) struct Used {
 
 impl Used {
     /// The connection of this number.
-    pub(super) fn open(processes: &Processes, number: u32) -> Result<Used, Failure> {
+    fn open(processes: &Processes, number: u32) -> Result<Used, Failure> {
         let client = processes.connect()?;
         let topic = format!("bench.connections.{number}");
         Ok(Used { subscription: client.subscribe(&topic)?, publisher: client.publisher(&topic)?, client })
@@ -79,6 +79,16 @@ impl Used {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// So many connections that are idle.
+///
+/// # Errors
+///
+/// If the broker refuses one.
+pub(super) fn open_idle(processes: &Processes, count: u32) -> Result<Vec<Used>, Failure> {
+    raise_descriptor_limit();
+    (0..count).map(|number| Used::open(processes, number)).collect()
 }
 
 /// Opens connections to the broker, uses them, and looks at it while they are idle.
@@ -111,7 +121,7 @@ pub(super) fn run(processes: &Processes, count: u32, work: Work) -> Result<Cost,
 }
 
 /// Each connection takes descriptors of this process, too. If the hard limit is too low, opening a connection fails.
-pub(super) fn raise_descriptor_limit() {
+fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

@@ -1,14 +1,18 @@
-//! `pubsub` and `fanout`: this process publishes, others subscribe, each in a process of its own.
+//! `pubsub` and `fanout`: this process publishes, others subscribe, in up to eight processes.
 //!
 //! The first byte of a message tells its phase: warm-up, measured, the end. Subscribers count the measured messages and
-//! print the count when they see the end; nothing may be missing. The time runs until the last of them has printed.
+//! print the count when each publisher has ended; nothing may be missing. The time runs until the last of them has
+//! printed.
 
 use super::processes::{Processes, Role};
 use super::work::{Throughput, Work};
 use crate::cli::failure::{Code, Failure};
+use crate::client::{Client, Publisher};
 use std::time::{Duration, Instant};
 
-pub(super) const TOPIC: &str = "bench.deliveries";
+const TOPIC: &str = "bench.deliveries";
+/// The most processes that subscribe.
+const PROCESSES: u32 = 8;
 /// The phases.
 const WARM_UP: u8 = b'w';
 pub(super) const MEASURED: u8 = b'm';
@@ -18,43 +22,108 @@ pub(super) const END: u8 = b'e';
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Publishers and subscribers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) subscribers: u32,
+    pub(super) publishers: u32,
+    /// On which each publisher publishes in turn.
+    pub(super) topics: u32,
+}
+
+impl Load {
+    /// One publisher on one topic, and one subscriber.
+    pub(super) const PAIR: Load = Load { subscribers: 1, publishers: 1, topics: 1 };
+
+    /// The connections of all.
+    pub(super) fn connections(self) -> u32 {
+        self.subscribers.saturating_add(self.publishers)
+    }
+}
+
+/// The pattern that matches so many topics.
+pub(super) fn pattern_of(topics: u32) -> &'static str {
+    if topics > 1 { "bench.deliveries.>" } else { TOPIC }
+}
+
 /// Counts deliveries to all subscribers together.
 ///
 /// # Errors
 ///
 /// If a process fails, or a message is lost.
-pub(super) fn run(processes: &mut Processes, subscribers: usize, work: Work) -> Result<Throughput, Failure> {
-    for _ in 0..subscribers {
-        processes.start(Role::Subscriber)?;
+pub(super) fn run(processes: &mut Processes, load: Load, work: Work) -> Result<Throughput, Failure> {
+    let Load { subscribers, publishers, topics } = load;
+    let count = subscribers.min(PROCESSES);
+    for number in 0..count {
+        let connections = subscribers / count + u32::from(number < subscribers % count);
+        let options = [("--connections", connections), ("--publishers", publishers), ("--topics", topics)];
+        processes.start(Role::Subscriber, &options)?;
     }
-    let client = processes.connect()?;
-    let publisher = client.publisher(TOPIC)?;
-    let batch = (BATCH_BYTES / work.size).clamp(1, BATCH);
-    let mut payload = vec![0; work.size];
-    let mut publish_for = |phase: u8, duration: Duration| -> Result<u64, Failure> {
-        payload[0] = phase;
-        let (until, mut published) = (Instant::now() + duration, 0);
-        while Instant::now() < until {
-            for _ in 0..batch {
-                publisher.publish(&payload)?;
-            }
-            published += batch as u64;
-        }
-        Ok(published)
-    };
-    publish_for(WARM_UP, work.warm_up)?;
+    let clients = (0..publishers).map(|_| processes.connect()).collect::<Result<Vec<_>, _>>()?;
+    let mut sources = clients.iter().map(|client| Source::new(client, topics, work)).collect::<Result<Vec<_>, _>>()?;
+    publish_all(&mut sources, WARM_UP, work.warm_up)?;
     let from = Instant::now();
-    let published = publish_for(MEASURED, work.measured)?;
-    publisher.publish([END])?;
+    let published = publish_all(&mut sources, MEASURED, work.measured)?;
+    sources.iter_mut().try_for_each(Source::end)?;
     let mut samples = 0;
     for member in &mut processes.clients {
         let failed = |why: String| Failure::new(Code::Unavailable, format!("a subscriber failed: {why}"));
         let count = member.line().map_err(|error| failed(error.to_string()))?;
-        let count: u64 = count.parse().map_err(|_| failed(format!("unexpected output {count:?}")))?;
-        if count != published {
-            return Err(failed(format!("received {count} of {published} messages")));
-        }
-        samples += count;
+        samples += count.parse::<u64>().map_err(|_| failed(format!("unexpected output {count:?}")))?;
     }
+    let expected = published * u64::from(subscribers);
+    if samples != expected {
+        let message = format!("the subscribers received {samples} of {expected} messages");
+        return Err(Failure::new(Code::Unavailable, message));
+    }
+    let subscribers = usize::try_from(subscribers).unwrap_or(usize::MAX);
     Ok(Throughput { samples, elapsed: from.elapsed(), subscribers: Some(subscribers), outstanding: None })
+}
+
+/// One publisher, and its message.
+struct Source {
+    publishers: Vec<Publisher>,
+    next: usize,
+    payload: Vec<u8>,
+    /// Messages between two looks at the clock.
+    batch: usize,
+}
+
+impl Source {
+    fn new(client: &Client, topics: u32, work: Work) -> Result<Source, Failure> {
+        let name = |number: u32| if topics > 1 { format!("{TOPIC}.{number}") } else { TOPIC.to_owned() };
+        let publishers = (0..topics).map(|number| client.publisher(&name(number))).collect::<Result<Vec<_>, _>>()?;
+        let batch = (BATCH_BYTES / work.size).clamp(1, BATCH);
+        Ok(Source { publishers, next: 0, payload: vec![0; work.size], batch })
+    }
+
+    fn publish(&mut self, phase: u8, duration: Duration) -> Result<u64, Failure> {
+        self.payload[0] = phase;
+        let (until, mut published) = (Instant::now() + duration, 0);
+        while Instant::now() < until {
+            for _ in 0..self.batch {
+                self.publishers[self.next].publish(&self.payload)?;
+                self.next = if self.next + 1 < self.publishers.len() { self.next + 1 } else { 0 };
+            }
+            published += self.batch as u64;
+        }
+        Ok(published)
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        Ok(self.publishers[self.next].publish([END])?)
+    }
+}
+
+/// All publish for a time, each in a thread of its own.
+fn publish_all(sources: &mut [Source], phase: u8, duration: Duration) -> Result<u64, Failure> {
+    if let [source] = sources {
+        return source.publish(phase, duration);
+    }
+    let panicked = || Failure::new(Code::Unavailable, "a publisher panicked".to_owned());
+    std::thread::scope(|scope| {
+        let threads = sources.iter_mut().map(|source| scope.spawn(move || source.publish(phase, duration)));
+        let threads: Vec<_> = threads.collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| panicked())?).sum()
+    })
 }

@@ -9,9 +9,10 @@
 //! |---|---|
 //! | `round_trips` | `latency`, `routed`: one request after the other |
 //! | `pipelined` | `requests`: many requests outstanding |
-//! | `deliveries` | `pubsub`, `fanout`: one publisher, one or eight subscribers |
+//! | `deliveries` | `pubsub`, `fanout`: publishers and subscribers |
 //! | `connections` | many connections: memory, and CPU while they are idle |
 //! | `scrape` | the router's cost of a metrics scrape |
+//! | `runs` | several runs, in turn with those of another build |
 //! | `part` | the other processes |
 //! | `stepped` | the router and its clients on one thread, for callgrind |
 //! | `processes` | starting them, and their end |
@@ -27,6 +28,7 @@ mod pipelined;
 mod processes;
 mod report;
 mod round_trips;
+mod runs;
 mod scrape;
 pub(super) mod stepped;
 mod work;
@@ -36,9 +38,12 @@ use super::options::WaitOption;
 use super::output::{Out, note};
 use super::target::BrokerTarget;
 use clap::{Args, ValueEnum};
+use connections::open_idle;
+use deliveries::Load;
 use processes::{BrokerOptions, Processes, Role};
 use report::{Figures, Report};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 use work::Work;
 
@@ -56,11 +61,77 @@ pub(super) struct BenchArgs {
     /// Seconds to measure, after the warm-up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+    /// Further connections that are idle; not for `connections` and `scrape`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    idle: Option<u32>,
+    /// Subscribers, in up to eight processes; for `fanout` only [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    subscribers: Option<u32>,
+    /// Publishers, in one process; for `pubsub` only [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    publishers: Option<u32>,
+    /// Topics, on which each publisher publishes in turn; for `pubsub` only [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    topics: Option<u32>,
     #[command(flatten)]
     wait: WaitOption,
+    /// Measure so many times, and print medians and quartiles
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=999))]
+    runs: u32,
+    /// Measure another build in turn with this one, and print the ratios: the path of its lapce-ipc
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+impl BenchArgs {
+    /// The command line of one run.
+    fn words(&self) -> Vec<String> {
+        let mut words = vec![self.mode.as_str().to_owned(), "--wait".to_owned(), self.wait.wait.as_str().to_owned()];
+        let numbers = [
+            ("--size", Some(u64::from(self.size))),
+            ("--seconds", Some(self.seconds)),
+            ("--count", self.count.map(u64::from)),
+            ("--idle", self.idle.map(u64::from)),
+            ("--subscribers", self.subscribers.map(u64::from)),
+            ("--publishers", self.publishers.map(u64::from)),
+            ("--topics", self.topics.map(u64::from)),
+        ];
+        for (name, number) in numbers {
+            words.extend(number.into_iter().flat_map(|number| [name.to_owned(), number.to_string()]));
+        }
+        words
+    }
+
+    /// Refuses an option that is not for the mode.
+    fn check(&self) -> Result<(), Failure> {
+        use Mode::{Connections, Fanout, Latency, Pubsub, Requests, Routed, Scrape};
+        let options: [(&str, bool, &[Mode]); 5] = [
+            ("--count", self.count.is_some(), &[Connections, Scrape]),
+            ("--idle", self.idle.is_some(), &[Latency, Routed, Requests, Pubsub, Fanout]),
+            ("--subscribers", self.subscribers.is_some(), &[Fanout]),
+            ("--publishers", self.publishers.is_some(), &[Pubsub]),
+            ("--topics", self.topics.is_some(), &[Pubsub]),
+        ];
+        let wrong = options.iter().find(|(_, is_set, modes)| *is_set && !modes.contains(&self.mode));
+        wrong.map_or(Ok(()), |(name, _, modes)| {
+            let modes: Vec<_> = modes.iter().map(|mode| format!("bench {}", mode.as_str())).collect();
+            let message = format!("{name} is for {}, not for bench {}", modes.join(", "), self.mode.as_str());
+            Err(Failure::new(Code::Usage, message))
+        })
+    }
+
+    /// The publishers and subscribers.
+    fn load(&self) -> Load {
+        let fanout = if self.mode == Mode::Fanout { SUBSCRIBERS } else { 1 };
+        Load {
+            subscribers: self.subscribers.unwrap_or(fanout),
+            publishers: self.publishers.unwrap_or(1),
+            topics: self.topics.unwrap_or(1),
+        }
+    }
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -69,6 +140,8 @@ Examples:
   lapce-ipc bench pubsub --size 1024 --seconds 5
   lapce-ipc bench routed --json | jq .p99_ns
   lapce-ipc bench connections --count 500 --seconds 10
+  lapce-ipc bench fanout --subscribers 100 --runs 7
+  lapce-ipc bench pubsub --runs 7 --against /path/to/another/lapce-ipc
 
 It starts its own broker, with the built-in defaults (or --config) and --wait for its router too, and its client \
 processes; all exit with it. With --socket it measures a running broker. The floor is the median round trip of one \
@@ -78,7 +151,10 @@ bench connections always starts its own broker. Each connection gets a subscript
 then all are idle for --seconds. Memory is the growth of the broker; a clock tick is 10 ms of CPU.
 
 bench scrape runs bench pubsub with --count idle connections, and requests /metrics every 100 ms. The broker's router \
-counts the CPU time that it spends on them.";
+counts the CPU time that it spends on them.
+
+--runs and --against measure in processes of their own, in turn. Figures of one machine differ from minute to minute, so \
+the ratio of two builds is the median of the ratios of runs in turn.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -88,9 +164,9 @@ enum Mode {
     Routed,
     /// Requests per second to the broker's echo, with many outstanding
     Requests,
-    /// Messages per second from one publisher to one subscriber
+    /// Messages per second to one subscriber
     Pubsub,
-    /// Messages per second from one publisher to eight subscribers, in eight processes
+    /// Messages per second from one publisher to several subscribers
     Fanout,
     /// The broker's memory per connection, and its CPU while all are idle
     Connections,
@@ -114,6 +190,10 @@ impl Mode {
 
 /// Connections that `connections` and `scrape` open, by default.
 const CONNECTIONS: u32 = 1000;
+/// So many connections each broker takes.
+const FEW: u32 = 64;
+/// Subscribers of `fanout`, by default.
+const SUBSCRIBERS: u32 = 8;
 
 /// Measures and prints the figures.
 ///
@@ -121,14 +201,12 @@ const CONNECTIONS: u32 = 1000;
 ///
 /// If a process cannot be started or fails, or the broker does not reply.
 pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure> {
-    let connections = match (args.mode, args.count) {
-        (Mode::Connections | Mode::Scrape, count) => Some(count.unwrap_or(CONNECTIONS)),
-        (mode, Some(_)) => {
-            let message = format!("--count is for bench connections and scrape, not for bench {}", mode.as_str());
-            return Err(Failure::new(Code::Usage, message));
-        }
-        (_, None) => None,
-    };
+    args.check()?;
+    if args.runs > 1 || args.against.is_some() {
+        let mut out = Out::new()?;
+        out.write(runs::run(target, args)?.as_bytes())?;
+        return out.flush();
+    }
     let measured = Duration::from_secs(args.seconds);
     let work = Work {
         size: usize::try_from(args.size).unwrap_or(usize::MAX),
@@ -144,24 +222,33 @@ pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure
         Mode::Scrape => scrape::free_port().map_err(|error| Failure::new(Code::Unavailable, error.to_string()))?,
         _ => 0,
     };
-    let count = connections.unwrap_or(CONNECTIONS);
-    // Besides those that are counted, some that do the work.
-    let connections = connections.map(|count| if args.mode == Mode::Scrape { count.saturating_add(8) } else { count });
-    let limits = BrokerOptions { connections, health_port: (port > 0).then_some(port) };
-    let mut processes = Processes::new(target, args.wait.wait, limits)?;
+    let (count, load) = (args.count.unwrap_or(CONNECTIONS), args.load());
+    let connections = match args.mode {
+        Mode::Connections => Some(count),
+        // Besides those that are counted, some that do the work.
+        Mode::Scrape => Some(count.saturating_add(8)),
+        _ => {
+            let all = load.connections().saturating_add(args.idle.unwrap_or(0));
+            (all > FEW).then(|| all.saturating_add(8))
+        }
+    };
+    let health_port = (port > 0).then_some(port);
+    let options = BrokerOptions { connections, health_port, topics: Some(load.topics) };
+    let mut processes = Processes::new(target, args.wait.wait, options)?;
+    let idle = open_idle(&processes, args.idle.unwrap_or(0))?;
     let figures = match args.mode {
         Mode::Latency => Figures::RoundTrips(round_trips::run(&processes, "echo", work)?),
         Mode::Routed => {
-            processes.start(Role::Responder)?;
+            processes.start(Role::Responder, &[])?;
             Figures::RoundTrips(round_trips::run(&processes, part::SERVICE, work)?)
         }
         Mode::Requests => Figures::Throughput(pipelined::run(&processes, work)?),
-        Mode::Pubsub => Figures::Throughput(deliveries::run(&mut processes, 1, work)?),
-        Mode::Fanout => Figures::Throughput(deliveries::run(&mut processes, 8, work)?),
+        Mode::Pubsub | Mode::Fanout => Figures::Throughput(deliveries::run(&mut processes, load, work)?),
         Mode::Connections => Figures::Cost(connections::run(&processes, count, work)?),
         Mode::Scrape => Figures::Scrapes(scrape::run(&mut processes, count, port, work)?),
     };
     let process_count = processes.count();
+    drop(idle);
     drop(processes);
     floor.measure();
     let report = Report {

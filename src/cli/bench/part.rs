@@ -1,6 +1,6 @@
 //! `bench-part`: the other processes of a measurement. Each prints `ready` when it is, and ends when its stdin does.
 
-use super::deliveries::{END, MEASURED, TOPIC};
+use super::deliveries::{END, MEASURED, pattern_of};
 use super::processes::Role;
 use crate::broker;
 use crate::cli::exit::{exit_now, exit_on_signals};
@@ -9,7 +9,7 @@ use crate::cli::logging::log_to_stderr;
 use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
 use crate::cli::target::BrokerTarget;
-use crate::client::HealthStatus;
+use crate::client::{HealthStatus, Subscription};
 use crate::config::Loaded;
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
@@ -30,6 +30,15 @@ pub(crate) struct PartArgs {
     /// For a broker: the port of its health endpoints
     #[arg(long, value_name = "N")]
     health_port: Option<u16>,
+    /// For a broker and a subscriber: the number of topics
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    topics: u32,
+    /// For a subscriber: the number of publishers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    publishers: u32,
+    /// For a subscriber: its connections
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    connections: u32,
 }
 
 /// Performs the task of its role until stdin ends.
@@ -52,17 +61,37 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
             Ok(service.run(|request| Ok::<_, std::convert::Infallible>(request.take_payload()))?)
         }
         Role::Subscriber => {
-            let mut subscription = client.subscribe(TOPIC)?;
+            let pattern = pattern_of(args.topics);
+            let further = (1..args.connections).map(|_| target.connect(args.role.as_str(), args.wait.wait));
+            let further = further.collect::<Result<Vec<_>, _>>()?;
+            let clients = std::iter::once(client).chain(further);
+            // Kept with its client, which ends the subscription.
+            let subscribed = clients.map(|client| Ok((client.subscribe(pattern)?, client)));
+            let mut subscribed = subscribed.collect::<Result<Vec<_>, Failure>>()?;
             print_line("ready")?;
-            let (mut count, mut phase) = (0u64, [0]);
-            while phase[0] != END {
-                // Where it lies, as a subscriber that is after speed reads.
-                subscription.read_next(|view| view.copy_to(0, &mut phase))?;
-                count += u64::from(phase[0] == MEASURED);
-            }
+            let count = std::thread::scope(|scope| {
+                let readers = subscribed
+                    .iter_mut()
+                    .map(|(subscription, _)| scope.spawn(|| count_messages(subscription, args.publishers)));
+                let readers: Vec<_> = readers.collect();
+                let panicked = || Failure::new(Code::Unavailable, "a thread panicked".to_owned());
+                readers.into_iter().map(|reader| reader.join().map_err(|_| panicked())?).sum::<Result<u64, Failure>>()
+            })?;
             print_line(&count.to_string())
         }
     }
+}
+
+/// Counts the measured messages until each publisher has ended.
+fn count_messages(subscription: &mut Subscription, publishers: u32) -> Result<u64, Failure> {
+    let (mut count, mut phase, mut ended) = (0u64, [0], 0);
+    while ended < publishers {
+        // Where it lies, as a subscriber that is after speed reads.
+        subscription.read_next(|view| view.copy_to(0, &mut phase))?;
+        count += u64::from(phase[0] == MEASURED);
+        ended += u32::from(phase[0] == END);
+    }
+    Ok(count)
 }
 
 fn run_broker(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure> {
@@ -96,6 +125,9 @@ fn configuration(target: &BrokerTarget, args: &PartArgs) -> Result<Loaded, Failu
     loaded.set_from_command_line("router.wait", args.wait.wait.as_str())?;
     if let Some(max) = args.max_connections {
         loaded.set_from_command_line("ipc.max_connections", &max.to_string())?;
+    }
+    if args.topics > loaded.config.limits.max_topics_per_connection {
+        loaded.set_from_command_line("limits.max_topics_per_connection", &args.topics.to_string())?;
     }
     Ok(loaded)
 }

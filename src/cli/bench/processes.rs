@@ -25,7 +25,7 @@ pub(super) enum Role {
     Broker,
     /// Replies with the request.
     Responder,
-    /// Counts messages and prints how many there were.
+    /// Counts messages of all its connections and prints how many there were.
     Subscriber,
 }
 
@@ -46,6 +46,8 @@ pub(super) struct BrokerOptions {
     pub(super) connections: Option<u32>,
     /// The port of its health endpoints.
     pub(super) health_port: Option<u16>,
+    /// Topics of a connection.
+    pub(super) topics: Option<u32>,
 }
 
 /// A child process. It exits when its stdin is closed, so also when this process is killed. Dropping it waits for its
@@ -57,7 +59,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    fn start(role: Role, target: &BrokerTarget, wait: Wait, limits: BrokerOptions) -> Result<Process, Failure> {
+    fn start(role: Role, target: &BrokerTarget, wait: Wait, options: &[(&str, u32)]) -> Result<Process, Failure> {
         let failed =
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -70,11 +72,8 @@ impl Process {
         for uid in &target.trusted {
             command.args(["--trust-uid", &uid.to_string()]);
         }
-        if let Some(max) = limits.connections {
-            command.args(["--max-connections", &max.to_string()]);
-        }
-        if let Some(port) = limits.health_port {
-            command.args(["--health-port", &port.to_string()]);
+        for (option, number) in options {
+            command.args([option, number.to_string().as_str()]);
         }
         let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped())).map_err(failed)?;
         let pipes = (running.child.stdin.take(), running.child.stdout.take());
@@ -139,18 +138,22 @@ impl Processes {
         let folder = Folder::new().map_err(no_folder)?;
         let socket: PathBuf = folder.path().join("ipc.sock");
         let target = BrokerTarget { socket: Some(socket), ..target.clone() };
-        let broker = Process::start(Role::Broker, &target, wait, limits)?;
+        let BrokerOptions { connections, health_port, topics } = limits;
+        let options =
+            [("--max-connections", connections), ("--health-port", health_port.map(u32::from)), ("--topics", topics)];
+        let options: Vec<_> = options.into_iter().filter_map(|(name, number)| Some((name, number?))).collect();
+        let broker = Process::start(Role::Broker, &target, wait, &options)?;
         let target = BrokerTarget { config: None, ..target };
         Ok(Processes { target, wait, clients, broker: Some(broker), _folder: Some(folder) })
     }
 
-    /// Starts another process.
+    /// Starts another process, with options of `bench-part`.
     ///
     /// # Errors
     ///
     /// If it does not start.
-    pub(super) fn start(&mut self, role: Role) -> Result<(), Failure> {
-        self.clients.push(Process::start(role, &self.target, self.wait, BrokerOptions::default())?);
+    pub(super) fn start(&mut self, role: Role, options: &[(&str, u32)]) -> Result<(), Failure> {
+        self.clients.push(Process::start(role, &self.target, self.wait, options)?);
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 //!
 //! The CPU time that the router spent is in the scraped metrics.
 
-use super::connections::{Used, raise_descriptor_limit};
-use super::deliveries;
+use super::connections::open_idle;
+use super::deliveries::{self, Load};
 use super::processes::Processes;
 use super::work::Work;
 use crate::cli::failure::{Code, Failure};
@@ -51,12 +51,11 @@ pub(super) fn run(processes: &mut Processes, count: u32, port: u16, work: Work) 
         let message = "bench scrape needs its own broker";
         return Err(Failure::new(Code::Usage, message).hint("omit --socket"));
     }
-    raise_descriptor_limit();
-    let idle = (0..count).map(|number| Used::open(processes, number)).collect::<Result<Vec<_>, _>>()?;
+    let idle = open_idle(processes, count)?;
     let (over, is_over) = sync_channel::<()>(0);
     let (load, scraped) = std::thread::scope(|scope| {
         let scraper = scope.spawn(move || scrape_until(port, &is_over));
-        let load = deliveries::run(processes, 1, work);
+        let load = deliveries::run(processes, Load::PAIR, work);
         drop(over);
         (load, scraper.join())
     });
