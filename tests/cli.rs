@@ -723,6 +723,8 @@ fn bench_has_many_publishers_subscribers_topics_and_idle_connections() {
     assert!(figures["samples"].as_u64().is_some_and(|samples| samples > 0 && samples % 20 == 0), "{figures}");
     let figures = bench(&["pubsub", "--publishers", "3", "--topics", "9000", "--idle", "100"]);
     assert!(figures["msgs_per_s"].as_u64().unwrap() > 0, "{figures}");
+    let figures = bench(&["pubsub", "--batch", "64"]);
+    assert!(figures["msgs_per_s"].as_u64().unwrap() > 0, "{figures}");
 }
 
 #[test]

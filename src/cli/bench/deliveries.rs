@@ -29,11 +29,13 @@ pub(super) struct Load {
     pub(super) publishers: u32,
     /// On which each publisher publishes in turn.
     pub(super) topics: u32,
+    /// Messages of one call, to publish and to read; `None`: one, with the calls for one.
+    pub(super) batch: Option<u32>,
 }
 
 impl Load {
     /// One publisher on one topic, and one subscriber.
-    pub(super) const PAIR: Load = Load { subscribers: 1, publishers: 1, topics: 1 };
+    pub(super) const PAIR: Load = Load { subscribers: 1, publishers: 1, topics: 1, batch: None };
 
     /// The connections of all.
     pub(super) fn connections(self) -> u32 {
@@ -52,15 +54,20 @@ pub(super) fn pattern_of(topics: u32) -> &'static str {
 ///
 /// If a process fails, or a message is lost.
 pub(super) fn run(processes: &mut Processes, load: Load, work: Work) -> Result<Throughput, Failure> {
-    let Load { subscribers, publishers, topics } = load;
+    let Load { subscribers, publishers, topics, batch } = load;
     let count = subscribers.min(PROCESSES);
     for number in 0..count {
         let connections = subscribers / count + u32::from(number < subscribers % count);
-        let options = [("--connections", connections), ("--publishers", publishers), ("--topics", topics)];
+        let options = [
+            ("--connections", connections),
+            ("--publishers", publishers),
+            ("--topics", topics),
+            ("--batch", batch.unwrap_or(0)),
+        ];
         processes.start(Role::Subscriber, &options)?;
     }
     let clients = (0..publishers).map(|_| processes.connect()).collect::<Result<Vec<_>, _>>()?;
-    let mut sources = clients.iter().map(|client| Source::new(client, topics, work)).collect::<Result<Vec<_>, _>>()?;
+    let mut sources = clients.iter().map(|client| Source::new(client, load, work)).collect::<Result<Vec<_>, _>>()?;
     publish_all(&mut sources, WARM_UP, work.warm_up)?;
     let from = Instant::now();
     let published = publish_all(&mut sources, MEASURED, work.measured)?;
@@ -84,28 +91,36 @@ pub(super) fn run(processes: &mut Processes, load: Load, work: Work) -> Result<T
 struct Source {
     publishers: Vec<Publisher>,
     next: usize,
-    payload: Vec<u8>,
-    /// Messages between two looks at the clock.
-    batch: usize,
+    /// The messages of one call.
+    payloads: Vec<Vec<u8>>,
+    is_batched: bool,
+    /// Calls between two looks at the clock.
+    calls: usize,
 }
 
 impl Source {
-    fn new(client: &Client, topics: u32, work: Work) -> Result<Source, Failure> {
+    fn new(client: &Client, Load { topics, batch, .. }: Load, work: Work) -> Result<Source, Failure> {
         let name = |number: u32| if topics > 1 { format!("{TOPIC}.{number}") } else { TOPIC.to_owned() };
         let publishers = (0..topics).map(|number| client.publisher(&name(number))).collect::<Result<Vec<_>, _>>()?;
-        let batch = (BATCH_BYTES / work.size).clamp(1, BATCH);
-        Ok(Source { publishers, next: 0, payload: vec![0; work.size], batch })
+        let each = batch.unwrap_or(1) as usize;
+        let calls = (BATCH_BYTES / work.size).clamp(1, BATCH).div_ceil(each);
+        Ok(Source { publishers, next: 0, payloads: vec![vec![0; work.size]; each], is_batched: batch.is_some(), calls })
     }
 
     fn publish(&mut self, phase: u8, duration: Duration) -> Result<u64, Failure> {
-        self.payload[0] = phase;
+        self.payloads.iter_mut().for_each(|payload| payload[0] = phase);
         let (until, mut published) = (Instant::now() + duration, 0);
         while Instant::now() < until {
-            for _ in 0..self.batch {
-                self.publishers[self.next].publish(&self.payload)?;
+            for _ in 0..self.calls {
+                let publisher = &self.publishers[self.next];
+                if self.is_batched {
+                    publisher.publish_batch(&self.payloads)?;
+                } else {
+                    publisher.publish(&self.payloads[0])?;
+                }
                 self.next = if self.next + 1 < self.publishers.len() { self.next + 1 } else { 0 };
             }
-            published += self.batch as u64;
+            published += (self.calls * self.payloads.len()) as u64;
         }
         Ok(published)
     }

@@ -73,6 +73,10 @@ pub(super) struct BenchArgs {
     /// Topics, on which each publisher publishes in turn; for `pubsub` only [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     topics: Option<u32>,
+    /// Publish so many messages with each call, and read all that have arrived with one; for `pubsub` and `fanout` only
+    /// [default: one message a call]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch: Option<u32>,
     #[command(flatten)]
     wait: WaitOption,
     /// Measure so many times, and print medians and quartiles
@@ -98,6 +102,7 @@ impl BenchArgs {
             ("--subscribers", self.subscribers.map(u64::from)),
             ("--publishers", self.publishers.map(u64::from)),
             ("--topics", self.topics.map(u64::from)),
+            ("--batch", self.batch.map(u64::from)),
         ];
         for (name, number) in numbers {
             words.extend(number.into_iter().flat_map(|number| [name.to_owned(), number.to_string()]));
@@ -108,12 +113,13 @@ impl BenchArgs {
     /// Refuses an option that is not for the mode.
     fn check(&self) -> Result<(), Failure> {
         use Mode::{Connections, Fanout, Latency, Pubsub, Requests, Routed, Scrape};
-        let options: [(&str, bool, &[Mode]); 5] = [
+        let options: [(&str, bool, &[Mode]); 6] = [
             ("--count", self.count.is_some(), &[Connections, Scrape]),
             ("--idle", self.idle.is_some(), &[Latency, Routed, Requests, Pubsub, Fanout]),
             ("--subscribers", self.subscribers.is_some(), &[Fanout]),
             ("--publishers", self.publishers.is_some(), &[Pubsub]),
             ("--topics", self.topics.is_some(), &[Pubsub]),
+            ("--batch", self.batch.is_some(), &[Pubsub, Fanout]),
         ];
         let wrong = options.iter().find(|(_, is_set, modes)| *is_set && !modes.contains(&self.mode));
         wrong.map_or(Ok(()), |(name, _, modes)| {
@@ -130,6 +136,7 @@ impl BenchArgs {
             subscribers: self.subscribers.unwrap_or(fanout),
             publishers: self.publishers.unwrap_or(1),
             topics: self.topics.unwrap_or(1),
+            batch: self.batch,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::cli::logging::log_to_stderr;
 use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
 use crate::cli::target::BrokerTarget;
-use crate::client::{HealthStatus, Subscription};
+use crate::client::{HealthStatus, Subscription, View};
 use crate::config::Loaded;
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
@@ -39,6 +39,9 @@ pub(crate) struct PartArgs {
     /// For a subscriber: its connections
     #[arg(long, value_name = "N", default_value_t = 1)]
     connections: u32,
+    /// For a subscriber: read all that have arrived with each call, unless it is 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    batch: u32,
 }
 
 /// Performs the task of its role until stdin ends.
@@ -70,9 +73,8 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
             let mut subscribed = subscribed.collect::<Result<Vec<_>, Failure>>()?;
             print_line("ready")?;
             let count = std::thread::scope(|scope| {
-                let readers = subscribed
-                    .iter_mut()
-                    .map(|(subscription, _)| scope.spawn(|| count_messages(subscription, args.publishers)));
+                let readers =
+                    subscribed.iter_mut().map(|(subscription, _)| scope.spawn(|| count_messages(subscription, args)));
                 let readers: Vec<_> = readers.collect();
                 let panicked = || Failure::new(Code::Unavailable, "a thread panicked".to_owned());
                 readers.into_iter().map(|reader| reader.join().map_err(|_| panicked())?).sum::<Result<u64, Failure>>()
@@ -83,13 +85,23 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
 }
 
 /// Counts the measured messages until each publisher has ended.
-fn count_messages(subscription: &mut Subscription, publishers: u32) -> Result<u64, Failure> {
-    let (mut count, mut phase, mut ended) = (0u64, [0], 0);
-    while ended < publishers {
-        // Where it lies, as a subscriber that is after speed reads.
-        subscription.read_next(|view| view.copy_to(0, &mut phase))?;
+fn count_messages(subscription: &mut Subscription, args: &PartArgs) -> Result<u64, Failure> {
+    let (mut count, mut ended) = (0u64, 0);
+    // Where it lies, as a subscriber that is after speed reads.
+    let mut read = |view: &View<'_>| {
+        let mut phase = [0];
+        view.copy_to(0, &mut phase);
         count += u64::from(phase[0] == MEASURED);
         ended += u32::from(phase[0] == END);
+        ended
+    };
+    if args.batch > 0 {
+        let mut ended = 0;
+        while ended < args.publishers {
+            subscription.read_batch(|view| ended = read(view))?;
+        }
+    } else {
+        while subscription.read_next(&mut read)? < args.publishers {}
     }
     Ok(count)
 }
