@@ -298,7 +298,11 @@ impl CpuWords {
     }
 
     fn set(&self, word: usize, cpu: usize) {
-        self.control.as_slice()[word].store(cpu as u64 + 1, crate::sync::Ordering::Relaxed);
+        let (word, cpu) = (&self.control.as_slice()[word], cpu as u64 + 1);
+        // The other side reads words of this line for each record: a store takes it away.
+        if word.load(crate::sync::Ordering::Relaxed) != cpu {
+            word.store(cpu, crate::sync::Ordering::Relaxed);
+        }
     }
 
     fn get(&self, word: usize) -> Option<usize> {

@@ -166,8 +166,10 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
     let (started, most) = (state.ports.now, budget.unwrap_or(state.ports.settings.turn_max));
     let mut yielded = false;
     loop {
-        match state.ports.spinning_can_pay(cpu) {
-            Spinning::IsInTheWay if budget.is_some() && !yielded => {
+        // Without a budget it spins in any case.
+        let spinning = budget.map_or(Spinning::CanPay, |_| state.ports.spinning_can_pay(cpu));
+        match spinning {
+            Spinning::IsInTheWay if !yielded => {
                 // A client that was just woken may reply within microseconds, so a yield is cheaper than a sleep.
                 yielded = true;
                 yield_cpu();
@@ -177,8 +179,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
                 }
             }
             Spinning::CanPay => {}
-            _ if budget.is_none() => {}
-            _ => return false,
+            Spinning::IsInTheWay | Spinning::IsVain => return false,
         }
         for _ in 0..POLLS {
             if state.ports.poll_quiet() {

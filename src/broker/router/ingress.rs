@@ -109,7 +109,7 @@ impl Ingress {
 
     /// Whether it has something that can be routed, or that breaks the protocol.
     pub(super) fn has_something(&mut self) -> bool {
-        !matches!(self.express.peek(), Ok(None)) || (self.parked.is_none() && !matches!(self.bulk.peek(), Ok(None)))
+        self.express.has_record() || (self.parked.is_none() && self.bulk.has_record())
     }
 
     /// Cells of extensions in use.

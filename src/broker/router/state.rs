@@ -179,7 +179,10 @@ impl RouterState {
                         let cells = u64::from(cells_for(record.len));
                         let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
                         let most = u32::try_from(most).unwrap_or(u32::MAX).min(records + 1);
-                        let routed = self.pubsub.route_run(&mut self.ports, key, &record, most);
+                        let (routed, is_dry) = self.pubsub.route_run(&mut self.ports, key, &record, most);
+                        if is_dry {
+                            return LaneState::Dry;
+                        }
                         if routed > 0 {
                             let receivers = self.ports.journal.run.receivers.len() / RECEIVERS_PER_RECORD;
                             records = records.saturating_sub(routed - 1 + routed * receivers as u32);

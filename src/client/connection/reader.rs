@@ -143,7 +143,7 @@ impl Reader {
     /// Polls for a while. Returns whether a record is there.
     pub(crate) fn poll(&mut self) -> bool {
         for _ in 0..POLLS {
-            if !matches!(self.egress.peek(), Ok(None)) {
+            if self.egress.has_record() {
                 return true;
             }
             std::hint::spin_loop();
@@ -159,7 +159,7 @@ impl Reader {
         self.data.arm();
         let newer = self.newer.get();
         let is_new = newer.is_multiple_of(2) && !backlog.has_read(newer);
-        if !is_new && matches!(self.egress.peek(), Ok(None)) {
+        if !is_new && !self.egress.has_record() {
             return true;
         }
         self.data.disarm();

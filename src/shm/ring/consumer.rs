@@ -51,6 +51,18 @@ impl Consumer {
     /// If the record has an impossible length or reaches behind the window.
     #[inline]
     pub(crate) fn peek(&mut self) -> Result<Option<Record>, Violation> {
+        self.find().map(|(bank, at)| self.read(bank, at)).transpose()
+    }
+
+    /// Whether a record is published, valid or not.
+    #[inline]
+    pub(crate) fn has_record(&mut self) -> bool {
+        self.find().is_some()
+    }
+
+    /// The place of the next record: behind the last one, or at the start of a bank, where laps begin.
+    #[inline]
+    fn find(&mut self) -> Option<(Bank, u32)> {
         let tag = self.ring.tag(self.consumed);
         if self.bank == Bank::Extension {
             // The window is read anew, because the next record may lie in cells that it has just grown by. Cells beyond
@@ -58,15 +70,13 @@ impl Consumer {
             self.follow();
         }
         if self.is_at(self.bank, self.offset, tag) {
-            return self.read(self.bank, self.offset).map(Some);
+            return Some((self.bank, self.offset));
+        }
+        if self.is_at(Bank::Base, 0, tag) {
+            return Some((Bank::Base, 0));
         }
         self.follow();
-        for bank in [Bank::Base, Bank::Extension] {
-            if (bank, 0) != (self.bank, self.offset) && self.is_at(bank, 0, tag) {
-                return self.read(bank, 0).map(Some);
-            }
-        }
-        Ok(None)
+        self.is_at(Bank::Extension, 0, tag).then_some((Bank::Extension, 0))
     }
 
     /// The words of a record's payload. The peer may change them during the read.
@@ -177,9 +187,11 @@ impl Consumer {
 
     #[inline(always)]
     fn is_at(&self, bank: Bank, offset: u32, tag: u64) -> bool {
+        // The end of the base window is that of its words.
+        let is_inside = bank == Bank::Base || offset < self.window;
+        let word = self.ring.bank(bank).as_slice().get(offset as usize * CELL_WORDS).filter(|_| is_inside);
         // Pairs with the Release in `Slot::publish` (R4).
-        offset < self.size(bank)
-            && self.ring.bank(bank).as_slice()[offset as usize * CELL_WORDS].load(acquire(Site::Take)) == tag
+        word.is_some_and(|word| word.load(acquire(Site::Take)) == tag)
     }
 
     /// Copies the header once and validates it; only the copy is used from here on (R1).

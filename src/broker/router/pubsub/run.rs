@@ -27,7 +27,7 @@ const MAX_RECEIVERS: usize = 16;
 
 impl PubSub {
     /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it, at most `most`.
-    /// Returns how many: none, if it is to be routed by itself.
+    /// Returns how many, and whether none is behind them; 0: it is to be routed by itself.
     #[inline]
     pub(in crate::broker::router) fn route_run(
         &mut self,
@@ -35,11 +35,11 @@ impl PubSub {
         key: u32,
         record: &Record,
         most: u32,
-    ) -> u32 {
-        let Some(most) = self.begin_run(ports, key, record, most) else { return 0 };
+    ) -> (u32, bool) {
+        let Some(most) = self.begin_run(ports, key, record, most) else { return (0, false) };
         let Ports { ingresses, egresses, journal, .. } = ports;
-        let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return 0 };
-        let (mut record, mut routed) = (*record, 0);
+        let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
+        let (mut record, mut routed, mut is_dry) = (*record, 0, false);
         // Of one receiver the push itself says whether it fits.
         let is_shared = journal.run.receivers.len() > 1;
         'run: while !is_shared || egresses.fit(&journal.run.receivers, record.len) {
@@ -65,13 +65,17 @@ impl PubSub {
             }
             match ingress.bulk.peek() {
                 Ok(Some(next)) if journal.run.continues_with(&next) => record = next,
+                Ok(None) => {
+                    is_dry = true;
+                    break;
+                }
                 // What is wrong with it is for others to say.
                 _ => break,
             }
             fault::point("router.found", u64::from(record.len));
         }
         self.end_run(ports, key);
-        routed
+        (routed, is_dry)
     }
 
     /// Decides for a run that begins with `record`. Returns how many messages it may have; `None`: there is no run.
