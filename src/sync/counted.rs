@@ -5,10 +5,10 @@
 //! Each thread has counts of its own, which no other thread changes. The figures are those of the source: two
 //! operations that a compiler could merge are two here.
 
-use super::Ordering;
 use std::cell::Cell;
 use std::ops::{AddAssign, Sub};
-use std::sync::{LockResult, MutexGuard, TryLockResult, atomic};
+use std::sync::atomic::{self, Ordering};
+use std::sync::{LockResult, MutexGuard, TryLockResult};
 
 std::thread_local!(static HERE: Cell<Counts> = const { Cell::new(Counts { updates: 0, fences: 0, locks: 0 }) });
 
