@@ -55,6 +55,10 @@ mod metrics;
 )]
 mod shm;
 mod sync;
+/// For tests and measurements only: not part of the API.
+#[cfg(all(feature = "count-sync", not(lapce_ipc_loom)))]
+#[doc(hidden)]
+pub use sync::counted;
 #[cfg(not(lapce_ipc_loom))]
 pub mod wire;
 

@@ -1,12 +1,25 @@
-//! The switch between the machine's atomics and loom's model of them, and nothing else.
+//! The switch between the machine's atomics, loom's model of them, and ones that count; and nothing else.
 //!
-//! Lock-free code in `shm` takes its atomics from here. Under `--cfg lapce_ipc_loom` they are loom's, so that the model
-//! checker runs the production code. Every fence and ordering that the protocol needs is named by a [`Site`]: under
-//! loom a test can switch one off and must then see a failure, which shows that the site is needed and that the test
-//! would notice.
+//! Lock-free code takes its atomics from here, and the hot path its mutexes. Under `--cfg lapce_ipc_loom` the atomics
+//! are loom's, so that the model checker runs the production code. Every fence and ordering that the protocol needs is
+//! named by a [`Site`]: under loom a test can switch one off and must then see a failure, which shows that the site is
+//! needed and that the test would notice. With the feature `count-sync` atomics, fences and mutexes count their uses
+//! (`sync::counted`).
 
+#[cfg(all(feature = "count-sync", not(lapce_ipc_loom)))]
+pub mod counted;
+
+#[cfg(all(feature = "count-sync", not(lapce_ipc_loom)))]
+pub(crate) use counted::{AtomicU64, Mutex};
 #[cfg(not(lapce_ipc_loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::Ordering;
+#[cfg(not(any(feature = "count-sync", lapce_ipc_loom)))]
+pub(crate) use std::sync::{Mutex, atomic::AtomicU64};
+
+#[cfg(all(feature = "count-sync", not(lapce_ipc_loom)))]
+use counted as machine;
+#[cfg(not(any(feature = "count-sync", lapce_ipc_loom)))]
+use std::sync::atomic as machine;
 
 #[cfg(lapce_ipc_loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +62,7 @@ pub(crate) fn fence(site: Site) {
     #[cfg(not(lapce_ipc_loom))]
     {
         let _ = site;
-        std::sync::atomic::fence(Ordering::SeqCst);
+        machine::fence(Ordering::SeqCst);
     }
     #[cfg(lapce_ipc_loom)]
     if !mutant::is(site) {

@@ -133,10 +133,7 @@ pub(super) enum Command {
     BenchPart(bench::part::PartArgs),
     /// Messages for callgrind to count: see `.ci/instructions`
     #[command(hide = true)]
-    BenchStepped {
-        /// The scenario
-        scenario: String,
-    },
+    BenchStepped(bench::stepped::SteppedArgs),
 }
 
 #[cfg(test)]

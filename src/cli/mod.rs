@@ -126,7 +126,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Serve(args) => return serve::run(cli.target.serving(&cli.trust)?, args),
         #[cfg(feature = "editor")]
         Command::ServeSession(args) => return lsp::serve_in_session(cli.target.serving(&cli.trust)?, args),
-        Command::BenchStepped { scenario } => return bench::stepped::run(scenario),
+        Command::BenchStepped(args) => return bench::stepped::run(args),
         // It ends in order at a signal.
         #[cfg(feature = "editor")]
         Command::Gateway(args) => return gateway::run(&cli.target.trusting(&cli.trust)?, args),
@@ -137,7 +137,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     }
     let target = &cli.target.trusting(&cli.trust)?;
     match &cli.command {
-        Command::Serve(_) | Command::BenchPart(_) | Command::BenchStepped { .. } => Ok(()),
+        Command::Serve(_) | Command::BenchPart(_) | Command::BenchStepped(_) => Ok(()),
         #[cfg(feature = "editor")]
         Command::ServeSession(_) => Ok(()),
         #[cfg(feature = "editor")]

@@ -119,6 +119,16 @@ fn atomics_past_the_switch_are_caught() {
 }
 
 #[test]
+fn locks_past_the_switch_are_caught_on_the_hot_path() {
+    let caught = |path: &str, text: &str| complaints("locks", path, text) == [1];
+    assert!(caught("src/client/data/lane.rs", "use std::sync::{Arc, Mutex};"));
+    assert!(caught("src/broker/router/state.rs", "struct A(std::sync::RwLock<u64>);"));
+    assert!(!caught("src/client/data/lane.rs", "use std::sync::{Arc, MutexGuard};"));
+    assert!(!caught("src/client/data/lane.rs", "use crate::sync::Mutex;"));
+    assert!(!caught("src/broker/health/location.rs", "use std::sync::Mutex;"));
+}
+
+#[test]
 fn files_and_lines_out_of_shape_are_caught() {
     assert_eq!(complaints("lines", "src/wire/a.rs", &"x\n".repeat(LINES_MAX + 1)), [LINES_MAX + 1]);
     assert!(complaints("lines", "src/wire/a.rs", &"x\n".repeat(LINES_MAX)).is_empty());

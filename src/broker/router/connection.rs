@@ -3,9 +3,10 @@
 use crate::logic::shares::ShareReached;
 use crate::shm::peer::Credentials;
 use crate::shm::ring::Violation;
+use crate::sync::Mutex;
 use crate::wire::control::{BrokerFrame, ClosingCode, FailedCode};
 use crate::wire::name::Name;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
 
 /// The identity of a connection.

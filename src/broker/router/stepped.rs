@@ -1,8 +1,9 @@
-//! The hot path stepped on one thread, without actors, processes or a clock, for `.ci/instructions`: callgrind counts
-//! the instructions inside [`measured`].
+//! The hot path stepped on one thread, without actors, processes or a clock, for `.ci/instructions` and
+//! `.ci/breakdown`: callgrind counts what happens inside [`measured`].
 //!
 //! Clients are the client's ends of real segments; the router works as a burst of its loop does. Nothing depends on
-//! time or chance, so a count is the same in each run.
+//! time or chance, so a count is the same in each run. A [`Meter`] takes the time of the measured parts; no other
+//! figure is taken in that run.
 
 use super::in_process::{ClientEnds, work};
 use super::settings::Settings;
@@ -10,13 +11,16 @@ use super::state::RouterState;
 use crate::broker::telemetry::events::Events;
 use crate::config::Config;
 use crate::shm::ring::Payload;
+#[cfg(feature = "count-sync")]
+use crate::sync::counted::Counts;
 use crate::wire::control::{BrokerFrame, ClientFrame, DeliveryPolicy, InternKind};
 use crate::wire::record::{Flags, Header, Kind};
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Fails if a message is not delivered.
-type Scenario = fn() -> Result<()>;
+type Scenario = fn(&mut Meter) -> Result<()>;
 
 /// Messages that are measured.
 pub(crate) const MESSAGES: u32 = 1_024;
@@ -31,10 +35,10 @@ const TURN_NS: u64 = 10_000;
 
 /// The scenarios by name: what is measured of a message of 64 bytes.
 pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
-    ("push", || publish(BATCH, Part::Push)),
-    ("pop", || publish(BATCH, Part::Pop)),
-    ("route_one", || publish(1, Part::Route)),
-    ("route_batch", || publish(BATCH, Part::Route)),
+    ("push", |meter| publish(BATCH, Part::Push, meter)),
+    ("pop", |meter| publish(BATCH, Part::Pop, meter)),
+    ("route_one", |meter| publish(1, Part::Route, meter)),
+    ("route_batch", |meter| publish(BATCH, Part::Route, meter)),
     ("request_round_trip", request),
 ];
 
@@ -51,12 +55,56 @@ fn measured<T>(work: impl FnOnce() -> T) -> T {
     black_box(work())
 }
 
-fn when<T>(is_measured: bool, work: impl FnOnce() -> T) -> T {
-    if is_measured { measured(work) } else { work() }
+/// What the measured parts of a scenario have cost.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// The time in them, and their number, if the time is taken.
+    spent: Option<(Duration, u32)>,
+    #[cfg(feature = "count-sync")]
+    pub(crate) counts: Counts,
+}
+
+impl Meter {
+    fn when<T>(&mut self, is_measured: bool, work: impl FnOnce() -> T) -> T {
+        if !is_measured {
+            return work();
+        }
+        #[cfg(feature = "count-sync")]
+        let before = Counts::here();
+        let started = self.spent.is_some().then(Instant::now);
+        let result = measured(work);
+        if let (Some((time, parts)), Some(started)) = (&mut self.spent, started) {
+            *time += started.elapsed();
+            *parts += 1;
+        }
+        #[cfg(feature = "count-sync")]
+        {
+            self.counts += Counts::here() - before;
+        }
+        result
+    }
+
+    /// The time of a message in nanoseconds, by `scenario`. The looks at the clock, two for each measured part of up to
+    /// [`BATCH`] messages, are measured by parts without work, and subtracted.
+    ///
+    /// # Errors
+    ///
+    /// As the scenario.
+    pub(crate) fn time(scenario: Scenario) -> Result<f64> {
+        let timing = || Meter { spent: Some(Default::default()), ..Meter::default() };
+        let (mut meter, mut idle) = (timing(), timing());
+        scenario(&mut meter)?;
+        for _ in 0..MESSAGES {
+            idle.when(true, || ());
+        }
+        let nanos = |meter: Meter| meter.spent.map_or((0.0, 0.0), |(time, n)| (time.as_nanos() as f64, f64::from(n)));
+        let ((spent, parts), (looks, idle_parts)) = (nanos(meter), nanos(idle));
+        Ok((spent - parts * looks / idle_parts) / f64::from(MESSAGES))
+    }
 }
 
 /// A publisher and one subscriber.
-fn publish(batch: u32, part: Part) -> Result<()> {
+fn publish(batch: u32, part: Part, meter: &mut Meter) -> Result<()> {
     let mut router = Router::new()?;
     let (mut publisher, mut subscriber) = (router.connect()?, router.connect()?);
     let (pattern, policy) = ("a.b".parse()?, DeliveryPolicy::DropOldest);
@@ -66,7 +114,7 @@ fn publish(batch: u32, part: Part) -> Result<()> {
     let (mut seq, mut delivered, mut buffer) = (0, 0, Vec::with_capacity(SIZE as usize));
     for first in (0..WARM_UP + MESSAGES).step_by(batch as usize) {
         let is_measured = |now: Part| part == now && first >= WARM_UP;
-        when(is_measured(Part::Push), || {
+        meter.when(is_measured(Part::Push), || {
             (0..batch).try_for_each(|_| {
                 seq += 1;
                 let header = Header { flags, id, total, seq, ..Header::new(Kind::Publish) };
@@ -74,15 +122,15 @@ fn publish(batch: u32, part: Part) -> Result<()> {
             })
         })?;
         publisher.bells.ring();
-        when(is_measured(Part::Route), || router.turn());
-        delivered += when(is_measured(Part::Pop), || subscriber.pop_all(Kind::Deliver, &mut buffer))?;
+        meter.when(is_measured(Part::Route), || router.turn());
+        delivered += meter.when(is_measured(Part::Pop), || subscriber.pop_all(Kind::Deliver, &mut buffer))?;
         subscriber.bells.ring();
     }
     (delivered == WARM_UP + MESSAGES).then_some(()).ok_or_else(|| format!("{delivered} messages were delivered").into())
 }
 
 /// A requester and one responder, from the request's push to the response's pop.
-fn request() -> Result<()> {
+fn request(meter: &mut Meter) -> Result<()> {
     let mut router = Router::new()?;
     let (mut requester, mut responder) = (router.connect()?, router.connect()?);
     router.ask(&responder, ClientFrame::Serve { serial: 1, service: "s".parse()?, max_in_flight: 0 })?;
@@ -90,7 +138,7 @@ fn request() -> Result<()> {
     let (flags, total) = (Flags::WHOLE, SIZE);
     let mut buffer = Vec::with_capacity(SIZE as usize);
     for n in 0..WARM_UP + MESSAGES {
-        let replies = when(n >= WARM_UP, || {
+        let replies = meter.when(n >= WARM_UP, || {
             let header = Header { flags, id2: n, arg, total, ..Header::new(Kind::Request) };
             requester.push(true, header, &[8; SIZE as usize])?;
             requester.bells.ring();
@@ -186,7 +234,7 @@ mod tests {
     #[test]
     fn each_scenario_routes_all_its_messages() {
         for (name, run) in SCENARIOS {
-            run().unwrap_or_else(|error| panic!("{name}: {error}"));
+            run(&mut Meter::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
     }
 }

@@ -18,10 +18,10 @@ use crate::shm::fork::ForkMark;
 use crate::shm::layout::{RingName, credit_step};
 use crate::shm::ring::Consumer;
 use crate::shm::segment::Segment;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::control::{ClientFrame, Limits};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar};
 
 /// How a thread waits for the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use super::lock::lock;
 use crate::client::error::{Error, Kind, Result};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// The state of the connection to the broker.

@@ -2,11 +2,11 @@
 
 use super::lock::{deadline, lock};
 use crate::client::error::{Error, Kind, Result};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::name::Name;
 use crate::wire::record::{Flags, Header, Outcome};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A call that is to be replied to, as the reader and its responder share it.

@@ -7,8 +7,8 @@
 
 use super::lock::lock;
 use crate::shm::segment::Newer;
-use crate::sync::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 /// How long a subscription reads on without new records.

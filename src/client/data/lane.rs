@@ -12,11 +12,11 @@ use super::resend_queue::{Resend, ResendQueue};
 use crate::client::error::{Error, Kind, Result};
 use crate::shm::doorbell::ClientBells;
 use crate::shm::ring::{Payload, Producer, Signal, Violation, publication_fence};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::control::Limits;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]

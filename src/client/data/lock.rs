@@ -1,6 +1,7 @@
 //! Locks, deadlines and threads, as the whole client uses them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use crate::sync::Mutex;
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Locks, also if a thread panicked while it held the lock: no holder leaves anything half done.

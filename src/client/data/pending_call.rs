@@ -2,9 +2,9 @@
 
 use super::lock::lock;
 use crate::client::error::{Error, Kind, Result};
+use crate::sync::Mutex;
 use crate::wire::record::{Flags, Header, Outcome};
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::Duration;
 
 /// How a call failed.

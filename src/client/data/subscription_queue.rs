@@ -4,11 +4,10 @@ use super::lock::lock;
 use super::message::Message;
 use crate::client::error::{Error, Kind};
 use crate::shm::layout::{cells_for, message_cost};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::control::{DeliveryPolicy, Limits};
 use crate::wire::pattern::Pattern;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 
 /// An event of a subscription, perhaps before the reply with its number.
 #[derive(Debug)]
