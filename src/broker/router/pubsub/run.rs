@@ -90,7 +90,7 @@ impl PubSub {
         }
         let published = ingress.topics.get(header.id).filter(|published| header.seq > published.sent)?;
         let (topic, origin, publisher) = (published.topic, ingress.info.id, ingress.info.publisher);
-        let user = ingress.info.peer.uid;
+        let user = ingress.info.principal;
         let index = self.topics.find_targets(topic, user)?;
         let entry = self.topics.entry(topic);
         let subscriptions = &entry.targets[index].subscriptions;
@@ -159,7 +159,7 @@ impl PubSub {
         let (Some((key, _)), Work::Run(record)) = (ports.journal.source, ports.journal.work) else { return };
         let Some(ingress) = ports.ingress_mut(key) else { return };
         let (origin, publisher) = (ingress.info.id, ingress.info.publisher);
-        let (user, consumed) = (ingress.info.peer.uid, ingress.bulk.consumed());
+        let (user, consumed) = (ingress.info.principal, ingress.bulk.consumed());
         let (source, run) = (ports.journal.source, &ports.journal.run);
         // Where a receiver is that has all that is done.
         let done = consumed - run.begins_at;
