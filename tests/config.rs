@@ -489,6 +489,57 @@ fn an_engine_that_cannot_be_meant_is_refused() {
 }
 
 #[test]
+fn quotas() {
+    let loaded = accepted(
+        "[[quota]]\nname = \"plugins\"\nclients = [\"plugin-*\", \"lsp-rust\"]\n\
+         [[quota]]\nname = \"rest\"\nclients = [\"*\"]\n",
+    );
+    let quotas = &loaded.config.quota;
+    assert_eq!(
+        (quotas[0].name.as_str(), &quotas[0].clients[..]),
+        ("plugins", &["plugin-*", "lsp-rust"].map(str::to_owned)[..])
+    );
+    assert_eq!((quotas[1].name.as_str(), quotas[1].clients.len()), ("rest", 1));
+    let output = explain(&loaded).to_string();
+    assert!(output.contains("\n# [[quota]]\nquota = [\n"), "{output}");
+    assert_eq!(Fixture::new().load(&output, &Env::default()).expect("it loads again").config, loaded.config);
+}
+
+#[test]
+fn a_quota_that_cannot_be_meant_is_refused() {
+    let quota = |more: &str| format!("[[quota]]\nname = \"a\"\n{more}\n");
+    let clients = |clients: &str| quota(&format!("clients = [{clients}]"));
+    refused("[quota]\n", "config.toml:1:1: quota: expected an array of tables, [[quota]], found a table");
+    refused(
+        "[[quota]]\nname = \"a b\"\n",
+        "config.toml:1:1: quota[0].clients: missing\n\
+         config.toml:2:8: quota[0].name: \"a b\" is not a name: character ' ' is not allowed at byte 1",
+    );
+    refused(clients(""), "config.toml:1:1: quota[0].clients: [] names no client");
+    refused(
+        clients("\"x\", \"a*b\""),
+        "config.toml:3:11: quota[0].clients: \"a*b\" is not a name: character '*' is not allowed at byte 1",
+    );
+    refused(
+        clients("\".a*\""),
+        "config.toml:3:11: quota[0].clients: \".a*\" is not the beginning of a name: empty token at byte 0",
+    );
+    refused(clients("\"x\", \"x\""), "config.toml:3:11: quota[0].clients: \"x\" is listed twice");
+    refused(clients("7"), "config.toml:3:11: quota[0].clients: expected a string, found the integer 7");
+    refused(
+        &(clients("\"x\"") + "client = 1\n"),
+        "config.toml:4:1: quota[0].client: unknown key (did you mean clients?)",
+    );
+    refused(&(clients("\"x\"") + "max_restarts = 1\n"), "config.toml:4:1: quota[0].max_restarts: unknown key");
+    refused(
+        &(clients("\"x\"") + &clients("\"y\"")),
+        "config.toml:4:1: quota[1].name: \"a\" is also the name of another quota",
+    );
+    let many: String = (0..65).map(|n| format!("[[quota]]\nname = \"q{n}\"\nclients = [\"x\"]\n")).collect();
+    refused(&many, "config.toml:193:1: quota[64].name: \"q64\" is one quota more than the 64 that are allowed");
+}
+
+#[test]
 fn upstreams_without_a_name_are_not_namesakes() {
     refused(
         "[[upstream]]\nsocket_path = \"/a\"\n[[upstream]]\nsocket_path = \"/b\"\n",

@@ -2,7 +2,7 @@
 
 mod support;
 
-use lapce_ipc::client::Client;
+use lapce_ipc::client::{Client, HoldingStatus};
 use support::{Broker, wait_until};
 
 /// The user of this process.
@@ -14,8 +14,17 @@ fn uid() -> u32 {
 /// What this user holds of a resource, its limit and the key of that.
 fn held(client: &Client, resource: &str) -> Option<(u64, u64, Option<String>)> {
     let holdings = client.status().expect("a status").holdings;
-    let found = holdings.into_iter().find(|holding| holding.uid == uid() && holding.resource == resource)?;
+    let is_it =
+        |holding: &HoldingStatus| holding.uid == uid() && holding.quota.is_none() && holding.resource == resource;
+    let found = holdings.into_iter().find(is_it)?;
     Some((found.held, found.limit, found.key))
+}
+
+/// What is held in a quota, by resource.
+fn held_in(client: &Client, quota: &str) -> Vec<(String, u64)> {
+    let holdings = client.status().expect("a status").holdings;
+    let of_quota = holdings.into_iter().filter(|holding| holding.quota.as_deref() == Some(quota));
+    of_quota.map(|holding| (holding.resource, holding.held)).collect()
 }
 
 #[test]
@@ -47,11 +56,11 @@ fn the_status_and_the_metrics_tell_what_a_user_holds_of_what() {
     let line = |resource: &str| {
         let uid = uid().to_string();
         let mut words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        words.find(|words| words.starts_with(&[uid.as_str(), resource])).expect(&text)[2..].join(" ")
+        words.find(|words| words.starts_with(&[uid.as_str(), "-", resource])).expect(&text)[3..].join(" ")
     };
     assert_eq!(line("topics"), "7 50 limits.max_topics");
     assert_eq!(line("connections"), "3 20 ipc.max_connections", "with that of the command");
-    let labels = |resource: &str| format!("{{uid=\"{}\",resource=\"{resource}\"}}", uid());
+    let labels = |resource: &str| format!("{{uid=\"{}\",quota=\"\",resource=\"{resource}\"}}", uid());
     let name = |family: &str, resource: &str| family.to_owned() + &labels(resource);
     wait_until("the metrics of the router", || broker.get("/metrics").body.contains(&labels("topics")));
     let held_topics = name("lapce_ipc_user_held", "topics");
@@ -64,5 +73,44 @@ fn the_status_and_the_metrics_tell_what_a_user_holds_of_what() {
     drop((call, service, subscriptions));
     client.close();
     wait_until("nothing to be held", || ["topics", "routes", "calls"].iter().all(|what| held(&watch, what).is_none()));
+    wait_until("the connection to be given back", || held(&watch, "connections").is_some_and(|(held, ..)| held == 1));
+}
+
+#[test]
+fn what_the_clients_in_a_quota_hold_is_told_by_its_name_until_they_leave() {
+    let file = "[[quota]]\nname = \"plugins\"\nclients = [\"plugin-*\"]\n[limits]\nmax_topics = 50\n\
+                max_topics_per_connection = 50\n";
+    let mut broker = Broker::start_configured(|_| file.to_owned(), "", &[]);
+    let watch = broker.client();
+    let plugin = broker.builder().name("plugin-a").expect("a name").connect().expect("a connection");
+    let connections = watch.status().expect("a status").connections;
+    let of = |name: &str| connections.iter().find(|found| found.name.as_str() == name).expect("it is connected");
+    assert_eq!(of("plugin-a").quota.as_deref(), Some("plugins"));
+    assert_eq!(connections.iter().filter(|found| found.quota.is_none()).count(), 1, "the other");
+
+    let subscription = plugin.subscribe("holdings.>").expect("one");
+    let service = plugin.serve("holdings.service").expect("a service");
+    for number in 0..7 {
+        plugin.publish(&format!("holdings.{number}"), b"x").expect("published");
+    }
+    plugin.flush().expect("flushed");
+    let call = plugin.request_stream("holdings.service", b"wait").expect("begun");
+    let all = [("topics", 7), ("subscriptions", 1), ("routes", 7), ("services", 1), ("calls", 1)];
+    let all = all.map(|(resource, held)| (resource.to_owned(), held));
+    let has_all = |found: &[(String, u64)]| all.iter().all(|one| found.contains(one));
+    wait_until("all to be held", || has_all(&held_in(&watch, "plugins")));
+    assert_eq!(held(&watch, "topics"), None, "none is held outside");
+    assert_eq!(held(&watch, "connections").map(|(held, ..)| held), Some(2), "connections are those of the uid");
+
+    let text = String::from_utf8(broker.run(&["status"]).stdout).expect("text");
+    let uid = uid().to_string();
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert!(lines.any(|words| words == [&uid, "plugins", "topics", "7", "50", "limits.max_topics"]), "{text}");
+    let series = format!("lapce_ipc_user_held{{uid=\"{uid}\",quota=\"plugins\",resource=\"topics\"}}");
+    wait_until("the metrics", || broker.get("/metrics").body.contains(&format!("{series} 7")));
+
+    drop((call, service, subscription));
+    plugin.close();
+    wait_until("nothing to be held", || held_in(&watch, "plugins").is_empty());
     wait_until("the connection to be given back", || held(&watch, "connections").is_some_and(|(held, ..)| held == 1));
 }

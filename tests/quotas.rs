@@ -113,6 +113,81 @@ fn what_a_user_takes_leaves_connections_to_others_and_its_sessions_resume() {
     wait_until("all that one user may hold", || all_connections(connect).0.len() == 20);
 }
 
+/// A broker with the quota `plugins` and such further lines.
+fn with_plugins(more: &str) -> Broker {
+    let file = "[[quota]]\nname = \"plugins\"\nclients = [\"plugin-*\"]\n".to_owned() + more;
+    Broker::start_configured(|_| file, "", &[])
+}
+
+fn named(broker: &Broker, name: &str) -> Client {
+    broker.builder().name(name).unwrap().connect().unwrap()
+}
+
+#[test]
+fn what_a_users_clients_take_leaves_some_to_those_in_a_quota() {
+    let broker = with_plugins(
+        "[limits]\nmax_services = 50\nmax_topics = 60\nmax_topics_per_connection = 50\nuser_share_percent = 80\n",
+    );
+    let (outside, plugin, other) = (broker.client(), named(&broker, "plugin-a"), named(&broker, "plugin-b"));
+    let (services, no_service) = all_services(&outside, "o");
+    // One connection may have fewer topics than the user.
+    let second = broker.client();
+    let ((topics, _), (more, no_topic)) = (all_topics(&outside, "o"), all_topics(&second, "r"));
+    assert_eq!((services.len(), topics.len() + more.len()), (50, 60), "{no_service} {no_topic}");
+    for (error, share) in [(no_service, "share of 50 services"), (no_topic, "share of 60 topics")] {
+        assert!(error.to_string().contains(share) && !error.to_string().contains("quota"), "{error}");
+    }
+    let (in_quota, error) = all_services(&plugin, "p");
+    assert_eq!(in_quota.len(), 11, "four fifths of the 13 that are left: {error}");
+    let said = ", quota \"plugins\", has reached its share of 11 services (limits.max_services";
+    assert!(error.to_string().contains(said), "{error}");
+    assert!(all_services(&other, "q").0.is_empty(), "the clients of a quota share");
+    let (in_quota, error) = all_topics(&plugin, "p");
+    assert_eq!(in_quota.len(), 12, "four fifths of the 15 that are left: {error}");
+    assert!(error.to_string().contains(", quota \"plugins\", has reached its share of 12 topics"), "{error}");
+}
+
+#[test]
+fn what_a_users_clients_subscribe_to_leaves_some_to_those_in_a_quota() {
+    let broker = with_plugins(
+        "[limits]\nuser_share_percent = 1\nuser_control_percent = 100\n\
+         max_subscriptions_per_connection = 100000\n",
+    );
+    let (outside, plugin) = (broker.client(), named(&broker, "plugin-a"));
+    let all_subscriptions = |client: &Client| all(|_| client.subscribe("a"));
+    let (subscriptions, _) = all_subscriptions(&outside);
+    let (in_quota, error) = all_subscriptions(&plugin);
+    assert!(in_quota.len() > subscriptions.len() * 9 / 10, "{} {}", subscriptions.len(), in_quota.len());
+    assert!(error.to_string().contains(", quota \"plugins\", has reached its share of "), "{error}");
+}
+
+#[test]
+fn a_reload_changes_the_quotas_of_clients_that_come_later() {
+    let mut broker = with_plugins("");
+    let before = named(&broker, "plugin-a");
+    let _publisher = before.publisher("a").unwrap();
+    let file = "[[quota]]\nname = \"tools\"\nclients = [\"plugin-*\"]\n";
+    std::fs::write(broker.folder().join("config.toml"), file).unwrap();
+    broker.process().signal("HUP");
+    broker.process().wait_for("configuration reloaded by=SIGHUP changed=quota");
+    let after = named(&broker, "plugin-b");
+    let _other = after.publisher("b").unwrap();
+    let status = after.status().unwrap();
+    let quota_of =
+        |name: &str| status.connections.iter().find(|found| found.name.as_str() == name).unwrap().quota.clone();
+    assert_eq!((quota_of("plugin-a").as_deref(), quota_of("plugin-b").as_deref()), (Some("plugins"), Some("tools")));
+    let holds_a_topic = |quota: &str| {
+        let mut holdings = status.holdings.iter();
+        holdings
+            .any(|held| held.quota.as_deref() == Some(quota) && (held.resource.as_str(), held.held) == ("topics", 1))
+    };
+    assert!(holds_a_topic("plugins") && holds_a_topic("tools"), "{:?}", status.holdings);
+    before.close();
+    wait_until("what it held", || {
+        after.status().unwrap().holdings.iter().all(|held| held.quota.as_deref() != Some("plugins"))
+    });
+}
+
 #[test]
 fn a_user_that_connects_too_often_waits_and_others_do_not() {
     if !are_root() {

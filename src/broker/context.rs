@@ -13,6 +13,7 @@ use super::supervision::supervisor::{NodeId, Tree};
 use super::telemetry::counters::Counters;
 use super::telemetry::snapshots::SharedSnapshots;
 use crate::config::{Config, ConfigError, Loaded};
+use crate::logic::quotas::Quotas;
 use crate::shm::peer;
 use crate::sync::AtomicU64;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ impl Phase {
 pub(super) struct Broker {
     /// The configuration in force.
     pub(super) config: watch::Sender<Arc<Config>>,
+    /// The quotas in force, by which new connections are charged.
+    pub(super) quotas: watch::Sender<Arc<Quotas>>,
     pub(super) source: Source,
     /// The access rules of the health endpoints.
     pub(super) access: watch::Sender<Arc<Access>>,
@@ -80,6 +83,11 @@ impl Broker {
     /// The configuration that is in force now.
     pub(super) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
+    }
+
+    /// The quotas that are in force now.
+    pub(super) fn quotas(&self) -> Arc<Quotas> {
+        self.quotas.borrow().clone()
     }
 
     /// Whether a user may connect. Root always may: it can read the segments anyway.

@@ -6,7 +6,7 @@
 
 use super::context::Broker;
 use super::health::Access;
-use super::router::{Adopt, Settings};
+use super::router::{Adopt, Settings, quotas};
 use super::telemetry::log_limit;
 use crate::config;
 use crate::wire::control::{BrokerFrame, FailedCode, ReloadReport};
@@ -48,8 +48,9 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
         loaded.config.ipc.socket_path.clone_from(&old.ipc.socket_path);
     }
     let (changes, adopted) = config::adopt(&old, &loaded.config);
-    let settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
-    let rules = settings.breakers.clone();
+    let mut settings = Settings::new(&adopted).map_err(|error| error.to_string())?;
+    settings.quotas = quotas(&broker.quotas(), &adopted);
+    let (rules, quotas) = (settings.breakers.clone(), settings.quotas.clone());
     broker
         .router
         .send(Adopt(settings))
@@ -60,6 +61,9 @@ async fn try_reload(broker: &Broker) -> Result<ReloadReport, String> {
     let token = broker.location.token(&loaded).map_err(|error| error.to_string())?;
     broker.breaker.adopt(rules).await;
     broker.access.send_replace(Arc::new(Access::new(&adopted.health_server, token)));
+    // The router knows their names by now.
+    log_limit::set_quotas(quotas.clone());
+    broker.quotas.send_replace(quotas);
     log_limit::set_limit(adopted.logging.max_lines_per_second);
     (broker.source.adopted)(&adopted);
     broker.config.send_replace(Arc::new(adopted));

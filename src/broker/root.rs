@@ -99,6 +99,7 @@ pub fn run(
     fault::check().map_err(BrokerError::Faults)?;
     let mut settings = Settings::new(&loaded.config).map_err(|error| BrokerError::Geometry(error.to_string()))?;
     install_panic_hook();
+    log_limit::set_quotas(settings.quotas.clone());
     log_limit::set_limit(loaded.config.logging.max_lines_per_second);
     if settings.wait == WaitStrategy::Busy && peer::has_one_cpu() {
         log::warn!("busy waiting disabled reason=one_cpu wait=block");
@@ -220,6 +221,7 @@ async fn serve(
     let broker = Arc::new(Broker {
         upstreams: upstreams.clone(),
         config: watch::Sender::new(Arc::new(config)),
+        quotas: watch::Sender::new(settings.quotas.clone()),
         source,
         access,
         config_file: loaded.source.clone(),

@@ -120,11 +120,12 @@ fn actor(a: &ActorStatus) -> Vec<String> {
     ]
 }
 
-const HOLDING: [&str; 5] = ["uid", "holds", "amount", "limit", "key"];
+const HOLDING: [&str; 6] = ["uid", "quota", "holds", "amount", "limit", "key"];
 
 fn holding(holding: &HoldingStatus) -> Vec<String> {
     vec![
         holding.uid.to_string(),
+        holding.quota.as_deref().map_or_else(|| "-".to_owned(), plain),
         plain(&holding.resource),
         holding.held.to_string(),
         holding.limit.to_string(),

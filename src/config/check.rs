@@ -21,6 +21,9 @@ const ORDERED: &[(&str, &str)] = &[
 /// The largest budget of the rings of one user.
 const BUDGET_MAX: u64 = 4 << 30;
 
+/// The largest number of quotas.
+const QUOTAS_MAX: usize = 64;
+
 /// Each contradiction, at one of its keys: preferably one that was set.
 pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
@@ -64,6 +67,7 @@ pub(super) fn contradictions(loaded: &Loaded) -> Vec<Problem> {
             problems.push(Problem { origin, key: Some(format!("{table}.env")), fault });
         }
     }
+    quotas(loaded, &mut problems);
     for service in config.breaker_services.keys() {
         breaker(loaded, service, &config.breaker_for(service), &mut problems);
     }
@@ -77,6 +81,23 @@ fn delays(loaded: &Loaded, table: &str, restart: &Restart, problems: &mut Vec<Pr
         let fault = unusable(first.into(), format!("is more than max_delay_ms, which is {longest}"));
         let origin = loaded.origin(table).clone();
         problems.push(Problem { origin, key: Some(format!("{table}.initial_delay_ms")), fault });
+    }
+}
+
+/// A quota without clients would be a mistake, and each quota lets a user hold one more share.
+fn quotas(loaded: &Loaded, problems: &mut Vec<Problem>) {
+    for (index, quota) in loaded.config.quota.iter().enumerate() {
+        let table = format!("quota[{index}]");
+        let fault = if index >= QUOTAS_MAX {
+            ("name", shown_text(&quota.name), format!("is one quota more than the {QUOTAS_MAX} that are allowed"))
+        } else if quota.clients.is_empty() {
+            ("clients", "[]".to_owned(), "names no client".to_owned())
+        } else {
+            continue;
+        };
+        let (key, value, why) = fault;
+        let origin = loaded.origin(&table).clone();
+        problems.push(Problem { origin, key: Some(format!("{table}.{key}")), fault: Fault::Unusable { value, why } });
     }
 }
 

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::entries::{Engine, Quota, Upstream};
 use super::error::Origin;
 use super::key::{Key, Section, doc_lines};
 use super::loaded::Loaded;
-use super::model::{About, Config, Engine, RestartOverrides, SECTIONS, Upstream};
+use super::model::{About, Config, RestartOverrides, SECTIONS};
 use super::tables::Listed;
 use super::value::{Value, quoted_if_dotted};
 
@@ -47,7 +48,8 @@ impl fmt::Display for Explained<'_> {
         }
         let config = &loaded.config;
         self.tables(f, &config.upstream, &config.upstream_restart)?;
-        self.tables(f, &config.engine, &config.engine_restart)
+        self.tables(f, &config.engine, &config.engine_restart)?;
+        self.tables(f, &config.quota, &BTreeMap::new())
     }
 }
 
@@ -135,6 +137,13 @@ pub fn template() -> String {
         pair(&mut out, key, &value, "#");
     }
     out.push_str(ENGINE_RESTART);
+    out.push_str(QUOTA_HEAD);
+    let example = Quota { name: "plugins".to_owned(), clients: ["plugin-*", "lsp-rust"].map(str::to_owned).to_vec() };
+    out.push_str("#[[quota]]\n");
+    for key in example.keys() {
+        let Some(value) = example.get(key.name) else { continue };
+        pair(&mut out, key, &value, "#");
+    }
     out
 }
 
@@ -166,7 +175,7 @@ const HEAD: &str = "\
 # It never reads a file of the working directory, and refuses one that users other than its own and root can write.
 #
 # A variable overrides a key: LAPCE_IPC__IPC__SOCKET_PATH=/x is socket_path of [ipc]. Arrays are written with commas.
-# [circuit_breaker.services.*], [[upstream]] and [[engine]] have no variables.
+# [circuit_breaker.services.*], [[upstream]], [[engine]] and [[quota]] have no variables.
 # `ipc_server_main --check-config` shows each value and its source.
 ";
 
@@ -201,4 +210,12 @@ const ENGINE_RESTART: &str = "
 # Overrides of [restart] for this engine: initial_delay_ms, max_delay_ms, jitter, max_restarts, period_secs,
 # stable_secs.
 #max_restarts = 10
+";
+
+const QUOTA_HEAD: &str = "
+
+# Clients of one user (uid) that count as a user of their own, by their names: other clients of that user cannot take
+# their topics, services, memory or turns of the router. One table for each; the first that matches counts. A client
+# names itself, so this keeps programs apart that behave, and protects from none that lies. Connections are counted by
+# uid alone. A reload changes the quotas of clients that connect later.
 ";

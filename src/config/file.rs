@@ -8,10 +8,11 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::entries::{Engine, Quota, Upstream};
 use super::error::{Fault, Origin, Problem};
 use super::key::{Key, Section};
 use super::loaded::Loaded;
-use super::model::{BreakerOverrides, CircuitBreaker, Engine, SECTIONS, Upstream};
+use super::model::{BreakerOverrides, CircuitBreaker, SECTIONS};
 use super::reader::{Reader, SourceMap, checked};
 use super::value::{Value, quoted_if_dotted, shown_text};
 use super::{name, tables};
@@ -67,6 +68,7 @@ impl Reader<'_> {
             match name.get_ref().as_ref() {
                 "upstream" => tables::read::<Upstream>(self, value),
                 "engine" => tables::read::<Engine>(self, value),
+                "quota" => tables::read::<Quota>(self, value),
                 section => match SECTIONS.iter().find(|about| about.name == section) {
                     Some(about) => self.section(about.name, value),
                     None => self.unknown_at_top(entry),
@@ -140,7 +142,7 @@ impl Reader<'_> {
 
     fn unknown_at_top(&mut self, (name, value): Entry<'_, '_>) {
         let written = name.get_ref();
-        let sections = SECTIONS.iter().map(|about| about.name).chain(["upstream", "engine"]);
+        let sections = SECTIONS.iter().map(|about| about.name).chain(["upstream", "engine", "quota"]);
         let fault = if value.get_ref().is_table() || value.get_ref().is_array() {
             let near = name::nearest(written, sections).map(|near| format!("[{near}]"));
             Fault::UnknownTable { near }

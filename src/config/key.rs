@@ -96,6 +96,8 @@ pub enum Rule {
     Host,
     /// A name: tokens joined by dots.
     Name,
+    /// The name of a client, or the beginning of names with a `*` behind it.
+    ClientPattern,
     /// A program: an absolute path, or a name to be looked up on `PATH`.
     Program,
     /// Any text without a zero byte, as an argument of a program.
@@ -189,6 +191,10 @@ impl Rule {
                 Some(why) => reject_if(true, value, &why),
                 None => Ok(()),
             },
+            (Self::ClientPattern, Value::Text(text)) => match name::pattern_fault(text) {
+                Some(why) => reject_if(true, value, &why),
+                None => Ok(()),
+            },
             (Self::Program, Value::Text(text)) => {
                 reject_if(text.is_empty(), value, "is empty")?;
                 let is_relative = !text.starts_with('/') && text.contains('/');
@@ -237,7 +243,8 @@ impl Rule {
             | Self::Program
             | Self::Argument
             | Self::Variable
-            | Self::Name => Ok(Value::Text(text.to_owned())),
+            | Self::Name
+            | Self::ClientPattern => Ok(Value::Text(text.to_owned())),
             Self::Sequence { .. } | Self::List { .. } if text.trim().is_empty() => Ok(Value::List(Vec::new())),
             Self::Sequence { of, .. } | Self::List { of, .. } => {
                 text.split(',').map(|item| of.parse(item.trim())).collect::<Result<_, _>>().map(Value::List)
@@ -270,7 +277,8 @@ impl Rule {
             | Self::Program
             | Self::Argument
             | Self::Variable
-            | Self::Name => "a string",
+            | Self::Name
+            | Self::ClientPattern => "a string",
             Self::List { of: Self::Integer { .. }, .. } => "an array of integers",
             Self::Sequence { .. } | Self::List { .. } => "an array of strings",
         }
@@ -296,6 +304,7 @@ impl Rule {
             }
             Self::Host => "a host name or address".to_owned(),
             Self::Name => "a name: tokens of A-Z a-z 0-9 _ -, joined by dots".to_owned(),
+            Self::ClientPattern => "a name, or the beginning of names with * behind it".to_owned(),
             Self::Program => "an absolute path, or a name to be looked up on PATH".to_owned(),
             Self::Argument => "any text".to_owned(),
             Self::Variable => "NAME=VALUE".to_owned(),

@@ -3,13 +3,14 @@
 //! | file | holds |
 //! |---|---|
 //! | `model` | every key: type, default, range, meaning; the structs that they make up |
+//! | `entries` | the keys of `[[upstream]]`, `[[engine]]` and `[[quota]]` |
 //! | `key` | the macro behind `model`, and the rules for values |
 //! | `value` | a value from any source |
 //! | `name` | names of services, and suggestions for misspelt names |
 //! | `paths` | the lookup of the file, and its trust checks |
 //! | `file` | TOML, with source positions |
 //! | `reader` | positions, problems and single values of a file |
-//! | `tables` | `[[upstream]]` and `[[engine]]` |
+//! | `tables` | the arrays of tables of a file |
 //! | `secret` | the token of the endpoints, from its file |
 //! | `env` | variables that override keys |
 //! | `check` | contradictions between values |
@@ -35,6 +36,7 @@
 //! ```
 
 mod check;
+mod entries;
 mod env;
 mod error;
 mod explain;
@@ -51,6 +53,7 @@ mod secret;
 mod tables;
 mod value;
 
+pub use entries::{Engine, Quota, Upstream};
 pub use env::{Env, variable};
 pub use error::{ConfigError, Fault, Origin, Problem};
 pub use explain::{explain, template};
@@ -58,8 +61,8 @@ pub use key::{Key, Rule};
 pub use load::load;
 pub use loaded::Loaded;
 pub use model::{
-    BreakerOverrides, CircuitBreaker, Config, Delivery, Engine, HealthServer, Ipc, Limits, Metrics, Restart, Router,
-    SharedMemory, Upstream, WaitStrategy,
+    BreakerOverrides, CircuitBreaker, Config, Delivery, HealthServer, Ipc, Limits, Metrics, Restart, Router,
+    SharedMemory, WaitStrategy,
 };
 pub use paths::Options;
 pub(crate) use reload::adopt;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::entries::{Engine, Quota, Upstream};
 use super::key::{Key, Rule, Section, integer, section};
 use super::value::{Setting, Value};
 
@@ -98,7 +99,7 @@ section! {
         max_subscriptions_per_connection: u32 = 1024, integer(1, 1 << 20, "subscriptions");
         /// Services of one user. See `user_share_percent`.
         max_services: u32 = 1024, integer(1, 1 << 20, "services");
-        /// The part that one user (uid) may hold of what the other users leave: of topics, services, calls and others.
+        /// The part that one user may hold of what the other users leave: of topics, services, calls and others.
         /// A user that is alone may hold the whole limit; all users together hold up to `100 / user_share_percent`
         /// times as much, so that each user that comes later still finds some. 100: one user may take all.
         /// For connections it stays what it was when the broker started.
@@ -273,39 +274,9 @@ section! {
         /// So the connections of commands do not fill the journal. Events and counters include them.
         short_connection_ms: u64 = 5000, integer(0, 3_600_000, "ms");
         /// Log lines per second of each kind that clients can cause, and of each engine.
-        /// One user (uid) can cause at most half of those that the others leave, and always one. A further line for
+        /// One user can cause at most half of those that the others leave, and always one. A further line for
         /// each user counts the suppressed ones.
         max_lines_per_second: u32 = 50, integer(1, 100_000, "lines");
-    }
-}
-
-section! {
-    /// Upstreams: programs that listen, and that the broker dials. The broker offers their services.
-    Upstream {
-        /// Its unique name in the log and in the status.
-        name: String = String::new(), Rule::Name;
-        /// Its Unix socket.
-        socket_path: PathBuf = PathBuf::new(), Rule::SocketPath;
-        /// The services that it may offer; others are refused, and the log names missing ones.
-        services: Vec<String> = Vec::new(), Rule::List { of: &Rule::Name, max: 1024 };
-    }
-}
-
-section! {
-    /// Engines: programs that the broker starts beside itself, restarts when they end, and stops with itself.
-    Engine {
-        /// Its unique name in the log and in the status.
-        name: String = String::new(), Rule::Name;
-        /// The program.
-        /// Its working directory is `/`, its stdin is empty, its output goes to the log.
-        command: String = String::new(), Rule::Program;
-        /// Its arguments.
-        args: Vec<String> = Vec::new(), Rule::Sequence { of: &Rule::Argument, max: 256 };
-        /// Variables beside those of the broker. `LAPCE_IPC_SOCKET` is always the broker's socket.
-        /// `--check-config` prints them, so keep secrets in files.
-        env: Vec<String> = Vec::new(), Rule::List { of: &Rule::Variable, max: 256 };
-        /// How long it may take to end after SIGTERM, before SIGKILL.
-        stop_timeout_ms: u64 = 2000, integer(0, 600_000, "ms");
     }
 }
 
@@ -394,6 +365,8 @@ macro_rules! config {
             pub engine: Vec<Engine>,
             /// Overrides of `[restart]` per engine, by name.
             pub engine_restart: BTreeMap<String, RestartOverrides>,
+            /// `[[quota]]`: clients that count as a user of their own.
+            pub quota: Vec<Quota>,
         }
 
         /// A section's name and documentation.

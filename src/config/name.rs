@@ -1,4 +1,4 @@
-//! Names of services and upstreams, and suggestions for misspelt keys.
+//! Names of services, upstreams and clients, and suggestions for misspelt keys.
 
 use crate::wire::name::Name;
 
@@ -6,6 +6,15 @@ use crate::wire::name::Name;
 pub(super) fn fault(text: &str) -> Option<String> {
     let error = Name::parse(text).err()?;
     Some(format!("is not a name: {} at byte {}", error.problem(), error.offset()))
+}
+
+/// Why `text` is neither a name nor the beginning of names with a `*` behind it; `None` if it is one.
+pub(super) fn pattern_fault(text: &str) -> Option<String> {
+    let Some(beginning) = text.strip_suffix('*') else { return fault(text) };
+    // A beginning is what some name continues, or is.
+    let longer = Name::parse(&format!("{beginning}a")).err()?;
+    let error = Name::parse(beginning).err().map(|_| longer)?;
+    Some(format!("is not the beginning of a name: {} at byte {}", error.problem(), error.offset()))
 }
 
 /// The most similar of `candidates`, for a suggestion: at most a third of `text` differs.
@@ -32,6 +41,21 @@ mod tests {
         assert_eq!(fault("a..b").unwrap(), "is not a name: empty token at byte 2");
         assert_eq!(fault("$sys").unwrap(), "is not a name: character '$' is not allowed at byte 0");
         assert_eq!(fault(&"x".repeat(65)).unwrap(), "is not a name: token of more than 64 bytes at byte 64");
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_its_beginning() {
+        for pattern in ["ai.complete", "*", "a*", "a.*", "lsp-*"] {
+            assert_eq!(pattern_fault(pattern), None, "{pattern}");
+        }
+        assert_eq!(pattern_fault(&format!("{}*", "x".repeat(64))), None, "a name that none continues");
+        assert_eq!(pattern_fault("").unwrap(), fault("").unwrap());
+        assert_eq!(pattern_fault("a*b").unwrap(), "is not a name: character '*' is not allowed at byte 1");
+        assert_eq!(pattern_fault("a..*").unwrap(), "is not the beginning of a name: empty token at byte 2");
+        assert_eq!(
+            pattern_fault("**").unwrap(),
+            "is not the beginning of a name: character '*' is not allowed at byte 0"
+        );
     }
 
     #[test]

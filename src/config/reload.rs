@@ -121,6 +121,10 @@ pub(crate) fn adopt(old: &Config, new: &Config) -> (Changes, Config) {
         (adopted.engine, adopted.engine_restart) = (new.engine.clone(), new.engine_restart.clone());
         changes.live.push("engine".to_owned());
     }
+    if old.quota != new.quota {
+        adopted.quota = new.quota.clone();
+        changes.live.push("quota".to_owned());
+    }
     (changes, adopted)
 }
 

@@ -1,13 +1,15 @@
-//! The arrays of tables: `[[upstream]]` and `[[engine]]`. Each table has a name, and may override keys of `[restart]`.
+//! The arrays of tables: `[[upstream]]`, `[[engine]]` and `[[quota]]`. Each table has a name; those of programs may
+//! override keys of `[restart]`.
 
 use std::collections::BTreeMap;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::entries::{Engine, Quota, Upstream};
 use super::error::Fault;
 use super::key::Section;
-use super::model::{Config, Engine, RestartOverrides, Upstream};
+use super::model::{Config, RestartOverrides};
 use super::name;
 use super::reader::{Reader, checked};
 use super::value::{found, shown_text};
@@ -22,8 +24,10 @@ pub(super) trait Listed: Section + Default {
     const REQUIRED: [&'static str; 2];
 
     fn name(&self) -> &str;
-    /// All tables, and their overrides of `[restart]` by name.
-    fn all(config: &mut Config) -> (&mut Vec<Self>, &mut BTreeMap<String, RestartOverrides>);
+    /// All tables.
+    fn all(config: &mut Config) -> &mut Vec<Self>;
+    /// The overrides of `[restart]` by the names of the tables; `None`: a table has none.
+    fn restart(config: &mut Config) -> Option<&mut BTreeMap<String, RestartOverrides>>;
 }
 
 impl Listed for Upstream {
@@ -35,8 +39,12 @@ impl Listed for Upstream {
         &self.name
     }
 
-    fn all(config: &mut Config) -> (&mut Vec<Self>, &mut BTreeMap<String, RestartOverrides>) {
-        (&mut config.upstream, &mut config.upstream_restart)
+    fn all(config: &mut Config) -> &mut Vec<Self> {
+        &mut config.upstream
+    }
+
+    fn restart(config: &mut Config) -> Option<&mut BTreeMap<String, RestartOverrides>> {
+        Some(&mut config.upstream_restart)
     }
 }
 
@@ -49,8 +57,30 @@ impl Listed for Engine {
         &self.name
     }
 
-    fn all(config: &mut Config) -> (&mut Vec<Self>, &mut BTreeMap<String, RestartOverrides>) {
-        (&mut config.engine, &mut config.engine_restart)
+    fn all(config: &mut Config) -> &mut Vec<Self> {
+        &mut config.engine
+    }
+
+    fn restart(config: &mut Config) -> Option<&mut BTreeMap<String, RestartOverrides>> {
+        Some(&mut config.engine_restart)
+    }
+}
+
+impl Listed for Quota {
+    const ARRAY: &'static str = "quota";
+    const EXPECTED: &'static str = "an array of tables, [[quota]]";
+    const REQUIRED: [&'static str; 2] = ["name", "clients"];
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn all(config: &mut Config) -> &mut Vec<Self> {
+        &mut config.quota
+    }
+
+    fn restart(_: &mut Config) -> Option<&mut BTreeMap<String, RestartOverrides>> {
+        None
     }
 }
 
@@ -60,13 +90,16 @@ pub(super) fn read<T: Listed>(reader: &mut Reader<'_>, value: &Spanned<DeValue<'
         let fault = Fault::WrongType { expected: T::EXPECTED, found: found(value.get_ref()) };
         return reader.problem(value.span(), T::ARRAY, fault);
     };
+    let overrides: &[&str] = if T::restart(&mut reader.loaded.config).is_some() { RestartOverrides::KEYS } else { &[] };
     for (index, item) in items.iter().enumerate() {
         let full = format!("{}[{index}]", T::ARRAY);
         let Some(table) = reader.table(&full, item) else { continue };
         let (mut listed, mut restart) = (T::default(), RestartOverrides::default());
         for (name, value) in table.iter() {
             let full = format!("{full}.{}", name.get_ref());
-            if let Some(key) = RestartOverrides::key(name.get_ref()) {
+            if overrides.contains(&name.get_ref().as_ref())
+                && let Some(key) = RestartOverrides::key(name.get_ref())
+            {
                 match checked(key, value) {
                     Ok(value) => _ = restart.values.insert(key.name, value),
                     Err(fault) => reader.problem(value.span(), &full, fault),
@@ -75,7 +108,7 @@ pub(super) fn read<T: Listed>(reader: &mut Reader<'_>, value: &Spanned<DeValue<'
             }
             let Some(key) = listed.key(name.get_ref()) else {
                 let keys = listed.keys().iter().map(|key| key.name);
-                let near = name::nearest(name.get_ref(), keys.chain(RestartOverrides::KEYS.iter().copied()));
+                let near = name::nearest(name.get_ref(), keys.chain(overrides.iter().copied()));
                 reader.problem(name.span(), &full, Fault::UnknownKey { near: near.map(str::to_owned) });
                 continue;
             };
@@ -91,7 +124,7 @@ pub(super) fn read<T: Listed>(reader: &mut Reader<'_>, value: &Spanned<DeValue<'
             }
         }
         let name = listed.name().to_owned();
-        let twin = T::all(&mut reader.loaded.config).0.iter().any(|other| other.name() == name);
+        let twin = T::all(&mut reader.loaded.config).iter().any(|other| other.name() == name);
         if twin && !name.is_empty() {
             let why = format!("is also the name of another {}", T::ARRAY);
             let fault = Fault::Unusable { value: shown_text(&name), why };
@@ -99,10 +132,9 @@ pub(super) fn read<T: Listed>(reader: &mut Reader<'_>, value: &Spanned<DeValue<'
         }
         let origin = reader.source.at(item.span().start);
         reader.loaded.provenance.insert(full, origin);
-        let (all, overrides) = T::all(&mut reader.loaded.config);
-        if !restart.values.is_empty() {
+        if let Some(overrides) = T::restart(&mut reader.loaded.config).filter(|_| !restart.values.is_empty()) {
             overrides.insert(name, restart);
         }
-        all.push(listed);
+        T::all(&mut reader.loaded.config).push(listed);
     }
 }

@@ -5,7 +5,7 @@
 //! waits. A full account holds the share of [`WINDOW`], so that a client that names thousands of topics at its start
 //! does not wait.
 
-use super::shares::Uid;
+use super::shares::Principal;
 use super::work::{WorkAccount, WorkShare};
 use std::collections::HashMap;
 
@@ -29,7 +29,7 @@ pub(crate) fn cost_of_page(bytes: usize) -> u64 {
 /// The accounts of the users that have clients, and of those that left with an account that is not full.
 #[derive(Debug, Default)]
 pub(crate) struct ControlTime {
-    users: HashMap<Uid, User>,
+    users: HashMap<Principal, User>,
     /// Users that have clients.
     present: usize,
 }
@@ -42,36 +42,37 @@ struct User {
 
 impl ControlTime {
     /// A client of a user is connected.
-    pub(crate) fn enters(&mut self, uid: Uid, share: WorkShare, now: u64) {
+    pub(crate) fn enters(&mut self, user: Principal, share: WorkShare, now: u64) {
         self.users.retain(|_, user| user.clients > 0 || !user.account.is_full(share, now));
-        let user = self.users.entry(uid).or_insert_with(|| User { clients: 0, account: WorkAccount::new(share, now) });
-        user.clients += 1;
-        self.present += usize::from(user.clients == 1);
+        let found =
+            self.users.entry(user).or_insert_with(|| User { clients: 0, account: WorkAccount::new(share, now) });
+        found.clients += 1;
+        self.present += usize::from(found.clients == 1);
     }
 
     /// It is not any more.
-    pub(crate) fn leaves(&mut self, uid: Uid) {
-        if let Some(user) = self.users.get_mut(&uid) {
+    pub(crate) fn leaves(&mut self, user: Principal) {
+        if let Some(user) = self.users.get_mut(&user) {
             user.clients -= 1;
             self.present -= usize::from(user.clients == 0);
         }
     }
 
     /// When the next request of a user may be carried out; `None`: at once.
-    pub(crate) fn waits_until(&mut self, uid: Uid, share: WorkShare, now: u64) -> Option<u64> {
+    pub(crate) fn waits_until(&mut self, user: Principal, share: WorkShare, now: u64) -> Option<u64> {
         if self.present < 2 {
             return None;
         }
-        let account = &mut self.users.get_mut(&uid)?.account;
+        let account = &mut self.users.get_mut(&user)?.account;
         if account.has_time(share, now) { None } else { Some(account.next(share)) }
     }
 
     /// A request of a user was carried out, in so many nanoseconds of the router's time.
-    pub(crate) fn pays(&mut self, uid: Uid, nanos: u64) {
+    pub(crate) fn pays(&mut self, user: Principal, nanos: u64) {
         if self.present < 2 {
             return;
         }
-        if let Some(user) = self.users.get_mut(&uid) {
+        if let Some(user) = self.users.get_mut(&user) {
             user.account.pay(nanos.saturating_add(REQUEST));
         }
     }
@@ -80,19 +81,20 @@ impl ControlTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
     const MS: u64 = 1_000_000;
     const FIVE: WorkShare = WorkShare { percent: 5, window: WINDOW };
 
     /// Lets a user send requests without end until `until`; returns the router's time that they took.
-    fn storm(time: &mut ControlTime, uid: Uid, mut now: u64, until: u64, each: u64) -> u64 {
+    fn storm(time: &mut ControlTime, user: Principal, mut now: u64, until: u64, each: u64) -> u64 {
         let mut taken = 0;
         while now < until {
-            match time.waits_until(uid, FIVE, now) {
+            match time.waits_until(user, FIVE, now) {
                 Some(next) => now = next,
                 None => {
-                    time.pays(uid, each);
+                    time.pays(user, each);
                     (taken, now) = (taken + each, now + each);
                 }
             }
@@ -103,30 +105,30 @@ mod tests {
     #[test]
     fn a_user_that_is_alone_does_not_wait() {
         let mut time = ControlTime::default();
-        time.enters(7, FIVE, 0);
-        time.enters(7, FIVE, 0);
-        assert_eq!(storm(&mut time, 7, 0, 5_000 * MS, 100_000), 5_000 * MS);
-        time.enters(8, FIVE, 5_000 * MS);
-        assert_eq!(time.waits_until(7, FIVE, 5_000 * MS), None, "what it did alone was free");
-        let taken = storm(&mut time, 7, 5_000 * MS, 6_000 * MS, 100_000);
+        time.enters(uid(7), FIVE, 0);
+        time.enters(uid(7), FIVE, 0);
+        assert_eq!(storm(&mut time, uid(7), 0, 5_000 * MS, 100_000), 5_000 * MS);
+        time.enters(uid(8), FIVE, 5_000 * MS);
+        assert_eq!(time.waits_until(uid(7), FIVE, 5_000 * MS), None, "what it did alone was free");
+        let taken = storm(&mut time, uid(7), 5_000 * MS, 6_000 * MS, 100_000);
         assert!((135 * MS..=151 * MS).contains(&taken), "100 ms saved up, and 5 % of a second: {taken}");
-        assert!(time.waits_until(7, FIVE, 6_000 * MS).is_some());
-        assert_eq!(time.waits_until(8, FIVE, 6_000 * MS), None, "another user does not");
-        time.leaves(8);
-        assert_eq!(time.waits_until(7, FIVE, 6_000 * MS), None, "alone again");
+        assert!(time.waits_until(uid(7), FIVE, 6_000 * MS).is_some());
+        assert_eq!(time.waits_until(uid(8), FIVE, 6_000 * MS), None, "another user does not");
+        time.leaves(uid(8));
+        assert_eq!(time.waits_until(uid(7), FIVE, 6_000 * MS), None, "alone again");
     }
 
     #[test]
     fn a_user_that_comes_again_has_not_paid() {
         let mut time = ControlTime::default();
-        time.enters(7, FIVE, 0);
-        time.enters(8, FIVE, 0);
-        time.pays(7, 150 * MS);
-        time.leaves(7);
-        time.enters(7, FIVE, MS);
-        assert!(time.waits_until(7, FIVE, MS).is_some());
-        time.leaves(7);
-        time.enters(8, FIVE, 10_000 * MS);
+        time.enters(uid(7), FIVE, 0);
+        time.enters(uid(8), FIVE, 0);
+        time.pays(uid(7), 150 * MS);
+        time.leaves(uid(7));
+        time.enters(uid(7), FIVE, MS);
+        assert!(time.waits_until(uid(7), FIVE, MS).is_some());
+        time.leaves(uid(7));
+        time.enters(uid(8), FIVE, 10_000 * MS);
         assert_eq!(time.users.len(), 1, "a full account need not be kept");
     }
 
@@ -136,14 +138,14 @@ mod tests {
             each in 1_000u64..3_000_000, connections in 1usize..4, seconds in 1u64..20,
         ) {
             let mut time = ControlTime::default();
-            time.enters(8, FIVE, 0);
+            time.enters(uid(8), FIVE, 0);
             for _ in 0..connections {
-                time.enters(7, FIVE, 0);
+                time.enters(uid(7), FIVE, 0);
             }
             let until = seconds * 1_000 * MS;
-            let taken = storm(&mut time, 7, 0, until, each);
+            let taken = storm(&mut time, uid(7), 0, until, each);
             prop_assert!(taken <= (WINDOW + until) / 20 + each, "{taken}");
-            prop_assert_eq!(time.waits_until(8, FIVE, until), None);
+            prop_assert_eq!(time.waits_until(uid(8), FIVE, until), None);
         }
     }
 }

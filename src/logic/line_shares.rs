@@ -4,7 +4,7 @@
 //! flood by one user hides no line of another that causes few. Suppressed lines are counted by user; the counts are
 //! taken a period after the first one. At most [`MAX_USERS`] users are told apart at a time; all others are one.
 
-use super::shares::{ShareLimits, Shares, Uid};
+use super::shares::{BROKER, Principal, ShareLimits, Shares};
 use std::collections::BTreeMap;
 
 /// A period: a second, in nanoseconds.
@@ -14,7 +14,7 @@ const PERCENT: u32 = 50;
 /// Users that are told apart.
 const MAX_USERS: usize = 64;
 /// Those beyond, and lines that no user has caused. The kernel gives this number to no user.
-pub(crate) const OTHERS: Uid = Uid::MAX;
+pub(crate) const OTHERS: Principal = BROKER;
 
 /// Whether to log a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct LineShares {
     since: Option<u64>,
     /// Of this period.
     shares: Option<Shares>,
-    users: BTreeMap<Uid, User>,
+    users: BTreeMap<Principal, User>,
     /// The counts are to be taken.
     has_counts: bool,
 }
@@ -52,7 +52,7 @@ impl LineShares {
     }
 
     /// A line by `user`, of at most `most` lines in a period, at `now` in nanoseconds.
-    pub(crate) fn add(&mut self, now: u64, user: Uid, most: usize) -> Verdict {
+    pub(crate) fn add(&mut self, now: u64, user: Principal, most: usize) -> Verdict {
         if self.since.is_none_or(|since| now.saturating_sub(since) >= PERIOD) {
             self.since = Some(now);
             self.shares = None;
@@ -74,7 +74,7 @@ impl LineShares {
     }
 
     /// The numbers of suppressed lines by user, since they were taken last.
-    pub(crate) fn take_counts(&mut self) -> Vec<(Uid, u64)> {
+    pub(crate) fn take_counts(&mut self) -> Vec<(Principal, u64)> {
         self.has_counts = false;
         let counts = self.users.iter_mut().map(|(user, caused)| (*user, std::mem::take(&mut caused.suppressed)));
         counts.filter(|(_, suppressed)| *suppressed > 0).collect()
@@ -84,35 +84,36 @@ impl LineShares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
-    fn logged(lines: &mut LineShares, now: u64, user: Uid, tries: u64) -> u64 {
+    fn logged(lines: &mut LineShares, now: u64, user: Principal, tries: u64) -> u64 {
         (0..tries).filter(|_| lines.add(now, user, 50) == Verdict::Log).count() as u64
     }
 
     #[test]
     fn a_flood_by_one_user_hides_no_line_of_another() {
         let mut lines = LineShares::new();
-        assert_eq!(logged(&mut lines, 5, 1000, 10_000), 25);
-        assert_eq!(logged(&mut lines, 5, 1001, 10), 10);
-        assert_eq!(logged(&mut lines, 5, 1001, 10), 3, "half of the 25 that are left");
+        assert_eq!(logged(&mut lines, 5, uid(1000), 10_000), 25);
+        assert_eq!(logged(&mut lines, 5, uid(1001), 10), 10);
+        assert_eq!(logged(&mut lines, 5, uid(1001), 10), 3, "half of the 25 that are left");
         for user in 1..=60 {
-            assert!(logged(&mut lines, 5, user, 100) >= 1, "the first of each");
+            assert!(logged(&mut lines, 5, uid(user), 100) >= 1, "the first of each");
         }
-        assert_eq!(lines.take_counts().iter().find(|(user, _)| *user == 1000), Some(&(1000, 9_975)));
+        assert_eq!(lines.take_counts().iter().find(|(user, _)| *user == uid(1000)), Some(&(uid(1000), 9_975)));
         assert_eq!(lines.take_counts(), []);
-        assert_eq!(logged(&mut lines, 5 + PERIOD, 1000, 100), 25, "the next period");
+        assert_eq!(logged(&mut lines, 5 + PERIOD, uid(1000), 100), 25, "the next period");
     }
 
     #[test]
     fn the_counts_are_to_be_taken_once_and_outlive_their_period() {
         let mut lines = LineShares::new();
-        let verdicts = [0, 1, 2, 3].map(|now| lines.add(now, 7, 2));
+        let verdicts = [0, 1, 2, 3].map(|now| lines.add(now, uid(7), 2));
         assert_eq!(verdicts, [Verdict::Log, Verdict::SuppressFirst, Verdict::Suppress, Verdict::Suppress]);
-        assert_eq!(lines.add(PERIOD, 7, 2), Verdict::Log);
-        assert_eq!(lines.add(PERIOD, 7, 2), Verdict::Suppress);
-        assert_eq!(lines.take_counts(), [(7, 4)]);
-        assert_eq!(lines.add(PERIOD, 7, 2), Verdict::SuppressFirst);
+        assert_eq!(lines.add(PERIOD, uid(7), 2), Verdict::Log);
+        assert_eq!(lines.add(PERIOD, uid(7), 2), Verdict::Suppress);
+        assert_eq!(lines.take_counts(), [(uid(7), 4)]);
+        assert_eq!(lines.add(PERIOD, uid(7), 2), Verdict::SuppressFirst);
     }
 
     proptest! {
@@ -127,7 +128,7 @@ mod tests {
                 if now - began >= PERIOD {
                     (began, of_period) = (now, 0);
                 }
-                if lines.add(now, *user, *most) == Verdict::Log {
+                if lines.add(now, uid(*user), *most) == Verdict::Log {
                     logged += 1;
                     of_period += 1;
                 }

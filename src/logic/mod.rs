@@ -14,7 +14,8 @@
 //! | `lines` | lines of bounded length out of a stream of bytes |
 //! | `line_shares` | log lines that users can cause, each within its share |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
-//! | `shares` | shares of something finite among users |
+//! | `shares` | what counts as one user; shares of something finite among users |
+//! | `quotas` | groups of a uid's clients that count as users of their own, by their names |
 //! | `work` | shares of the router's time among users |
 //! | `control_time` | the router's time that control requests of a user take |
 //! | `snapshots` | snapshots of the broker that readers share, and read page by page |
@@ -40,6 +41,8 @@ pub(crate) mod lines;
 pub(crate) mod pace;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod patience;
+#[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
+pub(crate) mod quotas;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod readiness;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

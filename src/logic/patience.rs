@@ -10,7 +10,7 @@
 //!    eviction soon delays nothing.
 
 use super::halvings::{Halvings, PERIOD};
-use super::shares::Uid;
+use super::shares::Principal;
 use std::collections::HashMap;
 
 /// How long publishes wait for the `drop_*` subscriptions of one process in a period.
@@ -25,7 +25,7 @@ const MAX_HALVINGS: u32 = 63;
 /// A process: its user and its number, or that of its connection where the process is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Process {
-    pub(crate) uid: Uid,
+    pub(crate) user: Principal,
     pub(crate) number: u32,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Account {
     /// Of a publisher of another user.
-    User(Uid),
+    User(Principal),
     /// Of a publish that a subscription would drop otherwise.
     Graces(Process),
 }
@@ -146,11 +146,12 @@ impl Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
     const MS: u64 = 1_000_000;
-    const USER: Account = Account::User(7);
-    const ONE: Process = Process { uid: 7, number: 1 };
+    const USER: Account = Account::User(uid(7));
+    const ONE: Process = Process { user: uid(7), number: 1 };
 
     #[test]
     fn waits_use_up_the_time_and_a_period_gives_it_back() {
@@ -160,7 +161,7 @@ mod tests {
         patience.end(USER, 200 * MS);
         patience.end(USER, 300 * MS);
         assert_eq!(patience.left(USER, 300 * MS), 215 * MS, "two waits at a time count once");
-        assert_eq!(patience.left(Account::User(8), 300 * MS), 500 * MS, "another user is another account");
+        assert_eq!(patience.left(Account::User(uid(8)), 300 * MS), 500 * MS, "another user is another account");
         assert_eq!(patience.begin(USER, 300 * MS), 215 * MS);
         assert_eq!(patience.left(USER, 2000 * MS), 0);
         patience.end(USER, 2000 * MS);
@@ -175,7 +176,7 @@ mod tests {
         let mut patience = Patience::new(500 * MS);
         assert_eq!(patience.begin(Account::Graces(ONE), 0), GRACES);
         assert_eq!(patience.left(Account::Graces(ONE), 2 * GRACES), 0);
-        assert_eq!(patience.left(Account::User(ONE.uid), 2 * GRACES), 500 * MS);
+        assert_eq!(patience.left(Account::User(ONE.user), 2 * GRACES), 500 * MS);
     }
 
     #[test]
@@ -198,11 +199,11 @@ mod tests {
     fn few_processes_are_remembered() {
         let mut patience = Patience::new(0);
         for number in 0..1000 {
-            patience.evicted(Process { uid: 7, number }, u64::from(number));
+            patience.evicted(Process { user: uid(7), number }, u64::from(number));
         }
         assert_eq!(patience.processes.len(), MAX_PROCESSES);
-        assert_eq!(patience.timeout(Process { uid: 7, number: 999 }, 100, 1000), 50);
-        assert_eq!(patience.timeout(Process { uid: 7, number: 1 }, 100, 1000), 100);
+        assert_eq!(patience.timeout(Process { user: uid(7), number: 999 }, 100, 1000), 50);
+        assert_eq!(patience.timeout(Process { user: uid(7), number: 1 }, 100, 1000), 100);
     }
 
     proptest! {

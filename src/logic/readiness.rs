@@ -222,6 +222,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
 
     fn actor(name: &str, supervisor: &str, state: ActorState) -> ActorStatus {
         let (name, supervisor) = (name.to_owned(), supervisor.to_owned());
@@ -244,7 +245,7 @@ mod tests {
             max_restarts: 10,
             connections: 1,
             max_connections: 10,
-            users: vec![Holding { user: 7, held: 1, most: 10 }],
+            users: vec![Holding { user: uid(7), held: 1, most: 10 }],
             router_responds: true,
             heartbeat_age_ms: Some(3),
             slots: Some((5, 100)),
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 7, Some(10))), (true, true, Healthy));
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("upstreams", 8, Some(10))), (true, true, Degraded));
         assert_eq!(judged(|snapshot| snapshot.restarted = restarted("health", 8, None)), (true, true, Healthy));
-        let two = |held| vec![Holding { user: 7, held: 8, most: 9 }, Holding { user: 8, held, most: 10 }];
+        let two = |held| vec![Holding { user: uid(7), held: 8, most: 9 }, Holding { user: uid(8), held, most: 10 }];
         assert_eq!(judged(|snapshot| snapshot.users = two(8)), (true, true, Healthy));
         assert_eq!(judged(|snapshot| snapshot.users = two(9)), (true, true, Degraded));
         assert_eq!(judged(|snapshot| snapshot.slots = Some((100, 100))), (true, true, Healthy));

@@ -9,7 +9,7 @@
 //!
 //! # What users take from each other
 //!
-//! A call takes a *place* of its responder, of the user (uid) of its requester. While the clients of one user alone are
+//! A call takes a *place* of its responder, of the user of its requester. While the clients of one user alone are
 //! connected, or with `user_share_percent` = 100, that user may take all places and all probes. Otherwise:
 //!
 //! 1. **Share.** A user begins a call at a responder only while it holds less than its part of the places that the
@@ -47,7 +47,7 @@ use super::breaker::{Gate, GateState, RuleBook};
 use super::histogram::Durations;
 use super::pace::Pace;
 use super::routing::arena::{Arena, Key};
-use super::shares::{ShareLimits, ShareReached, Shares, Uid};
+use super::shares::{Principal, ShareLimits, ShareReached, Shares};
 use crate::wire::name::Name;
 use probes::Probes;
 use std::collections::HashMap;
@@ -84,7 +84,7 @@ pub(crate) struct Service {
     probes: Probes,
     users: u32,
     /// The user that it is charged to, which asked for it first; `None`: the broker.
-    owner: Option<Uid>,
+    owner: Option<Principal>,
     next: usize,
 }
 
@@ -199,7 +199,7 @@ impl Services {
     /// # Errors
     ///
     /// At the owner's share of services, if none without users makes room: of its own, or of all if there are too many.
-    pub(crate) fn intern(&mut self, name: &Name, owner: Option<Uid>) -> Result<ServiceId, ShareReached> {
+    pub(crate) fn intern(&mut self, name: &Name, owner: Option<Principal>) -> Result<ServiceId, ShareReached> {
         let id = match self.find(name) {
             Some(id) => id,
             None => {
@@ -234,7 +234,7 @@ impl Services {
         Ok(id)
     }
 
-    fn charge(&mut self, owner: Uid) -> Result<(), ShareReached> {
+    fn charge(&mut self, owner: Principal) -> Result<(), ShareReached> {
         let Err(reached) = self.shares.take(owner) else { return Ok(()) };
         let is_full = self.shares.is_full();
         if !self.forget_one(|service| is_full || service.owner == Some(owner)) {
@@ -375,7 +375,7 @@ impl Services {
     pub(crate) fn choose(
         &mut self,
         id: ServiceId,
-        user: Uid,
+        user: Principal,
         now: u64,
         mut able: impl FnMut(u32) -> bool,
     ) -> Result<OfferId, NoResponder> {
@@ -415,7 +415,7 @@ impl Services {
     pub(crate) fn yields(
         &mut self,
         id: ServiceId,
-        user: Uid,
+        user: Principal,
         now: u64,
         able: impl Fn(u32) -> bool,
         look: impl Fn(Key, u64) -> Body,
@@ -431,7 +431,7 @@ impl Services {
     }
 
     /// A request of `user` was refused: all responders are at capacity.
-    pub(crate) fn refuse(&mut self, id: ServiceId, user: Uid, now: u64) {
+    pub(crate) fn refuse(&mut self, id: ServiceId, user: Principal, now: u64) {
         let sharing = self.users.sharing();
         let Some(service) = self.table.get(id as usize).and_then(Option::as_ref) else { return };
         for offer in &service.responders {
@@ -443,7 +443,7 @@ impl Services {
 
     /// A responder has one call more, of `user`.
     #[inline]
-    pub(crate) fn begin(&mut self, offer: OfferId, user: Uid) {
+    pub(crate) fn begin(&mut self, offer: OfferId, user: Principal) {
         if let Some(responder) = self.offers.get_mut(offer) {
             responder.places.take(user);
         }
@@ -453,7 +453,7 @@ impl Services {
     pub(crate) fn note_incomplete(
         &mut self,
         offer: OfferId,
-        user: Uid,
+        user: Principal,
         call: Key,
         is_incomplete: impl FnMut(Key) -> bool,
     ) {
@@ -464,7 +464,7 @@ impl Services {
 
     /// A responder has one call less, of `user`.
     #[inline]
-    pub(crate) fn end(&mut self, offer: OfferId, user: Uid) {
+    pub(crate) fn end(&mut self, offer: OfferId, user: Principal) {
         let Some(responder) = self.offers.get_mut(offer) else { return };
         responder.places.give_back(user);
         if !responder.accepts {

@@ -7,11 +7,46 @@
 
 use std::collections::HashMap;
 
-/// A user of this machine.
-pub(crate) type Uid = u32;
+/// What counts as one user: the clients of a uid that are in no quota of the configuration (`[[quota]]`), or those that
+/// are in one. Where rights are concerned, the uid alone counts: a client chooses its quota by its name.
+///
+/// The uid and the number of the quota lie in one integer, so that a comparison is that of one integer. The order is
+/// that of the uids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Principal(u64);
 
-/// The broker itself, where a user is asked for: no user has this number.
-pub(crate) const BROKER: Uid = Uid::MAX;
+/// The number of no quota.
+pub(crate) const NO_QUOTA: u16 = 0;
+
+/// The broker itself, where a user is asked for: the kernel gives this uid to no user.
+pub(crate) const BROKER: Principal = Principal::of_uid(u32::MAX);
+
+impl Principal {
+    /// The clients of a uid that are in this quota, or in none ([`NO_QUOTA`]).
+    pub(crate) const fn new(uid: u32, quota: u16) -> Principal {
+        Principal((uid as u64) << u16::BITS | quota as u64)
+    }
+
+    /// The clients of a uid that are in no quota.
+    pub(crate) const fn of_uid(uid: u32) -> Principal {
+        Principal::new(uid, NO_QUOTA)
+    }
+
+    pub(crate) const fn uid(self) -> u32 {
+        (self.0 >> u16::BITS) as u32
+    }
+
+    /// The number of the quota ([`NO_QUOTA`]: none).
+    pub(crate) const fn quota(self) -> u16 {
+        (self.0 & u16::MAX as u64) as u16
+    }
+}
+
+/// The clients of a uid that are in no quota.
+#[cfg(test)]
+pub(crate) const fn uid(uid: u32) -> Principal {
+    Principal::of_uid(uid)
+}
 
 /// How much users may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,13 +102,13 @@ impl ShareLimits {
 pub(crate) struct Shares {
     limits: ShareLimits,
     held: usize,
-    users: HashMap<Uid, usize>,
+    users: HashMap<Principal, usize>,
 }
 
 /// A user may hold no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShareReached {
-    pub(crate) user: Uid,
+    pub(crate) user: Principal,
     /// The most that it may hold now.
     pub(crate) most: usize,
 }
@@ -81,7 +116,7 @@ pub(crate) struct ShareReached {
 /// What a user holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Holding {
-    pub(crate) user: Uid,
+    pub(crate) user: Principal,
     pub(crate) held: usize,
     /// The most that it may hold now.
     pub(crate) most: usize,
@@ -105,22 +140,22 @@ impl Shares {
     }
 
     /// How much a user holds.
-    pub(crate) fn held_by(&self, user: Uid) -> usize {
+    pub(crate) fn held_by(&self, user: Principal) -> usize {
         self.users.get(&user).copied().unwrap_or(0)
     }
 
     /// The most that a user may hold now: at least one, if the others leave any.
-    pub(crate) fn most_of(&self, user: Uid) -> usize {
+    pub(crate) fn most_of(&self, user: Principal) -> usize {
         self.limits.most_of(self.held - self.held_by(user))
     }
 
     /// What a user may take now.
-    pub(crate) fn left_of(&self, user: Uid) -> usize {
+    pub(crate) fn left_of(&self, user: Principal) -> usize {
         self.most_of(user).saturating_sub(self.held_by(user))
     }
 
     /// Whether a user holds more than its share.
-    pub(crate) fn is_beyond(&self, user: Uid) -> bool {
+    pub(crate) fn is_beyond(&self, user: Principal) -> bool {
         self.held_by(user) > self.most_of(user)
     }
 
@@ -129,7 +164,7 @@ impl Shares {
     /// # Errors
     ///
     /// If it holds its share already.
-    pub(crate) fn take(&mut self, user: Uid) -> Result<(), ShareReached> {
+    pub(crate) fn take(&mut self, user: Principal) -> Result<(), ShareReached> {
         self.take_many(user, 1)
     }
 
@@ -138,7 +173,7 @@ impl Shares {
     /// # Errors
     ///
     /// If that is more than its share.
-    pub(crate) fn take_many(&mut self, user: Uid, count: usize) -> Result<(), ShareReached> {
+    pub(crate) fn take_many(&mut self, user: Principal, count: usize) -> Result<(), ShareReached> {
         let most = self.most_of(user);
         if count > most.saturating_sub(self.held_by(user)) {
             return Err(ShareReached { user, most });
@@ -151,7 +186,7 @@ impl Shares {
     }
 
     /// A user takes so many, beyond its share if need be.
-    pub(crate) fn exceed(&mut self, user: Uid, count: usize) {
+    pub(crate) fn exceed(&mut self, user: Principal, count: usize) {
         if count > 0 {
             *self.users.entry(user).or_default() += count;
             self.held += count;
@@ -159,7 +194,7 @@ impl Shares {
     }
 
     /// What a user holds has changed by the difference of `before` and `after`, beyond its share if need be.
-    pub(crate) fn change(&mut self, user: Uid, before: usize, after: usize) {
+    pub(crate) fn change(&mut self, user: Principal, before: usize, after: usize) {
         if after >= before {
             self.exceed(user, after - before);
         } else {
@@ -168,12 +203,12 @@ impl Shares {
     }
 
     /// A user gives one back that it took.
-    pub(crate) fn give_back(&mut self, user: Uid) {
+    pub(crate) fn give_back(&mut self, user: Principal) {
         self.give_back_many(user, 1);
     }
 
     /// A user gives so many back that it took.
-    pub(crate) fn give_back_many(&mut self, user: Uid, count: usize) {
+    pub(crate) fn give_back_many(&mut self, user: Principal, count: usize) {
         let Some(held) = self.users.get_mut(&user) else { return };
         *held -= count;
         if *held == 0 {
@@ -198,7 +233,7 @@ impl Shares {
     }
 
     /// The users that hold some, and how much.
-    pub(crate) fn users(&self) -> impl Iterator<Item = (Uid, usize)> {
+    pub(crate) fn users(&self) -> impl Iterator<Item = (Principal, usize)> {
         self.users.iter().map(|(user, held)| (*user, *held))
     }
 }
@@ -208,32 +243,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn takes_all(shares: &mut Shares, user: Uid) -> usize {
+    fn takes_all(shares: &mut Shares, user: Principal) -> usize {
         (0..).take_while(|_| shares.take(user).is_ok()).count()
     }
 
     #[test]
     fn each_user_that_comes_later_finds_some() {
         let mut shares = Shares::new(ShareLimits::of_one(900, 90));
-        let taken = [7, 8, 9, 10].map(|user| takes_all(&mut shares, user));
+        let taken = [7, 8, 9, 10].map(|user| takes_all(&mut shares, uid(user)));
         assert_eq!(taken, [900, 90, 9, 1]);
         assert!(shares.is_full());
-        assert_eq!(shares.take(11), Err(ShareReached { user: 11, most: 0 }), "all are taken");
-        shares.give_back(7);
-        assert_eq!(shares.take(11), Ok(()));
-        assert_eq!(shares.take(7), Err(ShareReached { user: 7, most: 810 }));
+        assert_eq!(shares.take(uid(11)), Err(ShareReached { user: uid(11), most: 0 }), "all are taken");
+        shares.give_back(uid(7));
+        assert_eq!(shares.take(uid(11)), Ok(()));
+        assert_eq!(shares.take(uid(7)), Err(ShareReached { user: uid(7), most: 810 }));
         shares.adopt(ShareLimits::of_all(10, 50));
-        assert_eq!((shares.held(), shares.held_by(7)), (1000, 899), "nothing is taken away");
-        assert_eq!(shares.take(8), Err(ShareReached { user: 8, most: 0 }));
+        assert_eq!((shares.held(), shares.held_by(uid(7))), (1000, 899), "nothing is taken away");
+        assert_eq!(shares.take(uid(8)), Err(ShareReached { user: uid(8), most: 0 }));
     }
 
     #[test]
     fn a_user_that_is_alone_has_the_limit_and_a_part_of_a_total() {
         for (each, percent) in [(1, 90), (6, 90), (6, 1), (7, 33), (1000, 90), (900, 100), (0, 90)] {
-            assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(each, percent)), 7), each, "{percent} %");
+            assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(each, percent)), uid(7)), each, "{percent} %");
         }
-        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(50, 50)), 7), 25);
-        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(1000, 100)), 7), 1000);
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(50, 50)), uid(7)), 25);
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(1000, 100)), uid(7)), 1000);
     }
 
     proptest! {
@@ -248,21 +283,22 @@ mod tests {
                 let others: usize = held.iter().sum::<usize>() - mine;
                 if takes {
                     let share = ((most - others) * percent as usize).div_ceil(100);
-                    let taken = shares.take(user);
+                    let taken = shares.take(uid(user));
                     prop_assert_eq!(taken.is_ok(), mine < share);
-                    prop_assert_eq!(taken.err(), (mine >= share).then_some(ShareReached { user, most: share }));
+                    let reached = ShareReached { user: uid(user), most: share };
+                    prop_assert_eq!(taken.err(), (mine >= share).then_some(reached));
                     held[user as usize] += usize::from(mine < share);
                 } else {
-                    shares.give_back(user);
+                    shares.give_back(uid(user));
                     held[user as usize] = mine.saturating_sub(1);
                 }
                 prop_assert_eq!(shares.held(), held.iter().sum::<usize>());
                 prop_assert!(shares.held() <= most);
-                prop_assert_eq!(shares.held_by(user), held[user as usize]);
+                prop_assert_eq!(shares.held_by(uid(user)), held[user as usize]);
                 prop_assert_eq!(shares.users().map(|(_, held)| held).sum::<usize>(), shares.held());
             }
             for (user, held) in held.iter().enumerate() {
-                (0..*held).for_each(|_| shares.give_back(user as Uid));
+                (0..*held).for_each(|_| shares.give_back(uid(user as u32)));
             }
             prop_assert_eq!((shares.held(), shares.users.len()), (0, 0));
         }

@@ -105,8 +105,8 @@ families! {
 
     SLOTS_USED: Gauge "lapce_ipc_slots_used" = "Slots of the shared budget that are leased.";
     SLOTS_LIMIT: Gauge "lapce_ipc_slots_limit" = "Slots that all users together may lease.";
-    USER_HELD: Gauge "lapce_ipc_user_held" ["uid", "resource"] = "What a user holds of something that users share.";
-    USER_LIMIT: Gauge "lapce_ipc_user_limit" ["uid", "resource"] = "The most that the user may hold of it now.";
+    USER_HELD: Gauge "lapce_ipc_user_held" ["uid", "quota", "resource"] = "What a user holds of what users share.";
+    USER_LIMIT: Gauge "lapce_ipc_user_limit" ["uid", "quota", "resource"] = "The most that the user may hold now.";
     LEASES_REFUSED: Counter "lapce_ipc_leases_refused_total" = "Times that a ring found no slot or no memory.";
     TOPICS: Gauge "lapce_ipc_topics" = "Topics known to the broker.";
     SUBSCRIPTIONS: Gauge "lapce_ipc_subscriptions" = "Subscriptions of all connections.";

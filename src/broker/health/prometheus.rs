@@ -7,6 +7,7 @@ use crate::broker::telemetry::counters::CounterValues;
 use crate::broker::telemetry::holdings::listed;
 use crate::logic::breaker::GateState;
 use crate::logic::histogram::Histogram;
+use crate::logic::quotas::Quotas;
 use crate::logic::readiness::Snapshot;
 use crate::logic::services::CallTimes;
 use crate::metrics::families::*;
@@ -77,7 +78,9 @@ pub(super) fn samples(
     samples.add(&THREADS_LATE, &[], snapshot.late as f64);
     samples.add(&CONNECTIONS, &[], snapshot.connections as f64);
     samples.add(&CONNECTIONS_LIMIT, &[], snapshot.max_connections as f64);
-    listed("connections", None, snapshot.users.iter().copied()).for_each(|holding| held(&mut samples, &holding));
+    // Connections are in no quota.
+    let connections = snapshot.users.iter().copied();
+    listed(&Quotas::default(), "connections", None, connections).for_each(|holding| held(&mut samples, &holding));
     for actor in &snapshot.actors {
         let labels = [actor.name.as_str()];
         samples.add(&ACTOR_UP, &labels, flag(actor.state == ActorState::Running));
@@ -116,7 +119,8 @@ pub(super) fn samples(
 }
 
 fn held(samples: &mut Samples, holding: &HoldingStatus) {
-    let labels = [&*holding.uid.to_string(), &holding.resource];
+    // An empty label is none to Prometheus.
+    let labels = [&*holding.uid.to_string(), holding.quota.as_deref().unwrap_or_default(), &holding.resource];
     samples.add(&USER_HELD, &labels, holding.held as f64);
     samples.add(&USER_LIMIT, &labels, holding.limit as f64);
 }

@@ -11,7 +11,7 @@ use crate::broker::session::stream::FrameStream;
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::{self, Child, Exit, Outcome, Stop, supervise};
 use crate::broker::telemetry::log_limit::{Kind, OTHERS, may_log};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::logic::supervision::restart::Restart;
 use crate::shm::peer::{self, Credentials};
 use crate::wire::control::{BrokerFrame, PROTOCOL_VERSION, RefusedCode};
@@ -124,11 +124,12 @@ type Refusal = (RefusedCode, String);
 /// Admits a socket with a permit, or refuses it; both when its turn comes.
 fn admit(candidate: Candidate) {
     let Candidate { peer: Credentials { uid, .. }, broker, .. } = &candidate;
+    let user = Principal::of_uid(*uid);
     let percent = broker.config().limits.user_work_percent;
     let refused = if broker.may_connect(*uid) {
-        match broker.permits.take(PermitKind::Connection, *uid) {
+        match broker.permits.take(PermitKind::Connection, user) {
             Ok(permit) => {
-                let wait = broker.permits.pay(*uid, percent);
+                let wait = broker.permits.pay(user, percent);
                 return candidate.begin(permit, wait);
             }
             Err(reached) => (RefusedCode::TooManyConnections, at_capacity(reached)),
@@ -136,13 +137,13 @@ fn admit(candidate: Candidate) {
     } else {
         (RefusedCode::NotAllowed, format!("user {uid} may not connect"))
     };
-    match broker.permits.take(PermitKind::Refusal, *uid) {
+    match broker.permits.take(PermitKind::Refusal, user) {
         Ok(permit) => {
-            let wait = broker.permits.pay(*uid, percent);
+            let wait = broker.permits.pay(user, percent);
             actix::spawn(candidate.resume_or_refuse(permit, wait, refused));
         }
         // Too many wait for theirs: it is closed without one.
-        Err(_) => report(broker, *uid, &refused),
+        Err(_) => report(broker, user, &refused),
     }
 }
 
@@ -164,16 +165,17 @@ impl Candidate {
     /// When its turn comes, it may resume, if its user is at its share and has a detached session (S8), or is refused.
     async fn resume_or_refuse(self, permit: Permit, wait: Duration, refused: Refusal) {
         let Candidate { stream, peer: Credentials { uid, .. }, broker, .. } = &self;
+        let user = Principal::of_uid(*uid);
         if !turn(broker, stream, wait).await {
-            return report(broker, *uid, &refused);
+            return report(broker, user, &refused);
         }
         if refused.0 == RefusedCode::TooManyConnections
             && broker.sessions.has_waiting(*uid)
-            && let Ok(resume) = broker.permits.take(PermitKind::Resume, *uid)
+            && let Ok(resume) = broker.permits.take(PermitKind::Resume, user)
         {
             return self.begin(resume, Duration::ZERO);
         }
-        report(broker, *uid, &refused);
+        report(broker, user, &refused);
         refuse(self.stream, refused).await;
         drop(permit);
     }
@@ -194,7 +196,7 @@ async fn turn(broker: &Broker, stream: &impl AsFd, wait: Duration) -> bool {
 }
 
 /// Counts and logs a refusal.
-fn report(broker: &Broker, user: Uid, refused: &Refusal) {
+fn report(broker: &Broker, user: Principal, refused: &Refusal) {
     broker.counters.refused(refused.0);
     if may_log(Kind::Refused, user) {
         log::warn!("connection refused reason={:?}", refused.1);
@@ -214,7 +216,7 @@ async fn serve(context: Rc<ConnectionContext>, broker: Arc<Broker>) {
         node: broker.connections,
         retry_now: None,
         can_continue: Some(&can_continue),
-        limited: Some((Kind::Restarted, context.uid())),
+        limited: Some((Kind::Restarted, context.principal())),
     };
     let mut phase = broker.phase.clone();
     let stop = pin!(async move {

@@ -7,8 +7,10 @@ use super::state::RouterState;
 use crate::broker::supervision::fault;
 use crate::logic::routing::numbers::Numbers;
 use crate::logic::session::publisher::connection_id;
+use crate::logic::shares::Principal;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
+use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
 use crate::wire::name::Name;
 use std::io;
@@ -28,7 +30,7 @@ impl RouterState {
         &mut self,
         name: Name,
         publisher: u64,
-        peer: crate::shm::peer::Credentials,
+        (peer, principal): (Credentials, Principal),
         segment: Arc<Segment>,
         bells: Arc<BrokerBells>,
     ) -> io::Result<(u32, u32)> {
@@ -49,10 +51,10 @@ impl RouterState {
         }
         let id = self.free_id(publisher);
         let (bulk, express, egress) = segment.broker_ends();
-        let info = Info { id, publisher, name, peer };
+        let info = Info { id, publisher, name, peer, principal };
         let data = segment.data_signal(RingName::Bulk);
         data.arm();
-        let user = self.calls.connect(peer.uid, self.ports.now);
+        let user = self.calls.connect(principal, self.ports.now);
         self.ports.ingresses[key as usize] = Some(Box::new(Ingress {
             info: info.clone(),
             user,
@@ -80,8 +82,8 @@ impl RouterState {
             messages: 0,
             bytes: 0,
         }));
-        self.ports.egresses.insert(key, Egress::new(segment, egress, bells, peer.uid));
-        self.ports.schedule.add(key, peer.uid);
+        self.ports.egresses.insert(key, Egress::new(segment, egress, bells, principal));
+        self.ports.schedule.add(key, principal);
         self.ports.counters.connections += 1;
         self.pubsub.tell_connection(&mut self.ports, "opened", &info, None);
         Ok((key, id))
@@ -155,7 +157,7 @@ impl RouterState {
         }
         let Some(ingress) = self.ports.ingresses[key as usize].take() else { return };
         self.ports.schedule.remove(key);
-        self.ports.egresses.memory.forget(ingress.info.peer.uid, ingress.windows());
+        self.ports.egresses.memory.forget(ingress.info.principal, ingress.windows());
         self.calls.disconnect(ingress.user);
         self.free_keys.push(key);
         self.recent.push_back(ingress.info.id);

@@ -1,6 +1,7 @@
 //! The identity of a connection, the results of its control requests, and close reasons.
 
-use crate::logic::shares::ShareReached;
+use crate::logic::quotas::Quotas;
+use crate::logic::shares::{Principal, ShareReached};
 use crate::shm::peer::Credentials;
 use crate::shm::ring::Violation;
 use crate::sync::Mutex;
@@ -18,6 +19,8 @@ pub(crate) struct Info {
     pub(crate) publisher: u64,
     pub(crate) name: Name,
     pub(crate) peer: Credentials,
+    /// The user that it is charged to.
+    pub(crate) principal: Principal,
 }
 
 /// Why a connection is closed.
@@ -87,8 +90,14 @@ pub(super) fn gone() -> (FailedCode, String) {
 }
 
 /// The reply to a connection whose user holds its share of `what`, which `key` of the configuration limits.
-pub(super) fn share_reached(what: &str, ShareReached { user, most }: ShareReached, key: &str) -> (FailedCode, String) {
-    let message = format!("user {user} has reached its share of {most} {what} ({key}, limits.user_share_percent)");
+pub(super) fn share_reached(
+    quotas: &Quotas,
+    ShareReached { user, most }: ShareReached,
+    what: &str,
+    key: &str,
+) -> (FailedCode, String) {
+    let user = quotas.subject(user);
+    let message = format!("{user} has reached its share of {most} {what} ({key}, limits.user_share_percent)");
     (FailedCode::Limit, message)
 }
 

@@ -17,15 +17,16 @@ impl RouterState {
             most: cells.most / slot_cells,
             ..cells
         });
+        let quotas = &*self.ports.settings.quotas;
         let waiting = Some("limits.max_user_backlog_bytes");
-        listed("topics", Some("limits.max_topics"), topics.shares().holdings())
-            .chain(listed("subscriptions", None, topics.places().holdings()))
-            .chain(listed("routes", Some("limits.max_routes"), topics.routes().holdings()))
-            .chain(listed("services", Some("limits.max_services"), services.shares().holdings()))
-            .chain(listed("calls", None, services.users.calls()))
-            .chain(listed("slots", Some("shared_memory.num_slots"), slots))
-            .chain(listed("backlog_bytes", waiting, records.holdings()))
-            .chain(listed("overflow_bytes", waiting, overflow.holdings()))
+        listed(quotas, "topics", Some("limits.max_topics"), topics.shares().holdings())
+            .chain(listed(quotas, "subscriptions", None, topics.places().holdings()))
+            .chain(listed(quotas, "routes", Some("limits.max_routes"), topics.routes().holdings()))
+            .chain(listed(quotas, "services", Some("limits.max_services"), services.shares().holdings()))
+            .chain(listed(quotas, "calls", None, services.users.calls()))
+            .chain(listed(quotas, "slots", Some("shared_memory.num_slots"), slots))
+            .chain(listed(quotas, "backlog_bytes", waiting, records.holdings()))
+            .chain(listed(quotas, "overflow_bytes", waiting, overflow.holdings()))
             .collect()
     }
 }

@@ -2,6 +2,7 @@
 //! instructions.
 
 use super::state::RouterState;
+use crate::logic::shares::Principal;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
 use crate::shm::peer::Credentials;
 use crate::shm::ring::{Consumer, Producer};
@@ -30,7 +31,7 @@ impl ClientEnds {
     /// If the system refuses a descriptor, or the router the connection.
     #[cfg(any(test, feature = "cli"))]
     pub(super) fn attach(state: &mut RouterState) -> Result<ClientEnds, Box<dyn std::error::Error>> {
-        ClientEnds::attach_as(state, crate::shm::peer::own_uid())
+        ClientEnds::attach_as(state, Principal::of_uid(crate::shm::peer::own_uid()))
     }
 
     /// Attaches a connection of any user.
@@ -38,15 +39,18 @@ impl ClientEnds {
     /// # Errors
     ///
     /// If the system refuses a descriptor, or the router the connection.
-    pub(super) fn attach_as(state: &mut RouterState, uid: u32) -> Result<ClientEnds, Box<dyn std::error::Error>> {
+    pub(super) fn attach_as(
+        state: &mut RouterState,
+        principal: Principal,
+    ) -> Result<ClientEnds, Box<dyn std::error::Error>> {
         let geometry = state.ports.settings.geometry;
         let nonces = Nonces::random()?;
         let segment = Segment::create(geometry, nonces, 0o600)?;
         let (bells, descriptors) = BrokerBells::new()?;
         let theirs = Segment::open(segment.as_fd().try_clone_to_owned()?, geometry, nonces)?;
-        let peer = Credentials { pid: std::process::id(), uid };
+        let peer = Credentials { pid: std::process::id(), uid: principal.uid() };
         let publisher = state.ports.counters.connections + 1;
-        let (key, id) = state.attach("peer".parse()?, publisher, peer, segment.into(), bells.into())?;
+        let (key, id) = state.attach("peer".parse()?, publisher, (peer, principal), segment.into(), bells.into())?;
         let (bulk, express, egress) = theirs.client_ends();
         let socket = UnixStream::pair()?;
         let bells = ClientBells::new(descriptors, socket.0.as_fd())?;

@@ -10,7 +10,7 @@
 use super::connection::CloseReason;
 use super::reclaim::{Reclaim, Reclaimers};
 use crate::logic::routing::budget::Budget;
-use crate::logic::shares::{ShareLimits, Shares, Uid};
+use crate::logic::shares::{Principal, ShareLimits, Shares};
 use crate::shm::layout::{PAGE_BYTES, PAGE_CELLS, RingName};
 use crate::shm::ring::{Consumer, Producer, Violation};
 use crate::shm::segment::Segment;
@@ -26,13 +26,13 @@ const SLACK_PAGES: u64 = 3;
 pub(super) struct Leases {
     pub(super) segment: Arc<Segment>,
     /// The user that they are charged to.
-    pub(super) user: Uid,
+    pub(super) user: Principal,
     /// Pages on their way back to the system.
     reclaim: Option<Reclaim>,
 }
 
 impl Leases {
-    pub(super) fn new(segment: Arc<Segment>, user: Uid) -> Leases {
+    pub(super) fn new(segment: Arc<Segment>, user: Principal) -> Leases {
         Leases { segment, user, reclaim: None }
     }
 
@@ -95,7 +95,7 @@ impl Memory {
     }
 
     /// Whether a user's ring with this window cannot grow for want of free slots.
-    pub(super) fn lacks_slots(&self, user: Uid, window: u32) -> bool {
+    pub(super) fn lacks_slots(&self, user: Principal, window: u32) -> bool {
         self.budget.is_short(user, window)
     }
 
@@ -160,7 +160,7 @@ impl Memory {
     }
 
     /// A connection is gone, and its segment with it.
-    pub(super) fn forget(&mut self, user: Uid, windows: u32) {
+    pub(super) fn forget(&mut self, user: Principal, windows: u32) {
         self.budget.give_back(user, windows.into());
     }
 }

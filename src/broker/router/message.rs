@@ -2,7 +2,7 @@
 
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::TopicId;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::wire::record::{Flags, Header, Kind};
 
 /// One message, as it is routed.
@@ -14,7 +14,7 @@ pub(super) struct Message {
     /// The publisher's key; 0: the broker.
     pub(super) publisher: u64,
     /// The publisher's user, or `BROKER`.
-    pub(super) user: Uid,
+    pub(super) user: Principal,
     pub(super) seq: u64,
     pub(super) total: u32,
     pub(super) len: u32,

@@ -71,12 +71,13 @@ pub(in crate::broker) use self::calls::{state as breaker_state, status as breake
 pub(crate) use self::state::RouterState;
 pub(crate) use connection::{CloseReason, CloseReceiver, CloseSender, close_report};
 pub(crate) use event_loop::Shared;
-pub(crate) use settings::Settings;
+pub(crate) use settings::{Settings, quotas};
 pub(crate) use timings::{RouterMetrics, ServiceMetrics};
 
 use crate::broker::supervision::fault;
 use crate::broker::supervision::supervisor::Stop;
 use crate::logic::breaker::{Gate, RuleBook};
+use crate::logic::shares::Principal;
 use crate::shm::doorbell::{BrokerBells, RouterWaker};
 use crate::shm::peer::Credentials;
 use crate::shm::segment::Segment;
@@ -97,6 +98,8 @@ pub(crate) struct Attach {
     /// The key of its publisher, of which its id is made.
     pub(crate) publisher: u64,
     pub(crate) peer: Credentials,
+    /// The user that it is charged to.
+    pub(crate) principal: Principal,
     pub(crate) segment: Arc<Segment>,
     pub(crate) bells: Arc<BrokerBells>,
     /// Where the router reports that it has closed the connection.
@@ -293,8 +296,8 @@ impl Handler<Attach> for ShmRouter {
     type Result = io::Result<(u32, u32)>;
 
     fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
-        let Attach { name, publisher, peer, segment, bells, on_close } = message;
-        let attached = self.with(|state| state.attach(name, publisher, peer, segment, bells))?;
+        let Attach { name, publisher, peer, principal, segment, bells, on_close } = message;
+        let attached = self.with(|state| state.attach(name, publisher, (peer, principal), segment, bells))?;
         self.shared.on_close.borrow_mut().insert(attached.1, on_close);
         Ok(attached)
     }

@@ -8,7 +8,7 @@ use super::journal::Timer;
 use super::message::{Message, Wait};
 use super::ports::{LaneState, Ports};
 use crate::logic::patience::{Account, Process};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 
 impl Ports {
     /// Closes the bulk lanes until `until`, or until the order to open them.
@@ -100,25 +100,25 @@ impl Ports {
     }
 
     /// Whether a publisher of `user` may wait for `on` without a timeout of its own: for a grace, or for time.
-    pub(super) fn may_wait(&mut self, user: Uid, on: u32) -> bool {
+    pub(super) fn may_wait(&mut self, user: Principal, on: u32) -> bool {
         let Some(process) = self.process(on) else { return false };
-        let of_others = (user != process.uid).then_some(Account::User(process.uid));
+        let of_others = (user != process.user).then_some(Account::User(process.user));
         let mut accounts = [Some(Account::Graces(process)), of_others].into_iter().flatten();
         accounts.all(|account| self.patience.left(account, self.now) > 0)
     }
 
     /// Whether the timeouts of the connection `on` are used up for a publisher of `user`.
-    pub(super) fn is_impatient(&mut self, user: Uid, on: u32) -> bool {
+    pub(super) fn is_impatient(&mut self, user: Principal, on: u32) -> bool {
         let Some(process) = self.process(on) else { return false };
-        let is_others = user != process.uid;
+        let is_others = user != process.user;
         self.patience.timeout(process, self.settings.slow_consumer_timeout, self.now) == 0
-            || (is_others && self.patience.left(Account::User(process.uid), self.now) == 0)
+            || (is_others && self.patience.left(Account::User(process.user), self.now) == 0)
     }
 
     /// The process of a connection.
     pub(super) fn process(&self, key: u32) -> Option<Process> {
         let info = &self.ingress(key)?.info;
-        Some(Process { uid: info.peer.uid, number: if info.peer.pid == 0 { info.id } else { info.peer.pid } })
+        Some(Process { user: info.principal, number: if info.peer.pid == 0 { info.id } else { info.peer.pid } })
     }
 
     /// The bulk lane of `key` waits for a connection, to begin `message` or to go on within one.
@@ -133,7 +133,7 @@ impl Ports {
             since + process.map_or(timeout, |process| self.patience.timeout(process, timeout, self.now))
         });
         let is_grace = wait.until.is_some();
-        let of_others = process.map(|process| process.uid).filter(|user| *user != ingress.info.peer.uid);
+        let of_others = process.map(|process| process.user).filter(|user| *user != ingress.info.principal);
         let accounts = [of_others.map(Account::User), process.filter(|_| is_grace).map(Account::Graces)];
         for account in accounts.into_iter().flatten() {
             until = until.min(self.now + self.patience.begin(account, self.now));

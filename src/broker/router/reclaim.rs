@@ -9,7 +9,7 @@
 //! connections of its user wait. While all [`MAX_WORKERS`] threads of a user are blocked, none of its memory is given
 //! back; nothing else waits for them.
 
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::shm::layout::RingName;
 use crate::shm::segment::Segment;
 use crate::sync::{AtomicU64, Ordering};
@@ -99,19 +99,19 @@ impl Reclaimer {
 #[derive(Debug, Default)]
 pub(super) struct Reclaimers {
     /// Users with reclaims that are not accounted for yet.
-    users: HashMap<Uid, Reclaimer>,
+    users: HashMap<Principal, Reclaimer>,
     /// The number of refusals of the system, of those that are.
     refused: u64,
 }
 
 impl Reclaimers {
     /// Whether the queue of a user has space.
-    pub(super) fn has_room(&self, user: Uid) -> bool {
+    pub(super) fn has_room(&self, user: Principal) -> bool {
         self.users.get(&user).is_none_or(|reclaimer| !reclaimer.0.waiting.is_full())
     }
 
     /// Queues the first cells of these rings' extensions to be given back. The caller must not use them from now on.
-    pub(super) fn start(&mut self, user: Uid, segment: &Arc<Segment>, rings: Vec<(RingName, u32)>) -> Reclaim {
+    pub(super) fn start(&mut self, user: Principal, segment: &Arc<Segment>, rings: Vec<(RingName, u32)>) -> Reclaim {
         let is_done = Arc::new(AtomicU64::new(0));
         let cells = rings.iter().map(|(_, cells)| u64::from(*cells)).sum();
         let work = Work { segment: segment.clone(), rings, is_done: is_done.clone() };
@@ -120,7 +120,7 @@ impl Reclaimers {
     }
 
     /// Passes each user to `freed`, with its cells that were given back since the last call.
-    pub(super) fn take_freed(&mut self, mut freed: impl FnMut(Uid, u64)) {
+    pub(super) fn take_freed(&mut self, mut freed: impl FnMut(Principal, u64)) {
         if self.users.is_empty() {
             return;
         }
@@ -179,6 +179,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use crate::shm::layout::Geometry;
     use crate::shm::segment::Nonces;
     use std::time::{Duration, Instant};
@@ -198,21 +199,21 @@ mod tests {
         let mut reclaimers = Reclaimers::default();
         let rings = || vec![(RingName::Bulk, 128), (RingName::Egress, 256)];
         // As if each of them waited for the lock of a file.
-        reclaimers.users.entry(1).or_default().0.workers.store(MAX_WORKERS, Ordering::SeqCst);
-        let blocked: Vec<Reclaim> = (0..MAX_WAITING).map(|_| reclaimers.start(1, &segment, rings())).collect();
-        assert!(!reclaimers.has_room(1) && reclaimers.has_room(2));
-        let other = reclaimers.start(2, &segment, rings());
+        reclaimers.users.entry(uid(1)).or_default().0.workers.store(MAX_WORKERS, Ordering::SeqCst);
+        let blocked: Vec<Reclaim> = (0..MAX_WAITING).map(|_| reclaimers.start(uid(1), &segment, rings())).collect();
+        assert!(!reclaimers.has_room(uid(1)) && reclaimers.has_room(uid(2)));
+        let other = reclaimers.start(uid(2), &segment, rings());
         wait_until(|| other.is_done());
         assert_eq!(reclaimers.freed(), 384);
         assert!(blocked.iter().all(|reclaim| reclaim.pending() == 384));
         let mut freed = Vec::new();
         reclaimers.take_freed(|user, cells| freed.push((user, cells)));
         freed.sort_unstable();
-        assert_eq!((freed, reclaimers.freed()), (vec![(1, 0), (2, 384)], 0));
+        assert_eq!((freed, reclaimers.freed()), (vec![(uid(1), 0), (uid(2), 384)], 0));
 
         // The next one starts a thread as soon as one may run.
-        reclaimers.users.entry(1).or_default().0.workers.store(0, Ordering::SeqCst);
-        let shared = reclaimers.users[&1].0.clone();
+        reclaimers.users.entry(uid(1)).or_default().0.workers.store(0, Ordering::SeqCst);
+        let shared = reclaimers.users[&uid(1)].0.clone();
         shared.claim();
         shared.run();
         drop(shared);

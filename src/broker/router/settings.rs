@@ -2,6 +2,7 @@
 
 use crate::config::{CircuitBreaker, Config, WaitStrategy};
 use crate::logic::breaker::{RuleBook, Rules};
+use crate::logic::quotas::Quotas;
 use crate::logic::services::ProbeDelays;
 use crate::logic::shares::ShareLimits;
 use crate::logic::work::WorkShare;
@@ -57,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) user_work: WorkShare,
     /// When responders that let deadlines pass are probed.
     pub(crate) probe_delays: ProbeDelays,
+    /// The names of quotas.
+    pub(crate) quotas: Arc<Quotas>,
 }
 
 impl Settings {
@@ -113,6 +116,7 @@ impl Settings {
             user_work: WorkShare { percent: limits.user_work_percent, window: WORK_WINDOW },
             drop_grace: config.delivery.drop_grace_ms * MS,
             probe_delays: ProbeDelays { first: limits.probe_delay_ms * MS, max: limits.max_probe_delay_ms * MS },
+            quotas: quotas(&Quotas::default(), config),
         })
     }
 }
@@ -127,6 +131,11 @@ impl Settings {
     pub(crate) fn shares_of(&self, each: usize) -> ShareLimits {
         ShareLimits::of_one(each, self.user_share_percent)
     }
+}
+
+/// The quotas of a configuration that follows another one.
+pub(crate) fn quotas(before: &Quotas, config: &Config) -> Arc<Quotas> {
+    Arc::new(before.followed_by(config.quota.iter().map(|quota| (quota.name.as_str(), quota.clients.as_slice()))))
 }
 
 fn rules(breaker: &CircuitBreaker) -> Rules {

@@ -46,6 +46,7 @@ impl RouterState {
                 name: ingress.info.name.clone(),
                 pid: ingress.info.peer.pid,
                 uid: ingress.info.peer.uid,
+                quota: self.ports.settings.quotas.name(ingress.info.principal).map(str::to_owned),
                 age_ms: (self.ports.now - ingress.opened) / 1_000_000,
                 subscriptions: egress.subscriptions.len() as u32,
                 services: first_names(services),

@@ -21,6 +21,7 @@ use super::state::RouterState;
 use crate::broker::supervision::fault;
 use crate::broker::telemetry::events::Events;
 use crate::config::Config;
+use crate::logic::shares::{Principal, uid};
 use crate::shm::doorbell::{BrokerBells, ClientBells};
 use crate::shm::layout::RingName;
 use crate::shm::peer::{Credentials, own_uid};
@@ -70,7 +71,11 @@ impl Router {
     }
 
     fn connect_as(&mut self, uid: u32) -> Peer {
-        let ends = ClientEnds::attach_as(&mut self.state, uid).unwrap();
+        self.connect_of(Principal::of_uid(uid))
+    }
+
+    fn connect_of(&mut self, user: Principal) -> Peer {
+        let ends = ClientEnds::attach_as(&mut self.state, user).unwrap();
         let ClientEnds { key, id, bulk, express, egress, bells, segment, socket } = ends;
         Peer { key, id, bulk, express, egress, sequence: 0, bells, segment, _socket: socket }
     }

@@ -112,7 +112,7 @@ async fn await_peer(
         return Ok(());
     };
     if let Some(attempt) = exit.hold()
-        && may_log(Kind::Restarted, context.uid())
+        && may_log(Kind::Restarted, context.principal())
     {
         log::info!("actor stable actor=connection id={} attempt={attempt}", context.id());
     }
@@ -176,12 +176,12 @@ async fn close_session(
         End::Left => {
             listing.left();
             let level = if is_announced { log::Level::Info } else { log::Level::Debug };
-            if log::log_enabled!(level) && may_log(Kind::Closed, context.uid()) {
+            if log::log_enabled!(level) && may_log(Kind::Closed, context.principal()) {
                 log::log!(level, "connection closed connection={id} name={name}");
             }
         }
         End::Lost(reason) => {
-            if may_log(Kind::Lost, context.uid()) {
+            if may_log(Kind::Lost, context.principal()) {
                 log::warn!("connection lost connection={id} name={name} reason={reason:?}");
             }
             result = Err(reason);
@@ -189,7 +189,7 @@ async fn close_session(
         End::Closed(closed) => {
             result = Err(closed.reason.clone());
             let CloseReason { code, reason } = closed.clone();
-            if may_log(Kind::Lost, context.uid()) {
+            if may_log(Kind::Lost, context.principal()) {
                 log::warn!("connection ended connection={id} name={name} code={code:?} reason={reason:?}");
             }
             close = Some(closed);
@@ -218,7 +218,7 @@ enum End {
 
 /// Serves a session until it ends or its socket is lost.
 async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Dialled>, session: &mut Session) -> End {
-    let customer = broker.control_accounts.enters(session.uid, broker.config().limits.user_control_percent);
+    let customer = broker.control_accounts.enters(session.principal, broker.config().limits.user_control_percent);
     let mut missing = dialled.map(|dialled| Box::pin(dialled.look_for_missing(session.id)));
     let mut phase = broker.phase.clone();
     // Short connections, as of a shell command, are logged at debug.
@@ -409,7 +409,7 @@ fn refusal(broker: &Broker, session: &Session, frame: &ClientFrame) -> Option<Br
     if broker.is_operator(session.uid) {
         return None;
     }
-    if may_log(Kind::Denied, session.uid) {
+    if may_log(Kind::Denied, session.principal) {
         log::warn!("operation denied connection={} uid={} operation={order:?}", session.id, session.uid);
     }
     let message = format!("user {} may not {order} (ipc.operator_uids)", session.uid);

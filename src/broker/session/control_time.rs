@@ -2,7 +2,7 @@
 
 use crate::broker::clock::elapsed;
 use crate::logic::control_time::{self, ControlTime};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub(in crate::broker) struct ControlAccounts {
 #[derive(Debug)]
 pub(super) struct Customer<'a> {
     accounts: &'a ControlAccounts,
-    uid: Uid,
+    user: Principal,
 }
 
 impl ControlAccounts {
@@ -29,9 +29,9 @@ impl ControlAccounts {
     }
 
     /// A connection of a user, until the returned value is dropped. `percent` of the router's time is the user's.
-    pub(super) fn enters(&self, uid: Uid, percent: u32) -> Customer<'_> {
-        self.lock().enters(uid, control_time::share(percent), self.now());
-        Customer { accounts: self, uid }
+    pub(super) fn enters(&self, user: Principal, percent: u32) -> Customer<'_> {
+        self.lock().enters(user, control_time::share(percent), self.now());
+        Customer { accounts: self, user }
     }
 
     fn now(&self) -> u64 {
@@ -50,19 +50,19 @@ impl Customer<'_> {
         let share = control_time::share(percent);
         loop {
             let now = self.accounts.now();
-            let Some(until) = self.accounts.lock().waits_until(self.uid, share, now) else { return };
+            let Some(until) = self.accounts.lock().waits_until(self.user, share, now) else { return };
             tokio::time::sleep(Duration::from_nanos(until.saturating_sub(now)).min(LOOK_EVERY)).await;
         }
     }
 
     /// A request was carried out, in so many nanoseconds of the router's time.
     pub(super) fn pays(&self, nanos: u64) {
-        self.accounts.lock().pays(self.uid, nanos);
+        self.accounts.lock().pays(self.user, nanos);
     }
 }
 
 impl Drop for Customer<'_> {
     fn drop(&mut self) {
-        self.accounts.lock().leaves(self.uid);
+        self.accounts.lock().leaves(self.user);
     }
 }

@@ -12,7 +12,7 @@ use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::logic::session::publisher::Publisher;
 use crate::logic::session::sessions::ResumeError;
-use crate::logic::shares::ShareReached;
+use crate::logic::shares::{Principal, ShareReached};
 use crate::shm::doorbell::{BrokerBells, ClientDescriptors};
 use crate::shm::peer::{Credentials, Process, start_time, watch_process};
 use crate::shm::segment::{Nonces, Segment, SegmentError};
@@ -42,7 +42,7 @@ pub(super) async fn handshake(
     let mut stream = match stream {
         Ok(stream) => FrameStream::new(stream),
         Err(error) => {
-            if may_log(Kind::Lost, peer.uid) {
+            if may_log(Kind::Lost, context.principal()) {
                 log::warn!("connection lost pid={} reason={error:?}", peer.pid);
             }
             return Err(error.to_string());
@@ -85,7 +85,7 @@ pub(super) async fn handshake(
     broker.counters.refused(code);
     // Refused tokens are logged where they are looked up.
     let is_of_token = matches!(code, RefusedCode::ResumeFailed | RefusedCode::BadToken | RefusedCode::GivenUp);
-    if !is_of_token && may_log(Kind::Refused, peer.uid) {
+    if !is_of_token && may_log(Kind::Refused, Principal::of_uid(peer.uid)) {
         log::warn!("connection refused pid={} uid={} reason={message:?}", peer.pid, peer.uid);
     }
     let refused = BrokerFrame::Refused { code, message: message.clone(), version: PROTOCOL_VERSION };
@@ -172,7 +172,7 @@ pub(super) async fn welcome_resumed(
     session.confirmed = false;
     session.replies.next_socket();
     broker.counters.resumed();
-    if may_log(Kind::Opened, session.uid) {
+    if may_log(Kind::Opened, session.principal) {
         log::info!("session resumed connection={} name={} pid={pid}", session.id, session.name);
     }
     // If the socket is lost before this, the previous token is still valid (S4).
@@ -196,7 +196,7 @@ pub(super) async fn await_client(
     if !broker.sessions.detach(id, actor, until) {
         return Ok(None);
     }
-    if may_log(Kind::Lost, session.uid) {
+    if may_log(Kind::Lost, session.principal) {
         let (name, window) = (&session.name, broker.sessions.window().as_millis());
         log::info!("waiting for client to reconnect connection={id} name={name} window_ms={window}");
     }
@@ -270,15 +270,18 @@ async fn open_session(
     }
     let process = watch_process(peer.pid);
     if permit.kind() != PermitKind::Connection {
-        let reached = ShareReached { user: peer.uid, most: broker.permits.most_of(peer.uid) };
+        let user = Principal::of_uid(peer.uid);
+        let reached = ShareReached { user, most: broker.permits.most_of(user) };
         return Err(Some((RefusedCode::TooManyConnections, at_capacity(reached))));
     }
     let start = start_time(peer.pid).map_err(|error| refused(&error))?;
     let publisher = Publisher { uid: peer.uid, pid: peer.pid, start, nonce };
     let publisher_key = broker.publishers.key(&publisher);
-    let attached = attach(broker, &name, publisher_key, peer).await.map_err(|error| refused(&error_text(&error)))?;
+    let principal = broker.quotas().principal(peer.uid, name.as_str());
+    let attached =
+        attach(broker, &name, publisher_key, (peer, principal)).await.map_err(|error| refused(&error_text(&error)))?;
     let Attached { key, id, nonces, segment, descriptors, on_close } = attached;
-    let mut session = Session::new((key, id, peer), name, nonces, process, on_close, permit);
+    let mut session = Session::new((key, id, peer, principal), name, nonces, process, on_close, permit);
     match broker.config().logging.short_connection_ms {
         0 => session.announce(),
         _ => session.mention(),
@@ -295,7 +298,7 @@ async fn open_session(
     let ClientDescriptors { ring, wait } = &descriptors;
     // In this order; the broker's copies are closed on return.
     if let Err(error) = send(stream, &frame, &[segment.as_fd(), ring.as_fd(), wait.as_fd()]).await {
-        if may_log(Kind::Lost, peer.uid) {
+        if may_log(Kind::Lost, principal) {
             log::warn!("connection lost connection={id} reason={:?}", error.to_string());
         }
         // No client has the token.
@@ -324,7 +327,12 @@ struct Attached {
     on_close: CloseReceiver,
 }
 
-async fn attach(broker: &Broker, name: &Name, publisher: u64, peer: Credentials) -> std::io::Result<Attached> {
+async fn attach(
+    broker: &Broker,
+    name: &Name,
+    publisher: u64,
+    (peer, principal): (Credentials, Principal),
+) -> std::io::Result<Attached> {
     let nonces = Nonces::random()?;
     let segment = Segment::create(broker.settings.geometry, nonces, broker.settings.permissions);
     let segment = segment.map_err(|error| match error {
@@ -336,7 +344,7 @@ async fn attach(broker: &Broker, name: &Name, publisher: u64, peer: Credentials)
     let (sender, on_close) = close_report();
     let name = name.clone();
     let (segment, bells) = (Arc::new(segment), Arc::new(bells));
-    let attach = Attach { name, publisher, peer, segment, bells, on_close: sender };
+    let attach = Attach { name, publisher, peer, principal, segment, bells, on_close: sender };
     let (key, id) = broker.router.send(attach).await.map_err(std::io::Error::other)??;
     Ok(Attached { key, id, nonces, segment: file, descriptors, on_close })
 }

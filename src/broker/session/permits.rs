@@ -1,10 +1,10 @@
 //! The permits of connections, and the time that sockets wait for their turn. The rules are in
-//! `logic::session::permits`.
+//! `logic::session::permits`. They are charged to a uid in no quota: a client tells its name later.
 
 use crate::broker::clock::elapsed;
 pub(in crate::broker) use crate::logic::session::permits::PermitKind;
 use crate::logic::session::permits::Permits;
-use crate::logic::shares::{BROKER, Holding, ShareReached, Uid};
+use crate::logic::shares::{BROKER, Holding, Principal, ShareReached};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -24,7 +24,7 @@ pub(in crate::broker) struct ConnectionPermits {
 pub(in crate::broker) struct Permit {
     permits: Arc<ConnectionPermits>,
     kind: PermitKind,
-    user: Uid,
+    user: Principal,
 }
 
 impl Permit {
@@ -58,13 +58,13 @@ impl ConnectionPermits {
     /// # Errors
     ///
     /// If the user holds its share already.
-    pub(in crate::broker) fn take(self: &Arc<Self>, kind: PermitKind, user: Uid) -> Result<Permit, ShareReached> {
+    pub(in crate::broker) fn take(self: &Arc<Self>, kind: PermitKind, user: Principal) -> Result<Permit, ShareReached> {
         self.lock().take(kind, user)?;
         Ok(Permit { permits: self.clone(), kind, user })
     }
 
     /// A socket of `user` pays for what it costs. Returns how long it waits for its turn.
-    pub(in crate::broker) fn pay(&self, user: Uid, percent: u32) -> Duration {
+    pub(in crate::broker) fn pay(&self, user: Principal, percent: u32) -> Duration {
         let now = elapsed(self.began);
         Duration::from_nanos(self.lock().pay(user, percent, now) - now)
     }
@@ -75,7 +75,7 @@ impl ConnectionPermits {
     }
 
     /// The most connections that a user may have now.
-    pub(in crate::broker) fn most_of(&self, user: Uid) -> usize {
+    pub(in crate::broker) fn most_of(&self, user: Principal) -> usize {
         self.lock().connections().most_of(user)
     }
 
@@ -101,6 +101,6 @@ pub(in crate::broker) fn at_capacity(ShareReached { user, most }: ShareReached) 
     let keys = "ipc.max_connections, limits.user_share_percent";
     match user {
         BROKER => format!("the broker itself has reached its share of {most} connections ({keys})"),
-        user => format!("user {user} has reached its share of {most} connections ({keys})"),
+        user => format!("user {} has reached its share of {most} connections ({keys})", user.uid()),
     }
 }

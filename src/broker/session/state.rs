@@ -8,6 +8,7 @@ use crate::broker::telemetry::counters::SessionLoss;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::logic::session::lifecycle::{Begin, Lifecycle};
 use crate::logic::session::sessions::ReplyCache;
+use crate::logic::shares::Principal;
 use crate::shm::peer::{Credentials, Process};
 use crate::shm::segment::Nonces;
 use crate::wire::name::Name;
@@ -32,6 +33,8 @@ pub(in crate::broker) struct Session {
     pub(super) key: u32,
     pub(super) id: u32,
     pub(super) uid: u32,
+    /// The user that it is charged to.
+    pub(super) principal: Principal,
     pid: u32,
     pub(super) name: Name,
     pub(super) nonces: Nonces,
@@ -54,7 +57,7 @@ pub(in crate::broker) struct Session {
 
 impl Session {
     pub(super) fn new(
-        (key, id, peer): (u32, u32, Credentials),
+        (key, id, peer, principal): (u32, u32, Credentials, Principal),
         name: Name,
         nonces: Nonces,
         process: Process,
@@ -66,6 +69,7 @@ impl Session {
             key,
             id,
             uid,
+            principal,
             pid,
             name,
             nonces,
@@ -82,14 +86,14 @@ impl Session {
 
     /// Logs the opening once, at info.
     pub(super) fn announce(&mut self) {
-        if !std::mem::replace(&mut self.is_announced, true) && may_log(Kind::Opened, self.uid) {
+        if !std::mem::replace(&mut self.is_announced, true) && may_log(Kind::Opened, self.principal) {
             self.log_opened(log::Level::Info);
         }
     }
 
     /// Logs the opening at debug: the connection may be a short one.
     pub(super) fn mention(&self) {
-        if log::log_enabled!(target: TARGET, log::Level::Debug) && may_log(Kind::Opened, self.uid) {
+        if log::log_enabled!(target: TARGET, log::Level::Debug) && may_log(Kind::Opened, self.principal) {
             self.log_opened(log::Level::Debug);
         }
     }
@@ -118,7 +122,7 @@ impl Session {
     /// Counts and logs a session that ended while detached or was given up.
     pub(super) fn log_loss(&self, broker: &Broker, loss: SessionLoss) {
         broker.counters.lost(loss);
-        if may_log(Kind::Closed, self.uid) {
+        if may_log(Kind::Closed, self.principal) {
             log::info!("session ended connection={} name={} reason={:?}", self.id, self.name, loss.reason());
         }
     }
@@ -127,7 +131,8 @@ impl Session {
 /// The context of a connection, which all incarnations of its actor share on one thread.
 pub(in crate::broker) struct ConnectionContext {
     start: Cell<Option<Accepted>>,
-    uid: u32,
+    /// The user that its log lines are charged to: before the handshake, that of its uid without a quota.
+    principal: Cell<Principal>,
     /// Borrowed by the running incarnation only.
     pub(super) session: RefCell<Option<Session>>,
     pub(super) lifecycle: RefCell<Lifecycle>,
@@ -138,9 +143,10 @@ pub(in crate::broker) struct ConnectionContext {
 impl ConnectionContext {
     /// Before the handshake.
     pub(in crate::broker) fn new(start: Accepted, window: Duration) -> ConnectionContext {
-        let (lifecycle, uid) = (RefCell::new(Lifecycle::new(window)), start.peer.uid);
+        let lifecycle = RefCell::new(Lifecycle::new(window));
+        let principal = Cell::new(Principal::of_uid(start.peer.uid));
         let start = Cell::new(Some(start));
-        ConnectionContext { start, uid, session: RefCell::new(None), lifecycle, id: Cell::new(None) }
+        ConnectionContext { start, principal, session: RefCell::new(None), lifecycle, id: Cell::new(None) }
     }
 
     /// The first action of a new incarnation.
@@ -151,6 +157,7 @@ impl ConnectionContext {
     /// Stores the session after its Welcome was sent.
     pub(super) fn attach(&self, session: Session) {
         self.id.set(Some(session.id));
+        self.principal.set(session.principal);
         self.session.replace(Some(session));
         self.lifecycle.borrow_mut().attached();
     }
@@ -165,9 +172,9 @@ impl ConnectionContext {
         self.start.take()
     }
 
-    /// The user of the peer.
-    pub(in crate::broker) fn uid(&self) -> u32 {
-        self.uid
+    /// The user that its log lines are charged to.
+    pub(in crate::broker) fn principal(&self) -> Principal {
+        self.principal.get()
     }
 
     /// The id in the log; `-` before the handshake.

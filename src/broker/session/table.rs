@@ -3,6 +3,7 @@
 use crate::broker::session::stream::Detached;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
 use crate::logic::session::sessions::{ResumeError, Sessions};
+use crate::logic::shares::Principal;
 use crate::shm::peer::{self, Process};
 use crate::shm::segment::fill_random;
 use crate::wire::control::Token;
@@ -153,7 +154,7 @@ impl SessionTable {
 
     /// Logs why a session was not resumed, within the rate limit and without the token.
     pub(super) fn log_refusal(&self, peer: peer::Credentials, error: ResumeError) {
-        if may_log(Kind::NotResumed, peer.uid) {
+        if may_log(Kind::NotResumed, Principal::of_uid(peer.uid)) {
             let reason = error.to_string();
             // Expected after a restart of the broker or a long absence of the client.
             let is_ordinary = matches!(error, ResumeError::Unknown | ResumeError::Over);

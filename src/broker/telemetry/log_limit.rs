@@ -4,9 +4,10 @@
 use crate::broker::clock::elapsed;
 pub(in crate::broker) use crate::logic::line_shares::OTHERS;
 use crate::logic::line_shares::{LineShares, Verdict};
-use crate::logic::shares::Uid;
+use crate::logic::quotas::Quotas;
+use crate::logic::shares::Principal;
 use crate::sync::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Kinds of lines. Each has a limit of its own, so that a flood of one does not hide another.
@@ -35,6 +36,14 @@ pub(in crate::broker) fn set_limit(most: u32) {
     MAX_LINES_PER_SECOND.store(most.into(), Ordering::Relaxed);
 }
 
+/// The names of quotas, for the lines that count suppressed ones.
+static QUOTAS: Mutex<Option<Arc<Quotas>>> = Mutex::new(None);
+
+/// Sets the quotas.
+pub(in crate::broker) fn set_quotas(quotas: Arc<Quotas>) {
+    *QUOTAS.lock().unwrap_or_else(PoisonError::into_inner) = Some(quotas);
+}
+
 /// The limit of all kinds.
 pub(in crate::broker) fn limit() -> u64 {
     MAX_LINES_PER_SECOND.load(Ordering::Relaxed)
@@ -46,7 +55,7 @@ static CLOCK: OnceLock<Instant> = OnceLock::new();
 
 /// Whether to log a line of this kind now, which a client of `user` has caused ([`OTHERS`]: it is not known). Call it
 /// where tasks can be spawned: a task logs the numbers of suppressed lines a second later.
-pub(in crate::broker) fn may_log(kind: Kind, user: Uid) -> bool {
+pub(in crate::broker) fn may_log(kind: Kind, user: Principal) -> bool {
     let lock = move || LIMITS[kind as usize].lock().unwrap_or_else(PoisonError::into_inner);
     let now = elapsed(*CLOCK.get_or_init(Instant::now));
     let verdict = lock().add(now, user, usize::try_from(limit()).unwrap_or(usize::MAX));
@@ -54,10 +63,15 @@ pub(in crate::broker) fn may_log(kind: Kind, user: Uid) -> bool {
         actix::spawn(async move {
             tokio::time::sleep(LogLimit::PERIOD).await;
             let (counts, kind) = (lock().take_counts(), Kind::ALL[kind as usize]);
+            let quotas = QUOTAS.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
             for (user, count) in counts {
-                match user {
-                    OTHERS => log::warn!("log lines suppressed kind={kind} uid=others count={count}"),
-                    uid => log::warn!("log lines suppressed kind={kind} uid={uid} count={count}"),
+                match (user, quotas.name(user)) {
+                    (OTHERS, _) => log::warn!("log lines suppressed kind={kind} uid=others count={count}"),
+                    (user, None) => log::warn!("log lines suppressed kind={kind} uid={} count={count}", user.uid()),
+                    (user, Some(quota)) => {
+                        let uid = user.uid();
+                        log::warn!("log lines suppressed kind={kind} uid={uid} quota={quota} count={count}");
+                    }
                 }
             }
         });

@@ -150,6 +150,7 @@ mod tests {
                     name: name(number, len),
                     pid: 1,
                     uid: 2,
+                    quota: Some("q".repeat(len)),
                     age_ms: 3,
                     subscriptions: 4,
                     services: (0..number % 9).map(|number| name(number, len)).collect(),
@@ -180,6 +181,7 @@ mod tests {
             holdings: (0..connections)
                 .map(|number| HoldingStatus {
                     uid: number as u32,
+                    quota: Some("q".repeat(len)),
                     resource: "connections".to_owned(),
                     held: 1,
                     limit: 2,

@@ -2,6 +2,7 @@
 
 use super::holdings::listed;
 use crate::broker::context::Broker;
+use crate::logic::quotas::Quotas;
 use crate::wire::control::{BreakerStatus, QuantileStatus, SessionState, StatusReport};
 use std::time::Instant;
 
@@ -25,11 +26,13 @@ pub(in crate::broker) fn complete(report: &mut StatusReport, broker: &Broker) {
     *report.health = broker.location.status();
     report.socket_lost.clone_from(&broker.socket_lost.borrow());
     report.awaited_sessions = broker.roster.awaited();
+    // Connections are in no quota.
+    let (none, connections) = (Quotas::default(), broker.permits.users());
     let mut holdings: Vec<_> =
-        listed("connections", Some("ipc.max_connections"), broker.permits.users().into_iter()).collect();
+        listed(&none, "connections", Some("ipc.max_connections"), connections.into_iter()).collect();
     holdings.append(&mut report.holdings);
     // The order of a user's resources stays.
-    holdings.sort_by_key(|holding| holding.uid);
+    holdings.sort_by(|one, other| (one.uid, &one.quota).cmp(&(other.uid, &other.quota)));
     report.holdings = holdings;
     let waiting = broker.sessions.waiting();
     for connection in report.connections.iter_mut().filter(|connection| waiting.contains(&connection.id)) {

@@ -1,7 +1,7 @@
 //! The one budget out of which all rings' extensions are leased, counted in cells. What one user alone may lease of it
 //! are `num_slots` × `slot_size` bytes (see `logic::shares`).
 
-use crate::logic::shares::{ShareLimits, Shares, Uid};
+use crate::logic::shares::{Principal, ShareLimits, Shares};
 
 /// The first lease of a ring, in cells: four pages.
 const FIRST: u32 = 128;
@@ -24,7 +24,7 @@ impl Budget {
 
     /// How large a ring's window becomes if it grows now: twice as large, but by no more than half of what its user may
     /// still lease, so that one busy ring leaves room for the next. `None`: it stays. Nothing is leased yet.
-    pub(crate) fn next_window(&self, user: Uid, window: u32) -> Option<u32> {
+    pub(crate) fn next_window(&self, user: Principal, window: u32) -> Option<u32> {
         let missing = self.most.saturating_sub(window);
         if missing < self.unit {
             return None;
@@ -35,18 +35,18 @@ impl Budget {
     }
 
     /// Whether a user's ring may have a larger window, and stays for want of free cells.
-    pub(crate) fn is_short(&self, user: Uid, window: u32) -> bool {
+    pub(crate) fn is_short(&self, user: Principal, window: u32) -> bool {
         self.most.saturating_sub(window) >= self.unit && self.next_window(user, window).is_none()
     }
 
     /// A user has leased more cells, as [`Budget::next_window`] has said.
-    pub(crate) fn lease(&mut self, user: Uid, cells: u32) {
+    pub(crate) fn lease(&mut self, user: Principal, cells: u32) {
         let leased = self.shares.take_many(user, cells as usize);
         debug_assert_eq!(leased, Ok(()), "{cells} cells");
     }
 
     /// Returns cells of a user's windows that are gone.
-    pub(crate) fn give_back(&mut self, user: Uid, cells: u64) {
+    pub(crate) fn give_back(&mut self, user: Principal, cells: u64) {
         self.shares.give_back_many(user, cells as usize);
     }
 
@@ -69,13 +69,14 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
     const UNIT: u32 = 32;
-    const USER: Uid = 1000;
+    const USER: Principal = uid(1000);
 
     /// Grows a window as far as it goes; returns all its sizes.
-    fn grow(budget: &mut Budget, user: Uid, mut window: u32) -> Vec<u32> {
+    fn grow(budget: &mut Budget, user: Principal, mut window: u32) -> Vec<u32> {
         let step = || {
             let next = budget.next_window(user, window)?;
             budget.lease(user, next - window);
@@ -119,7 +120,7 @@ mod tests {
             grow(&mut budget, USER, 0);
         }
         assert!(budget.is_short(USER, 0) && !budget.is_short(USER, 4096));
-        let windows = grow(&mut budget, 2000, 0);
+        let windows = grow(&mut budget, uid(2000), 0);
         assert!(windows.last() > Some(&256), "{windows:?} of the 900 cells that are left to it");
     }
 
@@ -134,7 +135,7 @@ mod tests {
             let mut budget = Budget::new(ShareLimits::of_one(slots, percent), 1024, UNIT);
             let (mut windows, mut pending) = ([0u32; 12], [0u32; 12]);
             for (ring, action) in steps {
-                let user = ring as Uid % 3;
+                let user = uid(ring as u32 % 3);
                 match action {
                     0 | 1 => {
                         let free = budget.shares.left_of(user);
@@ -154,11 +155,12 @@ mod tests {
                 let held = |user| (user..12).step_by(3).map(cells).sum::<u64>();
                 prop_assert_eq!(budget.used(), held(0) + held(1) + held(2));
                 prop_assert!(budget.used() <= budget.total());
-                let is_held = |(user, cells)| cells as u64 == held(user as usize) && cells <= slots;
-                prop_assert!(budget.shares().users().all(is_held));
+                for (user, cells) in budget.shares().users() {
+                    prop_assert!(cells as u64 == held(user.uid() as usize) && cells <= slots);
+                }
             }
             for ring in 0..12 {
-                budget.give_back(ring as Uid % 3, (windows[ring] + pending[ring]).into());
+                budget.give_back(uid(ring as u32 % 3), (windows[ring] + pending[ring]).into());
             }
             prop_assert_eq!((budget.used(), budget.shares().users().count()), (0, 0));
         }

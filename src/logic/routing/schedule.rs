@@ -18,7 +18,7 @@
 //! rules: a round gives each the turn of one connection, and a user that was idle for a round goes ahead. So many
 //! connections get no more turns than one.
 
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use std::collections::VecDeque;
 
 /// How many idle connections are polled.
@@ -45,7 +45,7 @@ struct Connection {
 /// The connections of one user.
 #[derive(Debug)]
 struct User {
-    uid: Uid,
+    principal: Principal,
     /// All of them; none: the place is free.
     connections: usize,
     fresh: VecDeque<u32>,
@@ -72,22 +72,22 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// Adds connection `key` of a user. It is cold.
-    pub(crate) fn add(&mut self, key: u32, uid: Uid) {
+    pub(crate) fn add(&mut self, key: u32, principal: Principal) {
         if self.connections.len() <= key as usize {
             self.connections.resize(key as usize + 1, Connection::default());
         }
         debug_assert_eq!(self.connections[key as usize].state, QueueState::Cold);
-        let is_it = |user: &User| user.connections > 0 && user.uid == uid;
+        let is_it = |user: &User| user.connections > 0 && user.principal == principal;
         let found =
             self.users.iter().position(is_it).or_else(|| self.users.iter().position(|user| user.connections == 0));
         let at = found.unwrap_or_else(|| {
             let (fresh, busy) = (VecDeque::new(), VecDeque::new());
-            self.users.push(User { uid, connections: 0, fresh, busy, is_listed: false });
+            self.users.push(User { principal, connections: 0, fresh, busy, is_listed: false });
             self.users.len() - 1
         });
         self.connections[key as usize].user = at as u32;
         let user = &mut self.users[at];
-        user.uid = uid;
+        user.principal = principal;
         user.connections += 1;
         if user.connections == 1 {
             self.present += 1;
@@ -234,6 +234,7 @@ impl User {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
     const USERS: usize = 3;
@@ -241,7 +242,7 @@ mod tests {
     /// Of one user.
     fn schedule(connections: u32) -> Schedule {
         let mut schedule = Schedule::default();
-        (0..connections).for_each(|key| schedule.add(key, 1000));
+        (0..connections).for_each(|key| schedule.add(key, uid(1000)));
         schedule
     }
 
@@ -258,7 +259,7 @@ mod tests {
     fn many_connections_get_no_more_turns_than_the_one_of_another_user() {
         let mut schedule = schedule(100);
         (0..100).for_each(|key| schedule.wake(key));
-        schedule.add(100, 2000);
+        schedule.add(100, uid(2000));
         schedule.wake(100);
         let turns = serve_all(&mut schedule, 400);
         assert_eq!(turns.iter().filter(|key| **key == 100).count(), 200);
@@ -269,9 +270,19 @@ mod tests {
     }
 
     #[test]
+    fn each_quota_of_a_uid_has_a_turn_in_a_round() {
+        let mut schedule = schedule(3);
+        schedule.add(3, Principal::new(1000, 1));
+        schedule.add(4, Principal::new(1000, 2));
+        schedule.add(5, Principal::new(2000, 1));
+        (0..6).for_each(|key| schedule.wake(key));
+        assert_eq!(serve_all(&mut schedule, 8), [0, 3, 4, 5, 1, 3, 4, 5]);
+    }
+
+    #[test]
     fn a_user_that_was_idle_goes_ahead_once_in_a_round() {
         let mut schedule = schedule(1);
-        (1..4).for_each(|key| schedule.add(key, key));
+        (1..4).for_each(|key| schedule.add(key, uid(key)));
         (0..3).for_each(|key| schedule.wake(key));
         assert_eq!(serve_all(&mut schedule, 6), [0, 1, 2, 0, 1, 2]);
         schedule.wake(3);
@@ -284,7 +295,7 @@ mod tests {
     #[test]
     fn the_polled_connections_of_one_user_do_not_evict_those_of_another() {
         let mut schedule = schedule(20);
-        schedule.add(20, 2000);
+        schedule.add(20, uid(2000));
         for key in std::iter::once(20).chain(0..20) {
             schedule.wake(key);
             assert_eq!(schedule.next(), Some(key));
@@ -296,7 +307,7 @@ mod tests {
     }
 
     proptest! {
-        /// Connections come, go, wake and are served in any order. (key % USERS is the user.)
+        /// Connections come, go, wake and are served in any order. (key % USERS is the quota: a user of its own.)
         #[test]
         fn nothing_is_forgotten_and_no_user_waits_for_more_than_a_round(
             users in 1usize..=USERS,
@@ -313,7 +324,7 @@ mod tests {
                 let at = key as usize;
                 match action {
                     0 | 1 if !present[at] => {
-                        schedule.add(key, user(key) as Uid);
+                        schedule.add(key, Principal::new(7, user(key) as u16));
                         (present[at], turns) = (true, [[0; USERS]; USERS]);
                     }
                     0 if present[at] => {

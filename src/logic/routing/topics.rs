@@ -11,7 +11,7 @@ use super::bits::BitSet;
 use super::drop_oldest::DropOldestQueue;
 use super::grace::Grace;
 use super::patterns::PatternIndex;
-use crate::logic::shares::{ShareLimits, ShareReached, Shares, Uid};
+use crate::logic::shares::{Principal, ShareLimits, ShareReached, Shares};
 use crate::logic::work::{WorkAccount, WorkShare};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::name::Topic;
@@ -33,14 +33,14 @@ pub(crate) struct Entry {
     /// The matching subscriptions, by the index of their user.
     pub(crate) targets: Vec<Targets>,
     /// The user with all of them, and its index.
-    sole: Option<(Uid, usize)>,
+    sole: Option<(Principal, usize)>,
     /// The connections that have received the topic's name.
     pub(crate) known: BitSet,
     /// The change of all subscriptions that the lists are up to date with.
     seen: u64,
     users: u32,
     /// The user that it is charged to, which asked for it first; `None`: the broker.
-    owner: Option<Uid>,
+    owner: Option<Principal>,
 }
 
 /// One user's subscriptions that match a topic.
@@ -58,7 +58,7 @@ pub(crate) struct Targets {
 /// A user with subscriptions.
 #[derive(Debug)]
 struct Subscriber {
-    uid: Uid,
+    uid: Principal,
     account: WorkAccount,
     patterns: PatternIndex,
     /// Its last change.
@@ -157,7 +157,7 @@ impl Topics {
     /// # Errors
     ///
     /// At the owner's share of topics.
-    pub(crate) fn intern(&mut self, topic: &Topic, owner: Option<Uid>) -> Result<TopicId, ShareReached> {
+    pub(crate) fn intern(&mut self, topic: &Topic, owner: Option<Principal>) -> Result<TopicId, ShareReached> {
         if let Some(id) = self.by_name.get(topic) {
             let id = *id;
             self.entry_mut(id).users += 1;
@@ -221,7 +221,7 @@ impl Topics {
     /// At the user's share of subscriptions.
     pub(crate) fn subscribe(
         &mut self,
-        (owner, uid): (u32, Uid),
+        (owner, uid): (u32, Principal),
         pattern: Pattern,
         policy: DeliveryPolicy,
         capacity: u32,
@@ -253,7 +253,7 @@ impl Topics {
     }
 
     /// The index of a user.
-    fn subscriber(&mut self, uid: Uid, now: u64) -> usize {
+    fn subscriber(&mut self, uid: Principal, now: u64) -> usize {
         self.subscribers.iter().position(|subscriber| subscriber.uid == uid).unwrap_or_else(|| {
             self.subscribers.push(Subscriber {
                 uid,
@@ -290,7 +290,7 @@ impl Topics {
     /// Brings the lists of a topic up to date. Returns the index of the user with all subscriptions that match, if that
     /// is the publisher itself: the common case, in which nothing is charged.
     #[inline]
-    pub(crate) fn find_targets(&mut self, id: TopicId, publisher: Uid) -> Option<usize> {
+    pub(crate) fn find_targets(&mut self, id: TopicId, publisher: Principal) -> Option<usize> {
         if self.entry(id).seen != self.changes {
             self.find_changed(id);
         }
@@ -332,7 +332,7 @@ impl Topics {
     }
 
     /// Charges the user with the pairs of a new list. Beyond its share, lists of other topics are forgotten.
-    fn charge_routes(&mut self, id: TopicId, (user, uid): (usize, Uid), count: usize) {
+    fn charge_routes(&mut self, id: TopicId, (user, uid): (usize, Principal), count: usize) {
         let mut looked = 0;
         while self.routes.take_many(uid, count).is_err() {
             if looked == self.table.len() {

@@ -4,7 +4,7 @@ use super::probes::{Probe, Probes};
 use super::{ServiceId, Services};
 use crate::logic::breaker::{Admission, BreakerOutcome, Rejected};
 use crate::logic::routing::arena::Key;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 
 impl Services {
     /// A call begins as a probe.
@@ -21,7 +21,7 @@ impl Services {
     pub(crate) fn admit_probe(
         &mut self,
         id: ServiceId,
-        user: Uid,
+        user: Principal,
         now: u64,
         is_out: impl Fn(&Probe) -> bool,
         is_late: impl Fn(&Probe, u64) -> bool,

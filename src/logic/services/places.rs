@@ -3,7 +3,7 @@
 use super::claim::Claim;
 use super::users::Sharing;
 use crate::logic::routing::arena::Key;
-use crate::logic::shares::{ShareLimits, Uid};
+use crate::logic::shares::{Principal, ShareLimits};
 use std::collections::VecDeque;
 
 /// Places of a responder (rules 1 to 4 of `services`).
@@ -18,7 +18,7 @@ pub(crate) struct Places {
 
 #[derive(Debug)]
 struct Holder {
-    user: Uid,
+    user: Principal,
     taken: u32,
     /// Calls whose requests were incomplete when they began, also those that have ended or are whole now.
     incomplete: VecDeque<Key>,
@@ -50,17 +50,17 @@ impl Places {
         self.taken
     }
 
-    pub(super) fn held_by(&self, user: Uid) -> u32 {
+    pub(super) fn held_by(&self, user: Principal) -> u32 {
         self.holders.iter().find(|holder| holder.user == user).map_or(0, |holder| holder.taken)
     }
 
     /// Whether there is a place for one more call of `user`.
     #[inline]
-    pub(super) fn has_place(&self, user: Uid, sharing: Sharing, now: u64) -> bool {
+    pub(super) fn has_place(&self, user: Principal, sharing: Sharing, now: u64) -> bool {
         self.taken < self.most && (!sharing.is_shared() || self.is_within_share(user, sharing, now))
     }
 
-    fn is_within_share(&self, user: Uid, sharing: Sharing, now: u64) -> bool {
+    fn is_within_share(&self, user: Principal, sharing: Sharing, now: u64) -> bool {
         let limits = ShareLimits::of_all(self.most as usize, sharing.percent);
         // Then no user has reached its share, and one place stays free for a claim.
         if limits.leaves_plenty(self.taken as usize) && self.taken + 2 <= self.most {
@@ -81,7 +81,7 @@ impl Places {
 
     /// `user` takes a place.
     #[inline]
-    pub(super) fn take(&mut self, user: Uid) {
+    pub(super) fn take(&mut self, user: Principal) {
         self.claim.meet(user);
         self.taken += 1;
         match self.holders.iter_mut().find(|holder| holder.user == user) {
@@ -91,7 +91,7 @@ impl Places {
     }
 
     #[cold]
-    fn add(&mut self, user: Uid) {
+    fn add(&mut self, user: Principal) {
         match self.holders.iter_mut().find(|holder| holder.taken == 0) {
             Some(holder) => {
                 (holder.user, holder.taken) = (user, 1);
@@ -103,7 +103,7 @@ impl Places {
 
     /// `user` gives a place back.
     #[inline]
-    pub(super) fn give_back(&mut self, user: Uid) {
+    pub(super) fn give_back(&mut self, user: Principal) {
         if let Some(holder) = self.holders.iter_mut().find(|holder| holder.user == user) {
             holder.taken -= 1;
             self.taken -= 1;
@@ -111,7 +111,7 @@ impl Places {
     }
 
     /// A call of `user`, which has a place, begins without its whole body.
-    pub(super) fn note_incomplete(&mut self, user: Uid, call: Key, mut is_incomplete: impl FnMut(Key) -> bool) {
+    pub(super) fn note_incomplete(&mut self, user: Principal, call: Key, mut is_incomplete: impl FnMut(Key) -> bool) {
         let Some(holder) = self.holders.iter_mut().find(|holder| holder.user == user) else { return };
         // Those that are whole or have ended go when they are as many as the others may be.
         if holder.incomplete.len() >= 2 * holder.taken as usize + 16 {
@@ -121,7 +121,7 @@ impl Places {
     }
 
     /// `user` was refused. It claims a place if it holds none.
-    pub(super) fn refuse(&mut self, user: Uid, sharing: Sharing, now: u64) {
+    pub(super) fn refuse(&mut self, user: Principal, sharing: Sharing, now: u64) {
         if sharing.is_shared() && self.held_by(user) == 0 {
             self.claim.make(user, now);
         }
@@ -130,10 +130,10 @@ impl Places {
     /// The late request that yields its place to a request of `user`. Looks at `looks` that are not, at most.
     pub(super) fn yields(
         &mut self,
-        user: Uid,
+        user: Principal,
         sharing: Sharing,
         looks: &mut u32,
-        mut look: impl FnMut(Uid, Key) -> Body,
+        mut look: impl FnMut(Principal, Key) -> Body,
     ) -> Option<Key> {
         let (held, taken, most) = (self.held_by(user), self.taken, self.most);
         // Its share without the place that becomes free.

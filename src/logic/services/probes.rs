@@ -4,13 +4,13 @@ use super::claim::Claim;
 use super::users::Sharing;
 use crate::logic::breaker::Permit;
 use crate::logic::routing::arena::Key;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 
 /// A call that is a probe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
     pub(crate) call: Key,
-    pub(crate) user: Uid,
+    pub(crate) user: Principal,
     pub(crate) permit: Permit,
 }
 
@@ -30,7 +30,7 @@ impl Probes {
     }
 
     /// Whether `user` may have one probe more, of `left` that are outstanding or may follow.
-    pub(super) fn may_take(&self, user: Uid, left: usize, sharing: Sharing, now: u64) -> bool {
+    pub(super) fn may_take(&self, user: Principal, left: usize, sharing: Sharing, now: u64) -> bool {
         let of = |mine: bool| self.outstanding.iter().filter(|probe| (probe.user == user) == mine).count();
         let left = left.saturating_sub(of(false));
         let most = match (sharing.is_shared(), self.claim.is_of_another(user, now)) {
@@ -42,7 +42,7 @@ impl Probes {
     }
 
     /// `user` was rejected. It claims a probe if it has none.
-    pub(super) fn refuse(&mut self, user: Uid, sharing: Sharing, now: u64) {
+    pub(super) fn refuse(&mut self, user: Principal, sharing: Sharing, now: u64) {
         if sharing.is_shared() && self.outstanding.iter().all(|probe| probe.user != user) {
             self.claim.make(user, now);
         }

@@ -2,6 +2,7 @@ mod sharing;
 
 use super::*;
 use crate::logic::breaker::{BreakerOutcome, Failure, Rules};
+use crate::logic::shares::uid;
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
@@ -16,7 +17,7 @@ fn services(most: usize) -> Services {
 }
 
 /// The user of requesters where it does not matter which.
-const USER: Uid = 7;
+const USER: Principal = uid(7);
 
 /// The connection that is chosen for a call of a user.
 fn choose(services: &mut Services, id: ServiceId, now: u64, able: impl FnMut(u32) -> bool) -> Result<u32, NoResponder> {
@@ -33,7 +34,7 @@ fn fail(services: &mut Services, id: ServiceId) {
 #[test]
 fn the_least_busy_responder_is_chosen_and_equals_take_turns() {
     let mut services = services(10);
-    let id = services.intern(&name("chat"), Some(7)).unwrap();
+    let id = services.intern(&name("chat"), Some(uid(7))).unwrap();
     assert_eq!(choose(&mut services, id, 0, |_| true), Err(NoResponder::None));
     for connection in 0..3 {
         assert!(services.serve(id, connection, 0, 2));
@@ -60,7 +61,7 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
     const SUSPECT_MAX: u64 = 1000;
     let mut services = services(10);
     services.set_probe_delays(ProbeDelays { first: SUSPECT_MIN, max: SUSPECT_MAX });
-    let id = services.intern(&name("chat"), Some(7)).unwrap();
+    let id = services.intern(&name("chat"), Some(uid(7))).unwrap();
     for connection in [7, 8] {
         services.serve(id, connection, 0, 2);
     }
@@ -87,7 +88,7 @@ fn a_responder_that_misses_deadlines_gets_a_probe_after_each_backoff() {
 #[test]
 fn who_stops_serving_finishes_what_it_has() {
     let mut services = services(10);
-    let id = services.intern(&name("chat"), Some(7)).unwrap();
+    let id = services.intern(&name("chat"), Some(uid(7))).unwrap();
     services.serve(id, 7, 0, 2);
     let offer = services.choose(id, USER, 0, |_| true).unwrap();
     services.begin(offer, USER);
@@ -102,23 +103,23 @@ fn who_stops_serving_finishes_what_it_has() {
 #[test]
 fn names_are_bounded_and_freed_with_their_last_user() {
     let mut services = services(1);
-    let id = services.intern(&name("a"), Some(7)).unwrap();
-    assert_eq!(services.intern(&name("a"), Some(7)), Ok(id));
-    assert!(services.intern(&name("b"), Some(7)).is_err());
+    let id = services.intern(&name("a"), Some(uid(7))).unwrap();
+    assert_eq!(services.intern(&name("a"), Some(uid(7))), Ok(id));
+    assert!(services.intern(&name("b"), Some(uid(7))).is_err());
     services.release(id);
-    assert!(services.intern(&name("b"), Some(7)).is_err());
+    assert!(services.intern(&name("b"), Some(uid(7))).is_err());
     services.release(id);
-    assert!(services.intern(&name("b"), Some(7)).is_ok());
+    assert!(services.intern(&name("b"), Some(uid(7))).is_ok());
 }
 
 #[test]
 fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
     let mut services = services(10);
-    let id = services.intern(&name("a"), Some(7)).unwrap();
+    let id = services.intern(&name("a"), Some(uid(7))).unwrap();
     for _ in 0..2 {
         fail(&mut services, id);
         services.release(id);
-        assert_eq!(services.intern(&name("a"), Some(7)), Ok(id), "still known");
+        assert_eq!(services.intern(&name("a"), Some(uid(7))), Ok(id), "still known");
     }
     assert_eq!(services.get(id).unwrap().gate.state(), GateState::Open);
     services.release(id);
@@ -134,16 +135,17 @@ fn a_breaker_that_is_not_at_rest_outlives_the_users_of_its_service() {
 #[test]
 fn services_without_users_make_room_and_those_with_users_do_not() {
     let mut services = services(3);
-    let ids: Vec<_> = ["open", "failed", "used"].iter().map(|n| services.intern(&name(n), Some(7)).unwrap()).collect();
+    let ids: Vec<_> =
+        ["open", "failed", "used"].iter().map(|n| services.intern(&name(n), Some(uid(7))).unwrap()).collect();
     fail(&mut services, ids[0]);
     for id in &ids {
         fail(&mut services, *id);
     }
     services.release(ids[0]);
     services.release(ids[1]);
-    assert!(services.intern(&name("new"), Some(7)).is_ok());
+    assert!(services.intern(&name("new"), Some(uid(7))).is_ok());
     assert_eq!((services.find(&name("failed")), services.find(&name("open"))), (None, Some(ids[0])));
-    assert!(services.intern(&name("newer"), Some(7)).is_ok());
+    assert!(services.intern(&name("newer"), Some(uid(7))).is_ok());
     assert_eq!((services.find(&name("open")), services.find(&name("used"))), (None, Some(ids[2])));
-    assert!(services.intern(&name("newest"), Some(7)).is_err());
+    assert!(services.intern(&name("newest"), Some(uid(7))).is_err());
 }

@@ -2,7 +2,7 @@
 //! incomplete requests are waited for (rule 4 of `services`).
 
 use crate::logic::halvings::Halvings;
-use crate::logic::shares::{Holding, ShareLimits, ShareReached, Uid};
+use crate::logic::shares::{Holding, Principal, ShareLimits, ShareReached};
 
 /// How long the next [`PART`] of a request's body may take while another user needs its place or its probe.
 ///
@@ -27,7 +27,7 @@ pub(crate) struct Users {
 
 #[derive(Debug)]
 struct User {
-    uid: Uid,
+    principal: Principal,
     connections: usize,
     calls: usize,
     halvings: Halvings,
@@ -66,17 +66,17 @@ impl Users {
         Sharing { users: self.connected, percent: self.limits.percent() }
     }
 
-    /// A client of `uid` connects.
-    pub(crate) fn connect(&mut self, uid: Uid, now: u64) -> UserIndex {
+    /// A client of a user connects.
+    pub(crate) fn connect(&mut self, principal: Principal, now: u64) -> UserIndex {
         let is_free = |user: &mut User| user.connections == 0 && user.calls == 0 && user.halvings.count(now) == 0;
-        let known = self.table.iter().position(|user| user.uid == uid);
+        let known = self.table.iter().position(|user| user.principal == principal);
         let index = known.or_else(|| self.table.iter_mut().position(is_free)).unwrap_or(self.table.len());
         if index == self.table.len() {
-            self.table.push(User { uid, connections: 0, calls: 0, halvings: Halvings::default() });
+            self.table.push(User { principal, connections: 0, calls: 0, halvings: Halvings::default() });
         }
         let user = &mut self.table[index];
-        if user.uid != uid {
-            *user = User { uid, connections: 0, calls: 0, halvings: Halvings::default() };
+        if user.principal != principal {
+            *user = User { principal, connections: 0, calls: 0, halvings: Halvings::default() };
         }
         user.connections += 1;
         self.connected += usize::from(user.connections == 1);
@@ -101,7 +101,7 @@ impl Users {
         if !self.limits.leaves_plenty(self.calls) {
             let most = self.limits.most_of(self.calls - found.calls);
             if found.calls >= most {
-                return Err(ShareReached { user: found.uid, most });
+                return Err(ShareReached { user: found.principal, most });
             }
         }
         found.calls += 1;
@@ -122,8 +122,8 @@ impl Users {
     }
 
     /// How long the next part of a body of this user may take.
-    pub(super) fn body_time(&mut self, uid: Uid, now: u64) -> u64 {
-        let user = self.table.iter_mut().find(|user| user.uid == uid);
+    pub(super) fn body_time(&mut self, principal: Principal, now: u64) -> u64 {
+        let user = self.table.iter_mut().find(|user| user.principal == principal);
         match user.map_or(0, |user| user.halvings.count(now)) {
             MAX_HALVINGS.. => 0,
             count => BODY_TIME >> count,
@@ -133,7 +133,7 @@ impl Users {
     /// The users with calls, how many each has, and may have now.
     pub(crate) fn calls(&self) -> impl Iterator<Item = Holding> {
         let most = |calls| self.limits.most_of(self.calls - calls);
-        let holding = move |user: &User| Holding { user: user.uid, held: user.calls, most: most(user.calls) };
+        let holding = move |user: &User| Holding { user: user.principal, held: user.calls, most: most(user.calls) };
         self.table.iter().filter(|user| user.calls > 0).map(holding)
     }
 }
@@ -141,41 +141,42 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::uid;
 
     const MS: u64 = 1_000_000;
 
     #[test]
     fn calls_are_shared_by_user() {
         let mut users = Users::new(ShareLimits::of_one(900, 90));
-        let (first, second) = (users.connect(7, 0), users.connect(8, 0));
+        let (first, second) = (users.connect(uid(7), 0), users.connect(uid(8), 0));
         let begins_all = |users: &mut Users, user| (0..).take_while(|_| users.begin_call(user).is_ok()).count();
         assert_eq!((begins_all(&mut users, first), begins_all(&mut users, second)), (900, 90));
-        assert_eq!(users.begin_call(second), Err(ShareReached { user: 8, most: 90 }));
+        assert_eq!(users.begin_call(second), Err(ShareReached { user: uid(8), most: 90 }));
         let calls = |users: &Users| users.calls().map(|user| (user.user, user.held, user.most)).collect::<Vec<_>>();
-        assert_eq!(calls(&users), [(7, 900, 819), (8, 90, 90)]);
+        assert_eq!(calls(&users), [(uid(7), 900, 819), (uid(8), 90, 90)]);
         (0..900).for_each(|_| users.end_call(first));
         users.disconnect(first);
-        assert_eq!((calls(&users), users.sharing().users), (vec![(8, 90, 900)], 1));
-        assert_eq!(users.connect(9, 0), first, "the entry is used again");
+        assert_eq!((calls(&users), users.sharing().users), (vec![(uid(8), 90, 900)], 1));
+        assert_eq!(users.connect(uid(9), 0), first, "the entry is used again");
         assert_eq!(begins_all(&mut users, first), 819);
     }
 
     #[test]
     fn the_time_for_bodies_of_a_user_is_halved_and_restored_also_while_it_is_not_connected() {
         let mut users = Users::new(ShareLimits::of_one(1, 90));
-        let user = users.connect(7, 0);
+        let user = users.connect(uid(7), 0);
         let times: Vec<u64> = (0..8)
             .map(|_| {
                 users.abandoned(user, 0);
-                users.body_time(7, 0)
+                users.body_time(uid(7), 0)
             })
             .collect();
         assert_eq!(times[..2], [50 * MS, 25 * MS]);
         assert_eq!(times[5..], [BODY_TIME >> 6, 0, 0]);
         users.disconnect(user);
-        assert_ne!(users.connect(8, 0), user, "it is remembered");
-        assert_eq!((users.body_time(7, 1), users.body_time(8, 1)), (0, BODY_TIME));
-        assert_eq!(users.connect(9, 70_000 * MS), user);
-        assert_eq!(users.body_time(9, 70_000 * MS), BODY_TIME);
+        assert_ne!(users.connect(uid(8), 0), user, "it is remembered");
+        assert_eq!((users.body_time(uid(7), 1), users.body_time(uid(8), 1)), (0, BODY_TIME));
+        assert_eq!(users.connect(uid(9), 70_000 * MS), user);
+        assert_eq!(users.body_time(uid(9), 70_000 * MS), BODY_TIME);
     }
 }

@@ -10,9 +10,11 @@
 //!    of which the user has a share (`logic::work`). When that is used up, the socket waits for its turn. It has its
 //!    permit meanwhile, so the number of those that wait is bounded. A user that is alone never waits.
 //!
+//! A user is a uid here, and in no quota: a client tells its name, on which its quota depends, after that.
+//!
 //! What the broker dials is configured, so it belongs to no user but to the broker, and never waits.
 
-use crate::logic::shares::{BROKER, ShareLimits, ShareReached, Shares, Uid};
+use crate::logic::shares::{BROKER, Principal, ShareLimits, ShareReached, Shares};
 use crate::logic::work::{WorkAccount, WorkShare};
 use std::collections::HashMap;
 
@@ -43,7 +45,7 @@ pub(crate) struct Permits {
     connections: Shares,
     resumes: Shares,
     refusals: Shares,
-    accounts: HashMap<Uid, WorkAccount>,
+    accounts: HashMap<Principal, WorkAccount>,
 }
 
 impl Permits {
@@ -63,12 +65,12 @@ impl Permits {
     /// # Errors
     ///
     /// If the user holds its share already.
-    pub(crate) fn take(&mut self, kind: PermitKind, user: Uid) -> Result<(), ShareReached> {
+    pub(crate) fn take(&mut self, kind: PermitKind, user: Principal) -> Result<(), ShareReached> {
         self.of(kind).take(user)
     }
 
     /// A permit that was taken is given back.
-    pub(crate) fn give_back(&mut self, kind: PermitKind, user: Uid) {
+    pub(crate) fn give_back(&mut self, kind: PermitKind, user: Principal) {
         self.of(kind).give_back(user);
     }
 
@@ -81,7 +83,7 @@ impl Permits {
     }
 
     /// A socket of `user` pays for what it costs, out of `percent` of the time. Returns when its turn is.
-    pub(crate) fn pay(&mut self, user: Uid, percent: u32, now: u64) -> u64 {
+    pub(crate) fn pay(&mut self, user: Principal, percent: u32, now: u64) -> u64 {
         let share = WorkShare { percent, window: SAVED };
         if user == BROKER || !self.has_others(user) {
             return now;
@@ -98,7 +100,7 @@ impl Permits {
     }
 
     /// Whether other users than this one, and than the broker, have connections.
-    pub(crate) fn has_others(&self, user: Uid) -> bool {
+    pub(crate) fn has_others(&self, user: Principal) -> bool {
         self.connections.users().any(|(other, _)| ![user, BROKER].contains(&other))
     }
 
@@ -112,56 +114,57 @@ impl Permits {
 mod tests {
     use super::PermitKind::{Connection, Refusal, Resume};
     use super::*;
+    use crate::logic::shares::uid;
     use proptest::prelude::*;
 
     const PERCENT: u32 = 5;
     const SECOND: u64 = 1_000_000_000;
 
-    fn takes_all(permits: &mut Permits, kind: PermitKind, user: Uid) -> usize {
+    fn takes_all(permits: &mut Permits, kind: PermitKind, user: Principal) -> usize {
         (0..).take_while(|_| permits.take(kind, user).is_ok()).count()
     }
 
     #[test]
     fn what_one_user_takes_leaves_permits_of_each_kind_to_others() {
         let mut permits = Permits::new(900, 90);
-        assert_eq!([7, 8, 9].map(|user| takes_all(&mut permits, Connection, user)), [900, 90, 9]);
-        assert_eq!(permits.take(Connection, 7), Err(ShareReached { user: 7, most: 811 }));
-        assert_eq!([7, 8, 9].map(|user| takes_all(&mut permits, Resume, user)), [16, 2, 0]);
-        assert_eq!([7, 8].map(|user| takes_all(&mut permits, Refusal, user)), [16, 2]);
-        permits.give_back(Connection, 9);
-        permits.give_back(Resume, 8);
+        assert_eq!([7, 8, 9].map(|user| takes_all(&mut permits, Connection, uid(user))), [900, 90, 9]);
+        assert_eq!(permits.take(Connection, uid(7)), Err(ShareReached { user: uid(7), most: 811 }));
+        assert_eq!([7, 8, 9].map(|user| takes_all(&mut permits, Resume, uid(user))), [16, 2, 0]);
+        assert_eq!([7, 8].map(|user| takes_all(&mut permits, Refusal, uid(user))), [16, 2]);
+        permits.give_back(Connection, uid(9));
+        permits.give_back(Resume, uid(8));
         assert_eq!(permits.connections().held(), 998);
-        assert_eq!((permits.take(Connection, 9), permits.take(Resume, 8)), (Ok(()), Ok(())));
+        assert_eq!((permits.take(Connection, uid(9)), permits.take(Resume, uid(8))), (Ok(()), Ok(())));
     }
 
     #[test]
     fn a_user_waits_for_its_turn_only_beside_others() {
         let mut permits = Permits::new(1_000, 90);
-        permits.take(Connection, 7).unwrap();
+        permits.take(Connection, uid(7)).unwrap();
         permits.take(Connection, BROKER).unwrap();
-        assert!((0..100_000).all(|_| permits.pay(7, PERCENT, 5) == 5), "it is alone");
-        permits.take(Connection, 8).unwrap();
-        let turns: Vec<u64> = (0..1_500).map(|_| permits.pay(7, PERCENT, SECOND)).collect();
+        assert!((0..100_000).all(|_| permits.pay(uid(7), PERCENT, 5) == 5), "it is alone");
+        permits.take(Connection, uid(8)).unwrap();
+        let turns: Vec<u64> = (0..1_500).map(|_| permits.pay(uid(7), PERCENT, SECOND)).collect();
         let at_once = turns.iter().filter(|turn| **turn == SECOND).count();
         assert_eq!(at_once, 1_250);
         assert!(turns.is_sorted());
         let each = COST * 100 / 5;
         assert_eq!(turns[1_499] / 1000, (SECOND + (1_500 - 1 - 1_250) * each + 1) / 1000);
-        assert_eq!(permits.pay(8, PERCENT, SECOND), SECOND, "another user has an account of its own");
+        assert_eq!(permits.pay(uid(8), PERCENT, SECOND), SECOND, "another user has an account of its own");
         assert_eq!(permits.pay(BROKER, PERCENT, SECOND), SECOND);
-        assert_eq!(permits.pay(7, 100, SECOND), SECOND, "without a limit");
-        permits.give_back(Connection, 8);
-        assert_eq!(permits.pay(7, PERCENT, SECOND), SECOND, "alone again");
+        assert_eq!(permits.pay(uid(7), 100, SECOND), SECOND, "without a limit");
+        permits.give_back(Connection, uid(8));
+        assert_eq!(permits.pay(uid(7), PERCENT, SECOND), SECOND, "alone again");
     }
 
     #[test]
     fn few_accounts_are_kept() {
         let mut permits = Permits::new(10, 90);
-        permits.take(Connection, 7).unwrap();
-        assert!((1_000..1_256).all(|user| permits.pay(user, PERCENT, 0) == 0));
-        assert!((1_256..3_000).any(|user| permits.pay(user, PERCENT, 0) > 0), "these share an account");
+        permits.take(Connection, uid(7)).unwrap();
+        assert!((1_000..1_256).all(|user| permits.pay(uid(user), PERCENT, 0) == 0));
+        assert!((1_256..3_000).any(|user| permits.pay(uid(user), PERCENT, 0) > 0), "these share an account");
         assert_eq!(permits.accounts.len(), MAX_ACCOUNTS + 1);
-        assert_eq!(permits.pay(5_000, PERCENT, 3_600 * SECOND), 3_600 * SECOND);
+        assert_eq!(permits.pay(uid(5_000), PERCENT, 3_600 * SECOND), 3_600 * SECOND);
         assert_eq!(permits.accounts.len(), 1, "full ones are forgotten");
     }
 
@@ -201,9 +204,9 @@ mod tests {
             for (user, index, step) in steps {
                 let of_user = &mut clients[user as usize];
                 let is_detached = of_user.contains(&Client::Detached);
-                let mut admit = || match permits.take(Connection, user) {
+                let mut admit = || match permits.take(Connection, uid(user)) {
                     Ok(()) => Some(Connection),
-                    Err(_) if is_detached && permits.take(Resume, user).is_ok() => Some(Resume),
+                    Err(_) if is_detached && permits.take(Resume, uid(user)).is_ok() => Some(Resume),
                     Err(_) => None,
                 };
                 let count = of_user.len().max(1);
@@ -212,7 +215,7 @@ mod tests {
                     (Step::Attach, Some(client)) => match *client {
                         Client::Accepted(Connection) => *client = Client::Attached,
                         Client::Accepted(kind) => {
-                            permits.give_back(kind, user);
+                            permits.give_back(kind, uid(user));
                             of_user.swap_remove(index % count);
                         }
                         _ => {}
@@ -224,16 +227,16 @@ mod tests {
                         }
                     }
                     (Step::Resume, Some(client)) => if let Client::Resuming(kind) = *client {
-                        permits.give_back(kind, user);
+                        permits.give_back(kind, uid(user));
                         *client = Client::Attached;
                     },
                     (Step::End, Some(client)) => {
                         match *client {
-                            Client::Accepted(kind) => permits.give_back(kind, user),
-                            Client::Attached | Client::Detached => permits.give_back(Connection, user),
+                            Client::Accepted(kind) => permits.give_back(kind, uid(user)),
+                            Client::Attached | Client::Detached => permits.give_back(Connection, uid(user)),
                             Client::Resuming(kind) => {
-                                permits.give_back(kind, user);
-                                permits.give_back(Connection, user);
+                                permits.give_back(kind, uid(user));
+                                permits.give_back(Connection, uid(user));
                             }
                         }
                         of_user.swap_remove(index % count);
@@ -246,18 +249,18 @@ mod tests {
                         Client::Accepted(_) => 0,
                         Client::Resuming(kind) => 1 + usize::from(*kind == Connection),
                     };
-                    prop_assert_eq!(permits.connections().held_by(user), clients.iter().map(held).sum::<usize>());
-                    prop_assert!(permits.connections().held_by(user) <= each);
+                    prop_assert_eq!(permits.connections().held_by(uid(user)), clients.iter().map(held).sum::<usize>());
+                    prop_assert!(permits.connections().held_by(uid(user)) <= each);
                 }
                 prop_assert!(permits.connections().held() <= total);
             }
             for (user, clients) in (0..).zip(&clients) {
                 for client in clients {
                     if let Client::Accepted(kind) | Client::Resuming(kind) = client {
-                        permits.give_back(*kind, user);
+                        permits.give_back(*kind, uid(user));
                     }
                     if !matches!(client, Client::Accepted(_)) {
-                        permits.give_back(Connection, user);
+                        permits.give_back(Connection, uid(user));
                     }
                 }
             }
@@ -269,11 +272,11 @@ mod tests {
         #[test]
         fn the_share_of_time_is_kept(percent in 1u32..100, pauses in prop::collection::vec(0..SECOND / 10, 1..3000)) {
             let mut permits = Permits::new(10, 90);
-            permits.take(Connection, 8).unwrap();
+            permits.take(Connection, uid(8)).unwrap();
             let (mut now, mut last) = (0, 0);
             for (before, pause) in (0..).zip(pauses) {
                 now += pause * u64::from(pause % 7 == 0);
-                let turn = permits.pay(7, percent, now);
+                let turn = permits.pay(uid(7), percent, now);
                 prop_assert!(turn >= now && turn >= last);
                 last = turn;
                 let most = u128::from(SAVED + turn) * u128::from(percent) / 100 + u128::from(COST);

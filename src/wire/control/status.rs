@@ -59,7 +59,7 @@ pub struct StatusReport {
     pub socket_lost: Option<String>,
     /// Sessions of the last broker for which publishes wait.
     pub awaited_sessions: u32,
-    /// What each user holds of what users share, by user.
+    /// What each user holds of what users share, by user and quota.
     pub holdings: Vec<HoldingStatus>,
 }
 
@@ -138,6 +138,8 @@ pub struct QuantileStatus {
 pub struct HoldingStatus {
     /// The user.
     pub uid: u32,
+    /// Its quota, if the entry is about the clients in one: they count as a user of their own.
+    pub quota: Option<String>,
     /// What is held: `connections`, `subscriptions`, `slots`, ...
     pub resource: String,
     /// How much of it.
@@ -160,6 +162,8 @@ pub struct ConnectionStatus {
     pub pid: u32,
     /// The client's user.
     pub uid: u32,
+    /// The quota that the client is in, by its name.
+    pub quota: Option<String>,
     /// The connection's age, in milliseconds.
     pub age_ms: u64,
     /// The number of its subscriptions.

@@ -64,6 +64,7 @@ fn connection() -> impl Strategy<Value = ConnectionStatus> {
     (name(), prop::collection::vec(name(), 0..3), any::<[u32; 5]>(), any::<[u64; 10]>(), session_state()).prop_map(
         |(name, services, [id, pid, uid, subscriptions, services_offered], n, state)| ConnectionStatus {
             id,
+            quota: (uid % 2 == 1).then(|| name.to_string()),
             name,
             pid,
             uid,
@@ -168,12 +169,19 @@ fn report() -> impl Strategy<Value = StatusReport> {
                 actors,
                 latency: Box::new(LatencyStatus { in_broker, round_trip, first_chunk }),
                 health: Box::new(health),
-                socket_lost,
-                awaited_sessions: subscriptions.rotate_left(7),
                 holdings: vec![
-                    HoldingStatus { uid: topics, resource: "r".into(), held: 1, limit: uptime_ms, key: None };
+                    HoldingStatus {
+                        uid: topics,
+                        quota: socket_lost.clone(),
+                        resource: "r".into(),
+                        held: 1,
+                        limit: uptime_ms,
+                        key: None
+                    };
                     slots_used as usize % 3
                 ],
+                socket_lost,
+                awaited_sessions: subscriptions.rotate_left(7),
             },
         )
 }

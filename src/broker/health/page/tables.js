@@ -69,7 +69,7 @@ const CONNECTION = [
   ['n', (c) => String(c.id)],
   ['name', (c) => c.name],
   ['n', (c) => String(c.pid ?? '–')],
-  ['n', (c) => String(c.uid)],
+  ['', (c) => c.quota ? `${c.uid} ${c.quota}` : String(c.uid)],
   ['n', (c) => duration(c.age_ms)],
   ['', (c) => ({ text: words(c.state ?? 'connected'), tone: STATES[c.state ?? 'connected'] ?? 'quiet' })],
   ['n', (c) => count(c.messages_in)],
@@ -92,7 +92,8 @@ function showServices(services) {
 
 function showConnections(connections, demand) {
   const needle = demand.trim().toLowerCase();
-  const text = (c) => [c.id, c.name, c.pid, c.uid, words(c.state ?? ''), ...(c.services ?? [])].join(' ').toLowerCase();
+  const parts = (c) => [c.id, c.name, c.pid, c.uid, c.quota, words(c.state ?? ''), ...(c.services ?? [])];
+  const text = (c) => parts(c).join(' ').toLowerCase();
   const found = needle ? connections.filter((c) => text(c).includes(needle)) : connections;
   const shown = found.slice(0, ROWS_MAX);
   fill(element('connections'), shown, (c) => c.id, CONNECTION, () => null);
@@ -107,6 +108,7 @@ function showConnections(connections, demand) {
 
 const HOLDING = [
   ['n', (h) => String(h.uid)],
+  ['', (h) => h.quota ?? '–'],
   ['name', (h) => words(h.resource)],
   ['n', (h) => amount(h, h.held)],
   ['n', (h) => amount(h, h.limit)],
@@ -121,7 +123,7 @@ function amount(holding, number) {
 function showHoldings(holdings) {
   // One that holds nine tenths of what it may is marked.
   const tone = (h) => h.held * 10 >= h.limit * 9 ? 'warn' : null;
-  fill(element('holdings'), holdings, (h) => `${h.uid}/${h.resource}`, HOLDING, tone);
+  fill(element('holdings'), holdings, (h) => `${h.uid}/${h.quota ?? ''}/${h.resource}`, HOLDING, tone);
 }
 
 const ACTORS = { running: 'good', restarting: 'warn', gave_up: 'bad', stopped: 'quiet' };

@@ -7,7 +7,7 @@ use crate::broker::telemetry::events::{BreakerChange, BreakerEvent};
 use crate::logic::breaker::{Admission, BreakerOutcome, Gate, GateState, Permit, Rejected, RuleBook, Transition};
 use crate::logic::routing::arena::Key;
 use crate::logic::services::{Probe, ServiceId};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::wire::control::{BreakerState, BreakerStatus};
 use crate::wire::name::Name;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 impl Calls {
     /// Admits or rejects a request to the service.
     #[inline]
-    pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId, user: Uid) -> Result<Permit, Rejected> {
+    pub(super) fn admit(&mut self, ports: &mut Ports, id: ServiceId, user: Principal) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
         match service.gate.admit_if_closed() {
             Some(permit) => Ok(permit),
@@ -24,7 +24,7 @@ impl Calls {
     }
 
     #[cold]
-    fn admit_unless_closed(&mut self, ports: &mut Ports, id: ServiceId, user: Uid) -> Result<Permit, Rejected> {
+    fn admit_unless_closed(&mut self, ports: &mut Ports, id: ServiceId, user: Principal) -> Result<Permit, Rejected> {
         let Some(service) = self.services.get(id) else { return Err(Rejected { retry_after: None }) };
         let (permit, transition) = match service.gate.state() {
             GateState::HalfOpen => self.admit_probe(ports, id, user),
@@ -37,7 +37,7 @@ impl Calls {
     }
 
     /// Admits a request as a probe, or rejects it.
-    fn admit_probe(&mut self, ports: &Ports, id: ServiceId, user: Uid) -> Admission {
+    fn admit_probe(&mut self, ports: &Ports, id: ServiceId, user: Principal) -> Admission {
         let Calls { services, table, .. } = self;
         let (now, cells) = (ports.now, ports.settings.geometry.base_cells());
         let is_out =

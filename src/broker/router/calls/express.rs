@@ -62,7 +62,7 @@ impl Calls {
         let (len, is_whole) = (record.len, header.flags.has(Flags::LAST));
         let max_requests = ports.settings.max_requests_per_connection;
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
-        let uid = ingress.info.peer.uid;
+        let principal = ingress.info.principal;
         if len > header.total || is_whole != (len == header.total) {
             return Err(CloseReason::violation(format_args!(
                 "first record of a request of {} bytes has {len} bytes",
@@ -102,7 +102,7 @@ impl Calls {
             }
             return Ok(());
         }
-        let permit = match self.admit(ports, service, uid) {
+        let permit = match self.admit(ports, service, principal) {
             Ok(permit) => permit,
             Err(rejected) => {
                 let nanos = rejected.retry_after.unwrap_or(0);
@@ -110,7 +110,7 @@ impl Calls {
                 return Ok(());
             }
         };
-        match self.place_for(ports, service, uid) {
+        match self.place_for(ports, service, principal) {
             Ok(offer) => self.begin(ports, key, record, header, service, Some((offer, permit))),
             Err(outcome) => {
                 self.record_outcome(ports, service, Some(permit), BreakerOutcome::Ignored);
@@ -165,12 +165,12 @@ impl Calls {
         let (responder, number) = responder.map(|found| (found.connection, found.number)).unzip();
         let credit = ports.settings.stream_credit;
         let Some(ingress) = ports.ingress_mut(key) else { return };
-        let (user, uid) = (ingress.user, ingress.info.peer.uid);
+        let (user, principal) = (ingress.user, ingress.info.principal);
         let body_left = header.total - record.len;
         let call = Call {
             requester: key,
             user,
-            uid,
+            principal,
             slot: header.id,
             generation: header.id2,
             responder,

@@ -22,7 +22,7 @@ use crate::logic::breaker::Permit;
 use crate::logic::routing::arena::{Arena, Key};
 use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{Body, OfferId, PART, ServiceId, Services, UserIndex, Users};
-use crate::logic::shares::{Shares, Uid};
+use crate::logic::shares::{Principal, Shares};
 use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
 use crate::wire::record::Header;
@@ -63,8 +63,8 @@ impl Calls {
     }
 
     /// A client of this user connects.
-    pub(super) fn connect(&mut self, uid: Uid, now: u64) -> UserIndex {
-        self.services.users.connect(uid, now)
+    pub(super) fn connect(&mut self, principal: Principal, now: u64) -> UserIndex {
+        self.services.users.connect(principal, now)
     }
 
     /// A connection of a user has ended, and all its calls.
@@ -100,7 +100,7 @@ pub(super) struct Call {
     pub(super) requester: u32,
     /// The requester's user.
     pub(super) user: UserIndex,
-    pub(super) uid: Uid,
+    pub(super) principal: Principal,
     pub(super) slot: u32,
     pub(super) generation: u32,
     /// `None`: the broker itself, which echoes.

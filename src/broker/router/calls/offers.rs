@@ -21,8 +21,8 @@ impl Calls {
         if ingress.services.len() >= most {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} services")));
         }
-        let owner = Some(ingress.info.peer.uid);
-        let service = self.services.intern(&name, owner).map_err(too_many_services)?;
+        let owner = Some(ingress.info.principal);
+        let service = self.services.intern(&name, owner).map_err(|reached| too_many_services(ports, reached))?;
         self.tell_new_gates(ports);
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: ingress.services.assign(service) })
@@ -47,8 +47,8 @@ impl Calls {
                 format!("this connection has reached its limit of {most} offered services"),
             ));
         }
-        let owner = Some(ingress.info.peer.uid);
-        let service = self.services.intern(name, owner).map_err(too_many_services)?;
+        let owner = Some(ingress.info.principal);
+        let service = self.services.intern(name, owner).map_err(|reached| too_many_services(ports, reached))?;
         self.tell_new_gates(ports);
         let most = ports.settings.max_requests_per_responder;
         let max_in_flight = if max_in_flight == 0 { most } else { max_in_flight.min(most) };
@@ -102,6 +102,6 @@ impl Calls {
     }
 }
 
-fn too_many_services(reached: ShareReached) -> (FailedCode, String) {
-    share_reached("services", reached, "limits.max_services")
+fn too_many_services(ports: &Ports, reached: ShareReached) -> (FailedCode, String) {
+    share_reached(&ports.settings.quotas, reached, "services", "limits.max_services")
 }

@@ -113,7 +113,7 @@ impl Calls {
             ports.wheel.cancel(timer);
         }
         if let Some(offer) = found.offer {
-            self.services.end(offer, found.uid);
+            self.services.end(offer, found.principal);
         }
         self.services.users.end_call(found.user);
         if let Some(ingress) = ports.ingress_mut(found.requester) {

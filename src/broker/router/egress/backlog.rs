@@ -11,7 +11,7 @@
 use super::held::HeldBytes;
 use super::{Egress, Egresses};
 use crate::broker::router::connection::CloseReason;
-use crate::logic::shares::{Shares, Uid};
+use crate::logic::shares::{Principal, Shares};
 use crate::shm::ring::{Payload, Violation};
 use crate::shm::words::read_bytes;
 use crate::wire::control::ClosingCode;
@@ -91,13 +91,14 @@ impl Egresses {
 
     /// Closes the connection of a user with the largest backlog.
     #[cold]
-    fn close_largest(&mut self, user: Uid) {
+    fn close_largest(&mut self, user: Principal) {
         let of_user = self.table.iter().enumerate().filter_map(|(key, egress)| Some((key, egress.as_deref()?)));
         let sizes = of_user.filter(|(_, egress)| egress.leases.user == user);
         let Some((bytes, key)) = sizes.map(|(key, egress)| (egress.backlog.bytes(), key as u32)).max() else { return };
         let (held, most) = (self.held.records.held_by(user), self.held.records.most_of(user));
+        let user = self.quotas.subject(user);
         let reason = format!(
-            "{held} bytes in the backlogs of clients of user {user} that do not read, of at most {most} \
+            "{held} bytes in the backlogs of clients of {user} that do not read, of at most {most} \
              (limits.max_user_backlog_bytes, limits.user_share_percent), {bytes} of them of this client"
         );
         self.pending_close.push((key, CloseReason { code: ClosingCode::SlowConsumer, reason }));
@@ -148,8 +149,8 @@ impl Egresses {
 
     /// What each user holds of shared memory, and of the memory for what its clients do not read.
     #[cfg(any(test, fuzzing))]
-    pub(in crate::broker::router) fn user_memory(&mut self) -> BTreeMap<Uid, UserMemory> {
-        let mut users = BTreeMap::<Uid, UserMemory>::new();
+    pub(in crate::broker::router) fn user_memory(&mut self) -> BTreeMap<Principal, UserMemory> {
+        let mut users = BTreeMap::<Principal, UserMemory>::new();
         for (user, cells) in self.memory.settled_shares().users() {
             users.entry(user).or_default().leased_cells = cells as u64;
         }

@@ -23,9 +23,10 @@ use super::connection::CloseReason;
 use super::memory::{Leases, Memory};
 use super::settings::Settings;
 use crate::broker::supervision::fault;
+use crate::logic::quotas::Quotas;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::bits::BitSet;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::shm::doorbell::BrokerBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Payload, Plan, Producer, Signal, publication_fence};
@@ -89,7 +90,7 @@ pub(super) struct Egress {
 }
 
 impl Egress {
-    pub(super) fn new(segment: Arc<Segment>, ring: Producer, bells: Arc<BrokerBells>, user: Uid) -> Egress {
+    pub(super) fn new(segment: Arc<Segment>, ring: Producer, bells: Arc<BrokerBells>, user: Principal) -> Egress {
         Egress {
             plan: ring.start_plan(),
             plan_epoch: 0,
@@ -168,6 +169,7 @@ pub(super) struct Egresses {
     pub(super) max_backlog: usize,
     /// What users hold of the memory for what waits.
     held: HeldBytes,
+    quotas: Arc<Quotas>,
     pub(super) rung: u64,
     /// Clients that were woken since the router slept last.
     pub(super) woken: Vec<u32>,
@@ -181,6 +183,7 @@ impl Egresses {
     pub(super) fn adopt(&mut self, settings: &Settings) {
         (self.max_backlog, self.drop_grace) = (settings.max_backlog_bytes, settings.drop_grace);
         self.held.adopt(settings.shares_of(settings.max_user_backlog_bytes));
+        self.quotas = settings.quotas.clone();
     }
 
     pub(super) fn new(settings: &Settings) -> Egresses {
@@ -193,6 +196,7 @@ impl Egresses {
             epoch: 0,
             max_backlog: settings.max_backlog_bytes,
             held: HeldBytes::new(settings.shares_of(settings.max_user_backlog_bytes)),
+            quotas: settings.quotas.clone(),
             rung: 0,
             woken: Vec::new(),
             now: 0,

@@ -9,6 +9,7 @@ use crate::broker::router::journal::Work;
 use crate::broker::router::state::RouterState;
 use crate::broker::supervision::fault;
 use crate::config::Config;
+use crate::logic::shares::Principal;
 use crate::wire::control::{BrokerFrame, ClientFrame};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ impl Machine {
 
     /// Adds a hostile client. `None`: the system has no descriptors.
     pub(in crate::broker) fn attach(&mut self, uid: u32) -> Option<usize> {
-        self.clients.push(ClientEnds::attach_as(&mut self.router.state, uid).ok()?);
+        self.clients.push(ClientEnds::attach_as(&mut self.router.state, Principal::of_uid(uid)).ok()?);
         Some(self.clients.len() - 1)
     }
 

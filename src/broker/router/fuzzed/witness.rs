@@ -3,6 +3,7 @@
 
 use super::supervised::{MS, Supervised};
 use crate::broker::router::in_process::ClientEnds;
+use crate::logic::shares::Principal;
 use crate::shm::layout::{RingName, message_cells};
 use crate::shm::peer::own_uid;
 use crate::shm::ring::{Payload, publication_fence};
@@ -72,8 +73,9 @@ fn take(ends: &mut ClientEnds) -> Option<(Header, Vec<u8>)> {
 impl Witness {
     /// Attaches both. `None`: the system has no descriptors.
     pub(super) fn attach(router: &mut Supervised) -> Option<Witness> {
-        let publisher = ClientEnds::attach_as(&mut router.state, own_uid()).ok()?;
-        let subscriber = ClientEnds::attach_as(&mut router.state, own_uid()).ok()?;
+        let own = Principal::of_uid(own_uid());
+        let publisher = ClientEnds::attach_as(&mut router.state, own).ok()?;
+        let subscriber = ClientEnds::attach_as(&mut router.state, own).ok()?;
         let mut intern = |kind, name: &str| {
             let frame = ClientFrame::Intern { serial: 1, kind, name: name.parse().expect("a name") };
             match router.ask(publisher.key, publisher.id, frame) {

@@ -10,7 +10,7 @@ use crate::broker::router::journal::Timer;
 use crate::broker::router::message::Wait;
 use crate::broker::router::ports::Ports;
 use crate::logic::routing::grace::Lack;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::shm::ring::Payload;
 use crate::wire::record::{Header, Kind};
 
@@ -20,7 +20,7 @@ const NOTICE_DELAY_NS: u64 = 50_000_000;
 impl PubSub {
     /// Whether a message waits for a subscription that would drop it: for the grace, if its client reads.
     #[cold]
-    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports, user: Uid) -> Result<(), Wait> {
+    pub(super) fn wait_for_readers(&mut self, ports: &mut Ports, user: Principal) -> Result<(), Wait> {
         let (now, grace) = (ports.now, ports.settings.drop_grace);
         for chosen in self.chosen.iter().filter(|chosen| !chosen.gets_it) {
             let Some(subscription) = self.topics.subscriptions.get_mut(chosen.subscription) else { continue };

@@ -95,7 +95,7 @@ impl PubSub {
         }
         let published = ingress.topics.get(header.id).filter(|published| header.seq > published.sent)?;
         let (topic, sent) = (published.topic, published.sent);
-        let (origin, publisher, user) = (ingress.info.id, ingress.info.publisher, ingress.info.peer.uid);
+        let (origin, publisher, user) = (ingress.info.id, ingress.info.publisher, ingress.info.principal);
         let sole = self.topics.find_targets(topic, user);
         ports.egresses.start_plan();
         let run = &mut ports.journal.run;
@@ -170,7 +170,7 @@ impl PubSub {
             }
         }
         if run.has_others {
-            let user = ingress.info.peer.uid;
+            let user = ingress.info.principal;
             self.topics.end_run(run.topic, user, (count, len), &run.passed_over);
         }
         counters.published += count;
@@ -191,7 +191,7 @@ impl PubSub {
         let (Some((key, _)), Work::Run(record)) = (ports.journal.source, ports.journal.work) else { return };
         let Some(ingress) = ports.ingress_mut(key) else { return };
         let (origin, publisher) = (ingress.info.id, ingress.info.publisher);
-        let (user, consumed) = (ingress.info.peer.uid, ingress.bulk.consumed());
+        let (user, consumed) = (ingress.info.principal, ingress.bulk.consumed());
         let (source, run) = (ports.journal.source, &ports.journal.run);
         // Where a receiver is that has all that is done.
         let done = consumed - run.begins_at;

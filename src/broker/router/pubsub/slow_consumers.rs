@@ -7,7 +7,7 @@ use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::Event;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::Subscription;
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};
@@ -66,7 +66,7 @@ impl PubSub {
     /// Evicts the subscription for which a publish of `user` is to wait, if others have waited for its user or process
     /// as long as they may. Returns whether it did.
     #[cold]
-    pub(super) fn evict_at_once(&mut self, ports: &mut Ports, user: Uid, wait: &Wait) -> bool {
+    pub(super) fn evict_at_once(&mut self, ports: &mut Ports, user: Principal, wait: &Wait) -> bool {
         let Some(subscription) = wait.subscription.filter(|_| ports.is_impatient(user, wait.on)) else { return false };
         self.evict(ports, subscription);
         true

@@ -26,8 +26,9 @@ impl PubSub {
         if ingress.topics.len() >= most {
             return Err((FailedCode::Limit, format!("this connection has reached its limit of {most} topics")));
         }
-        let owner = ingress.info.peer.uid;
-        let id = self.topics.intern(topic, Some(owner)).map_err(too_many_topics)?;
+        let owner = ingress.info.principal;
+        let id = self.topics.intern(topic, Some(owner));
+        let id = id.map_err(|reached| share_reached(&ports.settings.quotas, reached, "topics", "limits.max_topics"))?;
         let Some(ingress) = ports.ingress_mut(key) else { return Err(gone()) };
         Ok(BrokerFrame::Interned { serial, id: ingress.topics.assign(Published { topic: id, sent: 0 }) })
     }
@@ -51,11 +52,12 @@ impl PubSub {
             // At least one record of the largest size, so that no message is too large.
             credit => credit.clamp(ports.settings.geometry.base_cells(), ports.settings.subscription_credit),
         };
-        let owner = (key, ingress.info.peer.uid);
+        let owner = (key, ingress.info.principal);
         let subscribed = self.topics.subscribe(owner, pattern, policy, capacity, ports.now);
         let subscription = subscribed.map_err(|ShareReached { user, most }| {
             let all = format_args!("{MAX_SHORT} of all users (limits.user_share_percent)");
-            (FailedCode::Limit, format!("user {user} has reached its share of {most} subscriptions, of {all}"))
+            let user = ports.settings.quotas.subject(user);
+            (FailedCode::Limit, format!("{user} has reached its share of {most} subscriptions, of {all}"))
         })?;
         if let Some(egress) = ports.egresses.get_mut(key) {
             egress.subscriptions.push(subscription);
@@ -97,8 +99,4 @@ impl PubSub {
         }
         egress.subscriptions = Vec::new();
     }
-}
-
-fn too_many_topics(reached: ShareReached) -> (FailedCode, String) {
-    share_reached("topics", reached, "limits.max_topics")
 }

@@ -92,7 +92,7 @@ fn a_user_leaves_the_other_its_part_of_the_places() {
     assert_eq!([scene.own_asks(0), scene.own_asks(1)], [None; 2]);
     assert_eq!(scene.own_asks(2), Some(Outcome::Overloaded), "its part of the two is two");
     let held = scene.router.state.calls.services().users.calls();
-    let held: Vec<_> = held.map(|holding| (holding.user, holding.held)).collect();
+    let held: Vec<_> = held.map(|holding| (holding.user.uid(), holding.held)).collect();
     assert_eq!(held, [(own_uid(), 2), (OTHER, 18)]);
 }
 

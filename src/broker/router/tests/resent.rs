@@ -111,7 +111,10 @@ fn a_client_has_the_same_id_at_every_broker_but_not_twice_at_one() {
         let segment = Segment::create(geometry, Nonces::random().unwrap(), 0o600).unwrap();
         let (bells, _) = BrokerBells::new().unwrap();
         let peer = Credentials { pid: std::process::id(), uid: own_uid() };
-        router.state.attach("peer".parse().unwrap(), publisher, peer, segment.into(), bells.into()).unwrap()
+        router
+            .state
+            .attach("peer".parse().unwrap(), publisher, (peer, uid(peer.uid)), segment.into(), bells.into())
+            .unwrap()
     };
     let (mut one, mut two) = (Router::new(|_| {}), Router::new(|_| {}));
     let (key, id) = ids(&mut one, 0x1234_5678_9abc_def0);

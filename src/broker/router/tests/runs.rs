@@ -1,6 +1,7 @@
 //! Runs: messages that are routed with one decision, and a router that dies within one.
 
 use super::*;
+use crate::logic::shares::Principal;
 
 /// What a subscriber got, besides names of topics: kind, sequence number, first byte, length, messages dropped.
 type Got = (Kind, u64, Option<u8>, usize, u32);
@@ -142,7 +143,7 @@ fn a_run_has_the_subscriptions_of_other_users_which_pay_for_it() {
         assert_eq!(stage.got().iter().map(Vec::len).collect::<Vec<_>>(), [20; 3]);
     }
     // What a user may cost is used up by messages in runs, too: 20 ms, at 24 ns for each.
-    let of_other = |stage: &Stage| stage.router.state.pubsub.topics().work_left(OTHER);
+    let of_other = |stage: &Stage| stage.router.state.pubsub.topics().work_left(Principal::of_uid(OTHER));
     let before = of_other(&stage);
     (0..20).for_each(|n| stage.publish(0, n, 64));
     stage.router.run();

@@ -25,7 +25,7 @@ fn echo_unread(router: &mut Router, peer: &mut Peer, times: u32) {
 
 fn held(router: &mut Router, user: u32) -> (usize, usize) {
     let users = router.state.ports.egresses.user_memory();
-    users.get(&user).map_or((0, 0), |held| (held.backlog_bytes as usize, held.overflow_bytes as usize))
+    users.get(&uid(user)).map_or((0, 0), |held| (held.backlog_bytes as usize, held.overflow_bytes as usize))
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_user_that_leases_all_it_may_leaves_slots_to_another() {
     assert!((1000 * 8..=1024 * 8).contains(&hogged), "{hogged}");
     assert!(leased > 500 * 8, "almost as much as one ring may have: {leased}");
     let users = router.state.ports.egresses.user_memory();
-    let cells: Vec<(u32, u64)> = users.into_iter().map(|(user, held)| (user, held.leased_cells)).collect();
+    let cells: Vec<(u32, u64)> = users.into_iter().map(|(user, held)| (user.uid(), held.leased_cells)).collect();
     let mut expected = [(OTHER, hogged), (own_uid(), leased)];
     expected.sort_unstable();
     assert_eq!(cells, expected);

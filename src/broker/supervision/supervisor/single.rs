@@ -5,7 +5,7 @@ use super::tree::{NodeId, Tree};
 use super::{random, report, sleep_until};
 use crate::broker::clock::elapsed;
 use crate::broker::telemetry::log_limit::{Kind, may_log};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use crate::logic::supervision::restart::{Decision, Limits, Restart, Restarts};
 use actix::prelude::*;
 use std::cell::RefCell;
@@ -30,7 +30,7 @@ pub(in crate::broker) struct Child<'a> {
     /// Whether the next incarnation has a state to continue. `None`: it needs none.
     pub(in crate::broker) can_continue: Option<&'a dyn Fn() -> bool>,
     /// The rate limit of log lines for ends that a peer can cause at will, and its user; panics are not limited.
-    pub(in crate::broker) limited: Option<(Kind, Uid)>,
+    pub(in crate::broker) limited: Option<(Kind, Principal)>,
 }
 
 /// How supervision ended.

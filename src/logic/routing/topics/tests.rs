@@ -1,13 +1,14 @@
 use super::turns::Turn;
 use super::*;
+use crate::logic::shares::uid;
 use proptest::prelude::*;
 
 /// What an account holds is the share of it.
 const WINDOW: u64 = 100_000_000;
 const ALL: WorkShare = WorkShare { percent: 100, window: WINDOW };
 // The user of the subscriptions, and one that publishes.
-const READER: Uid = 7;
-const WRITER: Uid = 8;
+const READER: Principal = uid(7);
+const WRITER: Principal = uid(8);
 
 fn topic(name: &str) -> Topic {
     name.parse().unwrap()
@@ -17,7 +18,7 @@ fn topics(most: usize, most_routes: usize, work: WorkShare) -> Topics {
     Topics::new([most, most_routes, MAX_SHORT].map(|most| ShareLimits::of_all(most, 100)), work)
 }
 
-fn subscribe_as(topics: &mut Topics, uid: Uid, pattern: &str, policy: DeliveryPolicy) -> Key {
+fn subscribe_as(topics: &mut Topics, uid: Principal, pattern: &str, policy: DeliveryPolicy) -> Key {
     topics.subscribe((0, uid), pattern.parse().unwrap(), policy, 10, 0).unwrap()
 }
 
@@ -41,7 +42,7 @@ fn dropped(topics: &Topics, key: Key) -> u32 {
 fn subscriptions_find_topics_whichever_comes_first() {
     let mut topics = topics(10, 100, ALL);
     let before = subscribe(&mut topics, "a.>");
-    let id = topics.intern(&topic("a.b"), Some(7)).unwrap();
+    let id = topics.intern(&topic("a.b"), Some(uid(7))).unwrap();
     assert_eq!(targets(&mut topics, id), [before]);
     let after = subscribe_as(&mut topics, WRITER, "a.*", DeliveryPolicy::Block);
     subscribe(&mut topics, "b.>");
@@ -70,15 +71,15 @@ fn a_user_with_its_share_of_subscriptions_leaves_some_to_others() {
 fn a_topic_goes_with_its_last_user_and_says_which_connections_know_it() {
     let mut topics = topics(1, 100, ALL);
     let other = subscribe(&mut topics, ">");
-    let id = topics.intern(&topic("a"), Some(7)).unwrap();
-    assert_eq!(topics.intern(&topic("a"), Some(7)), Ok(id));
-    assert_eq!(topics.intern(&topic("b"), Some(7)), Err(ShareReached { user: 7, most: 1 }));
+    let id = topics.intern(&topic("a"), Some(uid(7))).unwrap();
+    assert_eq!(topics.intern(&topic("a"), Some(uid(7))), Ok(id));
+    assert_eq!(topics.intern(&topic("b"), Some(uid(7))), Err(ShareReached { user: uid(7), most: 1 }));
     topics.entry_mut(id).known.insert(3);
     topics.entry_mut(id).known.insert(5);
     topics.forget_known(id, 5);
     assert!(topics.release(id).is_none());
     assert_eq!(topics.release(id).unwrap().known.iter().collect::<Vec<_>>(), [3]);
-    let id = topics.intern(&topic("b"), Some(7)).unwrap();
+    let id = topics.intern(&topic("b"), Some(uid(7))).unwrap();
     assert!(!topics.entry(id).known.contains(3));
     assert_eq!(targets(&mut topics, id), [other]);
     topics.unsubscribe(other).unwrap();
@@ -169,14 +170,15 @@ proptest! {
     #[test]
     fn the_lists_are_those_of_a_look_at_all_and_the_books_are_balanced(
         most_routes in 1usize..40,
-        steps in prop::collection::vec((0u8..5, 0usize..6, 0u32..3, any::<prop::sample::Index>()), 1..150),
+        steps in prop::collection::vec((0u8..5, 0usize..6, 0u16..3, any::<prop::sample::Index>()), 1..150),
     ) {
         const NAMES: [&str; 6] = ["a", "b", "a.a", "a.b", "b.a.c", "c"];
         const PATTERNS: [&str; 6] = ["a", ">", "*", "a.>", "*.a.>", "a.*"];
         let mut topics = topics(100, most_routes, ALL);
-        let mut keys: Vec<(Key, Uid)> = Vec::new();
+        let mut keys: Vec<(Key, Principal)> = Vec::new();
         let mut ids: Vec<TopicId> = Vec::new();
         for (what, which, user, index) in steps {
+            let user = Principal::new(7, user);
             match what {
                 0 => keys.push((subscribe_as(&mut topics, user, PATTERNS[which], DeliveryPolicy::DropNewest), user)),
                 1 if !keys.is_empty() => {
@@ -191,7 +193,7 @@ proptest! {
             }
             for id in &ids {
                 let name = topics.entry(*id).topic.clone();
-                let matches = |key: &&(Key, u32)| topics.subscriptions.get(key.0).unwrap().pattern.matches(&name);
+                let matches = |key: &&(Key, Principal)| topics.subscriptions.get(key.0).unwrap().pattern.matches(&name);
                 let mut expected: Vec<Key> = keys.iter().filter(matches).map(|(key, _)| *key).collect();
                 expected.sort_by_key(|key| key.to_u64());
                 prop_assert_eq!(targets(&mut topics, *id), expected);

@@ -5,7 +5,7 @@
 //! when the account has time.
 
 use super::{Key, Subscriber, TARGET_NS, Targets, TopicId, Topics};
-use crate::logic::shares::Uid;
+use crate::logic::shares::Principal;
 use std::time::Duration;
 
 /// What it costs that a message is routed by itself, not within a run.
@@ -40,7 +40,7 @@ impl Targets {
 impl Topics {
     /// The turn of one user's subscriptions with a message of `publisher`.
     #[inline]
-    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Uid, now: u64) -> Turn {
+    pub(crate) fn turn(&mut self, id: TopicId, user: usize, publisher: Principal, now: u64) -> Turn {
         let targets = &self.entry(id).targets[user];
         let (count, blocks, has_missed) = (targets.subscriptions.len(), targets.blocks, targets.missed > 0);
         if count == 0 {
@@ -59,7 +59,7 @@ impl Topics {
     /// A user whose subscriptions match a message of another one pays for it: for the decisions, as long as they took
     /// if that was measured, and because the message is routed by itself.
     #[inline]
-    pub(crate) fn pay(&mut self, id: TopicId, user: usize, publisher: Uid, took: Option<Duration>) {
+    pub(crate) fn pay(&mut self, id: TopicId, user: usize, publisher: Principal, took: Option<Duration>) {
         let count = self.entry(id).targets[user].subscriptions.len() as u64;
         let Subscriber { uid, account, .. } = &mut self.subscribers[user];
         if count > 0 && *uid != publisher {
@@ -70,7 +70,13 @@ impl Topics {
 
     /// The users whose subscriptions match so many messages of another one, `len` bytes each, that were routed in a
     /// run: those that were passed over have missed them, the others pay.
-    pub(crate) fn end_run(&mut self, id: TopicId, publisher: Uid, (messages, len): (u64, u32), passed_over: &[usize]) {
+    pub(crate) fn end_run(
+        &mut self,
+        id: TopicId,
+        publisher: Principal,
+        (messages, len): (u64, u32),
+        passed_over: &[usize],
+    ) {
         let Topics { table, subscribers, .. } = self;
         let Some(entry) = &mut table[id as usize] else { return };
         for (user, (targets, subscriber)) in entry.targets.iter_mut().zip(subscribers).enumerate() {
@@ -136,7 +142,7 @@ impl Topics {
 
     /// What the account of a user has left, in nanoseconds.
     #[cfg(test)]
-    pub(crate) fn work_left(&self, uid: Uid) -> i64 {
+    pub(crate) fn work_left(&self, uid: Principal) -> i64 {
         self.subscribers.iter().find(|subscriber| subscriber.uid == uid).map_or(0, |found| found.account.left())
     }
 

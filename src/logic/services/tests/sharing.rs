@@ -4,6 +4,7 @@ use super::*;
 use crate::logic::breaker::Permit;
 use crate::logic::services::places::Places;
 use crate::logic::services::users::Sharing;
+use crate::logic::shares::uid;
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
@@ -13,7 +14,7 @@ fn among(users: usize) -> Sharing {
     Sharing { users, percent: PERCENT }
 }
 
-fn takes_all(places: &mut Places, user: Uid, users: usize, now: u64) -> usize {
+fn takes_all(places: &mut Places, user: Principal, users: usize, now: u64) -> usize {
     (0..)
         .take_while(|_| {
             let has_place = places.has_place(user, among(users), now);
@@ -25,43 +26,43 @@ fn takes_all(places: &mut Places, user: Uid, users: usize, now: u64) -> usize {
 #[test]
 fn a_user_that_is_alone_takes_all_places_and_another_one_leaves_each_its_part() {
     for most in [1, 2, 3, 9, 10, 11, 1024] {
-        assert_eq!(takes_all(&mut Places::new(most), 7, 1, 0), most as usize);
+        assert_eq!(takes_all(&mut Places::new(most), uid(7), 1, 0), most as usize);
         let part = (most as usize * PERCENT as usize).div_ceil(100);
         let mut places = Places::new(most);
-        assert_eq!(takes_all(&mut places, 7, 2, 0), part);
-        assert_eq!(takes_all(&mut places, 8, 2, 0), ((most as usize - part) * 90).div_ceil(100));
+        assert_eq!(takes_all(&mut places, uid(7), 2, 0), part);
+        assert_eq!(takes_all(&mut places, uid(8), 2, 0), ((most as usize - part) * 90).div_ceil(100));
     }
     let unlimited = Sharing { users: 2, percent: 100 };
     let mut places = Places::new(10);
-    (0..10).for_each(|_| places.take(7));
-    places.give_back(7);
-    places.refuse(8, unlimited, 0);
-    assert!(places.has_place(7, unlimited, 0), "100 %: one user may take all");
+    (0..10).for_each(|_| places.take(uid(7)));
+    places.give_back(uid(7));
+    places.refuse(uid(8), unlimited, 0);
+    assert!(places.has_place(uid(7), unlimited, 0), "100 %: one user may take all");
 }
 
 #[test]
 fn a_user_that_holds_none_claims_one_of_few_places() {
     let mut places = Places::new(3);
-    assert_eq!(takes_all(&mut places, 7, 3, 0), 3);
-    places.refuse(8, among(3), 0);
-    places.refuse(9, among(3), 1);
-    places.give_back(7);
-    assert!(!places.has_place(7, among(3), 999 * MS));
-    assert!(!places.has_place(9, among(3), 999 * MS), "it was refused second");
-    assert!(places.has_place(7, among(3), 1000 * MS), "a claim ends");
-    assert!(places.has_place(8, among(3), 999 * MS));
-    places.take(8);
-    places.give_back(7);
-    assert!(places.has_place(7, among(3), 0), "it has what it claimed");
-    places.take(7);
-    places.refuse(8, among(3), 0);
-    places.give_back(7);
-    assert!(places.has_place(7, among(3), 0), "it holds one, so it claims none");
+    assert_eq!(takes_all(&mut places, uid(7), 3, 0), 3);
+    places.refuse(uid(8), among(3), 0);
+    places.refuse(uid(9), among(3), 1);
+    places.give_back(uid(7));
+    assert!(!places.has_place(uid(7), among(3), 999 * MS));
+    assert!(!places.has_place(uid(9), among(3), 999 * MS), "it was refused second");
+    assert!(places.has_place(uid(7), among(3), 1000 * MS), "a claim ends");
+    assert!(places.has_place(uid(8), among(3), 999 * MS));
+    places.take(uid(8));
+    places.give_back(uid(7));
+    assert!(places.has_place(uid(7), among(3), 0), "it has what it claimed");
+    places.take(uid(7));
+    places.refuse(uid(8), among(3), 0);
+    places.give_back(uid(7));
+    assert!(places.has_place(uid(7), among(3), 0), "it holds one, so it claims none");
     let mut one = Places::new(1);
-    one.take(7);
-    one.refuse(8, among(2), 0);
-    one.give_back(7);
-    assert!(one.has_place(7, among(2), 0), "the only place is not claimed");
+    one.take(uid(7));
+    one.refuse(uid(8), among(2), 0);
+    one.give_back(uid(7));
+    assert!(one.has_place(uid(7), among(2), 0), "the only place is not claimed");
 }
 
 /// Calls by their number, and how their bodies are.
@@ -74,44 +75,44 @@ fn a_late_request_of_another_user_yields_until_one_has_its_share() {
     let (mut places, calls) = (Places::new(2), keys(4));
     let yields = |places: &mut Places, user, users, body: Body| places.yields(user, among(users), &mut 16, |_, _| body);
     for call in &calls[..2] {
-        places.take(7);
-        places.note_incomplete(7, *call, |_| true);
+        places.take(uid(7));
+        places.note_incomplete(uid(7), *call, |_| true);
     }
-    assert_eq!(yields(&mut places, 7, 2, Body::Late), None, "its own");
-    assert_eq!(yields(&mut places, 8, 1, Body::Late), None, "8 has left");
-    assert_eq!(yields(&mut places, 8, 2, Body::Coming), None);
-    assert_eq!(yields(&mut places, 8, 2, Body::Late), Some(calls[0]));
-    assert_eq!(yields(&mut places, 8, 2, Body::Whole), None);
-    assert_eq!(yields(&mut places, 8, 2, Body::Late), None, "none is left");
+    assert_eq!(yields(&mut places, uid(7), 2, Body::Late), None, "its own");
+    assert_eq!(yields(&mut places, uid(8), 1, Body::Late), None, "8 has left");
+    assert_eq!(yields(&mut places, uid(8), 2, Body::Coming), None);
+    assert_eq!(yields(&mut places, uid(8), 2, Body::Late), Some(calls[0]));
+    assert_eq!(yields(&mut places, uid(8), 2, Body::Whole), None);
+    assert_eq!(yields(&mut places, uid(8), 2, Body::Late), None, "none is left");
 
     let mut places = Places::new(20);
     for call in keys(20) {
-        places.take(7);
-        places.note_incomplete(7, call, |_| true);
+        places.take(uid(7));
+        places.note_incomplete(uid(7), call, |_| true);
     }
-    assert_eq!(yields(&mut places, 8, 2, Body::Coming), None);
+    assert_eq!(yields(&mut places, uid(8), 2, Body::Coming), None);
     let mut yielded = 0;
-    while yields(&mut places, 8, 2, Body::Late).is_some() {
-        places.give_back(7);
-        places.take(8);
+    while yields(&mut places, uid(8), 2, Body::Late).is_some() {
+        places.give_back(uid(7));
+        places.take(uid(8));
         yielded += 1;
     }
     assert_eq!(yielded, 9, "a tenth would be more than 90 % of the ten that 7 leaves then");
     let mut looks = 3;
-    assert_eq!(places.yields(9, among(3), &mut looks, |_, _| Body::Coming), None);
+    assert_eq!(places.yields(uid(9), among(3), &mut looks, |_, _| Body::Coming), None);
     assert_eq!(looks, 0, "it does not look at all");
 }
 
 #[test]
 fn requests_that_are_whole_are_forgotten() {
     let mut places = Places::new(2);
-    places.take(7);
+    places.take(uid(7));
     let mut most = 0;
     for call in keys(1000) {
-        places.note_incomplete(7, call, |_| false);
+        places.note_incomplete(uid(7), call, |_| false);
         let mut looked = 0;
         let mut looks = u32::MAX;
-        places.yields(8, among(2), &mut looks, |_, _| {
+        places.yields(uid(8), among(2), &mut looks, |_, _| {
             looked += 1;
             Body::Coming
         });
@@ -126,7 +127,7 @@ struct Trial {
     id: ServiceId,
     now: u64,
     /// Outstanding: the call, its user, the permit, and since when its requester owes something.
-    probes: Vec<(Key, Uid, Permit, Option<u64>)>,
+    probes: Vec<(Key, Principal, Permit, Option<u64>)>,
     next: u64,
 }
 
@@ -141,9 +142,9 @@ impl Trial {
         };
         let mut services = services(10);
         services.set_rules(Arc::new(RuleBook { general, of_services: HashMap::new() }));
-        let id = services.intern(&name("s"), Some(7)).unwrap();
+        let id = services.intern(&name("s"), Some(uid(7))).unwrap();
         for user in 0..users {
-            services.users.connect(7 + user, 0);
+            services.users.connect(uid(7 + user), 0);
         }
         fail(&mut services, id);
         let gate = services.get(id).unwrap().gate.clone();
@@ -153,7 +154,7 @@ impl Trial {
     }
 
     /// A request of `user`, which owes a part of its body or does not. Returns whether it became a probe.
-    fn ask(&mut self, user: Uid, is_whole: bool) -> bool {
+    fn ask(&mut self, user: Principal, is_whole: bool) -> bool {
         let Trial { services, id, now, probes, .. } = self;
         let out = |probe: &Probe| probes.iter().any(|(call, ..)| *call == probe.call);
         let late = |probe: &Probe, time| {
@@ -176,54 +177,54 @@ impl Trial {
         self.services.get(self.id).unwrap().gate.record(permit, outcome, self.now);
     }
 
-    fn asks(&mut self, user: Uid, times: usize, is_whole: bool) -> usize {
+    fn asks(&mut self, user: Principal, times: usize, is_whole: bool) -> usize {
         (0..times).filter(|_| self.ask(user, is_whole)).count()
     }
 }
 
 #[test]
 fn a_user_leaves_one_probe_for_others_and_takes_all_while_it_is_alone() {
-    assert_eq!(Trial::new(3, 1).asks(7, 5, true), 3);
+    assert_eq!(Trial::new(3, 1).asks(uid(7), 5, true), 3);
     let mut trial = Trial::new(3, 2);
-    assert_eq!((trial.asks(7, 5, true), trial.asks(8, 5, true)), (2, 1));
+    assert_eq!((trial.asks(uid(7), 5, true), trial.asks(uid(8), 5, true)), (2, 1));
     trial.end(0, BreakerOutcome::Success);
-    assert_eq!(trial.asks(7, 5, true), 0, "one succeeded, one is 8's, and one is its own");
+    assert_eq!(trial.asks(uid(7), 5, true), 0, "one succeeded, one is 8's, and one is its own");
     trial.end(0, BreakerOutcome::Ignored);
-    assert!(trial.ask(7, true));
+    assert!(trial.ask(uid(7), true));
 }
 
 #[test]
 fn the_only_probe_is_claimed_by_the_user_that_was_rejected() {
     let mut trial = Trial::new(1, 2);
-    assert!(trial.ask(7, true) && !trial.ask(8, true));
+    assert!(trial.ask(uid(7), true) && !trial.ask(uid(8), true));
     trial.end(0, BreakerOutcome::Ignored);
-    assert!(!trial.ask(7, true) && trial.ask(8, true));
+    assert!(!trial.ask(uid(7), true) && trial.ask(uid(8), true));
     trial.end(0, BreakerOutcome::Ignored);
-    assert!(trial.ask(7, true), "8 has had its turn");
-    assert!(!trial.ask(8, true));
+    assert!(trial.ask(uid(7), true), "8 has had its turn");
+    assert!(!trial.ask(uid(8), true));
     trial.end(0, BreakerOutcome::Ignored);
     trial.now += 1000 * MS;
-    assert!(trial.ask(7, true), "the claim has ended");
+    assert!(trial.ask(uid(7), true), "the claim has ended");
 }
 
 #[test]
 fn a_probe_whose_body_does_not_come_is_given_back() {
     for users in [1, 2] {
         let mut trial = Trial::new(1, users);
-        assert!(trial.ask(7, false));
+        assert!(trial.ask(uid(7), false));
         trial.now += 99 * MS;
-        assert!(!trial.ask(7, true) && (users == 1 || !trial.ask(8, true)));
+        assert!(!trial.ask(uid(7), true) && (users == 1 || !trial.ask(uid(8), true)));
         trial.now += MS;
-        assert!(trial.ask(6 + users, true), "{users}");
+        assert!(trial.ask(uid(6 + users), true), "{users}");
         assert_eq!((trial.probes.len(), trial.services.get(trial.id).unwrap().gate.trial()), (1, (1, 0)));
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Connect(Uid),
-    Disconnect(Uid),
-    Begin(Uid, bool),
+    Connect(Principal),
+    Disconnect(Principal),
+    Begin(Principal, bool),
     End(usize),
     /// The body of the request at this index is whole.
     Completes(usize),
@@ -231,7 +232,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let user = 0u32..4;
+    let user = (0u32..4).prop_map(uid);
     prop_oneof![
         1 => user.clone().prop_map(Step::Connect),
         1 => user.clone().prop_map(Step::Disconnect),
@@ -246,7 +247,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     key: Key,
-    user: Uid,
+    user: Principal,
     offer: OfferId,
     /// Since when its body is missing.
     owes_since: Option<u64>,
@@ -261,7 +262,7 @@ struct Model {
 }
 
 impl Model {
-    fn held(&self, user: Uid) -> usize {
+    fn held(&self, user: Principal) -> usize {
         self.calls.iter().filter(|call| call.user == user).count()
     }
 
@@ -272,12 +273,18 @@ impl Model {
     fn end(&mut self, services: &mut Services, at: usize) -> Known {
         let call = self.calls.swap_remove(at);
         services.end(call.offer, call.user);
-        services.users.end_call(self.connections[call.user as usize][0]);
+        services.users.end_call(self.connections[call.user.uid() as usize][0]);
         call
     }
 
     /// A request of `user`: its place, and whether another call yielded it.
-    fn begin(&mut self, services: &mut Services, id: ServiceId, user: Uid, is_whole: bool) -> Option<Option<Known>> {
+    fn begin(
+        &mut self,
+        services: &mut Services,
+        id: ServiceId,
+        user: Principal,
+        is_whole: bool,
+    ) -> Option<Option<Known>> {
         let now = self.now;
         let (offer, yielded) = match services.choose(id, user, now, |_| true) {
             Ok(offer) => (offer, None),
@@ -298,7 +305,7 @@ impl Model {
         };
         let key = Key::from_u64(self.next);
         self.next += 1;
-        services.users.begin_call(self.connections[user as usize][0]).expect("there are few");
+        services.users.begin_call(self.connections[user.uid() as usize][0]).expect("there are few");
         services.begin(offer, user);
         let owes_since = (!is_whole).then_some(now);
         if !is_whole {
@@ -316,22 +323,22 @@ proptest! {
     fn places_are_shared(most in 1u32..30, percent in 50u32..=99, steps in prop::collection::vec(step(), 0..400)) {
         let mut services = services(10);
         services.adopt(ShareLimits::of_all(10, 100), ShareLimits::of_one(1000, percent));
-        let id = services.intern(&name("s"), Some(7)).unwrap();
+        let id = services.intern(&name("s"), Some(uid(7))).unwrap();
         services.serve(id, 1, 0, most);
         let (mut model, most) = (Model::default(), most as usize);
         for step in steps {
             match step {
                 Step::Connect(user) => {
                     let index = services.users.connect(user, model.now);
-                    model.connections[user as usize].push(index);
+                    model.connections[user.uid() as usize].push(index);
                 }
-                Step::Disconnect(user) if model.connections[user as usize].len() == 1 => {
+                Step::Disconnect(user) if model.connections[user.uid() as usize].len() == 1 => {
                     while let Some(at) = model.calls.iter().position(|call| call.user == user) {
                         model.end(&mut services, at);
                     }
-                    services.users.disconnect(model.connections[user as usize].pop().unwrap());
+                    services.users.disconnect(model.connections[user.uid() as usize].pop().unwrap());
                 }
-                Step::Begin(user, is_whole) if !model.connections[user as usize].is_empty() => {
+                Step::Begin(user, is_whole) if !model.connections[user.uid() as usize].is_empty() => {
                     let (held, all) = (model.held(user), model.calls.len());
                     let is_sole = model.connected() == 1;
                     let share = ((most - (all - held)) * percent as usize).div_ceil(100);
