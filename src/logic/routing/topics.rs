@@ -58,7 +58,7 @@ pub(crate) struct Targets {
 /// A user with subscriptions.
 #[derive(Debug)]
 struct Subscriber {
-    uid: Principal,
+    principal: Principal,
     account: WorkAccount,
     patterns: PatternIndex,
     /// Its last change.
@@ -117,7 +117,7 @@ pub(crate) struct Topics {
     work: WorkShare,
     /// Changes of all subscriptions.
     changes: u64,
-    /// Users that have or had subscriptions. A machine has few, so none is forgotten.
+    /// Users that have or had subscriptions. They are few, each with few quotas, so none is forgotten.
     subscribers: Vec<Subscriber>,
     pub(crate) subscriptions: Arena<Subscription>,
     /// What was counted at a subscription later than it was dropped: its connection, its policy, how many.
@@ -214,21 +214,21 @@ impl Topics {
         self.table[id as usize].as_mut().expect("a topic in use is in the table")
     }
 
-    /// Adds a subscription of a connection of the user `uid`.
+    /// Adds a subscription of a connection of the user `principal`.
     ///
     /// # Errors
     ///
     /// At the user's share of subscriptions.
     pub(crate) fn subscribe(
         &mut self,
-        (owner, uid): (u32, Principal),
+        (owner, principal): (u32, Principal),
         pattern: Pattern,
         policy: DeliveryPolicy,
         capacity: u32,
         now: u64,
     ) -> Result<Key, ShareReached> {
-        self.places.take(uid)?;
-        let user = self.subscriber(uid, now);
+        self.places.take(principal)?;
+        let user = self.subscriber(principal, now);
         let subscription = Subscription {
             owner,
             user,
@@ -253,10 +253,10 @@ impl Topics {
     }
 
     /// The index of a user.
-    fn subscriber(&mut self, uid: Principal, now: u64) -> usize {
-        self.subscribers.iter().position(|subscriber| subscriber.uid == uid).unwrap_or_else(|| {
+    fn subscriber(&mut self, principal: Principal, now: u64) -> usize {
+        self.subscribers.iter().position(|subscriber| subscriber.principal == principal).unwrap_or_else(|| {
             self.subscribers.push(Subscriber {
-                uid,
+                principal,
                 account: WorkAccount::new(self.work, now),
                 patterns: PatternIndex::default(),
                 changed: 0,
@@ -278,7 +278,7 @@ impl Topics {
         // What it has missed is counted while it is on the lists.
         self.count_all_missed(user);
         let subscription = self.subscriptions.remove(key)?;
-        self.places.give_back(self.subscribers[user].uid);
+        self.places.give_back(self.subscribers[user].principal);
         let moved = self.subscribers[user].patterns.remove(&subscription.pattern, subscription.place);
         if let Some(moved) = moved.and_then(|moved| self.subscriptions.get_mut(moved)) {
             moved.place = subscription.place;
@@ -294,8 +294,8 @@ impl Topics {
         if self.entry(id).seen != self.changes {
             self.find_changed(id);
         }
-        let (uid, user) = self.entry(id).sole?;
-        (uid == publisher).then_some(user)
+        let (principal, user) = self.entry(id).sole?;
+        (principal == publisher).then_some(user)
     }
 
     #[cold]
@@ -318,26 +318,26 @@ impl Topics {
             let blocks =
                 |key: &&Key| self.subscriptions.get(**key).is_some_and(|found| found.policy == DeliveryPolicy::Block);
             targets.blocks = targets.subscriptions.iter().find(blocks).copied();
-            let (uid, count) = (subscriber.uid, targets.subscriptions.len());
-            self.charge_routes(id, (user, uid), count);
+            let (principal, count) = (subscriber.principal, targets.subscriptions.len());
+            self.charge_routes(id, (user, principal), count);
         }
         let Topics { table, subscribers, changes, .. } = self;
         let Some(entry) = &mut table[id as usize] else { return };
         let mut used = entry.targets.iter().enumerate().filter(|(_, targets)| !targets.subscriptions.is_empty());
         entry.sole = match (used.next(), used.next()) {
-            (Some((user, _)), None) => Some((subscribers[user].uid, user)),
+            (Some((user, _)), None) => Some((subscribers[user].principal, user)),
             _ => None,
         };
         entry.seen = *changes;
     }
 
     /// Charges the user with the pairs of a new list. Beyond its share, lists of other topics are forgotten.
-    fn charge_routes(&mut self, id: TopicId, (user, uid): (usize, Principal), count: usize) {
+    fn charge_routes(&mut self, id: TopicId, (user, principal): (usize, Principal), count: usize) {
         let mut looked = 0;
-        while self.routes.take_many(uid, count).is_err() {
+        while self.routes.take_many(principal, count).is_err() {
             if looked == self.table.len() {
                 // Longer than all the user may have: it is needed now, and goes with the next list.
-                self.routes.exceed(uid, count);
+                self.routes.exceed(principal, count);
                 return;
             }
             looked += 1;
@@ -352,12 +352,12 @@ impl Topics {
 
     /// Forgets one user's list of a topic; it is found anew with the next publish.
     fn forget_targets(&mut self, id: TopicId, user: usize) {
-        let uid = self.subscribers[user].uid;
+        let principal = self.subscribers[user].principal;
         let entry = self.entry_mut(id);
         let Some(targets) = entry.targets.get_mut(user) else { return };
         let forgotten = std::mem::take(targets).subscriptions.len();
         entry.seen = 0;
-        self.routes.give_back_many(uid, forgotten);
+        self.routes.give_back_many(principal, forgotten);
     }
 
     /// A connection that has ended does not know the topic any more.

@@ -46,8 +46,8 @@ impl Topics {
         if count == 0 {
             return Turn::Decide;
         }
-        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
-        if *uid != publisher && !account.has_time(self.work, now) {
+        let Subscriber { principal, account, .. } = &mut self.subscribers[user];
+        if *principal != publisher && !account.has_time(self.work, now) {
             return blocks.map_or(Turn::PassOver, |block| Turn::Wait(block, account.next(self.work)));
         }
         if has_missed {
@@ -61,8 +61,8 @@ impl Topics {
     #[inline]
     pub(crate) fn pay(&mut self, id: TopicId, user: usize, publisher: Principal, took: Option<Duration>) {
         let count = self.entry(id).targets[user].subscriptions.len() as u64;
-        let Subscriber { uid, account, .. } = &mut self.subscribers[user];
-        if count > 0 && *uid != publisher {
+        let Subscriber { principal, account, .. } = &mut self.subscribers[user];
+        if count > 0 && *principal != publisher {
             let took = took.map_or(0, |took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
             account.pay(SINGLE_NS + took.clamp(TARGET_NS * count, MAX_TARGET_NS * count));
         }
@@ -82,7 +82,7 @@ impl Topics {
         for (user, (targets, subscriber)) in entry.targets.iter_mut().zip(subscribers).enumerate() {
             if passed_over.contains(&user) {
                 targets.miss(id, subscriber, u32::try_from(messages).unwrap_or(u32::MAX));
-            } else if subscriber.uid != publisher {
+            } else if subscriber.principal != publisher {
                 let place = PLACE_NS + u64::from(len) / BYTES_PER_NS;
                 subscriber.account.pay(messages.saturating_mul(place * targets.subscriptions.len() as u64));
             }
@@ -142,8 +142,11 @@ impl Topics {
 
     /// What the account of a user has left, in nanoseconds.
     #[cfg(test)]
-    pub(crate) fn work_left(&self, uid: Principal) -> i64 {
-        self.subscribers.iter().find(|subscriber| subscriber.uid == uid).map_or(0, |found| found.account.left())
+    pub(crate) fn work_left(&self, principal: Principal) -> i64 {
+        self.subscribers
+            .iter()
+            .find(|subscriber| subscriber.principal == principal)
+            .map_or(0, |found| found.account.left())
     }
 
     /// Messages that users have missed and that are not counted yet.
