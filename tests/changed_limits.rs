@@ -32,7 +32,7 @@ const CHANGES: [(&str, &str); 16] = [
 ];
 
 /// Keys of which a client is told nothing: changed all at once. Every value is another than the default.
-const TOGETHER: [(&str, &str); 57] = [
+const TOGETHER: [(&str, &str); 58] = [
     ("ipc.max_connections", "100"),
     ("ipc.allowed_uids", "1,2"),
     ("ipc.handshake_timeout_ms", "30000"),
@@ -44,9 +44,10 @@ const TOGETHER: [(&str, &str); 57] = [
     ("shared_memory.allow_dumps", "true"),
     ("delivery.slow_consumer_timeout_ms", "60000"),
     ("delivery.drop_grace_ms", "50"),
-    ("delivery.user_wait_ms", "100"),
+    ("delivery.user_wait_ms", "200"),
     ("limits.max_topics", "30000"),
     ("limits.max_routes", "100000"),
+    ("limits.max_subscriptions", "30000"),
     ("limits.user_share_percent", "50"),
     ("limits.user_work_percent", "10"),
     ("limits.user_control_percent", "10"),

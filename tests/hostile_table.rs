@@ -11,8 +11,8 @@
 //! What a row is compared with is the control row, which is run before each: a hostile process takes a part of the
 //! machine, too. No core sleeps in any row (`support/hostile/awake.rs`), or the control row would be the fastest.
 //! The p99 of a request is compared with that of the pair alone where that is longer, for a tail of the pair itself is
-//! nothing that an attacker adds. With `LAPCE_IPC_TABLE_TIMES=n` a row is run n times, in turn with the control row, and
-//! the medians of the ratios count.
+//! nothing that an attacker adds. With `LAPCE_IPC_TABLE_TIMES=n` a row is run n times, in turn with the control row,
+//! and the medians of the ratios count.
 //!
 //! | verdict | attacker of another user | of the same user |
 //! |---|---|---|

@@ -4,15 +4,19 @@
 mod raw;
 mod support;
 
+use lapce_ipc::client::DeliveryPolicy;
 use lapce_ipc::client::{Client, Error, Publisher, Service};
-use raw::{Control, hello};
+use lapce_ipc::wire::record::{Header, Kind};
+use lapce_ipc::wire::{BrokerFrame, ClientFrame};
+use raw::{Control, Lane, Raw, hello};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use support::cut::cut;
 use support::role::{Child, heard, role, tell};
 use support::users::{OTHER_USER, are_root, open_folder};
-use support::{Broker, wait_until};
+use support::{Broker, wait_until, work_for};
 
 /// A broker that takes the other user, too.
 fn open_broker(keys: &[(&str, &str)]) -> Broker {
@@ -121,6 +125,36 @@ fn with_plugins(more: &str) -> Broker {
 
 fn named(broker: &Broker, name: &str) -> Client {
     broker.builder().name(name).unwrap().connect().unwrap()
+}
+
+#[test]
+fn credit_without_space_does_not_make_others_wait_longer() {
+    // Only the limit for others can end the wait.
+    let mut broker = with_plugins("[delivery]\nuser_wait_ms = 50\nslow_consumer_timeout_ms = 600000\n");
+    let mut plugin = Raw::connect(&broker.socket(), "plugin-a");
+    let (pattern, policy) = ("t".parse().unwrap(), DeliveryPolicy::Block);
+    let reply = plugin.ask(|serial| ClientFrame::Subscribe { serial, pattern, policy, credit: 0 });
+    let BrokerFrame::Subscribed { subscription: id, .. } = reply else { panic!("{reply:?}") };
+    let client = broker.client();
+    let (publisher, is_over) = (client.publisher("t").unwrap(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // It never reads; each grant rings, and lets the router look whether there is space now.
+            while !is_over.load(Relaxed) {
+                plugin.try_place(Lane::Express, &Header { id, arg: 8192, ..Header::new(Kind::Credit) }.to_words(), &[]);
+                plugin.ring();
+                work_for(Duration::from_millis(1));
+            }
+        });
+        // More than all rings hold.
+        for _ in 0..40_000 {
+            publisher.publish([0; 64]).unwrap();
+        }
+        client.flush().unwrap();
+        is_over.store(true, Relaxed);
+    });
+    let evicted = broker.get("/metrics").sample("lapce_ipc_subscriptions_evicted_total");
+    assert_eq!(evicted, 1.0);
 }
 
 #[test]

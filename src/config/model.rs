@@ -90,6 +90,9 @@ section! {
     Limits {
         /// Topics of one user. See `user_share_percent`.
         max_topics: u32 = 65_536, integer(1, 1 << 24, "topics");
+        /// Subscriptions of one user. See `user_share_percent`.
+        /// All users together hold at most 1,048,576.
+        max_subscriptions: u32 = 65_536, integer(1, 1 << 20, "subscriptions");
         /// Routes (pairs of a topic and a matching subscription) that are remembered for one user.
         /// Each takes 8 bytes. Others are searched for with each publish. See `user_share_percent`.
         max_routes: u32 = 1_048_576, integer(1, 1 << 28, "pairs");

@@ -33,6 +33,7 @@ const CLASSES: &[(&str, Class)] = &[
     ("delivery.drop_grace_ms", Class::Live),
     ("limits.max_topics", Class::Live),
     ("limits.max_routes", Class::Live),
+    ("limits.max_subscriptions", Class::Live),
     ("limits.user_work_percent", Class::Live),
     ("limits.user_control_percent", Class::Live),
     ("delivery.user_wait_ms", Class::Live),

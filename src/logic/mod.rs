@@ -1,6 +1,6 @@
 //! Pure state machines and their data structures: no I/O, no clock, no actors. Time and chance are arguments.
 //!
-//! A client-only build has `backoff` alone.
+//! A client-only build has `backoff` and `spin` alone.
 //!
 //! | file | idea |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | `breaker` | circuit breakers: requests to failing services are rejected |
 //! | `histogram` | observation counts per bucket |
 //! | `backoff` | exponential backoff with jitter, for the client and the supervisors |
+//! | `spin` | how long a side that waits spins before it sleeps |
 //! | `lines` | lines of bounded length out of a stream of bytes |
 //! | `line_shares` | log lines that users can cause, each within its share |
 //! | `readiness` | liveness, readiness and health, from a snapshot |
@@ -55,6 +56,8 @@ pub(crate) mod session;
 pub(crate) mod shares;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod snapshots;
+#[cfg(not(lapce_ipc_loom))]
+pub(crate) mod spin;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]
 pub(crate) mod supervision;
 #[cfg(all(feature = "broker", not(lapce_ipc_loom)))]

@@ -8,6 +8,8 @@
 //! 3. Publishers of the same user wait for the slow consumer timeout. Each eviction halves that for the process
 //!    that was evicted, and a [`PERIOD`] without one doubles it again. So a process that subscribes anew after each
 //!    eviction soon delays nothing.
+//! 4. An eviction costs its user [`EVICTION`] of control time (`control_time`), and each further one of the process
+//!    twice as much. So while other users are connected, coming back takes exponentially longer.
 
 use super::halvings::{Halvings, PERIOD};
 use super::shares::Principal;
@@ -19,6 +21,10 @@ const GRACES: u64 = PERIOD / 10;
 const PIECE: i64 = 5_000_000;
 /// Processes that are remembered. Beyond that, the one whose timeout was longest ago is forgotten.
 const MAX_PROCESSES: usize = 256;
+/// What the first eviction of a process costs its user.
+const EVICTION: u64 = 1_000_000;
+/// The most that one costs is that doubled so often: half a second.
+const MAX_DOUBLINGS: u32 = 9;
 /// Beyond that many halvings nothing is left of any timeout.
 const MAX_HALVINGS: u32 = 63;
 
@@ -104,15 +110,18 @@ impl Patience {
         if waits.left < PIECE.min(most.cast_signed()) { 0 } else { waits.left.unsigned_abs() }
     }
 
-    /// A subscription of `process` was evicted.
-    pub(crate) fn evicted(&mut self, process: Process, now: u64) {
+    /// A subscription of `process` was evicted. Returns what that costs its user of control time.
+    pub(crate) fn evicted(&mut self, process: Process, now: u64) -> u64 {
         if self.processes.len() >= MAX_PROCESSES
             && !self.processes.contains_key(&process)
             && let Some(oldest) = self.processes.iter().min_by_key(|(_, halvings)| halvings.at()).map(|(key, _)| *key)
         {
             self.processes.remove(&oldest);
         }
-        self.processes.entry(process).or_default().halve(MAX_HALVINGS, now);
+        let halvings = self.processes.entry(process).or_default();
+        let cost = EVICTION << halvings.count(now).min(MAX_DOUBLINGS);
+        halvings.halve(MAX_HALVINGS, now);
+        cost
     }
 
     /// What is left of the slow consumer timeout for `process`.
@@ -183,7 +192,7 @@ mod tests {
     fn each_timeout_halves_the_timeout_and_quiet_periods_restore_it() {
         let mut patience = Patience::new(0);
         assert_eq!(patience.timeout(ONE, 1000, 0), 1000);
-        (0..3).for_each(|at| patience.evicted(ONE, at));
+        (0..3).for_each(|at| _ = patience.evicted(ONE, at));
         assert_eq!(patience.timeout(ONE, 1000, 3), 125);
         assert_eq!(patience.timeout(Process { number: 2, ..ONE }, 1000, 3), 1000);
         assert_eq!(patience.timeout(ONE, 1000, 2 + PERIOD), 250);
@@ -191,8 +200,17 @@ mod tests {
         assert_eq!(patience.timeout(ONE, 1000, 3 + PERIOD), 125);
         assert_eq!(patience.timeout(ONE, 1000, 3 + 4 * PERIOD), 1000);
         assert!(patience.processes.is_empty());
-        (0..1000).for_each(|_| patience.evicted(ONE, 4 * PERIOD));
+        (0..1000).for_each(|_| _ = patience.evicted(ONE, 4 * PERIOD));
         assert_eq!(patience.timeout(ONE, u64::MAX, 4 * PERIOD), 1);
+    }
+
+    #[test]
+    fn each_eviction_of_a_process_costs_twice_as_much_as_the_last() {
+        let mut patience = Patience::new(0);
+        let costs: Vec<u64> = (0..12).map(|at| patience.evicted(ONE, at) / MS).collect();
+        assert_eq!(costs, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512, 512]);
+        assert_eq!(patience.evicted(Process { number: 2, ..ONE }, 12), MS);
+        assert_eq!(patience.evicted(ONE, 11 + 10 * PERIOD), 4 * MS, "ten quiet periods");
     }
 
     #[test]

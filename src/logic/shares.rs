@@ -71,6 +71,11 @@ impl ShareLimits {
         ShareLimits { each: total, total, percent }
     }
 
+    /// The same, but all users may hold at most `total`.
+    pub(crate) fn within(self, total: usize) -> ShareLimits {
+        ShareLimits { each: self.each.min(total), total: self.total.min(total), ..self }
+    }
+
     /// What all users may hold together.
     pub(crate) fn total(self) -> usize {
         self.total
@@ -267,6 +272,8 @@ mod tests {
         for (each, percent) in [(1, 90), (6, 90), (6, 1), (7, 33), (1000, 90), (900, 100), (0, 90)] {
             assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(each, percent)), uid(7)), each, "{percent} %");
         }
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(900, 90).within(500)), uid(7)), 450);
+        assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_one(900, 90).within(5000)), uid(7)), 900);
         assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(50, 50)), uid(7)), 25);
         assert_eq!(takes_all(&mut Shares::new(ShareLimits::of_all(1000, 100)), uid(7)), 1000);
     }

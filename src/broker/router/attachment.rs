@@ -78,6 +78,7 @@ impl RouterState {
             rings_since: self.ports.now,
             active_at: self.ports.now,
             is_watched: false,
+            owes: 0,
             replied: None,
             messages: 0,
             bytes: 0,

@@ -4,6 +4,11 @@ use super::state::RouterState;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 impl RouterState {
+    /// What the client `key` owes for its evictions, in nanoseconds of control time; its request pays that.
+    pub(super) fn take_debt(&mut self, key: u32) -> u64 {
+        self.ports.ingress_mut(key).map_or(0, |ingress| std::mem::take(&mut ingress.owes))
+    }
+
     /// Executes a control request. `None`: the connection has ended, or the frame is not a request for the router.
     ///
     /// A repeated `number` returns the recorded reply without executing the request: the router died before the reply

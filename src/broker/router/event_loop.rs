@@ -21,6 +21,7 @@ use super::state::RouterState;
 use crate::broker::clock::elapsed;
 use crate::broker::supervision::fault;
 use crate::config::WaitStrategy;
+use crate::logic::spin::{Spin, SpinTime};
 use crate::shm::peer::{current_cpu, yield_cpu};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::control::ClosingCode;
@@ -32,8 +33,6 @@ use std::time::{Duration, Instant};
 
 /// The interval of looks at the bells while there is work, in nanoseconds.
 const LOOK_EVERY_NS: u64 = 3_000;
-/// The shortest time to spin, in nanoseconds.
-const SPIN_MIN_NS: u64 = 2_000;
 /// Polls between two looks at the clock while spinning.
 const POLLS: u32 = 16;
 
@@ -86,7 +85,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
         let state = shared.state.borrow();
         (state.ports.settings.wait, state.ports.settings.spin_max)
     };
-    let (mut spin, mut looked) = (spin_max, 0);
+    let (mut spin, mut looked) = (SpinTime::new(spin_max), 0);
     loop {
         let worked = burst(&shared, &mut looked);
         shared.tell_ended();
@@ -95,7 +94,16 @@ pub(super) async fn run(shared: Rc<Shared>) {
             continue;
         }
         match wait {
-            WaitStrategy::Adaptive if spin_max > 0 && spin_for_work(&shared, Some(spin), &mut looked) => continue,
+            WaitStrategy::Adaptive if spin_max > 0 => {
+                let began = shared.state.borrow().ports.now;
+                let Spin { time, explores } = spin.begin();
+                if spin_for_work(&shared, Some(time), &mut looked) {
+                    if explores {
+                        spin.found(shared.now().saturating_sub(began));
+                    }
+                    continue;
+                }
+            }
             WaitStrategy::Busy => {
                 if !spin_for_work(&shared, None, &mut looked) {
                     tokio::task::yield_now().await;
@@ -106,9 +114,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
         }
         let slept_at = shared.now();
         if sleep(&shared) {
-            // Work that came soon after the loop fell asleep shows that a longer spin would have paid.
-            spin = if shared.now() - slept_at < spin_max { spin * 2 } else { spin / 2 };
-            spin = spin.clamp(SPIN_MIN_NS.min(spin_max), spin_max);
+            spin.slept(shared.now() - slept_at);
         }
     }
 }
@@ -209,19 +215,24 @@ fn sleep(shared: &Shared) -> bool {
     let left = state.ports.wheel.next().map(|at| Duration::from_nanos(at.saturating_sub(now)));
     state.ports.counters.sleeps += 1;
     // A bell that rang meanwhile ends the wait at once.
-    state.look_for(left);
+    state.await_bells(left);
+    // What a bell ends has waited until now, not until the router fell asleep.
     state.set_now(shared.now());
+    state.take_bells();
     true
 }
 
 impl RouterState {
     /// Reads the doorbells that were rung. Returns their number.
     pub(super) fn look(&mut self) -> usize {
-        self.look_for(Some(Duration::ZERO))
+        let rang = self.await_bells(Some(Duration::ZERO));
+        self.take_bells();
+        rang
     }
 
-    /// The same, and waits up to `time` for one (`None`: without end).
-    pub(super) fn look_for(&mut self, time: Option<Duration>) -> usize {
+    /// Waits up to `time` for a doorbell (`None`: without end). Returns the number of those that were rung, which
+    /// `take_bells` handles.
+    fn await_bells(&mut self, time: Option<Duration>) -> usize {
         self.ports.counters.looks += 1;
         let (rang, board, has_mail) = (&mut self.rang, &self.board, &mut self.has_mail);
         rang.clear();
@@ -229,12 +240,15 @@ impl RouterState {
             Some(key) => rang.push(key),
             None => *has_mail = true,
         });
+        looked.unwrap_or(0)
+    }
+
+    fn take_bells(&mut self) {
         for at in 0..self.rang.len() {
             let key = self.rang[at];
             fault::point("router.bell", u64::from(key));
             self.rang_by(key);
         }
-        looked.unwrap_or(0)
     }
 
     fn rang_by(&mut self, key: u32) {

@@ -20,7 +20,7 @@ impl RouterState {
         let quotas = &*self.ports.settings.quotas;
         let waiting = Some("limits.max_user_backlog_bytes");
         listed(quotas, "topics", Some("limits.max_topics"), topics.shares().holdings())
-            .chain(listed(quotas, "subscriptions", None, topics.places().holdings()))
+            .chain(listed(quotas, "subscriptions", Some("limits.max_subscriptions"), topics.places().holdings()))
             .chain(listed(quotas, "routes", Some("limits.max_routes"), topics.routes().holdings()))
             .chain(listed(quotas, "services", Some("limits.max_services"), services.shares().holdings()))
             .chain(listed(quotas, "calls", None, services.users.calls()))

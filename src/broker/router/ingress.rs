@@ -95,6 +95,8 @@ pub(super) struct Ingress {
     pub(super) active_at: u64,
     /// A timer waits to see whether the connection is idle.
     pub(super) is_watched: bool,
+    /// Control time that its evictions cost, and that its next request pays, in nanoseconds.
+    pub(super) owes: u64,
     /// The reply to the last control request, by its number.
     pub(super) replied: Option<Box<(u64, BrokerFrame)>>,
     pub(super) messages: u64,

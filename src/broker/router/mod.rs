@@ -131,7 +131,7 @@ pub(crate) struct ControlRequest {
 #[derive(Clone, Debug)]
 pub(crate) struct Handled {
     pub(crate) reply: BrokerFrame,
-    /// How long the router's thread was at it, in nanoseconds.
+    /// How long the router's thread was at it, in nanoseconds, and what evictions of the client cost beside.
     pub(crate) took: u64,
 }
 
@@ -321,7 +321,7 @@ impl Handler<ControlRequest> for ShmRouter {
     fn handle(&mut self, message: ControlRequest, _: &mut Self::Context) -> Self::Result {
         let began = self.shared.now();
         let reply = self.with(|state| state.handle_request(message.key, message.id, message.number, message.frame));
-        let took = self.shared.now() - began;
+        let took = self.shared.now() - began + self.with(|state| state.take_debt(message.key));
         MessageResult(reply.map(|reply| Handled { reply, took }))
     }
 }

@@ -3,7 +3,9 @@
 //! full are counted, and the count is logged. What it publishes on its own topics goes the same way to the event bus,
 //! if `/events` streams subscribe to it.
 
+use super::log_limit::{Kind, may_log};
 use crate::logic::breaker::{Gate, Transition};
+use crate::logic::shares::Principal;
 use crate::shm::layout::RingName;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wire::name::Name;
@@ -87,7 +89,7 @@ impl Drop for EventSubscriber {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A slow consumer's subscription was evicted.
-    Evicted { connection: u32, pattern: Pattern, dropped: u32 },
+    Evicted { connection: u32, user: Principal, pattern: Pattern, dropped: u32 },
     /// A poison message was quarantined: it had killed two routers.
     Quarantined { connection: u32, lane: RingName, position: u64 },
 }
@@ -230,10 +232,14 @@ impl Events {
             self.log.came().await;
             while let Some(event) = self.log.pop() {
                 match event {
-                    Event::Evicted { connection, pattern, dropped } => log::warn!(
-                        "subscription evicted connection={connection} pattern={pattern} dropped={dropped} \
-                         reason=slow_consumer"
-                    ),
+                    Event::Evicted { connection, user, pattern, dropped } => {
+                        if may_log(Kind::Evicted, user) {
+                            log::warn!(
+                                "subscription evicted connection={connection} pattern={pattern} dropped={dropped} \
+                                 reason=slow_consumer"
+                            );
+                        }
+                    }
                     Event::Quarantined { connection, lane, position } => log::error!(
                         "poison message quarantined connection={connection} lane={lane:?} position={position} \
                          reason=killed_two_routers"
@@ -251,12 +257,13 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logic::shares::BROKER;
 
     #[test]
     fn a_full_queue_blocks_nobody_and_is_counted() {
         let events = Events::new();
         for connection in 0..CAPACITY as u32 + 5 {
-            events.tell(Event::Evicted { connection, pattern: ">".parse().unwrap(), dropped: 0 });
+            events.tell(Event::Evicted { connection, user: BROKER, pattern: ">".parse().unwrap(), dropped: 0 });
         }
         assert_eq!((events.log.take_missed(), events.log.take_missed()), (5, 0));
         assert_eq!(events.log.0.queue.len(), CAPACITY);

@@ -21,11 +21,12 @@ pub(in crate::broker) enum Kind {
     NotResumed,
     Restarted,
     Denied,
+    Evicted,
 }
 
 impl Kind {
-    const ALL: [&str; 8] =
-        ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted", "denied"];
+    const ALL: [&str; 9] =
+        ["opened", "closed", "lost", "refused", "not_accepted", "not_resumed", "restarted", "denied", "evicted"];
 }
 
 /// Lines of one kind in a second (`logging.max_lines_per_second`).

@@ -42,6 +42,7 @@ use connections::open_idle;
 use deliveries::Load;
 use processes::{BrokerOptions, Processes, Role};
 use report::{Figures, Report};
+use runs::Series;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -160,8 +161,8 @@ then all are idle for --seconds. Memory is the growth of the broker; a clock tic
 bench scrape runs bench pubsub with --count idle connections, and requests /metrics every 100 ms. The broker's router \
 counts the CPU time that it spends on them.
 
---runs and --against measure in processes of their own, in turn. Figures of one machine differ from minute to minute, so \
-the ratio of two builds is the median of the ratios of runs in turn.";
+--runs and --against measure in processes of their own, in turn. Figures of one machine differ from minute to minute, \
+so the ratio of two builds is the median of the ratios of runs in turn.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -211,7 +212,8 @@ pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure
     args.check()?;
     if args.runs > 1 || args.against.is_some() {
         let mut out = Out::new()?;
-        out.write(runs::run(target, args)?.as_bytes())?;
+        let series = Series { words: args.words(), runs: args.runs, against: args.against.clone(), json: args.json };
+        out.write(runs::run(target, &series)?.as_bytes())?;
         return out.flush();
     }
     let measured = Duration::from_secs(args.seconds);

@@ -3,7 +3,6 @@
 //! Each run is a process of its own, `bench MODE --json`. What a machine does meanwhile changes from one minute to the
 //! next, so two builds are measured in turn, and the ratio is the median of the ratios of each pair.
 
-use super::BenchArgs;
 use crate::broker::processes::children::Running;
 use crate::cli::failure::{Code, Failure};
 use crate::cli::output::note;
@@ -31,6 +30,16 @@ const FIGURES: [&str; 13] = [
     "scrape_max_ns",
 ];
 
+/// The measurement to repeat.
+pub(super) struct Series {
+    /// The command line of one run.
+    pub(super) words: Vec<String>,
+    pub(super) runs: u32,
+    /// The other build's program.
+    pub(super) against: Option<PathBuf>,
+    pub(super) json: bool,
+}
+
 /// The runs of one build.
 struct Build {
     program: PathBuf,
@@ -44,25 +53,25 @@ struct Spread {
     quartiles: [f64; 2],
 }
 
-/// Runs a measurement `args.runs` times, and returns the text to print.
+/// Repeats a measurement, and returns the text to print.
 ///
 /// # Errors
 ///
 /// If a run fails.
-pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<String, Failure> {
+pub(super) fn run(target: &BrokerTarget, series: &Series) -> Result<String, Failure> {
     let own = std::env::current_exe().map_err(|error| failed(Path::new("this program"), &error))?;
     let mut builds = vec![Build { program: own, runs: Vec::new() }];
-    builds.extend(args.against.iter().map(|program| Build { program: program.clone(), runs: Vec::new() }));
-    for number in 0..args.runs {
+    builds.extend(series.against.iter().map(|program| Build { program: program.clone(), runs: Vec::new() }));
+    for number in 0..series.runs {
         if io::stderr().is_terminal() {
-            note(format_args!("run {} of {}", number + 1, args.runs));
+            note(format_args!("run {} of {}", number + 1, series.runs));
         }
         for build in &mut builds {
-            let figures = measure(&build.program, target, args)?;
+            let figures = measure(&build.program, target, series)?;
             build.runs.push(figures);
         }
     }
-    Ok(if args.json { as_json(&builds) } else { as_text(&builds) })
+    Ok(if series.json { as_json(&builds) } else { as_text(&builds) })
 }
 
 fn failed(program: &Path, why: &dyn std::fmt::Display) -> Failure {
@@ -70,9 +79,9 @@ fn failed(program: &Path, why: &dyn std::fmt::Display) -> Failure {
 }
 
 /// One run.
-fn measure(program: &Path, target: &BrokerTarget, args: &BenchArgs) -> Result<Map<String, Value>, Failure> {
+fn measure(program: &Path, target: &BrokerTarget, series: &Series) -> Result<Map<String, Value>, Failure> {
     let mut command = Command::new(program);
-    command.arg("bench").args(args.words()).arg("--json");
+    command.arg("bench").args(&series.words).arg("--json");
     for (option, path) in [("--socket", &target.socket), ("--config", &target.config)] {
         if let Some(path) = path {
             command.arg(option).arg(path);

@@ -6,6 +6,7 @@
 use super::link::Link;
 use crate::client::data::dedup::ReceivedTopics;
 use crate::client::data::lag::BrokerBacklog;
+use crate::logic::spin::SpinTime;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
@@ -15,11 +16,9 @@ use crate::wire::record::{Flags, Header, Kind as RecordKind};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
-/// The longest time to spin; it tunes itself below that.
-pub(crate) const SPIN_MAX: Duration = Duration::from_micros(50);
-pub(crate) const SPIN_MIN: Duration = Duration::from_micros(2);
+/// The longest time to spin, in nanoseconds.
+const SPIN_MAX: u64 = 50_000;
 /// Looks at the ring between two looks at the clock while spinning.
 const POLLS: u32 = 32;
 
@@ -42,7 +41,7 @@ pub(crate) struct Reader {
     pub(crate) topics: ReceivedTopics,
     /// Messages of several records that are being received, by subscription and publisher.
     pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
-    pub(crate) spin: Duration,
+    pub(crate) spin: SpinTime,
     /// How often a thread has polled without a look at anything else.
     pub(crate) brief_polls: u32,
     /// Messages of the last session may have to be sent again.
@@ -63,7 +62,7 @@ impl Reader {
             link,
             topics: ReceivedTopics::default(),
             partials: HashMap::new(),
-            spin: SPIN_MAX,
+            spin: SpinTime::new(SPIN_MAX),
             brief_polls: 0,
             has_resends: false,
         }

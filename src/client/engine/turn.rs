@@ -5,11 +5,12 @@ use crate::client::connection::dispatch;
 use crate::client::connection::frames;
 use crate::client::connection::interning;
 use crate::client::connection::link::{NextAction, SocketEvent};
-use crate::client::connection::reader::{Reader, SPIN_MAX, SPIN_MIN};
+use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::{Connection, WaitStrategy};
 use crate::client::data::lock::lock;
 use crate::client::error::Kind;
 use crate::client::reconnect::{attempts, restore};
+use crate::logic::spin::Spin;
 use crate::shm::peer::current_cpu;
 use crate::wire::control::ClosingCode;
 use std::time::{Duration, Instant};
@@ -64,10 +65,31 @@ pub(crate) fn poll_briefly(reader: &mut Reader, connection: &Connection) -> bool
     }
     let spins = match connection.wait {
         WaitStrategy::Busy => true,
-        WaitStrategy::Adaptive => reader.spin > SPIN_MIN && can_pay(reader),
+        WaitStrategy::Adaptive => reader.spin.pays() && can_pay(reader),
         WaitStrategy::Block => false,
     };
     spins && (0..BRIEF).any(|_| reader.poll())
+}
+
+fn nanos_since(time: Instant) -> u64 {
+    u64::try_from(time.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Polls for the time that may pay. Returns whether a record is there.
+fn spin(reader: &mut Reader) -> bool {
+    let started = Instant::now();
+    let Spin { time, explores } = reader.spin.begin();
+    loop {
+        if reader.poll() {
+            if explores {
+                reader.spin.found(nanos_since(started));
+            }
+            return true;
+        }
+        if nanos_since(started) >= time {
+            return false;
+        }
+    }
 }
 
 /// Waits for something to arrive: spins while that can pay, then sleeps, at most until `deadline`. Returns whether
@@ -89,13 +111,9 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
             return true;
         }
         WaitStrategy::Adaptive if wait_for == WaitFor::Record => {
-            let started = Instant::now();
             // Decided once: a router that goes to sleep meanwhile does so to let the threads run that it has woken.
-            let can_pay = can_pay(reader);
-            while can_pay && started.elapsed() < reader.spin {
-                if reader.poll() {
-                    return false;
-                }
+            if can_pay(reader) && spin(reader) {
+                return false;
             }
         }
         WaitStrategy::Adaptive | WaitStrategy::Block => {}
@@ -109,9 +127,7 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
     poll_bells(reader, connection, left);
     reader.data.disarm();
     if wait_for == WaitFor::Record {
-        // What came soon after we gave up says that spinning longer would have paid.
-        reader.spin = if slept.elapsed() < SPIN_MAX { reader.spin * 2 } else { reader.spin / 2 };
-        reader.spin = reader.spin.clamp(SPIN_MIN, SPIN_MAX);
+        reader.spin.slept(nanos_since(slept));
     }
     true
 }

@@ -71,6 +71,6 @@ impl PubSub {
 
 /// What users may hold of topics, routes and subscriptions.
 fn limits(settings: &Settings) -> [ShareLimits; 3] {
-    let subscriptions = ShareLimits::of_all(MAX_SHORT, settings.user_share_percent);
+    let subscriptions = settings.shares_of(settings.max_subscriptions).within(MAX_SHORT);
     [settings.shares_of(settings.max_topics), settings.shares_of(settings.max_routes), subscriptions]
 }

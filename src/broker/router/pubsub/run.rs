@@ -3,8 +3,8 @@
 //! What is the same for all of them is looked up and decided once: the topic, its subscriptions, their credit, the
 //! headers. Each message is then placed for all receivers, or for none, and its source advances; what it adds to the
 //! counters and takes off the credit is settled at the end. Everything else, and the first message that does not fit
-//! into the run, is left to `publish`. Subscriptions of other users than the publisher's are in the run as long as these
-//! can pay for it; it passes over the others.
+//! into the run, is left to `publish`. Subscriptions of other users than the publisher's are in the run as long as
+//! these can pay for it; it passes over the others.
 //!
 //! A router that dies within a run leaves its positions: the source's says how many messages are done, each receiver's
 //! whether it has the next one. `settle_run` settles the first, and hands the other to `publish` in mid-commit.

@@ -7,7 +7,7 @@ use crate::broker::router::ports::Ports;
 use crate::broker::telemetry::events::Event;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::Subscription;
-use crate::logic::shares::Principal;
+use crate::logic::shares::{BROKER, Principal};
 use crate::shm::ring::Payload;
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Header, Kind};
@@ -106,10 +106,12 @@ impl PubSub {
     fn evict(&mut self, ports: &mut Ports, key: Key) {
         let Some(subscription) = self.topics.unsubscribe(key) else { return };
         ports.counters.evicted += 1;
-        if let Some(process) = ports.process(subscription.owner) {
-            ports.patience.evicted(process, ports.now);
+        let cost = ports.process(subscription.owner).map_or(0, |process| ports.patience.evicted(process, ports.now));
+        let (mut id, mut user) = (0, BROKER);
+        if let Some(ingress) = ports.ingress_mut(subscription.owner) {
+            (id, user) = (ingress.info.id, ingress.info.principal);
+            ingress.owes = ingress.owes.saturating_add(cost);
         }
-        let id = ports.ingress(subscription.owner).map_or(0, |ingress| ingress.info.id);
         if let Some(egress) = ports.egresses.get_mut(subscription.owner) {
             egress.subscriptions.retain(|s| *s != key);
         }
@@ -122,6 +124,7 @@ impl PubSub {
         self.publish_system(ports, "$sys.subscription.evicted", &text);
         ports.events.tell(Event::Evicted {
             connection: id,
+            user,
             pattern: subscription.pattern,
             dropped: subscription.dropped,
         });

@@ -4,8 +4,7 @@ use super::PubSub;
 use crate::broker::router::connection::{ControlReply, gone, share_reached};
 use crate::broker::router::ingress::Published;
 use crate::broker::router::ports::Ports;
-use crate::logic::routing::arena::{Key, MAX_SHORT};
-use crate::logic::shares::ShareReached;
+use crate::logic::routing::arena::Key;
 use crate::wire::control::{BrokerFrame, DeliveryPolicy, FailedCode};
 use crate::wire::name::Topic;
 use crate::wire::pattern::Pattern;
@@ -54,10 +53,8 @@ impl PubSub {
         };
         let owner = (key, ingress.info.principal);
         let subscribed = self.topics.subscribe(owner, pattern, policy, capacity, ports.now);
-        let subscription = subscribed.map_err(|ShareReached { user, most }| {
-            let all = format_args!("{MAX_SHORT} of all users (limits.user_share_percent)");
-            let user = ports.settings.quotas.subject(user);
-            (FailedCode::Limit, format!("{user} has reached its share of {most} subscriptions, of {all}"))
+        let subscription = subscribed.map_err(|reached| {
+            share_reached(&ports.settings.quotas, reached, "subscriptions", "limits.max_subscriptions")
         })?;
         if let Some(egress) = ports.egresses.get_mut(key) {
             egress.subscriptions.push(subscription);

@@ -49,6 +49,26 @@ fn publishes_wait_for_the_subscriptions_of_another_user_for_a_limited_time() {
 }
 
 #[test]
+fn credit_that_is_no_space_does_not_restart_the_time_that_others_wait() {
+    let mut router = Router::new(|config| config.delivery.user_wait_ms = 100);
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect_as(OTHER));
+    let topic = router.topic(&publisher, "t");
+    let id = router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 0);
+    // It grants credit each millisecond, and reads nothing.
+    let (mut waited, before) = (0, router.evicted());
+    while router.evicted() == before {
+        _ = publisher.publish(topic, &[1; 900]);
+        let credit = Header { id, arg: 8192, ..Header::new(Kind::Credit) };
+        assert!(subscriber.push(true, credit, b""));
+        router.run();
+        waited += u64::from(router.state.ports.ingress(publisher.key).unwrap().parked.is_some());
+        router.pass(1);
+        assert!(waited < 1000, "others wait on");
+    }
+    assert!((95..=105).contains(&waited), "{waited} ms");
+}
+
+#[test]
 fn a_process_that_times_out_again_and_again_delays_its_own_user_ever_less() {
     let mut router = Router::new(|config| config.delivery.slow_consumer_timeout_ms = 1000);
     let (mut publisher, subscriber) = (router.connect(), router.connect());
@@ -61,6 +81,21 @@ fn a_process_that_times_out_again_and_again_delays_its_own_user_ever_less() {
         let timeout = 1000 >> times;
         assert!((timeout..timeout + 5).contains(wait), "{waits:?}");
     }
+}
+
+#[test]
+fn each_eviction_costs_the_next_request_of_its_client_twice_as_much() {
+    let mut router = Router::new(|config| config.delivery.slow_consumer_timeout_ms = 100);
+    let (mut publisher, subscriber, other) = (router.connect(), router.connect(), router.connect());
+    let topic = router.topic(&publisher, "t");
+    let costs = [(); 4].map(|()| {
+        router.subscribe(&subscriber, "t", DeliveryPolicy::Block, 1);
+        router.wait_for(&mut publisher, topic);
+        router.state.take_debt(subscriber.key)
+    });
+    assert_eq!(costs, [1_000_000, 2_000_000, 4_000_000, 8_000_000]);
+    let debts = [&publisher, &subscriber, &other].map(|peer| router.state.take_debt(peer.key));
+    assert_eq!(debts, [0; 3], "it is paid once, and by nobody else");
 }
 
 #[test]
