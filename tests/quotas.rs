@@ -153,8 +153,11 @@ fn credit_without_space_does_not_make_others_wait_longer() {
         client.flush().unwrap();
         is_over.store(true, Relaxed);
     });
-    let evicted = broker.get("/metrics").sample("lapce_ipc_subscriptions_evicted_total");
-    assert_eq!(evicted, 1.0);
+    let metrics = broker.get("/metrics");
+    assert_eq!(metrics.sample("lapce_ipc_subscriptions_evicted_total"), 1.0);
+    // A wait, and a further one for each grant within 50 ms. It was ten seconds once, and ten thousand waits.
+    let parked = metrics.sample("lapce_ipc_publishers_parked_total");
+    assert!(parked < 1_000.0, "{parked} waits");
 }
 
 #[test]
