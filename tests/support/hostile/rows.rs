@@ -51,7 +51,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("many-subscriptions-10", "the same from 10 connections"),
     row("subscribe-storm", "subscribes and unsubscribes while 64,800 topics are known"),
     row("intern-storm", "interns topics while 61,440 subscriptions are held"),
-    row("intern-storm-690", "the same while 706,560 are held"),
+    row("intern-storm-690", "the same while 690 connections ask for 706,560"),
     also_in_debug(late("services-all", "interns 1,100 services")),
     late("topics-all", "interns 65,536 topics over 8 connections"),
     late("routes-all", "1,024 subscriptions that match 1,024 own topics"),
