@@ -168,7 +168,7 @@ fn as_text(builds: &[Build]) -> String {
         Spread::of(values).map_or(String::new(), shown)
     };
     if builds.len() > 1 {
-        let _ = writeln!(text, "{:<22} {:<38} {:<38} {}", "", "this build", "against", "this / against");
+        let _ = writeln!(text, "{:<22} {:<38} {:<38} this / against", "", "this build", "against");
     }
     for key in FIGURES {
         let values: Vec<Vec<f64>> = builds.iter().map(|build| build.values(key)).collect();
