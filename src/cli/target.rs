@@ -14,6 +14,7 @@ use rustix::process::geteuid;
 use std::num::ParseIntError;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,18 @@ pub(super) struct Trust {
 const TRUSTED_UIDS: &str = "LAPCE_IPC_TRUSTED_UIDS";
 
 impl BrokerTarget {
+    /// Passes the same on to another command of this program.
+    pub(super) fn pass_on(&self, command: &mut Command) {
+        for (option, path) in [("--socket", &self.socket), ("--config", &self.config)] {
+            if let Some(path) = path {
+                command.arg(option).arg(path);
+            }
+        }
+        for uid in &self.trusted {
+            command.args(["--trust-uid", &uid.to_string()]);
+        }
+    }
+
     /// The same for a client, with the users whose broker it trusts: those that are named, and those of the variable.
     ///
     /// # Errors

@@ -64,14 +64,7 @@ impl Process {
             |error: io::Error| Failure::new(Code::Unavailable, format!("cannot start the {}: {error}", role.as_str()));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("bench-part").arg(role.as_str()).args(["--wait", wait.as_str()]);
-        for (option, path) in [("--socket", &target.socket), ("--config", &target.config)] {
-            if let Some(path) = path {
-                command.arg(option).arg(path);
-            }
-        }
-        for uid in &target.trusted {
-            command.args(["--trust-uid", &uid.to_string()]);
-        }
+        target.pass_on(&mut command);
         for (option, number) in options {
             command.args([option, number.to_string().as_str()]);
         }

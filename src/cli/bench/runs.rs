@@ -82,14 +82,7 @@ fn failed(program: &Path, why: &dyn std::fmt::Display) -> Failure {
 fn measure(program: &Path, target: &BrokerTarget, series: &Series) -> Result<Map<String, Value>, Failure> {
     let mut command = Command::new(program);
     command.arg("bench").args(&series.words).arg("--json");
-    for (option, path) in [("--socket", &target.socket), ("--config", &target.config)] {
-        if let Some(path) = path {
-            command.arg(option).arg(path);
-        }
-    }
-    for uid in &target.trusted {
-        command.args(["--trust-uid", &uid.to_string()]);
-    }
+    target.pass_on(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut running = Running::start(&mut command).map_err(|error| failed(program, &error))?;
     let mut text = String::new();

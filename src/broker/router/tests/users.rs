@@ -95,7 +95,7 @@ fn each_eviction_costs_the_next_request_of_its_client_twice_as_much() {
     });
     assert_eq!(costs, [1_000_000, 2_000_000, 4_000_000, 8_000_000]);
     let debts = [&publisher, &subscriber, &other].map(|peer| router.state.take_debt(peer.key));
-    assert_eq!(debts, [0; 3], "it is paid once, and by nobody else");
+    assert_eq!(debts, [0; 3], "it is paid once, and by the evicted client alone");
 }
 
 #[test]
