@@ -399,8 +399,8 @@ fn status_metrics_and_what_was_sent_agree() {
         (r#"lapce_ipc_requests_failed_total{outcome="no_responders"}"#, 1.0),
         ("lapce_ipc_connections", 2.0),
         ("lapce_ipc_connections_limit", 1000.0),
-        // One user may lease a quarter of them.
-        ("lapce_ipc_slots_limit", 4096.0),
+        // One user may lease a tenth of them.
+        ("lapce_ipc_slots_limit", 10_240.0),
         ("lapce_ipc_ready", 1.0),
         ("lapce_ipc_threads_late", 0.0),
         (r#"lapce_ipc_actor_up{actor="router"}"#, 1.0),

@@ -47,7 +47,7 @@ section! {
         /// A topic name is sent as one record, so the minimum is the longest name.
         slot_size: u32 = 1024, Rule::MultipleOf8 { min: 256, max: 65_536, unit: "bytes" };
         /// Slots of `slot_size` that all connections of one user share; 1024 of 1 KiB are 1 MiB.
-        /// All users together lease up to four times as many, and one at most a quarter of what the others leave.
+        /// All users together lease up to ten times as many, and one at most a tenth of what the others leave.
         num_slots: u32 = 1024, integer(1, 1 << 20, "slots");
         /// The mode of the socket and of the segments.
         /// 384 is 0600: only the broker's own user. Execute bits are refused: neither is executed.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 const MS: u64 = 1_000_000;
 /// The part of the cells of shared memory that a user may lease of what the others leave. A user that comes late needs
 /// almost as many as one that is alone, or small rings make it slow (row `budget` of `tests/hostile_table.rs`).
-const LEASE_PERCENT: u32 = 25;
+const LEASE_PERCENT: u32 = 10;
 /// Work for a user's subscriptions that can be saved up: the share of so much time.
 const WORK_WINDOW: u64 = 100 * MS;
 
