@@ -11,9 +11,10 @@ use std::collections::HashMap;
 
 /// An account holds the share of so much time, in nanoseconds.
 const WINDOW: u64 = 2_000_000_000;
-/// What each request costs beside the time that the router takes for it: two threads are woken, and a worker reads the
-/// request and writes the reply, which takes the processor from the router or from clients.
-const REQUEST: u64 = 20_000;
+/// What each request costs beside the time that the router takes for it: three threads are woken, and a worker reads the
+/// request and writes the reply, which takes the processor from the router or from clients. Measured where every core
+/// is busy: up to 115 µs in a virtual machine.
+const REQUEST: u64 = 50_000;
 /// Bytes of a page that cost as much as a nanosecond: they are copied, and written to the client's socket.
 const PAGE_BYTES: u64 = 4;
 
@@ -112,7 +113,9 @@ mod tests {
         time.enters(uid(8), FIVE, 5_000 * MS);
         assert_eq!(time.waits_until(uid(7), FIVE, 5_000 * MS), None, "what it did alone was free");
         let taken = storm(&mut time, uid(7), 5_000 * MS, 6_000 * MS, 100_000);
-        assert!((120 * MS..=151 * MS).contains(&taken), "100 ms saved up, and 5 % of a second: {taken}");
+        // 100 ms saved up, and 5 % of a second.
+        let most = 150 * MS * 100_000 / (100_000 + REQUEST);
+        assert!((most * 9 / 10..=most + MS).contains(&taken), "{taken} of {most}");
         assert!(time.waits_until(uid(7), FIVE, 6_000 * MS).is_some());
         assert_eq!(time.waits_until(uid(8), FIVE, 6_000 * MS), None, "another user does not");
         time.leaves(uid(8));

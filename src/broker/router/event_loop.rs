@@ -145,7 +145,9 @@ fn burst(shared: &Shared, looked: &mut u64) -> bool {
         if !worked && !found {
             return false;
         }
-        worked = false;
+        if std::mem::take(&mut worked) {
+            state.ports.cool_longest_quiet();
+        }
         state.set_now(shared.now());
         look_if_due(&mut state, looked);
         if state.ports.now - started > turn_max {

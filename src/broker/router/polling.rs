@@ -6,6 +6,10 @@
 use super::egress::MAX_WOKEN;
 use super::ports::Ports;
 
+/// How long a connection is polled after its last record while others have work, in nanoseconds. Each poll of all costs
+/// the others time; a ring after so long a silence costs little.
+const POLLED_FOR: u64 = 2_000_000;
+
 /// What spinning for the next record would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spinning {
@@ -45,6 +49,15 @@ impl Ports {
         if ingress.has_something() {
             ingress.data.disarm();
             self.schedule.wake(key);
+        }
+    }
+
+    /// While others have work: stops polling the connection that has been quiet longest, if it has been so for long.
+    pub(super) fn cool_longest_quiet(&mut self) {
+        let Some(&key) = self.schedule.quiet().first() else { return };
+        let active_at = self.ingress(key).map_or(0, |ingress| ingress.active_at);
+        if self.now.saturating_sub(active_at) > POLLED_FOR {
+            self.cool(key);
         }
     }
 

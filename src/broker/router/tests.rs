@@ -6,6 +6,7 @@ mod crashes;
 mod given_up;
 mod memory;
 mod newest;
+mod polling;
 mod requests;
 mod resent;
 mod runs;
