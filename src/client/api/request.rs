@@ -154,6 +154,16 @@ fn millis(time: Option<Duration>) -> u32 {
     time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1))
 }
 
+/// The header of a request with these options, as far as that depends on them.
+pub(super) fn request_header(options: RequestOptions) -> Header {
+    Header {
+        nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
+        origin: millis(options.first_chunk),
+        dropped: millis(options.idle),
+        ..Header::new(RecordKind::Request)
+    }
+}
+
 /// The sending of a request's body, part by part.
 pub(crate) struct RequestBody {
     header: Header,
@@ -183,10 +193,7 @@ impl RequestBody {
             id2: generation,
             arg: service.number,
             total: connection.check_size(total)?,
-            nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
-            origin: millis(options.first_chunk),
-            dropped: millis(options.idle),
-            ..Header::new(RecordKind::Request)
+            ..request_header(options)
         };
         let part = connection.limits.slot_size() as usize;
         let (connection, is_sent) = (connection.clone(), false);
@@ -249,6 +256,18 @@ impl RequestBody {
 }
 
 impl ReplyStream {
+    /// The request in this slot, which is placed.
+    pub(super) fn placed(
+        connection: &Arc<Connection>,
+        claimed: ClaimedSlot,
+        session: u64,
+        time: CallDeadline,
+    ) -> ReplyStream {
+        let ClaimedSlot { slot, generation, pending } = claimed;
+        let connection = connection.clone();
+        ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent: true }
+    }
+
     /// Waits for the next chunk; `None` after the last.
     fn receive(&mut self) -> Result<Option<Vec<u8>>> {
         self.receive_within(None)
@@ -347,7 +366,6 @@ impl ReplyStream {
         }
     }
 
-    #[cfg(feature = "tokio")]
     pub(crate) fn is_done(&self) -> bool {
         self.done
     }

@@ -48,9 +48,9 @@ impl Client {
 /// side, and [`call_into`](Requester::call_into) allocates no memory once `reply` is large enough.
 #[derive(Clone, Debug)]
 pub struct Requester {
-    service: Arc<Interned>,
-    name: Arc<str>,
-    client: Client,
+    pub(super) service: Arc<Interned>,
+    pub(super) name: Arc<str>,
+    pub(super) client: Client,
 }
 
 impl Requester {
@@ -131,10 +131,13 @@ impl Requester {
         outcome.inspect_err(|_| reply.clear())
     }
 
-    fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {
+    pub(super) fn callee(&self) -> Callee<'_> {
+        Callee { name: &self.name, held: Some(self.service.name) }
+    }
+
+    pub(super) fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {
         let connection = &self.client.connection;
-        let callee = Callee { name: &self.name, held: Some(self.service.name) };
-        let (mut stream, mut body) = begin(connection, callee, payload.len(), options, false)?;
+        let (mut stream, mut body) = begin(connection, self.callee(), payload.len(), options, false)?;
         if body.is_one_record()
             && let Some(lead) = wait::try_lead(connection)
         {

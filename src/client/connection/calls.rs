@@ -2,10 +2,11 @@
 
 use super::shared::Connection;
 use super::table::Table;
+use crate::client::data::batch_calls::BatchCalls;
 use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
 use crate::client::data::names::{Callee, NameRef};
-use crate::client::data::request_slots::ClaimedSlot;
+use crate::client::data::request_slots::{ClaimedSlot, RequestSlots};
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::sync::Ordering;
@@ -54,6 +55,94 @@ pub(crate) fn claim_slot(connection: &Connection, callee: Callee<'_>) -> Result<
     let claimed = table.requests.claim(limits.stream_credit_cells(), service.at, limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
     claimed.map(|claimed| Some((service, claimed))).ok_or_else(|| overloaded.into())
+}
+
+/// The requests of a batch, and those of it that were diverted, by their payloads.
+pub(crate) struct BatchPlace<'a> {
+    pub(crate) calls: &'a mut BatchCalls,
+    pub(crate) diverted: &'a mut Vec<(usize, u64, ClaimedSlot)>,
+}
+
+impl BatchPlace<'_> {
+    fn settle(&mut self, requests: &mut RequestSlots) {
+        // They were diverted in the session in which they were placed, or by its end.
+        let session = self.calls.session;
+        self.calls.settle(requests, |index, claimed| self.diverted.push((index, session, claimed)));
+    }
+
+    /// Finds those that were diverted.
+    pub(crate) fn look(&mut self, connection: &Connection) {
+        if self.calls.is_begun() {
+            self.settle(&mut lock(&connection.table).requests);
+        }
+    }
+
+    /// Places requests of one record each, in order: the first is that of the payload `first`. In one step, under the
+    /// lock of the table, so none ends between the claim of its slot and its record, and its cancel comes behind it.
+    /// Never waits. Returns how many: none if the number of the service is to be requested first.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub(crate) fn place<P: AsRef<[u8]>>(
+        &mut self,
+        connection: &Connection,
+        callee: Callee<'_>,
+        header: &Header,
+        first: usize,
+        payloads: &[P],
+    ) -> Result<usize> {
+        connection.check_fork()?;
+        let mut table = lock(&connection.table);
+        let Table { requests, services, session, closed, spare_batch, .. } = &mut *table;
+        if let Some(closed) = closed {
+            return Err(closed.clone());
+        }
+        self.calls.begin(requests, spare_batch);
+        self.settle(requests);
+        self.calls.session = *session;
+        let Some(service) = services.find(callee, *session) else { return Ok(0) };
+        let (mut claimed, mut last) = (0, None);
+        let (max, calls) = (connection.limits.max_requests(), &mut *self.calls);
+        let header = Header { arg: service.number, ..*header };
+        let placed = connection.express().claim()?.try_requests(&header, payloads, || {
+            last = calls.claim(requests, service.at, max, first + claimed);
+            claimed += usize::from(last.is_some());
+            last
+        });
+        let placed_count = *placed.as_ref().unwrap_or(&0);
+        if claimed > placed_count
+            && let Some((slot, generation)) = last
+        {
+            calls.take_back(requests, slot, generation);
+        }
+        placed
+    }
+
+    /// No reply is waited for any more: what was diverted before stays, the others end here with this outcome. Returns
+    /// their payloads.
+    pub(crate) fn end(&mut self, connection: &Connection, outcome: Outcome) -> Vec<usize> {
+        if connection.is_ours() && self.calls.is_begun() {
+            let mut table = lock(&connection.table);
+            self.settle(&mut table.requests);
+            if self.calls.cancel(&mut table.requests, outcome) {
+                place_owed(connection, &mut table);
+            }
+        }
+        self.calls.end()
+    }
+
+    /// The batch is over. Nothing waits: no slot stays claimed.
+    pub(crate) fn finish(&mut self, connection: &Connection) {
+        if connection.is_ours() && self.calls.is_begun() {
+            let mut table = lock(&connection.table);
+            self.settle(&mut table.requests);
+            if self.calls.cancel(&mut table.requests, Outcome::Cancelled) {
+                place_owed(connection, &mut table);
+            }
+            self.calls.give_back(&mut table.spare_batch);
+        }
+    }
 }
 
 /// No process listens at the socket, so no reply is to be expected: outstanding requests end as disconnected now, not
