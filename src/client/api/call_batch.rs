@@ -166,10 +166,14 @@ struct Batch<'a, P, F> {
     sending: Option<(Other, RequestBody)>,
     /// So many may still be outstanding when the next ones are placed.
     goal: usize,
+    /// There was no space for the next one.
+    is_short: bool,
     /// Requests to be sent again, and whether there were any.
     again: Vec<usize>,
     is_lost: bool,
     lead: Option<Lead<'a>>,
+    /// The reader's count of sorts when the batch last looked for what was diverted.
+    sorts: u64,
     /// Whether this thread has the reader role, so that its user must not wait.
     leads: bool,
 }
@@ -190,19 +194,29 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
             others: Vec::new(),
             sending: None,
             goal: 0,
+            is_short: false,
             again: Vec::new(),
             is_lost: false,
             lead: None,
+            sorts: 0,
             leads: false,
         }
     }
 
     fn run(&mut self) {
+        // Before the first request is placed: no other thread sorts its reply.
+        self.lead = self.try_lead();
+        self.sorts = self.lead.as_ref().map_or(0, |lead| lead.leader.reader.sorts);
         while self.next < self.payloads.len() || self.outstanding() > 0 {
             self.fill();
             self.wait();
         }
         self.send_again();
+    }
+
+    fn try_lead(&self) -> Option<Lead<'a>> {
+        let connection = self.connection;
+        Some(Lead { leader: wait::try_lead(connection)?, connection })
     }
 
     fn outstanding(&self) -> usize {
@@ -246,7 +260,7 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
                 }
                 return;
             };
-            self.place(options);
+            self.place(options, false);
             let Some(payload) = self.payloads.get(self.next) else { return };
             let is_large = payload.as_ref().len() > self.connection.limits.slot_size() as usize;
             let may_be_large = is_large && self.others.len() < LARGE && self.room() > 0 && self.sending.is_none();
@@ -258,15 +272,19 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
         }
     }
 
-    /// Places requests of one record each, as far as there are slots and space.
-    fn place(&mut self, options: RequestOptions) {
+    /// Places requests of one record each, as far as there are slots and space. Returns whether any was.
+    fn place(&mut self, options: RequestOptions, arms: bool) -> bool {
         let (first, room) = (self.next, self.room());
         let payloads = &self.payloads[first..self.payloads.len().min(first + room)];
         let mut place = BatchPlace { calls: &mut self.calls, diverted: &mut self.diverted };
-        let header = request_header(options);
+        let (header, callee) = (request_header(options), self.requester.callee());
+        let placed = place.place(self.connection, callee, &header, first, payloads, arms);
         // An error is that of the next request, which is started by itself.
-        self.next += place.place(self.connection, self.requester.callee(), &header, first, payloads).unwrap_or(0);
+        let (placed, is_short) = placed.unwrap_or_default();
+        self.next += placed;
+        self.is_short = is_short;
         self.adopt();
+        placed > 0
     }
 
     /// Starts the next request by itself.
@@ -289,11 +307,7 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
         }
         self.goal = if self.next < self.payloads.len() { self.outstanding() / 2 } else { 0 };
         let connection = self.connection;
-        let lead = self.lead.take().or_else(|| {
-            let leader = wait::try_lead(connection)?;
-            Some(Lead { leader, connection })
-        });
-        let waited = match lead {
+        let waited = match self.lead.take().or_else(|| self.try_lead()) {
             Some(mut lead) => {
                 let waited = self.wait_leading(&mut lead.leader);
                 self.lead = Some(lead);
@@ -328,6 +342,11 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
 
     /// Takes replies out of the ring, as far as they come next. Returns how many.
     fn take_replies(&mut self, reader: &mut Reader) -> usize {
+        if self.sorts != reader.sorts {
+            // Of a reply that was sorted in part, the rest could pass for a whole one.
+            self.sorts = reader.sorts;
+            self.look();
+        }
         let mut reply = std::mem::take(&mut reader.scratch);
         let mut taken = 0;
         while self.outstanding() > self.goal && self.connection.is_ours() {
@@ -353,10 +372,13 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
             return true;
         }
         let is_sent = self.send_rest();
-        BatchPlace { calls: &mut self.calls, diverted: &mut self.diverted }.look(self.connection);
-        self.adopt();
+        self.look();
         self.poll_others();
-        is_sent || self.outstanding() <= self.goal
+        if is_sent || self.outstanding() <= self.goal {
+            return true;
+        }
+        // Before it sleeps: there may be space before there are replies.
+        self.is_short && self.options().is_some_and(|options| self.place(options, true))
     }
 
     /// Sends more of the body that is not placed yet. Returns whether none is left.
@@ -378,6 +400,12 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
             }
         }
         true
+    }
+
+    /// Finds the requests that were diverted.
+    fn look(&mut self) {
+        BatchPlace { calls: &mut self.calls, diverted: &mut self.diverted }.look(self.connection);
+        self.adopt();
     }
 
     fn adopt(&mut self) {

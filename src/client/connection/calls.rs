@@ -79,7 +79,8 @@ impl BatchPlace<'_> {
 
     /// Places requests of one record each, in order: the first is that of the payload `first`. In one step, under the
     /// lock of the table, so none ends between the claim of its slot and its record, and its cancel comes behind it.
-    /// Never waits. Returns how many: none if the number of the service is to be requested first.
+    /// Never waits; if `arms`, it asks to be woken when there is more space. Returns how many, and whether space was what
+    /// the next one lacks. None are placed if the number of the service is to be requested first.
     ///
     /// # Errors
     ///
@@ -91,7 +92,8 @@ impl BatchPlace<'_> {
         header: &Header,
         first: usize,
         payloads: &[P],
-    ) -> Result<usize> {
+        arms: bool,
+    ) -> Result<(usize, bool)> {
         connection.check_fork()?;
         let mut table = lock(&connection.table);
         let Table { requests, services, session, closed, spare_batch, .. } = &mut *table;
@@ -101,22 +103,20 @@ impl BatchPlace<'_> {
         self.calls.begin(requests, spare_batch);
         self.settle(requests);
         self.calls.session = *session;
-        let Some(service) = services.find(callee, *session) else { return Ok(0) };
+        let Some(service) = services.find(callee, *session) else { return Ok((0, false)) };
         let (mut claimed, mut last) = (0, None);
         let (max, calls) = (connection.limits.max_requests(), &mut *self.calls);
         let header = Header { arg: service.number, ..*header };
-        let placed = connection.express().claim()?.try_requests(&header, payloads, || {
+        let placed = connection.express().claim()?.try_requests(&header, payloads, arms, || {
             last = calls.claim(requests, service.at, max, first + claimed);
             claimed += usize::from(last.is_some());
             last
-        });
-        let placed_count = *placed.as_ref().unwrap_or(&0);
-        if claimed > placed_count
-            && let Some((slot, generation)) = last
-        {
+        })?;
+        let is_short = claimed > placed;
+        if is_short && let Some((slot, generation)) = last {
             calls.take_back(requests, slot, generation);
         }
-        placed
+        Ok((placed, is_short))
     }
 
     /// No reply is waited for any more: what was diverted before stays, the others end here with this outcome. Returns

@@ -46,6 +46,8 @@ pub(crate) struct Reader {
     pub(crate) brief_polls: u32,
     /// Messages of the last session may have to be sent again.
     pub(crate) has_resends: bool,
+    /// How often records were sorted: a part of a reply may be among them.
+    pub(crate) sorts: u64,
     /// Memory for one reply of a batch at a time.
     pub(crate) scratch: Vec<u8>,
 }
@@ -67,6 +69,7 @@ impl Reader {
             spin: SpinTime::new(SPIN_MAX),
             brief_polls: 0,
             has_resends: false,
+            sorts: 0,
             scratch: Vec::new(),
         }
     }

@@ -326,11 +326,13 @@ impl LaneProducer {
     }
 
     /// Places requests of one record each, in order, as far as there is space. `claim` returns slot and generation of the
-    /// next one; `None`: there is no slot. Returns how many are placed: then `claim` may have been called once more.
+    /// next one; `None`: there is no slot. Returns how many are placed. If there was no space for the last one that was
+    /// claimed, and `arms`, asks to be woken when there is.
     pub(crate) fn try_requests<P: AsRef<[u8]>>(
         &mut self,
         header: &Header,
         payloads: &[P],
+        arms: bool,
         mut claim: impl FnMut() -> Option<(u32, u32)>,
     ) -> Result<usize> {
         if !self.resends.is_empty() && !self.place_resends()? {
@@ -342,8 +344,16 @@ impl LaneProducer {
             let Some((id, id2)) = claim() else { break };
             // Every payload was found to be short enough.
             let header = Header { flags: Flags::WHOLE, id, id2, total: payload.len() as u32, ..*header };
+            let words = header.to_words();
+            let mut pushed = self.producer.push(&words, Payload::Bytes(payload));
+            if pushed == Ok(false) && arms {
+                self.producer.leave();
+                self.space.arm();
+                self.producer.enter();
+                pushed = self.producer.push(&words, Payload::Bytes(payload));
+            }
             // A violation is reported to the next request, which is placed by itself.
-            if self.producer.push(&header.to_words(), Payload::Bytes(payload)) != Ok(true) {
+            if pushed != Ok(true) {
                 break;
             }
             placed += 1;
