@@ -206,6 +206,7 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
     fn run(&mut self) {
         // Before the first request is placed: no other thread sorts its reply.
         self.lead = self.try_lead();
+        self.leads = self.lead.is_some();
         self.sorts = self.lead.as_ref().map_or(0, |lead| lead.leader.reader.sorts);
         while self.next < self.payloads.len() || self.outstanding() > 0 {
             self.fill();

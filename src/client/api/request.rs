@@ -2,7 +2,6 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
-use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
@@ -201,11 +200,6 @@ impl RequestBody {
         Ok(Some((stream, RequestBody { header, total, at: 0, part, done: false })))
     }
 
-    /// Whether it is sent as one record.
-    pub(crate) fn is_one_record(&self) -> bool {
-        self.total <= self.part
-    }
-
     /// Sends what is left of the body, and waits where there is neither credit nor space.
     pub(crate) fn send(&mut self, stream: &mut ReplyStream, payload: &[u8]) -> Result<()> {
         let connection = stream.connection.clone();
@@ -303,16 +297,6 @@ impl ReplyStream {
             append(chunk, reply);
         }
         Ok(())
-    }
-
-    /// Takes the whole reply out of the ring, if it is the next record. Nothing of it may have been taken before.
-    pub(crate) fn take_in_place(&mut self, reader: &mut Reader, reply: &mut Vec<u8>) -> bool {
-        let is_taken = reader.take_reply(self.slot, self.generation, reply);
-        if is_taken {
-            self.done = true;
-            lock(&self.connection.table).requests.release(self.slot, self.generation);
-        }
-        is_taken
     }
 
     /// When it ends here, if the broker says nothing.

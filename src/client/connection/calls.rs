@@ -51,10 +51,86 @@ pub(crate) fn claim_slot(connection: &Connection, callee: Callee<'_>) -> Result<
     }
     let session = table.session;
     let Some(service) = table.services.find(callee, session) else { return Ok(None) };
+    release_kept(connection, &mut table.requests);
     let limits = &connection.limits;
     let claimed = table.requests.claim(limits.stream_credit_cells(), service.at, limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
     claimed.map(|claimed| Some((service, claimed))).ok_or_else(|| overloaded.into())
+}
+
+/// Releases the slot that the last single call has kept.
+#[inline]
+fn release_kept(connection: &Connection, requests: &mut RequestSlots) {
+    let kept = connection.kept_slot.load(Ordering::Relaxed);
+    if kept != 0 {
+        requests.release(kept as u32, (kept >> 32) as u32);
+        connection.kept_slot.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The number of the batch whose only request is that of a single call, by the thread with the reader role.
+const SINGLE: u64 = 0;
+
+/// A request of one record, whose reply the thread with the reader role takes out of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SingleCall {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    pub(crate) session: u64,
+}
+
+impl SingleCall {
+    /// Places it, as [`BatchPlace::place`] does. `None`: that is not possible now, or never; the other path finds out.
+    pub(crate) fn place(
+        connection: &Connection,
+        callee: Callee<'_>,
+        header: &Header,
+        payload: &[u8],
+    ) -> Option<SingleCall> {
+        let mut table = lock(&connection.table);
+        let Table { requests, services, session, closed, .. } = &mut *table;
+        if closed.is_some() {
+            return None;
+        }
+        release_kept(connection, requests);
+        let service = services.find(callee, *session)?;
+        let (slot, generation) = requests.claim_for_batch(SINGLE, service.at, connection.limits.max_requests())?;
+        let header = Header { arg: service.number, ..*header };
+        let claim = || Some((slot, generation));
+        let lane = connection.express().claim();
+        if lane
+            .and_then(|mut lane| lane.try_requests(&header, &[payload], false, claim))
+            .is_ok_and(|placed| placed == 1)
+        {
+            return Some(SingleCall { slot, generation, session: *session });
+        }
+        requests.release(slot, generation);
+        None
+    }
+
+    /// Its reply was taken. Its slot is released with the next claim.
+    #[inline]
+    pub(crate) fn finish(self, connection: &Connection) {
+        let kept = u64::from(self.generation) << 32 | u64::from(self.slot);
+        // Each value but 0 is a slot: the first generation of each is 1.
+        if kept != 0 && connection.kept_slot.load(Ordering::Relaxed) == 0 {
+            connection.kept_slot.store(kept, Ordering::Relaxed);
+        } else {
+            lock(&connection.table).requests.release(self.slot, self.generation);
+        }
+    }
+
+    /// The request, if it was diverted: something of its reply was sorted, or it has ended here.
+    pub(crate) fn diverted(self, connection: &Connection) -> Option<ClaimedSlot> {
+        let mut found = None;
+        lock(&connection.table).requests.take_diverted(SINGLE, |claimed| {
+            // Others are over: a kept slot, or one whose deadline has passed.
+            if (claimed.slot, claimed.generation) == (self.slot, self.generation) {
+                found = Some(claimed);
+            }
+        });
+        found
+    }
 }
 
 /// The requests of a batch, and those of it that were diverted, by their payloads.
@@ -102,6 +178,7 @@ impl BatchPlace<'_> {
         }
         self.calls.begin(requests, spare_batch);
         self.settle(requests);
+        release_kept(connection, requests);
         self.calls.session = *session;
         let Some(service) = services.find(callee, *session) else { return Ok((0, false)) };
         let (mut claimed, mut last) = (0, None);
