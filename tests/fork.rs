@@ -10,13 +10,15 @@ use support::role::{Child, heard, role, tell};
 
 /// What a child does with all that it inherited; the number of the first thing that is not as it should be, or 0.
 fn use_inherited(parts: Inherited) -> i32 {
-    let Inherited { client, mut subscription, mut service, publisher } = parts;
+    let Inherited { client, mut subscription, mut service, publisher, requester } = parts;
     let is_refused = |error: Option<lapce_ipc::client::Error>| error.is_some_and(|e| e.kind() == ErrorKind::Forked);
     let checks = [
         is_refused(publisher.publish("from the child").err()),
         is_refused(client.publish("fork.new", "from the child").err()),
         is_refused(client.flush().err()),
         is_refused(client.request("echo", "hi").err()),
+        is_refused(requester.call("hi").err()),
+        is_refused(requester.call_batch(&["hi"], |_, _| ()).err()),
         is_refused(client.subscribe("fork.>").err()),
         is_refused(client.serve("other").err()),
         is_refused(client.status().err()),
@@ -25,7 +27,7 @@ fn use_inherited(parts: Inherited) -> i32 {
         matches!(client.state(), ConnectionState::Closed { .. }),
     ];
     client.close();
-    drop((publisher, subscription, service, client));
+    drop((publisher, subscription, service, requester, client));
     // The socket is in the environment: a connection of the child's own is like any other.
     let own = Client::connect().and_then(|client| client.request("echo", "own"));
     let own_works = own.is_ok_and(|reply| reply == b"own");
@@ -37,6 +39,7 @@ struct Inherited {
     subscription: lapce_ipc::client::Subscription,
     service: lapce_ipc::client::Service,
     publisher: lapce_ipc::client::Publisher,
+    requester: lapce_ipc::client::Requester,
 }
 
 #[test]
@@ -50,6 +53,7 @@ fn child() {
         subscription: client.subscribe("fork.>").expect("a subscription"),
         service: client.serve("forked").expect("a service"),
         publisher: client.publisher("fork.topic").expect("a publisher"),
+        requester: client.requester("echo").expect("a service"),
         client,
     };
     let pid = match fork().expect("a child") {
@@ -60,7 +64,8 @@ fn child() {
     let status = ended.expect("it has ended").1.exit_status();
     assert_eq!(status, Some(0), "the child's first check that failed");
     // All of the parent's is in force.
-    let Inherited { client, mut subscription, mut service, publisher } = parts;
+    let Inherited { client, mut subscription, mut service, publisher, requester } = parts;
+    assert_eq!(requester.call("hi").expect("a reply"), b"hi");
     publisher.publish("from the parent").expect("published");
     let message = subscription.next().expect("it waits").expect("a message");
     assert_eq!((message.payload(), message.sequence()), (&b"from the parent"[..], 1));

@@ -10,7 +10,7 @@
 mod support;
 
 use allocation_counter::measure;
-use lapce_ipc::client::WaitStrategy;
+use lapce_ipc::client::{Requester, WaitStrategy};
 use lapce_ipc::counted::{AtomicU64, Counts, Mutex};
 use std::io::Write;
 use std::sync::atomic::Ordering;
@@ -76,11 +76,15 @@ const CLIENT: &[Row] = &[
     // The same once. Cells go back at each quarter of the ring, here twice in a batch, with a `Wake` each.
     Row("read_batch", client(BATCH as u64, 3, 1)),
     // Fences: `Enter` and `Wake` of the request, `Wake` for the cells of the reply, `Wake` for the followers.
-    // Locks: the table for the slot, the reader role, the call, the lane, the table to release the slot.
-    Row(CALL_INTO, client(1, 4, 5)),
+    // Locks: the reader role, the table for the slot, the lane. The slot is released by the next call.
+    Row(CALL_INTO, client(1, 4, 3)),
+    // The same once, and the table to release the slots. The cells of the replies go back at each quarter of the ring,
+    // and in the end, with a `Wake` each.
+    Row(CALL_BATCH, client(BATCH as u64, 5, 4)),
 ];
 
 const CALL_INTO: &str = "call_into";
+const CALL_BATCH: &str = "call_batch";
 
 /// Of a scenario of `bench-stepped`.
 const STEPPED: &[Row] = &[
@@ -164,28 +168,38 @@ fn a_message_costs_the_client_no_more_locks_and_fences_than_it_did() {
         "publish_batch" => usual(&publish_batch),
         "read_next" => usual(&read_next),
         "read_batch" => usual(&read_batch),
-        _ => call_into(&broker),
+        CALL_BATCH => {
+            let batch = vec![[9; SIZE]; BATCH];
+            least(&broker, CALL_BATCH, BATCH, |requester, _| {
+                let mut replies = 0;
+                requester.call_batch(&batch, |_, reply| replies += reply.expect("a reply").len()).expect("it is sent");
+                assert_eq!(replies, BATCH * SIZE);
+            })
+        }
+        _ => least(&broker, CALL_INTO, 1, |requester, reply| {
+            requester.call_into([9; SIZE], reply).expect("a reply");
+        }),
     });
 }
 
-/// The least of many calls: the reply was there at one of the first looks, so the thread has not waited for it.
-fn call_into(broker: &Broker) -> Cost {
-    let allowed = CLIENT.iter().find_map(|Row(name, allowed)| (*name == CALL_INTO).then_some(allowed)).expect("a row");
+/// The least of many calls: the replies were there at one of the first looks, so the thread has not waited for them.
+fn least(broker: &Broker, name: &str, messages: usize, work: impl Fn(&Requester, &mut Vec<u8>)) -> Cost {
+    let allowed = CLIENT.iter().find_map(|Row(row, allowed)| (*row == name).then_some(allowed)).expect("a row");
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
-        note("call_into: not counted, because no reply comes while this thread has the only CPU");
+        note(&format!("{name}: not counted, because no reply comes while this thread has the only CPU"));
         return *allowed;
     }
     let client = broker.builder().no_reconnect().wait(WaitStrategy::Busy).connect().expect("the broker takes us");
     let (requester, mut reply) = (client.requester("echo").expect("a service"), Vec::new());
     let (started, mut least) = (Instant::now(), None::<Cost>);
     for call in 0_u64.. {
-        let (result, now) = cost(1, || requester.call_into([9; SIZE], &mut reply));
-        result.expect("a reply");
+        let ((), now) = cost(messages, || work(&requester, &mut reply));
         let sum = |cost: Cost| cost.figures().iter().sum::<u64>();
         if least.is_none_or(|least| sum(now) < sum(least)) {
             least = Some(now);
         }
-        let is_enough = call >= (ROUNDS * BATCH) as u64 && least.is_some_and(|least| is_within(&least, allowed));
+        let is_enough =
+            call >= (ROUNDS * BATCH / messages) as u64 && least.is_some_and(|least| is_within(&least, allowed));
         if is_enough || started.elapsed() > DEADLINE / 3 {
             break;
         }

@@ -19,7 +19,7 @@
 //! | connect | [`Client::connect`], or [`Client::builder`] with options; [`Listener`] for brokers that dial |
 //! | publish and subscribe | [`Client::publish`], [`Client::publisher`], [`Client::subscribe`] |
 //! | request and stream | [`Client::request`], [`Client::request_stream`]; dropping a [`ReplyStream`] cancels |
-//! | request often | [`Client::requester`] |
+//! | request often | [`Client::requester`]; [`Requester::call_batch`] for many at a time |
 //! | serve | [`Client::serve`] |
 //! | copy less | [`Publisher::loan`] to write in place, [`Subscription::read_next`] to read in place |
 //! | watch | [`Client::events`], [`Client::state`], [`Client::status`] |

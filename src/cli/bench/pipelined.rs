@@ -1,15 +1,17 @@
-//! `requests`: many requests outstanding, as clients have them that do not wait for one reply to ask the next.
+//! `requests`: many requests outstanding, as clients have them that do not wait for one reply to ask the next: by
+//! `Requester::call_batch`.
 
 use super::processes::Processes;
 use super::work::{Throughput, Work};
 use crate::cli::failure::{Code, Failure};
-use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Requests outstanding at a time; fewer when they are large.
 const OUTSTANDING: usize = 256;
 /// Bytes outstanding at a time, about.
 const OUTSTANDING_BYTES: usize = 4 << 20;
+/// Windows of a batch: none is outstanding at its end.
+const WINDOWS: usize = 16;
 
 /// Counts replies of the broker's echo.
 ///
@@ -18,25 +20,26 @@ const OUTSTANDING_BYTES: usize = 4 << 20;
 /// If a request fails.
 pub(super) fn run(processes: &Processes, work: Work) -> Result<Throughput, Failure> {
     let client = processes.connect()?;
+    let echo = client.requester("echo")?;
     let payload = vec![b'x'; work.size];
     let window = (OUTSTANDING_BYTES / work.size).clamp(1, OUTSTANDING);
-    let mut outstanding = VecDeque::with_capacity(window);
+    // A smaller window than that of the call is the whole batch.
+    let batch = vec![&payload[..]; if window == OUTSTANDING { WINDOWS * window } else { window }];
     let started = Instant::now();
     let (mut from, until) = (started, started + work.warm_up + work.measured);
     let (mut replies, mut is_warm) = (0u64, false);
     loop {
-        while outstanding.len() < window {
-            outstanding.push_back(client.request_stream("echo", &payload)?);
-        }
-        // Half of them, then as many new ones: so both sides have a batch to work on.
-        for _ in 0..window.div_ceil(2) {
-            let Some(mut stream) = outstanding.pop_front() else { break };
-            let reply = stream.next().transpose()?.unwrap_or_default();
-            if reply.len() != payload.len() {
+        let mut failure = None;
+        echo.call_batch(&batch, |_, reply| match reply {
+            Ok(reply) if reply.len() == payload.len() => replies += 1,
+            Ok(reply) => {
                 let message = format!("sent {} bytes, received {}", work.size, reply.len());
-                return Err(Failure::new(Code::ErrorReply, message));
+                failure = Some(Failure::new(Code::ErrorReply, message));
             }
-            replies += 1;
+            Err(error) => failure = Some(error.into()),
+        })?;
+        if let Some(failure) = failure {
+            return Err(failure);
         }
         let now = Instant::now();
         if !is_warm && now - started >= work.warm_up {

@@ -6,12 +6,14 @@
 //! | `publish`, `loan` | publishing, also from messages that are written in place |
 //! | `subscription` | subscriptions |
 //! | `request`, `requester` | requests and streams; a handle for many requests to one service |
+//! | `call_batch` | many requests at a time |
 //! | `serve`, `reply` | serving; a request as its responder sees it |
 //! | `events` | the state of the connection |
 //! | `operations` | operating the broker |
 //! | `listener` | programs that brokers dial |
 
 pub(crate) mod builder;
+pub(crate) mod call_batch;
 pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod listener;

@@ -2,7 +2,6 @@
 
 use super::client::Client;
 use crate::client::connection::calls;
-use crate::client::connection::reader::Reader;
 use crate::client::connection::shared::Connection;
 use crate::client::data::call_options::{CallDeadline, IdempotentRetry, RequestOptions, timeout_as_deadline};
 use crate::client::data::lock::{deadline, lock};
@@ -154,6 +153,16 @@ fn millis(time: Option<Duration>) -> u32 {
     time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1))
 }
 
+/// The header of a request with these options, as far as that depends on them.
+pub(super) fn request_header(options: RequestOptions) -> Header {
+    Header {
+        nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
+        origin: millis(options.first_chunk),
+        dropped: millis(options.idle),
+        ..Header::new(RecordKind::Request)
+    }
+}
+
 /// The sending of a request's body, part by part.
 pub(crate) struct RequestBody {
     header: Header,
@@ -183,20 +192,12 @@ impl RequestBody {
             id2: generation,
             arg: service.number,
             total: connection.check_size(total)?,
-            nanos: options.timeout.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).max(1)),
-            origin: millis(options.first_chunk),
-            dropped: millis(options.idle),
-            ..Header::new(RecordKind::Request)
+            ..request_header(options)
         };
         let part = connection.limits.slot_size() as usize;
         let (connection, is_sent) = (connection.clone(), false);
         let stream = ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent };
         Ok(Some((stream, RequestBody { header, total, at: 0, part, done: false })))
-    }
-
-    /// Whether it is sent as one record.
-    pub(crate) fn is_one_record(&self) -> bool {
-        self.total <= self.part
     }
 
     /// Sends what is left of the body, and waits where there is neither credit nor space.
@@ -249,6 +250,18 @@ impl RequestBody {
 }
 
 impl ReplyStream {
+    /// The request in this slot, which is placed.
+    pub(super) fn placed(
+        connection: &Arc<Connection>,
+        claimed: ClaimedSlot,
+        session: u64,
+        time: CallDeadline,
+    ) -> ReplyStream {
+        let ClaimedSlot { slot, generation, pending } = claimed;
+        let connection = connection.clone();
+        ReplyStream { connection, pending, slot, generation, session, time, done: false, is_sent: true }
+    }
+
     /// Waits for the next chunk; `None` after the last.
     fn receive(&mut self) -> Result<Option<Vec<u8>>> {
         self.receive_within(None)
@@ -284,16 +297,6 @@ impl ReplyStream {
             append(chunk, reply);
         }
         Ok(())
-    }
-
-    /// Takes the whole reply out of the ring, if it is the next record. Nothing of it may have been taken before.
-    pub(crate) fn take_in_place(&mut self, reader: &mut Reader, reply: &mut Vec<u8>) -> bool {
-        let is_taken = reader.take_reply(self.slot, self.generation, reply);
-        if is_taken {
-            self.done = true;
-            lock(&self.connection.table).requests.release(self.slot, self.generation);
-        }
-        is_taken
     }
 
     /// When it ends here, if the broker says nothing.
@@ -347,7 +350,6 @@ impl ReplyStream {
         }
     }
 
-    #[cfg(feature = "tokio")]
     pub(crate) fn is_done(&self) -> bool {
         self.done
     }

@@ -7,14 +7,15 @@
 //! [`Client::request`].
 
 use super::client::Client;
-use super::request::{ReplyStream, append, begin};
+use super::request::{ReplyStream, begin, request_header};
+use crate::client::connection::calls::{self, SingleCall};
 use crate::client::connection::interning::Interned;
-use crate::client::data::call_options::RequestOptions;
+use crate::client::data::call_options::{CallDeadline, RequestOptions, timeout_as_deadline};
 use crate::client::data::names::Callee;
-use crate::client::data::pending_call::CallProgress;
 use crate::client::engine::wait::{self, Leader};
 use crate::client::engine::{names, turn};
 use crate::client::error::Result;
+use crate::wire::record::Outcome;
 use std::sync::Arc;
 
 impl Client {
@@ -48,9 +49,9 @@ impl Client {
 /// side, and [`call_into`](Requester::call_into) allocates no memory once `reply` is large enough.
 #[derive(Clone, Debug)]
 pub struct Requester {
-    service: Arc<Interned>,
-    name: Arc<str>,
-    client: Client,
+    pub(super) service: Arc<Interned>,
+    pub(super) name: Arc<str>,
+    pub(super) client: Client,
 }
 
 impl Requester {
@@ -131,38 +132,63 @@ impl Requester {
         outcome.inspect_err(|_| reply.clear())
     }
 
-    fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {
+    pub(super) fn callee(&self) -> Callee<'_> {
+        Callee { name: &self.name, held: Some(self.service.name) }
+    }
+
+    pub(super) fn call_once(&self, payload: &[u8], reply: &mut Vec<u8>, options: RequestOptions) -> Result<()> {
         let connection = &self.client.connection;
-        let callee = Callee { name: &self.name, held: Some(self.service.name) };
-        let (mut stream, mut body) = begin(connection, callee, payload.len(), options, false)?;
-        if body.is_one_record()
+        connection.check_fork()?;
+        connection.check_size(payload.len())?;
+        if payload.len() <= connection.limits.slot_size() as usize
             && let Some(lead) = wait::try_lead(connection)
+            && let Some(call) = SingleCall::place(connection, self.callee(), &request_header(options), payload)
         {
-            let is_sent = body.try_send(&mut stream, payload)?;
-            if is_sent {
-                self.receive_leading(lead, &mut stream, reply)?;
-            }
+            return self.receive_leading(lead, call, reply, options);
         }
-        // Nothing of both is left if the reply was taken. The role is given back before space is waited for.
+        // The role is given back before anything is waited for.
+        let (mut stream, mut body) = begin(connection, self.callee(), payload.len(), options, false)?;
         body.send(&mut stream, payload)?;
         stream.receive_all(reply)
     }
 
     /// Waits with the reader role for the reply, or for a part of it.
-    fn receive_leading(&self, mut lead: Leader<'_>, stream: &mut ReplyStream, reply: &mut Vec<u8>) -> Result<()> {
+    fn receive_leading(
+        &self,
+        mut lead: Leader<'_>,
+        call: SingleCall,
+        reply: &mut Vec<u8>,
+        options: RequestOptions,
+    ) -> Result<()> {
         let connection = &self.client.connection;
-        if turn::poll_briefly(&mut lead.reader, connection) && stream.take_in_place(&mut lead.reader, reply) {
+        let mut time = CallDeadline::new(&connection.limits, options, false);
+        let SingleCall { slot, generation, session } = call;
+        let sorts = lead.reader.sorts;
+        if turn::poll_briefly(&mut lead.reader, connection)
+            // What is sorted may be a part of the reply, and the rest could pass for a whole one.
+            && lead.reader.sorts == sorts
+            && lead.reader.take_reply(slot, generation, reply)
+        {
+            call.finish(connection);
             return Ok(());
         }
-        let until = stream.until();
-        let found = wait::leading(connection, lead, until, |reader| match stream.poll() {
-            None => stream.take_in_place(reader, reply).then_some(Ok(CallProgress::End)),
+        let found = wait::leading(connection, lead, time.until(), |reader| match call.diverted(connection) {
+            None => reader.take_reply(slot, generation, reply).then_some(None),
             // It comes before what lies in the ring.
-            sorted => sorted,
+            diverted => Some(diverted),
         });
-        if let Some(chunk) = stream.took(found.and_then(|found| found))? {
-            append(chunk, reply);
+        match found {
+            Ok(None) => {
+                call.finish(connection);
+                Ok(())
+            }
+            Ok(Some(claimed)) => ReplyStream::placed(connection, claimed, session, time).receive_all(reply),
+            Err(error) => {
+                if connection.is_ours() {
+                    calls::cancel(connection, slot, generation, Outcome::DeadlineExceeded);
+                }
+                Err(timeout_as_deadline(error))
+            }
         }
-        Ok(())
     }
 }

@@ -246,7 +246,7 @@ impl Subscription {
         let mut read = Some(read);
         let slot_size = connection.limits.slot_size();
         loop {
-            let next = wait::reading(&connection, |reader| {
+            let next = wait::reading(&connection, None, |reader| {
                 if self.should_catch_up() {
                     return Some(Ok(Next::CatchUp));
                 }

@@ -2,10 +2,11 @@
 
 use super::shared::Connection;
 use super::table::Table;
+use crate::client::data::batch_calls::BatchCalls;
 use crate::client::data::incoming_call::IncomingCall;
 use crate::client::data::lock::lock;
 use crate::client::data::names::{Callee, NameRef};
-use crate::client::data::request_slots::ClaimedSlot;
+use crate::client::data::request_slots::{ClaimedSlot, RequestSlots};
 use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::sync::Ordering;
@@ -50,10 +51,175 @@ pub(crate) fn claim_slot(connection: &Connection, callee: Callee<'_>) -> Result<
     }
     let session = table.session;
     let Some(service) = table.services.find(callee, session) else { return Ok(None) };
+    release_kept(connection, &mut table.requests);
     let limits = &connection.limits;
     let claimed = table.requests.claim(limits.stream_credit_cells(), service.at, limits.max_requests());
     let overloaded = Kind::Outcome { outcome: Outcome::Overloaded, retry_after: None };
     claimed.map(|claimed| Some((service, claimed))).ok_or_else(|| overloaded.into())
+}
+
+/// Releases the slot that the last single call has kept.
+#[inline]
+fn release_kept(connection: &Connection, requests: &mut RequestSlots) {
+    let kept = connection.kept_slot.load(Ordering::Relaxed);
+    if kept != 0 {
+        requests.release(kept as u32, (kept >> 32) as u32);
+        connection.kept_slot.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The number of the batch whose only request is that of a single call, by the thread with the reader role.
+const SINGLE: u64 = 0;
+
+/// A request of one record, whose reply the thread with the reader role takes out of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SingleCall {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    pub(crate) session: u64,
+}
+
+impl SingleCall {
+    /// Places it, as [`BatchPlace::place`] does. `None`: that is not possible now, or never; the other path finds out.
+    pub(crate) fn place(
+        connection: &Connection,
+        callee: Callee<'_>,
+        header: &Header,
+        payload: &[u8],
+    ) -> Option<SingleCall> {
+        let mut table = lock(&connection.table);
+        let Table { requests, services, session, closed, .. } = &mut *table;
+        if closed.is_some() {
+            return None;
+        }
+        release_kept(connection, requests);
+        let service = services.find(callee, *session)?;
+        let (slot, generation) = requests.claim_for_batch(SINGLE, service.at, connection.limits.max_requests())?;
+        let header = Header { arg: service.number, ..*header };
+        let claim = || Some((slot, generation));
+        let lane = connection.express().claim();
+        if lane
+            .and_then(|mut lane| lane.try_requests(&header, &[payload], false, claim))
+            .is_ok_and(|placed| placed == 1)
+        {
+            return Some(SingleCall { slot, generation, session: *session });
+        }
+        requests.release(slot, generation);
+        None
+    }
+
+    /// Its reply was taken. Its slot is released with the next claim.
+    #[inline]
+    pub(crate) fn finish(self, connection: &Connection) {
+        let kept = u64::from(self.generation) << 32 | u64::from(self.slot);
+        // Each value but 0 is a slot: the first generation of each is 1.
+        if kept != 0 && connection.kept_slot.load(Ordering::Relaxed) == 0 {
+            connection.kept_slot.store(kept, Ordering::Relaxed);
+        } else {
+            lock(&connection.table).requests.release(self.slot, self.generation);
+        }
+    }
+
+    /// The request, if it was diverted: something of its reply was sorted, or it has ended here.
+    pub(crate) fn diverted(self, connection: &Connection) -> Option<ClaimedSlot> {
+        let mut found = None;
+        lock(&connection.table).requests.take_diverted(SINGLE, |claimed| {
+            // Others are over: a kept slot, or one whose deadline has passed.
+            if (claimed.slot, claimed.generation) == (self.slot, self.generation) {
+                found = Some(claimed);
+            }
+        });
+        found
+    }
+}
+
+/// The requests of a batch, and those of it that were diverted, by their payloads.
+pub(crate) struct BatchPlace<'a> {
+    pub(crate) calls: &'a mut BatchCalls,
+    pub(crate) diverted: &'a mut Vec<(usize, u64, ClaimedSlot)>,
+}
+
+impl BatchPlace<'_> {
+    fn settle(&mut self, requests: &mut RequestSlots) {
+        // They were diverted in the session in which they were placed, or by its end.
+        let session = self.calls.session;
+        self.calls.settle(requests, |index, claimed| self.diverted.push((index, session, claimed)));
+    }
+
+    /// Finds those that were diverted.
+    pub(crate) fn look(&mut self, connection: &Connection) {
+        if self.calls.is_begun() {
+            self.settle(&mut lock(&connection.table).requests);
+        }
+    }
+
+    /// Places requests of one record each, in order: the first is that of the payload `first`. In one step, under the
+    /// lock of the table, so none ends between the claim of its slot and its record, and its cancel comes behind it.
+    /// Never waits; if `arms`, it asks to be woken when there is more space. Returns how many, and whether space was what
+    /// the next one lacks. None are placed if the number of the service is to be requested first.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub(crate) fn place<P: AsRef<[u8]>>(
+        &mut self,
+        connection: &Connection,
+        callee: Callee<'_>,
+        header: &Header,
+        first: usize,
+        payloads: &[P],
+        arms: bool,
+    ) -> Result<(usize, bool)> {
+        connection.check_fork()?;
+        let mut table = lock(&connection.table);
+        let Table { requests, services, session, closed, spare_batch, .. } = &mut *table;
+        if let Some(closed) = closed {
+            return Err(closed.clone());
+        }
+        self.calls.begin(requests, spare_batch);
+        self.settle(requests);
+        release_kept(connection, requests);
+        self.calls.session = *session;
+        let Some(service) = services.find(callee, *session) else { return Ok((0, false)) };
+        let (mut claimed, mut last) = (0, None);
+        let (max, calls) = (connection.limits.max_requests(), &mut *self.calls);
+        let header = Header { arg: service.number, ..*header };
+        let placed = connection.express().claim()?.try_requests(&header, payloads, arms, || {
+            last = calls.claim(requests, service.at, max, first + claimed);
+            claimed += usize::from(last.is_some());
+            last
+        })?;
+        let is_short = claimed > placed;
+        if is_short && let Some((slot, generation)) = last {
+            calls.take_back(requests, slot, generation);
+        }
+        Ok((placed, is_short))
+    }
+
+    /// No reply is waited for any more: what was diverted before stays, the others end here with this outcome. Returns
+    /// their payloads.
+    pub(crate) fn end(&mut self, connection: &Connection, outcome: Outcome) -> Vec<usize> {
+        if connection.is_ours() && self.calls.is_begun() {
+            let mut table = lock(&connection.table);
+            self.settle(&mut table.requests);
+            if self.calls.cancel(&mut table.requests, outcome) {
+                place_owed(connection, &mut table);
+            }
+        }
+        self.calls.end()
+    }
+
+    /// The batch is over. Nothing waits: no slot stays claimed.
+    pub(crate) fn finish(&mut self, connection: &Connection) {
+        if connection.is_ours() && self.calls.is_begun() {
+            let mut table = lock(&connection.table);
+            self.settle(&mut table.requests);
+            if self.calls.cancel(&mut table.requests, Outcome::Cancelled) {
+                place_owed(connection, &mut table);
+            }
+            self.calls.give_back(&mut table.spare_batch);
+        }
+    }
 }
 
 /// No process listens at the socket, so no reply is to be expected: outstanding requests end as disconnected now, not

@@ -52,6 +52,7 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
         let mut table = table.unwrap_or_else(|| lock(&connection.table));
         table.wakers.drain(..).for_each(std::task::Waker::wake);
         drop(table);
+        reader.sorts += 1;
         reader.publish_consumed();
     }
     sorted.max(usize::from(caught_up))

@@ -46,6 +46,10 @@ pub(crate) struct Reader {
     pub(crate) brief_polls: u32,
     /// Messages of the last session may have to be sent again.
     pub(crate) has_resends: bool,
+    /// How often records were sorted: a part of a reply may be among them.
+    pub(crate) sorts: u64,
+    /// Memory for one reply of a batch at a time.
+    pub(crate) scratch: Vec<u8>,
 }
 
 impl Reader {
@@ -65,6 +69,8 @@ impl Reader {
             spin: SpinTime::new(SPIN_MAX),
             brief_polls: 0,
             has_resends: false,
+            sorts: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -110,27 +116,65 @@ impl Reader {
         let named = self.topics.get_mut(header.id2)?;
         named.seen.note(own, header.publisher, header.seq, false);
         let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
-        self.egress.advance(&record);
-        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
-            self.publish_consumed();
-        }
+        self.consume(&record);
         Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// The next record, if it is the whole reply to this request, and no error: appended to `reply`, and consumed. No
     /// part of the reply may have been sorted before.
     pub(crate) fn take_reply(&mut self, slot: u32, generation: u32, reply: &mut Vec<u8>) -> bool {
-        let Ok(Some(record)) = self.egress.peek() else { return false };
-        let Ok(header) = Header::from_words(&record.header) else { return false };
-        let is_reply = header.kind == RecordKind::RoutedResponse && (header.id, header.id2) == (slot, generation);
-        if !is_reply || !header.flags.has(Flags::WHOLE.with(Flags::END)) || header.flags.has(Flags::ERROR) {
-            return false;
-        }
+        let is_it = |its: u32, its_generation: u32| ((its, its_generation) == (slot, generation)).then_some(());
+        let Some(((), record)) = self.peek_reply(is_it) else { return false };
         self.egress.append_payload(&record, reply);
         self.egress.advance(&record);
         // At once: perhaps no thread waits after this one, and the router may wait for the cells.
         self.publish_consumed();
         true
+    }
+
+    /// The next record, if it is the whole reply to a request, and no error, and `find` knows slot and generation of
+    /// that; with what `find` returned.
+    #[inline]
+    fn peek_reply<T>(&mut self, find: impl FnOnce(u32, u32) -> Option<T>) -> Option<(T, Record)> {
+        let record = self.egress.peek().ok()??;
+        let header = Header::from_words(&record.header).ok()?;
+        let is_whole = header.kind == RecordKind::RoutedResponse && header.flags.has(Flags::WHOLE.with(Flags::END));
+        if !is_whole || header.flags.has(Flags::ERROR) {
+            return None;
+        }
+        Some((find(header.id, header.id2)?, record))
+    }
+
+    /// The same for one of several requests: replaces the contents of `reply`. The cells go back at each quarter of the
+    /// ring; the caller gives back the rest before it waits, and in the end.
+    #[inline]
+    pub(crate) fn take_reply_of<T>(
+        &mut self,
+        reply: &mut Vec<u8>,
+        find: impl FnOnce(u32, u32) -> Option<T>,
+    ) -> Option<T> {
+        let (found, record) = self.peek_reply(find)?;
+        reply.clear();
+        self.egress.append_payload(&record, reply);
+        self.consume(&record);
+        Some(found)
+    }
+
+    /// Consumes a record; its cells go back at each quarter of the ring.
+    #[inline]
+    fn consume(&mut self, record: &Record) {
+        self.egress.advance(record);
+        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
+            self.publish_consumed();
+        }
+    }
+
+    /// Gives back what is left of the consumed cells.
+    #[inline]
+    pub(crate) fn publish_rest(&mut self) {
+        if self.egress.unpublished() > 0 {
+            self.publish_consumed();
+        }
     }
 
     pub(crate) fn bytes(&self, record: &Record) -> Vec<u8> {
@@ -152,9 +196,7 @@ impl Reader {
 
     /// Arms the wake-up, and looks once more (R8). `false`: a record is there.
     pub(crate) fn arm(&mut self, backlog: &BrokerBacklog) -> bool {
-        if self.egress.unpublished() > 0 {
-            self.publish_consumed();
-        }
+        self.publish_rest();
         self.data.arm();
         let newer = self.newer.get();
         let is_new = newer.is_multiple_of(2) && !backlog.has_read(newer);

@@ -56,6 +56,11 @@ pub(crate) struct Connection {
     pub(crate) turns: Mutex<u64>,
     pub(crate) turn: Condvar,
     serial: AtomicU64,
+    /// The slot of a request whose reply was taken out of the ring (low half), and its generation; 0: none. The thread
+    /// with the reader role stores it where there is none, and the next claim of a slot releases it, under the lock of
+    /// the table that a claim has anyway. So it is not missing where another thread needs a slot. The word alone is
+    /// handed over, so its own order is enough.
+    pub(crate) kept_slot: AtomicU64,
     /// Not 0 while cancels wait for space.
     pub(crate) owes_cancels: AtomicU64,
     /// Not 0 while names are to be released: see `interning`.
@@ -95,6 +100,7 @@ impl Connection {
             turns: Mutex::new(0),
             turn: Condvar::new(),
             serial: AtomicU64::new(1),
+            kept_slot: AtomicU64::new(0),
             owes_cancels: AtomicU64::new(0),
             has_unused_names: AtomicU64::new(0),
             link_status,

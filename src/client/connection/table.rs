@@ -1,5 +1,6 @@
 //! Where everything that arrives belongs: subscriptions, services, outstanding requests, control requests.
 
+use crate::client::data::batch_calls::BatchCall;
 use crate::client::data::connection_state::{ConnectionState, LinkStatus, StateWatchers};
 use crate::client::data::incoming_call::{Inbox, InboxItem, IncomingCall};
 use crate::client::data::names::Names;
@@ -41,6 +42,8 @@ pub(crate) struct Table {
     pub(crate) orphans: Vec<(u32, SubscriptionEvent)>,
     pub(crate) orphan_calls: Vec<(u32, InboxItem)>,
     pub(crate) requests: RequestSlots,
+    /// The memory of a batch of requests that is over.
+    pub(crate) spare_batch: Vec<BatchCall>,
     pub(crate) inboxes: HashMap<u32, Arc<Inbox>>,
     pub(crate) calls: HashMap<u64, Arc<IncomingCall>>,
     pub(crate) spare_calls: Spares<IncomingCall>,

@@ -77,6 +77,12 @@ impl CallDeadline {
         self.until
     }
 
+    /// What is left of the whole call for a request that is sent now; `None`: it has no end.
+    pub(crate) fn left(&mut self) -> Option<Duration> {
+        let _ = self.until();
+        self.ends.map(|ends| ends.saturating_duration_since(Instant::now()).saturating_sub(SLACK))
+    }
+
     /// A chunk came: the time to the next begins.
     pub(crate) fn progressed(&mut self) {
         if self.step.is_some() {

@@ -325,6 +325,46 @@ impl LaneProducer {
         Ok(placed)
     }
 
+    /// Places requests of one record each, in order, as far as there is space. `claim` returns slot and generation of the
+    /// next one; `None`: there is no slot. Returns how many are placed. If there was no space for the last one that was
+    /// claimed, and `arms`, asks to be woken when there is.
+    pub(crate) fn try_requests<P: AsRef<[u8]>>(
+        &mut self,
+        header: &Header,
+        payloads: &[P],
+        arms: bool,
+        mut claim: impl FnMut() -> Option<(u32, u32)>,
+    ) -> Result<usize> {
+        if !self.resends.is_empty() && !self.place_resends()? {
+            return Ok(0);
+        }
+        let mut placed = 0;
+        self.producer.enter();
+        for payload in payloads.iter().map(AsRef::as_ref).take_while(|payload| payload.len() <= self.slot_size) {
+            let Some((id, id2)) = claim() else { break };
+            // Every payload was found to be short enough.
+            let header = Header { flags: Flags::WHOLE, id, id2, total: payload.len() as u32, ..*header };
+            let words = header.to_words();
+            let mut pushed = self.producer.push(&words, Payload::Bytes(payload));
+            if pushed == Ok(false) && arms {
+                self.producer.leave();
+                self.space.arm();
+                self.producer.enter();
+                pushed = self.producer.push(&words, Payload::Bytes(payload));
+            }
+            // A violation is reported to the next request, which is placed by itself.
+            if pushed != Ok(true) {
+                break;
+            }
+            placed += 1;
+        }
+        self.producer.leave();
+        if placed > 0 {
+            self.announce();
+        }
+        Ok(placed)
+    }
+
     /// Places the flush `number`, if there is space: its reply says that everything placed before it is routed.
     pub(crate) fn try_flush(&mut self, number: u64) -> Option<Result<u64>> {
         let header = Header { seq: number, ..Header::new(RecordKind::Flush) };

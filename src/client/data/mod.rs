@@ -6,12 +6,14 @@
 //! | `names`, `dedup` | numbers that stand for names; duplicates of re-sent messages |
 //! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
 //! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
+//! | `batch_calls` | the outstanding requests of a batch |
 //! | `incoming_call`, `spares` | calls that this client serves; the memory of calls, used again |
 //! | `kept_replies` | replies that wait for their requesters |
 //! | `control_queue` | control requests, kept until their replies come |
 //! | `connection_state`, `limits` | the state of the connection for its user; the limits of the present broker |
 //! | `lock` | locks, deadlines and threads, as all rooms use them |
 
+pub(crate) mod batch_calls;
 pub(crate) mod call_options;
 pub(crate) mod connection_state;
 pub(crate) mod control_queue;

@@ -58,6 +58,13 @@ impl PendingCall {
         }))
     }
 
+    /// One whose body is placed.
+    pub(crate) fn placed() -> PendingCall {
+        let call = PendingCall::new(0);
+        lock(&call.0).is_placed = true;
+        call
+    }
+
     /// A record of the reply. Returns whether the call is over.
     pub(crate) fn receive(&self, header: &Header, cells: u32, append: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = lock(&self.0);

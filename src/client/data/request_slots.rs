@@ -2,6 +2,9 @@
 //!
 //! A request that ends here keeps its slot until its cancel is placed. So there are never more cancels than requests
 //! may be outstanding, and none reaches a later request in the same slot.
+//!
+//! A request of a batch has no `PendingCall`: its batch takes the reply out of the ring. Where a record for it is sorted
+//! all the same, or it ends here, it gets one, and the batch finds it among the *diverted* requests.
 
 use super::pending_call::{Failure, PendingCall};
 use super::spares::Spares;
@@ -13,7 +16,24 @@ struct Slot {
     generation: u32,
     /// The entry of its service among the interned names.
     service: u32,
-    pending: Option<Arc<PendingCall>>,
+    holder: Holder,
+}
+
+/// Where the reply of a slot's request goes.
+#[derive(Debug, Default)]
+enum Holder {
+    #[default]
+    Free,
+    /// The batch with this number takes it out of the ring.
+    Batch(u64),
+    Call(Arc<PendingCall>),
+}
+
+/// A request of a batch, which has become one like others.
+#[derive(Debug)]
+pub(crate) struct DivertedCall {
+    batch: u64,
+    pub(crate) claimed: ClaimedSlot,
 }
 
 /// The slot of a request, and the request itself.
@@ -31,11 +51,34 @@ pub(crate) struct RequestSlots {
     /// Slots of requests that have ended here, and whose cancels wait for space.
     cancels: Vec<u32>,
     spares: Spares<PendingCall>,
+    /// The number of the last batch.
+    last_batch: u64,
+    diverted: Vec<DivertedCall>,
 }
 
 impl RequestSlots {
     /// A slot for a request to a service, whose body may begin with `credit` cells; `None`: `max` are in use.
     pub(crate) fn claim(&mut self, credit: u32, service: u32, max: u32) -> Option<ClaimedSlot> {
+        let number = self.claim_number(max)?;
+        let pending = self.spares.share(PendingCall::new(credit));
+        let slot = &mut self.slots[number as usize];
+        slot.service = service;
+        slot.holder = Holder::Call(pending.clone());
+        Some(ClaimedSlot { slot: number, generation: slot.generation, pending })
+    }
+
+    /// The same for a request of a batch, as slot and generation. Its record is placed under the same lock of the table.
+    #[inline]
+    pub(crate) fn claim_for_batch(&mut self, batch: u64, service: u32, max: u32) -> Option<(u32, u32)> {
+        let number = self.claim_number(max)?;
+        let slot = &mut self.slots[number as usize];
+        slot.service = service;
+        slot.holder = Holder::Batch(batch);
+        Some((number, slot.generation))
+    }
+
+    #[inline]
+    fn claim_number(&mut self, max: u32) -> Option<u32> {
         let number = match self.free.pop() {
             // Slots beyond the limit of the present broker are left out by `restart`.
             Some(number) => number,
@@ -47,54 +90,96 @@ impl RequestSlots {
         };
         let slot = &mut self.slots[number as usize];
         slot.generation = slot.generation.wrapping_add(1);
-        slot.service = service;
-        let pending = self.spares.share(PendingCall::new(credit));
-        slot.pending = Some(pending.clone());
-        Some(ClaimedSlot { slot: number, generation: slot.generation, pending })
+        Some(number)
     }
 
-    /// The request in a slot, if it has no outcome yet.
+    /// A number for a batch, never 0.
+    pub(crate) fn begin_batch(&mut self) -> u64 {
+        self.last_batch += 1;
+        self.last_batch
+    }
+
+    /// The request in a slot, if it has no outcome yet. One of a batch is diverted.
     #[inline]
-    pub(crate) fn get(&self, number: u32, generation: u32) -> Option<&Arc<PendingCall>> {
-        self.slots.get(number as usize).filter(|slot| slot.generation == generation)?.pending.as_ref()
+    pub(crate) fn get(&mut self, number: u32, generation: u32) -> Option<&Arc<PendingCall>> {
+        let slot = self.slots.get_mut(number as usize).filter(|slot| slot.generation == generation)?;
+        if let Holder::Batch(batch) = slot.holder {
+            let pending = self.spares.share(PendingCall::placed());
+            slot.holder = Holder::Call(pending.clone());
+            self.diverted.push(DivertedCall { batch, claimed: ClaimedSlot { slot: number, generation, pending } });
+        }
+        match &slot.holder {
+            Holder::Call(pending) => Some(pending),
+            Holder::Free | Holder::Batch(_) => None,
+        }
     }
 
-    /// Whether a request may still send a part of its body to this service.
+    /// Passes the diverted requests of a batch to `take`.
+    #[inline]
+    pub(crate) fn take_diverted(&mut self, batch: u64, mut take: impl FnMut(ClaimedSlot)) {
+        if !self.diverted.is_empty() {
+            for diverted in self.diverted.extract_if(.., |diverted| diverted.batch == batch) {
+                take(diverted.claimed);
+            }
+        }
+    }
+
+    /// Whether a request may still send a part of its body to this service. One of a batch is placed whole.
     pub(crate) fn sends_to(&self, service: u32) -> bool {
-        let mut requests =
-            self.slots.iter().filter(|slot| slot.service == service).filter_map(|slot| slot.pending.as_ref());
-        requests.any(|pending| pending.is_sending())
+        self.slots.iter().any(|slot| match &slot.holder {
+            Holder::Call(pending) => slot.service == service && pending.is_sending(),
+            Holder::Free | Holder::Batch(_) => false,
+        })
     }
 
-    fn take(&mut self, number: u32, generation: u32) -> Option<Arc<PendingCall>> {
-        self.slots.get_mut(number as usize).filter(|slot| slot.generation == generation)?.pending.take()
+    /// What held the slot of a request; `None`: the request is over.
+    #[inline]
+    fn take(&mut self, number: u32, generation: u32) -> Option<Holder> {
+        let slot = self.slots.get_mut(number as usize).filter(|slot| slot.generation == generation)?;
+        match std::mem::take(&mut slot.holder) {
+            Holder::Free => None,
+            holder => Some(holder),
+        }
     }
 
     /// Frees the slot of a request that the broker has ended, or has never received. In another session it was ended
     /// with all others.
     pub(crate) fn release(&mut self, number: u32, generation: u32) {
-        if let Some(pending) = self.take(number, generation) {
-            self.spares.release(pending);
-            self.free.push(number);
+        match self.take(number, generation) {
+            Some(Holder::Call(pending)) => self.spares.release(pending),
+            Some(_) => {}
+            None => return,
         }
+        self.free.push(number);
     }
 
     /// Ends a request here with this outcome. Returns whether there was one, whose cancel is to be placed.
     pub(crate) fn cancel(&mut self, number: u32, generation: u32, outcome: Outcome) -> bool {
-        let Some(pending) = self.take(number, generation) else { return false };
-        pending.end(Err(Failure::Outcome(outcome, None)));
+        let Some(holder) = self.take(number, generation) else { return false };
+        if let Holder::Call(pending) = holder {
+            pending.end(Err(Failure::Outcome(outcome, None)));
+        }
         self.cancels.push(number);
         true
     }
 
     /// Ends all requests here as disconnected. Their cancels are to be placed: their broker may live all the same.
     pub(crate) fn cancel_all(&mut self) {
-        for (number, slot) in self.slots.iter_mut().enumerate() {
-            if let Some(pending) = slot.pending.take() {
-                pending.end(Err(Failure::Outcome(Outcome::Disconnected, None)));
-                self.cancels.push(number as u32);
+        for number in 0..self.slots.len() as u32 {
+            if self.disconnect(number) {
+                self.cancels.push(number);
             }
         }
+    }
+
+    /// Ends the request in a slot as disconnected. Returns whether there was one.
+    fn disconnect(&mut self, number: u32) -> bool {
+        let generation = self.slots[number as usize].generation;
+        // One of a batch is diverted first.
+        let Some(pending) = self.get(number, generation) else { return false };
+        pending.end(Err(Failure::Outcome(Outcome::Disconnected, None)));
+        self.slots[number as usize].holder = Holder::Free;
+        true
     }
 
     /// Places cancels by `place` until it finds no space. Returns whether none is left.
@@ -112,10 +197,8 @@ impl RequestSlots {
 
     /// Another session begins: all requests end as disconnected, and `max` slots may be used.
     pub(crate) fn restart(&mut self, max: u32) {
-        for slot in &mut self.slots {
-            if let Some(pending) = slot.pending.take() {
-                pending.end(Err(Failure::Outcome(Outcome::Disconnected, None)));
-            }
+        for number in 0..self.slots.len() as u32 {
+            self.disconnect(number);
         }
         self.cancels.clear();
         self.free = (0..self.slots.len().min(max as usize) as u32).collect();
@@ -169,5 +252,23 @@ mod tests {
         assert!(calls.iter().all(|call| call.is_over()) && slots.get(0, 1).is_none());
         assert!(slots.place_cancels(|_| unreachable!("they have ended with their session")));
         assert_eq!((0..3).filter_map(|_| claim(&mut slots, 0, 2)).count(), 2);
+    }
+    #[test]
+    fn a_request_of_a_batch_is_diverted_when_its_reply_is_sorted_or_it_ends_here() {
+        let mut slots = RequestSlots::default();
+        let (one, other) = (slots.begin_batch(), slots.begin_batch());
+        let claimed: Vec<_> = (0..3).map(|_| slots.claim_for_batch(one, 7, 4).unwrap()).collect();
+        let (slot, generation) = slots.claim_for_batch(other, 7, 4).unwrap();
+        assert!(claim(&mut slots, 7, 4).is_none() && !slots.sends_to(7));
+        slots.release(claimed[0].0, claimed[0].1);
+        assert!(slots.get(claimed[0].0, claimed[0].1).is_none(), "its reply was taken");
+        assert!(slots.get(claimed[1].0, claimed[1].1).is_some_and(|call| !call.is_over()));
+        assert!(slots.cancel(slot, generation, Outcome::DeadlineExceeded));
+        slots.cancel_all();
+        let mut diverted = Vec::new();
+        slots.take_diverted(other, |_| unreachable!("its batch has ended it"));
+        slots.take_diverted(one, |call| diverted.push((call.slot, call.generation, call.pending.is_over())));
+        assert_eq!(diverted, [(claimed[1].0, claimed[1].1, true), (claimed[2].0, claimed[2].1, true)]);
+        slots.take_diverted(one, |_| unreachable!("they were taken"));
     }
 }

@@ -103,9 +103,7 @@ pub(crate) fn wait(reader: &mut Reader, connection: &Connection, wait_for: WaitF
     match connection.wait {
         WaitStrategy::Busy => {
             if !reader.poll() {
-                if reader.egress.unpublished() > 0 {
-                    reader.publish_consumed();
-                }
+                reader.publish_rest();
                 poll_bells(reader, connection, Some(Duration::ZERO));
             }
             return true;

@@ -103,11 +103,15 @@ pub(crate) fn for_bell<T>(
 
 /// As [`for_record`]; when the caller has the reader role, `ready` gets it, to take a record out of the
 /// ring by itself.
-pub(crate) fn reading<T>(connection: &Connection, ready: impl FnMut(Option<&mut Reader>) -> Option<T>) -> Result<T> {
-    wait_for(connection, WaitFor::Record, None, ready)
+pub(crate) fn reading<T>(
+    connection: &Connection,
+    deadline: Option<Instant>,
+    ready: impl FnMut(Option<&mut Reader>) -> Option<T>,
+) -> Result<T> {
+    wait_for(connection, WaitFor::Record, deadline, ready)
 }
 
-/// As [`reading`], with a deadline, for a thread that has the reader role.
+/// As [`reading`], for a thread that has the reader role.
 pub(crate) fn leading<T>(
     connection: &Connection,
     mut lead: Leader<'_>,
@@ -115,6 +119,18 @@ pub(crate) fn leading<T>(
     mut ready: impl FnMut(&mut Reader) -> Option<T>,
 ) -> Result<T> {
     read(connection, &mut lead.reader, WaitFor::Record, deadline, &mut |reader| ready(reader?))
+}
+
+/// As [`leading`], for a thread that keeps the role: the followers look at what it has sorted meanwhile.
+pub(crate) fn leading_on<T>(
+    connection: &Connection,
+    lead: &mut Leader<'_>,
+    deadline: Option<Instant>,
+    mut ready: impl FnMut(&mut Reader) -> Option<T>,
+) -> Result<T> {
+    let found = read(connection, &mut lead.reader, WaitFor::Record, deadline, &mut |reader| ready(reader?));
+    wake_followers(connection);
+    found
 }
 
 fn wait_for<T>(
