@@ -11,9 +11,9 @@ use std::collections::HashMap;
 
 /// An account holds the share of so much time, in nanoseconds.
 const WINDOW: u64 = 2_000_000_000;
-/// What each request costs beside the time that the router takes for it: three threads are woken, and a worker reads the
-/// request and writes the reply, which takes the processor from the router or from clients. Measured where every core
-/// is busy: up to 115 µs in a virtual machine.
+/// What each request costs beside the time that the router takes for it: three threads are woken, and a worker reads
+/// the request and writes the reply, which takes the processor from the router or from clients. Measured where every
+/// core is busy: up to 115 µs in a virtual machine.
 const REQUEST: u64 = 50_000;
 /// Bytes of a page that cost as much as a nanosecond: they are copied, and written to the client's socket.
 const PAGE_BYTES: u64 = 4;
