@@ -253,6 +253,7 @@ mod tests {
         assert!(slots.place_cancels(|_| unreachable!("they have ended with their session")));
         assert_eq!((0..3).filter_map(|_| claim(&mut slots, 0, 2)).count(), 2);
     }
+
     #[test]
     fn a_request_of_a_batch_is_diverted_when_its_reply_is_sorted_or_it_ends_here() {
         let mut slots = RequestSlots::default();
