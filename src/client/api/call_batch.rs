@@ -6,7 +6,7 @@
 //! 2. When half of the outstanding requests have their outcome, the next ones are placed: so both sides have a batch to
 //!    work on. What comes before a reply in the ring is sorted as by each leader, and a reply behind it, too; the batch
 //!    then finds it at the table (see `data::request_slots`).
-//! 3. While another thread has the reader role, that thread sorts the replies, and the batch takes them like a follower.
+//! 3. While another thread has the reader role, that thread sorts the replies, and the batch takes them as a follower.
 //! 4. All else takes the path of a `ReplyStream`: a body or a reply of several records, an error, the number of the
 //!    service, no slot, no space.
 
@@ -47,8 +47,8 @@ impl Requester {
     /// batch: what has no reply by then ends as
     /// [`Error::is_deadline_exceeded`](crate::client::Error::is_deadline_exceeded), also what was not sent yet.
     ///
-    /// While `each` runs, no other thread of this client may receive anything: keep it short. A call of this client that
-    /// would block inside `each` may fail with
+    /// While `each` runs, no other thread of this client may receive anything: keep it short. A call of this client
+    /// that would block inside `each` may fail with
     /// [`Error::is_view_outstanding`](crate::client::Error::is_view_outstanding) instead of a deadlock, as in
     /// [`Subscription::read_next`](crate::client::Subscription::read_next). If `each` panics, all outstanding requests
     /// are cancelled.

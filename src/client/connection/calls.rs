@@ -155,8 +155,8 @@ impl BatchPlace<'_> {
 
     /// Places requests of one record each, in order: the first is that of the payload `first`. In one step, under the
     /// lock of the table, so none ends between the claim of its slot and its record, and its cancel comes behind it.
-    /// Never waits; if `arms`, it asks to be woken when there is more space. Returns how many, and whether space was what
-    /// the next one lacks. None are placed if the number of the service is to be requested first.
+    /// Never waits; if `arms`, it asks to be woken when there is more space. Returns how many, and whether the next one
+    /// lacks space. None are placed if the number of the service is to be requested first.
     ///
     /// # Errors
     ///

@@ -3,8 +3,8 @@
 //! A request that ends here keeps its slot until its cancel is placed. So there are never more cancels than requests
 //! may be outstanding, and none reaches a later request in the same slot.
 //!
-//! A request of a batch has no `PendingCall`: its batch takes the reply out of the ring. Where a record for it is sorted
-//! all the same, or it ends here, it gets one, and the batch finds it among the *diverted* requests.
+//! A request of a batch has no `PendingCall`: its batch takes the reply out of the ring. Where a record for it is
+//! sorted all the same, or it ends here, it gets one, and the batch finds it among the *diverted* requests.
 
 use super::pending_call::{Failure, PendingCall};
 use super::spares::Spares;
