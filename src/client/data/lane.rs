@@ -326,8 +326,8 @@ impl LaneProducer {
     }
 
     /// Places requests of one record each, in order, as far as there is space. `claim` returns slot and generation of
-    /// the next one; `None`: there is no slot. Returns how many are placed. If there was no space for the last one that was
-    /// claimed, and `arms`, asks to be woken when there is.
+    /// the next one; `None`: there is no slot. Returns how many are placed. If there was no space for the last one that
+    /// was claimed, and `arms`, asks to be woken when there is.
     pub(crate) fn try_requests<P: AsRef<[u8]>>(
         &mut self,
         header: &Header,

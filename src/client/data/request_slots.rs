@@ -67,7 +67,8 @@ impl RequestSlots {
         Some(ClaimedSlot { slot: number, generation: slot.generation, pending })
     }
 
-    /// The same for a request of a batch, as slot and generation. Its record is placed under the same lock of the table.
+    /// The same for a request of a batch, as slot and generation. Its record is placed under the same lock of the
+    /// table.
     #[inline]
     pub(crate) fn claim_for_batch(&mut self, batch: u64, service: u32, max: u32) -> Option<(u32, u32)> {
         let number = self.claim_number(max)?;
