@@ -43,7 +43,7 @@ impl Stage {
         taken.iter().map(of).collect()
     }
 
-    /// Whether the last run began at the position `at` of the lane.
+    /// The position of the lane at which the last run began.
     fn begins_at(&self) -> u64 {
         self.router.state.ports.journal.echoes.begins_at
     }
@@ -148,6 +148,16 @@ fn a_poison_request_in_the_middle_of_a_run_is_set_aside_alone() {
             assert_eq!((stage.begins_at(), stage.got().len()), (before, COUNT as usize));
         }
     }
+}
+
+#[test]
+fn a_request_of_which_a_router_may_have_died_is_routed_by_itself() {
+    let mut stage = Stage::new(|_| {});
+    (0..COUNT).for_each(|slot| stage.ask(slot, 64));
+    let before = stage.consumed();
+    fault::armed::arm("router.decided", 3);
+    stage.router.run();
+    assert_eq!((stage.router.deaths, stage.begins_at(), stage.got().len()), (1, before + 3, COUNT as usize));
 }
 
 #[test]
