@@ -68,8 +68,8 @@ impl Calls {
         (routed, is_dry)
     }
 
-    /// Decides for a run that begins with `record`. Returns the header of its replies, but for the slot; `None`: there is
-    /// no run.
+    /// Decides for a run that begins with `record`. Returns the header of its replies, but for the slot; `None`: there
+    /// is no run.
     #[inline]
     fn begin_run(&self, ports: &mut Ports, key: u32, record: &Record) -> Option<[u64; HEADER_WORDS]> {
         // A look at one byte is all that other records cost here.

@@ -1,5 +1,5 @@
-//! The timers of calls. Nearly every call ends long before its deadline, so it does not set and cancel one of its own: a
-//! timer belongs to a place of the table, and stays when its call has ended.
+//! The timers of calls. Nearly every call ends long before its deadline, so it does not set and cancel one of its own:
+//! a timer belongs to a place of the table, and stays when its call has ended.
 //!
 //! It is due when the call in its place is to be looked at, or before that: one that was set for an earlier call is not
 //! moved, but set anew when it is due. A place has one timer at most, so there are no more of them than there ever were

@@ -57,9 +57,9 @@ impl Stage {
         let (c, ingress) = (&ports.counters, ports.ingress(self.peer.key).unwrap());
         let echo = calls.services().iter().find(|service| service.name.as_str() == "echo").unwrap();
         let egress = ports.egresses.get(self.peer.key).unwrap();
-        let of_peer = [ingress.messages, ingress.bytes, egress.messages, egress.bytes];
-        let [a, b, d, e] = of_peer;
-        [c.requests, c.replies, c.records, c.bytes, echo.requests, a, b, d, e]
+        let broker = [c.requests, c.replies, c.records, c.bytes, echo.requests];
+        let peer = [ingress.messages, ingress.bytes, egress.messages, egress.bytes];
+        std::array::from_fn(|at| if at < 5 { broker[at] } else { peer[at - 5] })
     }
 }
 
