@@ -311,9 +311,8 @@ impl Slot<'_> {
         assert_eq!(cells_for(len), self.cells, "a record keeps the size that was reserved");
         let record = self.record();
         record[1].store(header[0] & !0xffff_ffff | u64::from(len), Ordering::Relaxed);
-        // Of a known number, so without a loop.
-        if let Some(words) = record[1..].first_chunk::<HEADER_WORDS>() {
-            (1..HEADER_WORDS).for_each(|at| words[at].store(header[at], Ordering::Relaxed));
+        for (word, value) in record[2..].iter().zip(&header[1..]) {
+            word.store(*value, Ordering::Relaxed);
         }
         // Pairs with the Acquire in `Consumer::peek`.
         record[0].store(self.producer.ring.tag(self.after.claimed() - u64::from(self.cells)), release(Site::Publish));

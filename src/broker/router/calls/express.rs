@@ -200,7 +200,7 @@ impl Calls {
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
-        self.look_by(ports, call, look_at);
+        self.timers.look_by(&mut ports.wheel, call, look_at);
         if let Some(ingress) = ports.ingress_mut(key) {
             ingress.requests[header.id as usize].call = Some(call);
             ingress.outstanding += 1;
@@ -329,7 +329,7 @@ impl Calls {
         if is_first_chunk {
             found.idle_limit = Some(found.chunk_limit);
             let look_at = found.look_at(ports.settings.request_body_idle);
-            self.look_by(ports, call, look_at);
+            self.timers.look_by(&mut ports.wheel, call, look_at);
         }
         ports.counters.fragments += u64::from(!(first && last));
         if !self.takes_more(ports, requester, call) {

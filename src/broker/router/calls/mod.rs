@@ -29,7 +29,7 @@ use crate::logic::shares::{Principal, Shares};
 use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
 use crate::wire::record::Header;
-use timers::PlaceTimer;
+use timers::CallTimers;
 
 /// The service that the broker itself offers: it returns each request.
 pub(crate) const ECHO: &str = "echo";
@@ -42,8 +42,7 @@ pub(super) struct Calls {
     services: Services,
     echo: ServiceId,
     table: Arena<Call>,
-    /// By the places of the table.
-    timers: Vec<PlaceTimer>,
+    timers: CallTimers,
 }
 
 impl Calls {
@@ -55,7 +54,7 @@ impl Calls {
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok());
         let echo = echo.expect("it is a name, and the broker's own service has no limit");
         // The shares of users limit it.
-        Calls { services, echo, table: Arena::new(u32::MAX as usize), timers: Vec::new() }
+        Calls { services, echo, table: Arena::new(u32::MAX as usize), timers: CallTimers::default() }
     }
 
     /// Applies other limits from now on; existing services stay.

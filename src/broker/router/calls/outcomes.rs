@@ -17,7 +17,7 @@ impl Calls {
     /// progress, and of a request that is not whole, the time since the last part of its body: noted with each part and
     /// looked at here, so that a part costs no change of a timer.
     pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, place: u32) {
-        let Some(call) = self.timer_due(ports, place) else { return };
+        let Some(call) = self.due_in(ports, place) else { return };
         let Some(found) = self.table.get_mut(call) else { return };
         let (now, body_idle) = (ports.now, ports.settings.request_body_idle);
         // While its responder gives no credit, the requester is not late.
@@ -26,9 +26,15 @@ impl Calls {
         }
         let at = found.look_at(body_idle);
         if at > now {
-            return self.look_by(ports, call, at);
+            return self.timers.look_by(&mut ports.wheel, call, at);
         }
         self.end_call(ports, call, Outcome::DeadlineExceeded);
+    }
+
+    /// The timer of a place is due. Returns the call that is in the place now.
+    fn due_in(&mut self, ports: &mut Ports, place: u32) -> Option<Key> {
+        self.timers.forget(&mut ports.wheel, place as usize);
+        self.table.key_at(place as usize)
     }
 
     /// The breaker's outcome of a call that ended without a reply.
@@ -157,7 +163,7 @@ impl Calls {
 
     /// The timer of a place has killed two routers: the call in it is lost.
     pub(in crate::broker::router) fn lose_call_in(&mut self, ports: &mut Ports, place: u32) {
-        if let Some(call) = self.timer_due(ports, place) {
+        if let Some(call) = self.due_in(ports, place) {
             self.lose_call(ports, call);
         }
     }

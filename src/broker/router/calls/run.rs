@@ -28,6 +28,16 @@ impl Calls {
         record: &Record,
         most: u32,
     ) -> (u32, bool) {
+        // A look at one byte is all that other records cost.
+        if (record.header[0] >> 32) as u8 != Kind::Request as u8 {
+            return (0, false);
+        }
+        self.reply_to_run(ports, key, record, most)
+    }
+
+    /// The rest of it, which keeps no register from the loop over other records.
+    #[inline(never)]
+    fn reply_to_run(&mut self, ports: &mut Ports, key: u32, record: &Record, most: u32) -> (u32, bool) {
         let Some(mut reply) = self.begin_run(ports, key, record) else { return (0, false) };
         let Ports { ingresses, egresses, journal, settings, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
@@ -72,8 +82,7 @@ impl Calls {
     /// is no run.
     #[inline]
     fn begin_run(&self, ports: &mut Ports, key: u32, record: &Record) -> Option<[u64; HEADER_WORDS]> {
-        // A look at one byte is all that other records cost here.
-        let header = Header::from_words(&record.header).ok().filter(|header| header.kind == Kind::Request)?;
+        let header = Header::from_words(&record.header).ok()?;
         let is_whole = header.flags.has(Flags::WHOLE) && header.total == record.len;
         if !is_whole || header.total > ports.settings.max_message_size {
             return None;

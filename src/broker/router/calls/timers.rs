@@ -5,15 +5,17 @@
 //! moved, but set anew when it is due. A place has one timer at most, so there are no more of them than there ever were
 //! calls at a time, and those of places without a call are gone after the longest deadline.
 
-use super::Calls;
 use crate::broker::router::journal::Timer;
-use crate::broker::router::ports::Ports;
 use crate::logic::routing::arena::Key;
-use crate::logic::routing::wheel::TimerId;
+use crate::logic::routing::wheel::{TimerId, Wheel};
+
+/// The timers of the calls, by the places of these.
+#[derive(Debug, Default)]
+pub(super) struct CallTimers(Vec<PlaceTimer>);
 
 /// The timer of a place.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PlaceTimer {
+struct PlaceTimer {
     id: Option<TimerId>,
     /// When it is due; `u64::MAX` if none is set.
     at: u64,
@@ -21,36 +23,32 @@ pub(super) struct PlaceTimer {
 
 const NONE: PlaceTimer = PlaceTimer { id: None, at: u64::MAX };
 
-impl Calls {
+impl CallTimers {
     /// The call is to be looked at by `at`.
     #[inline]
-    pub(super) fn look_by(&mut self, ports: &mut Ports, call: Key, at: u64) {
-        if self.timers.get(call.index()).is_none_or(|timer| timer.at > at) {
-            self.set_timer(ports, call.index(), at);
+    pub(super) fn look_by(&mut self, wheel: &mut Wheel<Timer>, call: Key, at: u64) {
+        if self.0.get(call.index()).is_none_or(|timer| timer.at > at) {
+            self.set(wheel, call.index(), at);
         }
     }
 
-    fn set_timer(&mut self, ports: &mut Ports, place: usize, at: u64) {
-        self.forget_timer(ports, place);
-        if let Some(timer) = self.timers.get_mut(place).filter(|_| at < NONE.at) {
-            *timer = PlaceTimer { id: Some(ports.wheel.set(at, Timer::Call(place as u32))), at };
+    fn set(&mut self, wheel: &mut Wheel<Timer>, place: usize, at: u64) {
+        if self.0.len() <= place {
+            self.0.resize(place + 1, NONE);
+        }
+        self.forget(wheel, place);
+        if at < NONE.at {
+            self.0[place] = PlaceTimer { id: Some(wheel.set(at, Timer::Call(place as u32))), at };
         }
     }
 
     /// The timer of a place is due, or is to be another. It is cancelled in both cases, because the work of one that is
     /// due may begin twice, and set another meanwhile.
-    fn forget_timer(&mut self, ports: &mut Ports, place: usize) {
-        if self.timers.len() <= place {
-            self.timers.resize(place + 1, NONE);
+    pub(super) fn forget(&mut self, wheel: &mut Wheel<Timer>, place: usize) {
+        if let Some(timer) = self.0.get_mut(place)
+            && let Some(id) = std::mem::replace(timer, NONE).id
+        {
+            wheel.cancel(id);
         }
-        if let Some(id) = std::mem::replace(&mut self.timers[place], NONE).id {
-            ports.wheel.cancel(id);
-        }
-    }
-
-    /// The timer of a place is due. Returns the call that is in the place now.
-    pub(super) fn timer_due(&mut self, ports: &mut Ports, place: u32) -> Option<Key> {
-        self.forget_timer(ports, place as usize);
-        self.table.key_at(place as usize)
     }
 }

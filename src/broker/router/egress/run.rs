@@ -31,7 +31,7 @@ impl Egresses {
     }
 
     /// Pushes a record of a run, if it fits. What else it brings about is settled by `received`.
-    #[inline]
+    #[inline(always)]
     pub(in crate::broker::router) fn push_in_run(
         &mut self,
         key: u32,
