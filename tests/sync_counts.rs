@@ -96,6 +96,9 @@ const STEPPED: &[Row] = &[
     Row("pop", stepped(1, 0)),
     // `Enter` of the request and of the response, and `Wake` of the router's two turns.
     Row("request_round_trip", stepped(1, 4)),
+    // `Wake` of each turn: one with eight requests and their replies, or one with those and one with the responses.
+    Row("request_batch", stepped(8, 1)),
+    Row("routed_batch", stepped(8, 2)),
 ];
 
 fn cost<T>(messages: usize, work: impl FnOnce() -> T) -> (T, Cost) {

@@ -383,8 +383,10 @@ impl Services {
         let Services { table, offers, .. } = self;
         let service = table.get_mut(id as usize).and_then(Option::as_mut).ok_or(NoResponder::None)?;
         let (len, mut best, mut any) = (service.responders.len(), None::<((bool, u32), usize)>, false);
-        for step in 0..len {
-            let at = (service.next + step) % len;
+        let mut next = service.next;
+        for _ in 0..len {
+            let at = if next < len { next } else { 0 };
+            next = at + 1;
             let Some(responder) = offers.get(service.responders[at]) else { continue };
             any |= responder.accepts;
             let rank = (responder.is_suspect(now), responder.places.taken());

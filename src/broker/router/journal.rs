@@ -19,8 +19,8 @@ use crate::wire::record::{HEADER_WORDS, Header};
 /// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// The deadline of a call.
-    Call(Key),
+    /// The call in a place of the table is to be looked at: its deadline may have passed.
+    Call(u32),
     /// The bulk lane of a connection has waited long enough.
     Parked(u32),
     /// A connection, named by key and id, may have become idle.
@@ -41,12 +41,14 @@ pub(super) enum Work {
     Undecided,
     /// The present message of the journal's run goes to the receivers of the run.
     Run(Record),
+    /// The present request of the journal's run of echoes is replied to.
+    Echo(Record),
     /// The first record of a publish goes to the chosen subscriptions.
     First(Record, u32, Message),
     /// A further record goes to the receivers of its message.
     Further(Record, Header),
     /// A record of the express lane is carried out.
-    Express(Record, Header),
+    Express(Record),
     /// All is done but the position.
     Done(Record),
 }
@@ -105,6 +107,30 @@ impl Run {
     }
 }
 
+/// A run of requests to the echo (`calls::run`).
+#[derive(Debug, Default)]
+pub(super) struct Echoes {
+    /// The positions of the source, and of the ring that gets the replies, at its first request.
+    pub(super) begins_at: u64,
+    pub(super) replies_at: u64,
+    /// The words of a header that are the same in all of its requests, and matter: kind, flags, service and sizes.
+    pub(super) shape: [u64; 2],
+}
+
+impl Echoes {
+    /// Whether a record is a further request of it.
+    #[inline]
+    pub(super) fn continues_with(&self, next: &Record) -> bool {
+        [next.header[0], next.header[2]] == self.shape
+    }
+
+    /// Bytes of each request.
+    #[inline]
+    pub(super) fn len(&self) -> u32 {
+        self.shape[0] as u32
+    }
+}
+
 /// The record or timer that the router handles.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
@@ -112,6 +138,7 @@ pub(super) struct Journal {
     pub(super) source: Option<(u32, RingName)>,
     pub(super) work: Work,
     pub(super) run: Run,
+    pub(super) echoes: Echoes,
     /// Receivers that have the record.
     pub(super) step: usize,
     /// The next receiver's position before it got the record.

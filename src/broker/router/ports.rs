@@ -17,7 +17,7 @@ use crate::logic::routing::schedule::Schedule;
 use crate::logic::routing::wheel::Wheel;
 use crate::shm::layout::RingName;
 use crate::shm::ring::Record;
-use crate::wire::record::{Header, Kind};
+use crate::wire::record::Kind;
 
 /// Bytes of a begun message that a receiver must take within `slow_consumer_timeout_ms`.
 const PACE_BYTES: u64 = 1 << 20;
@@ -91,9 +91,9 @@ impl Ports {
 
     /// What a record of the express lane brings is decided, and from here on it is carried out.
     #[inline]
-    pub(super) fn decided(&mut self, record: &Record, header: &Header) {
+    pub(super) fn decided(&mut self, record: &Record) {
         fault::point("router.decided", u64::from(record.len));
-        self.journal.work = Work::Express(*record, *header);
+        self.journal.work = Work::Express(*record);
     }
 
     /// The work on a record is done: its source's position goes behind it.

@@ -23,6 +23,7 @@ impl RouterState {
         // Before any other push: the ring's position shows the progress.
         self.pubsub.settle_pump(&mut self.ports);
         self.pubsub.settle_run(&mut self.ports);
+        self.calls.settle_run(&mut self.ports);
         self.count_deaths();
         let is_killer = self.ports.journal.deaths >= MAX_DEATHS;
         if let Some(timer) = self.ports.journal.timer.take()
@@ -89,7 +90,7 @@ impl RouterState {
     /// A timer has killed two routers. Its purpose is fulfilled in the simplest way, so that no wait lasts for ever.
     fn quarantine_timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Call(call) => self.calls.lose_call(&mut self.ports, call),
+            Timer::Call(place) => self.calls.lose_call_in(&mut self.ports, place),
             Timer::Parked(key) => self.ports.unpark(key),
             Timer::Idle(key, id) => {
                 if let Some(ingress) = self.ports.ingress_of(key, id) {
@@ -112,13 +113,13 @@ impl RouterState {
     /// Completes the record, if it was begun.
     fn settle(&mut self, key: u32, lane: RingName) {
         match self.ports.journal.work {
-            // `settle_run` has made another of it.
-            Work::Undecided | Work::Run(_) => {}
+            // `settle_run` has made another of a run.
+            Work::Undecided | Work::Run(_) | Work::Echo(_) => {}
             Work::First(record, id, message) => self.pubsub.commit_first(&mut self.ports, key, &record, id, &message),
             Work::Further(record, header) => self.pubsub.commit_further(&mut self.ports, key, &record, &header),
-            Work::Express(record, header) => {
+            Work::Express(record) => {
                 // Half done: the current code cannot leave that. The call ends for both sides.
-                self.calls.give_up_express(&mut self.ports, key, &header);
+                self.give_up_express(key, &record);
                 self.ports.journal.work = Work::Done(record);
                 self.ports.advance_source(key, lane, &record);
             }
@@ -136,22 +137,28 @@ impl RouterState {
         let Some(record) = self.record_under_way(key, lane) else { return };
         match lane {
             RingName::Bulk => self.pubsub.quarantine_publish(&mut self.ports, key, &record),
-            _ => {
-                if let Ok(header) = Header::from_words(&record.header) {
-                    self.calls.give_up_express(&mut self.ports, key, &header);
-                }
-            }
+            // The request has its outcome already.
+            _ if matches!(self.ports.journal.work, Work::Done(_)) => {}
+            _ => self.give_up_express(key, &record),
         }
         // What `settle` has left to do.
         self.ports.journal.work = Work::Done(record);
     }
 
+    fn give_up_express(&mut self, key: u32, record: &Record) {
+        if let Ok(header) = Header::from_words(&record.header) {
+            self.calls.give_up_express(&mut self.ports, key, &header);
+        }
+    }
+
     fn record_under_way(&mut self, key: u32, lane: RingName) -> Option<Record> {
         match self.ports.journal.work {
-            Work::First(record, ..) | Work::Further(record, _) | Work::Express(record, _) | Work::Done(record) => {
+            Work::First(record, ..) | Work::Further(record, _) | Work::Express(record) | Work::Done(record) => {
                 Some(record)
             }
-            Work::Undecided | Work::Run(_) => self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten(),
+            Work::Undecided | Work::Run(_) | Work::Echo(_) => {
+                self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten()
+            }
         }
     }
 }

@@ -175,21 +175,23 @@ impl RouterState {
                 Ok(Some(record)) => {
                     self.ports.journal.source = Some((key, lane));
                     fault::point("router.found", u64::from(record.len));
-                    if lane == RingName::Bulk {
-                        let cells = u64::from(cells_for(record.len));
-                        let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
-                        let most = u32::try_from(most).unwrap_or(u32::MAX).min(records + 1);
-                        let (routed, is_dry) = self.pubsub.route_run(&mut self.ports, key, &record, most);
-                        if is_dry {
-                            return LaneState::Dry;
-                        }
-                        if routed > 0 {
-                            let receivers = self.ports.journal.run.receivers.len() / RECEIVERS_PER_RECORD;
-                            records = records.saturating_sub(routed - 1 + routed * receivers as u32);
-                            continue;
-                        }
-                        self.ports.journal.source = Some((key, lane));
+                    let cells = u64::from(cells_for(record.len));
+                    let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
+                    let most = u32::try_from(most).unwrap_or(u32::MAX).min(records + 1);
+                    let (routed, is_dry) = match lane {
+                        RingName::Bulk => self.pubsub.route_run(&mut self.ports, key, &record, most),
+                        _ => self.calls.route_run(&mut self.ports, key, &record, most),
+                    };
+                    if is_dry {
+                        return LaneState::Dry;
                     }
+                    if routed > 0 {
+                        let run = &self.ports.journal.run;
+                        let more = if lane == RingName::Bulk { run.receivers.len() / RECEIVERS_PER_RECORD } else { 0 };
+                        records = records.saturating_sub(routed - 1 + routed * more as u32);
+                        continue;
+                    }
+                    self.ports.journal.source = Some((key, lane));
                     let routed = match lane {
                         RingName::Bulk => {
                             let routed = self.pubsub.route_bulk(&mut self.ports, key, &record);
@@ -220,7 +222,7 @@ impl RouterState {
     fn route_express(&mut self, key: u32, record: &Record) -> Result<(), CloseReason> {
         let header = Header::from_words(&record.header).map_err(CloseReason::violation)?;
         if header.kind == Kind::Credit {
-            self.ports.decided(record, &header);
+            self.ports.decided(record);
             self.pubsub.credit(&mut self.ports, key, &header);
         } else {
             self.calls.route(&mut self.ports, key, record, &header)?;
@@ -248,7 +250,7 @@ impl RouterState {
             self.ports.journal.timer = Some(timer);
             fault::point("router.timer", 0);
             match timer {
-                Timer::Call(call) => self.calls.deadline(&mut self.ports, call),
+                Timer::Call(place) => self.calls.deadline(&mut self.ports, place),
                 Timer::Parked(key) => self.pubsub.waited_too_long(&mut self.ports, key),
                 Timer::Idle(key, id) => self.ports.trim_if_idle(key, id),
                 Timer::Audit => self.ports.audit(),

@@ -5,6 +5,7 @@
 //! time or chance, so a count is the same in each run. A [`Meter`] takes the time of the measured parts; no other
 //! figure is taken in that run.
 
+use super::calls::ECHO;
 use super::in_process::{ClientEnds, work};
 use super::settings::Settings;
 use super::state::RouterState;
@@ -40,6 +41,8 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = &[
     ("route_one", |meter| publish(1, Part::Route, meter)),
     ("route_batch", |meter| publish(BATCH, Part::Route, meter)),
     ("request_round_trip", request),
+    ("request_batch", |meter| requests(true, meter)),
+    ("routed_batch", |meter| requests(false, meter)),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -158,6 +161,36 @@ fn request(meter: &mut Meter) -> Result<()> {
         router.turn();
     }
     Ok(())
+}
+
+/// A requester with so many requests outstanding at a time, and one responder or the echo: the router's turns, one with
+/// the requests, and one with the responses of another client.
+fn requests(is_echo: bool, meter: &mut Meter) -> Result<()> {
+    let mut router = Router::new()?;
+    let (mut requester, mut responder) = (router.connect()?, router.connect()?);
+    router.ask(&responder, ClientFrame::Serve { serial: 1, service: "s".parse()?, max_in_flight: 0 })?;
+    let arg = router.intern(&requester, InternKind::Service, if is_echo { ECHO } else { "s" })?;
+    let (flags, total) = (Flags::WHOLE, SIZE);
+    let (mut replies, mut buffer) = (0, Vec::with_capacity(SIZE as usize));
+    for first in (0..WARM_UP + MESSAGES).step_by(BATCH as usize) {
+        for slot in 0..BATCH {
+            let header = Header { flags, id: slot, id2: first, arg, total, ..Header::new(Kind::Request) };
+            requester.push(true, header, &[8; SIZE as usize])?;
+        }
+        requester.bells.ring();
+        meter.when(first >= WARM_UP, || router.turn());
+        if !is_echo {
+            while let Some(call) = responder.pop(&mut buffer)? {
+                let flags = flags.with(Flags::END);
+                responder.push(true, Header { flags, seq: call.seq, total, ..Header::new(Kind::Response) }, &buffer)?;
+            }
+            responder.bells.ring();
+            meter.when(first >= WARM_UP, || router.turn());
+        }
+        replies += requester.pop_all(Kind::RoutedResponse, &mut buffer)?;
+        requester.bells.ring();
+    }
+    (replies == WARM_UP + MESSAGES).then_some(()).ok_or_else(|| format!("{replies} requests have a reply").into())
 }
 
 struct Router {

@@ -2,7 +2,9 @@
 
 mod bodies;
 mod breaker;
+mod call_timers;
 mod crashes;
+mod express_runs;
 mod given_up;
 mod memory;
 mod newest;

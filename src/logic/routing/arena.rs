@@ -19,6 +19,12 @@ impl Key {
         u64::from(self.index) | u64::from(self.generation) << 32
     }
 
+    /// The index of its slot: another value has it later.
+    #[inline]
+    pub(crate) fn index(self) -> usize {
+        self.index as usize
+    }
+
     pub(crate) fn from_u64(key: u64) -> Key {
         Key { index: key as u32, generation: (key >> 32) as u32 }
     }
@@ -73,18 +79,40 @@ impl<T> Arena<T> {
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        let place = self.slots.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?;
-        let value = place.value.take()?;
-        place.generation = key.next_generation();
-        self.free.push(key.index);
+        let value = self.get_slot(key)?.value.take()?;
+        self.free_slot(key);
         Some(value)
+    }
+
+    /// Removes a value in its place.
+    #[inline]
+    pub(crate) fn discard(&mut self, key: Key) {
+        if let Some(place) = self.get_slot(key).filter(|place| place.value.is_some()) {
+            place.value = None;
+            self.free_slot(key);
+        }
+    }
+
+    #[inline]
+    fn get_slot(&mut self, key: Key) -> Option<&mut Slot<T>> {
+        self.slots.get_mut(key.index as usize).filter(|p| p.generation == key.generation)
+    }
+
+    #[inline]
+    fn free_slot(&mut self, key: Key) {
+        self.slots[key.index as usize].generation = key.next_generation();
+        self.free.push(key.index);
     }
 
     /// The key with this short form, if its value is here.
     pub(crate) fn find(&self, short: u32) -> Option<Key> {
-        let index = short & (MAX_SHORT - 1) as u32;
-        let place = self.slots.get(index as usize).filter(|place| place.value.is_some())?;
-        Some(Key { index, generation: place.generation }).filter(|key| key.to_u32() == short)
+        self.key_at(short as usize & (MAX_SHORT - 1)).filter(|key| key.to_u32() == short)
+    }
+
+    /// The key of the value in a slot, if there is one.
+    pub(crate) fn key_at(&self, index: usize) -> Option<Key> {
+        let place = self.slots.get(index).filter(|place| place.value.is_some())?;
+        Some(Key { index: u32::try_from(index).ok()?, generation: place.generation })
     }
 
     #[inline]
@@ -94,7 +122,7 @@ impl<T> Arena<T> {
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.slots.get_mut(key.index as usize).filter(|p| p.generation == key.generation)?.value.as_mut()
+        self.get_slot(key)?.value.as_mut()
     }
 
     /// All values, to change them.
@@ -124,9 +152,13 @@ mod tests {
         let mut arena = Arena::new(10);
         let a = arena.insert('a').unwrap();
         assert_eq!(arena.remove(a), Some('a'));
+        let gone = arena.insert('x').unwrap();
+        (0..2).for_each(|_| arena.discard(gone));
         let b = arena.insert('b').unwrap();
         assert_eq!(arena.remove(a), None);
-        assert_eq!((arena.get(a), arena.get(b)), (None, Some(&'b')));
+        assert_eq!((arena.get(a), arena.get(gone), arena.get(b)), (None, None, Some(&'b')));
+        arena.discard(gone);
+        assert_eq!((arena.len(), arena.key_at(b.index()), arena.key_at(1)), (1, Some(b), None));
         assert_eq!(Key::from_u64(b.to_u64()), b);
         assert_eq!(arena.get(Key::from_u64(77)), None);
     }

@@ -9,7 +9,6 @@
 use super::Call;
 use super::Calls;
 use crate::broker::router::connection::CloseReason;
-use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::breaker::{BreakerOutcome, Failure, Permit};
@@ -37,13 +36,13 @@ impl Calls {
             Kind::Request => self.body(ports, key, record, header)?,
             Kind::Response => self.response(ports, key, record, header)?,
             Kind::Cancel => {
-                ports.decided(record, header);
+                ports.decided(record);
                 self.cancel(ports, key, header);
             }
             Kind::ResponseCredit => self.response_credit(ports, key, record, header)?,
             Kind::BodyCredit => self.body_credit(ports, key, record, header)?,
             Kind::ReleaseService => {
-                ports.decided(record, header);
+                ports.decided(record);
                 self.release_service_number(ports, key, header);
             }
             kind => return Err(CloseReason::violation(format_args!("record of kind {kind:?} in the express lane"))),
@@ -78,7 +77,7 @@ impl Calls {
         if ingress.requests.get(header.id as usize).is_some_and(|slot| slot.call.is_some()) {
             return Err(CloseReason::violation(format_args!("request slot {} is in use", header.id)));
         }
-        ports.decided(record, header);
+        ports.decided(record);
         let Some(ingress) = ports.ingress_mut(key) else { return Ok(()) };
         if ingress.requests.len() <= header.id as usize {
             ingress.requests.resize(header.id as usize + 1, Default::default());
@@ -178,7 +177,6 @@ impl Calls {
             service,
             permit,
             number: number.unwrap_or(0),
-            timer: None,
             idle_limit,
             chunk_limit,
             ends_at,
@@ -196,15 +194,13 @@ impl Calls {
             answer_left: 0,
             answer_credit: credit,
         };
+        let look_at = call.look_at(ports.settings.request_body_idle);
         let Some(call) = self.insert(call) else {
             self.record_outcome(ports, service, permit, BreakerOutcome::Ignored);
             self.fail(ports, key, header.id, header.id2, service, Outcome::Overloaded);
             return;
         };
-        if let Some(found) = self.table.get_mut(call) {
-            let at = found.look_at(ports.settings.request_body_idle);
-            found.timer = Some(ports.wheel.set(at, Timer::Call(call)));
-        }
+        self.timers.look_by(&mut ports.wheel, call, look_at);
         if let Some(ingress) = ports.ingress_mut(key) {
             ingress.requests[header.id as usize].call = Some(call);
             ingress.outstanding += 1;
@@ -233,7 +229,7 @@ impl Calls {
             egresses.send(key, &answer, payload);
             if flags.has(Flags::LAST) {
                 ports.counters.replies += 1;
-                self.finish(ports, call);
+                self.finish(ports, call, |_| ());
             }
             return;
         };
@@ -270,7 +266,7 @@ impl Calls {
         let Some(credit) = found.body_credit.checked_sub(cells_for(len)) else {
             return Err(CloseReason::violation("request body exceeds its credit"));
         };
-        ports.decided(record, header);
+        ports.decided(record);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         found.body_credit = credit;
         found.add_to_body(len, ports.now);
@@ -312,8 +308,7 @@ impl Calls {
             None if is_free => 0,
             None => return Err(CloseReason::violation("a reply was sent beyond its credit")),
         };
-        ports.decided(record, header);
-        let Some(found) = self.table.get_mut(call) else { return Ok(()) };
+        ports.decided(record);
         found.answer_credit = credit;
         found.answer_left = left - len;
         found.progress_at = ports.now;
@@ -330,16 +325,12 @@ impl Calls {
         let begins = first && !found.has_chunk && !header.flags.has(Flags::ERROR);
         let reply_took = begins.then(|| ports.now.saturating_sub(found.ready_at));
         found.has_chunk |= is_first_chunk;
-        if is_first_chunk && let Some(first) = found.idle_limit.replace(found.chunk_limit) {
-            // Happens once for a stream, and only if the deadline is earlier now.
-            if found.chunk_limit < first {
-                let at = found.look_at(ports.settings.request_body_idle);
-                if let Some(timer) = found.timer.replace(ports.wheel.set(at, Timer::Call(call))) {
-                    ports.wheel.cancel(timer);
-                }
-            }
-        }
         let took = ports.now.saturating_sub(found.began);
+        if is_first_chunk {
+            found.idle_limit = Some(found.chunk_limit);
+            let look_at = found.look_at(ports.settings.request_body_idle);
+            self.timers.look_by(&mut ports.wheel, call, look_at);
+        }
         ports.counters.fragments += u64::from(!(first && last));
         if !self.takes_more(ports, requester, call) {
             return Ok(());
@@ -358,32 +349,33 @@ impl Calls {
         {
             self.services.replied(offer);
         }
-        if let (Some(took), Some(service)) = (reply_took, self.services.get_mut(service)) {
-            service.pace.replied(took);
-        }
-        if is_first_chunk && let Some(times) = self.services.get_mut(service).and_then(|s| s.times.as_deref_mut()) {
-            times.first_chunk.observe(took, 1);
+        if let Some(service) = self.services.get_mut(service) {
+            if let Some(took) = reply_took {
+                service.pace.replied(took);
+            }
+            if let Some(times) = service.times.as_deref_mut() {
+                if is_first_chunk {
+                    times.first_chunk.observe(took, 1);
+                }
+                if ends {
+                    times.round_trip.observe(took, 1);
+                }
+            }
+            service.failures += u64::from(ends && header.flags.has(Flags::ERROR));
         }
         if is_first_chunk {
             self.record_first_chunk(ports, service, call);
         }
         if ends {
             ports.counters.replies += 1;
-            if let Some(service) = self.services.get_mut(service) {
-                service.failures += u64::from(header.flags.has(Flags::ERROR));
-                if let Some(times) = service.times.as_deref_mut() {
-                    times.round_trip.observe(took, 1);
-                }
-            }
             let breaker_outcome = match header.flags.has(Flags::ERROR.with(Flags::FAILURE)) {
                 true if had_room => BreakerOutcome::Failure(Failure::Reply),
                 // A requester that does not take the reply must not open the breaker for others (B2).
                 true => BreakerOutcome::Ignored,
                 false => BreakerOutcome::Success,
             };
-            if let Some(call) = self.finish(ports, call) {
-                self.record_outcome(ports, service, call.permit, breaker_outcome);
-            }
+            let permit = self.finish(ports, call, |call| call.permit).flatten();
+            self.record_outcome(ports, service, permit, breaker_outcome);
         } else {
             ports.counters.chunks += u64::from(last);
         }
@@ -414,7 +406,7 @@ impl Calls {
             Some(_) => found.body_credit,
             None => given_back(found.body_credit, header.arg, most)?,
         };
-        ports.decided(record, header);
+        ports.decided(record);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         if !found.may_be_answered(ports.settings.geometry.base_cells()) {
             found.ready_at = ports.now;
@@ -447,7 +439,7 @@ impl Calls {
         let (Some(call), most) = (self.call_of(key, header), ports.settings.stream_credit) else { return Ok(()) };
         let Some(found) = self.table.get(call) else { return Ok(()) };
         let body_credit = given_back(found.body_credit, header.arg, most)?;
-        ports.decided(record, header);
+        ports.decided(record);
         let Some(found) = self.table.get_mut(call) else { return Ok(()) };
         if !found.owes_body(ports.settings.geometry.base_cells()) {
             (found.part_at, found.part_left) = (ports.now, found.body_left);
@@ -464,6 +456,7 @@ impl Calls {
 
     /// Whether the backlog of `to` has space for more of the call. Many calls, each within its credit, can together
     /// exceed the backlog of a client that does not read: then this call ends, not the connection.
+    #[inline]
     fn takes_more(&mut self, ports: &mut Ports, to: u32, call: Key) -> bool {
         let takes = ports.egresses.takes_calls(to);
         if !takes {

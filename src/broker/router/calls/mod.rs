@@ -2,10 +2,12 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `run` | requests to the echo that are replied to with one decision |
 //! | `express` | routes the records of the express lane |
 //! | `outcomes` | calls that end otherwise than by their reply |
 //! | `breakers` | the gates of the services |
 //! | `places` | the place that a call takes of its responder |
+//! | `timers` | the timers of calls |
 //! | `offers` | control requests about services |
 
 mod breakers;
@@ -13,6 +15,8 @@ mod express;
 mod offers;
 mod outcomes;
 mod places;
+mod run;
+mod timers;
 
 pub(in crate::broker) use breakers::{state, status};
 
@@ -20,12 +24,12 @@ use super::ports::Ports;
 use super::settings::Settings;
 use crate::logic::breaker::Permit;
 use crate::logic::routing::arena::{Arena, Key};
-use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{Body, OfferId, PART, ServiceId, Services, UserIndex, Users};
 use crate::logic::shares::{Principal, Shares};
 use crate::shm::layout::cells_for;
 use crate::wire::name::Name;
 use crate::wire::record::Header;
+use timers::CallTimers;
 
 /// The service that the broker itself offers: it returns each request.
 pub(crate) const ECHO: &str = "echo";
@@ -38,6 +42,7 @@ pub(super) struct Calls {
     services: Services,
     echo: ServiceId,
     table: Arena<Call>,
+    timers: CallTimers,
 }
 
 impl Calls {
@@ -49,7 +54,7 @@ impl Calls {
         let echo = Name::parse(ECHO).ok().and_then(|name| services.intern(&name, None).ok());
         let echo = echo.expect("it is a name, and the broker's own service has no limit");
         // The shares of users limit it.
-        Calls { services, echo, table: Arena::new(u32::MAX as usize) }
+        Calls { services, echo, table: Arena::new(u32::MAX as usize), timers: CallTimers::default() }
     }
 
     /// Applies other limits from now on; existing services stay.
@@ -95,7 +100,7 @@ impl Calls {
 }
 
 /// An outstanding request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) requester: u32,
     /// The requester's user.
@@ -112,8 +117,6 @@ pub(super) struct Call {
     pub(super) permit: Option<Permit>,
     /// The responder's own number of the service.
     pub(super) number: u32,
-    /// `None` once it has fired.
-    pub(super) timer: Option<TimerId>,
     /// The longest time without progress, of a stream: to its first chunk now, then between chunks.
     pub(super) idle_limit: Option<u64>,
     /// The same, between chunks.

@@ -5,7 +5,6 @@
 
 use super::Call;
 use super::Calls;
-use crate::broker::router::journal::Timer;
 use crate::broker::router::ports::Ports;
 use crate::logic::breaker::{BreakerOutcome, Failure};
 use crate::logic::routing::arena::Key;
@@ -14,12 +13,12 @@ use crate::shm::ring::Payload;
 use crate::wire::record::{Flags, Header, Kind, Outcome};
 
 impl Calls {
-    /// The deadline of a call has passed. Of a stream, this may be the time since its last progress, and of a request
-    /// that is not whole, the time since the last part of its body: noted with each part and looked at here, so that a
-    /// part costs no change of a timer.
-    pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, call: Key) {
+    /// The deadline of the call in a place of the table may have passed. Of a stream, this may be the time since its last
+    /// progress, and of a request that is not whole, the time since the last part of its body: noted with each part and
+    /// looked at here, so that a part costs no change of a timer.
+    pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, place: u32) {
+        let Some(call) = self.due_in(ports, place) else { return };
         let Some(found) = self.table.get_mut(call) else { return };
-        found.timer = None;
         let (now, body_idle) = (ports.now, ports.settings.request_body_idle);
         // While its responder gives no credit, the requester is not late.
         if !found.owes_body(ports.settings.geometry.base_cells()) {
@@ -27,10 +26,15 @@ impl Calls {
         }
         let at = found.look_at(body_idle);
         if at > now {
-            found.timer = Some(ports.wheel.set(at, Timer::Call(call)));
-            return;
+            return self.timers.look_by(&mut ports.wheel, call, at);
         }
         self.end_call(ports, call, Outcome::DeadlineExceeded);
+    }
+
+    /// The timer of a place is due. Returns the call that is in the place now.
+    fn due_in(&mut self, ports: &mut Ports, place: u32) -> Option<Key> {
+        self.timers.forget(&mut ports.wheel, place as usize);
+        self.table.key_at(place as usize)
     }
 
     /// The breaker's outcome of a call that ended without a reply.
@@ -54,7 +58,7 @@ impl Calls {
 
     /// Ends a call without a reply: notifies both sides.
     pub(super) fn end_call(&mut self, ports: &mut Ports, call: Key, outcome: Outcome) {
-        let Some(found) = self.finish(ports, call) else { return };
+        let Some(found) = self.finish(ports, call, Call::clone) else { return };
         let breaker_outcome = self.breaker_outcome(ports, &found, outcome);
         if let (BreakerOutcome::Failure(Failure::Deadline), Some(offer)) = (breaker_outcome, found.offer) {
             self.services.missed(offer, ports.now);
@@ -106,21 +110,22 @@ impl Calls {
         ports.egresses.send(requester, &failed, Payload::EMPTY);
     }
 
-    /// Removes a call, wherever it is known.
-    pub(super) fn finish(&mut self, ports: &mut Ports, call: Key) -> Option<Call> {
-        let found = self.table.remove(call)?;
-        if let Some(timer) = found.timer {
-            ports.wheel.cancel(timer);
+    /// Removes a call, wherever it is known. Returns what `keep` does of it: a call is large, and few ends need all.
+    #[inline]
+    pub(super) fn finish<T>(&mut self, ports: &mut Ports, call: Key, keep: impl FnOnce(&Call) -> T) -> Option<T> {
+        let found = self.table.get(call)?;
+        let kept = keep(found);
+        let &Call { requester, slot, user, principal, offer, .. } = found;
+        self.table.discard(call);
+        if let Some(offer) = offer {
+            self.services.end(offer, principal);
         }
-        if let Some(offer) = found.offer {
-            self.services.end(offer, found.principal);
-        }
-        self.services.users.end_call(found.user);
-        if let Some(ingress) = ports.ingress_mut(found.requester) {
+        self.services.users.end_call(user);
+        if let Some(ingress) = ports.ingress_mut(requester) {
             ingress.outstanding -= 1;
-            ingress.requests[found.slot as usize].call = None;
+            ingress.requests[slot as usize].call = None;
         }
-        Some(found)
+        Some(kept)
     }
 
     /// A connection ends: its requests end, and the calls that it was to reply to are lost.
@@ -156,8 +161,15 @@ impl Calls {
         }
     }
 
+    /// The timer of a place has killed two routers: the call in it is lost.
+    pub(in crate::broker::router) fn lose_call_in(&mut self, ports: &mut Ports, place: u32) {
+        if let Some(call) = self.due_in(ports, place) {
+            self.lose_call(ports, call);
+        }
+    }
+
     /// Ends a call that the broker itself cannot complete: both sides are notified.
-    pub(in crate::broker::router) fn lose_call(&mut self, ports: &mut Ports, call: Key) {
+    fn lose_call(&mut self, ports: &mut Ports, call: Key) {
         let Some(found) = self.table.get_mut(call) else { return };
         // The circuit breaker ignores it: the responder is not at fault.
         let (service, permit, responder) = (found.service, found.permit.take(), found.responder);

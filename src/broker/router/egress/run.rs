@@ -1,8 +1,9 @@
-//! Pushing the messages of a run, which were decided at once (`pubsub::run`).
+//! Pushing the messages of a run, which were decided at once (`pubsub::run`, `calls::run`).
 
 use super::Egresses;
 use crate::broker::router::journal::Receiver;
 use crate::shm::ring::Payload;
+use crate::wire::record::HEADER_WORDS;
 
 impl Egresses {
     /// The receiver `key` takes part in a run: returns its position, if it has no backlog and is no receiver yet.
@@ -30,12 +31,16 @@ impl Egresses {
     }
 
     /// Pushes a record of a run, if it fits. What else it brings about is settled by `received`.
-    #[inline]
-    pub(in crate::broker::router) fn push_in_run(&mut self, receiver: &Receiver, payload: Payload<'_>) -> bool {
-        let owner = receiver.owner;
-        let Some(egress) = self.get_mut(owner) else { return false };
-        egress.ring.push(&receiver.header, payload).unwrap_or_else(|violation| {
-            self.pending_close.push((owner, violation.into()));
+    #[inline(always)]
+    pub(in crate::broker::router) fn push_in_run(
+        &mut self,
+        key: u32,
+        header: &[u64; HEADER_WORDS],
+        payload: Payload<'_>,
+    ) -> bool {
+        let Some(egress) = self.get_mut(key) else { return false };
+        egress.ring.push(header, payload).unwrap_or_else(|violation| {
+            self.pending_close.push((key, violation.into()));
             false
         })
     }

@@ -50,7 +50,7 @@ impl PubSub {
             for (number, receiver) in journal.run.receivers.iter_mut().enumerate() {
                 fault::point("router.target", number as u64);
                 receiver.header[3] = seq;
-                if !egresses.push_in_run(receiver, payload) {
+                if !egresses.push_in_run(receiver.owner, &receiver.header, payload) {
                     break 'run;
                 }
                 fault::point("router.delivered", number as u64);
