@@ -14,8 +14,8 @@ use crate::wire::record::{Flags, Header, Kind, Outcome};
 
 impl Calls {
     /// The deadline of the call in a place of the table may have passed. Of a stream, this may be the time since its
-    /// last progress, and of a request that is not whole, the time since the last part of its body: noted with each part
-    /// and looked at here, so that a part costs no change of a timer.
+    /// last progress, and of a request that is not whole, the time since the last part of its body: noted with each
+    /// part and looked at here, so that a part costs no change of a timer.
     pub(in crate::broker::router) fn deadline(&mut self, ports: &mut Ports, place: u32) {
         let Some(call) = self.due_in(ports, place) else { return };
         let Some(found) = self.table.get_mut(call) else { return };
