@@ -318,12 +318,13 @@ fn a_panic_leaves_no_request_outstanding() {
             wait_until("all to be cancelled", || outstanding(&client) == 0);
             check_echo(&requester, &sent);
         }
-        // Of requests that have no outcome, none stays, either.
+        // Of requests that have no outcome, none stays, either: not even until its deadline.
+        let long = RequestOptions { timeout: Some(20 * DEADLINE), ..RequestOptions::default() };
         let mixed = client.requester("silent").unwrap();
         let result = catch_unwind(AssertUnwindSafe(|| {
             std::thread::scope(|scope| {
                 scope.spawn(|| service.next_timeout(DEADLINE).unwrap().expect("a request").reply("one").unwrap());
-                let _ = mixed.call_batch(&payloads(50, |_| 10), |_, outcome| panic!("{outcome:?}"));
+                let _ = mixed.call_batch_with(&payloads(50, |_| 10), long, |_, outcome| panic!("{outcome:?}"));
             });
         }));
         assert!(result.is_err());
