@@ -97,8 +97,8 @@ struct Source {
     is_batched: bool,
     /// Calls between two looks at the clock.
     calls: usize,
-    /// For messages with many receivers: waits at each look until they are routed. Without it those that lie in the lane
-    /// when the time is over would take the broker far longer than the time that is measured.
+    /// For messages with many receivers: waits at each look until they are routed. Without it those that lie in the
+    /// lane when the time is over would take the broker far longer than the time that is measured.
     flushes: Option<Client>,
 }
 
