@@ -101,7 +101,9 @@ fn run(company: &Company, row: &Row, users: Users, time: Duration, (control, alo
         attacker.kill();
     }
     let settled = pair.map_or(Ok(()), Pair::finish);
-    let fault = fault.or(settled.err()).or(stage.check().err());
+    // What the broker says may be the cause of what the pair has met.
+    let faults: Vec<String> = fault.or(settled.err()).into_iter().chain(stage.check().err()).collect();
+    let fault = (!faults.is_empty()).then(|| faults.join("; "));
     let kept = stage.grown(before);
     Outcome { row: *row, users, control: control.clone(), alone_p99, figures, seen, grown, kept, fault, note }
 }

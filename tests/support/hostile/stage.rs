@@ -177,7 +177,9 @@ impl<'a> Stage<'a> {
     /// Whether the broker is as it should be: it runs, and its log has no panic and no thread that hangs.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         if self.broker.process().has_ended() {
-            return Err(format!("the broker has ended with {}", self.broker.process().code()));
+            let (code, log) = (self.broker.process().code(), self.broker.process().stderr());
+            let last: Vec<&str> = log.lines().rev().take(5).collect();
+            return Err(format!("the broker has ended with {code}; its last lines, the last first: {last:?}"));
         }
         let log = self.broker.process().stderr();
         match log.lines().find(|line| line.contains("panicked") || line.contains("thread hangs")) {
