@@ -6,7 +6,7 @@ use lapce_ipc::client::{Client, Error, RequestOptions, Requester, WaitStrategy};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
-use support::calls::{serve, text, within};
+use support::calls::{beside_messages, serve, text, within};
 use support::probe::{counter, pattern, served};
 use support::{Broker, DEADLINE, wait_until};
 
@@ -139,48 +139,18 @@ fn other_threads_call_and_receive_meanwhile() {
     serve(&other, "svc", |request| Ok(request.payload().to_vec()));
     for wait in STRATEGIES {
         let client = broker.builder().wait(wait).connect().unwrap();
-        let (mut subscription, is_over) = (client.subscribe("t").unwrap(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let (client, other, is_over) = (&client, &other, &is_over);
-            scope.spawn(move || {
-                let mut expected = 0_u64;
-                loop {
-                    let message = subscription.next_timeout(DEADLINE).unwrap().expect("a message");
-                    if message.payload() == b"end" {
-                        break;
-                    }
-                    assert_eq!(message.payload(), expected.to_le_bytes());
-                    expected += 1;
-                }
-            });
-            scope.spawn(move || {
-                let publisher = other.publisher("t").unwrap();
-                for number in 0_u64.. {
-                    if is_over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    publisher.publish(number.to_le_bytes()).unwrap();
-                }
-                publisher.publish("end").unwrap();
-            });
-            let batches = |service: &'static str| {
-                move || {
-                    let requester = client.requester(service).unwrap();
-                    (0..5).for_each(|round| check_echo(&requester, &payloads(1_000, |n| (n * 61 + round) % 2_000)));
-                }
-            };
-            let calls = move || {
-                let (requester, mut reply) = (client.requester("svc").unwrap(), Vec::new());
-                for body in payloads(1_000, |number| number % 2_000) {
-                    requester.call_into(&body, &mut reply).unwrap();
-                    assert!(reply == body);
-                }
-            };
-            let calling = [scope.spawn(batches("svc")), scope.spawn(batches("echo")), scope.spawn(calls)];
-            let ended = calling.map(std::thread::ScopedJoinHandle::join);
-            is_over.store(true, Ordering::Relaxed);
-            assert!(ended.iter().all(Result::is_ok));
-        });
+        let batches = |service: &str| {
+            let requester = client.requester(service).unwrap();
+            (0..5).for_each(|round| check_echo(&requester, &payloads(1_000, |n| (n * 61 + round) % 2_000)));
+        };
+        let calls = || {
+            let (requester, mut reply) = (client.requester("svc").unwrap(), Vec::new());
+            for body in payloads(1_000, |number| number % 2_000) {
+                requester.call_into(&body, &mut reply).unwrap();
+                assert!(reply == body);
+            }
+        };
+        beside_messages(&client, &other, &[&|| batches("svc"), &|| batches("echo"), &calls]);
         assert_eq!(outstanding(&client), 0);
     }
     assert_eq!(counter(&other.status().unwrap(), "violations"), 0);

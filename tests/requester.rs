@@ -3,9 +3,8 @@
 mod support;
 
 use lapce_ipc::client::{RequestOptions, Requester, WaitStrategy};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use support::calls::{serve, text, within};
+use support::calls::{beside_messages, serve, text, within};
 use support::cut::cut;
 use support::probe::{counter, pattern, served};
 use support::{Broker, DEADLINE, wait_for_stop, wait_until};
@@ -143,40 +142,10 @@ fn threads_of_one_client_call_while_another_receives() {
     serve(&other, "svc", |request| Ok(request.payload().to_vec()));
     for wait in STRATEGIES {
         let client = broker.builder().wait(wait).connect().unwrap();
-        let (mut subscription, is_over) = (client.subscribe("t").unwrap(), AtomicBool::new(false));
-        let requester = client.requester("svc").unwrap();
-        std::thread::scope(|scope| {
-            let (client, other, is_over, shared) = (&client, &other, &is_over, &requester);
-            scope.spawn(move || {
-                let mut expected = 0_u64;
-                loop {
-                    let message = subscription.next_timeout(DEADLINE).unwrap().expect("a message");
-                    if message.payload() == b"end" {
-                        break;
-                    }
-                    assert_eq!(message.payload(), expected.to_le_bytes());
-                    expected += 1;
-                }
-            });
-            scope.spawn(move || {
-                let publisher = other.publisher("t").unwrap();
-                for number in 0_u64.. {
-                    if is_over.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    publisher.publish(number.to_le_bytes()).unwrap();
-                }
-                publisher.publish("end").unwrap();
-            });
-            let calling = [
-                scope.spawn(move || calls(shared, 0, 1_000)),
-                scope.spawn(move || calls(shared, 1, 1_000)),
-                scope.spawn(move || calls(&client.requester("echo").unwrap(), 2, 1_000)),
-            ];
-            let ended = calling.map(std::thread::ScopedJoinHandle::join);
-            is_over.store(true, Ordering::Relaxed);
-            assert!(ended.iter().all(Result::is_ok));
-        });
+        let (requester, echo) = (client.requester("svc").unwrap(), client.requester("echo").unwrap());
+        let callers: [&(dyn Fn() + Sync); 3] =
+            [&|| calls(&requester, 0, 1_000), &|| calls(&requester, 1, 1_000), &|| calls(&echo, 2, 1_000)];
+        beside_messages(&client, &other, &callers);
         let status = client.status().unwrap();
         let connection = status.connections.iter().find(|connection| connection.id == client.id()).unwrap();
         assert_eq!(connection.requests_outstanding, 0);

@@ -1,11 +1,11 @@
 //! Many requests to one service at a time.
 //!
-//! 1. As many requests as have a slot and space are placed at once, and their replies are taken out of the ring one by
-//!    one, as by a call of [`Requester::call_into`]. What such a call does besides the two copies is done once for all:
-//!    the locks of reader role, table and lane, the fences, the look at the clock.
-//! 2. When half of the outstanding requests have their outcome, the next ones are placed: so both sides have a batch to
-//!    work on. What comes before a reply in the ring is sorted as by each leader, and a reply behind it, too; the batch
-//!    then finds it at the table (see `data::request_slots`).
+//! 1. The batch places as many requests at once as have a slot and space, and takes their replies out of the ring one
+//!    by one. It takes the locks of reader role, table and lane once for all of these, and needs one set of fences and
+//!    one look at the clock.
+//! 2. When half of the outstanding requests have their outcome, the batch places the next ones, so that both sides have
+//!    work. The leader sorts other records that lie before a reply in the ring, and with them perhaps replies. The
+//!    batch finds those at the table (see `data::request_slots`).
 //! 3. While another thread has the reader role, that thread sorts the replies, and the batch takes them as a follower.
 //! 4. All else takes the path of a `ReplyStream`: a body or a reply of several records, an error, the number of the
 //!    service, no slot, no space.
@@ -232,9 +232,12 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
 
     /// The options of a request that is sent now; `None`: the time is over.
     fn options(&mut self) -> Option<RequestOptions> {
-        let left = self.time.left();
-        let timeout = left.or(self.options.timeout);
-        (left != Some(Duration::ZERO)).then_some(RequestOptions { timeout, ..self.options })
+        let options = self.options_with_time_left();
+        (options.timeout != Some(Duration::ZERO)).then_some(options)
+    }
+
+    fn options_with_time_left(&mut self) -> RequestOptions {
+        RequestOptions { timeout: self.time.left().or(self.options.timeout), ..self.options }
     }
 
     /// Passes an outcome to the user, unless the request is to be sent again.
@@ -449,8 +452,7 @@ impl<'a, P: AsRef<[u8]>, F: FnMut(usize, Result<&[u8]>)> Batch<'a, P, F> {
         (self.lead, self.leads) = (None, false);
         let mut reply = Vec::new();
         for index in std::mem::take(&mut self.again) {
-            let timeout = self.time.left().or(self.options.timeout);
-            let options = RequestOptions { timeout, ..self.options };
+            let options = self.options_with_time_left();
             let disconnected = Kind::Outcome { outcome: Outcome::Disconnected, retry_after: None };
             let mut first = Some(Err(disconnected.into()));
             let outcome = self.requester.client.retry(options, |options| {

@@ -11,7 +11,7 @@ use crate::client::error::{Kind, Result};
 use crate::shm::layout::cells_for;
 use crate::sync::Ordering;
 use crate::wire::record::{Flags, Header, Kind as RecordKind, Outcome};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// The end of a reply that is an error of the responder's own.
 pub(crate) const FAILED: Flags = Flags::END.with(Flags::ERROR).with(Flags::FAILURE);
@@ -199,24 +199,26 @@ impl BatchPlace<'_> {
     /// No reply is waited for any more: what was diverted before stays, the others end here with this outcome. Returns
     /// their payloads.
     pub(crate) fn end(&mut self, connection: &Connection, outcome: Outcome) -> Vec<usize> {
-        if connection.is_ours() && self.calls.is_begun() {
-            let mut table = lock(&connection.table);
-            self.settle(&mut table.requests);
-            if self.calls.cancel(&mut table.requests, outcome) {
-                place_owed(connection, &mut table);
-            }
-        }
+        self.cancel(connection, outcome);
         self.calls.end()
+    }
+
+    /// Ends those here that were not diverted. Returns the lock of the table, if the batch has begun.
+    fn cancel<'c>(&mut self, connection: &'c Connection, outcome: Outcome) -> Option<MutexGuard<'c, Table>> {
+        if !connection.is_ours() || !self.calls.is_begun() {
+            return None;
+        }
+        let mut table = lock(&connection.table);
+        self.settle(&mut table.requests);
+        if self.calls.cancel(&mut table.requests, outcome) {
+            place_owed(connection, &mut table);
+        }
+        Some(table)
     }
 
     /// The batch is over. Nothing waits: no slot stays claimed.
     pub(crate) fn finish(&mut self, connection: &Connection) {
-        if connection.is_ours() && self.calls.is_begun() {
-            let mut table = lock(&connection.table);
-            self.settle(&mut table.requests);
-            if self.calls.cancel(&mut table.requests, Outcome::Cancelled) {
-                place_owed(connection, &mut table);
-            }
+        if let Some(mut table) = self.cancel(connection, Outcome::Cancelled) {
             self.calls.give_back(&mut table.spare_batch);
         }
     }

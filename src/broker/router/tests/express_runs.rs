@@ -1,5 +1,6 @@
 //! Runs of requests to the echo, which are replied to with one decision, and a router that dies within one.
 
+use super::crashes::die_at_each;
 use super::*;
 
 /// What the requester got: kind, slot, generation, first byte, length, outcome.
@@ -94,18 +95,11 @@ fn a_router_that_dies_within_a_run_replies_once_to_each_request() {
     let (requests, bytes) = (16 + 11, 6 * 64 + 3 * 100);
     // The three cancels are records, and no messages.
     assert_eq!(counted, [requests, requests, requests + 3, bytes, requests, requests, bytes, requests, bytes]);
-    for point in ["found", "decided", "target", "delivered", "committed", "advanced"] {
-        let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
-        for n in 1.. {
-            fault::armed::arm(point, n);
-            let found = scenario();
-            if fault::armed::disarm() {
-                assert!(n > 11, "{point} was reached {} times", n - 1);
-                break;
-            }
-            assert_eq!(found, (sound.clone(), counted, 1), "died at {point}, the {n}. time there");
-        }
-    }
+    let points = ["found", "decided", "target", "delivered", "committed", "advanced"];
+    die_at_each(&points, 11, &(sound, counted), || {
+        let (got, counted, deaths) = scenario();
+        ((got, counted), deaths)
+    });
 }
 
 #[test]

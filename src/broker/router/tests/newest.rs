@@ -1,5 +1,6 @@
 //! What is kept for a client that does not read: the newest, whatever happens meanwhile, and for a time with an end.
 
+use super::crashes::die_at_each;
 use super::crashes::{publish, spent};
 use super::*;
 use std::collections::BTreeMap;
@@ -137,29 +138,17 @@ fn scenario() -> (Got, Vec<u64>, u32, bool) {
 
 #[test]
 fn a_router_that_dies_at_any_point_keeps_each_message_once() {
-    let sound = scenario();
-    assert_eq!((sound.2, sound.3), (0, true));
+    let scenario = || {
+        let (got, counters, deaths, quiescent) = scenario();
+        ((got, counters, quiescent), deaths)
+    };
+    let (sound, deaths) = scenario();
+    assert_eq!((deaths, sound.2), (0, true));
     let total: usize = sound.0.messages.values().map(Vec::len).sum();
     assert!(total > 10, "{sound:?}");
-    for point in
-        ["found", "decided", "target", "queued", "delivered", "committed", "advanced", "pumped", "bell", "ending"]
-    {
-        let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
-        let mut n = 0;
-        loop {
-            n += 1;
-            fault::armed::arm(point, n);
-            let (got, counters, deaths, quiescent) = scenario();
-            if fault::armed::disarm() {
-                assert_eq!(deaths, 0);
-                break;
-            }
-            assert_eq!(deaths, 1);
-            let died = (&got, &counters, quiescent);
-            assert_eq!(died, (&sound.0, &sound.1, true), "died at {point}, the {n}. time there");
-        }
-        assert!(n > 2, "{point} was reached {} times", n - 1);
-    }
+    let points = ["found", "decided", "target", "queued", "delivered", "committed", "advanced", "pumped"];
+    die_at_each(&points, 2, &sound, scenario);
+    die_at_each(&["bell", "ending"], 2, &sound, scenario);
 }
 
 #[test]

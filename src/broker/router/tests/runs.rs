@@ -1,5 +1,6 @@
 //! Runs: messages that are routed with one decision, and a router that dies within one.
 
+use super::crashes::die_at_each;
 use super::*;
 use crate::logic::shares::Principal;
 
@@ -105,18 +106,11 @@ fn a_router_that_dies_within_a_run_loses_and_doubles_nothing() {
     assert_eq!((sound[0].len(), deaths), (11, 0));
     assert!(sound.iter().all(|got| *got == sound[0]), "{sound:?}");
     assert_eq!(counted, [13, 39, 13, 6 * 64 + 3 * 100 + 2, 13]);
-    for point in ["found", "decided", "target", "delivered", "committed", "advanced"] {
-        let point = fault::POINTS.iter().map(|(p, _)| *p).find(|p| p.strip_prefix("router.") == Some(point)).unwrap();
-        for n in 1.. {
-            fault::armed::arm(point, n);
-            let found = scenario();
-            if fault::armed::disarm() {
-                assert!(n > 11, "{point} was reached {} times", n - 1);
-                break;
-            }
-            assert_eq!(found, (sound.clone(), counted, 1), "died at {point}, the {n}. time there");
-        }
-    }
+    let points = ["found", "decided", "target", "delivered", "committed", "advanced"];
+    die_at_each(&points, 11, &(sound, counted), || {
+        let (got, counted, deaths) = scenario();
+        ((got, counted), deaths)
+    });
 }
 
 #[test]
