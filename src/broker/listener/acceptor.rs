@@ -154,9 +154,11 @@ impl Candidate {
         let Ok(stream) = stream.into_std() else { return };
         let accepted = Accepted { stream, peer, permit };
         worker.spawn_fn(move || {
+            // Boxed, as all that is over when the connection is idle.
+            let first = Box::pin(admitted(accepted, broker.clone(), wait));
             actix::spawn(async move {
-                if Box::pin(turn(&broker, &accepted.stream, wait)).await {
-                    serve(Rc::new(ConnectionContext::new(accepted, broker.sessions.window())), broker).await;
+                if let Some(context) = first.await {
+                    serve(context, broker).await;
                 }
             });
         });
@@ -179,6 +181,12 @@ impl Candidate {
         refuse(self.stream, refused).await;
         drop(permit);
     }
+}
+
+/// Waits for the turn of a socket. Returns its connection; `None`: its peer is gone.
+async fn admitted(accepted: Accepted, broker: Arc<Broker>, wait: Duration) -> Option<Rc<ConnectionContext>> {
+    let is_there = turn(&broker, &accepted.stream, wait).await;
+    is_there.then(|| Rc::new(ConnectionContext::new(accepted, broker.sessions.window())))
 }
 
 /// Waits for the turn of a socket. Returns whether its peer is still there.

@@ -1,6 +1,7 @@
 //! Control requests. A reply means that the request is in force.
 
 use super::state::RouterState;
+use crate::wire::codec;
 use crate::wire::control::{BrokerFrame, ClientFrame, InternKind};
 
 impl RouterState {
@@ -16,9 +17,8 @@ impl RouterState {
     pub(super) fn handle_request(&mut self, key: u32, id: u32, number: u64, frame: ClientFrame) -> Option<BrokerFrame> {
         self.ports.ingress_of(key, id)?;
         let serial = frame.serial()?;
-        if let Some((_, reply)) = self.ports.ingress(key)?.replied.as_deref().filter(|(replied, _)| *replied == number)
-        {
-            return Some(reply.clone());
+        if let Some((_, reply)) = self.ports.ingress(key)?.replied.as_ref().filter(|(replied, _)| *replied == number) {
+            return codec::decode(reply).ok();
         }
         let reply = match frame {
             ClientFrame::Intern { kind: InternKind::Topic, name, .. } => {
@@ -51,7 +51,8 @@ impl RouterState {
             | ClientFrame::Reload { .. } => return None,
         };
         let reply = reply.unwrap_or_else(|(code, message)| BrokerFrame::Failed { serial, code, message });
-        self.ports.ingress_mut(key)?.replied = Some(Box::new((number, reply.clone())));
+        // If it is too long, sending it fails in the same way.
+        self.ports.ingress_mut(key)?.replied = codec::encode(&reply).ok().map(|reply| (number, reply.into()));
         Some(reply)
     }
 }

@@ -10,7 +10,6 @@ use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{ServiceId, UserIndex};
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
-use crate::wire::control::BrokerFrame;
 
 /// A topic that the client has a number for.
 #[derive(Debug)]
@@ -97,8 +96,8 @@ pub(super) struct Ingress {
     pub(super) is_watched: bool,
     /// Control time that its evictions cost, and that its next request pays, in nanoseconds.
     pub(super) owes: u64,
-    /// The reply to the last control request, by its number.
-    pub(super) replied: Option<Box<(u64, BrokerFrame)>>,
+    /// The reply to the last control request, by its number. Encoded: a frame takes ten times the memory.
+    pub(super) replied: Option<(u64, Box<[u8]>)>,
     pub(super) messages: u64,
     pub(super) bytes: u64,
 }

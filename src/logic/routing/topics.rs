@@ -302,6 +302,8 @@ impl Topics {
     fn find_changed(&mut self, id: TopicId) {
         let count = self.subscribers.len();
         let entry = self.entry_mut(id);
+        // Exact: most topics have the subscriptions of one user, and a list grows to four at least.
+        entry.targets.reserve_exact(count.saturating_sub(entry.targets.len()));
         entry.targets.resize_with(count.max(entry.targets.len()), Targets::default);
         for user in 0..count {
             if self.entry(id).targets[user].seen == self.subscribers[user].changed {
