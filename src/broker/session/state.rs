@@ -130,7 +130,8 @@ impl Session {
 
 /// The context of a connection, which all incarnations of its actor share on one thread.
 pub(in crate::broker) struct ConnectionContext {
-    start: Cell<Option<Accepted>>,
+    /// Boxed, as it is gone after the handshake.
+    start: Cell<Option<Box<Accepted>>>,
     /// The user that its log lines are charged to: before the handshake, that of its uid without a quota.
     principal: Cell<Principal>,
     /// Borrowed by the running incarnation only.
@@ -145,7 +146,7 @@ impl ConnectionContext {
     pub(in crate::broker) fn new(start: Accepted, window: Duration) -> ConnectionContext {
         let lifecycle = RefCell::new(Lifecycle::new(window));
         let principal = Cell::new(Principal::of_uid(start.peer.uid));
-        let start = Cell::new(Some(start));
+        let start = Cell::new(Some(Box::new(start)));
         ConnectionContext { start, principal, session: RefCell::new(None), lifecycle, id: Cell::new(None) }
     }
 
@@ -169,7 +170,7 @@ impl ConnectionContext {
     }
 
     pub(super) fn take_start(&self) -> Option<Accepted> {
-        self.start.take()
+        self.start.take().map(|start| *start)
     }
 
     /// The user that its log lines are charged to.

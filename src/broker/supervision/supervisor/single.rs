@@ -48,67 +48,70 @@ pub(in crate::broker) enum Outcome {
 /// completes. `id` is its id in the log.
 ///
 /// One such future lives per connection: what it waits for rarely (the end of a delay, a stop) is boxed.
-pub(in crate::broker) async fn supervise<A>(
+#[allow(clippy::manual_async_fn, reason = "an `async fn` holds its arguments twice")]
+pub(in crate::broker) fn supervise<A>(
     child: &Child<'_>,
     id: impl Fn() -> String,
     mut stop: impl Future<Output = ()> + Unpin,
     mut factory: impl FnMut(Exit) -> A,
-) -> Outcome
+) -> impl Future<Output = Outcome>
 where
     A: Actor<Context = Context<A>> + Handler<Stop>,
 {
-    let clock = Instant::now();
-    let restarts = Rc::new(RefCell::new(Restarts::new(child.restart, child.limits)));
-    let mut retry_now = child.retry_now.map(watch::Sender::subscribe);
-    loop {
-        let started = Instant::now();
-        if let Some(retry_now) = &mut retry_now {
-            retry_now.mark_unchanged();
-        }
-        restarts.borrow_mut().started(elapsed(clock));
-        child.tree.running(child.node);
-        let end = match Incarnation::start(child.mailbox, Some(restarts.clone()), &mut factory) {
-            Err(end) => end,
-            Ok(mut incarnation) => loop {
-                let stable_at = restarts.borrow().stable_at();
-                tokio::select! {
-                    // An end that follows from the stop is not restarted.
-                    biased;
+    async move {
+        let clock = Instant::now();
+        let restarts = Rc::new(RefCell::new(Restarts::new(child.restart, child.limits)));
+        let mut retry_now = child.retry_now.map(watch::Sender::subscribe);
+        loop {
+            let started = Instant::now();
+            if let Some(retry_now) = &mut retry_now {
+                retry_now.mark_unchanged();
+            }
+            restarts.borrow_mut().started(elapsed(clock));
+            child.tree.running(child.node);
+            let end = match Incarnation::start(child.mailbox, Some(restarts.clone()), &mut factory) {
+                Err(end) => end,
+                Ok(mut incarnation) => loop {
+                    let stable_at = restarts.borrow().stable_at();
+                    tokio::select! {
+                        // An end that follows from the stop is not restarted.
+                        biased;
+                        () = &mut stop => {
+                            Box::pin(incarnation.stop(child.stop_within)).await;
+                            child.tree.stopped(child.node);
+                            return Outcome::Stopped;
+                        }
+                        end = incarnation.ended() => break end,
+                        () = sleep_until(clock, stable_at) => {
+                            if let Some(attempt) = restarts.borrow_mut().became_stable(elapsed(clock)) {
+                                log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
+                            }
+                        }
+                    }
+                },
+            };
+            let decision = match child.can_continue {
+                Some(can_continue) if !can_continue() => Decision::Done,
+                _ => restarts.borrow_mut().ended(end.is_failure(), elapsed(clock), random()),
+            };
+            let may = matches!(end, End::Panicked(_)) || child.limited.is_none_or(|(kind, user)| may_log(kind, user));
+            report(child.name, &id(), &end, decision, child.limits.period, child.tree, child.node, may);
+            match decision {
+                Decision::Done => return Outcome::Done(end),
+                Decision::GiveUp { .. } => return Outcome::GaveUp(end),
+                Decision::Restart { delay: 0, .. } => {}
+                Decision::Restart { delay, .. } => tokio::select! {
+                    is_retry = Box::pin(delayed(delay, &mut retry_now, started)) => {
+                        if is_retry {
+                            restarts.borrow_mut().begin_again();
+                        }
+                    }
                     () = &mut stop => {
-                        Box::pin(incarnation.stop(child.stop_within)).await;
                         child.tree.stopped(child.node);
                         return Outcome::Stopped;
                     }
-                    end = incarnation.ended() => break end,
-                    () = sleep_until(clock, stable_at) => {
-                        if let Some(attempt) = restarts.borrow_mut().became_stable(elapsed(clock)) {
-                            log::info!("actor stable actor={} id={} attempt={attempt}", child.name, id());
-                        }
-                    }
-                }
-            },
-        };
-        let decision = match child.can_continue {
-            Some(can_continue) if !can_continue() => Decision::Done,
-            _ => restarts.borrow_mut().ended(end.is_failure(), elapsed(clock), random()),
-        };
-        let may = matches!(end, End::Panicked(_)) || child.limited.is_none_or(|(kind, user)| may_log(kind, user));
-        report(child.name, &id(), &end, decision, child.limits.period, child.tree, child.node, may);
-        match decision {
-            Decision::Done => return Outcome::Done(end),
-            Decision::GiveUp { .. } => return Outcome::GaveUp(end),
-            Decision::Restart { delay: 0, .. } => {}
-            Decision::Restart { delay, .. } => tokio::select! {
-                is_retry = Box::pin(delayed(delay, &mut retry_now, started)) => {
-                    if is_retry {
-                        restarts.borrow_mut().begin_again();
-                    }
-                }
-                () = &mut stop => {
-                    child.tree.stopped(child.node);
-                    return Outcome::Stopped;
-                }
-            },
+                },
+            }
         }
     }
 }
