@@ -104,8 +104,11 @@ fn what_the_clients_in_a_quota_hold_is_told_by_its_name_until_they_leave() {
 
     let text = String::from_utf8(broker.run(&["status"]).stdout).expect("text");
     let uid = uid().to_string();
-    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    assert!(lines.any(|words| words == [&uid, "plugins", "topics", "7", "50", "limits.max_topics"]), "{text}");
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(lines.iter().any(|words| *words == [&uid, "plugins", "topics", "7", "50", "limits.max_topics"]), "{text}");
+    let pid = std::process::id().to_string();
+    let connection = ["plugin-a", &pid, &uid, "plugins"];
+    assert!(lines.iter().any(|words| words.get(1..5) == Some(&connection)), "{text}");
     let series = format!("lapce_ipc_user_held{{uid=\"{uid}\",quota=\"plugins\",resource=\"topics\"}}");
     wait_until("the metrics", || broker.get("/metrics").body.contains(&format!("{series} 7")));
 

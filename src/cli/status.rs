@@ -133,8 +133,8 @@ fn holding(holding: &HoldingStatus) -> Vec<String> {
     ]
 }
 
-const CONNECTION: [&str; 11] =
-    ["id", "name", "pid", "age", "state", "subs", "services", "in", "out", "dropped", "backlog"];
+const CONNECTION: [&str; 13] =
+    ["id", "name", "pid", "uid", "quota", "age", "state", "subs", "services", "in", "out", "dropped", "backlog"];
 
 fn connection(c: &ConnectionStatus) -> Vec<String> {
     let mut services: Vec<String> = c.services.iter().map(|name| name.as_str().to_owned()).collect();
@@ -144,6 +144,8 @@ fn connection(c: &ConnectionStatus) -> Vec<String> {
         c.id.to_string(),
         c.name.as_str().to_owned(),
         if c.pid == 0 { "-".to_owned() } else { c.pid.to_string() },
+        c.uid.to_string(),
+        c.quota.as_deref().map_or_else(|| "-".to_owned(), plain),
         age(c.age_ms),
         c.state.as_str().to_owned(),
         c.subscriptions.to_string(),
