@@ -57,7 +57,7 @@ pub fn beside_messages(client: &Client, other: &Client, callers: &[&(dyn Fn() + 
             }
             publisher.publish("end").expect("it is published");
         });
-        let calling: Vec<_> = callers.iter().map(|caller| scope.spawn(move || caller())).collect();
+        let calling: Vec<_> = callers.iter().map(|caller| scope.spawn(caller)).collect();
         let ended: Vec<_> = calling.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::Relaxed);
         assert!(ended.iter().all(Result::is_ok));

@@ -94,7 +94,11 @@ impl Meter {
     ///
     /// As the scenario.
     pub(crate) fn time(scenario: Scenario) -> Result<f64> {
-        let timing = || Meter { spent: Some(Default::default()), ..Meter::default() };
+        let timing = || Meter {
+            spent: Some(Default::default()),
+            #[cfg(feature = "count-sync")]
+            counts: Counts::default(),
+        };
         let (mut meter, mut idle) = (timing(), timing());
         scenario(&mut meter)?;
         for _ in 0..MESSAGES {
