@@ -3,7 +3,7 @@
 
 use super::{Broker, wait_until};
 use lapce_ipc::client::{ActorStatus, Client, ServiceStatus, StatusReport};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io::Write;
 use std::process::ExitStatus;
@@ -20,13 +20,15 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Over the process `pid`, for as long as it lives itself.
+    /// Over the child `pid`, for as long as it lives itself.
     pub fn over(pid: u32) -> Watchdog {
+        // By descriptor: where many processes come and go, a number is another one's soon after its own has ended.
+        let child = pidfd_open(process(pid), PidfdFlags::empty()).expect("a child");
         let (ends_it, ended) = sync_channel(0);
         std::thread::spawn(move || {
             if ended.recv_timeout(TEST_LIMIT) == Err(RecvTimeoutError::Timeout) {
                 note(&format!("process {pid} killed: its test takes longer than {TEST_LIMIT:?}"));
-                let _ = kill_process(process(pid), Signal::KILL);
+                let _ = pidfd_send_signal(&child, Signal::KILL);
             }
         });
         Watchdog { _ends_it: ends_it }
