@@ -207,6 +207,44 @@ async fn what_the_blocking_client_can_do_the_async_one_can_too() {
 }
 
 #[tokio::test]
+async fn a_requester_calls_one_service_and_follows_its_client_to_the_next_broker() {
+    let mut broker = Broker::start();
+    let client = AsyncClient::connect_with(broker.builder()).await.unwrap();
+    let (echo, none) = (client.requester("echo").await.unwrap(), client.requester("none").await.unwrap());
+    assert!(client.requester("a b").await.unwrap_err().is_invalid_name());
+    for _ in 0..3 {
+        for size in [0, 1, 1024, 1025, 3 << 20] {
+            let body = vec![size as u8; size];
+            assert_eq!(echo.call(&body).await.unwrap(), body);
+        }
+        let calls = (0..200_u32).map(|number| {
+            let echo = echo.clone();
+            tokio::spawn(async move { echo.call(number.to_le_bytes()).await.unwrap() == number.to_le_bytes() })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            assert!(call.await.unwrap());
+        }
+        assert!(none.call("x").await.unwrap_err().is_no_responders());
+        broker.kill();
+        broker.start_again();
+        // At this broker another service has the number that `none` had.
+        assert!(client.request("other", "x").await.unwrap_err().is_no_responders());
+        let again = RequestOptions { idempotent: true, ..RequestOptions::default() };
+        assert_eq!(echo.call_with("after", again).await.unwrap(), b"after");
+    }
+    // While the requester is there, its service keeps its number; a dropped call is cancelled.
+    let mut service = client.serve("svc").await.unwrap();
+    let svc = client.requester("svc").await.unwrap();
+    {
+        let mut call = pin!(svc.call("x"));
+        assert!(poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_pending())).await);
+    }
+    service.next().await.unwrap().unwrap().cancelled().await;
+    client.close();
+    assert!(svc.call("x").await.unwrap_err().is_disconnected());
+}
+
+#[tokio::test]
 async fn an_eviction_that_comes_before_its_subscription_is_told_is_not_lost() {
     let broker = Broker::start_with(&[("delivery.slow_consumer_timeout_ms", "100")]);
     let subscriber = connect(&broker).await;

@@ -129,13 +129,13 @@ impl AsyncClient {
         within(&self.connection, deadline, || control_request.reply()).await
     }
 
-    /// A use of a topic. `keep`: its number stays for a while when it has no users.
-    pub(crate) async fn topic(&self, name: &str, keep: bool) -> Result<Interned> {
+    /// A use of a name. `keep`: its number stays for a while when it has no users.
+    pub(crate) async fn interned(&self, kind: InternKind, name: &str, keep: bool) -> Result<Interned> {
         loop {
-            if let Some(interned) = interning::existing(&self.connection, InternKind::Topic, name, keep)? {
+            if let Some(interned) = interning::existing(&self.connection, kind, name, keep)? {
                 return Ok(interned);
             }
-            self.request_number(InternKind::Topic, name, None).await?;
+            self.request_number(kind, name, None).await?;
         }
     }
 

@@ -7,6 +7,7 @@ use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
 use crate::client::engine::publish::{is_flushed, try_parts};
 use crate::client::error::{Kind, Result};
+use crate::wire::control::InternKind;
 use std::sync::Arc;
 
 impl AsyncClient {
@@ -17,7 +18,7 @@ impl AsyncClient {
     /// As [`Client::publish`](crate::client::Client::publish).
     pub async fn publish(&self, topic: &str, payload: impl AsRef<[u8]>) -> Result<()> {
         self.connection.check_size(payload.as_ref().len())?;
-        let topic = self.topic(topic, true).await?;
+        let topic = self.interned(InternKind::Topic, topic, true).await?;
         self.publish_to(topic.into(), payload.as_ref()).await
     }
 
@@ -27,7 +28,7 @@ impl AsyncClient {
     ///
     /// As [`Client::publisher`](crate::client::Client::publisher).
     pub async fn publisher(&self, topic: &str) -> Result<AsyncPublisher> {
-        let topic = self.topic(topic, false).await?;
+        let topic = self.interned(InternKind::Topic, topic, false).await?;
         Ok(AsyncPublisher { topic: topic.into(), client: self.clone() })
     }
 

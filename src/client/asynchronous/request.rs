@@ -35,9 +35,13 @@ impl AsyncClient {
         payload: impl AsRef<[u8]>,
         options: RequestOptions,
     ) -> Result<Vec<u8>> {
+        self.call(Callee { name: service, held: None }, payload.as_ref(), options).await
+    }
+
+    pub(super) async fn call(&self, callee: Callee<'_>, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
         let mut again = IdempotentRetry::new(options);
         loop {
-            let outcome = self.ask_once(service, payload.as_ref(), again.options()).await;
+            let outcome = self.call_once(callee, payload, again.options()).await;
             match again.pause(&outcome, || self.connection.closed().is_some()) {
                 None => return outcome,
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -45,8 +49,8 @@ impl AsyncClient {
         }
     }
 
-    async fn ask_once(&self, service: &str, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
-        let mut stream = self.start(service, payload, options, false).await?;
+    async fn call_once(&self, callee: Callee<'_>, payload: &[u8], options: RequestOptions) -> Result<Vec<u8>> {
+        let mut stream = self.start(callee, payload, options, false).await?;
         let mut reply = stream.next().await.transpose()?.unwrap_or_default();
         while let Some(more) = stream.next().await.transpose()? {
             reply.extend_from_slice(&more);
@@ -74,25 +78,24 @@ impl AsyncClient {
         payload: impl AsRef<[u8]>,
         options: RequestOptions,
     ) -> Result<AsyncReplyStream> {
-        self.start(service, payload.as_ref(), options, true).await
+        self.start(Callee { name: service, held: None }, payload.as_ref(), options, true).await
     }
 
     async fn start(
         &self,
-        service: &str,
+        callee: Callee<'_>,
         payload: &[u8],
         options: RequestOptions,
         stream: bool,
     ) -> Result<AsyncReplyStream> {
         let connection = &self.connection;
         connection.check_size(payload.len())?;
-        let callee = Callee { name: service, held: None };
         let mut time = CallDeadline::new(&connection.limits, options, stream);
         let (mut stream, mut body) = loop {
             if let Some(begun) = RequestBody::new(connection, callee, payload.len(), options, stream, time)? {
                 break begun;
             }
-            let number = self.request_number(InternKind::Service, service, time.until());
+            let number = self.request_number(InternKind::Service, callee.name, time.until());
             number.await.map_err(timeout_as_deadline)?;
         };
         while let Some((at, end)) = body.next_part() {
