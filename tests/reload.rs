@@ -171,8 +171,9 @@ fn a_broker_whose_terminal_is_closed_ends_in_order() {
     };
     let folder = tempfile::tempdir().unwrap();
     let (socket, pid) = (folder.path().join("ipc.sock"), folder.path().join("pid"));
+    // These tests may run under `nohup`, which the broker would heed.
     let line = format!(
-        "echo $$ >{}; exec {IPC_SERVER_MAIN} --socket {} --health-addr 127.0.0.1:0",
+        "echo $$ >{}; exec env --default-signal=HUP {IPC_SERVER_MAIN} --socket {} --health-addr 127.0.0.1:0",
         pid.display(),
         socket.display()
     );
