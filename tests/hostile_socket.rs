@@ -598,5 +598,6 @@ fn a_broker_of_another_user_is_not_trusted_unless_told_to() {
     let client = Client::builder().socket(&socket).trusted_uids([OTHER_USER]).connect().expect("we were told to");
     assert_eq!(client.request("echo", "hi").expect("the echo"), b"hi");
     // Nothing was said to it before: it knows of one connection only.
+    broker.wait_for("connection opened");
     assert_eq!(broker.stderr().matches("connection opened").count(), 1, "{}", broker.stderr());
 }
