@@ -376,7 +376,7 @@ fn descriptors_are_dropped_where_the_kernel_passes_them_on() {
     let pid = scene.broker.process().pid();
     let mut raw = scene.raw("flooder");
     raw.flush(1);
-    let before = descriptors(pid);
+    let before = scene.broker.descriptors_at_rest();
     let file = tempfile::tempfile().expect("a file");
     let sixty = [file.as_fd(); 60];
     // Beside whole frames, beside single bytes of frames, before hello and after.
@@ -412,7 +412,7 @@ fn connections_that_come_and_go_leave_nothing() {
     let mut scene = Scene::new(&[]);
     let pid = scene.broker.process().pid();
     scene.good.goes_on();
-    let before = descriptors(pid);
+    let before = scene.broker.descriptors_at_rest();
     for number in 0..300 {
         let mut control = scene.control();
         match number % 4 {
