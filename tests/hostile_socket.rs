@@ -321,12 +321,6 @@ fn resident(broker: &Broker) -> u64 {
 
 // -------------------------------------------------------------------------------------------------------- descriptors
 
-/// How many descriptors a process has open.
-#[track_caller]
-fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
-}
-
 /// Whether this kernel is at least of this version.
 fn is_kernel_from(version: (u32, u32)) -> bool {
     let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("its version");
@@ -372,8 +366,7 @@ fn descriptors_are_dropped_where_the_kernel_passes_them_on() {
         support::probe::note("skipped: this kernel refuses them");
         return;
     }
-    let mut scene = Scene::new(&[("ipc.handshake_timeout_ms", "10000")]);
-    let pid = scene.broker.process().pid();
+    let scene = Scene::new(&[("ipc.handshake_timeout_ms", "10000")]);
     let mut raw = scene.raw("flooder");
     raw.flush(1);
     let before = scene.broker.descriptors_at_rest();
@@ -393,24 +386,23 @@ fn descriptors_are_dropped_where_the_kernel_passes_them_on() {
         assert!(matches!(raw.control.frame(), Some(BrokerFrame::Failed { .. })));
     }
     // Beside them the good clients come and go in the broker's own time.
-    wait_until("the descriptors to be closed", || descriptors(pid) <= before);
+    wait_until("the descriptors to be closed", || scene.broker.descriptors() <= before);
 
     let mut early = scene.control();
     early.send_descriptors(&hello("early").encode().expect("a frame"), &sixty).expect("it is sent");
     let mut early = Raw::welcomed(early);
     early.flush(1);
     // Its own and no more, once the broker has closed its copies of those that Welcome has brought us.
-    wait_until("only its own descriptors to be left", || descriptors(pid) <= before + 6);
+    wait_until("only its own descriptors to be left", || scene.broker.descriptors() <= before + 6);
     drop(early);
-    wait_until("its descriptors to be closed", || descriptors(pid) <= before);
+    wait_until("its descriptors to be closed", || scene.broker.descriptors() <= before);
     drop(raw);
     scene.finish();
 }
 
 #[test]
 fn connections_that_come_and_go_leave_nothing() {
-    let mut scene = Scene::new(&[]);
-    let pid = scene.broker.process().pid();
+    let scene = Scene::new(&[]);
     scene.good.goes_on();
     let before = scene.broker.descriptors_at_rest();
     for number in 0..300 {
@@ -423,7 +415,7 @@ fn connections_that_come_and_go_leave_nothing() {
         }
     }
     scene.good.goes_on();
-    wait_until("their descriptors to be closed", || descriptors(pid) <= before);
+    wait_until("their descriptors to be closed", || scene.broker.descriptors() <= before);
     scene.finish();
 }
 

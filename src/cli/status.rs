@@ -101,6 +101,11 @@ fn health(health: &HealthStatus) -> String {
     endpoint + &token.unwrap_or_default()
 }
 
+/// A text that may be absent.
+fn or_dash(text: Option<&str>) -> String {
+    text.map_or_else(|| "-".to_owned(), plain)
+}
+
 const ACTOR: [&str; 6] = ["name", "supervisor", "state", "restarts", "failures", "last reason"];
 
 fn actor(a: &ActorStatus) -> Vec<String> {
@@ -116,7 +121,7 @@ fn actor(a: &ActorStatus) -> Vec<String> {
         state,
         a.restarts.to_string(),
         a.failures.to_string(),
-        a.last_reason.as_deref().map_or_else(|| "-".to_owned(), plain),
+        or_dash(a.last_reason.as_deref()),
     ]
 }
 
@@ -125,11 +130,11 @@ const HOLDING: [&str; 6] = ["uid", "quota", "holds", "amount", "limit", "key"];
 fn holding(holding: &HoldingStatus) -> Vec<String> {
     vec![
         holding.uid.to_string(),
-        holding.quota.as_deref().map_or_else(|| "-".to_owned(), plain),
+        or_dash(holding.quota.as_deref()),
         plain(&holding.resource),
         holding.held.to_string(),
         holding.limit.to_string(),
-        holding.key.as_deref().map_or_else(|| "-".to_owned(), plain),
+        or_dash(holding.key.as_deref()),
     ]
 }
 
@@ -145,7 +150,7 @@ fn connection(c: &ConnectionStatus) -> Vec<String> {
         c.name.as_str().to_owned(),
         if c.pid == 0 { "-".to_owned() } else { c.pid.to_string() },
         c.uid.to_string(),
-        c.quota.as_deref().map_or_else(|| "-".to_owned(), plain),
+        or_dash(c.quota.as_deref()),
         age(c.age_ms),
         c.state.as_str().to_owned(),
         c.subscriptions.to_string(),
