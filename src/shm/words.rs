@@ -96,9 +96,27 @@ impl Words {
     }
 }
 
+/// Words that are copied in one step: of a fixed number the compiler makes moves without a loop.
+const BLOCK: usize = 8;
+
 /// Copies `bytes` into `to`, whose last word is filled up with zeros.
-#[inline]
+#[inline(always)]
 pub(crate) fn write_bytes(to: &[AtomicU64], bytes: &[u8]) {
+    let (blocks, rest) = bytes.as_chunks::<{ BLOCK * WORD }>();
+    let (to_blocks, to_rest) = to.split_at(blocks.len() * BLOCK);
+    for (to, bytes) in to_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
+        let words = bytes.as_chunks::<WORD>().0;
+        for at in 0..BLOCK {
+            to[at].store(u64::from_le_bytes(words[at]).to_le(), Ordering::Relaxed);
+        }
+    }
+    if !rest.is_empty() {
+        write_rest(to_rest, rest);
+    }
+}
+
+/// Writes less than a block.
+fn write_rest(to: &[AtomicU64], bytes: &[u8]) {
     let (whole, rest) = bytes.as_chunks::<WORD>();
     for (word, chunk) in to.iter().zip(whole) {
         word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Relaxed);
@@ -144,8 +162,23 @@ pub(crate) fn read_bytes_at(from: &[AtomicU64], mut offset: usize, mut bytes: &m
 }
 
 /// Copies bytes out of `from` until `bytes` is full.
-#[inline]
+#[inline(always)]
 pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
+    let (blocks, rest) = bytes.as_chunks_mut::<{ BLOCK * WORD }>();
+    let (from_blocks, from_rest) = from.split_at(blocks.len() * BLOCK);
+    for (from, bytes) in from_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
+        let words = bytes.as_chunks_mut::<WORD>().0;
+        for at in 0..BLOCK {
+            words[at] = u64::from_le(from[at].load(Ordering::Relaxed)).to_le_bytes();
+        }
+    }
+    if !rest.is_empty() {
+        read_rest(from_rest, rest);
+    }
+}
+
+/// Reads less than a block.
+fn read_rest(from: &[AtomicU64], bytes: &mut [u8]) {
     let (whole, rest) = bytes.as_chunks_mut::<WORD>();
     let wholes = whole.len();
     for (word, chunk) in from.iter().zip(whole) {
@@ -157,10 +190,17 @@ pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
     }
 }
 
-/// Copies words within shared memory.
-#[inline]
+/// Copies words within shared memory, all of `from`.
+#[inline(always)]
 pub(crate) fn copy_words(to: &[AtomicU64], from: &[AtomicU64]) {
-    for (to, from) in to.iter().zip(from) {
+    let (blocks, rest) = from.as_chunks::<BLOCK>();
+    let (to_blocks, to_rest) = to.split_at(blocks.len() * BLOCK);
+    for (to, from) in to_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
+        for at in 0..BLOCK {
+            to[at].store(from[at].load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+    for (to, from) in to_rest.iter().zip(rest) {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

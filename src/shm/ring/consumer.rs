@@ -49,7 +49,7 @@ impl Consumer {
     /// # Errors
     ///
     /// If the record has an impossible length or reaches behind the window.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn peek(&mut self) -> Result<Option<Record>, Violation> {
         self.find().map(|(bank, at)| self.read(bank, at)).transpose()
     }
@@ -61,16 +61,29 @@ impl Consumer {
     }
 
     /// The place of the next record: behind the last one, or at the start of a bank, where laps begin.
-    #[inline]
+    #[inline(always)]
     fn find(&mut self) -> Option<(Bank, u32)> {
         let tag = self.ring.tag(self.consumed);
-        if self.bank == Bank::Extension {
-            // The window is read anew, because the next record may lie in cells that it has just grown by. Cells beyond
-            // it are not read: a read of a punched hole allocates a page.
+        if self.bank == Bank::Extension && self.published == self.consumed {
+            // Cells beyond the window are not read: a read of a punched hole allocates a page. A window shrinks only
+            // when all cells were given back.
             self.follow();
         }
         if self.is_at(self.bank, self.offset, tag) {
             return Some((self.bank, self.offset));
+        }
+        self.find_lap(tag)
+    }
+
+    /// The same where the next record does not lie behind the last one, as far as the window is known.
+    #[inline(never)]
+    fn find_lap(&mut self, tag: u64) -> Option<(Bank, u32)> {
+        if self.bank == Bank::Extension {
+            // The next record may lie in cells that the window has just grown by.
+            self.follow();
+            if self.is_at(self.bank, self.offset, tag) {
+                return Some((self.bank, self.offset));
+            }
         }
         if self.is_at(Bank::Base, 0, tag) {
             return Some((Bank::Base, 0));
@@ -195,7 +208,7 @@ impl Consumer {
     }
 
     /// Copies the header once and validates it; only the copy is used from here on (R1).
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, bank: Bank, at: u32) -> Result<Record, Violation> {
         let start = at as usize * CELL_WORDS + 1;
         let words = &self.ring.bank(bank).as_slice()[start..start + HEADER_WORDS];

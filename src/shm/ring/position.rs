@@ -25,6 +25,16 @@ struct Lap {
     start: u64,
 }
 
+/// Where a record goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) bank: Bank,
+    /// Its first cell.
+    pub(crate) at: u32,
+    /// A lap begins with it.
+    begins_lap: bool,
+}
+
 impl Plan {
     pub(crate) const START: Plan = {
         let lap = Lap { bank: Bank::Base, start: 0 };
@@ -36,42 +46,59 @@ impl Plan {
         self.claimed
     }
 
-    /// Claims `cells` contiguous cells, given the count that is `consumed` and the present sizes of the banks. Returns
-    /// their position, or `None` if they do not fit yet; then nothing has changed.
+    /// The place of `cells` contiguous cells, given the count that is `consumed` and the present sizes of the banks;
+    /// `None` if they do not fit yet. They are claimed by [`Plan::take`].
     ///
     /// A record that fits into the base window always fits once the consumer has consumed everything.
-    #[inline]
-    pub(crate) fn claim(&mut self, cells: u32, consumed: u64, base: u32, window: u32) -> Option<(Bank, u32)> {
-        let size = |bank| u64::from(if bank == Bank::Base { base } else { window });
-        let cells = u64::from(cells);
+    #[inline(always)]
+    pub(crate) fn find(&self, cells: u32, consumed: u64, base: u32, window: u32) -> Option<Place> {
+        let size = u64::from(if self.lap.bank == Bank::Base { base } else { window });
         let offset = self.claimed - self.lap.start;
         let before_in_flight = consumed < self.lap.start;
         let limit = if before_in_flight && self.before.bank == self.lap.bank {
-            size(self.lap.bank).min(consumed - self.before.start)
+            size.min(consumed - self.before.start)
         } else {
-            size(self.lap.bank)
+            size
         };
-        if offset + cells <= limit {
-            self.claimed += cells;
-            return Some((self.lap.bank, offset as u32));
+        if offset + u64::from(cells) <= limit {
+            return Some(Place { bank: self.lap.bank, at: offset as u32, begins_lap: false });
         }
+        self.find_lap(cells, consumed, base, window)
+    }
+
+    /// The same at the start of a new lap.
+    #[cold]
+    fn find_lap(&self, cells: u32, consumed: u64, base: u32, window: u32) -> Option<Place> {
+        let before_in_flight = consumed < self.lap.start;
         // While both laps in flight lie in the base window, the extension is free (R2). It may have been leased just
         // now.
         let both_in_base = self.lap.bank == Bank::Base && self.before.bank == Bank::Base;
-        if before_in_flight && !(both_in_base && window >= cells as u32) {
+        if before_in_flight && !(both_in_base && window >= cells) {
             return None;
         }
         let drained = consumed == self.claimed;
-        let bank =
-            if window >= cells as u32 && !(drained && cells <= u64::from(base)) { Bank::Extension } else { Bank::Base };
-        let free = if bank == self.lap.bank && !drained { consumed - self.lap.start } else { size(bank) };
-        if cells > free {
-            return None;
+        let bank = if window >= cells && !(drained && cells <= base) { Bank::Extension } else { Bank::Base };
+        let size = u64::from(if bank == Bank::Base { base } else { window });
+        let free = if bank == self.lap.bank && !drained { consumed - self.lap.start } else { size };
+        (u64::from(cells) <= free).then_some(Place { bank, at: 0, begins_lap: true })
+    }
+
+    /// Claims `cells` at `place`, which [`Plan::find`] has found since the last claim.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, place: Place, cells: u32) {
+        if place.begins_lap {
+            self.before = self.lap;
+            self.lap = Lap { bank: place.bank, start: self.claimed };
         }
-        self.before = self.lap;
-        self.lap = Lap { bank, start: self.claimed };
-        self.claimed += cells;
-        Some((bank, 0))
+        self.claimed += u64::from(cells);
+    }
+
+    /// Finds `cells`, and claims them.
+    #[inline]
+    pub(crate) fn claim(&mut self, cells: u32, consumed: u64, base: u32, window: u32) -> Option<(Bank, u32)> {
+        let place = self.find(cells, consumed, base, window)?;
+        self.take(place, cells);
+        Some((place.bank, place.at))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The producer's half of a ring.
 
-use super::position::{Bank, Plan};
+use super::position::{Bank, Place, Plan};
 use super::{Channel, Signal, Violation};
 use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
 use crate::shm::words::{copy_words, read_bytes, write_bytes};
@@ -200,7 +200,7 @@ impl Producer {
     /// # Errors
     ///
     /// If the consumer's count is impossible.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool, Violation> {
         let len = payload.len();
         let Some(slot) = self.reserve(len)? else { return Ok(false) };
@@ -252,17 +252,20 @@ impl Producer {
     /// # Panics
     ///
     /// If `len` is larger than a record may be.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reserve(&mut self, len: u32) -> Result<Option<Slot<'_>>, Violation> {
         assert!(len <= self.ring.max_payload, "record of {len} bytes");
         let (cells, base) = (cells_for(len), self.base_cells());
-        let mut after = self.plan;
-        let mut place = after.claim(cells, self.consumed, base, self.window);
+        let mut place = self.plan.find(cells, self.consumed, base, self.window);
         if place.is_none() {
             self.refresh()?;
-            place = after.claim(cells, self.consumed, base, self.window);
+            place = self.plan.find(cells, self.consumed, base, self.window);
         }
-        Ok(place.map(|place| Slot { producer: self, after, place, cells }))
+        let Some(place) = place else { return Ok(None) };
+        let Producer { ring, plan, .. } = self;
+        let (start, tag) = (place.at as usize * CELL_WORDS, ring.tag(plan.claimed()));
+        let record = &ring.bank(place.bank).as_slice()[start..start + cells as usize * CELL_WORDS];
+        Ok(Some(Slot { plan, place, record, tag }))
     }
 
     #[inline(always)]
@@ -271,6 +274,7 @@ impl Producer {
     }
 
     /// Reads the consumer's count once, validates it and stores it (R1, R5).
+    #[cold]
     fn refresh(&mut self) -> Result<(), Violation> {
         let consumed = self.ring.control.as_slice()[self.ring.ids.consumed].load(acquire(Site::Reclaim));
         if consumed < self.consumed || consumed > self.plan.claimed() {
@@ -283,22 +287,17 @@ impl Producer {
 
 /// The slot of a record that is being written; invisible to the consumer before [`Slot::publish`].
 pub(crate) struct Slot<'a> {
-    producer: &'a mut Producer,
-    after: Plan,
-    place: (Bank, u32),
-    cells: u32,
+    plan: &'a mut Plan,
+    place: Place,
+    record: &'a [AtomicU64],
+    tag: u64,
 }
 
 impl Slot<'_> {
-    fn record(&self) -> &[AtomicU64] {
-        let start = self.place.1 as usize * CELL_WORDS;
-        &self.producer.ring.bank(self.place.0).as_slice()[start..start + self.cells as usize * CELL_WORDS]
-    }
-
     /// The words for the payload.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn payload(&self) -> &[AtomicU64] {
-        &self.record()[1 + HEADER_WORDS..]
+        &self.record[1 + HEADER_WORDS..]
     }
 
     /// Writes the header, then the tag, which makes the record and its position visible at once (R4, R6).
@@ -306,16 +305,18 @@ impl Slot<'_> {
     /// # Panics
     ///
     /// If `len` takes another number of cells than the reserved length.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(self, header: &[u64; HEADER_WORDS], len: u32) {
-        assert_eq!(cells_for(len), self.cells, "a record keeps the size that was reserved");
-        let record = self.record();
-        record[1].store(header[0] & !0xffff_ffff | u64::from(len), Ordering::Relaxed);
-        for (word, value) in record[2..].iter().zip(&header[1..]) {
-            word.store(*value, Ordering::Relaxed);
+        let cells = cells_for(len);
+        assert_eq!(cells as usize * CELL_WORDS, self.record.len(), "a record keeps the size that was reserved");
+        let Some((tag, words)) = self.record.split_first() else { return };
+        let Some(words) = words.first_chunk::<HEADER_WORDS>() else { return };
+        words[0].store(header[0] & !0xffff_ffff | u64::from(len), Ordering::Relaxed);
+        for at in 1..HEADER_WORDS {
+            words[at].store(header[at], Ordering::Relaxed);
         }
         // Pairs with the Acquire in `Consumer::peek`.
-        record[0].store(self.producer.ring.tag(self.after.claimed() - u64::from(self.cells)), release(Site::Publish));
-        self.producer.plan = self.after;
+        tag.store(self.tag, release(Site::Publish));
+        self.plan.take(self.place, cells);
     }
 }
