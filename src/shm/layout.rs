@@ -106,8 +106,12 @@ pub(crate) const fn cells_for(payload: u32) -> u32 {
 #[inline]
 #[must_use]
 pub(crate) const fn message_cells(total: u32, slot_size: u32) -> u32 {
+    if total <= slot_size {
+        // Mostly; the division is dearer than the rest.
+        return cells_for(total);
+    }
     let (whole, rest) = (total / slot_size, total % slot_size);
-    let of_rest = if rest > 0 || whole == 0 { cells_for(rest) } else { 0 };
+    let of_rest = if rest > 0 { cells_for(rest) } else { 0 };
     (whole * cells_for(slot_size)).saturating_add(of_rest)
 }
 

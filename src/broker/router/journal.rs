@@ -13,7 +13,7 @@ use super::message::Message;
 use crate::logic::routing::arena::Key;
 use crate::logic::routing::topics::TopicId;
 use crate::shm::layout::RingName;
-use crate::shm::ring::Record;
+use crate::shm::ring::{Extent, Record};
 use crate::wire::record::{HEADER_WORDS, Header};
 
 /// The purpose of a timer.
@@ -39,10 +39,10 @@ pub(super) enum Work {
     /// There is none, or nothing is changed yet.
     #[default]
     Undecided,
-    /// The present message of the journal's run goes to the receivers of the run.
-    Run(Record),
+    /// The present message of the journal's run, with this sequence number, goes to the receivers of the run.
+    Run(Extent, u64),
     /// The present request of the journal's run of echoes is replied to.
-    Echo(Record),
+    Echo(Extent),
     /// The first record of a publish goes to the chosen subscriptions.
     First(Record, u32, Message),
     /// A further record goes to the receivers of its message.
@@ -94,10 +94,10 @@ pub(super) struct Receiver {
 }
 
 impl Run {
-    /// Whether a record is a further message of it.
-    #[inline]
-    pub(super) fn continues_with(&self, next: &Record) -> bool {
-        next.header[..3] == self.shape && next.header[3] > self.sent
+    /// A message of it, with the sequence number `seq`.
+    pub(super) fn message(&self, extent: Extent, seq: u64) -> Record {
+        let [kind, topic, total] = self.shape;
+        Record::with_header(extent, [kind, topic, total, seq, 0, 0, 0])
     }
 
     /// Bytes of each message.
@@ -119,9 +119,9 @@ pub(super) struct Echoes {
 
 impl Echoes {
     /// Whether a record is a further request of it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn continues_with(&self, next: &Record) -> bool {
-        [next.header[0], next.header[2]] == self.shape
+        next.header[0] == self.shape[0] && next.header[2] == self.shape[1]
     }
 
     /// Bytes of each request.

@@ -450,16 +450,16 @@ fn take_next<T>(
     owed: &mut u32,
     take: impl FnOnce(&View<'_>) -> T,
 ) -> Option<T> {
-    reader.take_in_place(queue.id(), queue.own, |topic, header, ring, record| {
+    reader.take_in_place(queue.id(), queue.own, |topic, header, ring, extent| {
         if header.dropped > 0 {
             queue.set_dropped(header.dropped);
         }
         // The broker gives none for a queue that is emptied at once.
         if queue.policy != DeliveryPolicy::DropOldest {
-            *owed += message_cost(record.len, connection.limits.slot_size(), queue.capacity());
+            *owed += message_cost(extent.len, connection.limits.slot_size(), queue.capacity());
         }
         let _viewing = wait::view(connection);
-        take(&View::in_ring(topic, header, ring, record))
+        take(&View::in_ring(topic, header, ring, extent))
     })
 }
 

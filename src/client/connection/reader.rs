@@ -9,12 +9,11 @@ use crate::client::data::lag::BrokerBacklog;
 use crate::logic::spin::SpinTime;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::RingName;
-use crate::shm::ring::{Consumer, Record, Signal, publication_fence};
+use crate::shm::ring::{Consumer, Extent, Record, Signal, publication_fence};
 use crate::shm::segment::{CpuWords, Newer, Segment};
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind};
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 /// The longest time to spin, in nanoseconds.
@@ -50,6 +49,35 @@ pub(crate) struct Reader {
     pub(crate) sorts: u64,
     /// Memory for one reply of a batch at a time.
     pub(crate) scratch: Vec<u8>,
+}
+
+/// A record that is read in place, and consumed afterwards, also if its reader panics. Its cells go back at each quarter
+/// of the ring.
+struct ConsumedAtEnd<'a> {
+    egress: &'a mut Consumer,
+    extent: Extent,
+    base: u32,
+    space: &'a Signal,
+    bells: &'a ClientBells,
+}
+
+impl Drop for ConsumedAtEnd<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.egress.advance_behind(self.extent);
+        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
+            give_back(self.egress, self.space, self.bells);
+        }
+    }
+}
+
+/// Gives consumed cells back, and wakes the router if it waits for them (R9).
+fn give_back(egress: &mut Consumer, space: &Signal, bells: &ClientBells) {
+    egress.publish_consumed();
+    publication_fence();
+    if space.take() {
+        bells.ring();
+    }
 }
 
 impl Reader {
@@ -91,11 +119,7 @@ impl Reader {
 
     /// Gives consumed cells back, and wakes the router if it waits for them (R9).
     pub(crate) fn publish_consumed(&mut self) {
-        self.egress.publish_consumed();
-        publication_fence();
-        if self.space.take() {
-            self.bells.ring();
-        }
+        give_back(&mut self.egress, &self.space, &self.bells);
     }
 
     /// The next record, if it is a whole message for `subscription`: `read` sees it in the ring, then it is consumed,
@@ -104,7 +128,7 @@ impl Reader {
         &mut self,
         subscription: u32,
         own: u32,
-        read: impl FnOnce(&Topic, &Header, &Consumer, &Record) -> T,
+        read: impl FnOnce(&Topic, &Header, &Consumer, Extent) -> T,
     ) -> Option<T> {
         let record = self.egress.peek().ok()??;
         let header = Header::from_words(&record.header).ok()?;
@@ -115,9 +139,14 @@ impl Reader {
         }
         let named = self.topics.get_mut(header.id2)?;
         named.seen.note(own, header.publisher, header.seq, false);
-        let result = catch_unwind(AssertUnwindSafe(|| read(&named.topic, &header, &self.egress, &record)));
-        self.consume(&record);
-        Some(result.unwrap_or_else(|panic| resume_unwind(panic)))
+        let consumed = ConsumedAtEnd {
+            egress: &mut self.egress,
+            extent: record.extent(),
+            base: self.base,
+            space: &self.space,
+            bells: &self.bells,
+        };
+        Some(read(&named.topic, &header, consumed.egress, consumed.extent))
     }
 
     /// The next record, if it is the whole reply to this request, and no error: appended to `reply`, and consumed. No
@@ -163,10 +192,8 @@ impl Reader {
     /// Consumes a record; its cells go back at each quarter of the ring.
     #[inline]
     fn consume(&mut self, record: &Record) {
-        self.egress.advance(record);
-        if self.egress.unpublished() >= u64::from(self.base + self.egress.window()) / 4 {
-            self.publish_consumed();
-        }
+        let Reader { egress, base, space, bells, .. } = self;
+        drop(ConsumedAtEnd { egress, extent: record.extent(), base: *base, space, bells });
     }
 
     /// Gives back what is left of the consumed cells.

@@ -1,6 +1,6 @@
 //! A received message: owned, or viewed in place.
 
-use crate::shm::ring::{Consumer, Record};
+use crate::shm::ring::{Consumer, Extent};
 use crate::shm::words::read_bytes_at;
 use crate::wire::name::Topic;
 use crate::wire::record::Header;
@@ -70,13 +70,14 @@ pub struct View<'a> {
 
 #[derive(Debug)]
 enum Bytes<'a> {
-    InRing(&'a Consumer, &'a Record),
+    InRing(&'a Consumer, Extent),
     Here(&'a [u8]),
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn in_ring(topic: &'a Topic, header: &Header, ring: &'a Consumer, record: &'a Record) -> View<'a> {
-        View { topic, publisher: header.origin, sequence: header.seq, bytes: Bytes::InRing(ring, record) }
+    #[inline(always)]
+    pub(crate) fn in_ring(topic: &'a Topic, header: &Header, ring: &'a Consumer, extent: Extent) -> View<'a> {
+        View { topic, publisher: header.origin, sequence: header.seq, bytes: Bytes::InRing(ring, extent) }
     }
 
     pub(crate) fn here(topic: &'a Topic, publisher: u32, sequence: u64, bytes: &'a [u8]) -> View<'a> {
@@ -105,7 +106,7 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn len(&self) -> usize {
         match self.bytes {
-            Bytes::InRing(_, record) => record.len as usize,
+            Bytes::InRing(_, extent) => extent.len as usize,
             Bytes::Here(bytes) => bytes.len(),
         }
     }
@@ -129,7 +130,7 @@ impl<'a> View<'a> {
             self.len()
         );
         match self.bytes {
-            Bytes::InRing(ring, record) => read_bytes_at(ring.payload(record), offset, to),
+            Bytes::InRing(ring, extent) => read_bytes_at(ring.payload_of(extent), offset, to),
             Bytes::Here(bytes) => to.copy_from_slice(&bytes[offset..offset + to.len()]),
         }
     }

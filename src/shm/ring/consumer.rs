@@ -33,6 +33,29 @@ pub(crate) struct Record {
     at: u32,
 }
 
+/// The same without its header. A loop over records keeps this, and of the header the words that it needs: each copy of
+/// a whole header waits until its words are stored, because it reads them two at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// Payload bytes.
+    pub(crate) len: u32,
+    bank: Bank,
+    at: u32,
+}
+
+impl Record {
+    /// Where it lies.
+    #[inline(always)]
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { len: self.len, bank: self.bank, at: self.at }
+    }
+
+    /// The record that lies there, with a header that is known.
+    pub(crate) fn with_header(Extent { len, bank, at }: Extent, header: [u64; HEADER_WORDS]) -> Record {
+        Record { header, len, bank, at }
+    }
+}
+
 impl Consumer {
     /// The broker's consumer, which sets the window itself.
     pub(crate) fn new(ring: Channel) -> Consumer {
@@ -93,10 +116,16 @@ impl Consumer {
     }
 
     /// The words of a record's payload. The peer may change them during the read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn payload(&self, record: &Record) -> &[AtomicU64] {
-        let start = record.at as usize * CELL_WORDS + 1 + HEADER_WORDS;
-        &self.ring.bank(record.bank).as_slice()[start..start + (record.len as usize).div_ceil(8)]
+        self.payload_of(record.extent())
+    }
+
+    /// The same of the record that lies there.
+    #[inline(always)]
+    pub(crate) fn payload_of(&self, Extent { len, bank, at }: Extent) -> &[AtomicU64] {
+        let start = at as usize * CELL_WORDS + 1 + HEADER_WORDS;
+        &self.ring.bank(bank).as_slice()[start..start + (len as usize).div_ceil(8)]
     }
 
     /// Appends a record's payload to `to`.
@@ -108,12 +137,17 @@ impl Consumer {
 
     /// Consumes `record`, which must be the one that `peek` found last. Its cells stay the consumer's until
     /// `publish_consumed`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn advance(&mut self, record: &Record) {
-        let cells = cells_for(record.len);
+        self.advance_behind(record.extent());
+    }
+
+    /// The same of the record that lies there.
+    #[inline(always)]
+    pub(crate) fn advance_behind(&mut self, Extent { len, bank, at }: Extent) {
+        let cells = cells_for(len);
         self.consumed += u64::from(cells);
-        self.bank = record.bank;
-        self.offset = record.at + cells;
+        (self.bank, self.offset) = (bank, at + cells);
     }
 
     /// All cells consumed so far: the position of the next record.

@@ -30,7 +30,7 @@ mod signal;
 #[cfg(all(test, not(lapce_ipc_loom)))]
 mod stress_tests;
 
-pub(crate) use consumer::{Consumer, Record};
+pub(crate) use consumer::{Consumer, Extent, Record};
 pub(crate) use position::Plan;
 pub(crate) use producer::{Payload, Producer};
 pub(crate) use signal::{Signal, publication_fence};

@@ -41,30 +41,32 @@ impl Calls {
         let Some(mut reply) = self.begin_run(ports, key, record) else { return (0, false) };
         let Ports { ingresses, egresses, journal, settings, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
-        let (mut record, mut routed, mut is_dry) = (*record, 0, false);
+        let Some(mut ring) = egresses.ring_of(key) else { return (0, false) };
+        let (mut extent, mut place, mut routed, mut is_dry) = (record.extent(), record.header[1], 0, false);
         loop {
-            let (id, generation) = (record.header[1] as u32, (record.header[1] >> 32) as u32);
+            let (id, generation) = (place as u32, (place >> 32) as u32);
             let slot = ingress.requests.get_mut(id as usize).filter(|slot| slot.call.is_none());
             let Some(slot) = slot.filter(|_| id < settings.max_requests_per_connection) else { break };
-            journal.work = Work::Echo(record);
-            fault::point("router.decided", u64::from(record.len));
+            journal.work = Work::Echo(extent);
+            fault::point("router.decided", u64::from(extent.len));
             fault::point("router.target", 0);
-            reply[1] = record.header[1];
-            let payload = Payload::Words(record.len, ingress.express.payload(&record));
-            if !egresses.push_in_run(key, &reply, payload) {
+            reply[1] = place;
+            if !ring.push(&reply, Payload::Words(extent.len, ingress.express.payload_of(extent))) {
                 break;
             }
             fault::point("router.delivered", 0);
             slot.generation = generation;
             fault::point("router.committed", Kind::Request as u64);
-            ingress.express.advance(&record);
+            ingress.express.advance_behind(extent);
             routed += 1;
             fault::point("router.advanced", Kind::Request as u64);
             if routed == most {
                 break;
             }
             match ingress.express.peek() {
-                Ok(Some(next)) if journal.echoes.continues_with(&next) => record = next,
+                Ok(Some(next)) if journal.echoes.continues_with(&next) => {
+                    (extent, place) = (next.extent(), next.header[1]);
+                }
                 Ok(None) => {
                     is_dry = true;
                     break;
@@ -72,7 +74,7 @@ impl Calls {
                 // What is wrong with it is for others to say.
                 _ => break,
             }
-            fault::point("router.found", u64::from(record.len));
+            fault::point("router.found", u64::from(extent.len));
         }
         self.end_run(ports, key);
         (routed, is_dry)
@@ -124,7 +126,7 @@ impl Calls {
 
     /// The last router died within a run: settles the requests that have their reply.
     pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
-        let (Some((key, lane)), Work::Echo(record)) = (ports.journal.source, ports.journal.work) else { return };
+        let (Some((key, lane)), Work::Echo(extent)) = (ports.journal.source, ports.journal.work) else { return };
         let position = ports.egresses.get(key).map(|egress| egress.position());
         let run = &ports.journal.echoes;
         let (begins_at, replies_at) = (run.begins_at, run.replies_at);
@@ -132,7 +134,7 @@ impl Calls {
         let done = ingress.express.consumed() - begins_at;
         let has_reply = position.is_some_and(|position| position > replies_at + done);
         if has_reply {
-            ingress.express.advance(&record);
+            ingress.express.advance_behind(extent);
         }
         self.end_run(ports, key);
         // Otherwise it is the next record of which the router may have died.

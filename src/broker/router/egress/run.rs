@@ -1,9 +1,28 @@
 //! Pushing the messages of a run, which were decided at once (`pubsub::run`, `calls::run`).
 
 use super::Egresses;
+use crate::broker::router::connection::CloseReason;
 use crate::broker::router::journal::Receiver;
-use crate::shm::ring::Payload;
+use crate::shm::ring::{Payload, Producer};
 use crate::wire::record::HEADER_WORDS;
+
+/// The ring of a receiver of a run.
+pub(in crate::broker::router) struct RunRing<'a> {
+    key: u32,
+    ring: &'a mut Producer,
+    pending_close: &'a mut Vec<(u32, CloseReason)>,
+}
+
+impl RunRing<'_> {
+    /// Pushes a record, if it fits. What else it brings about is settled by [`Egresses::received`].
+    #[inline(always)]
+    pub(in crate::broker::router) fn push(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> bool {
+        self.ring.push(header, payload).unwrap_or_else(|violation| {
+            self.pending_close.push((self.key, violation.into()));
+            false
+        })
+    }
+}
 
 impl Egresses {
     /// The receiver `key` takes part in a run: returns its position, if it has no backlog and is no receiver yet.
@@ -30,19 +49,12 @@ impl Egresses {
         })
     }
 
-    /// Pushes a record of a run, if it fits. What else it brings about is settled by `received`.
-    #[inline(always)]
-    pub(in crate::broker::router) fn push_in_run(
-        &mut self,
-        key: u32,
-        header: &[u64; HEADER_WORDS],
-        payload: Payload<'_>,
-    ) -> bool {
-        let Some(egress) = self.get_mut(key) else { return false };
-        egress.ring.push(header, payload).unwrap_or_else(|violation| {
-            self.pending_close.push((key, violation.into()));
-            false
-        })
+    /// The ring of `key`, for the records of a run.
+    #[inline]
+    pub(in crate::broker::router) fn ring_of(&mut self, key: u32) -> Option<RunRing<'_>> {
+        let Egresses { table, pending_close, .. } = self;
+        let egress = table.get_mut(key as usize).and_then(Option::as_deref_mut)?;
+        Some(RunRing { key, ring: &mut egress.ring, pending_close })
     }
 
     /// The client of `key` has got so many messages of a run, and bytes.

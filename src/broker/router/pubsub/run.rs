@@ -11,19 +11,65 @@
 
 use super::PubSub;
 use super::chosen::Chosen;
-use crate::broker::router::journal::{Receiver, Work};
+use crate::broker::router::journal::{Journal, Receiver, Run, Work};
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::broker::supervision::fault;
 use crate::logic::routing::grace::Lack;
 use crate::logic::routing::topics::turns::Turn;
 use crate::shm::layout::{RingName, cells_for, message_cost};
-use crate::shm::ring::{Payload, Record};
+use crate::shm::ring::{Consumer, Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Flags, Header, Kind};
 
 /// The most subscriptions that a run serves.
 const MAX_RECEIVERS: usize = 16;
+
+/// Where the messages of a run come from, and the notes of its progress.
+struct Source<'a> {
+    bulk: &'a mut Consumer,
+    shape: [u64; 3],
+    work: &'a mut Work,
+    sent: &'a mut u64,
+}
+
+impl Source<'_> {
+    /// Passes `first`, and the messages of the run behind it, at most `most`, to `deliver`, until that returns `false`:
+    /// the sequence number and the payload. Returns how many were delivered, and whether none is behind them.
+    #[inline(always)]
+    fn each(self, first: &Record, most: u32, mut deliver: impl FnMut(u64, Payload<'_>) -> bool) -> (u32, bool) {
+        let Source { bulk, shape, work, sent } = self;
+        let (mut extent, mut seq, mut routed) = (first.extent(), first.header[3], 0);
+        loop {
+            *work = Work::Run(extent, seq);
+            fault::point("router.decided", u64::from(extent.len));
+            if !deliver(seq, Payload::Words(extent.len, bulk.payload_of(extent))) {
+                return (routed, false);
+            }
+            fault::point("router.committed", Kind::Publish as u64);
+            bulk.advance_behind(extent);
+            *sent = seq;
+            routed += 1;
+            fault::point("router.advanced", Kind::Publish as u64);
+            if routed == most {
+                return (routed, false);
+            }
+            let next = match bulk.peek() {
+                Ok(Some(next)) => next,
+                Ok(None) => return (routed, true),
+                // What is wrong with it is for others to say.
+                Err(_) => return (routed, false),
+            };
+            // Word by word: `Extent` says why.
+            let is_alike = (0..shape.len()).all(|word| next.header[word] == shape[word]);
+            if !is_alike || next.header[3] <= seq {
+                return (routed, false);
+            }
+            (extent, seq) = (next.extent(), next.header[3]);
+            fault::point("router.found", u64::from(extent.len));
+        }
+    }
+}
 
 impl PubSub {
     /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it, at most `most`.
@@ -39,41 +85,36 @@ impl PubSub {
         let Some(most) = self.begin_run(ports, key, record, most) else { return (0, false) };
         let Ports { ingresses, egresses, journal, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
-        let (mut record, mut routed, mut is_dry) = (*record, 0, false);
-        // Of one receiver the push itself says whether it fits.
-        let is_shared = journal.run.receivers.len() > 1;
-        'run: while !is_shared || egresses.fit(&journal.run.receivers, record.len) {
-            let seq = record.header[3];
-            journal.work = Work::Run(record);
-            fault::point("router.decided", u64::from(record.len));
-            let payload = Payload::Words(record.len, ingress.bulk.payload(&record));
-            for (number, receiver) in journal.run.receivers.iter_mut().enumerate() {
-                fault::point("router.target", number as u64);
-                receiver.header[3] = seq;
-                if !egresses.push_in_run(receiver.owner, &receiver.header, payload) {
-                    break 'run;
-                }
-                fault::point("router.delivered", number as u64);
+        let Journal { work, run: Run { shape, sent, receivers, .. }, .. } = journal;
+        let source = Source { bulk: &mut ingress.bulk, shape: *shape, work, sent };
+        let (routed, is_dry) = match receivers.as_mut_slice() {
+            [sole] => {
+                let Some(mut ring) = egresses.ring_of(sole.owner) else { return (0, false) };
+                // The push itself says whether it fits.
+                source.each(record, most, |seq, payload| {
+                    fault::point("router.target", 0);
+                    sole.header[3] = seq;
+                    if !ring.push(&sole.header, payload) {
+                        return false;
+                    }
+                    fault::point("router.delivered", 0);
+                    true
+                })
             }
-            fault::point("router.committed", Kind::Publish as u64);
-            ingress.bulk.advance(&record);
-            journal.run.sent = seq;
-            routed += 1;
-            fault::point("router.advanced", Kind::Publish as u64);
-            if routed == most {
-                break;
-            }
-            match ingress.bulk.peek() {
-                Ok(Some(next)) if journal.run.continues_with(&next) => record = next,
-                Ok(None) => {
-                    is_dry = true;
-                    break;
-                }
-                // What is wrong with it is for others to say.
-                _ => break,
-            }
-            fault::point("router.found", u64::from(record.len));
-        }
+            all => source.each(record, most, |seq, payload| {
+                egresses.fit(all, payload.len())
+                    && all.iter_mut().enumerate().all(|(number, receiver)| {
+                        fault::point("router.target", number as u64);
+                        receiver.header[3] = seq;
+                        let ring = egresses.ring_of(receiver.owner);
+                        if !ring.is_some_and(|mut ring| ring.push(&receiver.header, payload)) {
+                            return false;
+                        }
+                        fault::point("router.delivered", number as u64);
+                        true
+                    })
+            }),
+        };
         self.end_run(ports, key);
         (routed, is_dry)
     }
@@ -188,7 +229,7 @@ impl PubSub {
     /// The last router died within a run: settles the messages that are done. One that some receivers have is in
     /// mid-commit then, as if it had been routed by itself.
     pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
-        let (Some((key, _)), Work::Run(record)) = (ports.journal.source, ports.journal.work) else { return };
+        let (Some((key, _)), Work::Run(extent, seq)) = (ports.journal.source, ports.journal.work) else { return };
         let Some(ingress) = ports.ingress_mut(key) else { return };
         let (origin, publisher) = (ingress.info.id, ingress.info.publisher);
         let (user, consumed) = (ingress.info.principal, ingress.bulk.consumed());
@@ -216,7 +257,7 @@ impl PubSub {
         self.end_run(ports, key);
         ports.journal.source = source;
         if have_it > 0 {
-            let (len, seq) = (record.len, record.header[3]);
+            let (len, record) = (extent.len, ports.journal.run.message(extent, seq));
             let message = Message { topic, origin, publisher, user, seq, total: len, len, flags: Flags::WHOLE };
             for (chosen, receiver) in self.chosen.iter().zip(&ports.journal.run.receivers).take(have_it) {
                 chosen.charge(&mut self.topics, &mut ports.egresses);
