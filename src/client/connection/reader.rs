@@ -139,14 +139,15 @@ impl Reader {
         }
         let named = self.topics.get_mut(header.id2)?;
         named.seen.note(own, header.publisher, header.seq, false);
+        let extent = record.extent();
         let consumed = ConsumedAtEnd {
             egress: &mut self.egress,
-            extent: record.extent(),
+            extent,
             base: self.base,
             space: &self.space,
             bells: &self.bells,
         };
-        Some(read(&named.topic, &header, consumed.egress, consumed.extent))
+        Some(read(&named.topic, &header, consumed.egress, extent))
     }
 
     /// The next record, if it is the whole reply to this request, and no error: appended to `reply`, and consumed. No

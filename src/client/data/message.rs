@@ -122,6 +122,7 @@ impl<'a> View<'a> {
     /// # Panics
     ///
     /// If the payload is shorter.
+    #[inline]
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
         assert!(
             offset.checked_add(to.len()).is_some_and(|end| end <= self.len()),
