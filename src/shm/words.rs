@@ -147,6 +147,7 @@ pub(crate) fn write_bytes_at(to: &[AtomicU64], mut offset: usize, mut bytes: &[u
 }
 
 /// Reads bytes from byte `offset` on until `bytes` is full.
+#[inline]
 pub(crate) fn read_bytes_at(from: &[AtomicU64], mut offset: usize, mut bytes: &mut [u8]) {
     while !bytes.is_empty() {
         let (at, within) = (offset / WORD, offset % WORD);

@@ -24,6 +24,9 @@ use std::sync::Arc;
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
+/// Deliveries of a run that count as one record of the batch, for they take a quarter of the time; a message of a run
+/// counts as one at most.
+pub(super) const RUN_RECORDS: u32 = 4;
 /// Receivers of a record that count as one more record of the batch.
 const RECEIVERS_PER_RECORD: usize = 16;
 
@@ -177,7 +180,7 @@ impl RouterState {
                     fault::point("router.found", u64::from(record.len));
                     let cells = u64::from(cells_for(record.len));
                     let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
-                    let most = u32::try_from(most).unwrap_or(u32::MAX).min(records + 1);
+                    let most = u32::try_from(most).unwrap_or(u32::MAX).min((records + 1) * RUN_RECORDS);
                     let (routed, is_dry) = match lane {
                         RingName::Bulk => self.pubsub.route_run(&mut self.ports, key, &record, most),
                         _ => self.calls.route_run(&mut self.ports, key, &record, most),
@@ -186,9 +189,10 @@ impl RouterState {
                         return LaneState::Dry;
                     }
                     if routed > 0 {
-                        let run = &self.ports.journal.run;
-                        let more = if lane == RingName::Bulk { run.receivers.len() / RECEIVERS_PER_RECORD } else { 0 };
-                        records = records.saturating_sub(routed - 1 + routed * more as u32);
+                        let receivers = if lane == RingName::Bulk { self.ports.journal.run.receivers.len() } else { 1 };
+                        let each = receivers.clamp(1, RUN_RECORDS as usize) as u32;
+                        let more = (receivers / RECEIVERS_PER_RECORD) as u32;
+                        records = (records + 1).saturating_sub((routed * each).div_ceil(RUN_RECORDS) + routed * more);
                         continue;
                     }
                     self.ports.journal.source = Some((key, lane));

@@ -424,11 +424,15 @@ impl Subscription {
 
     /// A message was taken: its credit goes back to the broker, some at a time. It is taken, so it must not wait for
     /// space: what does not fit is owed until the next one is taken or waited for.
+    #[inline]
     fn took(&mut self, cost: u32) -> Result<()> {
         self.add_owed(cost);
-        if self.owed < self.step() {
-            return Ok(());
-        }
+        if self.owed < self.step() { Ok(()) } else { self.return_owed() }
+    }
+
+    /// Returns the owed credit, if there is space.
+    #[inline(never)]
+    fn return_owed(&mut self) -> Result<()> {
         match self.try_return_credit(self.owed) {
             Ok(true) => self.owed = 0,
             Ok(false) => {}

@@ -140,13 +140,8 @@ impl Reader {
         let named = self.topics.get_mut(header.id2)?;
         named.seen.note(own, header.publisher, header.seq, false);
         let extent = record.extent();
-        let consumed = ConsumedAtEnd {
-            egress: &mut self.egress,
-            extent,
-            base: self.base,
-            space: &self.space,
-            bells: &self.bells,
-        };
+        let consumed =
+            ConsumedAtEnd { egress: &mut self.egress, extent, base: self.base, space: &self.space, bells: &self.bells };
         Some(read(&named.topic, &header, consumed.egress, extent))
     }
 

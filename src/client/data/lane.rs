@@ -86,9 +86,19 @@ impl Lane {
     }
 
     /// The same; the message of another thread is waited for until `deadline`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn claim_until(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, LaneProducer>> {
-        let mut producing = self.claim_within()?;
+        let producing = self.claim_within()?;
+        if producing.is_taken { self.await_whole(producing, deadline) } else { Ok(producing) }
+    }
+
+    /// Waits for the end of another thread's message.
+    #[cold]
+    fn await_whole<'a>(
+        &self,
+        mut producing: MutexGuard<'a, LaneProducer>,
+        deadline: Option<Instant>,
+    ) -> Result<MutexGuard<'a, LaneProducer>> {
         while producing.is_taken {
             producing = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 None => self.whole.wait(producing).unwrap_or_else(PoisonError::into_inner),
@@ -206,9 +216,16 @@ impl LaneProducer {
     }
 
     /// Wakes the router, if it does not poll us.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn announce(&mut self) {
         publication_fence();
+        if self.data.is_armed() {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&mut self) {
         if self.data.take() {
             self.bells.ring();
             self.unchecked = CHECK_EVERY;
@@ -238,7 +255,7 @@ impl LaneProducer {
     }
 
     /// Places a record if there is space; if not, asks to be woken when there is. Never waits.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
         if !self.resends.is_empty() && !self.place_resends()? {
             return Ok(false);
@@ -246,7 +263,7 @@ impl LaneProducer {
         self.try_push_now(header, payload)
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_push_now(&mut self, header: &Header, payload: &[u8]) -> Result<bool> {
         if payload.len() > self.slot_size {
             return Err(too_large_for_session());

@@ -71,6 +71,7 @@ impl Drop for ViewGuard<'_> {
 }
 
 /// The reader role, if it is free.
+#[inline]
 pub(crate) fn try_lead(connection: &Connection) -> Option<Leader<'_>> {
     Some(Leader::new(try_lock(&connection.reader)?, connection))
 }
@@ -230,12 +231,18 @@ fn follow<T>(connection: &Connection, seen: u64, deadline: Option<Instant>) -> O
 }
 
 /// The reader has sorted something, or leaves: the others look.
+#[inline]
 pub(crate) fn wake_followers(connection: &Connection) {
     fence(Site::Wake);
     if connection.followers.load(Ordering::SeqCst) > 0 {
-        *lock(&connection.turns) += 1;
-        connection.turn.notify_all();
+        wake_all(connection);
     }
+}
+
+#[cold]
+fn wake_all(connection: &Connection) {
+    *lock(&connection.turns) += 1;
+    connection.turn.notify_all();
 }
 
 /// Sorts what has arrived, without waiting.

@@ -42,7 +42,7 @@ impl Producer {
     }
 
     /// A client calls this before it places records: it marks the producer as inside, then reads the window (R7).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn enter(&mut self) {
         let control = self.ring.control.as_slice();
         control[self.ring.ids.busy].store(1, Ordering::Relaxed);
@@ -54,7 +54,7 @@ impl Producer {
     }
 
     /// A client calls this after it has placed its records or found no space (R7).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave(&mut self) {
         self.ring.control.as_slice()[self.ring.ids.busy].store(0, release(Site::Leave));
     }
@@ -221,7 +221,7 @@ impl Producer {
     /// # Errors
     ///
     /// If the consumer's count is impossible.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_or_arm(
         &mut self,
         header: &[u64; HEADER_WORDS],
@@ -231,11 +231,21 @@ impl Producer {
         if self.push_inside(header, payload)? {
             return Ok(true);
         }
+        self.arm_and_push(header, payload, space)
+    }
+
+    #[cold]
+    fn arm_and_push(
+        &mut self,
+        header: &[u64; HEADER_WORDS],
+        payload: Payload<'_>,
+        space: &Signal,
+    ) -> Result<bool, Violation> {
         space.arm();
         self.push_inside(header, payload)
     }
 
-    #[inline]
+    #[inline(always)]
     fn push_inside(&mut self, header: &[u64; HEADER_WORDS], payload: Payload<'_>) -> Result<bool, Violation> {
         self.enter();
         let pushed = self.push(header, payload);

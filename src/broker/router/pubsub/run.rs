@@ -14,6 +14,7 @@ use super::chosen::Chosen;
 use crate::broker::router::journal::{Journal, Receiver, Run, Work};
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
+use crate::broker::router::state::RUN_RECORDS;
 use crate::broker::supervision::fault;
 use crate::logic::routing::grace::Lack;
 use crate::logic::routing::topics::turns::Turn;
@@ -86,6 +87,7 @@ impl PubSub {
         let Ports { ingresses, egresses, journal, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
         let Journal { work, run: Run { shape, sent, receivers, .. }, .. } = journal;
+        let most = (most / receivers.len().clamp(1, RUN_RECORDS as usize) as u32).max(1);
         let source = Source { bulk: &mut ingress.bulk, shape: *shape, work, sent };
         let (routed, is_dry) = match receivers.as_mut_slice() {
             [sole] => {
