@@ -472,11 +472,14 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
     }
     space.arm();
     router.state.look();
-    let mut taken = 0;
+    let lane = |router: &Router| {
+        let bulk = &router.state.ports.ingress(peer.key).unwrap().bulk;
+        (bulk.consumed(), bulk.window())
+    };
+    let (before, window) = lane(&router);
     while space.is_armed() {
         assert!(router.state.step());
-        taken += 1;
     }
-    let window = router.state.ports.ingress(peer.key).unwrap().bulk.window();
+    let taken = (lane(&router).0 - before) as u32;
     assert!(placed >= window && (placed / 4..placed / 2).contains(&taken), "told after {taken} of {placed}");
 }

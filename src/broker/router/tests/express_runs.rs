@@ -104,14 +104,14 @@ fn a_router_that_dies_within_a_run_replies_once_to_each_request() {
 
 #[test]
 fn requests_of_one_shape_are_one_run_and_a_batch_ends_it() {
-    let mut stage = Stage::new(|config| config.router.batch_records = 5);
+    let mut stage = Stage::new(|config| config.router.batch_records = 1);
     (0..COUNT).for_each(|slot| stage.ask(slot, 64));
     let before = stage.consumed();
     stage.router.state.look();
     assert!(stage.router.state.step());
-    assert_eq!((stage.begins_at(), stage.consumed()), (before, before + 5), "decided once, at the first");
+    assert_eq!((stage.begins_at(), stage.consumed()), (before, before + 4), "decided once, at the first");
     assert!(stage.router.state.step());
-    assert_eq!((stage.begins_at(), stage.consumed()), (before + 5, before + 8));
+    assert_eq!((stage.begins_at(), stage.consumed()), (before + 4, before + 8));
     assert_eq!(stage.got(), (0..COUNT).map(|slot| reply(slot, slot + 1, 64)).collect::<Vec<_>>());
     let slots = &stage.router.state.ports.ingress(stage.peer.key).unwrap().requests;
     let generations: Vec<_> = slots.iter().take(COUNT as usize).map(|slot| slot.generation).collect();

@@ -252,3 +252,26 @@ fn a_record_that_breaks_the_rules_ends_a_run_and_its_connection() {
     assert!(got.iter().all(|got| got.iter().filter(|one| one.0 == Kind::Deliver).count() == 3), "{got:?}");
     assert_eq!(stage.router.state.ports.counters.violations, 1);
 }
+
+#[test]
+fn a_batch_counts_the_deliveries_of_a_run() {
+    for (subscribers, messages) in [(1, 8), (2, 4), (3, 2), (8, 2), (20, 1)] {
+        let mut router = Router::new(|config| config.router.batch_records = 2);
+        let mut peers: Vec<_> = (0..subscribers).map(|_| router.connect()).collect();
+        for peer in &peers {
+            router.subscribe(peer, "a.b", DeliveryPolicy::Block, 0);
+        }
+        let mut publisher = router.connect();
+        let topic = router.topic(&publisher, "a.b");
+        // Its name is announced with the first.
+        assert!(publisher.publish(topic, b""));
+        router.run();
+        peers.iter_mut().for_each(|peer| drop(peer.take_all(&mut router)));
+        (0..9).for_each(|_| assert!(publisher.publish(topic, b"")));
+        let consumed = |router: &Router| router.state.ports.ingress(publisher.key).unwrap().bulk.consumed();
+        let before = consumed(&router);
+        router.state.look();
+        assert!(router.state.step());
+        assert_eq!(consumed(&router) - before, messages, "{subscribers} subscribers");
+    }
+}
