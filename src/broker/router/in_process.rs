@@ -62,5 +62,5 @@ impl ClientEnds {
 pub(super) fn work(state: &mut RouterState) {
     state.look();
     while state.step() | state.ports.poll_quiet() {}
-    state.end_batch();
+    state.end_batch(false);
 }

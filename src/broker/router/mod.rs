@@ -266,7 +266,7 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(state);
             fault::point("router.answering", 0);
-            state.end_batch();
+            state.end_batch(false);
             result
         };
         self.shared.tell_ended();

@@ -63,7 +63,7 @@ impl RouterState {
             }
             self.pubsub.tell_late_drops(&mut self.ports, *key);
         }
-        self.ports.egresses.flush();
+        self.ports.egresses.flush(false);
         // Records that came in time are in the lanes, and are routed before deadlines are checked.
         for _ in keys {
             self.step();

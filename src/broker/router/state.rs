@@ -110,28 +110,29 @@ impl RouterState {
     pub(super) fn step(&mut self) -> bool {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
-        self.serve(key);
-        self.end_batch();
+        let has_more = self.serve(key);
+        self.end_batch(has_more);
         self.timings.visited(self.ports.counters.records - before);
         true
     }
 
     /// The end of a batch: closes what is to be closed, wakes the receivers, and sets the timers that the batch needs.
     #[inline]
-    pub(super) fn end_batch(&mut self) {
+    pub(super) fn end_batch(&mut self, has_more: bool) {
         self.close_pending();
         self.pubsub.watch_overflow(&mut self.ports);
-        self.ports.egresses.flush();
+        self.ports.egresses.flush(has_more);
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
     }
 
-    fn serve(&mut self, key: u32) {
+    /// Serves the lanes of `key`. Returns whether they have more records.
+    fn serve(&mut self, key: u32) -> bool {
         let express = self.drain_lane(key, RingName::Express);
         let is_parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
         let waits = if is_parked { Some(LaneState::Parked) } else { self.ports.closed_lane(key) };
         let bulk = waits.unwrap_or_else(|| self.drain_lane(key, RingName::Bulk));
-        let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
+        let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return false };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();
         ingress.bulk.publish_consumed();
@@ -162,6 +163,7 @@ impl RouterState {
         if calls_end {
             self.calls.end_calls_of(&mut self.ports, key);
         }
+        has_more
     }
 
     fn drain_lane(&mut self, key: u32, lane: RingName) -> LaneState {
@@ -265,7 +267,7 @@ impl RouterState {
             self.ports.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.end_batch();
+        self.end_batch(false);
     }
 
     /// Applies other settings. Existing objects stay, also beyond a lowered limit.

@@ -401,19 +401,27 @@ impl Egresses {
     }
 
     /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring
-    /// each.
+    /// each. While the source `has_more`, a client sleeps on until a quarter of its ring is full: each wake is dear.
+    /// The next batch without more, or the end of the turn, wakes it at the latest.
     #[inline]
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, has_more: bool) {
         if self.dirty.is_empty() {
             return;
         }
         fault::point("router.flush", self.dirty.len() as u64);
         publication_fence();
-        while let Some(key) = self.dirty.pop() {
+        let mut kept = 0;
+        for at in 0..self.dirty.len() {
+            let key = self.dirty[at];
             fault::point("router.ring", u64::from(key));
             let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
-            egress.is_dirty = false;
             egress.active_at = self.now;
+            if has_more && egress.data.is_armed() && egress.ring.in_flight() < u64::from(egress.ring.cells()) / 4 {
+                self.dirty[kept] = key;
+                kept += 1;
+                continue;
+            }
+            egress.is_dirty = false;
             // A reader that sleeps is woken for records alone: that its lanes were emptied is nothing to it.
             let data = std::mem::take(&mut egress.has_new) && egress.data.take();
             let (bulk, express) = (egress.lane_space[0].take(), egress.lane_space[1].take());
@@ -425,5 +433,6 @@ impl Egresses {
                 }
             }
         }
+        self.dirty.truncate(kept);
     }
 }
