@@ -139,6 +139,13 @@ impl Egress {
         !self.backlog.is_empty()
     }
 
+    /// Whether the client may sleep on while more comes for it: it waits for records alone, and has few.
+    fn may_sleep_on(&self) -> bool {
+        let waits_for_space = self.lane_space.iter().any(Signal::is_armed);
+        let few = u64::from(self.ring.cells()) / 4;
+        self.has_new && self.data.is_armed() && !waits_for_space && self.ring.in_flight() < few
+    }
+
     /// Something was placed in the egress ring of this connection, `key`.
     #[inline]
     pub(super) fn placed(&mut self, key: u32, dirty: &mut Vec<u32>) {
@@ -416,7 +423,7 @@ impl Egresses {
             fault::point("router.ring", u64::from(key));
             let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             egress.active_at = self.now;
-            if has_more && egress.data.is_armed() && egress.ring.in_flight() < u64::from(egress.ring.cells()) / 4 {
+            if has_more && egress.may_sleep_on() {
                 self.dirty[kept] = key;
                 kept += 1;
                 continue;
