@@ -10,6 +10,7 @@
 //! | `round_trips` | `latency`, `routed`: one request after the other |
 //! | `pipelined` | `requests`: many requests outstanding |
 //! | `deliveries` | `pubsub`, `fanout`: publishers and subscribers |
+//! | `paced` | single messages, each after a silence |
 //! | `connections` | many connections: memory, and CPU while they are idle |
 //! | `scrape` | the router's cost of a metrics scrape |
 //! | `runs` | several runs, in turn with those of another build |
@@ -23,6 +24,7 @@
 mod connections;
 mod deliveries;
 mod floor;
+mod paced;
 pub(super) mod part;
 mod pipelined;
 mod processes;
@@ -113,15 +115,19 @@ impl BenchArgs {
 
     /// Refuses an option that is not for the mode.
     fn check(&self) -> Result<(), Failure> {
-        use Mode::{Connections, Fanout, Latency, Pubsub, Requests, Routed, Scrape};
+        use Mode::{Connections, Fanout, Latency, Paced, Pubsub, Requests, Routed, Scrape};
         let options: [(&str, bool, &[Mode]); 6] = [
             ("--count", self.count.is_some(), &[Connections, Scrape]),
-            ("--idle", self.idle.is_some(), &[Latency, Routed, Requests, Pubsub, Fanout]),
+            ("--idle", self.idle.is_some(), &[Latency, Routed, Requests, Pubsub, Fanout, Paced]),
             ("--subscribers", self.subscribers.is_some(), &[Fanout]),
             ("--publishers", self.publishers.is_some(), &[Pubsub]),
             ("--topics", self.topics.is_some(), &[Pubsub]),
             ("--batch", self.batch.is_some(), &[Pubsub, Fanout]),
         ];
+        if self.mode == Paced && (self.size as usize) < paced::STAMP {
+            let message = format!("bench paced needs a --size of {} bytes or more, for the time", paced::STAMP);
+            return Err(Failure::new(Code::Usage, message));
+        }
         let wrong = options.iter().find(|(_, is_set, modes)| *is_set && !modes.contains(&self.mode));
         wrong.map_or(Ok(()), |(name, _, modes)| {
             let modes: Vec<_> = modes.iter().map(|mode| format!("bench {}", mode.as_str())).collect();
@@ -176,6 +182,8 @@ enum Mode {
     Pubsub,
     /// Messages per second from one publisher to several subscribers
     Fanout,
+    /// The time of a single message to a subscriber, one after each millisecond of silence
+    Paced,
     /// The broker's memory per connection, and its CPU while all are idle
     Connections,
     /// The router's cost of a metrics scrape, under load and with many connections
@@ -190,6 +198,7 @@ impl Mode {
             Mode::Requests => "requests",
             Mode::Pubsub => "pubsub",
             Mode::Fanout => "fanout",
+            Mode::Paced => "paced",
             Mode::Connections => "connections",
             Mode::Scrape => "scrape",
         }
@@ -253,6 +262,7 @@ pub(super) fn run(target: &BrokerTarget, args: &BenchArgs) -> Result<(), Failure
         }
         Mode::Requests => Figures::Throughput(pipelined::run(&processes, work)?),
         Mode::Pubsub | Mode::Fanout => Figures::Throughput(deliveries::run(&mut processes, load, work)?),
+        Mode::Paced => Figures::OneWay(paced::run(&processes, work)?),
         Mode::Connections => Figures::Cost(connections::run(&processes, count, work)?),
         Mode::Scrape => Figures::Scrapes(scrape::run(&mut processes, count, port, work)?),
     };

@@ -11,6 +11,8 @@ use serde::Serialize;
 pub(super) enum Figures {
     /// In nanoseconds.
     RoundTrips(Histogram<u64>),
+    /// From a publisher to a subscriber, in nanoseconds.
+    OneWay(Histogram<u64>),
     Throughput(Throughput),
     Cost(Cost),
     Scrapes(Scrapes),
@@ -39,7 +41,7 @@ struct Json {
     floor_ns: u64,
     samples: u64,
     #[serde(flatten)]
-    round_trips: Option<JsonRoundTrips>,
+    times: Option<JsonTimes>,
     #[serde(flatten)]
     throughput: Option<JsonThroughput>,
     #[serde(flatten)]
@@ -49,7 +51,7 @@ struct Json {
 }
 
 #[derive(Serialize)]
-struct JsonRoundTrips {
+struct JsonTimes {
     min_ns: u64,
     p50_ns: u64,
     p99_ns: u64,
@@ -119,9 +121,9 @@ impl Report {
             ..Json::default()
         };
         match &self.figures {
-            Figures::RoundTrips(histogram) => {
+            Figures::RoundTrips(histogram) | Figures::OneWay(histogram) => {
                 json.samples = histogram.len();
-                json.round_trips = Some(JsonRoundTrips {
+                json.times = Some(JsonTimes {
                     min_ns: histogram.min(),
                     p50_ns: histogram.value_at_quantile(0.5),
                     p99_ns: histogram.value_at_quantile(0.99),
@@ -169,14 +171,16 @@ impl Report {
         )];
         lines.push(("floor", time(self.floor_ns)));
         match &self.figures {
-            Figures::RoundTrips(histogram) => {
+            Figures::RoundTrips(histogram) | Figures::OneWay(histogram) => {
                 let at = |ns| format!("{}  ({:.1} floors)", time(ns), self.floors(ns));
                 lines.push(("min", at(histogram.min())));
                 lines.push(("p50", at(histogram.value_at_quantile(0.5))));
                 lines.push(("p99", at(histogram.value_at_quantile(0.99))));
                 lines.push(("p99.9", at(histogram.value_at_quantile(0.999))));
                 lines.push(("max", at(histogram.max())));
-                lines.push(("round trips", histogram.len().to_string()));
+                let is_one_way = matches!(self.figures, Figures::OneWay(_));
+                let counted = if is_one_way { "deliveries" } else { "round trips" };
+                lines.push((counted, histogram.len().to_string()));
             }
             Figures::Throughput(throughput) => {
                 let rate = throughput.msgs_per_s();

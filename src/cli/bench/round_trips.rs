@@ -6,8 +6,18 @@ use crate::cli::failure::{Code, Failure};
 use hdrhistogram::Histogram;
 use std::time::Instant;
 
-/// The longest round trip of the histogram: a minute, in nanoseconds.
+/// The longest time of a histogram: a minute, in nanoseconds.
 const LONGEST_NS: u64 = 60_000_000_000;
+
+/// An empty histogram of times, in nanoseconds.
+///
+/// # Errors
+///
+/// If there is no memory for it.
+pub(super) fn nanoseconds() -> Result<Histogram<u64>, Failure> {
+    let no_memory = |error| Failure::new(Code::Unavailable, format!("no histogram: {error}"));
+    Histogram::new_with_bounds(1, LONGEST_NS, 3).map_err(no_memory)
+}
 
 /// Measures round trips to `service`, in nanoseconds.
 ///
@@ -18,8 +28,7 @@ pub(super) fn run(processes: &Processes, service: &str, work: Work) -> Result<Hi
     let client = processes.connect()?;
     let requester = client.requester(service)?;
     let (payload, mut reply) = (vec![b'x'; work.size], Vec::new());
-    let no_memory = |error| Failure::new(Code::Unavailable, format!("no histogram: {error}"));
-    let mut round_trips = Histogram::new_with_bounds(1, LONGEST_NS, 3).map_err(no_memory)?;
+    let mut round_trips = nanoseconds()?;
     let started = Instant::now();
     let (from, until) = (started + work.warm_up, started + work.warm_up + work.measured);
     // One clock read for each: where one round trip ends the next begins.
