@@ -683,9 +683,13 @@ fn bench_measures_and_leaves_nothing_behind() {
         command.arg("bench").args(args).args(["--seconds", "1"]).env("TMPDIR", folder.path());
         output(command, b"")
     };
-    for (mode, key, processes) in
-        [("latency", "p50_ns", 2), ("routed", "p999_ns", 3), ("requests", "msgs_per_s", 2), ("pubsub", "msgs_per_s", 3)]
-    {
+    for (mode, key, processes) in [
+        ("latency", "p50_ns", 2),
+        ("routed", "p999_ns", 3),
+        ("paced", "p50_ns", 2),
+        ("requests", "msgs_per_s", 2),
+        ("pubsub", "msgs_per_s", 3),
+    ] {
         let output = bench(&[mode, "--json", "--size", "100"]);
         assert_eq!(code(&output), 0, "{mode}: {}", stderr(&output));
         let figures: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -706,6 +710,9 @@ fn bench_measures_and_leaves_nothing_behind() {
     assert!(figures["page_table_bytes_per_connection"].is_u64() && figures["idle_cpu_ticks"].is_u64(), "{figures}");
     let output = bench(&["latency", "--wait", "block"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("\np99.9 "), "{}", stderr(&output));
+    let output = bench(&["paced", "--size", "7"]);
+    assert_eq!((code(&output), output.stdout.len()), (64, 0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--size of 8 bytes or more"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
