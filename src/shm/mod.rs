@@ -4,6 +4,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `words` | shared memory as a run of atomic words; an `unsafe` block |
+//! | `blocks` | copies of blocks of such words; `unsafe` blocks, and instructions of the machine |
 //! | `layout` | the layout of a segment |
 //! | `ring/` | records from one producer role to one consumer; the flags of waiting sides |
 //! | `segment` | a sealed memory file, mapped; leasing and taking back its pages |
@@ -18,6 +19,7 @@
 //! write is read once into a local and validated against private limits; only the local is used. No `&[u8]` points into
 //! memory that a peer can write. Shared memory contains no lock.
 
+mod blocks;
 #[cfg(not(lapce_ipc_loom))]
 pub(crate) mod descriptors;
 #[cfg(not(lapce_ipc_loom))]

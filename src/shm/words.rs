@@ -2,13 +2,13 @@
 //!
 //! A mapping becomes a Rust reference in this file only. A peer may write any word at any time, so the words are never
 //! seen as bytes or as a struct, but as `AtomicU64`, whose interior may change under a shared reference. Payloads are
-//! copied with relaxed loads and stores of whole words: that is no data race, neither for the compiler nor for loom, it
-//! cannot tear a word, and the compiler emits plain moves (a volatile or opaque copy would be as fast for 64 bytes, but
-//! needs `unsafe` at each call). A peer that writes during a copy changes *bytes*, never a length or a position: those
+//! copied with relaxed loads and stores of whole words, blocks of them with wider moves (`blocks`): that is no data race,
+//! neither for the compiler nor for loom. A peer that writes during a copy changes *bytes*, never a length or a position: those
 //! come from private copies.
 //!
 //! Words are little endian in memory on every machine, so the bytes of a payload keep their order.
 
+use super::blocks::{self, BLOCK, BLOCK_BYTES};
 use crate::sync::{AtomicU64, Ordering};
 use std::fmt;
 use std::sync::Arc;
@@ -96,20 +96,12 @@ impl Words {
     }
 }
 
-/// Words that are copied in one step: of a fixed number the compiler makes moves without a loop.
-const BLOCK: usize = 8;
-
 /// Copies `bytes` into `to`, whose last word is filled up with zeros.
 #[inline(always)]
 pub(crate) fn write_bytes(to: &[AtomicU64], bytes: &[u8]) {
-    let (blocks, rest) = bytes.as_chunks::<{ BLOCK * WORD }>();
-    let (to_blocks, to_rest) = to.split_at(blocks.len() * BLOCK);
-    for (to, bytes) in to_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
-        let words = bytes.as_chunks::<WORD>().0;
-        for at in 0..BLOCK {
-            to[at].store(u64::from_le_bytes(words[at]).to_le(), Ordering::Relaxed);
-        }
-    }
+    let (whole, rest) = bytes.as_chunks::<BLOCK_BYTES>();
+    let (to_whole, to_rest) = to.split_at(whole.len() * BLOCK);
+    blocks::write(to_whole.as_chunks().0, whole);
     if !rest.is_empty() {
         write_rest(to_rest, rest);
     }
@@ -165,14 +157,9 @@ pub(crate) fn read_bytes_at(from: &[AtomicU64], mut offset: usize, mut bytes: &m
 /// Copies bytes out of `from` until `bytes` is full.
 #[inline(always)]
 pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
-    let (blocks, rest) = bytes.as_chunks_mut::<{ BLOCK * WORD }>();
-    let (from_blocks, from_rest) = from.split_at(blocks.len() * BLOCK);
-    for (from, bytes) in from_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
-        let words = bytes.as_chunks_mut::<WORD>().0;
-        for at in 0..BLOCK {
-            words[at] = u64::from_le(from[at].load(Ordering::Relaxed)).to_le_bytes();
-        }
-    }
+    let (whole, rest) = bytes.as_chunks_mut::<BLOCK_BYTES>();
+    let (from_whole, from_rest) = from.split_at(whole.len() * BLOCK);
+    blocks::read(whole, from_whole.as_chunks().0);
     if !rest.is_empty() {
         read_rest(from_rest, rest);
     }
@@ -194,13 +181,9 @@ fn read_rest(from: &[AtomicU64], bytes: &mut [u8]) {
 /// Copies words within shared memory, all of `from`.
 #[inline(always)]
 pub(crate) fn copy_words(to: &[AtomicU64], from: &[AtomicU64]) {
-    let (blocks, rest) = from.as_chunks::<BLOCK>();
-    let (to_blocks, to_rest) = to.split_at(blocks.len() * BLOCK);
-    for (to, from) in to_blocks.as_chunks::<BLOCK>().0.iter().zip(blocks) {
-        for at in 0..BLOCK {
-            to[at].store(from[at].load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
+    let (whole, rest) = from.as_chunks();
+    let (to_whole, to_rest) = to.split_at(whole.len() * BLOCK);
+    blocks::copy(to_whole.as_chunks().0, whole);
     for (to, from) in to_rest.iter().zip(rest) {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
@@ -216,7 +199,7 @@ mod tests {
         fn bytes_at_any_offset_are_those_of_a_slice(
             start in prop::collection::vec(any::<u8>(), 64),
             writes in prop::collection::vec((0usize..40, prop::collection::vec(any::<u8>(), 0..24)), 0..10),
-            read in (0usize..40, 0usize..24)
+            read in (0usize..40, 0usize..24), long in prop::collection::vec(any::<u8>(), 0..600)
         ) {
             let words: Vec<AtomicU64> = (0..8).map(|_| AtomicU64::new(0)).collect();
             let mut model = start;
@@ -231,6 +214,14 @@ mod tests {
             let mut all = [0; 61];
             read_bytes(&words, &mut all);
             prop_assert_eq!(&all[..], &model[..61]);
+            let ring = |word| -> Vec<AtomicU64> { (0..80).map(|_| AtomicU64::new(word)).collect() };
+            let (from, to, words) = (ring(0), ring(u64::MAX), long.len().div_ceil(WORD));
+            write_bytes(&from, &long);
+            copy_words(&to, &from[..words]);
+            let mut copied = vec![0; long.len()];
+            read_bytes(&to, &mut copied);
+            prop_assert_eq!(copied, long);
+            prop_assert!(to[words..].iter().all(|word| word.load(Ordering::Relaxed) == u64::MAX));
         }
     }
 }
