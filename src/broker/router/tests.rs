@@ -17,6 +17,7 @@ mod timings;
 mod user_memory;
 mod users;
 mod waiting;
+mod wakes;
 
 use super::in_process::{ClientEnds, work};
 use super::settings::Settings;

@@ -133,11 +133,6 @@ impl Producer {
             && self.ring.bank(bank).as_slice()[at as usize * CELL_WORDS].load(Ordering::Relaxed) == self.ring.tag(count)
     }
 
-    /// Cells that the consumer had not given back when this side last looked.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.plan.claimed() - self.consumed
-    }
-
     /// Cells of the ring: of the base window, and of the extension in use.
     pub(crate) fn cells(&self) -> u32 {
         self.base_cells() + self.window

@@ -139,11 +139,12 @@ impl Egress {
         !self.backlog.is_empty()
     }
 
-    /// Whether the client may sleep on while more comes for it: it waits for records alone, and has few.
-    fn may_sleep_on(&self) -> bool {
-        let waits_for_space = self.lane_space.iter().any(Signal::is_armed);
+    /// Whether the client may sleep on while more comes for it: it waits for records alone, and has few. An impossible
+    /// count of it is found where space is looked for.
+    fn may_sleep_on(&mut self) -> bool {
+        let waits_for_records = self.has_new && self.data.is_armed() && !self.lane_space.iter().any(Signal::is_armed);
         let few = u64::from(self.ring.cells()) / 4;
-        self.has_new && self.data.is_armed() && !waits_for_space && self.ring.in_flight() < few
+        waits_for_records && self.ring.look().is_ok_and(|consumed| self.ring.claimed() - consumed < few)
     }
 
     /// Something was placed in the egress ring of this connection, `key`.
