@@ -462,21 +462,26 @@ fn a_producer_that_waits_is_told_of_space_by_the_quarter_or_when_its_lane_is_dry
     let mut peer = router.connect();
     let topic = router.topic(&peer, "a.b");
     let space = peer.segment.space_signal(RingName::Bulk);
-    // The first wait in vain makes the window grow.
-    while peer.publish(topic, b"") {}
-    space.arm();
-    router.run();
-    assert!(!space.is_armed(), "told when it was dry");
+    let key = peer.key;
+    let lane = |router: &Router| {
+        let bulk = &router.state.ports.ingress(key).unwrap().bulk;
+        (bulk.consumed(), bulk.window())
+    };
+    // Waits in vain make the window grow.
+    let mut grown = 0;
+    while lane(&router).1 > grown || grown == 0 {
+        grown = lane(&router).1;
+        while peer.publish(topic, b"") {}
+        space.arm();
+        router.run();
+        assert!(!space.is_armed(), "told when it was dry");
+    }
     let mut placed = 0;
     while peer.publish(topic, b"") {
         placed += 1;
     }
     space.arm();
     router.state.look();
-    let lane = |router: &Router| {
-        let bulk = &router.state.ports.ingress(peer.key).unwrap().bulk;
-        (bulk.consumed(), bulk.window())
-    };
     let (before, window) = lane(&router);
     while space.is_armed() {
         assert!(router.state.step());
