@@ -409,7 +409,7 @@ impl Egresses {
     }
 
     /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring
-    /// each. While the source `has_more`, a client sleeps on until a quarter of its ring is full (R10): each wake is dear.
+    /// each. While the source `has_more`, a client sleeps on until a quarter of its ring is full (R10): wakes are dear.
     /// The next batch without more, or the end of the turn, wakes it at the latest.
     #[inline]
     pub(super) fn flush(&mut self, has_more: bool) {
