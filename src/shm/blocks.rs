@@ -1,7 +1,7 @@
 //! Copies of whole blocks between shared words and private bytes, or other shared words.
 //!
-//! On x86-64 sixteen bytes at a time, by instructions that the compiler does not make from atomic accesses: a message of
-//! 1 KiB is copied three times on its way. Elsewhere, and under loom, word by word. The peer may write meanwhile; as
+//! On x86-64 sixteen bytes at a time, by instructions that the compiler does not make from atomic accesses: a message
+//! of 1 KiB is copied three times on its way. Elsewhere, and under loom, word by word. The peer may write meanwhile; as
 //! with relaxed loads and stores of words, that changes bytes of the payload and nothing else.
 
 use super::words::WORD;

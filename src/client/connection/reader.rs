@@ -51,8 +51,8 @@ pub(crate) struct Reader {
     pub(crate) scratch: Vec<u8>,
 }
 
-/// A record that is read in place, and consumed afterwards, also if its reader panics. Its cells go back at each quarter
-/// of the ring.
+/// A record that is read in place, and consumed afterwards, also if its reader panics. Its cells go back at each
+/// quarter of the ring.
 struct ConsumedAtEnd<'a> {
     egress: &'a mut Consumer,
     extent: Extent,
