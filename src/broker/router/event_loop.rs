@@ -16,6 +16,7 @@
 //! the mailbox.
 
 use super::connection::{CloseReason, CloseSender};
+use super::egress::Flush;
 use super::polling::Spinning;
 use super::state::RouterState;
 use crate::broker::clock::elapsed;
@@ -180,6 +181,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
             Spinning::IsInTheWay if !yielded => {
                 // A client that was just woken may reply within microseconds, so a yield is cheaper than a sleep.
                 yielded = true;
+                state.ports.egresses.flush(Flush::All);
                 yield_cpu();
                 state.set_now(shared.now());
                 if state.look() > 0 {
@@ -196,6 +198,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
             std::hint::spin_loop();
         }
         state.set_now(shared.now());
+        state.ports.egresses.flush_held();
         if look_if_due(&mut state, looked) > 0 {
             return true;
         }
@@ -210,6 +213,7 @@ fn spin_for_work(shared: &Shared, budget: Option<u64>, looked: &mut u64) -> bool
 fn sleep(shared: &Shared) -> bool {
     let mut state = shared.state.borrow_mut();
     state.ports.publish_cpu(current_cpu());
+    state.ports.egresses.flush(Flush::All);
     if !state.ports.cool_all() {
         return false;
     }

@@ -1,6 +1,7 @@
 //! Clients in the router's own thread, without actors, sockets or a clock: for unit tests and the fuzzer, and to count
 //! instructions.
 
+use super::egress::Flush;
 use super::state::RouterState;
 use crate::logic::shares::Principal;
 use crate::shm::doorbell::{BrokerBells, ClientBells};
@@ -62,5 +63,5 @@ impl ClientEnds {
 pub(super) fn work(state: &mut RouterState) {
     state.look();
     while state.step() | state.ports.poll_quiet() {}
-    state.end_batch(false);
+    state.end_batch(Flush::All);
 }

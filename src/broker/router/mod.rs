@@ -84,6 +84,7 @@ use crate::shm::segment::Segment;
 use crate::wire::control::{BreakerStatus, BrokerFrame, ClientFrame, StatusReport};
 use crate::wire::name::Name;
 use actix::prelude::*;
+use egress::Flush;
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::rc::Rc;
@@ -266,7 +267,7 @@ impl ShmRouter {
             fault::point("router.message", 0);
             let result = work(state);
             fault::point("router.answering", 0);
-            state.end_batch(false);
+            state.end_batch(Flush::All);
             result
         };
         self.shared.tell_ended();

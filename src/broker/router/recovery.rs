@@ -1,7 +1,7 @@
 //! Recovery: a new incarnation of the router completes the record or timer that the last one had begun, and quarantines
 //! a poison message.
 
-use super::egress::DropNotice;
+use super::egress::{DropNotice, Flush};
 use super::journal::Timer;
 use super::journal::{Killer, Work};
 use super::state::RouterState;
@@ -63,7 +63,7 @@ impl RouterState {
             }
             self.pubsub.tell_late_drops(&mut self.ports, *key);
         }
-        self.ports.egresses.flush(false);
+        self.ports.egresses.flush(Flush::All);
         // Records that came in time are in the lanes, and are routed before deadlines are checked.
         for _ in keys {
             self.step();

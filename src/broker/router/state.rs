@@ -5,6 +5,7 @@
 
 use super::calls::Calls;
 use super::connection::{CloseReason, Info};
+use super::egress::Flush;
 use super::journal::Timer;
 use super::ports::{LaneState, Ports};
 use super::pubsub::PubSub;
@@ -27,6 +28,8 @@ const QUANTUM_CELLS: u64 = 512;
 /// Deliveries of a run that count as one record of the batch, for they take a quarter of the time; a message of a run
 /// counts as one at most.
 pub(super) const RUN_RECORDS: u32 = 4;
+/// After so many records in one batch further ones are likely to follow soon.
+const STREAM_RECORDS: u64 = 16;
 /// Receivers of a record that count as one more record of the batch.
 const RECEIVERS_PER_RECORD: usize = 16;
 
@@ -111,17 +114,18 @@ impl RouterState {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
         let has_more = self.serve(key);
-        self.end_batch(has_more);
-        self.timings.visited(self.ports.counters.records - before);
+        let records = self.ports.counters.records - before;
+        self.end_batch(if has_more || records >= STREAM_RECORDS { Flush::More } else { Flush::All });
+        self.timings.visited(records);
         true
     }
 
     /// The end of a batch: closes what is to be closed, wakes the receivers, and sets the timers that the batch needs.
     #[inline]
-    pub(super) fn end_batch(&mut self, has_more: bool) {
+    pub(super) fn end_batch(&mut self, flush: Flush) {
         self.close_pending();
         self.pubsub.watch_overflow(&mut self.ports);
-        self.ports.egresses.flush(has_more);
+        self.ports.egresses.flush(flush);
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
     }
@@ -267,7 +271,7 @@ impl RouterState {
             self.ports.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.end_batch(false);
+        self.end_batch(Flush::Turn);
     }
 
     /// Applies other settings. Existing objects stay, also beyond a lowered limit.

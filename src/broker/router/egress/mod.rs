@@ -39,6 +39,19 @@ use std::sync::Arc;
 /// The most woken clients that are remembered: with as many, spinning does not pay.
 pub(super) const MAX_WOKEN: usize = 16;
 
+/// The longest time that a client sleeps on while more comes for it, in nanoseconds: about what a wake costs.
+const HOLD_NS: u64 = 20_000;
+
+/// Which sleeping clients are woken (R10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flush {
+    /// Those with enough to read: more comes soon for the others.
+    More,
+    /// Those that are not held yet, too.
+    Turn,
+    All,
+}
+
 /// Whether a client must be notified of dropped messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DropNotice {
@@ -72,6 +85,8 @@ pub(super) struct Egress {
     bells: Arc<BrokerBells>,
     pub(super) cpu: CpuWords,
     is_dirty: bool,
+    /// It is left asleep although it has new records.
+    is_held: bool,
     /// Something was placed in the egress ring since the last batch ended.
     has_new: bool,
     /// Publishers whose bulk lane is parked on this connection.
@@ -105,6 +120,7 @@ impl Egress {
             cpu: segment.cpu_words(),
             bells,
             is_dirty: false,
+            is_held: false,
             has_new: false,
             waiters: Vec::new(),
             subscriptions: Vec::new(),
@@ -139,8 +155,8 @@ impl Egress {
         !self.backlog.is_empty()
     }
 
-    /// Whether the client may sleep on while more comes for it: it waits for records alone, and has few. An impossible
-    /// count of it is found where space is looked for.
+    /// Whether the client may sleep on for a while: it waits for records alone, and has few. An impossible count of it is
+    /// found where space is looked for.
     fn may_sleep_on(&mut self) -> bool {
         let waits_for_records = self.has_new && self.data.is_armed() && !self.lane_space.iter().any(Signal::is_armed);
         let few = u64::from(self.ring.cells()) / 4;
@@ -169,6 +185,8 @@ impl Egress {
 pub(super) struct Egresses {
     pub(super) table: Vec<Option<Box<Egress>>>,
     pub(super) dirty: Vec<u32>,
+    /// Since when clients are left asleep although they have new records, if any are.
+    held_since: Option<u64>,
     pub(super) pending_close: Vec<(u32, CloseReason)>,
     /// Connections that have just missed their first message, and must be notified.
     pub(super) missed: Vec<u32>,
@@ -198,6 +216,7 @@ impl Egresses {
         Egresses {
             table: Vec::new(),
             dirty: Vec::new(),
+            held_since: None,
             pending_close: Vec::new(),
             missed: Vec::new(),
             memory: Memory::new(settings.lease_shares(), settings.max_window),
@@ -408,25 +427,32 @@ impl Egresses {
         egress.placed(key, &mut self.dirty);
     }
 
-    /// Ends a batch: wakes the clients that sleep and have new records or space. One fence for all, at most one ring
-    /// each. While the source `has_more`, a client sleeps on until a quarter of its ring is full (R10): wakes are dear.
-    /// The next batch without more, or the end of the turn, wakes it at the latest.
+    /// Wakes the clients that sleep and have new records or space, except those that may sleep on (R10). One fence for
+    /// all, at most one ring each.
     #[inline]
-    pub(super) fn flush(&mut self, has_more: bool) {
+    pub(super) fn flush(&mut self, at: Flush) {
         if self.dirty.is_empty() {
+            self.held_since = None;
             return;
         }
         fault::point("router.flush", self.dirty.len() as u64);
         publication_fence();
-        let mut kept = 0;
-        for at in 0..self.dirty.len() {
-            let key = self.dirty[at];
+        let is_over = self.held_for() > HOLD_NS;
+        let mut held = 0;
+        for place in 0..self.dirty.len() {
+            let key = self.dirty[place];
             fault::point("router.ring", u64::from(key));
             let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             egress.active_at = self.now;
-            if has_more && egress.may_sleep_on() {
-                self.dirty[kept] = key;
-                kept += 1;
+            let may_hold = match at {
+                Flush::More => true,
+                Flush::Turn => egress.is_held,
+                Flush::All => false,
+            };
+            egress.is_held = may_hold && !is_over && egress.may_sleep_on();
+            if egress.is_held {
+                self.dirty[held] = key;
+                held += 1;
                 continue;
             }
             egress.is_dirty = false;
@@ -441,6 +467,20 @@ impl Egresses {
                 }
             }
         }
-        self.dirty.truncate(kept);
+        self.dirty.truncate(held);
+        self.held_since = (held > 0).then(|| self.held_since.unwrap_or(self.now));
+    }
+
+    /// Wakes the clients that have slept on for long enough.
+    #[inline]
+    pub(super) fn flush_held(&mut self) {
+        if self.held_for() > HOLD_NS {
+            self.flush(Flush::All);
+        }
+    }
+
+    /// For how long clients have been left asleep, in nanoseconds.
+    fn held_for(&self) -> u64 {
+        self.held_since.map_or(0, |since| self.now.saturating_sub(since))
     }
 }

@@ -1,6 +1,7 @@
 //! When a client that sleeps is woken.
 
 use super::*;
+use crate::broker::router::egress::Flush;
 
 struct Stage {
     router: Router,
@@ -12,9 +13,13 @@ struct Stage {
 impl Stage {
     /// A batch has four messages, and a ring 65 cells.
     fn new() -> Stage {
+        Stage::with(1, 8192)
+    }
+
+    fn with(batch_records: u32, slot_size: u32) -> Stage {
         let mut router = Router::new(|config| {
-            config.router.batch_records = 1;
-            config.shared_memory.slot_size = 8192;
+            config.router.batch_records = batch_records;
+            config.shared_memory.slot_size = slot_size;
         });
         let (mut publisher, mut subscriber) = (router.connect(), router.connect());
         router.subscribe(&subscriber, "a.b", DeliveryPolicy::Block, 0);
@@ -29,7 +34,24 @@ impl Stage {
     /// Serves a lane; returns whether the subscriber sleeps on.
     fn step(&mut self) -> bool {
         assert!(self.router.state.step());
+        self.sleeps()
+    }
+
+    fn sleeps(&self) -> bool {
         self.subscriber.segment.data_signal(RingName::Egress).is_armed()
+    }
+
+    /// The subscriber sleeps, and the publisher has so many messages for it.
+    fn publish(&mut self, messages: u32) {
+        self.subscriber.segment.data_signal(RingName::Egress).arm();
+        (0..messages).for_each(|_| assert!(self.publisher.publish(self.topic, b"")));
+        self.router.state.look();
+    }
+
+    /// So much time passes, and the next turn begins.
+    fn pass(&mut self, ns: u64) {
+        let now = self.router.state.ports.now + ns;
+        self.router.state.advance(now);
     }
 
     fn rung(&self) -> u64 {
@@ -40,12 +62,9 @@ impl Stage {
 #[test]
 fn a_subscriber_sleeps_on_while_more_comes_and_less_than_a_quarter_of_its_ring_is_full() {
     let mut stage = Stage::new();
-    let sleeps = stage.subscriber.segment.data_signal(RingName::Egress);
     for (messages, steps) in [(1, 1), (4, 2), (6, 2), (15, 4), (30, 4)] {
-        sleeps.arm();
         let rung = stage.rung();
-        (0..messages).for_each(|_| assert!(stage.publisher.publish(stage.topic, b"")));
-        stage.router.state.look();
+        stage.publish(messages);
         (1..steps).for_each(|step| assert!(stage.step(), "woken in batch {step} of {messages} messages"));
         assert_eq!(stage.rung(), rung);
         assert!(!stage.step(), "not woken in batch {steps} of {messages} messages");
@@ -56,15 +75,38 @@ fn a_subscriber_sleeps_on_while_more_comes_and_less_than_a_quarter_of_its_ring_i
 }
 
 #[test]
-fn the_end_of_a_turn_wakes_a_subscriber_for_which_more_comes() {
+fn a_subscriber_for_which_more_comes_is_woken_after_20_microseconds() {
     let mut stage = Stage::new();
-    stage.subscriber.segment.data_signal(RingName::Egress).arm();
-    (0..6).for_each(|_| assert!(stage.publisher.publish(stage.topic, b"")));
-    stage.router.state.look();
+    stage.publish(20);
     assert!(stage.step());
-    let now = stage.router.state.ports.now;
-    stage.router.state.advance(now);
-    assert!(!stage.subscriber.segment.data_signal(RingName::Egress).is_armed());
+    stage.pass(15_000);
+    assert!(stage.sleeps() && stage.step());
+    stage.pass(5_000);
+    assert!(stage.sleeps(), "counted from the first");
+    stage.pass(1);
+    assert!(!stage.sleeps());
+}
+
+#[test]
+fn many_messages_in_a_batch_mean_that_more_comes_and_few_do_not() {
+    for (messages, sleeps) in [(1, false), (15, false), (16, true), (60, true), (200, false)] {
+        // A quarter of the ring is 128 cells.
+        let mut stage = Stage::with(64, 65_536);
+        stage.publish(messages);
+        assert_eq!(stage.step(), sleeps, "{messages} messages, and no more");
+        stage.router.state.end_batch(Flush::All);
+        assert!(!stage.sleeps(), "all are woken before the router sleeps");
+    }
+}
+
+#[test]
+fn one_message_for_a_subscriber_that_sleeps_on_wakes_it() {
+    let mut stage = Stage::with(64, 65_536);
+    stage.publish(20);
+    assert!(stage.step());
+    assert!(stage.publisher.publish(stage.topic, b""));
+    stage.router.state.look();
+    assert!(!stage.step());
 }
 
 #[test]
