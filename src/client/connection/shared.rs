@@ -196,7 +196,9 @@ impl Connection {
     #[inline]
     pub(crate) fn check_size(&self, len: usize) -> Result<u32> {
         let max = self.limits.max_message_size();
-        let len = u32::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| Kind::TooLarge { len, max })?;
+        let Some(len) = u32::try_from(len).ok().filter(|len| *len <= max) else {
+            return Err(Kind::TooLarge { len, max }.into());
+        };
         if len > self.limits.slot_size() {
             self.may_wait()?;
         }
