@@ -63,5 +63,6 @@ impl ClientEnds {
 pub(super) fn work(state: &mut RouterState) {
     state.look();
     while state.step() | state.ports.poll_quiet() {}
-    state.end_batch(Flush::All);
+    state.end_batch();
+    state.ports.egresses.flush(Flush::All);
 }

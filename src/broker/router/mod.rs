@@ -265,9 +265,11 @@ impl ShmRouter {
             let state = &mut *self.shared.state.borrow_mut();
             state.set_now(now);
             fault::point("router.message", 0);
+            // What the message asks for may take long.
+            state.ports.egresses.flush(Flush::All);
             let result = work(state);
             fault::point("router.answering", 0);
-            state.end_batch(Flush::All);
+            state.end_batch();
             result
         };
         self.shared.tell_ended();

@@ -25,11 +25,9 @@ use std::sync::Arc;
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
-/// Deliveries of a run that count as one record of the batch, for they take a quarter of the time; a message of a run
-/// counts as one at most.
+/// Deliveries of a run that count as one record of the batch, for they take a quarter of the time. A message of a run
+/// with as many receivers or more counts as one, and as two with [`RECEIVERS_PER_RECORD`].
 pub(super) const RUN_RECORDS: u32 = 4;
-/// After so many records in one batch further ones are likely to follow soon.
-const STREAM_RECORDS: u64 = 16;
 /// Receivers of a record that count as one more record of the batch.
 const RECEIVERS_PER_RECORD: usize = 16;
 
@@ -113,30 +111,28 @@ impl RouterState {
     pub(super) fn step(&mut self) -> bool {
         let Some(key) = self.ports.schedule.next() else { return false };
         let before = self.ports.counters.records;
-        let has_more = self.serve(key);
-        let records = self.ports.counters.records - before;
-        self.end_batch(if has_more || records >= STREAM_RECORDS { Flush::More } else { Flush::All });
-        self.timings.visited(records);
+        self.serve(key);
+        self.end_batch();
+        self.timings.visited(self.ports.counters.records - before);
         true
     }
 
     /// The end of a batch: closes what is to be closed, wakes the receivers, and sets the timers that the batch needs.
     #[inline]
-    pub(super) fn end_batch(&mut self, flush: Flush) {
+    pub(super) fn end_batch(&mut self) {
         self.close_pending();
         self.pubsub.watch_overflow(&mut self.ports);
-        self.ports.egresses.flush(flush);
+        self.ports.egresses.flush(Flush::Enough);
         self.ports.watch_grown();
         self.pubsub.watch_drops(&mut self.ports);
     }
 
-    /// Serves the lanes of `key`. Returns whether they have more records.
-    fn serve(&mut self, key: u32) -> bool {
+    fn serve(&mut self, key: u32) {
         let express = self.drain_lane(key, RingName::Express);
         let is_parked = self.ports.ingress(key).is_some_and(|ingress| ingress.parked.is_some());
         let waits = if is_parked { Some(LaneState::Parked) } else { self.ports.closed_lane(key) };
         let bulk = waits.unwrap_or_else(|| self.drain_lane(key, RingName::Bulk));
-        let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return false };
+        let Some(ingress) = self.ports.ingresses[key as usize].as_deref_mut() else { return };
 
         let freed = ingress.bulk.unpublished() + ingress.express.unpublished();
         ingress.bulk.publish_consumed();
@@ -167,7 +163,6 @@ impl RouterState {
         if calls_end {
             self.calls.end_calls_of(&mut self.ports, key);
         }
-        has_more
     }
 
     fn drain_lane(&mut self, key: u32, lane: RingName) -> LaneState {
@@ -186,10 +181,11 @@ impl RouterState {
                     fault::point("router.found", u64::from(record.len));
                     let cells = u64::from(cells_for(record.len));
                     let most = (QUANTUM_CELLS - consumer.unpublished()) / cells + 1;
-                    let most = u32::try_from(most).unwrap_or(u32::MAX).min((records + 1) * RUN_RECORDS);
+                    let most = u32::try_from(most).unwrap_or(u32::MAX);
+                    let deliveries = (records + 1) * RUN_RECORDS;
                     let (routed, is_dry) = match lane {
-                        RingName::Bulk => self.pubsub.route_run(&mut self.ports, key, &record, most),
-                        _ => self.calls.route_run(&mut self.ports, key, &record, most),
+                        RingName::Bulk => self.pubsub.route_run(&mut self.ports, key, &record, (most, deliveries)),
+                        _ => self.calls.route_run(&mut self.ports, key, &record, most.min(deliveries)),
                     };
                     if is_dry {
                         return LaneState::Dry;
@@ -256,6 +252,10 @@ impl RouterState {
         let already = self.due.len();
         self.ports.wheel.advance(now, &mut self.due);
         self.due[already..].reverse();
+        if !self.due.is_empty() {
+            // Its work may take long.
+            self.ports.egresses.flush(Flush::All);
+        }
         while let Some(timer) = self.due.last().copied() {
             self.ports.journal.timer = Some(timer);
             fault::point("router.timer", 0);
@@ -271,7 +271,7 @@ impl RouterState {
             self.ports.journal.timed();
             fault::point("router.timed", 0);
         }
-        self.end_batch(Flush::Turn);
+        self.end_batch();
     }
 
     /// Applies other settings. Existing objects stay, also beyond a lowered limit.

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "bench.paced";
-/// The silence between two messages: far longer than any side spins.
+/// The silence between two messages: far longer than a side spins by default.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Instead of a time: no more messages come.
 const END: u64 = u64::MAX;

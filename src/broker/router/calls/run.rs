@@ -112,7 +112,7 @@ impl Calls {
             return;
         }
         let bytes = count * u64::from(len);
-        egresses.received(key, count, bytes);
+        egresses.received(key, (count, bytes), false);
         if let Some(echo) = self.services.get_mut(self.echo) {
             echo.requests += count;
         }

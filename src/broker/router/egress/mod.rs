@@ -45,10 +45,9 @@ const HOLD_NS: u64 = 20_000;
 /// Which sleeping clients are woken (R10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flush {
-    /// Those with enough to read: more comes soon for the others.
-    More,
-    /// Those that are not held yet, too.
-    Turn,
+    /// Those that have enough to read, or for which no more is expected.
+    Enough,
+    /// All that have new records.
     All,
 }
 
@@ -85,9 +84,9 @@ pub(super) struct Egress {
     bells: Arc<BrokerBells>,
     pub(super) cpu: CpuWords,
     is_dirty: bool,
-    /// It is left asleep although it has new records.
-    is_held: bool,
-    /// Something was placed in the egress ring since the last batch ended.
+    /// The record that was placed last is one of a run, and further ones are expected soon.
+    more_comes: bool,
+    /// Something was placed in the egress ring since the client was last woken or found awake.
     has_new: bool,
     /// Publishers whose bulk lane is parked on this connection.
     pub(super) waiters: Vec<u32>,
@@ -120,7 +119,7 @@ impl Egress {
             cpu: segment.cpu_words(),
             bells,
             is_dirty: false,
-            is_held: false,
+            more_comes: false,
             has_new: false,
             waiters: Vec::new(),
             subscriptions: Vec::new(),
@@ -155,18 +154,23 @@ impl Egress {
         !self.backlog.is_empty()
     }
 
-    /// Whether the client may sleep on for a while: it waits for records alone, and has few. An impossible count of it is
-    /// found where space is looked for.
+    /// Whether the client may sleep on for a while: it has few records, more are expected, and neither it nor another
+    /// waits for space. An impossible count of it is found where space is looked for.
     fn may_sleep_on(&mut self) -> bool {
-        let waits_for_records = self.has_new && self.data.is_armed() && !self.lane_space.iter().any(Signal::is_armed);
+        let expects_more = self.more_comes && self.has_new && self.data.is_armed();
+        let is_waited_for = self.waits_for_space || !self.waiters.is_empty();
         let few = u64::from(self.ring.cells()) / 4;
-        waits_for_records && self.ring.look().is_ok_and(|consumed| self.ring.claimed() - consumed < few)
+        expects_more
+            && !is_waited_for
+            && !self.lane_space.iter().any(Signal::is_armed)
+            && self.ring.look().is_ok_and(|consumed| self.ring.claimed() - consumed < few)
     }
 
     /// Something was placed in the egress ring of this connection, `key`.
     #[inline]
     pub(super) fn placed(&mut self, key: u32, dirty: &mut Vec<u32>) {
         self.has_new = true;
+        self.more_comes = false;
         self.mark(key, dirty);
     }
 
@@ -444,13 +448,7 @@ impl Egresses {
             fault::point("router.ring", u64::from(key));
             let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { continue };
             egress.active_at = self.now;
-            let may_hold = match at {
-                Flush::More => true,
-                Flush::Turn => egress.is_held,
-                Flush::All => false,
-            };
-            egress.is_held = may_hold && !is_over && egress.may_sleep_on();
-            if egress.is_held {
+            if at == Flush::Enough && !is_over && egress.may_sleep_on() {
                 self.dirty[held] = key;
                 held += 1;
                 continue;

@@ -57,12 +57,13 @@ impl Egresses {
         Some(RunRing { key, ring: &mut egress.ring, pending_close })
     }
 
-    /// The client of `key` has got so many messages of a run, and bytes.
+    /// The client of `key` has got so many messages of a run, and bytes; `more_comes`: further ones are expected soon.
     #[inline]
-    pub(in crate::broker::router) fn received(&mut self, key: u32, messages: u64, bytes: u64) {
+    pub(in crate::broker::router) fn received(&mut self, key: u32, (messages, bytes): (u64, u64), more_comes: bool) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
         egress.messages += messages;
         egress.bytes += bytes;
         egress.placed(key, &mut self.dirty);
+        egress.more_comes = more_comes;
     }
 }

@@ -23,6 +23,8 @@ use crate::shm::ring::{Consumer, Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Flags, Header, Kind};
 
+/// After so many messages in one run further ones are likely to follow soon.
+const STREAM_MESSAGES: u32 = 16;
 /// The most subscriptions that a run serves.
 const MAX_RECEIVERS: usize = 16;
 
@@ -73,21 +75,22 @@ impl Source<'_> {
 }
 
 impl PubSub {
-    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it, at most `most`.
-    /// Returns how many, and whether none is behind them; 0: it is to be routed by itself.
+    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: at most `most`, and
+    /// about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by itself.
     #[inline]
     pub(in crate::broker::router) fn route_run(
         &mut self,
         ports: &mut Ports,
         key: u32,
         record: &Record,
-        most: u32,
+        (most, deliveries): (u32, u32),
     ) -> (u32, bool) {
-        let Some(most) = self.begin_run(ports, key, record, most) else { return (0, false) };
+        let Some(affordable) = self.begin_run(ports, key, record) else { return (0, false) };
         let Ports { ingresses, egresses, journal, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
         let Journal { work, run: Run { shape, sent, receivers, .. }, .. } = journal;
-        let most = (most / receivers.len().clamp(1, RUN_RECORDS as usize) as u32).max(1);
+        let each = receivers.len().clamp(1, RUN_RECORDS as usize) as u32;
+        let most = (deliveries / each).max(1).min(most).min(affordable);
         let source = Source { bulk: &mut ingress.bulk, shape: *shape, work, sent };
         let (routed, is_dry) = match receivers.as_mut_slice() {
             [sole] => {
@@ -117,13 +120,16 @@ impl PubSub {
                     })
             }),
         };
-        self.end_run(ports, key);
+        // Without credit for more, none comes.
+        let more_comes = routed < affordable && (routed == most || routed >= STREAM_MESSAGES);
+        self.end_run(ports, key, more_comes);
         (routed, is_dry)
     }
 
-    /// Decides for a run that begins with `record`. Returns how many messages it may have; `None`: there is no run.
+    /// Decides for a run that begins with `record`. Returns for how many messages there is credit; `None`: there is no
+    /// run.
     #[inline]
-    fn begin_run(&mut self, ports: &mut Ports, key: u32, record: &Record, most: u32) -> Option<u32> {
+    fn begin_run(&mut self, ports: &mut Ports, key: u32, record: &Record) -> Option<u32> {
         let ingress = ports.ingresses.get_mut(key as usize).and_then(Option::as_deref_mut)?;
         let header = Header::from_words(&record.header).ok()?;
         let is_whole = header.kind == Kind::Publish && header.flags == Flags::WHOLE && header.total == record.len;
@@ -149,9 +155,9 @@ impl PubSub {
         let (total, len) = (header.total, record.len);
         let message = Message { topic, origin, publisher, user, seq: 0, total, len, flags: Flags::WHOLE };
         if let Some(user) = sole {
-            return self.join_run(ports, &message, user, most);
+            return self.join_run(ports, &message, user, u32::MAX);
         }
-        (0..self.topics.entry(topic).targets.len()).try_fold(most, |most, user| {
+        (0..self.topics.entry(topic).targets.len()).try_fold(u32::MAX, |most, user| {
             match self.topics.turn(topic, user, message.user, ports.now) {
                 Turn::Decide => self.join_run(ports, &message, user, most),
                 Turn::PassOver => {
@@ -190,9 +196,10 @@ impl PubSub {
         (most > 0).then_some(most)
     }
 
-    /// Counts the messages of the run that are done, and takes their cost off the credit.
+    /// Counts the messages of the run that are done, and takes their cost off the credit. `more_comes`: its receivers can
+    /// expect further ones soon.
     #[inline]
-    fn end_run(&mut self, ports: &mut Ports, key: u32) {
+    fn end_run(&mut self, ports: &mut Ports, key: u32, more_comes: bool) {
         let Ports { ingresses, egresses, journal, counters, .. } = ports;
         (journal.source, journal.work) = (None, Work::Undecided);
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };
@@ -209,7 +216,7 @@ impl PubSub {
                 }
             }
             if count > 0 {
-                egresses.received(receiver.owner, count, bytes);
+                egresses.received(receiver.owner, (count, bytes), more_comes);
             }
         }
         if run.has_others {
@@ -256,7 +263,7 @@ impl PubSub {
         self.chosen.extend(run.receivers.iter().map(gets_it));
         self.passed_over.extend(&run.passed_over);
         let (id, topic) = (run.id, run.topic);
-        self.end_run(ports, key);
+        self.end_run(ports, key, false);
         ports.journal.source = source;
         if have_it > 0 {
             let (len, record) = (extent.len, ports.journal.run.message(extent, seq));
@@ -264,7 +271,7 @@ impl PubSub {
             for (chosen, receiver) in self.chosen.iter().zip(&ports.journal.run.receivers).take(have_it) {
                 chosen.charge(&mut self.topics, &mut ports.egresses);
                 // Its message is counted by the line above.
-                ports.egresses.received(receiver.owner, 0, u64::from(len));
+                ports.egresses.received(receiver.owner, (0, u64::from(len)), false);
                 ports.counters.delivered += 1;
             }
             (ports.journal.step, ports.journal.before) = (have_it, None);
