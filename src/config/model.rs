@@ -161,8 +161,8 @@ section! {
         wait: WaitStrategy = WaitStrategy::Adaptive, Rule::Choice(WaitStrategy::WORDS);
         /// The longest time that `adaptive` spins before it sleeps; it adapts below that.
         spin_max_us: u64 = 50, integer(0, 10_000, "µs");
-        /// Records that the router takes from one lane before it serves the next connection. Of messages that it routes
-        /// with one decision, up to four times as many.
+        /// Records that the router takes from one lane before it serves the next connection.
+        /// Of messages that it routes with one decision, up to four times as many.
         batch_records: u32 = 64, integer(1, 4096, "records");
         /// The longest time that the router routes before it reads its mailbox.
         turn_max_us: u64 = 50, integer(1, 10_000, "µs");
