@@ -4,11 +4,12 @@
 //! of 1 KiB is copied three times on its way. Elsewhere, and under loom, word by word. The peer may write meanwhile; as
 //! with relaxed loads and stores of words, that changes bytes of the payload and nothing else.
 
-use super::words::WORD;
 use crate::sync::AtomicU64;
 #[cfg(any(lapce_ipc_loom, not(target_arch = "x86_64")))]
 use crate::sync::Ordering;
 
+/// Bytes in a word.
+const WORD: usize = size_of::<u64>();
 /// Words in a block.
 pub(super) const BLOCK: usize = 8;
 /// Bytes in a block.

@@ -2,9 +2,9 @@
 //!
 //! A mapping becomes a Rust reference in this file only. A peer may write any word at any time, so the words are never
 //! seen as bytes or as a struct, but as `AtomicU64`, whose interior may change under a shared reference. Payloads are
-//! copied with relaxed loads and stores of whole words, and blocks of words with wider moves (`blocks`): that is no data
-//! race, neither for the compiler nor for loom. A peer that writes during a copy changes *bytes*, never a length or a
-//! position: those come from private copies.
+//! copied with relaxed loads and stores of whole words, and blocks of words with wider moves (`blocks`): that is no
+//! data race, neither for the compiler nor for loom. A peer that writes during a copy changes *bytes*, never a length
+//! or a position: those come from private copies.
 //!
 //! Words are little endian in memory on every machine, so the bytes of a payload keep their order.
 

@@ -75,8 +75,8 @@ impl Source<'_> {
 }
 
 impl PubSub {
-    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: at most `most`, and
-    /// about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by itself.
+    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: at most `most`,
+    /// and about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by itself.
     #[inline]
     pub(in crate::broker::router) fn route_run(
         &mut self,
@@ -196,8 +196,8 @@ impl PubSub {
         (most > 0).then_some(most)
     }
 
-    /// Counts the messages of the run that are done, and takes their cost off the credit. `more_comes`: its receivers can
-    /// expect further ones soon.
+    /// Counts the messages of the run that are done, and takes their cost off the credit. `more_comes`: its receivers
+    /// can expect further ones soon.
     #[inline]
     fn end_run(&mut self, ports: &mut Ports, key: u32, more_comes: bool) {
         let Ports { ingresses, egresses, journal, counters, .. } = ports;
