@@ -76,7 +76,8 @@ impl Source<'_> {
 
 impl PubSub {
     /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: at most `most`,
-    /// and about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by itself.
+    /// and about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by
+    /// itself.
     #[inline]
     pub(in crate::broker::router) fn route_run(
         &mut self,
