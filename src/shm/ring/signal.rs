@@ -11,8 +11,8 @@
 //! The two fences have a total order, so either the last look of the sleeper sees the publication, or the waker sees
 //! the flag (R8). The doorbell rings at most once for each time that the flag was armed.
 //!
-//! An asymmetric barrier (`membarrier`) would remove the fence from a publish, but cost microseconds at each sleep. It
-//! was not tried.
+//! An asymmetric barrier (`membarrier`) would remove the fence from a publish, but cost microseconds at each sleep. A
+//! build without these fences was no faster (`docs/speed.md`).
 
 use crate::shm::words::Words;
 use crate::sync::{Ordering, Site, fence};
