@@ -19,8 +19,8 @@ pub(super) const BLOCK_BYTES: usize = BLOCK * WORD;
 #[inline(always)]
 pub(super) fn write(to: &[[AtomicU64; BLOCK]], from: &[[u8; BLOCK_BYTES]]) {
     #[cfg(all(target_arch = "x86_64", not(lapce_ipc_loom)))]
-    // SAFETY: both sides have so many blocks, which do not overlap: `from` is private. Atomics may be written through a
-    // shared reference.
+    // SAFETY: neither slice is shorter than the number of blocks, and they do not overlap: `from` is private. Atomics
+    // may be written through a shared reference.
     unsafe {
         wide::copy(to.as_ptr().cast_mut().cast(), from.as_ptr().cast(), to.len().min(from.len()));
     }
@@ -36,7 +36,7 @@ pub(super) fn write(to: &[[AtomicU64; BLOCK]], from: &[[u8; BLOCK_BYTES]]) {
 #[inline(always)]
 pub(super) fn read(to: &mut [[u8; BLOCK_BYTES]], from: &[[AtomicU64; BLOCK]]) {
     #[cfg(all(target_arch = "x86_64", not(lapce_ipc_loom)))]
-    // SAFETY: both sides have so many blocks, which do not overlap: `to` is borrowed for this alone.
+    // SAFETY: neither slice is shorter than the number of blocks, and they do not overlap: `to` is borrowed mutably.
     unsafe {
         wide::copy(to.as_mut_ptr().cast(), from.as_ptr().cast(), to.len().min(from.len()));
     }
@@ -52,8 +52,8 @@ pub(super) fn read(to: &mut [[u8; BLOCK_BYTES]], from: &[[AtomicU64; BLOCK]]) {
 #[inline(always)]
 pub(super) fn copy(to: &[[AtomicU64; BLOCK]], from: &[[AtomicU64; BLOCK]]) {
     #[cfg(all(target_arch = "x86_64", not(lapce_ipc_loom)))]
-    // SAFETY: both sides have so many blocks. If they overlapped, bytes of payloads would be mixed, as by another
-    // writer. Atomics may be written through a shared reference.
+    // SAFETY: neither slice is shorter than the number of blocks. Slices that overlap would only mix bytes of payloads,
+    // as another writer can. Atomics may be written through a shared reference.
     unsafe {
         wide::copy(to.as_ptr().cast_mut().cast(), from.as_ptr().cast(), to.len().min(from.len()));
     }
@@ -76,8 +76,8 @@ mod wide {
     ///
     /// # Safety
     ///
-    /// `from` must be readable and `to` writable for so many blocks. Every register that it changes is declared, and it
-    /// uses no stack.
+    /// `from` must be readable and `to` writable for `blocks` blocks. Every register that it changes is declared, and
+    /// it uses no stack.
     #[inline(always)]
     pub(super) unsafe fn copy(to: *mut u8, from: *const u8, blocks: usize) {
         if blocks == 0 {

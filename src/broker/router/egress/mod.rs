@@ -84,7 +84,7 @@ pub(super) struct Egress {
     bells: Arc<BrokerBells>,
     pub(super) cpu: CpuWords,
     is_dirty: bool,
-    /// The record that was placed last is one of a run, and further ones are expected soon.
+    /// The record that was placed last belongs to a run, and further records of the run are expected soon.
     more_comes: bool,
     /// Something was placed in the egress ring since the client was last woken or found awake.
     has_new: bool,
