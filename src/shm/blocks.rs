@@ -7,6 +7,7 @@
 use crate::sync::AtomicU64;
 #[cfg(any(lapce_ipc_loom, not(target_arch = "x86_64")))]
 use crate::sync::Ordering;
+use std::mem::MaybeUninit;
 
 /// Bytes in a word.
 const WORD: usize = size_of::<u64>();
@@ -32,9 +33,9 @@ pub(super) fn write(to: &[[AtomicU64; BLOCK]], from: &[[u8; BLOCK_BYTES]]) {
     }
 }
 
-/// Copies to private bytes, as many blocks as both sides have.
+/// Copies to private bytes, as many blocks as both sides have. These bytes are initialised then.
 #[inline(always)]
-pub(super) fn read(to: &mut [[u8; BLOCK_BYTES]], from: &[[AtomicU64; BLOCK]]) {
+pub(super) fn read(to: &mut [[MaybeUninit<u8>; BLOCK_BYTES]], from: &[[AtomicU64; BLOCK]]) {
     #[cfg(all(target_arch = "x86_64", not(lapce_ipc_loom)))]
     // SAFETY: neither slice is shorter than the number of blocks, and they do not overlap: `to` is borrowed mutably.
     unsafe {
@@ -43,7 +44,7 @@ pub(super) fn read(to: &mut [[u8; BLOCK_BYTES]], from: &[[AtomicU64; BLOCK]]) {
     #[cfg(any(lapce_ipc_loom, not(target_arch = "x86_64")))]
     for (to, from) in to.iter_mut().zip(from) {
         for (to, from) in to.as_chunks_mut::<WORD>().0.iter_mut().zip(from) {
-            *to = u64::from_le(from.load(Ordering::Relaxed)).to_le_bytes();
+            *to = u64::from_le(from.load(Ordering::Relaxed)).to_le_bytes().map(MaybeUninit::new);
         }
     }
 }
@@ -144,10 +145,12 @@ mod tests {
             let again = words(to_blocks, 7);
             copy(&again, &to[..both]);
             assert_eq!(values(&again), values(&to));
-            let mut back = vec![[7; BLOCK_BYTES]; from_blocks];
+            let mut back = vec![[MaybeUninit::new(7); BLOCK_BYTES]; from_blocks];
             read(&mut back, &to[..both]);
-            assert_eq!(back[..both], bytes[..both]);
-            assert!(back[both..].iter().flatten().all(|byte| *byte == 7));
+            // SAFETY: all of it was initialised above.
+            let back: Vec<u8> = back.iter().flatten().map(|byte| unsafe { byte.assume_init() }).collect();
+            assert_eq!(back[..both * BLOCK_BYTES], *bytes[..both].as_flattened());
+            assert!(back[both * BLOCK_BYTES..].iter().all(|byte| *byte == 7));
         }
     }
 }

@@ -11,6 +11,7 @@
 use super::blocks::{self, BLOCK, BLOCK_BYTES};
 use crate::sync::{AtomicU64, Ordering};
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 /// Bytes in a word.
@@ -157,6 +158,22 @@ pub(crate) fn read_bytes_at(from: &[AtomicU64], mut offset: usize, mut bytes: &m
 /// Copies bytes out of `from` until `bytes` is full.
 #[inline(always)]
 pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
+    // SAFETY: the two have the same layout, and `read_uninit` writes nothing that is not initialised.
+    read_uninit(from, unsafe { &mut *(std::ptr::from_mut(bytes) as *mut [MaybeUninit<u8>]) });
+}
+
+/// Appends `len` bytes out of `from`.
+#[inline]
+pub(crate) fn append_bytes(from: &[AtomicU64], len: usize, to: &mut Vec<u8>) {
+    to.reserve(len);
+    read_uninit(from, &mut to.spare_capacity_mut()[..len]);
+    // SAFETY: the vector has so much capacity, for it was sliced above, and `read_uninit` has initialised all of that.
+    unsafe { to.set_len(to.len() + len) };
+}
+
+/// Copies bytes out of `from` until all of `bytes` is initialised.
+#[inline(always)]
+fn read_uninit(from: &[AtomicU64], bytes: &mut [MaybeUninit<u8>]) {
     let (whole, rest) = bytes.as_chunks_mut::<BLOCK_BYTES>();
     let (from_whole, from_rest) = from.split_at(whole.len() * BLOCK);
     blocks::read(whole, from_whole.as_chunks().0);
@@ -166,15 +183,19 @@ pub(crate) fn read_bytes(from: &[AtomicU64], bytes: &mut [u8]) {
 }
 
 /// Reads less than a block.
-fn read_rest(from: &[AtomicU64], bytes: &mut [u8]) {
+///
+/// # Panics
+///
+/// If `from` has fewer bytes.
+fn read_rest(from: &[AtomicU64], bytes: &mut [MaybeUninit<u8>]) {
     let (whole, rest) = bytes.as_chunks_mut::<WORD>();
-    let wholes = whole.len();
-    for (word, chunk) in from.iter().zip(whole) {
-        *chunk = u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes();
+    let bytes_of = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes().map(MaybeUninit::new);
+    let (from_whole, from_rest) = from.split_at(whole.len());
+    for (word, chunk) in from_whole.iter().zip(whole) {
+        *chunk = bytes_of(word);
     }
     if !rest.is_empty() {
-        let last = u64::from_le(from[wholes].load(Ordering::Relaxed)).to_le_bytes();
-        rest.copy_from_slice(&last[..rest.len()]);
+        rest.copy_from_slice(&bytes_of(&from_rest[0])[..rest.len()]);
     }
 }
 
@@ -214,13 +235,19 @@ mod tests {
             let mut all = [0; 61];
             read_bytes(&words, &mut all);
             prop_assert_eq!(&all[..], &model[..61]);
+            let mut appended = vec![9];
+            append_bytes(&words, 13, &mut appended);
+            prop_assert_eq!(&appended[1..], &model[..13]);
             let ring = |word| -> Vec<AtomicU64> { (0..80).map(|_| AtomicU64::new(word)).collect() };
             let (from, to, words) = (ring(0), ring(u64::MAX), long.len().div_ceil(WORD));
             write_bytes(&from, &long);
             copy_words(&to, &from[..words]);
             let mut copied = vec![0; long.len()];
             read_bytes(&to, &mut copied);
-            prop_assert_eq!(copied, long);
+            prop_assert_eq!(&copied, &long);
+            let mut appended = vec![9];
+            append_bytes(&to, long.len(), &mut appended);
+            prop_assert_eq!((appended[0], &appended[1..]), (9, &long[..]));
             prop_assert!(to[words..].iter().all(|word| word.load(Ordering::Relaxed) == u64::MAX));
         }
     }

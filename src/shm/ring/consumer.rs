@@ -3,7 +3,7 @@
 use super::position::Bank;
 use super::{Channel, Violation};
 use crate::shm::layout::{CELL_WORDS, HEADER_WORDS, cells_for};
-use crate::shm::words::read_bytes;
+use crate::shm::words::append_bytes;
 use crate::sync::{AtomicU64, Ordering, Site, acquire, fence, release};
 
 /// Reads records from a ring.
@@ -130,9 +130,7 @@ impl Consumer {
 
     /// Appends a record's payload to `to`.
     pub(crate) fn append_payload(&self, record: &Record, to: &mut Vec<u8>) {
-        let start = to.len();
-        to.resize(start + record.len as usize, 0);
-        read_bytes(self.payload(record), &mut to[start..]);
+        append_bytes(self.payload(record), record.len as usize, to);
     }
 
     /// Consumes `record`, which must be the one that `peek` found last. Its cells stay the consumer's until
