@@ -39,10 +39,9 @@ pub(super) enum Work {
     /// There is none, or nothing is changed yet.
     #[default]
     Undecided,
-    /// The present message of the journal's run, with this sequence number, goes to the receivers of the run.
+    /// The present record of a run goes to its receivers: where it lies, and the word of its header that may differ
+    /// from the others' (`runs`). In the bulk lane the run is `Journal::run`, in the express lane `Journal::echoes`.
     Run(Extent, u64),
-    /// The present request of the journal's run of echoes is replied to.
-    Echo(Extent),
     /// The first record of a publish goes to the chosen subscriptions.
     First(Record, u32, Message),
     /// A further record goes to the receivers of its message.
@@ -61,11 +60,14 @@ pub(super) enum Killer {
     Timer(Timer),
 }
 
-/// A run of messages that are routed with one decision (`pubsub::run`).
+/// A run of messages that are routed with one decision (`pubsub::run`), or of fragments of one message
+/// (`pubsub::fragments`).
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// The source's position at its first message.
+    /// The source's position at its first record.
     pub(super) begins_at: u64,
+    /// Its records are fragments of one message.
+    pub(super) is_within: bool,
     /// The publisher's number of the topic, and the router's.
     pub(super) id: u32,
     pub(super) topic: TopicId,
@@ -73,34 +75,42 @@ pub(super) struct Run {
     pub(super) has_others: bool,
     /// Users whose subscriptions do not get the messages (`Turn::PassOver`).
     pub(super) passed_over: Vec<usize>,
-    /// The words of a header that are the same in all of its messages.
+    /// The words of a header that are the same in all of its records.
     pub(super) shape: [u64; 3],
     /// The sequence number of the last message that is done.
     pub(super) sent: u64,
     pub(super) receivers: Vec<Receiver>,
 }
 
-/// A subscription that gets the messages of a run.
+/// A subscription that gets the records of a run.
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) subscription: Key,
-    /// Its connection, and the position of that at the first message.
+    /// Its connection, and the position of that at the first record.
     pub(super) owner: u32,
     pub(super) begins_at: u64,
-    /// Cells of credit for each message.
+    /// Cells of credit for each record.
     pub(super) cost: u32,
     /// The header with which it gets them, but for the sequence number.
     pub(super) header: [u64; HEADER_WORDS],
 }
 
 impl Run {
-    /// A message of it, with the sequence number `seq`.
+    /// A run of whole messages without receivers, so far.
+    #[inline]
+    pub(super) fn begin(&mut self, at: u64, id: u32, topic: TopicId, shape: [u64; 3]) {
+        self.receivers.clear();
+        self.passed_over.clear();
+        (self.begins_at, self.is_within, self.id, self.topic, self.shape) = (at, false, id, topic, shape);
+    }
+
+    /// A record of it, with the sequence number `seq`.
     pub(super) fn message(&self, extent: Extent, seq: u64) -> Record {
         let [kind, topic, total] = self.shape;
         Record::with_header(extent, [kind, topic, total, seq, 0, 0, 0])
     }
 
-    /// Bytes of each message.
+    /// Bytes of each record.
     #[inline]
     pub(super) fn len(&self) -> u32 {
         self.shape[0] as u32

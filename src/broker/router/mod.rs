@@ -19,6 +19,7 @@
 //! | `reclaim`, `memory` | threads that give pages back to the system; leases of the rings' extensions |
 //! | `egress` | the egress half of a connection, and its overflow queues |
 //! | `journal` | the record or timer that is handled, from which the next incarnation continues |
+//! | `runs` | records that are alike, handled with one decision: the loop over them |
 //! | `message`, `ingress` | a message that is routed; the ingress half of a connection |
 //! | `ports` | all connections, with time, timers, counters and the journal |
 //! | `parking`, `polling` | bulk lanes that wait for credit or space; polled and sleeping connections |
@@ -57,6 +58,7 @@ mod ports;
 mod pubsub;
 mod reclaim;
 mod recovery;
+mod runs;
 mod settings;
 mod snapshot;
 mod state;

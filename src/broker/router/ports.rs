@@ -122,11 +122,11 @@ impl Ports {
         }
     }
 
-    /// The lane of `key` had waited with a record of `len` bytes, which is done. Within a message of several records
+    /// The lane of `key` had waited, and records of `len` bytes are done since. Within a message of several records
     /// the wait goes on: a receiver cannot hold one for ever by taking it in small pieces, so each extends the time by
     /// its size.
     #[cold]
-    fn passed_after_wait(&mut self, key: u32, len: u32) {
+    pub(super) fn passed_after_wait(&mut self, key: u32, len: u32) {
         let Some(ingress) = self.ingresses[key as usize].as_deref_mut() else { return };
         let Some((on, since)) = ingress.waiting_on.take() else { return };
         if ingress.partial.is_none() {

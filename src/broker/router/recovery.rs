@@ -114,7 +114,7 @@ impl RouterState {
     fn settle(&mut self, key: u32, lane: RingName) {
         match self.ports.journal.work {
             // `settle_run` has made another of a run.
-            Work::Undecided | Work::Run(..) | Work::Echo(_) => {}
+            Work::Undecided | Work::Run(..) => {}
             Work::First(record, id, message) => self.pubsub.commit_first(&mut self.ports, key, &record, id, &message),
             Work::Further(record, header) => self.pubsub.commit_further(&mut self.ports, key, &record, &header),
             Work::Express(record) => {
@@ -156,9 +156,7 @@ impl RouterState {
             Work::First(record, ..) | Work::Further(record, _) | Work::Express(record) | Work::Done(record) => {
                 Some(record)
             }
-            Work::Undecided | Work::Run(..) | Work::Echo(_) => {
-                self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten()
-            }
+            Work::Undecided | Work::Run(..) => self.ports.ingress_mut(key)?.lane(lane).peek().ok().flatten(),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::egress::Flush;
 use super::journal::Timer;
 use super::ports::{LaneState, Ports};
 use super::pubsub::PubSub;
+use super::runs::RUN_RECORDS;
 use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::supervision::fault;
@@ -25,9 +26,6 @@ use std::sync::Arc;
 
 /// Cells that a connection may use up in one turn, besides its records: large records count for more.
 const QUANTUM_CELLS: u64 = 512;
-/// Deliveries of a run that count as one record of the batch, for they take a quarter of the time. A message of a run
-/// with as many receivers or more counts as one, and as two with [`RECEIVERS_PER_RECORD`].
-pub(super) const RUN_RECORDS: u32 = 4;
 /// Receivers of a record that count as one more record of the batch.
 const RECEIVERS_PER_RECORD: usize = 16;
 

@@ -5,6 +5,7 @@ mod breaker;
 mod call_timers;
 mod crashes;
 mod express_runs;
+mod fragments;
 mod given_up;
 mod memory;
 mod newest;

@@ -10,12 +10,16 @@
 //! whether the next one has its reply. `settle_run` settles these; any other is routed by itself.
 
 use super::Calls;
-use crate::broker::router::journal::{Echoes, Work};
+use crate::broker::router::journal::{Echoes, Journal, Work};
 use crate::broker::router::ports::Ports;
+use crate::broker::router::runs::Source;
 use crate::broker::supervision::fault;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::ring::{Payload, Record};
 use crate::wire::record::{Flags, HEADER_WORDS, Header, Kind};
+
+/// The word of a header with slot and generation.
+const PLACE: usize = 1;
 
 impl Calls {
     /// Replies to `record`, the next one of the express lane of `key`, and to those behind it that are like it, at most
@@ -42,40 +46,24 @@ impl Calls {
         let Ports { ingresses, egresses, journal, settings, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
         let Some(mut ring) = egresses.ring_of(key) else { return (0, false) };
-        let (mut extent, mut place, mut routed, mut is_dry) = (record.extent(), record.header[1], 0, false);
-        loop {
+        let Journal { work, echoes, .. } = journal;
+        let (max, requests) = (settings.max_requests_per_connection, &mut ingress.requests);
+        let source = Source::<PLACE> { lane: &mut ingress.express, work, kind: Kind::Request };
+        let follows = |next: &Record, _| echoes.continues_with(next);
+        let deliver = |place: u64, payload: Payload<'_>| {
             let (id, generation) = (place as u32, (place >> 32) as u32);
-            let slot = ingress.requests.get_mut(id as usize).filter(|slot| slot.call.is_none());
-            let Some(slot) = slot.filter(|_| id < settings.max_requests_per_connection) else { break };
-            journal.work = Work::Echo(extent);
-            fault::point("router.decided", u64::from(extent.len));
+            let slot = requests.get_mut(id as usize).filter(|slot| slot.call.is_none() && id < max);
+            let Some(slot) = slot else { return false };
             fault::point("router.target", 0);
-            reply[1] = place;
-            if !ring.push(&reply, Payload::Words(extent.len, ingress.express.payload_of(extent))) {
-                break;
+            reply[PLACE] = place;
+            if !ring.push(&reply, payload) {
+                return false;
             }
             fault::point("router.delivered", 0);
             slot.generation = generation;
-            fault::point("router.committed", Kind::Request as u64);
-            ingress.express.advance_behind(extent);
-            routed += 1;
-            fault::point("router.advanced", Kind::Request as u64);
-            if routed == most {
-                break;
-            }
-            match ingress.express.peek() {
-                Ok(Some(next)) if journal.echoes.continues_with(&next) => {
-                    (extent, place) = (next.extent(), next.header[1]);
-                }
-                Ok(None) => {
-                    is_dry = true;
-                    break;
-                }
-                // What is wrong with it is for others to say.
-                _ => break,
-            }
-            fault::point("router.found", u64::from(extent.len));
-        }
+            true
+        };
+        let (routed, is_dry) = source.each(record, most, follows, deliver, |_| ());
         self.end_run(ports, key);
         (routed, is_dry)
     }
@@ -126,7 +114,9 @@ impl Calls {
 
     /// The last router died within a run: settles the requests that have their reply.
     pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
-        let (Some((key, lane)), Work::Echo(extent)) = (ports.journal.source, ports.journal.work) else { return };
+        let (Some((key, RingName::Express)), Work::Run(extent, _)) = (ports.journal.source, ports.journal.work) else {
+            return;
+        };
         let position = ports.egresses.get(key).map(|egress| egress.position());
         let run = &ports.journal.echoes;
         let (begins_at, replies_at) = (run.begins_at, run.replies_at);
@@ -138,6 +128,6 @@ impl Calls {
         }
         self.end_run(ports, key);
         // Otherwise it is the next record of which the router may have died.
-        ports.journal.source = (!has_reply).then_some((key, lane));
+        ports.journal.source = (!has_reply).then_some((key, RingName::Express));
     }
 }

@@ -1,4 +1,4 @@
-//! Pushing the messages of a run, which were decided at once (`pubsub::run`, `calls::run`).
+//! Pushing the records of a run, which were decided at once (`pubsub::run`, `pubsub::fragments`, `calls::run`).
 
 use super::Egresses;
 use crate::broker::router::connection::CloseReason;
@@ -57,7 +57,8 @@ impl Egresses {
         Some(RunRing { key, ring: &mut egress.ring, pending_close })
     }
 
-    /// The client of `key` has got so many messages of a run, and bytes; `more_comes`: further ones are expected soon.
+    /// The client of `key` has got records of a run, that many messages and bytes; `more_comes`: further ones are
+    /// expected soon.
     #[inline]
     pub(in crate::broker::router) fn received(&mut self, key: u32, (messages, bytes): (u64, u64), more_comes: bool) {
         let Some(egress) = self.table.get_mut(key as usize).and_then(Option::as_deref_mut) else { return };

@@ -93,7 +93,7 @@ impl PubSub {
                 self.skip_rest(ports, key, header.id, &message);
             }
             Work::Undecided | Work::Further(..) => self.quarantine_further(ports, key, record, &header),
-            Work::Run(..) | Work::Echo(_) | Work::Express(..) | Work::Done(_) => return,
+            Work::Run(..) | Work::Express(..) | Work::Done(_) => return,
         }
         let notice = Header { id: header.id, ..Header::new(Kind::Quarantined) };
         ports.egresses.send(key, &notice, Payload::EMPTY);

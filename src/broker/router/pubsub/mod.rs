@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `publish` | routes the records of the bulk lane |
 //! | `run` | messages that are routed with one decision |
+//! | `fragments` | the same of the fragments of one message |
 //! | `chosen` | the decision for one subscription, and how it is carried out |
 //! | `subscriptions` | control requests about topics and subscriptions |
 //! | `drops` | subscriptions that drop: when a publish waits for them, and how their client is notified |
@@ -14,6 +15,7 @@
 mod abort;
 mod chosen;
 mod drops;
+mod fragments;
 mod overflow;
 mod publish;
 mod run;

@@ -14,70 +14,26 @@ use super::chosen::Chosen;
 use crate::broker::router::journal::{Journal, Receiver, Run, Work};
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
-use crate::broker::router::state::RUN_RECORDS;
+use crate::broker::router::runs::{RUN_RECORDS, Source};
 use crate::broker::supervision::fault;
 use crate::logic::routing::grace::Lack;
 use crate::logic::routing::topics::turns::Turn;
 use crate::shm::layout::{RingName, cells_for, message_cost};
-use crate::shm::ring::{Consumer, Payload, Record};
+use crate::shm::ring::{Payload, Record};
 use crate::wire::control::DeliveryPolicy;
 use crate::wire::record::{Flags, Header, Kind};
 
-/// After so many messages in one run further ones are likely to follow soon.
+/// After so many records in one run further ones are likely to follow soon.
 const STREAM_MESSAGES: u32 = 16;
 /// The most subscriptions that a run serves.
-const MAX_RECEIVERS: usize = 16;
-
-/// Where the messages of a run come from, and the notes of its progress.
-struct Source<'a> {
-    bulk: &'a mut Consumer,
-    shape: [u64; 3],
-    work: &'a mut Work,
-    sent: &'a mut u64,
-}
-
-impl Source<'_> {
-    /// Passes `first`, and the messages of the run behind it, at most `most`, to `deliver`, until that returns `false`:
-    /// the sequence number and the payload. Returns how many were delivered, and whether none is behind them.
-    #[inline(always)]
-    fn each(self, first: &Record, most: u32, mut deliver: impl FnMut(u64, Payload<'_>) -> bool) -> (u32, bool) {
-        let Source { bulk, shape, work, sent } = self;
-        let (mut extent, mut seq, mut routed) = (first.extent(), first.header[3], 0);
-        loop {
-            *work = Work::Run(extent, seq);
-            fault::point("router.decided", u64::from(extent.len));
-            if !deliver(seq, Payload::Words(extent.len, bulk.payload_of(extent))) {
-                return (routed, false);
-            }
-            fault::point("router.committed", Kind::Publish as u64);
-            bulk.advance_behind(extent);
-            *sent = seq;
-            routed += 1;
-            fault::point("router.advanced", Kind::Publish as u64);
-            if routed == most {
-                return (routed, false);
-            }
-            let next = match bulk.peek() {
-                Ok(Some(next)) => next,
-                Ok(None) => return (routed, true),
-                // What is wrong with it is for others to say.
-                Err(_) => return (routed, false),
-            };
-            // Word by word: `Extent` says why.
-            let is_alike = (0..shape.len()).all(|word| next.header[word] == shape[word]);
-            if !is_alike || next.header[3] <= seq {
-                return (routed, false);
-            }
-            (extent, seq) = (next.extent(), next.header[3]);
-            fault::point("router.found", u64::from(extent.len));
-        }
-    }
-}
+pub(super) const MAX_RECEIVERS: usize = 16;
+/// The word of a header with the sequence number.
+const SEQ: usize = 3;
 
 impl PubSub {
-    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: at most `most`,
-    /// and about so many deliveries. Returns how many, and whether none is behind them; 0: it is to be routed by
-    /// itself.
+    /// Routes `record`, the next one of the bulk lane of `key`, and those behind it that are like it: whole messages,
+    /// or fragments of one message (`fragments`). At most `most`, and about so many deliveries. Returns how many, and
+    /// whether none is behind them; 0: it is to be routed by itself.
     #[inline]
     pub(in crate::broker::router) fn route_run(
         &mut self,
@@ -86,44 +42,61 @@ impl PubSub {
         record: &Record,
         (most, deliveries): (u32, u32),
     ) -> (u32, bool) {
-        let Some(affordable) = self.begin_run(ports, key, record) else { return (0, false) };
+        let is_within = ports.ingress(key).is_some_and(|ingress| ingress.partial.is_some());
+        let begun =
+            if is_within { self.begin_fragments(ports, key, record) } else { self.begin_run(ports, key, record) };
+        let Some(affordable) = begun else { return (0, false) };
         let Ports { ingresses, egresses, journal, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
         let Journal { work, run: Run { shape, sent, receivers, .. }, .. } = journal;
         let each = receivers.len().clamp(1, RUN_RECORDS as usize) as u32;
         let most = (deliveries / each).max(1).min(most).min(affordable);
-        let source = Source { bulk: &mut ingress.bulk, shape: *shape, work, sent };
+        let source = Source::<SEQ> { lane: &mut ingress.bulk, work, kind: Kind::Publish };
+        // Word by word: `Extent` says why.
+        let follows = |next: &Record, seq: u64| {
+            let rises = if is_within { next.header[SEQ] == seq } else { next.header[SEQ] > seq };
+            rises && (0..shape.len()).all(|word| next.header[word] == shape[word])
+        };
+        let done = |seq| *sent = seq;
         let (routed, is_dry) = match receivers.as_mut_slice() {
             [sole] => {
                 let Some(mut ring) = egresses.ring_of(sole.owner) else { return (0, false) };
                 // The push itself says whether it fits.
-                source.each(record, most, |seq, payload| {
+                let deliver = |seq, payload: Payload<'_>| {
                     fault::point("router.target", 0);
-                    sole.header[3] = seq;
+                    sole.header[SEQ] = seq;
                     if !ring.push(&sole.header, payload) {
                         return false;
                     }
                     fault::point("router.delivered", 0);
                     true
-                })
+                };
+                source.each(record, most, follows, deliver, done)
             }
-            all => source.each(record, most, |seq, payload| {
-                egresses.fit(all, payload.len())
-                    && all.iter_mut().enumerate().all(|(number, receiver)| {
-                        fault::point("router.target", number as u64);
-                        receiver.header[3] = seq;
-                        let ring = egresses.ring_of(receiver.owner);
-                        if !ring.is_some_and(|mut ring| ring.push(&receiver.header, payload)) {
-                            return false;
-                        }
-                        fault::point("router.delivered", number as u64);
-                        true
-                    })
-            }),
+            all => {
+                let deliver = |seq, payload: Payload<'_>| {
+                    egresses.fit(all, payload.len())
+                        && all.iter_mut().enumerate().all(|(number, receiver)| {
+                            fault::point("router.target", number as u64);
+                            receiver.header[SEQ] = seq;
+                            let ring = egresses.ring_of(receiver.owner);
+                            if !ring.is_some_and(|mut ring| ring.push(&receiver.header, payload)) {
+                                return false;
+                            }
+                            fault::point("router.delivered", number as u64);
+                            true
+                        })
+                };
+                source.each(record, most, follows, deliver, done)
+            }
         };
-        // Without credit for more, none comes.
-        let more_comes = routed < affordable && (routed == most || routed >= STREAM_MESSAGES);
-        self.end_run(ports, key, more_comes);
+        let more_comes = routed == most || routed >= STREAM_MESSAGES;
+        if is_within {
+            self.end_fragments(ports, key, more_comes);
+        } else {
+            // Without credit for more, none comes.
+            self.end_run(ports, key, more_comes && routed < affordable);
+        }
         (routed, is_dry)
     }
 
@@ -137,7 +110,6 @@ impl PubSub {
         let position = ingress.bulk.consumed();
         if !is_whole
             || header.total > ports.settings.max_message_size
-            || ingress.partial.is_some()
             || ingress.waiting_on.is_some()
             || ports.journal.suspects(ingress.info.id, RingName::Bulk, position)
         {
@@ -149,10 +121,8 @@ impl PubSub {
         let sole = self.topics.find_targets(topic, user);
         ports.egresses.start_plan();
         let run = &mut ports.journal.run;
-        run.receivers.clear();
-        run.passed_over.clear();
-        (run.begins_at, run.id, run.shape, run.sent) = (position, header.id, *record.header.first_chunk()?, sent);
-        (run.topic, run.has_others) = (topic, sole.is_none());
+        run.begin(position, header.id, topic, *record.header.first_chunk()?);
+        (run.sent, run.has_others) = (sent, sole.is_none());
         let (total, len) = (header.total, record.len);
         let message = Message { topic, origin, publisher, user, seq: 0, total, len, flags: Flags::WHOLE };
         if let Some(user) = sole {
@@ -239,7 +209,9 @@ impl PubSub {
     /// The last router died within a run: settles the messages that are done. One that some receivers have is in
     /// mid-commit then, as if it had been routed by itself.
     pub(in crate::broker::router) fn settle_run(&mut self, ports: &mut Ports) {
-        let (Some((key, _)), Work::Run(extent, seq)) = (ports.journal.source, ports.journal.work) else { return };
+        let (Some((key, RingName::Bulk)), Work::Run(extent, seq)) = (ports.journal.source, ports.journal.work) else {
+            return;
+        };
         let Some(ingress) = ports.ingress_mut(key) else { return };
         let (origin, publisher) = (ingress.info.id, ingress.info.publisher);
         let (user, consumed) = (ingress.info.principal, ingress.bulk.consumed());
@@ -251,6 +223,9 @@ impl PubSub {
             egresses.get(receiver.owner).is_some_and(|egress| egress.position() > receiver.begins_at + done)
         };
         let have_it = run.receivers.iter().take_while(has_it).count();
+        if run.is_within {
+            return self.settle_fragments(ports, key, (extent, seq), have_it);
+        }
         self.chosen.clear();
         self.passed_over.clear();
         let gets_it = |receiver: &Receiver| Chosen {

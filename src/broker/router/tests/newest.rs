@@ -67,6 +67,37 @@ fn read_all(router: &mut Router, peer: &mut Peer) -> Got {
 }
 
 #[test]
+fn fragments_of_a_message_whose_first_is_queued_are_queued_although_the_ring_has_space() {
+    let mut router = narrow(|_| {});
+    let (mut publisher, mut subscriber) = (router.connect(), router.connect());
+    let oldest = router.subscribe(&subscriber, "t", DeliveryPolicy::DropOldest, 32);
+    let topic = router.topic(&publisher, "t");
+    while kept_bytes(&router, &subscriber) == 0 {
+        assert!(publisher.publish(topic, b"full"));
+        router.run();
+    }
+    publisher.sequence += 1;
+    let seq = publisher.sequence;
+    for at in 0..8 {
+        let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at == 7);
+        assert!(publisher.push(
+            false,
+            Header { flags, id: topic, total: 80, seq, ..Header::new(Kind::Publish) },
+            &[at; 10]
+        ));
+        if at == 0 {
+            router.run();
+            assert_eq!(subscriber.take_all(&mut router).last().map(|(header, _)| header.seq), Some(seq - 1));
+        }
+    }
+    router.run();
+    let got = subscriber.take_all(&mut router).into_iter();
+    let got: Vec<_> = got.map(|(header, bytes)| (header.id, header.seq, header.flags, bytes)).collect();
+    let whole = (0..8).flat_map(|at| [at; 10]).collect();
+    assert_eq!(got, [(oldest, seq, Flags::WHOLE, whole)], "the queue puts it together");
+}
+
+#[test]
 fn a_client_that_does_not_read_has_the_newest_that_fit_when_it_does() {
     let mut router = narrow(|_| {});
     let (mut publisher, mut subscriber, mut other) = (router.connect(), router.connect(), router.connect());

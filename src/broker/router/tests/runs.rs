@@ -7,16 +7,16 @@ use crate::logic::shares::Principal;
 /// What a subscriber got, besides names of topics: kind, sequence number, first byte, length, messages dropped.
 type Got = (Kind, u64, Option<u8>, usize, u32);
 
-struct Stage {
-    router: Router,
-    subscribers: Vec<Peer>,
-    publisher: Peer,
-    topics: [u32; 2],
+pub(super) struct Stage {
+    pub(super) router: Router,
+    pub(super) subscribers: Vec<Peer>,
+    pub(super) publisher: Peer,
+    pub(super) topics: [u32; 2],
 }
 
 impl Stage {
     /// Subscriptions of three connections, each with a policy and credit.
-    fn new(subscriptions: [(DeliveryPolicy, u32); 3]) -> Stage {
+    pub(super) fn new(subscriptions: [(DeliveryPolicy, u32); 3]) -> Stage {
         Stage::of_users(subscriptions, [own_uid(); 3])
     }
 
@@ -44,7 +44,7 @@ impl Stage {
     }
 
     /// Places a message; the router does not look yet.
-    fn publish(&mut self, topic: usize, first: u8, len: usize) {
+    pub(super) fn publish(&mut self, topic: usize, first: u8, len: usize) {
         assert!(self.publisher.publish(self.topics[topic], &vec![first; len]));
     }
 
@@ -81,7 +81,7 @@ impl Stage {
     }
 }
 
-const ALL: [(DeliveryPolicy, u32); 3] =
+pub(super) const ALL: [(DeliveryPolicy, u32); 3] =
     [(DeliveryPolicy::Block, 0), (DeliveryPolicy::DropOldest, 0), (DeliveryPolicy::DropNewest, 0)];
 
 /// Messages of several shapes and topics, all in the lane before the router looks.

@@ -110,6 +110,29 @@ fn one_message_for_a_subscriber_that_sleeps_on_wakes_it() {
 }
 
 #[test]
+fn a_subscriber_sleeps_on_within_a_large_message_and_its_last_fragment_wakes_it() {
+    for (fragments, sleeps) in [(3, false), (15, false), (16, true), (60, true)] {
+        let mut stage = Stage::with(64, 65_536);
+        let Stage { router, publisher, subscriber, topic } = &mut stage;
+        publisher.sequence += 1;
+        let header = Header { id: *topic, total: 100, seq: publisher.sequence, ..Header::new(Kind::Publish) };
+        let place = |publisher: &mut Peer, flags, len: usize| {
+            assert!(publisher.push(false, Header { flags, ..header }, &vec![7; len]));
+        };
+        place(publisher, Flags::FIRST, 1);
+        router.run();
+        subscriber.take_all(router);
+        subscriber.segment.data_signal(RingName::Egress).arm();
+        (0..fragments).for_each(|_| place(publisher, Flags::default(), 1));
+        router.state.look();
+        assert_eq!(stage.step(), sleeps, "{fragments} fragments, and no more");
+        place(&mut stage.publisher, Flags::LAST, 99 - fragments);
+        stage.router.state.look();
+        assert!(!stage.step(), "the last one wakes it");
+    }
+}
+
+#[test]
 fn a_client_that_waits_for_space_is_not_left_asleep() {
     let mut stage = Stage::new();
     let Stage { router, subscriber, .. } = &mut stage;
