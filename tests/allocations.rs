@@ -8,9 +8,12 @@
 mod allocations;
 mod support;
 
+use allocation_counter::measure;
 use std::io::Write;
+use std::time::Duration;
 use support::criteria::{MEASURES, injected};
-use support::{Broker, probe::note};
+use support::probe::note;
+use support::{Broker, DEADLINE};
 
 /// Messages of each pattern.
 const MESSAGES: u64 = if MEASURES { 1_000_000 } else { 10_000 };
@@ -43,4 +46,28 @@ fn the_hot_path_of_the_client_allocates_no_more_than_it_did() {
             note(&format!("{}: {:.4} each: lower its constant", one.pattern, one.each()));
         }
     }
+}
+
+#[test]
+fn a_subscription_that_is_dropped_within_a_message_leaves_no_memory() {
+    let broker = Broker::start();
+    let (client, publisher) = (broker.client(), broker.client());
+    let mut large = client.subscribe("large").unwrap();
+    let mut small = client.subscribe("small").unwrap();
+    std::thread::scope(|scope| {
+        // More than the rings hold, so it waits for the subscriber.
+        scope.spawn(|| publisher.publish("large", vec![7; 8 << 20]).unwrap());
+        let mut held = 0;
+        while held < 200_000 {
+            held += measure(|| assert!(large.next_timeout(Duration::from_millis(1)).unwrap().is_none())).bytes_current;
+        }
+        let mut dropped = Some(large);
+        let left = measure(|| {
+            drop(dropped.take());
+            client.publish("small", b"").unwrap();
+            small.next_timeout(DEADLINE).unwrap().expect("a message in time");
+        });
+        // What arrived before the broker knew it is no more than the ring holds.
+        assert!(left.bytes_current < -held + 20_000, "{} of {held} bytes are left", held + left.bytes_current);
+    });
 }

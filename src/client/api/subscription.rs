@@ -489,6 +489,7 @@ impl Drop for Subscription {
             let is_ours = table.subscriptions.get(&subscription).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue));
             is_ours.then(|| {
                 table.subscriptions.remove(&subscription);
+                table.has_strays = true;
                 ClientFrame::Unsubscribe { serial, subscription }
             })
         });

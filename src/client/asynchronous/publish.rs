@@ -3,8 +3,8 @@
 use super::client::AsyncClient;
 use super::wait::until;
 use crate::client::connection::interning::Interned;
-use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
+use crate::client::data::message_parts::MessageParts;
 use crate::client::engine::publish::{is_flushed, try_parts};
 use crate::client::error::{Kind, Result};
 use crate::wire::control::InternKind;

@@ -39,21 +39,32 @@ pub(crate) fn sort(reader: &mut Reader, connection: &Connection) -> usize {
                 break;
             }
         };
+        if reader.append_fragment(&record) {
+            // The copies of large messages delay no other thread.
+            drop(table.take());
+            reader.consume(&record);
+            sorted += 1;
+            continue;
+        }
         let table = table.get_or_insert_with(|| lock(&connection.table));
         if let Err(error) = dispatch(reader, connection, table, &record) {
             table.close(error);
             break;
         }
-        reader.egress.advance(&record);
+        reader.consume(&record);
         sorted += 1;
     }
     connection.backlog.note_records(sorted);
     if sorted > 0 || caught_up {
         let mut table = table.unwrap_or_else(|| lock(&connection.table));
         table.wakers.drain(..).for_each(std::task::Waker::wake);
+        if table.has_strays && table.subscribing.is_empty() {
+            table.has_strays = false;
+            reader.partials.keep(|subscription| table.subscriptions.contains_key(&subscription));
+        }
         drop(table);
         reader.sorts += 1;
-        reader.publish_consumed();
+        reader.publish_rest();
     }
     sorted.max(usize::from(caught_up))
 }
@@ -88,7 +99,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
         }
         RecordKind::TopicGone => reader.topics.release(header.id),
         RecordKind::Aborted => {
-            reader.partials.remove(&(header.id, header.origin));
+            drop(reader.partials.take((header.id, header.origin)));
             if let Some(queue) = table.subscriptions.get(&header.id) {
                 queue.abort(header.origin);
             }
@@ -98,7 +109,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
         RecordKind::Evicted => {
             notify(table, SubscriptionEvent::Evicted(header.dropped));
             table.subscriptions.remove(&header.id);
-            reader.partials.retain(|(subscription, _), _| *subscription != header.id);
+            table.has_strays = true;
         }
         RecordKind::Quarantined => table.quarantined += 1,
         RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),
@@ -117,26 +128,29 @@ fn deliver(
     let queue = table.subscriptions.get(&header.id);
     if queue.is_none() && table.subscribing.is_empty() {
         // It crossed our `unsubscribe`.
-        reader.partials.remove(&(header.id, header.origin));
+        drop(reader.partials.take((header.id, header.origin)));
         return Ok(());
     }
     let payload = if header.flags.has(Flags::WHOLE) {
         reader.bytes(record)
     } else {
         let place = (header.id, header.origin);
-        let partial = reader.partials.entry(place).or_default();
-        if header.flags.has(Flags::FIRST) {
-            partial.clear();
-            if let Some(queue) = queue {
-                queue.begin(header.origin, header.total, connection.limits.slot_size());
+        let partial = if header.flags.has(Flags::FIRST) {
+            match queue {
+                Some(queue) => queue.begin(header.origin, header.total, connection.limits.slot_size()),
+                None => table.has_strays = true,
             }
-            // Grows with what arrives, not with what is announced.
-        }
+            Some(reader.partials.begin(place))
+        } else {
+            reader.partials.get(place)
+        };
+        // Otherwise it is the rest of a message for a subscription that has ended.
+        let Some(partial) = partial else { return Ok(()) };
         reader.egress.append_payload(record, partial);
         if !header.flags.has(Flags::LAST) {
             return Ok(());
         }
-        reader.partials.remove(&place).unwrap_or_default()
+        reader.partials.take(place).unwrap_or_default()
     };
     let Some(named) = reader.topics.get_mut(header.id2) else {
         return Err(Kind::Protocol(format!("message on the unknown topic number {}", header.id2)).into());

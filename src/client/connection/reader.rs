@@ -6,6 +6,7 @@
 use super::link::Link;
 use crate::client::data::dedup::ReceivedTopics;
 use crate::client::data::lag::BrokerBacklog;
+use crate::client::data::partials::Partials;
 use crate::logic::spin::SpinTime;
 use crate::shm::doorbell::ClientBells;
 use crate::shm::layout::RingName;
@@ -13,7 +14,6 @@ use crate::shm::ring::{Consumer, Extent, Record, Signal, publication_fence};
 use crate::shm::segment::{CpuWords, Newer, Segment};
 use crate::wire::name::Topic;
 use crate::wire::record::{Flags, Header, Kind as RecordKind};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The longest time to spin, in nanoseconds.
@@ -38,8 +38,8 @@ pub(crate) struct Reader {
     pub(crate) link: Link,
     /// The topics of what arrives.
     pub(crate) topics: ReceivedTopics,
-    /// Messages of several records that are being received, by subscription and publisher.
-    pub(crate) partials: HashMap<(u32, u32), Vec<u8>>,
+    /// Messages of several records that are being received.
+    pub(crate) partials: Partials,
     pub(crate) spin: SpinTime,
     /// How often a thread has polled without a look at anything else.
     pub(crate) brief_polls: u32,
@@ -93,7 +93,7 @@ impl Reader {
             base: segment.geometry().base_cells(),
             link,
             topics: ReceivedTopics::default(),
-            partials: HashMap::new(),
+            partials: Partials::default(),
             spin: SpinTime::new(SPIN_MAX),
             brief_polls: 0,
             has_resends: false,
@@ -185,9 +185,21 @@ impl Reader {
         Some(found)
     }
 
+    /// Appends a fragment to the message that was received last, if it belongs to that and is not the last one of it.
+    #[inline]
+    pub(crate) fn append_fragment(&mut self, record: &Record) -> bool {
+        let Ok(header) = Header::from_words(&record.header) else { return false };
+        let is_inner =
+            header.kind == RecordKind::Deliver && !header.flags.has(Flags::FIRST) && !header.flags.has(Flags::LAST);
+        let partial = self.partials.latest((header.id, header.origin)).filter(|_| is_inner);
+        let Some(partial) = partial else { return false };
+        self.egress.append_payload(record, partial);
+        true
+    }
+
     /// Consumes a record; its cells go back at each quarter of the ring.
     #[inline]
-    fn consume(&mut self, record: &Record) {
+    pub(crate) fn consume(&mut self, record: &Record) {
         let Reader { egress, base, space, bells, .. } = self;
         drop(ConsumedAtEnd { egress, extent: record.extent(), base: *base, space, bells });
     }

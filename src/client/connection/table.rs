@@ -40,6 +40,8 @@ pub(crate) struct Table {
     pub(crate) subscribing: HashMap<u32, Arc<SubscriptionQueue>>,
     pub(crate) serving: HashMap<u32, Arc<Inbox>>,
     pub(crate) orphans: Vec<(u32, SubscriptionEvent)>,
+    /// A message may have begun whose subscription has ended, so that its rest may not come.
+    pub(crate) has_strays: bool,
     pub(crate) orphan_calls: Vec<(u32, InboxItem)>,
     pub(crate) requests: RequestSlots,
     /// The memory of a batch of requests that is over.

@@ -1,7 +1,7 @@
 //! Placing records in a lane towards the broker.
 //!
 //! Many threads of a client produce into one lane. The producer role is guarded by a mutex that lives in this process,
-//! not in shared memory, and that is held for the length of one record, never while a thread waits for space; what a
+//! not in shared memory, and that is held for some records at a time, never while a thread waits for space; what a
 //! peer does cannot make a thread wait for it. Uncontended it is one compare-and-swap, as a role claimed by hand would
 //! be, and it needs no second path for threads that find it taken. Everything that belongs to one session of the client
 //! lies behind it, so that a session at another broker takes this one's place under that lock.
@@ -30,6 +30,8 @@ pub(crate) struct Lane {
     has_deferred: AtomicU64,
 }
 
+/// Fragments that are placed before the router is woken.
+const FRAGMENTS: usize = 16;
 /// Messages between two checks of the control socket by a publisher that never waits: a check is a system call.
 const CHECK_EVERY: u32 = 64;
 
@@ -55,8 +57,8 @@ pub(crate) struct LaneProducer {
     pub(crate) resends: ResendQueue,
     /// The number of the last flush that was begun.
     pub(crate) flush: u64,
-    slot_size: usize,
-    max_message_size: usize,
+    pub(crate) slot_size: usize,
+    pub(crate) max_message_size: usize,
 }
 
 pub(crate) fn broken(violation: Violation) -> Kind {
@@ -342,6 +344,37 @@ impl LaneProducer {
         Ok(placed)
     }
 
+    /// Places the next fragments of a message, whose first `at` bytes are placed: several, as far as there is space.
+    /// Returns how many bytes; `None`: there was no space for one, and it asks to be woken when there is.
+    pub(crate) fn try_fragments(&mut self, header: &Header, payload: &[u8], at: usize) -> Result<Option<usize>> {
+        let size = self.slot_size;
+        let part = |at: usize| {
+            let part = &payload[at..payload.len().min(at + size)];
+            let flags = header.flags.with(Flags::fragment(at, part.len(), payload.len()));
+            (Header { flags, ..*header }, part)
+        };
+        if !self.resends.is_empty() && !self.place_resends()? {
+            return Ok(None);
+        }
+        let mut end = at;
+        self.producer.enter();
+        for _ in 0..FRAGMENTS {
+            let (header, part) = part(end);
+            // A violation is found again by `try_push`.
+            if end == payload.len() || self.producer.push(&header.to_words(), Payload::Bytes(part)) != Ok(true) {
+                break;
+            }
+            end += part.len();
+        }
+        self.producer.leave();
+        if end > at {
+            self.announce();
+            return Ok(Some(end - at));
+        }
+        let (header, part) = part(at);
+        Ok(self.try_push(&header, part)?.then_some(part.len()))
+    }
+
     /// Places requests of one record each, in order, as far as there is space. `claim` returns slot and generation of
     /// the next one; `None`: there is no slot. Returns how many are placed. If there was no space for the last one that
     /// was claimed, and `arms`, asks to be woken when there is.
@@ -429,60 +462,5 @@ impl LaneProducer {
     /// The sequence number of the last message of the topic with this place and id, if it had any.
     pub(crate) fn last_sequence(&self, at: u32, id: u64) -> Option<u64> {
         self.topics.get(at as usize).filter(|placed| placed.id == id).map(|placed| placed.seq)
-    }
-}
-
-/// A message on its way into the bulk lane, part by part.
-#[derive(Debug)]
-pub(crate) struct MessageParts {
-    topic: NameRef,
-    header: Header,
-    at: usize,
-    /// The session in which it was begun, if it was.
-    pub(crate) begun: Option<u64>,
-}
-
-impl MessageParts {
-    pub(crate) fn new(topic: NameRef, total: u32) -> MessageParts {
-        MessageParts { topic, header: Header { total, ..Header::new(RecordKind::Publish) }, at: 0, begun: None }
-    }
-
-    /// Places parts as far as there is space. Returns whether it is whole.
-    pub(crate) fn place(&mut self, lane: &mut LaneProducer, payload: &[u8], keep: bool) -> Result<bool> {
-        if self.begun.is_some_and(|session| session != lane.session) {
-            // Its broker has died within it, and so it is begun again at the next.
-            self.header.id = lane.topic(&self.topic)?.number;
-            (self.at, self.begun) = (0, Some(lane.session));
-            self.header.flags = Flags::RESENT;
-        }
-        if payload.len() > lane.max_message_size {
-            let max = u32::try_from(lane.max_message_size).unwrap_or(u32::MAX);
-            return Err(Kind::TooLarge { len: payload.len(), max }.into());
-        }
-        loop {
-            let part = &payload[self.at..payload.len().min(self.at + lane.slot_size)];
-            if self.begun.is_none() {
-                let TopicNumber { number, seq, .. } = *lane.topic(&self.topic)?;
-                (self.header.id, self.header.seq) = (number, seq + 1);
-            }
-            let flags = self.header.flags.with(Flags::fragment(self.at, part.len(), payload.len()));
-            if !lane.try_push(&Header { flags, ..self.header }, part)? {
-                return Ok(false);
-            }
-            if self.begun.is_none() {
-                lane.topic(&self.topic)?.seq = self.header.seq;
-                self.begun = Some(lane.session);
-            }
-            self.at += part.len();
-            if self.at == payload.len() {
-                break;
-            }
-        }
-        if keep && payload.len() > lane.slot_size {
-            let consumed = lane.producer.look().map_err(broken)?;
-            let claimed = lane.producer.claimed();
-            lane.resends.keep(&self.header, payload, claimed, consumed);
-        }
-        Ok(true)
     }
 }

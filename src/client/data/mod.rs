@@ -3,7 +3,9 @@
 //! | file | idea |
 //! |---|---|
 //! | `lane`, `resend_queue` | the producing end of a lane; messages that a dead broker had not consumed |
+//! | `message_parts` | a message of several records on its way into the lane |
 //! | `names`, `dedup` | numbers that stand for names; duplicates of re-sent messages |
+//! | `partials` | messages of several records that are being received |
 //! | `message`, `subscription_queue`, `lag` | received messages; those that wait; whether newer ones follow |
 //! | `pending_call`, `call_options`, `request_slots` | outstanding requests: progress, options and deadlines, slots |
 //! | `batch_calls` | the outstanding requests of a batch |
@@ -25,7 +27,9 @@ pub(crate) mod lane;
 pub(crate) mod limits;
 pub(crate) mod lock;
 pub(crate) mod message;
+pub(crate) mod message_parts;
 pub(crate) mod names;
+pub(crate) mod partials;
 pub(crate) mod pending_call;
 pub(crate) mod request_slots;
 pub(crate) mod resend_queue;

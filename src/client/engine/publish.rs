@@ -2,8 +2,8 @@
 
 use super::wait;
 use crate::client::connection::shared::Connection;
-use crate::client::data::lane::MessageParts;
 use crate::client::data::lock::lock;
+use crate::client::data::message_parts::MessageParts;
 use crate::client::data::names::NameRef;
 use crate::client::error::{Kind, Result};
 use std::time::Instant;
