@@ -9,7 +9,7 @@ use crate::cli::logging::log_to_stderr;
 use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
 use crate::cli::target::BrokerTarget;
-use crate::client::{HealthStatus, Subscription, View};
+use crate::client::{Client, HealthStatus, Subscription, View};
 use crate::config::Loaded;
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
@@ -54,8 +54,13 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
         return run_broker(target, args);
     }
     exit_on_signals()?;
-    when_stdin_ends(|| exit_now(Code::Done));
     let client = target.connect(args.role.as_str(), args.wait.wait)?;
+    let responder = (args.role == Role::Responder).then(|| client.clone());
+    when_stdin_ends(move || {
+        // The others close before the last line that they print.
+        responder.inspect(Client::close);
+        exit_now(Code::Done)
+    });
     match args.role {
         Role::Broker => Ok(()),
         Role::Responder => {
@@ -79,6 +84,8 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
                 let panicked = || Failure::new(Code::Unavailable, "a thread panicked".to_owned());
                 readers.into_iter().map(|reader| reader.join().map_err(|_| panicked())?).sum::<Result<u64, Failure>>()
             })?;
+            // Behind the line, stdin ends, and so does this process.
+            drop(subscribed);
             print_line(&count.to_string())
         }
     }
