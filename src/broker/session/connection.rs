@@ -248,7 +248,7 @@ async fn serve(stream: &mut FrameStream, broker: &Broker, dialled: Option<&Diall
                     Phase::Draining(deadline_ms) => {
                         let sent = Box::pin(send(stream, &BrokerFrame::Draining { deadline_ms }, &[])).await;
                         if let Err(error) = sent {
-                            return End::Lost(error.to_string());
+                            return Box::pin(drain_for_bye(stream, error)).await;
                         }
                     }
                 }
