@@ -144,6 +144,13 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether they are those of a fragment that is neither the first nor the last of its message.
+    #[must_use]
+    #[inline]
+    pub const fn is_inner(self) -> bool {
+        self.0 & Flags::WHOLE.0 == 0
+    }
+
     /// These and `other`.
     #[must_use]
     #[inline]

@@ -10,6 +10,7 @@ use crate::logic::routing::wheel::TimerId;
 use crate::logic::services::{ServiceId, UserIndex};
 use crate::shm::layout::RingName;
 use crate::shm::ring::{Consumer, Signal};
+use crate::wire::record::Flags;
 
 /// A topic that the client has a number for.
 #[derive(Debug)]
@@ -29,6 +30,16 @@ pub(super) struct Partial {
     pub(super) total: u32,
     /// Bytes still to come.
     pub(super) left: u32,
+}
+
+impl Partial {
+    /// The message, as a further fragment of it is routed: of `len` bytes, with these flags.
+    #[inline]
+    pub(super) fn message(&self, from: &Info, len: u32, flags: Flags) -> Message {
+        let Partial { topic, seq, total, .. } = *self;
+        let (origin, publisher, user) = (from.id, from.publisher, from.principal);
+        Message { topic, origin, publisher, user, seq, total, len, flags }
+    }
 }
 
 /// A request slot of this client.

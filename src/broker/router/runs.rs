@@ -12,6 +12,12 @@ use crate::wire::record::Kind;
 /// with as many receivers or more counts as one.
 pub(super) const RUN_RECORDS: u32 = 4;
 
+/// The deliveries that a record of a run with so many receivers counts for.
+#[inline]
+pub(super) fn deliveries(receivers: usize) -> u32 {
+    receivers.clamp(1, RUN_RECORDS as usize) as u32
+}
+
 /// The lane of a run, and where its progress is noted. The header's word `WORD` may differ from record to record.
 pub(super) struct Source<'a, const WORD: usize> {
     pub(super) lane: &'a mut Consumer,

@@ -9,7 +9,7 @@ use super::egress::Flush;
 use super::journal::Timer;
 use super::ports::{LaneState, Ports};
 use super::pubsub::PubSub;
-use super::runs::RUN_RECORDS;
+use super::runs::{self, RUN_RECORDS};
 use super::settings::Settings;
 use super::timings::Timings;
 use crate::broker::supervision::fault;
@@ -190,7 +190,7 @@ impl RouterState {
                     }
                     if routed > 0 {
                         let receivers = if lane == RingName::Bulk { self.ports.journal.run.receivers.len() } else { 1 };
-                        let each = receivers.clamp(1, RUN_RECORDS as usize) as u32;
+                        let each = runs::deliveries(receivers);
                         let more = (receivers / RECEIVERS_PER_RECORD) as u32;
                         records = (records + 1).saturating_sub((routed * each).div_ceil(RUN_RECORDS) + routed * more);
                         continue;

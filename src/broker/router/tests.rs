@@ -170,6 +170,12 @@ impl Peer {
         self.push(false, Header { flags, id: topic, total, seq, ..Header::new(Kind::Publish) }, payload)
     }
 
+    /// Places a fragment of a message of `total` bytes, with the present sequence number.
+    fn fragment(&mut self, topic: u32, flags: Flags, total: usize, payload: &[u8]) -> bool {
+        let (total, seq) = (total as u32, self.sequence);
+        self.push(false, Header { flags, id: topic, total, seq, ..Header::new(Kind::Publish) }, payload)
+    }
+
     fn request(&mut self, slot: u32, generation: u32, service: u32, payload: &[u8]) -> bool {
         let total = payload.len() as u32;
         let header = Header {

@@ -9,7 +9,7 @@ use crate::cli::logging::log_to_stderr;
 use crate::cli::options::WaitOption;
 use crate::cli::output::Out;
 use crate::cli::target::BrokerTarget;
-use crate::client::{Client, HealthStatus, Subscription, View};
+use crate::client::{HealthStatus, Subscription, View};
 use crate::config::Loaded;
 use clap::Args;
 use rustix::process::{Signal, getpid, kill_process};
@@ -58,7 +58,9 @@ pub(crate) fn run(target: &BrokerTarget, args: &PartArgs) -> Result<(), Failure>
     let responder = (args.role == Role::Responder).then(|| client.clone());
     when_stdin_ends(move || {
         // The others close before the last line that they print.
-        responder.inspect(Client::close);
+        if let Some(responder) = responder {
+            responder.close();
+        }
         exit_now(Code::Done)
     });
     match args.role {

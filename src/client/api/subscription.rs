@@ -488,8 +488,7 @@ impl Drop for Subscription {
             let subscription = self.queue.id();
             let is_ours = table.subscriptions.get(&subscription).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue));
             is_ours.then(|| {
-                table.subscriptions.remove(&subscription);
-                table.has_strays = true;
+                table.end_subscription(subscription);
                 ClientFrame::Unsubscribe { serial, subscription }
             })
         });

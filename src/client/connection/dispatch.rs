@@ -108,8 +108,7 @@ fn dispatch(reader: &mut Reader, connection: &Connection, table: &mut Table, rec
         RecordKind::Dropped => notify(table, SubscriptionEvent::Dropped(header.dropped)),
         RecordKind::Evicted => {
             notify(table, SubscriptionEvent::Evicted(header.dropped));
-            table.subscriptions.remove(&header.id);
-            table.has_strays = true;
+            table.end_subscription(header.id);
         }
         RecordKind::Quarantined => table.quarantined += 1,
         RecordKind::Flushed => table.flushed = table.flushed.max(header.seq),

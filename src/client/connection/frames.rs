@@ -53,8 +53,7 @@ fn end_of_dropped(table: &mut Table, serial: u32, frame: &BrokerFrame) -> Option
     match *frame {
         BrokerFrame::Subscribed { subscription, .. } => {
             table.subscriptions.get(&subscription).filter(|queue| is_dropped(&queue.is_dropped))?;
-            table.subscriptions.remove(&subscription);
-            table.has_strays = true;
+            table.end_subscription(subscription);
             Some(ClientFrame::Unsubscribe { serial, subscription })
         }
         BrokerFrame::Serving { service, .. } => {

@@ -189,8 +189,7 @@ impl Reader {
     #[inline]
     pub(crate) fn append_fragment(&mut self, record: &Record) -> bool {
         let Ok(header) = Header::from_words(&record.header) else { return false };
-        let is_inner =
-            header.kind == RecordKind::Deliver && !header.flags.has(Flags::FIRST) && !header.flags.has(Flags::LAST);
+        let is_inner = header.kind == RecordKind::Deliver && header.flags.is_inner();
         let partial = self.partials.latest((header.id, header.origin)).filter(|_| is_inner);
         let Some(partial) = partial else { return false };
         self.egress.append_payload(record, partial);

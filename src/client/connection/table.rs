@@ -75,6 +75,12 @@ impl Table {
         self.wakers.drain(..).for_each(std::task::Waker::wake);
     }
 
+    /// A subscription has ended. The rest of a message to it may not come.
+    pub(crate) fn end_subscription(&mut self, subscription: u32) {
+        self.subscriptions.remove(&subscription);
+        self.has_strays = true;
+    }
+
     /// Passes an event to its subscription. If its number is not known yet, the event waits.
     pub(crate) fn pass_to_subscription(&mut self, subscription: u32, event: SubscriptionEvent, slot_size: u32) {
         match self.subscriptions.get(&subscription) {

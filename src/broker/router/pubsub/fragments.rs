@@ -7,11 +7,10 @@
 use super::PubSub;
 use super::run::MAX_RECEIVERS;
 use crate::broker::router::journal::{Receiver, Work};
-use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
 use crate::shm::layout::{RingName, cells_for};
 use crate::shm::ring::{Extent, Record};
-use crate::wire::record::{Flags, Header, Kind};
+use crate::wire::record::{Header, Kind};
 
 impl PubSub {
     /// Decides for a run that begins with `record`, a fragment of the begun message. Returns how many fragments it may
@@ -21,28 +20,27 @@ impl PubSub {
         let ingress = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut)?;
         let header = Header::from_words(&record.header).ok()?;
         let partial = ingress.partial.as_ref()?;
-        let (position, len, info) = (ingress.bulk.consumed(), record.len, &ingress.info);
-        let is_further =
-            header.kind == Kind::Publish && !header.flags.has(Flags::FIRST) && !header.flags.has(Flags::LAST);
-        let is_next = is_further && header.id == partial.id && header.seq == partial.seq;
+        let message = partial.message(&ingress.info, record.len, header.flags);
+        let is_inner = header.kind == Kind::Publish && header.flags.is_inner();
+        let is_next = is_inner && header.id == partial.id && header.seq == partial.seq;
         // The last one is no part of the run.
-        let most = partial.left.saturating_sub(1).checked_div(len).filter(|most| *most > 0)?;
+        let most = partial.left.saturating_sub(1).checked_div(record.len).filter(|most| *most > 0)?;
+        let position = ingress.bulk.consumed();
+        if !is_next || journal.suspects(message.origin, RingName::Bulk, position) {
+            return None;
+        }
         // Those that have left would end each run.
         ingress.partial_targets.retain(|subscription| self.topics.subscriptions.get(*subscription).is_some());
-        let few = ingress.partial_targets.len() <= MAX_RECEIVERS;
-        if !is_next || !few || journal.suspects(info.id, RingName::Bulk, position) {
+        if ingress.partial_targets.len() > MAX_RECEIVERS {
             return None;
         }
         let run = &mut journal.run;
-        run.begin(position, header.id, partial.topic, *record.header.first_chunk()?);
+        run.begin(position, header.id, message.topic, *record.header.first_chunk()?);
         run.is_within = true;
-        let (total, seq, flags) = (partial.total, partial.seq, header.flags);
-        let (topic, origin, publisher, user) = (partial.topic, info.id, info.publisher, info.principal);
-        let message = Message { topic, origin, publisher, user, seq, total, len, flags };
         egresses.start_plan();
         for subscription in &ingress.partial_targets {
             let found = self.topics.subscriptions.get(*subscription)?;
-            if found.puts_together(origin) {
+            if found.puts_together(message.origin) {
                 return None;
             }
             let begins_at = egresses.join_run(found.owner)?;

@@ -321,6 +321,7 @@ impl PubSub {
         let Some(ingress) = ingresses[key as usize].as_deref_mut() else { return };
         let payload = Payload::Words(record.len, ingress.bulk.payload(record));
         let Some(partial) = &mut ingress.partial else { return };
+        let message = partial.message(&ingress.info, record.len, header.flags);
         while let Some(subscription) = ingress.partial_targets.get(journal.step) {
             fault::point("router.target", journal.step as u64);
             if let Some(found) = topics.subscriptions.get(*subscription)
@@ -328,19 +329,9 @@ impl PubSub {
                 && journal.is_to_push(egress.position())
             {
                 journal.before = Some(egress.position());
-                let message = Message {
-                    topic: partial.topic,
-                    origin: ingress.info.id,
-                    publisher: ingress.info.publisher,
-                    user: ingress.info.principal,
-                    seq: partial.seq,
-                    total: partial.total,
-                    len: record.len,
-                    flags: header.flags,
-                };
                 let deliver = message.deliver(*subscription, found.dropped);
-                if found.puts_together(ingress.info.id) {
-                    let cost = message_cost(partial.total, settings.geometry.slot_size(), found.capacity);
+                if found.puts_together(message.origin) {
+                    let cost = message_cost(message.total, settings.geometry.slot_size(), found.capacity);
                     egresses.queue(*subscription, cost, &deliver, payload, (topics, counters), overflow);
                     fault::point("router.queued", journal.step as u64);
                 } else {

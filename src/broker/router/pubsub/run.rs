@@ -14,7 +14,7 @@ use super::chosen::Chosen;
 use crate::broker::router::journal::{Journal, Receiver, Run, Work};
 use crate::broker::router::message::Message;
 use crate::broker::router::ports::Ports;
-use crate::broker::router::runs::{RUN_RECORDS, Source};
+use crate::broker::router::runs::{self, Source};
 use crate::broker::supervision::fault;
 use crate::logic::routing::grace::Lack;
 use crate::logic::routing::topics::turns::Turn;
@@ -49,8 +49,7 @@ impl PubSub {
         let Ports { ingresses, egresses, journal, .. } = ports;
         let Some(ingress) = ingresses.get_mut(key as usize).and_then(Option::as_deref_mut) else { return (0, false) };
         let Journal { work, run: Run { shape, sent, receivers, .. }, .. } = journal;
-        let each = receivers.len().clamp(1, RUN_RECORDS as usize) as u32;
-        let most = (deliveries / each).max(1).min(most).min(affordable);
+        let most = (deliveries / runs::deliveries(receivers.len())).max(1).min(most).min(affordable);
         let source = Source::<SEQ> { lane: &mut ingress.bulk, work, kind: Kind::Publish };
         // Word by word: `Extent` says why.
         let follows = |next: &Record, seq: u64| {

@@ -63,6 +63,9 @@ impl Subscriber {
     }
 }
 
+/// The points at which a router can die within a run.
+pub(super) const RUN_POINTS: [&str; 6] = ["found", "decided", "target", "delivered", "committed", "advanced"];
+
 /// Publishes; `full` is called when there is no space.
 pub(super) fn publish(
     router: &mut Router,
@@ -74,12 +77,9 @@ pub(super) fn publish(
 ) {
     let parts: Vec<_> = if payload.is_empty() { vec![payload] } else { payload.chunks(1024).collect() };
     for (at, part) in parts.iter().enumerate().take(most_parts) {
-        let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + 1 == parts.len());
         peer.sequence += u64::from(at == 0);
-        let (total, seq) = (payload.len() as u32, peer.sequence);
-        let header = Header { flags, id: topic, total, seq, ..Header::new(Kind::Publish) };
         let mut tries = 0;
-        while !peer.push(false, header, part) {
+        while !peer.fragment(topic, Flags::fragment(at, 1, parts.len()), payload.len(), part) {
             // It waits for space, so its lane grows.
             peer.segment.space_signal(RingName::Bulk).arm();
             router.run();

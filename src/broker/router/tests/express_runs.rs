@@ -1,6 +1,6 @@
 //! Runs of requests to the echo, which are replied to with one decision, and a router that dies within one.
 
-use super::crashes::die_at_each;
+use super::crashes::{RUN_POINTS, die_at_each};
 use super::*;
 
 /// What the requester got: kind, slot, generation, first byte, length, outcome.
@@ -70,7 +70,7 @@ fn reply(slot: u32, generation: u32, len: usize) -> Got {
 }
 
 /// Requests of several shapes, and cancels between them, all in the lane before the router looks.
-fn scenario() -> (Vec<Got>, [u64; 9], u32) {
+fn scenario() -> ((Vec<Got>, [u64; 9]), u32) {
     let mut stage = Stage::new(|_| {});
     for (slot, len) in [64, 64, 64, 64, 100, 100, 100, 0, 0, 64, 64].into_iter().enumerate() {
         stage.ask(slot as u32, len);
@@ -83,23 +83,19 @@ fn scenario() -> (Vec<Got>, [u64; 9], u32) {
     assert_eq!(stage.router.state.ports.counters.cancels, 3);
     let got = stage.got();
     assert!(stage.router.state.is_quiescent());
-    (got, stage.counted(), stage.router.deaths)
+    ((got, stage.counted()), stage.router.deaths)
 }
 
 #[test]
 fn a_router_that_dies_within_a_run_replies_once_to_each_request() {
-    let (sound, counted, deaths) = scenario();
+    let ((sound, counted), deaths) = scenario();
     let lens = [64, 64, 64, 64, 100, 100, 100, 0, 0, 64, 64];
     let expected: Vec<_> = (0..).zip(lens).map(|(slot, len)| reply(slot, slot + 1, len)).collect();
     assert_eq!((&sound, deaths), (&expected, 0));
     let (requests, bytes) = (16 + 11, 6 * 64 + 3 * 100);
     // The three cancels are records, and no messages.
     assert_eq!(counted, [requests, requests, requests + 3, bytes, requests, requests, bytes, requests, bytes]);
-    let points = ["found", "decided", "target", "delivered", "committed", "advanced"];
-    die_at_each(&points, 11, &(sound, counted), || {
-        let (got, counted, deaths) = scenario();
-        ((got, counted), deaths)
-    });
+    die_at_each(&RUN_POINTS, 11, &(sound, counted), scenario);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Runs within a message: fragments that are routed with one decision, and a router that dies within such a run.
 
-use super::crashes::die_at_each;
+use super::crashes::{RUN_POINTS, die_at_each};
 use super::runs::{ALL, Stage};
 use super::*;
 
@@ -14,12 +14,9 @@ type Got = (Kind, u64, Flags, Option<u8>, usize);
 /// number. The router does not look yet.
 fn place(stage: &mut Stage, fragments: u8, (from, to): (u8, u8)) {
     for at in from..to {
-        let publisher = &mut stage.publisher;
-        publisher.sequence += u64::from(at == 0);
-        let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at + 1 == fragments);
-        let (total, seq, id) = (u32::from(fragments) * FRAGMENT as u32, publisher.sequence, stage.topics[0]);
-        let header = Header { flags, id, total, seq, ..Header::new(Kind::Publish) };
-        assert!(publisher.push(false, header, &[at; FRAGMENT]));
+        stage.publisher.sequence += u64::from(at == 0);
+        let (flags, total) = (Flags::fragment(at.into(), 1, fragments.into()), usize::from(fragments) * FRAGMENT);
+        assert!(stage.publisher.fragment(stage.topics[0], flags, total, &[at; FRAGMENT]));
     }
 }
 
@@ -48,7 +45,7 @@ fn counted(stage: &Stage) -> [u64; 9] {
 }
 
 /// Two messages of several records, and one of one record between them, all in the lane before the router looks.
-fn scenario() -> (Vec<Vec<Got>>, [u64; 9], u32) {
+fn scenario() -> ((Vec<Vec<Got>>, [u64; 9]), u32) {
     let mut stage = Stage::new(ALL);
     place(&mut stage, 8, (0, 8));
     stage.publish(0, 99, 10);
@@ -56,23 +53,19 @@ fn scenario() -> (Vec<Vec<Got>>, [u64; 9], u32) {
     stage.router.run();
     let got = got(&mut stage);
     assert!(stage.router.state.is_quiescent());
-    (got, counted(&stage), stage.router.deaths)
+    ((got, counted(&stage)), stage.router.deaths)
 }
 
 #[test]
 fn a_router_that_dies_within_a_message_loses_and_doubles_no_fragment() {
-    let (sound, counts, deaths) = scenario();
+    let ((sound, counts), deaths) = scenario();
     assert_eq!(deaths, 0);
     let expected: Vec<u8> = (0..8).chain([99]).chain(0..9).collect();
     assert!(sound.iter().all(|got| numbers(got) == expected && got.len() == expected.len()), "{sound:?}");
     let bytes = 17 * 64 + 10 + 2;
     // Both names were announced.
     assert_eq!(counts, [5, 15, 17, 20, bytes, 5, bytes, 5, bytes + 2 * 3]);
-    let points = ["found", "decided", "target", "delivered", "committed", "advanced"];
-    die_at_each(&points, 18, &(sound, counts), || {
-        let (got, counts, deaths) = scenario();
-        ((got, counts), deaths)
-    });
+    die_at_each(&RUN_POINTS, 18, &(sound, counts), scenario);
 }
 
 #[test]
@@ -108,10 +101,8 @@ fn fragments_that_are_sent_again_say_so() {
     let mut stage = Stage::new(ALL);
     stage.publisher.sequence += 1;
     for at in 0..5 {
-        let flags = Flags::RESENT.with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at == 4);
-        let (total, seq, id) = (5 * FRAGMENT as u32, stage.publisher.sequence, stage.topics[0]);
-        let header = Header { flags, id, total, seq, ..Header::new(Kind::Publish) };
-        assert!(stage.publisher.push(false, header, &[at; FRAGMENT]));
+        let flags = Flags::RESENT.with(Flags::fragment(at.into(), 1, 5));
+        assert!(stage.publisher.fragment(stage.topics[0], flags, 5 * FRAGMENT, &[at; FRAGMENT]));
     }
     stage.router.run();
     assert!(stage.router.state.ports.journal.run.is_within);
@@ -124,11 +115,11 @@ fn fragments_that_are_sent_again_say_so() {
 fn the_sequence_number_of_the_first_fragment_holds() {
     let mut stage = Stage::new(ALL);
     stage.publisher.sequence += 1;
-    let (seq, id) = (stage.publisher.sequence, stage.topics[0]);
+    let seq = stage.publisher.sequence;
     for (at, its) in [seq, 99, 99, seq, seq, 99, seq].into_iter().enumerate() {
-        let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at == 6);
-        let header = Header { flags, id, total: 7 * FRAGMENT as u32, seq: its, ..Header::new(Kind::Publish) };
-        assert!(stage.publisher.push(false, header, &[at as u8; FRAGMENT]));
+        stage.publisher.sequence = its;
+        let flags = Flags::fragment(at, 1, 7);
+        assert!(stage.publisher.fragment(stage.topics[0], flags, 7 * FRAGMENT, &[at as u8; FRAGMENT]));
     }
     stage.router.run();
     for got in got(&mut stage) {
@@ -168,9 +159,7 @@ fn a_receiver_without_space_stops_a_run_and_what_it_takes_extends_the_time() {
     let waiting = |stage: &Stage| stage.router.state.ports.ingress(stage.publisher.key).unwrap().waiting_on;
     stage.publisher.sequence += 1;
     let place = |stage: &mut Stage, flags, len: usize| {
-        let (seq, id) = (stage.publisher.sequence, stage.topics[0]);
-        let header = Header { flags, id, total: 8 << 20, seq, ..Header::new(Kind::Publish) };
-        assert!(stage.publisher.push(false, header, &vec![7; len]));
+        assert!(stage.publisher.fragment(stage.topics[0], flags, 8 << 20, &vec![7; len]));
     };
     let received = |stage: &mut Stage| got(stage).iter().map(|got| numbers(got).len()).collect::<Vec<_>>();
     // More than the rings hold, and nothing is read.
@@ -228,9 +217,7 @@ fn a_fragment_that_breaks_the_rules_ends_a_run_and_its_connection() {
     {
         let mut stage = Stage::new(ALL);
         place(&mut stage, 8, (0, 7));
-        let (total, seq, id) = (8 * FRAGMENT as u32, stage.publisher.sequence, stage.topics[0]);
-        let header = Header { flags, id, total, seq, ..Header::new(Kind::Publish) };
-        assert!(stage.publisher.push(false, header, &vec![7; len]));
+        assert!(stage.publisher.fragment(stage.topics[0], flags, 8 * FRAGMENT, &vec![7; len]));
         stage.router.run();
         assert_eq!(stage.router.state.ports.counters.violations, 1, "{flags:?} {len}");
         for got in got(&mut stage) {

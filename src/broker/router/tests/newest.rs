@@ -79,12 +79,7 @@ fn fragments_of_a_message_whose_first_is_queued_are_queued_although_the_ring_has
     publisher.sequence += 1;
     let seq = publisher.sequence;
     for at in 0..8 {
-        let flags = Flags::default().with_if(Flags::FIRST, at == 0).with_if(Flags::LAST, at == 7);
-        assert!(publisher.push(
-            false,
-            Header { flags, id: topic, total: 80, seq, ..Header::new(Kind::Publish) },
-            &[at; 10]
-        ));
+        assert!(publisher.fragment(topic, Flags::fragment(at.into(), 1, 8), 80, &[at; 10]));
         if at == 0 {
             router.run();
             assert_eq!(subscriber.take_all(&mut router).last().map(|(header, _)| header.seq), Some(seq - 1));

@@ -1,6 +1,6 @@
 //! Runs: messages that are routed with one decision, and a router that dies within one.
 
-use super::crashes::die_at_each;
+use super::crashes::{RUN_POINTS, die_at_each};
 use super::*;
 use crate::logic::shares::Principal;
 
@@ -85,7 +85,7 @@ pub(super) const ALL: [(DeliveryPolicy, u32); 3] =
     [(DeliveryPolicy::Block, 0), (DeliveryPolicy::DropOldest, 0), (DeliveryPolicy::DropNewest, 0)];
 
 /// Messages of several shapes and topics, all in the lane before the router looks.
-fn scenario() -> (Vec<Vec<Got>>, [u64; 5], u32) {
+fn scenario() -> ((Vec<Vec<Got>>, [u64; 5]), u32) {
     let mut stage = Stage::new(ALL);
     let shapes = [(0, 64), (0, 64), (0, 64), (0, 64), (1, 64), (1, 64), (0, 100), (0, 100), (0, 100), (0, 0), (0, 0)];
     for (at, (topic, len)) in shapes.into_iter().enumerate() {
@@ -97,20 +97,16 @@ fn scenario() -> (Vec<Vec<Got>>, [u64; 5], u32) {
     let messages = stage.router.state.ports.ingress(stage.publisher.key).map_or(0, |ingress| ingress.messages);
     let counted = [counters.published, counters.delivered, counters.records, counters.bytes, messages];
     assert!(stage.router.state.is_quiescent());
-    (got, counted, stage.router.deaths)
+    ((got, counted), stage.router.deaths)
 }
 
 #[test]
 fn a_router_that_dies_within_a_run_loses_and_doubles_nothing() {
-    let (sound, counted, deaths) = scenario();
+    let ((sound, counted), deaths) = scenario();
     assert_eq!((sound[0].len(), deaths), (11, 0));
     assert!(sound.iter().all(|got| *got == sound[0]), "{sound:?}");
     assert_eq!(counted, [13, 39, 13, 6 * 64 + 3 * 100 + 2, 13]);
-    let points = ["found", "decided", "target", "delivered", "committed", "advanced"];
-    die_at_each(&points, 11, &(sound, counted), || {
-        let (got, counted, deaths) = scenario();
-        ((got, counted), deaths)
-    });
+    die_at_each(&RUN_POINTS, 11, &(sound, counted), scenario);
 }
 
 #[test]

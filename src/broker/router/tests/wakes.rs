@@ -115,9 +115,9 @@ fn a_subscriber_sleeps_on_within_a_large_message_and_its_last_fragment_wakes_it(
         let mut stage = Stage::with(64, 65_536);
         let Stage { router, publisher, subscriber, topic } = &mut stage;
         publisher.sequence += 1;
-        let header = Header { id: *topic, total: 100, seq: publisher.sequence, ..Header::new(Kind::Publish) };
+        let topic = *topic;
         let place = |publisher: &mut Peer, flags, len: usize| {
-            assert!(publisher.push(false, Header { flags, ..header }, &vec![7; len]));
+            assert!(publisher.fragment(topic, flags, 100, &vec![7; len]));
         };
         place(publisher, Flags::FIRST, 1);
         router.run();
